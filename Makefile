@@ -1,0 +1,65 @@
+# Each target makes .venv when it is missing, is quick when it is there, and prints what it does.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+BENCH  := $(VENV)/.bench-installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-all bench docs lint data browser clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; name a Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3"; exit 2; }
+	@echo "== installing pullback and its development extras into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,kernels,dist,dev]'
+	@touch $@
+
+$(BENCH): $(STAMP)
+	@echo "== installing the peers that the benchmarks compare with"
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	@touch $@
+
+demo: $(STAMP)  ## audit, relax and train the demo pipeline on real digits; writes an HTML page
+	@echo "== fetching the demo's data (kept in the user's cache)"
+	$(BIN)/pullback data fetch mnist
+	@echo "== running the demo"
+	OMP_NUM_THREADS=2 $(BIN)/pullback demo
+
+data: $(STAMP)
+	@echo "== fetching the data of every system (kept in the user's cache)"
+	$(BIN)/pullback data fetch --systems
+
+lint: $(STAMP)  ## lint, format, types, import rules
+	@echo "== lint, format, import rules, types"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+browser: $(STAMP)
+	@echo "== looking for headless Chromium"
+	@$(BIN)/python tests/e2e/ensure_chromium.py
+
+test: lint data browser  ## everything CI runs
+	@echo "== doctests"
+	$(BIN)/python -m pytest -q --doctest-modules src -n 2
+	@echo "== tests"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: lint data browser  ## the slow tests too
+	$(BIN)/python -m pytest -q -n 2
+
+bench: $(BENCH)  ## every block against its peers, as ratios
+	OMP_NUM_THREADS=2 $(BIN)/pullback bench
+
+docs: $(STAMP)  ## build the static site of the systems from the results in runs/
+	$(BIN)/pullback gallery --out site
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) site build dist

@@ -1,0 +1,57 @@
+"""pullback: make whole PyTorch systems end-to-end differentiable.
+
+Four verbs: :func:`audit` finds where the gradient dies, :class:`relaxed` lets unchanged code pass one, the families
+(``pullback.discrete``, ``pullback.implicit``, ...) are the blocks to build with, ``pullback.lab``
+verifies on real data.
+
+The families are imported on first use, so that ``import pullback`` costs little more than ``import torch``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pullback.core.errors import ConvergenceError
+
+if TYPE_CHECKING:
+    from pullback import causal, core, data, discrete, dynamics, gradients, implicit, kernels, lab, render
+    from pullback.audit import audit
+    from pullback.relax import relaxed
+
+__version__ = "0.1.0"
+
+FAMILIES = ("causal", "discrete", "dynamics", "gradients", "implicit", "render")
+"""Names of the families of blocks, each a subpackage."""
+
+_SUBPACKAGES = (*FAMILIES, "audit", "core", "data", "kernels", "lab")  # `pullback.audit` is a module one can call
+
+__all__ = [
+    "FAMILIES",
+    "ConvergenceError",
+    "__version__",
+    "audit",
+    "causal",
+    "core",
+    "data",
+    "discrete",
+    "dynamics",
+    "gradients",
+    "implicit",
+    "kernels",
+    "lab",
+    "relaxed",
+    "render",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"pullback.{name}")
+    if name == "relaxed":
+        return importlib.import_module("pullback.relax").relaxed
+    raise AttributeError(f"module 'pullback' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""What every family uses: argument checks, errors, autograd helpers, numerics. Small on purpose."""

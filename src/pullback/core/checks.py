@@ -1,0 +1,151 @@
+"""Argument checks: before any work is done, naming the argument, what came and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_choice",
+    "check_dim",
+    "check_finite",
+    "check_floating",
+    "check_positive",
+    "check_range",
+    "check_shape",
+    "check_tensor",
+    "nearest",
+]
+
+
+def check_tensor(name: str, value: Any) -> Tensor:
+    """Return ``value`` if it is a tensor, else raise ``TypeError``.
+
+    Example:
+        >>> check_tensor("x", [1.0])
+        Traceback (most recent call last):
+        TypeError: x must be a torch.Tensor, got list
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def check_floating(name: str, value: Any) -> Tensor:
+    """Return ``value`` if it is a floating tensor, else raise ``TypeError``.
+
+    Example:
+        >>> check_floating("x", torch.tensor([1, 2]))
+        Traceback (most recent call last):
+        TypeError: x must be a floating tensor, got torch.int64
+    """
+    if not check_tensor(name, value).is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
+    return value
+
+
+def check_positive(name: str, value: Any, *, zero: bool = False) -> None:
+    """Raise ``ValueError`` unless the number (or every element of the tensor) is finite and > 0 (>= 0 with ``zero``).
+
+    Example:
+        >>> check_positive("temperature", -1.0)
+        Traceback (most recent call last):
+        ValueError: temperature must be > 0, got -1.0
+    """
+    bound = ">= 0" if zero else "> 0"
+    if isinstance(value, Tensor):
+        good = torch.isfinite(value) & ((value >= 0) if zero else (value > 0))
+        if not bool(good.all()):
+            raise ValueError(f"{name} must be {bound} everywhere, got minimum {value.min().item()}")
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number {bound}, got {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be {bound}, got {value}")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ``ValueError`` unless ``low <= value <= high``.
+
+    Example:
+        >>> check_range("gamma", 2.0, 1e-5, 1.0)
+        Traceback (most recent call last):
+        ValueError: gamma must be in [1e-05, 1.0], got 2.0
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number in [{low}, {high}], got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or an empty string.
+
+    Example:
+        >>> nearest("sotfsort", ["softsort", "network"])
+        "; did you mean 'softsort'?"
+    """
+    matches = get_close_matches(word, list(allowed), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise ``ValueError`` listing the allowed words unless ``value`` is one of them.
+
+    Example:
+        >>> check_choice("method", "sotfsort", ["softsort", "network"])
+        Traceback (most recent call last):
+        ValueError: method must be one of 'softsort', 'network', got 'sotfsort'; did you mean 'softsort'?
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        hint = nearest(value, allowed) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
+
+
+def check_dim(x: Tensor, dim: int, name: str = "dim") -> int:
+    """Return ``dim`` as a non-negative index of a dimension of ``x``, else raise ``IndexError`` as torch does.
+
+    Example:
+        >>> check_dim(torch.zeros(2, 3), -1)
+        1
+    """
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"{name} must be an integer, got {type(dim).__name__}")
+    rank = max(x.ndim, 1)
+    if not -rank <= dim < rank:
+        raise IndexError(f"{name} must be in [{-rank}, {rank - 1}] for shape {tuple(x.shape)}, got {dim}")
+    return dim % rank
+
+
+def check_shape(name: str, value: Tensor, expected: tuple[int | None, ...]) -> None:
+    """Raise ``ValueError`` unless the trailing dimensions of ``value`` are ``expected`` (``None`` allows any size).
+
+    Example:
+        >>> check_shape("points", torch.zeros(4, 2), (None, 3))
+        Traceback (most recent call last):
+        ValueError: points must have shape (..., any, 3), got (4, 2)
+    """
+    tail = tuple(value.shape[-len(expected) :]) if expected else ()
+    if len(tail) != len(expected) or any(e is not None and e != s for e, s in zip(expected, tail, strict=True)):
+        wanted = ", ".join("any" if e is None else str(e) for e in expected)
+        raise ValueError(f"{name} must have shape (..., {wanted}), got {tuple(value.shape)}")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise ``ValueError`` naming the first position where ``value`` is NaN or infinite.
+
+    Example:
+        >>> check_finite("x", torch.tensor([0.0, float("nan")]))
+        Traceback (most recent call last):
+        ValueError: x must be finite, got nan at index (1,)
+    """
+    bad = ~torch.isfinite(value)
+    if bool(bad.any()):
+        index = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"{name} must be finite, got {value[index].item()} at index {index}")

@@ -1,0 +1,63 @@
+"""Autograd helpers shared by the families."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["replace_gradient"]
+
+
+class _ReplaceGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hard: Tensor, soft: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        return None
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor]:
+        return None, cotangent
+
+    @staticmethod
+    def jvp(ctx: Any, hard_tangent: Tensor | None, soft_tangent: Tensor) -> Tensor:
+        return soft_tangent.clone()
+
+
+def replace_gradient(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return the values of ``hard``, bit for bit, with the derivative of ``soft`` (straight-through).
+
+    The usual ``soft + (hard - soft).detach()`` is off by rounding and NaN where both are infinite; this is exact.
+
+    Args:
+        hard: ``[*shape]`` the forward value; no gradient flows into it.
+        soft: ``[*shape]`` of the same dtype; receives the whole cotangent.
+
+    Returns:
+        ``[*shape]`` a tensor equal to ``hard``.
+
+    Raises:
+        ValueError: the shapes or dtypes differ.
+
+    Example:
+        >>> x = torch.tensor([0.3, 1.7], requires_grad=True)
+        >>> y = replace_gradient(x.detach().round(), x)
+        >>> y.sum().backward()
+        >>> y.tolist(), x.grad.tolist()
+        ([0.0, 2.0], [1.0, 1.0])
+
+    References:
+        Bengio, Leonard, Courville (2013), Estimating or propagating gradients through stochastic neurons.
+    """
+    if hard.shape != soft.shape or hard.dtype != soft.dtype:
+        raise ValueError(
+            f"hard and soft must agree, got {tuple(hard.shape)} {hard.dtype} and {tuple(soft.shape)} {soft.dtype}"
+        )
+    result: Tensor = _ReplaceGradient.apply(hard.detach(), soft)
+    return result

@@ -1,0 +1,1 @@
+"""Embedded data sets: loaders only, cached arrays, no downloads at run time."""

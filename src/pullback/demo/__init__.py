@@ -1,0 +1,1 @@
+"""The demo: a small pipeline with dead gradients, audited, relaxed and trained."""

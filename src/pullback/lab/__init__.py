@@ -1,0 +1,1 @@
+"""Running a system: `Lab`, claims, results, scales, distribution, gallery."""

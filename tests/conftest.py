@@ -1,0 +1,23 @@
+"""Checks every annotated shape at run time and keeps each test process on one core."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# Before any family is imported: every call of an annotated function in these packages is checked by beartype.
+if os.environ.get("PULLBACK_CHECK_SHAPES", "1") == "1":
+    from jaxtyping import install_import_hook
+
+    _FAMILIES = ("causal", "discrete", "dynamics", "gradients", "implicit", "render", "core")
+    install_import_hook([f"pullback.{family}" for family in _FAMILIES], "beartype.beartype")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator with a fixed seed; every random draw of a test comes from it."""
+    return torch.Generator().manual_seed(0)

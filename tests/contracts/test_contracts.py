@@ -1,0 +1,170 @@
+"""Every block through the same laws. The entries are in ``tests/contracts/<family>.py``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import tests.contracts as package
+from tests.contracts.contract import Bad, Call, Contract
+
+_SKIPPED = {"contract", "test_contracts"}
+_MODULES = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _SKIPPED)
+CONTRACTS: list[Contract] = [
+    contract for name in _MODULES for contract in importlib.import_module(f"tests.contracts.{name}").CONTRACTS
+]
+
+
+def _having(condition: Any) -> Any:
+    chosen = [c for c in CONTRACTS if condition(c)]
+    return pytest.mark.parametrize("contract", chosen, ids=[c.name for c in chosen])
+
+
+def _calls(contract: Contract) -> list[Call]:
+    return list(contract.samples(torch.Generator().manual_seed(0)))
+
+
+def _tensors(contract: Contract, result: Any) -> tuple[Tensor, ...]:
+    picked = contract.outputs(result)
+    return (picked,) if isinstance(picked, Tensor) else tuple(picked)
+
+
+def _split(call: Call) -> tuple[list[Tensor], Any]:
+    """Return the differentiable arguments and a function of them alone."""
+    positions = [i for i, a in enumerate(call.args) if isinstance(a, Tensor) and a.is_floating_point()]
+
+    def rebuild(*tensors: Tensor) -> tuple[Any, ...]:
+        args = list(call.args)
+        for i, t in zip(positions, tensors, strict=True):
+            args[i] = t
+        return tuple(args)
+
+    return [call.args[i].detach().clone().requires_grad_() for i in positions], rebuild
+
+
+def _function(contract: Contract, call: Call) -> tuple[list[Tensor], Any]:
+    inputs, rebuild = _split(call)
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return _tensors(contract, contract.block(*rebuild(*tensors), **call.kwargs))
+
+    return inputs, function
+
+
+def _close(got: Any, expected: Any, tolerance: float) -> None:
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, check_dtype=False, equal_nan=True)
+
+
+def test_names_are_unique() -> None:
+    names = [c.name for c in CONTRACTS]
+    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})
+
+
+@_having(lambda c: c.reference is not None)
+def test_equals_reference(contract: Contract) -> None:
+    for call in _calls(contract):
+        got = _tensors(contract, contract.block(*call.args, **call.kwargs))
+        expected = contract.reference(*call.args, **call.kwargs)  # type: ignore[misc]
+        expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
+        for g, e in zip(got, expected, strict=True):
+            _close(g, e, contract.tolerance)
+
+
+@_having(lambda c: c.hard is not None)
+def test_tends_to_the_hard_operation(contract: Contract) -> None:
+    for call in _calls(contract):
+        got = _tensors(contract, contract.block(*call.args, **{**call.kwargs, **contract.soft}))
+        expected = contract.hard(*call.args)  # type: ignore[misc]
+        expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
+        for g, e in zip(got, expected, strict=True):
+            _close(g, e.to(g.dtype), contract.hard_tolerance)
+
+
+@_having(lambda c: c.gradcheck)
+def test_gradcheck(contract: Contract) -> None:
+    for call in _calls(contract):
+        inputs, function = _function(contract, call)
+        assert gradcheck(function, inputs, check_forward_ad=contract.forward_mode, check_batched_grad=False)
+
+
+@_having(lambda c: c.gradgradcheck)
+def test_gradgradcheck(contract: Contract) -> None:
+    for call in _calls(contract):
+        inputs, function = _function(contract, call)
+        assert gradgradcheck(function, inputs, atol=1e-4, rtol=1e-3)
+
+
+@_having(lambda c: c.batched or c.vmap)
+def test_batch_equals_loop_and_vmap(contract: Contract) -> None:
+    for call in _calls(contract)[:1]:
+        inputs, function = _function(contract, call)
+        first, rest = inputs[0].detach(), [t.detach() for t in inputs[1:]]
+        shifts = (0.0, 0.25, -0.5)
+        stack = torch.stack([first * (1 + s) for s in shifts])
+        loop = [function(x, *rest) for x in stack]
+        expected = [torch.stack(parts) for parts in zip(*loop, strict=True)]
+        if contract.batched:
+            for g, e in zip(function(stack, *rest), expected, strict=True):
+                _close(g, e, 1e-8)
+        if contract.vmap:
+            got = torch.func.vmap(function, in_dims=(0, *[None] * len(rest)))(stack, *rest)
+            for g, e in zip(got, expected, strict=True):
+                _close(g, e, 1e-8)
+
+
+@_having(lambda c: c.compile)
+@pytest.mark.slow
+def test_compile(contract: Contract) -> None:
+    call = _calls(contract)[0]
+    inputs, function = _function(contract, call)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager")
+    expected = function(*inputs)
+    got = compiled(*inputs)
+    for g, e in zip(got, expected, strict=True):
+        _close(g, e, 1e-8)
+    wanted = torch.autograd.grad(sum(e.sum() for e in expected), inputs, allow_unused=True)
+    for g, e in zip(torch.autograd.grad(sum(g.sum() for g in got), inputs, allow_unused=True), wanted, strict=True):
+        assert (g is None) == (e is None)
+        if g is not None:
+            _close(g, e, 1e-8)
+
+
+@_having(lambda c: c.half)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision(contract: Contract, dtype: torch.dtype) -> None:
+    for call in _calls(contract)[:1]:
+        inputs, function = _function(contract, call)
+        halves = [t.detach().to(dtype).requires_grad_() for t in inputs]
+        expected = function(*[t.detach().double() for t in halves])
+        got = function(*halves)
+        for g, e in zip(got, expected, strict=True):
+            assert not g.is_floating_point() or g.dtype == dtype
+            _close(g.double(), e.double(), contract.half_tolerance)
+        for grad in torch.autograd.grad(sum(g.float().sum() for g in got), halves, allow_unused=True):
+            assert grad is None or torch.isfinite(grad).all()
+
+
+@_having(lambda c: True)
+def test_inputs_are_not_changed(contract: Contract) -> None:
+    for call in _calls(contract):
+        before = [a.clone() if isinstance(a, Tensor) else a for a in call.args]
+        contract.block(*call.args, **call.kwargs)
+        for a, b in zip(call.args, before, strict=True):
+            if isinstance(a, Tensor):
+                assert torch.equal(a, b) or (a.isnan() == b.isnan()).all()
+
+
+_BAD = [(c, bad) for c in CONTRACTS for bad in c.bad]
+
+
+@pytest.mark.parametrize(("contract", "bad"), _BAD, ids=[f"{c.name}-{i}" for i, (c, _) in enumerate(_BAD)])
+def test_bad_input_is_refused_by_name(contract: Contract, bad: Bad) -> None:
+    with pytest.raises(bad.error, match=bad.match):
+        contract.block(*bad.args, **bad.kwargs)
