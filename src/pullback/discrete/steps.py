@@ -1,0 +1,94 @@
+"""The sigmoids of a soft comparison: smooth steps from 0 to 1, all with slope 1 at 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from pullback.core.checks import check_choice, check_floating
+from pullback.core.shapes import Float, Tensor
+
+__all__ = ["STEP_ERRORS", "soft_step"]
+
+STEP_ERRORS = {"logistic": 0.2784645427610738 / 4, "cauchy": 1 / math.pi**2, "reciprocal": 1 / 4, "optimal": 1 / 16}
+"""``sup_x |x| (1 - f(|x|))`` of every distribution: the error of ``min``/``max`` built on it at steepness 1.
+
+The logistic reaches it at a finite ``x`` (Lambert ``W(1/e) / 4``), the optimal from ``x = 1/4`` on; cauchy and reciprocal
+tend to it as ``x -> inf``.
+"""
+
+
+def soft_step(x: Float[Tensor, "*shape"], distribution: str = "logistic") -> Float[Tensor, "*shape"]:
+    r"""Return a relaxed Heaviside step: the cumulative distribution function of a symmetric distribution with peak 1.
+
+    .. math::
+        \text{logistic: } \frac{1}{1 + e^{-4x}}, \qquad
+        \text{cauchy: } \frac{\arctan(\pi x)}{\pi} + \frac12, \qquad
+        \text{reciprocal: } \frac{x}{1 + 2|x|} + \frac12, \qquad
+        \text{optimal: } \begin{cases} x + \frac12 & |x| \le \frac14 \\ 1 - \frac{1}{16 x} & x > \frac14 \\
+        -\frac{1}{16 x} & x < -\frac14 \end{cases}
+
+    All are increasing, have slope 1 at 0 and satisfy ``f(-x) = 1 - f(x)``, so that steepness means the same for each:
+    ``soft_step(steepness * x)`` has slope ``steepness`` at 0. The slopes of cauchy, reciprocal and optimal decay like
+    ``1/x^2``, which makes ``x f(x)`` monotonic and its distance from ``max(x, 0)`` bounded.
+
+    Args:
+        x: ``[*shape]`` any floating dtype; ``+-inf`` give exactly 1 and 0 with gradient 0, NaN stays NaN.
+        distribution: ``"logistic"``, ``"cauchy"``, ``"reciprocal"`` or ``"optimal"``.
+
+    Returns:
+        ``[*shape]`` in ``[0, 1]``.
+
+    Raises:
+        TypeError: ``x`` is not a floating tensor.
+        ValueError: unknown ``distribution``.
+
+    Example:
+        >>> x = torch.tensor([-torch.inf, -0.5, 0.0, 0.5, torch.inf])
+        >>> soft_step(x, "optimal").tolist()
+        [0.0, 0.125, 0.5, 0.875, 1.0]
+        >>> soft_step(x, "reciprocal").tolist()
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+
+    References:
+        Petersen, Borgelt, Kuehne, Deussen (2022), Monotonic differentiable sorting networks, equations 7-10 (there
+        with other scales: ``arctan(x)``, ``x / (2 + |x|)``, logistic of ``x``).
+    """
+    check_floating("x", x)
+    check_choice("distribution", distribution, _STEPS)
+    return _STEPS[distribution](x)
+
+
+def _logistic(x: Tensor) -> Tensor:
+    return torch.sigmoid(4 * x)
+
+
+def _cauchy(x: Tensor) -> Tensor:
+    # Below -1 the sum arctan + 1/2 cancels; 1/2 - arctan(t)/pi = arctan(1/t)/pi keeps the tail's relative precision.
+    tail = x < -1
+    inside = torch.atan(math.pi * torch.where(tail, 0.0, x)) / math.pi + 0.5
+    return torch.where(tail, torch.atan(1 / (-math.pi * torch.where(tail, x, -1.0))) / math.pi, inside)
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    # x / (1 + 2 |x|) has the right derivative at 0, but is inf / inf far out and cancels against 1/2 below 0.
+    tail = x.abs() > 1
+    outside = 0.5 / (1 + 2 * torch.where(tail, x.abs(), 1.0))
+    near = torch.where(tail, 0.0, x)
+    return torch.where(tail, torch.where(x > 0, 1 - outside, outside), near / (1 + 2 * near.abs()) + 0.5)
+
+
+def _optimal(x: Tensor) -> Tensor:
+    tail = x.abs() > 0.25
+    outside = 1 / (16 * torch.where(tail, x.abs(), 1.0))
+    return torch.where(tail, torch.where(x > 0, 1 - outside, outside), torch.where(tail, 0.0, x) + 0.5)
+
+
+_STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": _logistic,
+    "cauchy": _cauchy,
+    "reciprocal": _reciprocal,
+    "optimal": _optimal,
+}
