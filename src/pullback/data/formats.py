@@ -1,0 +1,151 @@
+"""From the bytes of a member to arrays: CSV, BIF, JSON networks, IDX."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["DiscreteNetwork", "bif", "csv", "digits_csv", "gaussian_network", "gunzip", "idx"]
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def gunzip(content: bytes) -> bytes:
+    """Return ``content`` decompressed if it is gzip, else as it is.
+
+    Example:
+        >>> gunzip(gzip.compress(b"plain")), gunzip(b"plain")
+        (b'plain', b'plain')
+    """
+    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+
+
+def idx(content: bytes) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes (the format of MNIST), gzipped or not.
+
+    Raises:
+        ValueError: the magic number, the element type or the length is wrong.
+
+    Example:
+        >>> idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9])).tolist()
+        [7, 8, 9]
+    """
+    raw = gunzip(content)
+    if len(raw) < 4 or raw[:2] != b"\0\0":
+        raise ValueError(f"not an IDX file: it starts with {raw[:4]!r}, an IDX file with two zero bytes")
+    if raw[2] != 8:
+        raise ValueError(f"IDX element type must be 0x08 (unsigned byte), got {raw[2]:#04x}")
+    rank = raw[3]
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", count=rank, offset=4))
+    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
+    if data.size != int(np.prod(shape)):
+        raise ValueError(f"IDX header says shape {shape}, the file holds {data.size} bytes")
+    return data.reshape(shape)
+
+
+def csv(content: bytes) -> tuple[list[str], NDArray[np.float64]]:
+    """Read a table of numbers with one header line.
+
+    Example:
+        >>> names, values = csv(b"a,b\\n1,2\\n3,4\\n")
+        >>> names, values.tolist()
+        (['a', 'b'], [[1.0, 2.0], [3.0, 4.0]])
+    """
+    text = gunzip(content).decode("utf-8")
+    header, body = text.split("\n", 1)
+    names = [name.strip().strip('"') for name in header.strip().split(",")]
+    return names, np.loadtxt(io.StringIO(body), delimiter=",", dtype=np.float64, ndmin=2)
+
+
+def digits_csv(members: Mapping[str, bytes]) -> Arrays:
+    """Read rows of 784 pixels and a label, sorted by class, into images that take the classes in turn (0, ..., 9, 0, ...).
+
+    Every prefix whose length is a multiple of ten is class balanced, and so is every split at such a place.
+    """
+    text = gunzip(members["digits"]).decode("ascii")
+    rows = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.int64)
+    pixels, labels = rows[:, :-1].astype(np.uint8), rows[:, -1]
+    within = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        within[of_class] = np.arange(len(of_class))
+    order = np.lexsort((labels, within))
+    return {"images": pixels[order].reshape(-1, 28, 28), "labels": labels[order].astype(np.uint8)}
+
+
+@dataclass(frozen=True)
+class DiscreteNetwork:
+    """A Bayesian network of discrete variables as a BIF file states it.
+
+    Attributes:
+        states: the values of each variable.
+        parents: the parents of each variable, in the order of its table's leading axes.
+        tables: ``[states of parent 1, ..., states of parent k, states of the variable]`` conditional probabilities.
+    """
+
+    states: dict[str, list[str]]
+    parents: dict[str, list[str]]
+    tables: dict[str, NDArray[np.float64]]
+
+
+def bif(content: bytes) -> DiscreteNetwork:
+    """Read a Bayesian network in the BIF format (the subset that the bnlearn repository uses)."""
+    text = gunzip(content).decode("utf-8")
+    number = r"[-+0-9.eE]+"
+    states = {
+        name: [value.strip() for value in values.split(",")]
+        for name, values in re.findall(r"variable\s+(\S+)\s*\{\s*type\s+discrete\s*\[\s*\d+\s*\]\s*\{([^}]*)\}", text)
+    }
+    parents: dict[str, list[str]] = {}
+    tables: dict[str, NDArray[np.float64]] = {}
+    for head, body in re.findall(r"probability\s*\(([^)]*)\)\s*\{(.*?)\}", text, flags=re.DOTALL):
+        child, _, given = (part.strip() for part in head.partition("|"))
+        parents[child] = [name.strip() for name in given.split(",")] if given else []
+        table = np.full([len(states[p]) for p in (*parents[child], child)], np.nan)
+        if not parents[child]:
+            values = re.search(r"table\s+([^;]*);", body)
+            if values is None:
+                raise ValueError(f"BIF: {child} has no parents and no table")
+            table[...] = [float(v) for v in re.findall(number, values.group(1))]
+        for given_states, row in re.findall(r"\(([^)]*)\)\s*([^;]*);", body):
+            chosen = tuple(
+                states[p].index(s.strip()) for p, s in zip(parents[child], given_states.split(","), strict=True)
+            )
+            table[chosen] = [float(v) for v in re.findall(number, row)]
+        if np.isnan(table).any() or not np.allclose(table.sum(-1), 1, atol=1e-3):
+            raise ValueError(f"BIF: the table of {child} is incomplete or does not sum to 1")
+        tables[child] = table / table.sum(-1, keepdims=True)
+    return DiscreteNetwork(states, parents, tables)
+
+
+def gaussian_network(members: Mapping[str, bytes]) -> Arrays:
+    """Read a linear Gaussian network: weights ``[parent, child]``, intercepts and standard deviations."""
+    network = json.loads(gunzip(members["network"]))
+    names: list[str] = network["nodes"]
+    count = len(names)
+    weights, intercepts, scales = np.zeros((count, count)), np.zeros(count), np.zeros(count)
+    adjacency = np.zeros((count, count), dtype=bool)
+    for parent, child in network["arcs"]:
+        adjacency[names.index(parent), names.index(child)] = True
+    for child, conditional in network["cpds"].items():
+        j = names.index(child)
+        for parent, coefficient in conditional["coefficients"].items():
+            if parent == "(Intercept)":
+                intercepts[j] = coefficient[0]
+            else:
+                weights[names.index(parent), j] = coefficient[0]
+        scales[j] = np.sqrt(conditional["variance"][0])
+    return {
+        "names": np.array(names),
+        "adjacency": adjacency,
+        "weights": weights,
+        "intercepts": intercepts,
+        "scales": scales,
+    }
