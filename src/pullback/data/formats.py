@@ -65,7 +65,7 @@ def csv(content: bytes) -> tuple[list[str], NDArray[np.float64]]:
 
 
 def digits_csv(members: Mapping[str, bytes]) -> Arrays:
-    """Read rows of 784 pixels and a label, sorted by class, into images that take the classes in turn (0, ..., 9, 0, ...).
+    """Read rows of 784 pixels and a label, sorted by class, into images that take the classes in turn (0, 1, ..., 9, 0).
 
     Every prefix whose length is a multiple of ten is class balanced, and so is every split at such a place.
     """
