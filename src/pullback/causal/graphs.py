@@ -1,0 +1,227 @@
+"""Directed graphs as adjacency matrices: ``A[i, j] != 0`` means ``i -> j``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from pullback.core.checks import check_choice, check_positive, check_shape, check_tensor
+from pullback.core.shapes import Bool, Float, Int, Num, Tensor
+
+__all__ = ["EdgeMetrics", "edge_metrics", "find_cycle", "is_acyclic", "random_dag", "topological_order"]
+
+
+def random_dag(
+    nodes: int,
+    edges: int,
+    *,
+    kind: str = "er",
+    batch: tuple[int, ...] = (),
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "*batch d d"]:
+    """Draw random directed acyclic graphs, their nodes in random order.
+
+    Args:
+        nodes: number of nodes ``d >= 1``.
+        edges: expected number of arcs (``"er"``, ``"bipartite"``), or for ``"scale-free"`` the total number aimed at:
+            every new node sends ``round(edges / nodes)`` arcs. At most the number of ordered pairs the kind allows.
+        kind: ``"er"`` every pair of the order is an arc with equal probability; ``"scale-free"`` preferential
+            attachment (a new node picks earlier ones with probability proportional to their degree + 1);
+            ``"bipartite"`` arcs only from the first half of the order to the second.
+        batch: leading shape of the result.
+        generator: source of the random draws.
+
+    Returns:
+        ``[*batch, d, d]`` boolean adjacency matrices.
+
+    Raises:
+        ValueError: sizes out of range, unknown kind.
+
+    Example:
+        >>> graph = random_dag(5, 5, generator=torch.Generator().manual_seed(0))
+        >>> graph.shape, bool(is_acyclic(graph))
+        (torch.Size([5, 5]), True)
+
+    References:
+        Zheng, Aragam, Ravikumar, Xing (2018), DAGs with NO TEARS, section 5 (the ER and SF designs).
+    """
+    check_choice("kind", kind, ["er", "scale-free", "bipartite"])
+    check_positive("nodes", nodes)
+    check_positive("edges", edges, zero=True)
+    pairs = torch.ones(nodes, nodes).triu(1)
+    if kind == "bipartite":
+        half = nodes // 2
+        pairs[half:] = 0
+        pairs[:, :half] = 0
+    possible = int(pairs.sum())
+    if edges > possible:
+        raise ValueError(f"edges must be at most {possible} for {nodes} nodes and kind {kind!r}, got {edges}")
+    shape = (*batch, nodes, nodes)
+    if kind == "scale-free":
+        upper = _preferential(nodes, max(1, round(edges / nodes)) if edges else 0, batch, generator)
+    else:
+        upper = (torch.rand(shape, generator=generator) < edges / max(possible, 1)) & pairs.bool()
+    place = torch.rand((*batch, nodes), generator=generator).argsort(-1)
+    rows = place.unsqueeze(-1).expand(shape)
+    columns = place.unsqueeze(-2).expand(shape)
+    return upper.gather(-2, rows).gather(-1, columns)
+
+
+def _preferential(
+    nodes: int, arcs: int, batch: tuple[int, ...], generator: torch.Generator | None
+) -> Bool[Tensor, "*batch d d"]:
+    count = int(torch.Size(batch).numel())
+    upper = torch.zeros(count, nodes, nodes, dtype=torch.bool)
+    for node in range(1, nodes):
+        chosen = min(arcs, node)
+        if chosen == 0:
+            continue
+        degree = upper.sum(-1) + upper.sum(-2)
+        weights = (degree[:, :node] + 1).float()
+        targets = torch.multinomial(weights, chosen, replacement=False, generator=generator)
+        upper[:, :node, node] = torch.zeros(count, node, dtype=torch.bool).scatter(-1, targets, True)
+    return upper.reshape(*batch, nodes, nodes)
+
+
+def topological_order(adjacency: Num[Tensor, "d d"] | Bool[Tensor, "d d"]) -> Int[Tensor, " d"]:
+    """Return the nodes in an order in which every arc points forward (ties by index).
+
+    Raises:
+        ValueError: the graph has a cycle (it is named).
+
+    Example:
+        >>> topological_order(torch.tensor([[0, 0], [1, 0]])).tolist()
+        [1, 0]
+    """
+    check_shape("adjacency", check_tensor("adjacency", adjacency), (adjacency.shape[-1], adjacency.shape[-1]))
+    arcs = (adjacency != 0).tolist()
+    nodes = len(arcs)
+    parents = [sum(arcs[i][j] for i in range(nodes)) for j in range(nodes)]
+    ready = [j for j in range(nodes) if parents[j] == 0]
+    order: list[int] = []
+    while ready:
+        node = min(ready)
+        ready.remove(node)
+        order.append(node)
+        for child in range(nodes):
+            if arcs[node][child]:
+                parents[child] -= 1
+                if parents[child] == 0:
+                    ready.append(child)
+    if len(order) < nodes:
+        raise ValueError(f"adjacency has the cycle {' -> '.join(map(str, find_cycle(adjacency) or []))}")
+    return torch.tensor(order, dtype=torch.int64)
+
+
+def find_cycle(adjacency: Num[Tensor, "d d"] | Bool[Tensor, "d d"]) -> list[int] | None:
+    """Return one directed cycle as a list of nodes (first repeated at the end), or ``None`` for an acyclic graph.
+
+    Example:
+        >>> find_cycle(torch.tensor([[0, 1], [1, 0]]))
+        [0, 1, 0]
+    """
+    arcs = (adjacency != 0).tolist()
+    nodes = len(arcs)
+    alive = set(range(nodes))
+    while True:  # Peel off nodes without a parent or without a child; what remains is cyclic.
+        kept = {i for i in alive if any(arcs[i][j] for j in alive) and any(arcs[j][i] for j in alive)}
+        if kept == alive:
+            break
+        alive = kept
+    if not alive:
+        return None
+    path = [min(alive)]
+    while True:
+        following = next(j for j in sorted(alive) if arcs[path[-1]][j])
+        if following in path:
+            return [*path[path.index(following) :], following]
+        path.append(following)
+
+
+def is_acyclic(adjacency: Num[Tensor, "*batch d d"] | Bool[Tensor, "*batch d d"]) -> Bool[Tensor, "*batch"]:
+    """Say for every graph of a batch whether it has no directed cycle.
+
+    A graph is acyclic exactly if repeatedly removing the nodes without a parent removes all; done ``d`` times at once.
+
+    Example:
+        >>> is_acyclic(torch.tensor([[[0, 1], [1, 0]], [[0, 1], [0, 0]]])).tolist()
+        [False, True]
+    """
+    arcs = (check_tensor("adjacency", adjacency) != 0).float()
+    check_shape("adjacency", adjacency, (adjacency.shape[-1], adjacency.shape[-1]))
+    alive = torch.ones(arcs.shape[:-1])
+    for _ in range(arcs.shape[-1]):
+        has_parent = (alive.unsqueeze(-2) @ arcs).squeeze(-2) > 0
+        alive = alive * has_parent
+    return ~(alive > 0).any(-1)
+
+
+class EdgeMetrics(NamedTuple):
+    """How well an estimated graph matches the true one, each ``[*batch]``.
+
+    Attributes:
+        shd: structural Hamming distance: arcs to add, remove or reverse (a reversed arc counts once).
+        tpr: share of the true arcs that were found in the right direction.
+        fdr: share of the estimated arcs that are absent or reversed in the truth (0 where nothing was estimated).
+        auc: area under the ROC curve of ``|weight|`` as a score for "is an arc", over the ordered pairs.
+    """
+
+    shd: Tensor
+    tpr: Tensor
+    fdr: Tensor
+    auc: Tensor
+
+
+def edge_metrics(
+    truth: Num[Tensor, "*batch d d"] | Bool[Tensor, "*batch d d"],
+    estimate: Float[Tensor, "*batch d d"],
+    *,
+    threshold: float = 0.3,
+) -> EdgeMetrics:
+    """Compare estimated weights with a true graph.
+
+    Args:
+        truth: ``[*batch, d, d]`` non-zero where there is an arc.
+        estimate: ``[*batch, d, d]`` weights; ``|weight| > threshold`` is an arc. The diagonal is ignored.
+        threshold: in the unit of the weights, >= 0.
+
+    Returns:
+        :class:`EdgeMetrics`.
+
+    Raises:
+        ValueError: shapes differ or the matrices are not square.
+
+    Example:
+        >>> truth = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
+        >>> metrics = edge_metrics(truth, torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.0, 0.8], [0.0, 0.0, 0.0]]))
+        >>> metrics.shd.item(), metrics.tpr.item(), metrics.fdr.item()
+        (1, 0.5, 0.5)
+
+    References:
+        Zheng, Aragam, Ravikumar, Xing (2018), appendix D.2.
+    """
+    check_positive("threshold", threshold, zero=True)
+    if truth.shape != estimate.shape or truth.shape[-1] != truth.shape[-2]:
+        raise ValueError(f"truth and estimate must be equal square matrices, got {truth.shape} and {estimate.shape}")
+    off = ~torch.eye(truth.shape[-1], dtype=torch.bool)
+    true, found = (truth != 0) & off, (estimate.abs() > threshold) & off
+    # A pair of nodes is in one of four states; it is wrong at most once.
+    wrong_pairs = ((true != found) | (true.mT != found.mT)) & off
+    hits = (true & found).sum((-2, -1))
+    tpr = hits / true.sum((-2, -1)).clamp(min=1)
+    fdr = 1 - hits / found.sum((-2, -1)).clamp(min=1)
+    fdr = torch.where(found.sum((-2, -1)) == 0, torch.zeros_like(fdr), fdr)
+    scores, labels = estimate.abs()[..., off], true[..., off]
+    return EdgeMetrics(wrong_pairs.sum((-2, -1)) // 2, tpr, fdr, _area_under_roc(scores, labels))
+
+
+def _area_under_roc(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mann-Whitney: probability that an arc scores higher than a non-arc, ties counted half."""
+    ordered = scores.sort(-1).values
+    below = torch.searchsorted(ordered.contiguous(), scores.contiguous(), right=False)
+    through = torch.searchsorted(ordered.contiguous(), scores.contiguous(), right=True)
+    rank = (below + through + 1) / 2
+    positive, total = labels.sum(-1), labels.shape[-1]
+    statistic = (rank * labels).sum(-1) - positive * (positive + 1) / 2
+    return statistic / (positive * (total - positive)).clamp(min=1)
