@@ -1,7 +1,7 @@
 """Blocks against their peers: interleaved medians and their ratios.
 
-``benchmarks/<family>.py`` lists ``CASES``; ``pullback bench <family>`` measures them. Cores are shared and clocks drift,
-so ours and the peers take turns in every round, and what is compared is the median over rounds of the ratio within a round.
+``benchmarks/<family>.py`` lists ``CASES``; ``pullback bench <family>`` measures them. Cores are shared and clocks
+drift, so ours and the peers take turns in every round, and what is compared is the median of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Case:
         name: what is measured, with the sizes, such as ``"softsort forward+backward, n=128, batch 64"``.
         setup: builds the inputs, once.
         ours: takes what ``setup`` returned and does the work, once a call.
-        peers: the same work by other libraries, by their name. A peer imports its package inside the function; where that
-            raises ``ModuleNotFoundError`` the peer is reported as not installed. What a peer builds before the measured
-            work (a module, a plan) belongs into a cached function of the benchmark file.
+        peers: the same work by other libraries, by their name. A peer imports its package inside the function; where
+            that raises ``ModuleNotFoundError`` the peer is reported as not installed. What a peer builds before the
+            measured work (a module, a plan) belongs into a cached function of the benchmark file.
 
     Example:
         >>> case = Case("sum", lambda: [1.0] * 100, sum, {"math": lambda x: __import__("math").fsum(x)})
@@ -53,7 +53,7 @@ class Measurement:
         name: the case's name.
         ours: seconds of one call of ours.
         peers: seconds of one call of each peer that is installed.
-        ratios: for each of these the median of (peer / ours) within a round; 3.0 means that ours is three times as fast.
+        ratios: for each of these the median of (peer / ours) within a round; 3.0 means ours is three times as fast.
         absent: peers that are not installed, with the module that is missing.
         rounds: how many rounds were measured.
     """

@@ -1,0 +1,59 @@
+"""What the commands print: tables for people on standard output, or JSON and nothing else there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["UserCodeError", "complain", "print_json", "print_line", "print_table"]
+
+
+class UserCodeError(RuntimeError):
+    """Code that the user gave raised."""
+
+
+def complain(message: str) -> None:
+    """Print one line on standard error."""
+    print("pullback: " + " ".join(message.split()), file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON value on standard output."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_line(text: str = "") -> None:
+    """Print a line on standard output as it is."""
+    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", fold: str = "") -> None:
+    """Print a table on standard output.
+
+    Args:
+        columns: their headings; one that begins with ``>`` is right-aligned.
+        rows: a value a column.
+        title: printed above.
+        fold: heading of the column whose text may wrap; the others keep their width.
+    """
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        heading = column.removeprefix(">")
+        table.add_column(
+            heading,
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=bool(fold) and heading != fold,
+            overflow="fold",
+        )
+    from rich.text import Text
+
+    for row in rows:
+        table.add_row(*[value if isinstance(value, Text) else Text(str(value)) for value in row])
+    console = Console()
+    # In a pipe nobody reads columns: no line is cut or wrapped to a made-up width.
+    console.print(table) if console.is_terminal else console.print(table, width=max(200, console.width))

@@ -1,0 +1,152 @@
+"""``pullback run``: the fields of a system's config are its options."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import Group, Parameter
+
+from pullback.cli.output import print_json, print_line
+from pullback.cli.systems import print_result
+
+if TYPE_CHECKING:
+    from pullback.lab.registry import System
+
+__all__ = ["build_app", "register", "run_command"]
+
+Scale = Annotated[
+    Literal["smoke", "default", "full"] | None,
+    Parameter(help="smoke: seconds; default: about a minute on two cores; full: the paper's sizes. [default: default]"),
+]
+Runs = Annotated[Path, Parameter(help="The results store.")]
+Json = Annotated[bool, Parameter(negative=(), help="Print the result as JSON, and nothing else, on standard output.")]
+
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "scale": (Scale, None),
+    "seed": (Annotated[int | None, Parameter(help="Of every random draw, >= 0. [default: 0]")], None),
+    "device": (Annotated[str, Parameter(help="Where to compute: cpu, cuda, cuda:1, ...")], "cpu"),
+    "data": (Annotated[Path | None, Parameter(help="The paper's own data, for systems that take it.")], None),
+    "budget": (
+        Annotated[
+            float | None,
+            Parameter(help="Seconds after which the run ends between two steps, saved, with status `out of time`."),
+        ],
+        None,
+    ),
+    "resume": (
+        Annotated[
+            bool,
+            Parameter(negative=(), help="Continue the latest unfinished run (of this scale, seed and these options)."),
+        ],
+        False,
+    ),
+    "checkpoint_every": (
+        Annotated[float, Parameter(help="Seconds between checkpoints inside a loop; 0: after every step.")],
+        30.0,
+    ),
+    "runs": (Runs, Path("runs")),
+    "json": (Json, False),
+    "quiet": (Annotated[bool, Parameter(negative=(), help="No progress on standard error.")], False),
+}
+
+
+def register(app: cyclopts.App) -> None:
+    """Add the command to the help; :func:`run_command` does the work, for the options depend on the system."""
+
+    @app.command(name="run")
+    def run(slug: Annotated[str, Parameter(help="Name of a system (`pullback list`).")], /) -> None:
+        """Run a published system and keep what it finds in `runs/<slug>/<time>/`.
+
+        `pullback run SLUG --help` lists its options. Ctrl-C ends the run after its step, saved; `--resume` continues.
+
+        Example: `pullback run monotonic-sorting-networks --scale smoke --seed 1`
+        """
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run ``pullback run`` with the words behind it; return the exit status."""
+    from pullback.lab.registry import load, slugs
+    from pullback.lab.runner import UsageError
+
+    named = words[0] if words and not words[0].startswith("-") else next((w for w in words if w in slugs()), None)
+    if named is None:
+        raise UsageError("run needs the name of a system: pullback run SLUG [options] (`pullback list` shows all)")
+    try:
+        system = load(named)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    rest = list(words)
+    rest.remove(named)
+    status: int | None = build_app(system)(rest)
+    return status or 0
+
+
+def build_app(system: System) -> cyclopts.App:
+    """Return the app of one system, with its config's fields as options."""
+    app = cyclopts.App(
+        name=f"pullback run {system.slug}",
+        help=f"{system.title}. {system.paper}\n\nExample: `pullback run {system.slug} --scale smoke --seed 1`",
+        help_format="markdown",
+        version_flags=[],
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+    )
+
+    def command(**given: Any) -> int:
+        common = {name: given.pop(name, default) for name, (_, default) in _OPTIONS.items()}
+        return _run(system, {name: value for name, value in given.items() if value is not None}, **common)
+
+    group = Group("Options of this system", sort_key=0)
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _OPTIONS.items()
+    ] + [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                option.type | None,
+                Parameter(help=_help(system, option.name), group=group, consume_multiple=True, negative_iterable=()),
+            ],
+        )
+        for option in system.options.values()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.default(command)
+    return app
+
+
+def _help(system: System, name: str) -> str:
+    option = system.options[name]
+    values = [f"default: {_plain(option.default)}"]
+    values += [f"{s}: {_plain(changes[name])}" for s, changes in system.scales.items() if name in changes]
+    return f"{option.help} [{'; '.join(values)}]".strip()
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _run(system: System, config: dict[str, Any], *, json: bool, **options: Any) -> int:
+    from pullback.lab.runner import run
+
+    # What a system prints is for people: with --json it must not reach standard output.
+    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+        result = run(system, config=config, **options)
+    if json:
+        print_json(result.to_json())
+    else:
+        print_result(result)
+        print_line(f"\n{result.status} in {result.seconds:.1f} s: {result.directory}")
+        if result.status != "complete":
+            print_line(f"continue with: pullback run {system.slug} --resume")
+    return 1 if result.failed else 0

@@ -1,0 +1,262 @@
+"""One run of one system: checks first, then the function, then the record, whatever happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pullback
+from pullback.core.checks import check_choice
+from pullback.lab.lab import Lab, Limits, RunStopped
+from pullback.lab.progress import display
+from pullback.lab.registry import SCALES, System, load
+from pullback.lab.result import RunResult, new_directory, read_results, this_process
+
+__all__ = ["RunError", "UsageError", "run"]
+
+UNFINISHED = ("killed", "interrupted", "out of time", "failed")
+"""Statuses of a run that ``resume`` continues."""
+
+
+class UsageError(ValueError):
+    """A run was asked for that cannot start; the message is one line that names the argument and what is allowed."""
+
+
+class RunError(RuntimeError):
+    """The system's code raised; the cause is that exception, ``result`` the record up to there."""
+
+    def __init__(self, message: str, result: RunResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def run(
+    name: str | System,
+    *,
+    scale: str | None = None,
+    seed: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    data: str | Path | None = None,
+    budget: float | None = None,
+    runs: str | Path = "runs",
+    resume: bool = False,
+    checkpoint_every: float = 30.0,
+    quiet: bool = False,
+) -> RunResult:
+    """Run a system and keep what it finds in ``runs/<slug>/<time>/``.
+
+    Args:
+        name: of the system, or the system.
+        scale: ``"smoke"`` (seconds), ``"default"`` (about a minute) or ``"full"`` (the paper's sizes).
+        seed: >= 0, of every random draw; 0 when not given.
+        config: fields of the system's config to change.
+        device: such as ``"cpu"`` or ``"cuda:0"``.
+        data: folder or file with the paper's own data, for systems that take it.
+        budget: seconds after which the run ends between two steps with status ``"out of time"``.
+        runs: the results store.
+        resume: continue the latest unfinished run of this system (of this scale, seed and config, where given).
+        checkpoint_every: seconds between checkpoints within a loop; 0 saves after every step.
+        quiet: no progress on standard error.
+
+    Returns:
+        The record; its ``status`` is ``"complete"`` or ``"out of time"``.
+
+    Raises:
+        UsageError: an argument is not allowed, data are missing, or there is nothing to resume.
+        RunError: the system raised.
+        KeyboardInterrupt: the run was interrupted; its record and checkpoints are written.
+    """
+    try:
+        system = load(name) if isinstance(name, str) else name
+        if scale is not None:
+            check_choice("scale", scale, SCALES)
+        _check_arguments(seed, device, budget, checkpoint_every, data)
+        system.configure(scale or "default", **(config or {}))
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    if data is None:
+        _check_data(system)
+    if resume:
+        result = _unfinished(system, Path(runs), scale, seed, config or {})
+        # The stored config went through JSON: the dataclass makes tuples of its lists again.
+        settings = system.configure(result.scale, **_fitting(system, result.config))
+    else:
+        settings = system.configure(scale or "default", **(config or {}))
+        result = _new(system, scale or "default", seed or 0, device, settings)
+    limits = Limits(budget=budget, checkpoint_every=checkpoint_every)
+    with _directory(result, Path(runs)) as directory, display(quiet=quiet or not _is_main()) as shown:
+        result.write()
+        lab = Lab(result, directory, shown, data_path=Path(data) if data else None, limits=limits, resume=resume)
+        return _execute(system, settings, lab)
+
+
+def _execute(system: System, settings: Any, lab: Lab) -> RunResult:
+    try:
+        with _stop_signals(lab), torch.random.fork_rng(devices=_cuda_devices(lab.device)):
+            torch.manual_seed(lab.seed)  # initial weights of modules come from torch's own generator
+            system.run(lab, settings)
+    except RunStopped as stop:
+        result = lab.finish(stop.status)
+        if stop.status == "interrupted":
+            raise KeyboardInterrupt from None
+        return result
+    except KeyboardInterrupt:
+        lab.finish("interrupted")
+        raise
+    except Exception as error:
+        summary = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise RunError(f"{system.slug} raised {summary}", lab.finish("failed", summary)) from error
+    return lab.finish("complete")
+
+
+def _check_arguments(
+    seed: int | None, device: str, budget: float | None, every: float, data: str | Path | None
+) -> None:
+    if seed is not None and not (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63):
+        raise UsageError(f"seed must be an integer >= 0, got {seed!r}")
+    if budget is not None and not budget > 0:
+        raise UsageError(f"budget must be > 0 seconds, got {budget}")
+    if not every >= 0:
+        raise UsageError(f"checkpoint_every must be >= 0 seconds, got {every}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UsageError(f"device must be one of {', '.join(known)} (or another torch has), got {device!r}") from error
+    if data is not None and not Path(data).exists():
+        raise UsageError(f"data must be an existing folder or file, got {str(data)!r}")
+
+
+def _check_data(system: System) -> None:
+    if not system.data:
+        return
+    from pullback.data import missing
+
+    absent = missing(system.data)
+    if absent:
+        raise UsageError(f"{system.slug} needs data: run `pullback data fetch {' '.join(absent)}`")
+
+
+def _new(system: System, scale: str, seed: int, device: str, settings: Any) -> RunResult:
+    return RunResult(
+        slug=system.slug,
+        family=system.family,
+        title=system.title,
+        paper=system.paper,
+        scale=scale,
+        seed=seed,
+        device=device,
+        config=dataclasses.asdict(settings),
+        started=time.time(),
+        versions=_versions(),
+        process=this_process(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"pullback": pullback.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _unfinished(
+    system: System, runs: Path, scale: str | None, seed: int | None, config: Mapping[str, Any]
+) -> RunResult:
+    """The latest unfinished run that agrees with what was asked for, without what it will report again."""
+    wanted = {"scale": scale, "seed": seed}
+    for former in read_results(runs, system.slug):
+        agrees = all(value is None or getattr(former, name) == value for name, value in wanted.items())
+        agrees = agrees and all(former.config.get(name) == _plain(value) for name, value in config.items())
+        if former.status not in UNFINISHED or not agrees:
+            continue
+        return dataclasses.replace(
+            former,
+            status="running",
+            error="",
+            resumed=former.resumed + 1,
+            versions=_versions(),
+            process=this_process(),
+            metrics=[],
+            claims=[],
+            data=[],
+            series=[],
+            artifacts=[],
+            notes=[],
+            counts={},
+            progress={},
+        )
+    asked = ", ".join(f"{name} {value}" for name, value in {**wanted, **config}.items() if value is not None)
+    raise UsageError(f"resume: no unfinished run of {system.slug} in {runs}{f' with {asked}' if asked else ''}")
+
+
+def _plain(value: Any) -> Any:
+    """As the value looks after a round through JSON."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _fitting(system: System, stored: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: value for name, value in stored.items() if name in system.options}
+    return {
+        name: tuple(value) if isinstance(value, list) and isinstance(system.options[name].default, tuple) else value
+        for name, value in fields.items()
+    }
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _directory(result: RunResult, runs: Path) -> Iterator[Path]:
+    """The run's directory; in processes that are not the main one a temporary, or the existing one to read from."""
+    if _is_main():
+        if result.directory is None:
+            try:
+                result.directory = new_directory(runs, result.slug)
+            except OSError as error:
+                raise UsageError(f"runs must be a folder one can write to, got {str(runs)!r}: {error}") from error
+        yield result.directory
+    elif result.directory is not None:
+        existing, result.directory = result.directory, None
+        yield existing
+    else:
+        with tempfile.TemporaryDirectory(prefix="pullback-") as temporary:
+            yield Path(temporary)
+
+
+@contextmanager
+def _stop_signals(lab: Lab) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop a loop after its step; outside of loops, and the second time, at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not lab.request_stop():
+            raise KeyboardInterrupt
+
+    try:
+        for number in former:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]
