@@ -158,7 +158,7 @@ def _new(system: System, scale: str, seed: int, device: str, settings: Any) -> R
         scale=scale,
         seed=seed,
         device=device,
-        config=dataclasses.asdict(settings),
+        config={name: _plain(value) for name, value in dataclasses.asdict(settings).items()},
         started=time.time(),
         versions=_versions(),
         process=this_process(),
