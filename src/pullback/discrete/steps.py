@@ -15,8 +15,8 @@ __all__ = ["STEP_ERRORS", "soft_step"]
 STEP_ERRORS = {"logistic": 0.2784645427610738 / 4, "cauchy": 1 / math.pi**2, "reciprocal": 1 / 4, "optimal": 1 / 16}
 """``sup_x |x| (1 - f(|x|))`` of every distribution: the error of ``min``/``max`` built on it at steepness 1.
 
-The logistic reaches it at a finite ``x`` (Lambert ``W(1/e) / 4``), the optimal from ``x = 1/4`` on; cauchy and reciprocal
-tend to it as ``x -> inf``.
+The logistic reaches it at a finite ``x`` (Lambert ``W(1/e) / 4``), the optimal from ``x = 1/4`` on; cauchy and
+reciprocal tend to it as ``x -> inf``.
 """
 
 

@@ -1,0 +1,211 @@
+"""The layers of a sorting network: a plain-torch reference and its compiled form with an exact backward pass.
+
+The compiled form serves the CPU; the reference serves every device and carries double backward, forward mode, ``vmap``
+and ``torch.compile``. Nothing of size n x n exists unless the matrix is asked for, and that is n swaps of rows a layer,
+never a matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.core.gradients import replace_gradient
+from pullback.kernels.compiled import compiled
+
+__all__ = ["Swaps", "reference", "sorted_values", "sorting_matrix", "transformed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Swaps:
+    """The swaps of a network on ``n`` wires, and how they are relaxed.
+
+    Attributes:
+        pairs: int32 ``[2, swaps]``: the wire that gets the smaller value, the wire that gets the larger.
+        sizes: how many swaps each layer has; those of one layer share no wire.
+        step: the sigmoid ``f``.
+        distribution: its name.
+        steepness: ``beta``; the weight of the other wire is ``f(-beta d)`` with ``d`` the signed difference.
+        hard: swap without error, with the gradient of the soft swap.
+    """
+
+    pairs: Tensor
+    sizes: tuple[int, ...]
+    step: Callable[[Tensor], Tensor]
+    distribution: str
+    steepness: float
+    hard: bool
+
+
+def transformed(x: Tensor) -> bool:
+    """Return whether ``x`` is under a transform (``torch.func``, forward mode, ``torch.compile``): no values to see.
+
+    Example:
+        >>> transformed(torch.zeros(2)), torch.func.vmap(lambda x: x + transformed(x))(torch.zeros(1)).item()
+        (False, 1.0)
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+    )
+
+
+def sorted_values(x: Tensor, swaps: Swaps) -> Tensor:
+    """Return the values ``[*batch, n]`` that leave the network."""
+    if not _is_compiled(x):
+        return reference(x, swaps)
+    result: Tensor = _Values.apply(x, swaps)
+    return result
+
+
+def sorting_matrix(x: Tensor, swaps: Swaps) -> Tensor:
+    """Return the doubly stochastic ``[*batch, n, n]`` (row = place, column = item) that the network amounts to."""
+    if not _is_compiled(x):
+        return reference(x, swaps, matrix=True)
+    result: Tensor = _Matrix.apply(x, swaps)
+    return result
+
+
+def reference(x: Tensor, swaps: Swaps, matrix: bool = False) -> Tensor:
+    """Return the values, or the matrix, layer by layer in plain torch: the specification of the compiled form.
+
+    Every wire mixes with its partner: ``x + d f(-beta d)`` with ``d = partner - x`` on the lower wire and
+    ``x + d f(beta d)`` on the upper; idle wires are their own partners.
+    """
+    n = x.shape[-1]
+    # Hard swaps compare places in the stable order and not values, so that ties leave as torch.sort leaves them.
+    key = (torch.argsort(torch.argsort(x.detach(), dim=-1, stable=True), dim=-1) if swaps.hard else x.detach()).to(x)
+    # Also the matrix of one wire, a constant, is connected to x.
+    connection = torch.where(x.isfinite(), x, 0.0)[..., None] * 0 if matrix else None
+    mixed = x if connection is None else torch.eye(n, dtype=x.dtype, device=x.device) + connection
+    for pairs in swaps.pairs.split(swaps.sizes, dim=1):
+        low, high = pairs.to(x.device, torch.int64)
+        partner = torch.arange(n, device=x.device).index_copy(0, low, high).index_copy(0, high, low)
+        side = torch.zeros(n, dtype=x.dtype, device=x.device).index_fill(0, low, 1.0).index_fill(0, high, -1.0)
+        other, other_key = x[..., partner], key[..., partner]
+        change = torch.where(side > 0, other_key < key, other_key > key) & (side != 0)
+        difference = other - x
+        # Where the step is out of range (also inf - inf) the swap is the hard one: 0 * inf must not appear.
+        finite = torch.isfinite(swaps.steepness * difference)
+        difference = torch.where(finite, difference, 0.0)
+        weight = torch.where(finite, swaps.step(-swaps.steepness * side * difference), change.to(x.dtype))
+        if matrix:
+            rows = mixed[..., partner, :]
+            soft_rows = mixed + weight[..., None] * (rows - mixed)
+            mixed = (
+                replace_gradient(torch.where(change[..., None], rows, mixed), soft_rows) if swaps.hard else soft_rows
+            )
+        changed = torch.where(change, other, x)
+        soft = torch.where(finite, x + difference * weight, changed)
+        x = replace_gradient(changed, soft) if swaps.hard else soft
+        key = torch.where(change, other_key, key) if swaps.hard else x.detach()
+    return mixed if matrix else x
+
+
+def _is_compiled(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and x.numel() > 0
+        and not transformed(x)
+        and compiled() is not None
+    )
+
+
+def _loops() -> ModuleType:
+    from pullback.kernels import sorting_network_numba
+
+    return sorting_network_numba
+
+
+def _forward(x: Tensor, swaps: Swaps, derivatives: int) -> tuple[Tensor, list[Tensor]]:
+    """Return the sorted rows and the first ``derivatives`` of ``q``, ``g``, ``r``."""
+    low, high = swaps.pairs
+    blocks = -(-x.shape[0] // 16)
+    kept = [x.new_empty((blocks, low.numel(), 16) if i < derivatives else (0, 0, 0)) for i in range(3)]
+    out = torch.empty_like(x)
+    loops = _loops()
+    kind = loops.KINDS[swaps.distribution]
+    arrays = [t.numpy() for t in (out, *kept)]
+    loops.forward(x.numpy(), low.numpy(), high.numpy(), float(swaps.steepness), kind, swaps.hard, *arrays)
+    return out, kept
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1, x.shape[-1]).contiguous()
+
+
+class _Values(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, swaps: Swaps) -> Tensor:
+        rows = _rows(x)
+        out, (ctx.q, _, _) = _forward(rows, swaps, derivatives=int(ctx.needs_input_grad[0]))
+        if swaps.hard:
+            out = torch.sort(rows, dim=-1, stable=True).values  # the same values; among equal zeros also the same signs
+        ctx.save_for_backward(x)
+        ctx.swaps = swaps
+        return out.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or transformed(cotangent):
+            return _through_reference(x, cotangent, ctx.swaps, matrix=False), None
+        rows = _rows(cotangent)
+        low, high = ctx.swaps.pairs
+        out = torch.empty_like(rows)
+        arrays = [t.numpy() for t in (low, high, ctx.q, rows.new_empty(0, 0), out)]
+        _loops().transposed(rows.numpy(), *arrays)
+        return out.reshape(x.shape), None
+
+
+class _Matrix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, swaps: Swaps) -> Tensor:
+        rows = _rows(x)
+        low, high = swaps.pairs
+        _, (ctx.q, ctx.g, ctx.r) = _forward(rows, swaps, derivatives=3)
+        ctx.save_for_backward(x)
+        ctx.swaps = swaps
+        if swaps.hard:
+            order = torch.argsort(rows, dim=-1, stable=True)
+            out = torch.zeros(*rows.shape, x.shape[-1], dtype=x.dtype).scatter_(-1, order[..., None], 1.0)
+        else:
+            out = torch.empty(*rows.shape, x.shape[-1], dtype=x.dtype)
+            _loops().matrix(low.numpy(), high.numpy(), ctx.g.numpy(), out.numpy())
+        return out.reshape(*x.shape, x.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, None]:
+        (x,) = ctx.saved_tensors
+        swaps: Swaps = ctx.swaps
+        if torch.is_grad_enabled() or transformed(cotangent):
+            return _through_reference(x, cotangent, swaps, matrix=True), None
+        loops = _loops()
+        rows = _rows(x)
+        low, high = (t.numpy() for t in swaps.pairs)
+        decided = rows.new_empty(0, 0)
+        if swaps.hard:
+            decided = rows.new_empty(rows.shape[0], low.size)
+            rank = torch.argsort(torch.argsort(rows, dim=-1, stable=True), dim=-1)
+            loops.decide(rank.numpy(), low, high, decided.numpy())
+        injected = rows.new_empty(rows.shape[0], low.size)
+        arrays = [t.numpy() for t in (ctx.g, ctx.r, decided, injected)]
+        loops.matrix_transposed(_rows(cotangent).reshape(*rows.shape, -1).numpy(), low, high, *arrays)
+        out = torch.empty_like(rows)
+        loops.transposed(torch.zeros_like(rows).numpy(), low, high, ctx.q.numpy(), injected.numpy(), out.numpy())
+        return out.reshape(x.shape), None
+
+
+def _through_reference(x: Tensor, cotangent: Tensor, swaps: Swaps, matrix: bool) -> Tensor:
+    """The gradient as a differentiable function of ``x`` and ``cotangent``: double backward, batched cotangents."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        output = reference(x, swaps, matrix)
+    return torch.autograd.grad(output, x, cotangent, create_graph=create_graph)[0]
