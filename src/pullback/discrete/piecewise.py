@@ -6,15 +6,13 @@ of the logistic step (``"softplus"``: convex, monotonic) or ``x F(x / t)`` (``"g
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch.nn import functional
 
 from pullback.core.checks import check_choice
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
-from pullback.discrete.softness import Operand, relax, widen
+from pullback.discrete.softness import Operand, as_tensor, relax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = ["RAMPS", "abs", "clamp", "heaviside", "maximum", "minimum", "relu", "sign"]
@@ -198,7 +196,7 @@ def maximum(
     check_choice("method", method, RAMPS)
 
     def soft(x: Tensor, other: Operand) -> Tensor:
-        return _larger(x, _tensor(other, x), method, temperature)
+        return _larger(x, as_tensor(other, x), method, temperature)
 
     return relax(_maximum, soft, x, other, temperature=temperature, hard=hard)
 
@@ -234,7 +232,7 @@ def minimum(
     check_choice("method", method, RAMPS)
 
     def soft(x: Tensor, other: Operand) -> Tensor:
-        return -_larger(-x, -_tensor(other, x), method, temperature)
+        return -_larger(-x, -as_tensor(other, x), method, temperature)
 
     return relax(_minimum, soft, x, other, temperature=temperature, hard=hard)
 
@@ -278,11 +276,12 @@ def clamp(
         raise ValueError("min and max must not both be None")
 
     def soft(x: Tensor, min: Operand | None, max: Operand | None) -> Tensor:
-        if max is None or min is None:
-            bound = _tensor(max if min is None else min, x)
-            return _larger(x, bound, method, temperature) if max is None else -_larger(-x, -bound, method, temperature)
-        high = _tensor(max, x)
-        low = torch.minimum(_tensor(min, x), high)
+        if max is None:
+            return _larger(x, as_tensor(min, x), method, temperature)  # type: ignore[arg-type]
+        if min is None:
+            return -_larger(-x, -as_tensor(max, x), method, temperature)
+        high = as_tensor(max, x)
+        low = torch.minimum(as_tensor(min, x), high)
         finite = torch.isfinite(x) & torch.isfinite(low) & torch.isfinite(high)
         inside, below, above = (torch.where(finite, a, 0.0) for a in (x, low, high))
         limited = below + _ramp(inside - below, method, temperature) - _ramp(inside - above, method, temperature)
@@ -291,12 +290,6 @@ def clamp(
         return torch.where(finite, limited, torch.where(torch.isfinite(x), nested, outside))
 
     return relax(_clamp, soft, x, min, max, temperature=temperature, hard=hard)
-
-
-def _tensor(value: Operand | None, like: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return widen(value) if value.is_floating_point() else value.to(like.dtype)
-    return torch.full((), math.nan if value is None else float(value), dtype=like.dtype, device=like.device)
 
 
 def _maximum(x: Tensor, other: Operand) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from pullback.core.checks import check_floating, check_positive
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
 
-__all__ = ["is_hard", "relax", "widen"]
+__all__ = ["Operand", "as_tensor", "is_hard", "relax", "widen"]
 
 _COMPUTED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -51,6 +52,18 @@ def widen(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x.to(_COMPUTED.get(x.dtype, x.dtype))
 
 
+def as_tensor(value: Operand, like: Tensor) -> Tensor:
+    """Return a second operand as a tensor that can be computed with next to ``like``: floating, at least float32.
+
+    Example:
+        >>> as_tensor(2, torch.zeros(3))
+        tensor(2.)
+    """
+    if isinstance(value, Tensor):
+        return widen(value) if value.is_floating_point() else value.to(like.dtype)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
 def relax(
     operation: Callable[..., Tensor],
     soft: Callable[..., Tensor],
@@ -59,7 +72,7 @@ def relax(
     hard: bool,
     name: str = "x",
 ) -> Tensor:
-    """Return ``soft(*operands)``; with ``hard``, ``operation(*operands)`` with its gradient; at temperature 0 only that.
+    """Return ``soft(*operands)``, at temperature 0 ``operation(*operands)``, with ``hard`` its values, soft gradients.
 
     Args:
         operation: the hard operation.
@@ -88,9 +101,6 @@ def relax(
         return operation(*operands)
     wide = [widen(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in operands]
     relaxed = soft(*wide)
-    dtype = first.dtype
-    for other in operands[1:]:
-        if isinstance(other, Tensor):
-            dtype = torch.promote_types(dtype, other.dtype) if other.ndim else torch.result_type(first, other)
-    relaxed = relaxed.to(dtype)
+    pairs = [torch.result_type(first, other) for other in operands[1:] if isinstance(other, Tensor)]
+    relaxed = relaxed.to(reduce(torch.promote_types, pairs) if pairs else first.dtype)
     return replace_gradient(operation(*operands).detach(), relaxed) if hard else relaxed

@@ -1,0 +1,378 @@
+"""Logic on probabilities, and what is done with a mask once it is one: select, fill, average, count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from pullback.core.checks import check_choice, check_dim, check_floating, check_tensor
+from pullback.core.gradients import replace_gradient
+from pullback.core.shapes import Float, Shaped, Tensor
+from pullback.discrete.softness import Operand, as_tensor, relax, widen
+
+__all__ = [
+    "all",
+    "any",
+    "count",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
+    "masked_fill",
+    "masked_mean",
+    "where",
+]
+
+_NORMS = ("product", "minimum")
+_Dims = int | tuple[int, ...] | None
+
+
+def logical_and(
+    p: Float[Tensor, "*shape"], q: Float[Tensor, "..."], *, method: str = "product", hard: bool = False
+) -> Float[Tensor, "..."]:
+    """Return the probability of both: ``p q`` of independent events, or ``min(p, q)``.
+
+    Args:
+        p: ``[*shape]`` probabilities.
+        q: probabilities that broadcast with ``p``.
+        method: ``"product"`` (smooth) or ``"minimum"`` (idempotent, with a kink where they are equal).
+        hard: decide both at 1/2 first (a probability above it is true), with the gradient of the relaxation.
+
+    Returns:
+        The broadcast shape of ``p`` and ``q``, in ``[0, 1]``.
+
+    Raises:
+        TypeError: ``p`` or ``q`` is not a floating tensor.
+        ValueError: ``method`` is unknown.
+
+    Example:
+        >>> logical_and(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.75]))
+        tensor([0.2500, 0.7500])
+    """
+    return _logical(torch.logical_and, torch.mul, torch.minimum, p, q, method, hard)
+
+
+def logical_or(
+    p: Float[Tensor, "*shape"], q: Float[Tensor, "..."], *, method: str = "product", hard: bool = False
+) -> Float[Tensor, "..."]:
+    """Return the probability of at least one: ``p + q - p q`` of independent events, or ``max(p, q)``.
+
+    Args:
+        p: ``[*shape]`` probabilities.
+        q: probabilities that broadcast with ``p``.
+        method: ``"product"`` or ``"minimum"``, see :func:`logical_and`.
+        hard: decide both at 1/2 first, with the gradient of the relaxation.
+
+    Returns:
+        The broadcast shape of ``p`` and ``q``, in ``[0, 1]``.
+
+    Raises:
+        TypeError: ``p`` or ``q`` is not a floating tensor.
+        ValueError: ``method`` is unknown.
+
+    Example:
+        >>> logical_or(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.75]))
+        tensor([0.7500, 1.0000])
+    """
+    return _logical(torch.logical_or, lambda p, q: p + (1 - p) * q, torch.maximum, p, q, method, hard)
+
+
+def logical_xor(
+    p: Float[Tensor, "*shape"], q: Float[Tensor, "..."], *, method: str = "product", hard: bool = False
+) -> Float[Tensor, "..."]:
+    """Return the probability of exactly one: ``p (1 - q) + q (1 - p)``, or ``max(min(p, 1 - q), min(q, 1 - p))``.
+
+    Args:
+        p: ``[*shape]`` probabilities.
+        q: probabilities that broadcast with ``p``.
+        method: ``"product"`` or ``"minimum"``, see :func:`logical_and`.
+        hard: decide both at 1/2 first, with the gradient of the relaxation.
+
+    Returns:
+        The broadcast shape of ``p`` and ``q``, in ``[0, 1]``.
+
+    Raises:
+        TypeError: ``p`` or ``q`` is not a floating tensor.
+        ValueError: ``method`` is unknown.
+
+    Example:
+        >>> logical_xor(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.75]))
+        tensor([0.5000, 0.2500])
+    """
+
+    def fuzzy(p: Tensor, q: Tensor) -> Tensor:
+        return torch.maximum(torch.minimum(p, 1 - q), torch.minimum(q, 1 - p))
+
+    return _logical(torch.logical_xor, lambda p, q: p * (1 - q) + q * (1 - p), fuzzy, p, q, method, hard)
+
+
+def logical_not(p: Float[Tensor, "*shape"], *, hard: bool = False) -> Float[Tensor, "*shape"]:
+    """Return the probability of the opposite, ``1 - p``.
+
+    Args:
+        p: ``[*shape]`` probabilities.
+        hard: decide at 1/2 first, with the gradient -1.
+
+    Returns:
+        ``[*shape]`` in ``[0, 1]``.
+
+    Raises:
+        TypeError: ``p`` is not a floating tensor.
+
+    Example:
+        >>> logical_not(torch.tensor([0.25, 1.0]))
+        tensor([0.7500, 0.0000])
+    """
+    return relax(lambda p: (p <= 0.5).to(p.dtype), lambda p: 1 - p, p, temperature=1.0, hard=hard, name="p")
+
+
+def all(
+    p: Float[Tensor, "*shape"], dim: _Dims = None, keepdim: bool = False, *, method: str = "product", hard: bool = False
+) -> Float[Tensor, "..."]:
+    """Return the probability that all hold: the product (of independent events) or the minimum along ``dim``.
+
+    Args:
+        p: ``[*shape]`` probabilities. Nothing to hold gives 1.
+        dim: one or several dimensions; all of them by default.
+        keepdim: keep the reduced dimensions with size 1.
+        method: ``"product"`` or ``"minimum"``, see :func:`logical_and`.
+        hard: decide every one at 1/2 first, with the gradient of the relaxation.
+
+    Returns:
+        ``p`` without ``dim``, in ``[0, 1]``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``p`` is not a floating tensor.
+        ValueError: ``method`` is unknown.
+
+    Example:
+        >>> all(torch.tensor([[0.5, 0.5], [1.0, 0.5]]), dim=-1)
+        tensor([0.2500, 0.5000])
+    """
+    check_choice("method", method, _NORMS)
+    dims = _dims(check_floating("p", p), dim)
+
+    def operation(p: Tensor) -> Tensor:
+        return torch.all(p > 0.5, dims, keepdim).to(p.dtype)
+
+    def soft(p: Tensor) -> Tensor:
+        return _conjunction(p, dims, keepdim, method)
+
+    return relax(operation, soft, p, temperature=1.0, hard=hard, name="p")
+
+
+def any(
+    p: Float[Tensor, "*shape"], dim: _Dims = None, keepdim: bool = False, *, method: str = "product", hard: bool = False
+) -> Float[Tensor, "..."]:
+    """Return the probability that at least one holds: ``1 - prod(1 - p)`` or the maximum along ``dim``.
+
+    Args:
+        p: ``[*shape]`` probabilities. None at all gives 0.
+        dim: one or several dimensions; all of them by default.
+        keepdim: keep the reduced dimensions with size 1.
+        method: ``"product"`` or ``"minimum"``, see :func:`logical_and`.
+        hard: decide every one at 1/2 first, with the gradient of the relaxation.
+
+    Returns:
+        ``p`` without ``dim``, in ``[0, 1]``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``p`` is not a floating tensor.
+        ValueError: ``method`` is unknown.
+
+    Example:
+        >>> any(torch.tensor([[0.5, 0.5], [0.0, 0.5]]), dim=-1)
+        tensor([0.7500, 0.5000])
+    """
+    check_choice("method", method, _NORMS)
+    dims = _dims(check_floating("p", p), dim)
+
+    def operation(p: Tensor) -> Tensor:
+        return torch.any(p > 0.5, dims, keepdim).to(p.dtype)
+
+    def soft(p: Tensor) -> Tensor:
+        return 1 - _conjunction(1 - p, dims, keepdim, method)
+
+    return relax(operation, soft, p, temperature=1.0, hard=hard, name="p")
+
+
+def count(
+    p: Float[Tensor, "*shape"], dim: _Dims = None, keepdim: bool = False, *, hard: bool = False
+) -> Float[Tensor, "..."]:
+    """Return the expected number of those that hold, ``sum(p)`` along ``dim``.
+
+    Args:
+        p: ``[*shape]`` probabilities.
+        dim: one or several dimensions; all of them by default.
+        keepdim: keep the reduced dimensions with size 1.
+        hard: count those above 1/2, with the gradient 1.
+
+    Returns:
+        ``p`` without ``dim``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``p`` is not a floating tensor.
+
+    Example:
+        >>> count(torch.tensor([0.25, 1.0, 0.75])), count(torch.tensor([0.25, 1.0, 0.75]), hard=True)
+        (tensor(2.), tensor(2.))
+    """
+    dims = _dims(check_floating("p", p), dim)
+
+    def operation(p: Tensor) -> Tensor:
+        return (p > 0.5).sum(dims, keepdim).to(p.dtype)
+
+    return relax(operation, lambda p: p.sum(dims, keepdim), p, temperature=1.0, hard=hard, name="p")
+
+
+def where(condition: Shaped[Tensor, "..."], x: Operand, other: Operand, *, hard: bool = False) -> Shaped[Tensor, "..."]:
+    """Return the mean ``p x + (1 - p) other`` under the probability ``p`` that the condition holds.
+
+    Where ``p`` is exactly 0 or 1 and one of the branches is infinite or NaN, the result is the other branch, and what
+    is not chosen sends no NaN back (``torch.where`` with a product in place of the choice would: ``0 * inf``).
+
+    Args:
+        condition: probabilities, or booleans, for which this is ``torch.where``.
+        x: a number or a tensor that broadcasts, taken where the condition holds.
+        other: a number or a tensor that broadcasts, taken elsewhere.
+        hard: take ``x`` where ``p > 1/2``, bit for bit, with the gradient of the mean.
+
+    Returns:
+        The broadcast shape of all three.
+
+    Raises:
+        TypeError: ``condition`` is neither floating nor boolean.
+
+    Example:
+        >>> where(torch.tensor([0.0, 0.25, 1.0]), torch.tensor([torch.inf, 4.0, 4.0]), 0.0)
+        tensor([0., 1., 4.])
+    """
+    if check_tensor("condition", condition).dtype == torch.bool:
+        return torch.where(condition, x, other)
+    p = widen(check_floating("condition", condition))
+    floats = [a.dtype for a in (x, other) if isinstance(a, Tensor) and a.is_floating_point()]
+    chosen = torch.where(condition > 0.5, x, other)
+    chosen = chosen if floats else chosen.to(condition.dtype)
+    mean = _mix(p, as_tensor(x, p), as_tensor(other, p)).to(chosen.dtype)
+    return replace_gradient(chosen.detach(), mean) if hard else mean
+
+
+def masked_fill(
+    x: Float[Tensor, "*shape"], mask: Shaped[Tensor, "..."], value: Operand, *, hard: bool = False
+) -> Float[Tensor, "..."]:
+    r"""Return ``x`` with ``value`` where the mask holds: the mean ``p value + (1 - p) x``.
+
+    A mask that fills with ``-inf`` (attention) is meant for the softmax or logsumexp after it, where a mean makes no
+    sense; there the entry keeps its weight times ``1 - p``: ``x + log(1 - p)``, and ``x - log(1 - p)`` for ``inf``.
+
+    Args:
+        x: ``[*shape]`` any floating dtype.
+        mask: probabilities, or booleans, that broadcast with ``x``.
+        value: a number, or a tensor without dimensions (which counts as finite).
+        hard: fill where ``p > 1/2``, bit for bit, with the gradient of the relaxation.
+
+    Returns:
+        The broadcast shape of ``x`` and ``mask``, in the dtype of ``x``.
+
+    Raises:
+        TypeError: ``x`` is not a floating tensor, or ``mask`` is neither floating nor boolean.
+
+    Example:
+        >>> masked_fill(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), 3.0)
+        tensor([1., 2., 3.])
+        >>> masked_fill(torch.zeros(3), torch.tensor([0.0, 0.5, 1.0]), -torch.inf).softmax(-1)
+        tensor([0.6667, 0.3333, 0.0000])
+    """
+    check_floating("x", x)
+    if check_tensor("mask", mask).dtype == torch.bool:
+        return torch.masked_fill(x, mask, value)
+    p, wide = widen(check_floating("mask", mask)), widen(x)
+    if not isinstance(value, Tensor) and math.isinf(value):
+        certain = p >= 1
+        keep = torch.log1p(-torch.where(certain, 0.0, p))
+        soft = torch.where(certain, value, wide + keep if value < 0 else wide - keep)
+    else:
+        soft = _mix(p, as_tensor(value, wide), wide)
+    soft = soft.to(x.dtype)
+    return replace_gradient(torch.masked_fill(x, mask > 0.5, value).detach(), soft) if hard else soft
+
+
+def masked_mean(
+    x: Float[Tensor, "*shape"], mask: Shaped[Tensor, "..."], dim: _Dims = None, keepdim: bool = False
+) -> Float[Tensor, "..."]:
+    r"""Return the mean of the entries that the mask selects, ``sum(p x) / sum(p)`` (``x[mask].mean()`` for booleans).
+
+    Args:
+        x: ``[*shape]`` any floating dtype; infinite and NaN entries do not matter where ``p`` is exactly 0.
+        mask: probabilities or booleans that broadcast with ``x``.
+        dim: one or several dimensions; all of them by default.
+        keepdim: keep the reduced dimensions with size 1.
+
+    Returns:
+        ``x`` without ``dim``; NaN, with gradient 0, where nothing is selected.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``x`` is not a floating tensor, or ``mask`` is neither floating nor boolean.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 2.0, torch.nan]), torch.tensor([1.0, 0.5, 0.0]))
+        tensor(1.3333)
+    """
+    check_floating("x", x)
+    if check_tensor("mask", mask).dtype == torch.bool:
+        mask = mask.to(x.dtype)
+    wide, p = torch.broadcast_tensors(widen(x), widen(check_floating("mask", mask)))
+    dims = _dims(wide, dim)
+    ignored = (p == 0) & ~torch.isfinite(wide)
+    total = p.sum(dims, keepdim)
+    weighted = (p * torch.where(ignored, 0.0, wide)).sum(dims, keepdim)
+    empty = total == 0
+    return torch.where(empty, math.nan, weighted / torch.where(empty, 1.0, total)).to(x.dtype)
+
+
+def _logical(
+    operation: Callable[..., Tensor],
+    product: Callable[..., Tensor],
+    minimum: Callable[..., Tensor],
+    p: Tensor,
+    q: Tensor,
+    method: str,
+    hard: bool,
+) -> Tensor:
+    check_choice("method", method, _NORMS)
+    check_floating("q", q)
+
+    def decided(p: Tensor, q: Tensor) -> Tensor:
+        return operation(p > 0.5, q > 0.5).to(torch.result_type(p, q))
+
+    soft = product if method == "product" else minimum
+    return relax(decided, soft, p, q, temperature=1.0, hard=hard, name="p")
+
+
+def _dims(x: Tensor, dim: _Dims) -> tuple[int, ...]:
+    if dim is None:
+        return tuple(range(x.ndim))
+    return tuple(check_dim(x, d) for d in ((dim,) if isinstance(dim, int) else dim)) if x.ndim else ()
+
+
+def _conjunction(p: Tensor, dims: tuple[int, ...], keepdim: bool, method: str) -> Tensor:
+    for d in sorted(dims, reverse=True):
+        if method == "product":
+            p = torch.prod(p, d, keepdim)
+        elif p.shape[d]:
+            p = torch.amin(p, d, keepdim)
+        else:
+            p = torch.ones_like(p.sum(d, keepdim))
+    return p
+
+
+def _mix(p: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    decided = ((p == 0) | (p == 1)) & ~(torch.isfinite(x) & torch.isfinite(other))
+    inside, outside = torch.where(decided, 0.0, x), torch.where(decided, 0.0, other)
+    return torch.where(decided, torch.where(p == 0, other, x), p * inside + (1 - p) * outside)
