@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
+from pullback.discrete.isotonic import project_permutahedron
 from pullback.discrete.logic import (
     all,
     any,
@@ -15,15 +16,42 @@ from pullback.discrete.logic import (
     masked_mean,
     where,
 )
+from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
+from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss
 from pullback.discrete.piecewise import abs, clamp, heaviside, maximum, minimum, relu, sign
+from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, frac, remainder, round, trunc
+from pullback.discrete.selection import (
+    Partition,
+    argmax,
+    argmin,
+    kthvalue,
+    max,
+    median,
+    min,
+    partition,
+    quantile,
+    soft_topk,
+)
+from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, sort_by, topk
+from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = [
+    "NETWORKS",
+    "STEP_ERRORS",
+    "OrderingMetrics",
+    "Partition",
+    "Sorted",
+    "Swap",
     "abs",
     "all",
     "any",
+    "argmax",
+    "argmin",
+    "argsort",
     "ceil",
     "clamp",
+    "comparators",
     "count",
     "equal",
     "floor",
@@ -32,6 +60,7 @@ __all__ = [
     "greater_equal",
     "heaviside",
     "isclose",
+    "kthvalue",
     "less",
     "less_equal",
     "logical_and",
@@ -40,13 +69,30 @@ __all__ = [
     "logical_xor",
     "masked_fill",
     "masked_mean",
+    "max",
     "maximum",
+    "median",
+    "min",
     "minimum",
     "not_equal",
+    "ordering_metrics",
+    "partition",
+    "permutation_loss",
+    "permutation_matrix",
+    "project_permutahedron",
+    "quantile",
+    "rank",
     "relu",
     "remainder",
     "round",
     "sign",
+    "soft_step",
+    "soft_swap",
+    "soft_topk",
+    "sort",
+    "sort_by",
+    "sorting_network",
+    "topk",
     "trunc",
     "where",
 ]

@@ -1,0 +1,124 @@
+"""Pool adjacent violators: the blocks of an increasing regression, and means over such blocks.
+
+Both take rows ``[b, n]`` and cost O(n) a row. Blocks are given by ``start [b, n]``: the index of the first element of
+the block that an element is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pullback.kernels.compiled import compiled
+
+__all__ = ["block_means", "pool"]
+
+
+def pool(z: Tensor, w: Tensor, entropic: bool = False) -> Tensor:
+    """Return the blocks of the increasing regression of ``z - w``, or of its entropic form.
+
+    Two neighbouring blocks are pooled while the left one's value exceeds the right one's; the value of a block B is
+    ``mean(z_B - w_B)``, or (entropic) ``logsumexp(z_B) - logsumexp(w_B)``.
+
+    Args:
+        z, w: ``[b, n]`` detached.
+        entropic: pool by log-sum-exp (Kullback-Leibler projection) and not by mean (Euclidean).
+
+    Returns:
+        ``[b, n]`` int64: the first index of each element's block. The work is done on the CPU.
+
+    Example:
+        >>> pool(torch.tensor([[3.0, 1.0, 5.0]]), torch.zeros(1, 3)).tolist()
+        [[0, 0, 2]]
+    """
+    start = torch.empty(z.shape, dtype=torch.int64)
+    arrays = [t.detach().to("cpu", torch.float64).contiguous().numpy() for t in (z, w)]
+    if entropic:
+        _loops()[1](*arrays, start.numpy())
+    else:
+        _loops()[0](arrays[0] - arrays[1], start.numpy())
+    return start.to(z.device)
+
+
+def block_means(v: Tensor, start: Tensor) -> Tensor:
+    """Return ``v [b, n]`` with every element replaced by the mean of its block: a symmetric projection.
+
+    Example:
+        >>> block_means(torch.tensor([[1.0, 3.0, 5.0]]), torch.tensor([[0, 0, 2]])).tolist()
+        [[2.0, 2.0, 5.0]]
+    """
+    if v.device.type == "cpu" and compiled() is not None:
+        out = torch.empty_like(v, memory_format=torch.contiguous_format)
+        _loops()[2](v.contiguous().numpy(), start.contiguous().numpy(), out.numpy())
+        return out
+    total = torch.zeros_like(v).scatter_add(-1, start, v)
+    count = torch.zeros_like(v).scatter_add(-1, start, torch.ones_like(v))
+    return (total / count.clamp(min=1)).gather(-1, start)
+
+
+@cache
+def _loops() -> tuple[Callable[..., Any], ...]:
+    """Return the loops, compiled where numba is installed."""
+    jit = compiled() or (lambda function: function)
+    return jit(_pool_means), jit(_pool_entropic), jit(_means)
+
+
+def _pool_means(c: Any, start: Any) -> None:
+    b, n = c.shape
+    first, total = np.empty(n, np.int64), np.empty(n)
+    for k in range(b):
+        top = -1
+        for i in range(n):
+            top += 1
+            first[top] = i
+            total[top] = c[k, i]
+            # total/size of the left block against the right one, without division.
+            while top > 0 and total[top - 1] * (i + 1 - first[top]) > total[top] * (first[top] - first[top - 1]):
+                total[top - 1] += total[top]
+                top -= 1
+        end = n
+        for block in range(top, -1, -1):
+            for i in range(first[block], end):
+                start[k, i] = first[block]
+            end = first[block]
+
+
+def _pool_entropic(z: Any, w: Any, start: Any) -> None:
+    b, n = z.shape
+    first, log_z, log_w = np.empty(n, np.int64), np.empty(n), np.empty(n)
+    for k in range(b):
+        top = -1
+        for i in range(n):
+            top += 1
+            first[top] = i
+            log_z[top] = z[k, i]
+            log_w[top] = w[k, i]
+            while top > 0 and log_z[top - 1] - log_w[top - 1] > log_z[top] - log_w[top]:
+                log_z[top - 1] = np.logaddexp(log_z[top - 1], log_z[top])
+                log_w[top - 1] = np.logaddexp(log_w[top - 1], log_w[top])
+                top -= 1
+        end = n
+        for block in range(top, -1, -1):
+            for i in range(first[block], end):
+                start[k, i] = first[block]
+            end = first[block]
+
+
+def _means(v: Any, start: Any, out: Any) -> None:
+    b, n = v.shape
+    for k in range(b):
+        i = 0
+        while i < n:
+            end = i
+            total = 0.0
+            while end < n and start[k, end] == start[k, i]:
+                total += v[k, end]
+                end += 1
+            for j in range(i, end):
+                out[k, j] = total / (end - i)
+            i = end

@@ -1,0 +1,222 @@
+"""NeuralSort's weighted means of sorted points, without its matrix.
+
+Row i (place, ascending) has the logits ``(2i + 1 - n) y_j - sum_k |y_j - y_k|`` over items j. For sorted points they
+fall from j = i outwards: between the items m and m + 1 places away by ``(2m + 1)`` times the gap that is crossed. So a
+row is a
+band: the walk stops where the weight is below rounding, O(n sqrt(n)) in all for evenly spread points, O(n) memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.kernels.compiled import compiled
+
+__all__ = ["neuralsort_matrix", "neuralsort_mean", "neuralsort_mean_gradient", "neuralsort_mean_plain"]
+
+_BLOCK = 1 << 20
+"""Elements of the matrix that the plain form holds at a time."""
+
+
+def distance_sums(y: Tensor) -> Tensor:
+    """Return ``sum_k |y_j - y_k|`` for ascending ``y [*batch, n]`` by prefix sums (linear in y).
+
+    Example:
+        >>> distance_sums(torch.tensor([0.0, 1.0, 3.0])).tolist()
+        [4.0, 3.0, 5.0]
+    """
+    n = y.shape[-1]
+    place = torch.arange(n, dtype=y.dtype, device=y.device)
+    prefix = y.cumsum(-1)
+    return y * (2 * place + 1 - n) - 2 * prefix + y + y.sum(-1, keepdim=True)
+
+
+def neuralsort_matrix(y: Tensor, rows: slice = slice(None)) -> Tensor:
+    """Return ``[*batch, rows, n]``: the softmax rows for ascending ``y [*batch, n]``, by the definition.
+
+    Example:
+        >>> neuralsort_matrix(torch.tensor([0.0, 0.0])).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
+    """
+    n = y.shape[-1]
+    place = torch.arange(n, dtype=y.dtype, device=y.device)[rows]
+    logits = (2 * place + 1 - n).unsqueeze(-1) * y.unsqueeze(-2) - distance_sums(y).unsqueeze(-2)
+    return torch.softmax(logits, dim=-1)
+
+
+def neuralsort_mean(y: Tensor, v: Tensor) -> Tensor:
+    """Return ``[b, c, n]``: row i is the mean of the channels ``v [b, c, n]`` under the weights of place i.
+
+    Example:
+        >>> neuralsort_mean(torch.zeros(1, 2), torch.tensor([[[1.0, 3.0]]])).tolist()
+        [[[2.0, 2.0]]]
+    """
+    if y.device.type != "cpu" or _bands() is None:
+        return neuralsort_mean_plain(y, v)
+    out = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    _bands()[0](y.contiguous().numpy(), v.contiguous().numpy(), _cut(y), out.numpy())  # type: ignore[index]
+    return out
+
+
+def neuralsort_mean_plain(y: Tensor, v: Tensor) -> Tensor:
+    """Return the same as :func:`neuralsort_mean` by its definition, in blocks of rows."""
+    n = y.shape[-1]
+    rows = max(1, _BLOCK // max(1, y.numel()))
+    parts = [v @ neuralsort_matrix(y, slice(i, i + rows)).transpose(-1, -2) for i in range(0, n, rows)]
+    return torch.cat(parts, dim=-1) if parts else v.clone()
+
+
+def neuralsort_mean_gradient(y: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``sum(g * neuralsort_mean(y, v))`` in ``y`` and ``v``, the weights computed again.
+
+    Example:
+        >>> y, v = torch.zeros(1, 2), torch.tensor([[[1.0, 3.0]]])
+        >>> neuralsort_mean_gradient(y, v, torch.ones(1, 1, 2))[1].tolist()
+        [[[1.0, 1.0]]]
+    """
+    if y.device.type != "cpu" or _bands() is None:
+        return _gradient_plain(y, v, g)
+    grad_y = torch.zeros_like(y, memory_format=torch.contiguous_format)
+    grad_v = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    arrays = [t.contiguous().numpy() for t in (y, v, g)]
+    _bands()[1](*arrays, _cut(y), grad_y.numpy(), grad_v.numpy())  # type: ignore[index]
+    return grad_y, grad_v
+
+
+def distance_sums_transposed(g: Tensor) -> Tensor:
+    """Return the transpose of :func:`distance_sums` applied to ``g [*batch, n]``.
+
+    Example:
+        >>> distance_sums_transposed(torch.tensor([1.0, 0.0, 0.0])).tolist()
+        [-2.0, 1.0, 1.0]
+    """
+    n = g.shape[-1]
+    place = torch.arange(n, dtype=g.dtype, device=g.device)
+    total = g.sum(-1, keepdim=True)
+    return g * (2 * place + 2 - n) - 2 * (total - g.cumsum(-1) + g) + total
+
+
+def _gradient_plain(y: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    n = y.shape[-1]
+    rows = max(1, _BLOCK // max(1, y.numel()))
+    place = torch.arange(n, dtype=y.dtype, device=y.device)
+    grad_v, slope, total = torch.zeros_like(v), torch.zeros_like(y), torch.zeros_like(y)
+    for i in range(0, n, rows):
+        part = slice(i, i + rows)
+        p = neuralsort_matrix(y, part)
+        grad_v = grad_v + g[..., part] @ p
+        score = g[..., part].transpose(-1, -2) @ v
+        grad_logits = p * (score - (p * score).sum(-1, keepdim=True))
+        slope = slope + ((2 * place[part] + 1 - n).unsqueeze(-1) * grad_logits).sum(-2)
+        total = total + grad_logits.sum(-2)
+    return slope - distance_sums_transposed(total), grad_v
+
+
+def _cut(y: Tensor) -> float:
+    return 60.0 if y.dtype == torch.float64 else 30.0
+
+
+@cache
+def _bands() -> tuple[Callable[..., Any], ...] | None:
+    """Compile the band walks, or return ``None`` where numba is not installed."""
+    jit = compiled()
+    if jit is None:
+        return None
+    import numpy as np
+
+    @jit
+    def walk(y: Any, i: int, step: int, cut: float, weight: Any) -> int:
+        """Fill ``weight[m]`` for the items i + step m, m >= 1, and return how many there are."""
+        n = y.shape[0]
+        logit = 0.0
+        m = 0
+        j = i
+        while 0 <= j + step < n:
+            logit -= abs(y[j + step] - y[j]) * (2 * m + 1)
+            if logit < -cut:
+                break
+            m += 1
+            j += step
+            weight[m] = np.exp(logit)
+        return m
+
+    @jit
+    def mean(y: Any, v: Any, cut: float, out: Any) -> None:
+        b, c, n = v.shape
+        up, down = np.empty(n + 1), np.empty(n + 1)
+        for k in range(b):
+            for i in range(n):
+                above = walk(y[k], i, 1, cut, up)
+                below = walk(y[k], i, -1, cut, down)
+                total = 1.0
+                for m in range(1, above + 1):
+                    total += up[m]
+                for m in range(1, below + 1):
+                    total += down[m]
+                for a in range(c):
+                    s = 1.0 * v[k, a, i]
+                    for m in range(1, above + 1):
+                        s += up[m] * v[k, a, i + m]
+                    for m in range(1, below + 1):
+                        s += down[m] * v[k, a, i - m]
+                    out[k, a, i] = s / total
+
+    @jit
+    def mean_gradient(y: Any, v: Any, g: Any, cut: float, grad_y: Any, grad_v: Any) -> None:
+        b, c, n = v.shape
+        up, down = np.empty(n + 1), np.empty(n + 1)
+        gap, into = np.empty(n), np.empty((c, n))
+        for k in range(b):
+            gap[:] = 0.0
+            into[:] = 0.0
+            for i in range(n):
+                above = walk(y[k], i, 1, cut, up)
+                below = walk(y[k], i, -1, cut, down)
+                total = 1.0
+                for m in range(1, above + 1):
+                    total += up[m]
+                for m in range(1, below + 1):
+                    total += down[m]
+                centre = 0.0
+                for a in range(c):
+                    centre += g[k, a, i] * v[k, a, i] / total
+                    into[a, i] += g[k, a, i] / total
+                for m in range(1, above + 1):
+                    up[m] /= total
+                    for a in range(c):
+                        centre += g[k, a, i] * up[m] * v[k, a, i + m]
+                        into[a, i + m] += g[k, a, i] * up[m]
+                for m in range(1, below + 1):
+                    down[m] /= total
+                    for a in range(c):
+                        centre += g[k, a, i] * down[m] * v[k, a, i - m]
+                        into[a, i - m] += g[k, a, i] * down[m]
+                # The logit of an item falls by (2m + 1) times every gap between it and i: sum from the far end.
+                beyond = 0.0
+                for m in range(above, 0, -1):
+                    score = 0.0
+                    for a in range(c):
+                        score += g[k, a, i] * v[k, a, i + m]
+                    beyond += up[m] * (score - centre)
+                    gap[i + m - 1] -= (2 * m - 1) * beyond
+                beyond = 0.0
+                for m in range(below, 0, -1):
+                    score = 0.0
+                    for a in range(c):
+                        score += g[k, a, i] * v[k, a, i - m]
+                    beyond += down[m] * (score - centre)
+                    gap[i - m] -= (2 * m - 1) * beyond
+            for i in range(n):
+                if i > 0:
+                    grad_y[k, i] += gap[i - 1]
+                if i < n - 1:
+                    grad_y[k, i] -= gap[i]
+                for a in range(c):
+                    grad_v[k, a, i] = into[a, i]
+
+    return mean, mean_gradient
