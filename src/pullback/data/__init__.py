@@ -7,6 +7,7 @@ from pullback.data.cache import DataMissingError, cache_root, is_present, load, 
 from pullback.data.fetching import Entry, catalogue, fetch
 from pullback.data.images import LabelledImages, digits, mnist
 from pullback.data.networks import GaussianNetwork, Sachs, ecoli70, sachs
+from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.stereo import StereoPair, motorcycle
 from pullback.data.tables import Table, breast_cancer, diabetes, wine
@@ -19,6 +20,7 @@ __all__ = [
     "GaussianNetwork",
     "LabelledImages",
     "Member",
+    "Numbers",
     "Package",
     "Sachs",
     "Source",
@@ -28,6 +30,7 @@ __all__ = [
     "cache_root",
     "catalogue",
     "diabetes",
+    "digit_numbers",
     "digits",
     "ecoli70",
     "fetch",

@@ -24,13 +24,13 @@ NETWORKS = ("bitonic", "odd_even")
 class Swap(NamedTuple):
     """A sorted pair: ``low <= high`` where the swap is hard."""
 
-    low: Float[Tensor, "*shape"]
-    high: Float[Tensor, "*shape"]
+    low: Float[Tensor, "..."]
+    high: Float[Tensor, "..."]
 
 
 def soft_swap(
-    a: Float[Tensor, "*shape"],
-    b: Float[Tensor, "*shape"],
+    a: Float[Tensor, "*#shape"],
+    b: Float[Tensor, "*#shape"],
     *,
     steepness: float = 10.0,
     distribution: str = "cauchy",
@@ -46,7 +46,7 @@ def soft_swap(
     larger argument falls to -0.0998: a gradient that points the wrong way.
 
     Args:
-        a: ``[*shape]`` the value of the wire that ends up smaller.
+        a: ``[*shape]`` the value of the wire that ends up smaller; broadcasts with ``b``.
         b: ``[*shape]`` the value of the other wire.
         steepness: slope ``beta > 0`` of the sigmoid at a tie, in units of 1 / value.
         distribution: the sigmoid, one of those of :func:`~pullback.discrete.soft_step`.
@@ -57,7 +57,7 @@ def soft_swap(
 
     Raises:
         TypeError: an argument is not a floating tensor.
-        ValueError: shapes or dtypes differ, NaN, ``steepness <= 0``, unknown ``distribution``.
+        ValueError: shapes do not broadcast, dtypes differ, NaN, ``steepness <= 0``, unknown ``distribution``.
 
     Example:
         >>> low, high = soft_swap(torch.tensor(3.0), torch.tensor(1.0), steepness=1.0, distribution="optimal")
@@ -70,13 +70,15 @@ def soft_swap(
     """
     check_floating("a", a)
     check_floating("b", b)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise ValueError(f"a and b must agree, got {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}")
+    if a.dtype != b.dtype:
+        raise ValueError(f"a and b must agree in dtype, got {a.dtype} and {b.dtype}")
+    if any(m != n and 1 not in (m, n) for m, n in zip(a.shape[::-1], b.shape[::-1], strict=False)):
+        raise ValueError(f"a and b must broadcast, got {tuple(a.shape)} and {tuple(b.shape)}")
     check_positive("steepness", steepness)
     check_choice("distribution", distribution, STEP_ERRORS)
     _refuse_nan("a", a)
     _refuse_nan("b", b)
-    wide_a, wide_b = widen(a), widen(b)
+    wide_a, wide_b = torch.broadcast_tensors(widen(a), widen(b))
     change = wide_b < wide_a
     low, high = torch.where(change, wide_b, wide_a), torch.where(change, wide_a, wide_b)
     difference = wide_b - wide_a

@@ -1,0 +1,168 @@
+"""Contracts of the sorting networks of ``pullback.discrete``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.discrete.networks import comparators, soft_swap, sorting_network
+from pullback.discrete.ordering import permutation_loss
+from pullback.discrete.steps import soft_step
+from tests.contracts.contract import Bad, Call, Contract
+
+_STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": lambda x: 1 / (1 + torch.exp(-4 * x)),
+    "cauchy": lambda x: torch.arctan(math.pi * x) / math.pi + 0.5,
+    "reciprocal": lambda x: x / (1 + 2 * x.abs()) + 0.5,
+    "optimal": lambda x: torch.where(x.abs() <= 0.25, x + 0.5, 0.5 + x.sign() * (0.5 - 1 / (16 * x.abs()))),
+}
+_MEAN = {"steepness": 2.0}
+
+
+def _samples(generator: torch.Generator) -> list[Call]:
+    return [Call((torch.randn(*shape, generator=generator, dtype=torch.float64),)) for shape in ((5,), (2, 3), (1,))]
+
+
+def _product(x: Tensor, distribution: str, network: str) -> Tensor:
+    """The soft permutation of one vector by its definition: the product of the layers, each an n x n matrix."""
+    n = x.numel()
+    product = torch.eye(n, dtype=x.dtype)
+    for layer in comparators(n, network):
+        mixing = torch.eye(n, dtype=x.dtype)
+        for i, j in layer.T.tolist():
+            w = _STEPS[distribution](2.0 * (x[j] - x[i]))
+            mixing[i, i], mixing[i, j], mixing[j, i], mixing[j, j] = w, 1 - w, 1 - w, w
+        product, x = mixing @ product, mixing @ x
+    return product
+
+
+def _reference(distribution: str, network: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def reference(x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(-1, x.shape[-1])
+        matrices = torch.stack([_product(row, distribution, network) for row in rows])
+        values = (matrices @ rows[..., None]).squeeze(-1)
+        return values.reshape(x.shape), matrices.reshape(*x.shape, x.shape[-1])
+
+    return reference
+
+
+def _network(distribution: str, network: str) -> Contract:
+    def block(x: Tensor, **kwargs: Any) -> Any:
+        return sorting_network(x, **{**_MEAN, "distribution": distribution, "network": network, **kwargs})
+
+    return Contract(
+        f"discrete.sorting_network[{network}, {distribution}]",
+        block,
+        _samples,
+        reference=_reference(distribution, network),
+        hard=lambda x: (
+            x.sort(dim=-1).values,
+            torch.nn.functional.one_hot(x.argsort(dim=-1), x.shape[-1]),
+        ),
+        soft={"steepness": 1e8},
+        outputs=lambda result: (result.values, result.permutation),
+        bad=[
+            Bad((torch.tensor([1, 2]),), {}, TypeError, "x must be a floating tensor, got torch.int64"),
+            Bad((torch.zeros(2, 0),), {}, ValueError, r"x must not be empty along dim 1, got shape \(2, 0\)"),
+            Bad((torch.tensor(1.0),), {}, ValueError, "x must have at least one dimension"),
+            Bad((torch.tensor([[0.0, 1.0], [torch.nan, 1.0]]),), {}, ValueError, r"NaN, got nan at index \(1, 0\)"),
+            Bad((torch.zeros(2),), {"steepness": 0.0}, ValueError, "steepness must be > 0, got 0.0"),
+            Bad((torch.zeros(2),), {"steepness": -1.0}, ValueError, "steepness must be > 0, got -1.0"),
+            Bad((torch.zeros(2),), {"distribution": "caucy"}, ValueError, "'optimal'.*did you mean 'cauchy'"),
+            Bad((torch.zeros(2),), {"network": "bitnic"}, ValueError, "'odd_even'.*did you mean 'bitonic'"),
+            Bad((torch.zeros(2),), {"dim": 1}, IndexError, "dim must be in"),
+        ],
+    )
+
+
+def _swap(distribution: str) -> Contract:
+    def reference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        w = _STEPS[distribution](2.0 * (b - a))
+        return w * a + (1 - w) * b, (1 - w) * a + w * b
+
+    return Contract(
+        f"discrete.soft_swap[{distribution}]",
+        lambda a, b, **kwargs: soft_swap(a, b, **{**_MEAN, "distribution": distribution, **kwargs}),
+        lambda g: [Call(tuple(torch.randn(2, 3, 4, generator=g, dtype=torch.float64)))],
+        reference=reference,
+        hard=lambda a, b: (torch.minimum(a, b), torch.maximum(a, b)),
+        soft={"steepness": 1e8},
+        outputs=tuple,
+        bad=[
+            Bad((torch.zeros(2), torch.zeros(3)), {}, ValueError, "a and b must broadcast"),
+            Bad((torch.zeros(2), torch.zeros(2).double()), {}, ValueError, "a and b must agree in dtype"),
+            Bad((torch.zeros(2), torch.tensor([1, 2])), {}, TypeError, "b must be a floating tensor"),
+            Bad((torch.zeros(2), torch.tensor([1.0, torch.nan])), {}, ValueError, "b must not be NaN"),
+            Bad((torch.zeros(2), torch.zeros(2)), {"steepness": 0.0}, ValueError, "steepness must be > 0"),
+        ],
+    )
+
+
+def _step(distribution: str) -> Contract:
+    return Contract(
+        f"discrete.soft_step[{distribution}]",
+        lambda x: soft_step(x, distribution),
+        lambda g: [Call((torch.randn(7, generator=g, dtype=torch.float64),))],
+        reference=_STEPS[distribution],
+        bad=[Bad((torch.tensor([1]),), {}, TypeError, "x must be a floating tensor")],
+    )
+
+
+def _doubly_stochastic(generator: torch.Generator) -> list[Call]:
+    return [Call((torch.rand(2, 3, 3, generator=generator, dtype=torch.float64) * 0.8 + 0.1,))]
+
+
+_ORDER = torch.tensor([2, 0, 1])
+
+CONTRACTS = [
+    *[_step(d) for d in _STEPS],
+    Contract(
+        "discrete.soft_step",
+        soft_step,
+        lambda g: [Call((torch.randn(7, generator=g, dtype=torch.float64),))],
+        bad=[Bad((torch.zeros(2), "gauss"), {}, ValueError, "distribution must be one of 'logistic'")],
+    ),
+    *[_swap(d) for d in _STEPS],
+    *[_network(d, "bitonic") for d in _STEPS],
+    _network("cauchy", "odd_even"),
+    Contract(
+        "discrete.sorting_network[descending, along the first dimension]",
+        lambda x, **kwargs: sorting_network(x, -2, descending=True, **{**_MEAN, **kwargs}).values,
+        lambda g: [Call((torch.randn(4, 2, generator=g, dtype=torch.float64),))],
+        reference=lambda x: -_reference("cauchy", "bitonic")(-x.mT)[0].mT,
+        hard=lambda x: x.sort(dim=-2, descending=True).values,
+        soft={"steepness": 1e8},
+    ),
+    Contract(
+        "discrete.sorting_network[hard]",
+        lambda x, **kwargs: sorting_network(x, hard=True, **{**_MEAN, **kwargs}),
+        lambda g: [Call((torch.randn(2, 6, generator=g, dtype=torch.float64),))],
+        reference=lambda x: (
+            x.sort(dim=-1).values,
+            torch.nn.functional.one_hot(x.argsort(dim=-1), x.shape[-1]).double(),
+        ),
+        tolerance=0.0,
+        outputs=lambda result: (result.values, result.permutation),
+        gradcheck=False,
+        gradgradcheck=False,
+        why="straight-through: the gradient is that of the soft swaps, not of the hard values",
+    ),
+    Contract(
+        "discrete.permutation_loss",
+        lambda p: permutation_loss(p, _ORDER.expand(p.shape[:-1])),
+        _doubly_stochastic,
+        reference=lambda p: torch.nn.functional.binary_cross_entropy(
+            p, torch.eye(3, dtype=p.dtype)[_ORDER].expand_as(p)
+        ),
+        batched=False,
+        bad=[
+            Bad((torch.zeros(3, 2),), {}, ValueError, "permutation must have shape"),
+            Bad((torch.zeros(3, 3, dtype=torch.int64),), {}, TypeError, "permutation must be a floating tensor"),
+        ],
+        why="a mean over the batch",
+    ),
+]
