@@ -9,14 +9,18 @@ from collections.abc import Sequence
 import cyclopts
 
 import pullback
+from pullback.cli.benching import register as register_bench
+from pullback.cli.data import register as register_data
+from pullback.cli.many import register as register_many
 from pullback.cli.output import UserCodeError, complain
 from pullback.cli.running import register as register_running
 from pullback.cli.running import run_command
+from pullback.cli.site import register as register_site
 from pullback.cli.systems import register as register_systems
 
 __all__ = ["FINE", "FOUND", "INTERRUPTED", "RAISED", "WRONG_USE", "app", "main"]
 
-FINE, FOUND, WRONG_USE, RAISED, INTERRUPTED = 0, 1, 2, 3, 130
+FINE, FOUND, WRONG_USE, RAISED, DEFECT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
 app = cyclopts.App(
     name="pullback",
@@ -26,7 +30,7 @@ app = cyclopts.App(
 Example: `pullback audit train.py -- --epochs 1`, `pullback find argmax`, `pullback run neural-ode --scale smoke`.
 
 Exit status: 0 fine; 1 a finding or a failed claim; 2 wrong use, in one line (`--debug` shows the traceback);
-3 the audited code or the system raised; 130 interrupted.
+3 the audited code or the system raised; 70 a defect of pullback itself; 130 interrupted.
 """,
     help_format="markdown",
     result_action="return_value",
@@ -35,6 +39,10 @@ Exit status: 0 fine; 1 a finding or a failed claim; 2 wrong use, in one line (`-
 )
 register_systems(app)
 register_running(app)
+register_many(app)
+register_bench(app)
+register_data(app)
+register_site(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after ``pullback``; by default those of the process.
 
     Returns:
-        0 fine, 1 a finding or a failed claim, 2 wrong use, 3 the user's code raised, 130 interrupted.
+        0 fine, 1 a finding or a failed claim, 2 wrong use, 3 the user's code raised, 70 a defect of pullback itself,
+        130 interrupted.
     """
     from pullback.lab.runner import RunError, UsageError
 
@@ -66,11 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error, WRONG_USE, debug)
     except (RunError, UserCodeError) as error:
         return _report(error, RAISED, debug)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "pullback":
+            return _report(error, DEFECT, debug)
+        needed = f"this command needs '{error.name}'; install it with: pip install 'pullback[all]'"
+        return _report(ModuleNotFoundError(needed), WRONG_USE, debug)
+    except Exception as error:
+        return _report(error, DEFECT, debug)
     return status if isinstance(status, int) and not isinstance(status, bool) else FINE
 
 
 def _report(error: Exception, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    complain(str(error) if debug or status == WRONG_USE else f"{error} (--debug shows the traceback)")
+    message = f"defect in pullback, {type(error).__name__}: {error}" if status == DEFECT else str(error)
+    complain(message if debug or status == WRONG_USE else f"{message} (--debug shows the traceback)")
     return status

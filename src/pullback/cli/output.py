@@ -56,4 +56,4 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
         table.add_row(*[value if isinstance(value, Text) else Text(str(value)) for value in row])
     console = Console()
     # In a pipe nobody reads columns: no line is cut or wrapped to a made-up width.
-    console.print(table) if console.is_terminal else console.print(table, width=max(200, console.width))
+    console.print(table) if console.is_terminal else console.print(table, width=1000)

@@ -18,7 +18,7 @@ from pullback.cli.systems import print_result
 if TYPE_CHECKING:
     from pullback.lab.registry import System
 
-__all__ = ["build_app", "register", "run_command"]
+__all__ = ["Json", "Runs", "Scale", "build_app", "parse_options", "register", "run_command"]
 
 Scale = Annotated[
     Literal["smoke", "default", "full"] | None,
@@ -123,6 +123,12 @@ def build_app(system: System) -> cyclopts.App:
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app.default(command)
     return app
+
+
+def parse_options(system: System, words: Sequence[str]) -> dict[str, Any]:
+    """Return the config fields that command-line words give, by name, converted as ``pullback run`` does."""
+    _, bound, _ = build_app(system).parse_args(list(words))
+    return {name: value for name, value in bound.arguments.items() if name in system.options}
 
 
 def _help(system: System, name: str) -> str:

@@ -1,7 +1,7 @@
 """Running a system: `Lab`, claims, results, scales, distribution, gallery.
 
-A system uses :class:`Lab` and :func:`system`; a program that runs systems uses :func:`run`, :func:`verify` and
-:func:`sweep`. Everything is imported on first use.
+A system uses :class:`Lab` and :func:`system`; a program that runs systems uses :func:`run`, or :func:`execute` on
+the jobs of :func:`seeds` or :func:`grid`. Everything is imported on first use.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pullback.lab.bench import Case
+    from pullback.lab.campaign import Job, Outcome, count_claims, execute, grid, seeds
     from pullback.lab.lab import Lab
     from pullback.lab.registry import SCALES, System, families, load, slugs, system
     from pullback.lab.result import RunResult, read_results
@@ -18,16 +19,22 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Case": "bench",
+    "Job": "campaign",
     "Lab": "lab",
+    "Outcome": "campaign",
     "RunError": "runner",
     "RunResult": "result",
     "SCALES": "registry",
     "System": "registry",
     "UsageError": "runner",
+    "count_claims": "campaign",
+    "execute": "campaign",
     "families": "registry",
+    "grid": "campaign",
     "load": "registry",
     "read_results": "result",
     "run": "runner",
+    "seeds": "campaign",
     "slugs": "registry",
     "system": "registry",
 }
@@ -35,15 +42,21 @@ _HOMES = {
 __all__ = [
     "SCALES",
     "Case",
+    "Job",
     "Lab",
+    "Outcome",
     "RunError",
     "RunResult",
     "System",
     "UsageError",
+    "count_claims",
+    "execute",
     "families",
+    "grid",
     "load",
     "read_results",
     "run",
+    "seeds",
     "slugs",
     "system",
 ]

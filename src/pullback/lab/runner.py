@@ -18,12 +18,13 @@ import torch
 
 import pullback
 from pullback.core.checks import check_choice
+from pullback.data.cache import DataMissingError, missing
 from pullback.lab.lab import Lab, Limits, RunStopped
 from pullback.lab.progress import display
 from pullback.lab.registry import SCALES, System, load
 from pullback.lab.result import RunResult, new_directory, read_results, this_process
 
-__all__ = ["RunError", "UsageError", "run"]
+__all__ = ["RunError", "UsageError", "check_ready", "run"]
 
 UNFINISHED = ("killed", "interrupted", "out of time", "failed")
 """Statuses of a run that ``resume`` continues."""
@@ -87,7 +88,7 @@ def run(
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     if data is None:
-        _check_data(system)
+        check_ready(system)
     if resume:
         result = _unfinished(system, Path(runs), scale, seed, config or {})
         # The stored config went through JSON: the dataclass makes tuples of its lists again.
@@ -117,7 +118,10 @@ def _execute(system: System, settings: Any, lab: Lab) -> RunResult:
         raise
     except Exception as error:
         summary = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise RunError(f"{system.slug} raised {summary}", lab.finish("failed", summary)) from error
+        result = lab.finish("failed", summary)
+        if isinstance(error, DataMissingError):
+            raise UsageError(f"{system.slug}: {error}") from error
+        raise RunError(f"{system.slug} raised {summary}", result) from error
     return lab.finish("complete")
 
 
@@ -139,11 +143,8 @@ def _check_arguments(
         raise UsageError(f"data must be an existing folder or file, got {str(data)!r}")
 
 
-def _check_data(system: System) -> None:
-    if not system.data:
-        return
-    from pullback.data import missing
-
+def check_ready(system: System) -> None:
+    """Raise :class:`UsageError`, naming the command that brings it, where declared data is missing."""
     absent = missing(system.data)
     if absent:
         raise UsageError(f"{system.slug} needs data: run `pullback data fetch {' '.join(absent)}`")

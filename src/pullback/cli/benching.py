@@ -1,0 +1,103 @@
+"""``pullback bench``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from pullback.cli.output import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from pullback.lab.bench import Measurement
+
+__all__ = ["register"]
+
+LARGEST_IMPORT = 0.1
+"""Seconds that ``import pullback`` may add to ``import torch``."""
+
+
+def register(app: cyclopts.App) -> None:
+    """Add the command."""
+    app.command(bench)
+
+
+def bench(
+    family: Annotated[str | None, Parameter(help="A family, or `import`; everything when none is given.")] = None,
+    /,
+    *,
+    match: Annotated[str, Parameter(help="Only cases whose name contains this.")] = "",
+    rounds: Annotated[int, Parameter(help="Rounds in which ours and the peers take turns.")] = 7,
+    folder: Annotated[
+        Path | None, Parameter(help="Where `<family>.py` with its cases lies. [default: benchmarks/ of the checkout]")
+    ] = None,
+    json: Annotated[bool, Parameter(negative=(), help="Print JSON.")] = False,
+) -> int:
+    """Measure the blocks against their peers: medians of interleaved rounds, and ratios (above 1: ours is faster).
+
+    `pullback bench import` measures what `import pullback` adds to `import torch`; above 100 ms the exit status is 1.
+
+    Example: `pullback bench discrete --match softsort`
+    """
+    import pullback
+    from pullback.core.checks import nearest
+    from pullback.lab.bench import import_cost, load_cases, measure
+    from pullback.lab.runner import UsageError
+
+    if rounds < 1:
+        raise UsageError(f"rounds must be >= 1, got {rounds}")
+    folder = folder or _benchmarks(Path(pullback.__file__))
+    files = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")}
+    if family is not None and family not in (*files, "import"):
+        known = ", ".join(["import", *files])
+        raise UsageError(
+            f"no benchmarks of {family!r} in {folder}{nearest(family, ['import', *files])} (there are: {known})"
+        )
+    added = import_cost(rounds=rounds) if family in (None, "import") and not match else None
+    measured: dict[str, list[Measurement]] = {}
+    for name in files if family is None else [family] if family in files else []:
+        for case in load_cases(files[name]):
+            if match in case.name:
+                print(f"{name}: {case.name}", file=sys.stderr, flush=True)
+                measured.setdefault(name, []).append(measure(case, rounds=rounds))
+    if json:
+        cases = [{"family": name, **m.to_json()} for name, found in measured.items() for m in found]
+        print_json({"import_seconds": added, "cases": cases})
+    else:
+        if measured:
+            rows = [row for name, found in measured.items() for m in found for row in _rows(name, m)]
+            print_table(("family", "case", ">ours", "peer", ">theirs", ">ratio"), rows, fold="case")
+        if added is not None:
+            print_line(
+                f"import pullback adds {1000 * added:.1f} ms to import torch (at most {1000 * LARGEST_IMPORT:.0f})"
+            )
+    return 1 if added is not None and added > LARGEST_IMPORT else 0
+
+
+def _benchmarks(package: Path) -> Path:
+    """``benchmarks/`` of the checkout that the package is imported from, or of the working directory."""
+    from pullback.lab.runner import UsageError
+
+    for folder in (package.parents[2] / "benchmarks", Path("benchmarks")):
+        if folder.is_dir():
+            return folder
+    raise UsageError("bench needs the benchmarks of a checkout: run it there, or name them with --folder")
+
+
+def _rows(family: str, found: Measurement) -> list[tuple[Any, ...]]:
+    ours = _seconds(found.ours)
+    rows = [
+        (family, found.name, ours, peer, _seconds(t), f"{found.ratios[peer]:.2f}") for peer, t in found.peers.items()
+    ]
+    rows += [(family, found.name, ours, peer, f"not installed ({module})", "") for peer, module in found.absent.items()]
+    return rows or [(family, found.name, ours, "no peer", "", "")]
+
+
+def _seconds(value: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-9:.3g} ns"
