@@ -35,8 +35,8 @@ def permutation_loss(permutation: Float[Tensor, "*batch n n"], target: Num[Tenso
     .. math::
         -\frac{1}{B n^2} \sum_{bij} Q_{bij} \log P_{bij} + (1 - Q_{bij}) \log(1 - P_{bij})
 
-    Logarithms stop at the smallest normal number, so that entries of exactly 0 and 1 cost at most about 87 (float32)
-    and pass no gradient: on a hard permutation the loss trains nothing.
+    Logarithms stop at the smallest normal number, so that an entry that is wrong by exactly 1 costs about 87 (float32)
+    and passes no gradient: on a hard permutation the loss trains nothing.
 
     Args:
         permutation: ``[*batch, n, n]`` in [0, 1], row = place, column = item; half precision is computed in float32.

@@ -79,32 +79,33 @@ def reference(x: Tensor, swaps: Swaps, matrix: bool = False) -> Tensor:
     ``x + d f(beta d)`` on the upper; idle wires are their own partners.
     """
     n = x.shape[-1]
+    mixed = x
+    if matrix:  # connected to x even where it is constant, on a single wire
+        mixed = torch.eye(n, dtype=x.dtype, device=x.device) + 0 * torch.where(x.isfinite(), x, 0.0)[..., None]
     # Hard swaps compare places in the stable order and not values, so that ties leave as torch.sort leaves them.
-    key = (torch.argsort(torch.argsort(x.detach(), dim=-1, stable=True), dim=-1) if swaps.hard else x.detach()).to(x)
-    # Also the matrix of one wire, a constant, is connected to x.
-    connection = torch.where(x.isfinite(), x, 0.0)[..., None] * 0 if matrix else None
-    mixed = x if connection is None else torch.eye(n, dtype=x.dtype, device=x.device) + connection
+    place = torch.argsort(torch.argsort(x.detach(), dim=-1, stable=True), dim=-1)
     for pairs in swaps.pairs.split(swaps.sizes, dim=1):
         low, high = pairs.to(x.device, torch.int64)
         partner = torch.arange(n, device=x.device).index_copy(0, low, high).index_copy(0, high, low)
         side = torch.zeros(n, dtype=x.dtype, device=x.device).index_fill(0, low, 1.0).index_fill(0, high, -1.0)
-        other, other_key = x[..., partner], key[..., partner]
-        change = torch.where(side > 0, other_key < key, other_key > key) & (side != 0)
+        other = x[..., partner]
+        wrong = torch.where(side > 0, other < x, (other > x) & (side < 0))
         difference = other - x
         # Where the step is out of range (also inf - inf) the swap is the hard one: 0 * inf must not appear.
         finite = torch.isfinite(swaps.steepness * difference)
         difference = torch.where(finite, difference, 0.0)
-        weight = torch.where(finite, swaps.step(-swaps.steepness * side * difference), change.to(x.dtype))
-        if matrix:
-            rows = mixed[..., partner, :]
-            soft_rows = mixed + weight[..., None] * (rows - mixed)
-            mixed = (
-                replace_gradient(torch.where(change[..., None], rows, mixed), soft_rows) if swaps.hard else soft_rows
-            )
-        changed = torch.where(change, other, x)
-        soft = torch.where(finite, x + difference * weight, changed)
-        x = replace_gradient(changed, soft) if swaps.hard else soft
-        key = torch.where(change, other_key, key) if swaps.hard else x.detach()
+        weight = torch.where(finite, swaps.step(-swaps.steepness * side * difference), wrong.to(x.dtype))
+        soft = torch.where(finite, x + difference * weight, torch.where(wrong, other, x))
+        rows = mixed[..., partner, :] if matrix else mixed
+        soft_mixed = mixed + weight[..., None] * (rows - mixed) if matrix else mixed
+        if swaps.hard:
+            other_place = place[..., partner]
+            change = torch.where(side > 0, other_place < place, (other_place > place) & (side < 0))
+            soft = replace_gradient(torch.where(change, other, x), soft)
+            if matrix:
+                soft_mixed = replace_gradient(torch.where(change[..., None], rows, mixed), soft_mixed)
+            place = torch.where(change, other_place, place)
+        x, mixed = soft, soft_mixed
     return mixed if matrix else x
 
 
