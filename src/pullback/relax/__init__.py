@@ -1,7 +1,9 @@
-"""Unchanged torch code with gradients."""
+"""Unchanged torch code with gradients: :class:`relaxed`."""
 
 from __future__ import annotations
 
+from pullback.relax.mode import relaxed
+from pullback.relax.report import RelaxedCall
+from pullback.relax.soft_tensors import Distribution, SoftBool, SoftIndex, SoftTensor
 
-class relaxed:
-    """Soft gradients behind hard values."""
+__all__ = ["Distribution", "RelaxedCall", "SoftBool", "SoftIndex", "SoftTensor", "relaxed"]

@@ -1,0 +1,243 @@
+"""One call under ``relaxed``: find its rule, run torch's own function, put the soft gradient behind the result."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.overrides import resolve_name
+
+from pullback.core.gradients import replace_gradient
+from pullback.relax import catalogue
+from pullback.relax.report import Calls, Site, find_site
+from pullback.relax.rules import (
+    FLOW,
+    INPLACE,
+    INPLACE_FLAG,
+    PASS,
+    RULES,
+    Dropped,
+    Integer,
+    Rule,
+    any_active,
+    is_active,
+    tensors_in,
+)
+from pullback.relax.rules_index import set_items
+from pullback.relax.settings import Settings
+from pullback.relax.soft_tensors import Lazy, SoftBool, SoftIndex, SoftTensor, Stale, force_pending, plain, untouched
+from pullback.relax.transforms import keep_in_recomputation
+
+__all__ = ["relax_call"]
+
+
+class Context(Protocol):
+    """What a call needs to know about the mode that caught it."""
+
+    settings: Settings
+    chosen: frozenset[str]
+    calls: Calls
+
+
+def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """Return what ``func(*args, **kwargs)`` returns, relaxed where a rule applies."""
+    changed = _is_inplace(func)
+    if changed and isinstance(args[0], Tensor):
+        force_pending(args[0])
+    soft = any(issubclass(kind, SoftTensor) for kind in types)
+    if not soft and func not in RULES and func not in INPLACE and not catalogue.ends(func, False):
+        return _pass(func, args, kwargs)
+    if func in catalogue.SILENT or any(not issubclass(kind, SoftTensor) and kind not in _OWN for kind in types):
+        return _pass(func, args, kwargs)
+    if not (torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0):
+        return _pass(func, args, kwargs)
+    if not any_active((args, kwargs)):
+        return _pass(func, args, kwargs)
+    site = find_site()
+    if site is None:
+        return _pass(func, args, kwargs)
+    keep_in_recomputation(context)
+    with untouched():
+        return _relax(context, site, func, args, kwargs, soft)
+
+
+_OWN = (Tensor, torch.nn.Parameter)
+
+
+def _pass(func: Any, args: Any, kwargs: Any) -> Any:
+    # `untouched` for a nested context: the inner one has decided, an outer one must not see the call again.
+    with untouched(subclasses=True):
+        return func(*args, **kwargs)
+
+
+def _relax(context: Context, site: Site, func: Any, args: Any, kwargs: Any, soft: bool) -> Any:
+    if kwargs.get("out") is not None:
+        context.calls.add(site, _name(func), "dropped", "out= writes the plain values")
+        return func(*args, **kwargs)
+    if func in INPLACE:
+        return _relax_inplace(context, site, func, INPLACE[func], args, kwargs)
+    if func in INPLACE_FLAG:
+        args, kwargs, inplace = _without_flag(func, args, kwargs)
+        if inplace:
+            return _relax_inplace(context, site, functools.partial(func, inplace=True), func, args, kwargs)
+    if func is Tensor.__setitem__:
+        return _set_item(context, site, soft, *args)
+    rule = _rule(func, soft)
+    if rule is None:
+        reason = catalogue.SINKS.get(func, "no soft counterpart is known for it")
+        context.calls.add(site, _name(func), "dropped", reason)
+        return func(*args, **kwargs)
+    if not _concerned(context, rule, soft):
+        return func(*args, **kwargs)
+    return _apply(context, site, rule, func, args, kwargs)
+
+
+def _rule(func: Any, soft: bool) -> Rule | None:
+    return FLOW[func] if soft and func in FLOW else RULES.get(func)
+
+
+def _concerned(context: Context, rule: Rule, soft: bool) -> bool:
+    if rule.only_soft and not soft:
+        return False
+    return rule.group == "flow" or rule.operation in context.chosen
+
+
+def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
+    hard = func(*args, **kwargs)
+    try:
+        part = rule.soft(context.settings, hard, *args, **kwargs)
+        if part is PASS:
+            return hard
+        result = _combine(context.settings, hard, part)
+    except (Dropped, Stale) as why:
+        context.calls.add(site, rule.operation, "dropped", str(why))
+        return hard
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        # The plain program runs here, so the relaxed one must; what went wrong is told twice.
+        reason = f"its soft counterpart failed: {type(error).__name__}: {error}"
+        warnings.warn(f"relaxed: {site}: {rule.operation}: {reason}", stacklevel=2)
+        context.calls.add(site, rule.operation, "dropped", reason)
+        return hard
+    context.calls.add(site, rule.operation, "relaxed")
+    return result
+
+
+def _combine(settings: Settings, hard: Any, part: Any) -> Any:
+    """Put ``part`` behind ``hard``: of one result, or of each of several."""
+    if isinstance(hard, Tensor):
+        if part is PASS:
+            return hard
+        if isinstance(part, Lazy):
+            return SoftBool.make(hard, part)
+        if isinstance(part, Integer):
+            return SoftIndex.make(hard, part.distribution, part.expected)
+        part = part.to(hard.dtype)
+        if part.shape != hard.shape:
+            part = part.expand(hard.shape)
+        return replace_gradient(hard, part) if settings.hard else part
+    combined = [_combine(settings, h, p) for h, p in zip(hard, part, strict=True)]
+    return type(hard)(combined)
+
+
+def _relax_inplace(context: Context, site: Site, func: Any, out_of_place: Any, args: Any, kwargs: Any) -> Any:
+    """Change ``args[0]`` by ``func``; its new soft counterpart comes from the function that is not in place."""
+    target, rest = args[0], args[1:]
+    soft = any(isinstance(t, SoftTensor) for t in tensors_in((args, kwargs)))
+    rule = _rule(out_of_place, soft)
+    if rule is None or not _concerned(context, rule, soft):
+        return func(*args, **kwargs)
+    before = _before(target)
+    relaxed = _apply(context, site, rule, out_of_place, (before, *rest), kwargs)
+    return assign(context, func, target, relaxed, args, kwargs)
+
+
+def _before(target: Tensor) -> Tensor:
+    """A copy of ``target`` as it is now, in the graph, with what it carries."""
+    if isinstance(target, SoftTensor):
+        return target.duplicate()
+    return target.clone()
+
+
+def _set_item(context: Context, site: Site, soft: bool, target: Tensor, index: Any, value: Any) -> None:
+    """``target[index] = value`` where the index or the value is soft, or the target is."""
+    if not soft:
+        target[index] = value
+        return
+    before = _before(target)
+    hard = plain(before).clone()
+    hard[plain_in(index)] = plain(value)
+    rule = RULES[Tensor.index_put]
+    if rule.operation not in context.chosen:
+        target[index] = value
+        return
+
+    def write(target: Tensor, index: Any, value: Any) -> None:
+        target[index] = value
+
+    def soft_write(settings: Settings, hard: Tensor, target: Tensor, index: Any, value: Any) -> Any:
+        return set_items(settings, hard, target, index, value)
+
+    writing = Rule("setitem", "index", soft_write)
+    relaxed = _apply(context, site, writing, lambda *_: hard, (before, index, value), {})
+    assign(context, write, target, relaxed, (target, index, value), {})
+
+
+def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: Any, kwargs: Any) -> Any:
+    """Let ``func`` change ``target``, then put the soft counterpart of ``relaxed`` behind it."""
+    if isinstance(relaxed, SoftTensor) and not target.is_floating_point():
+        if isinstance(relaxed, SoftBool) == (target.dtype == torch.bool):
+            result = func(*args, **kwargs)
+            carry(target, relaxed)
+            return result
+        expected = relaxed.probability if isinstance(relaxed, SoftBool) else relaxed.expected
+        result = func(*args, **kwargs)
+        carry(target, SoftIndex.make(target, expected=Lazy(lambda: expected)))
+        return result
+    if not isinstance(relaxed, SoftTensor) and relaxed.is_floating_point() and is_active(relaxed):
+        hard = target.detach().clone()
+        with torch.no_grad():
+            func(hard, *args[1:], **kwargs)
+        soft = relaxed.to(hard.dtype).expand(hard.shape)
+        target.copy_(replace_gradient(hard, soft) if context.settings.hard else soft)
+        return target
+    return func(*args, **kwargs)
+
+
+def carry(target: Tensor, relaxed: SoftTensor) -> None:
+    """Make the very object ``target`` a soft tensor that carries what ``relaxed`` does."""
+    target.__class__ = type(relaxed)
+    target._carry(relaxed._carried)  # type: ignore[attr-defined]
+
+
+def _without_flag(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, bool]:
+    position = INPLACE_FLAG[func]
+    if "inplace" in kwargs:
+        kwargs = dict(kwargs)
+        return args, kwargs, bool(kwargs.pop("inplace"))
+    if len(args) > position:
+        return args[:position], kwargs, bool(args[position])
+    return args, kwargs, False
+
+
+def plain_in(index: Any) -> Any:
+    """An index with its soft tensors as plain ones."""
+    return tuple(plain(a) for a in index) if isinstance(index, tuple) else plain(index)
+
+
+@functools.cache
+def _is_inplace(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return (
+        (name.endswith("_") and not name.endswith("__"))
+        or (name.startswith("__i") and func in INPLACE)
+        or (name == "__setitem__")
+    )
+
+
+@functools.cache
+def _name(func: Any) -> str:
+    name = resolve_name(func) or getattr(func, "__name__", repr(func))
+    return name.removeprefix("torch.").removeprefix("Tensor.")

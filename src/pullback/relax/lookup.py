@@ -1,0 +1,201 @@
+"""Reading and writing at soft positions: sums over the positions an index could have taken."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pullback.relax.rules import Dropped
+from pullback.relax.soft_tensors import Distribution, SoftBool, SoftIndex, plain
+
+__all__ = ["Layout", "dense", "parse", "read", "read_along", "write", "write_along"]
+
+
+def dense(index: SoftIndex, size: int) -> Tensor:
+    """``[*shape, size]`` the probability of each position; from the expected value alone, its nearest neighbours.
+
+    With only the expected value ``m`` known the positions ``i - 1, i, i + 1`` around the hard index get the weights
+    ``-d/2, 1, d/2``, ``d = m - i``, with only their derivative: a lookup then has the slope of a central difference.
+    """
+    distribution = index.distribution
+    if distribution is None:
+        expected = index.expected
+        half = (expected - expected.detach()) / 2
+        hard = plain(index).long()
+        support = torch.stack([hard - 1, hard, hard + 1], -1)
+        support = torch.where(hard.unsqueeze(-1) < 0, support + size, support)
+        distribution = Distribution(torch.stack([-half, torch.ones_like(half), half], -1), support)
+    return distribution.dense(size)
+
+
+class Layout(NamedTuple):
+    """An indexing ``x[index]`` with one soft index, taken apart.
+
+    Attributes:
+        view: ``x`` with the basic indices (integers, slices, None, Ellipsis) applied, then permuted: dimensions of the
+            other tensor indices first, plain dimensions, the softly indexed dimension last.
+        others: the other tensor indices, expanded to ``shape``.
+        shape: broadcast shape of all tensor indices.
+        position: where the dimensions of ``shape`` are in the result.
+    """
+
+    view: Tensor
+    others: tuple[Tensor, ...]
+    shape: torch.Size
+    position: int
+
+
+def parse(x: Tensor, index: tuple[Any, ...], soft: SoftIndex) -> Layout:
+    """Take ``x[index]`` apart; ``soft`` is one element of ``index``, other soft indices count as plain.
+
+    Raises:
+        Dropped: a mask among the indices makes the shape depend on the data.
+    """
+    index = tuple(torch.as_tensor(a, device=x.device) if isinstance(a, list | tuple | range) else a for a in index)
+    if any(isinstance(a, SoftBool) or (isinstance(a, Tensor) and a.dtype in (torch.bool, torch.uint8)) for a in index):
+        raise Dropped("a mask beside an index")
+    consumed = sum(a is not None and a is not Ellipsis for a in index)
+    if not any(a is Ellipsis for a in index):
+        index = (*index, Ellipsis)
+    basic: list[Any] = []
+    tensors: dict[int, Tensor] = {}  # dimension of the view -> index
+    dimension = 0
+    for a in index:
+        if a is Ellipsis:
+            basic.extend([slice(None)] * (x.ndim - consumed))
+            dimension += x.ndim - consumed
+        elif isinstance(a, Tensor) and not (a.ndim == 0 and a is not soft and not isinstance(a, SoftIndex)):
+            tensors[dimension] = a
+            basic.append(slice(None))
+            dimension += 1
+        elif isinstance(a, slice) or a is None:
+            basic.append(a)
+            dimension += 1
+        elif isinstance(a, bool):
+            raise Dropped("a mask beside an index")
+        else:
+            basic.append(int(a))
+    view = x[tuple(basic)]
+    places = list(tensors)
+    adjacent = places == list(range(places[0], places[0] + len(places)))
+    soft_place = next(d for d, a in tensors.items() if a is soft)
+    other_places = [d for d in places if d != soft_place]
+    shape = torch.broadcast_shapes(*(a.shape for a in tensors.values()))
+    rest = [d for d in range(view.ndim) if d not in tensors]
+    view = view.permute(*other_places, *rest, soft_place)
+    others = tuple(plain(tensors[d]).long().expand(shape) for d in other_places)
+    return Layout(view, others, shape, places[0] if adjacent else 0)
+
+
+def read(x: Tensor, index: tuple[Any, ...], soft: SoftIndex) -> Tensor:
+    """``sum_v P(v) x[..., v, ...]``: ``x[index]`` with ``soft`` replaced by its distribution."""
+    layout = parse(x, index, soft)
+    weights = dense(soft, layout.view.shape[-1])
+    table = layout.view.to(torch.promote_types(x.dtype, weights.dtype))
+    weights = weights.to(table.dtype)
+    if not layout.others:
+        result = torch.tensordot(weights, table, dims=([-1], [-1]))  # [*shape, rest]
+    else:
+        rows = table[layout.others]  # [*shape, rest, n]
+        weights = weights.expand(*layout.shape, weights.shape[-1])
+        weights = weights.reshape(*layout.shape, *[1] * (rows.ndim - len(layout.shape) - 1), weights.shape[-1])
+        result = (rows * weights).sum(-1)
+    return _to_position(result, len(layout.shape), layout.position)
+
+
+def write(x: Tensor, index: tuple[Any, ...], soft: SoftIndex, value: Any, *, accumulate: bool = False) -> Tensor:
+    """``x`` after ``x[index] = value`` with ``soft`` replaced by its distribution.
+
+    Position ``v`` becomes ``(1 - P(v)) x[v] + P(v) value``; with ``accumulate`` it is ``x[v] + P(v) value``.
+
+    Raises:
+        Dropped: basic indices beside the soft one.
+    """
+    if any((isinstance(a, slice) and a != slice(None)) or a is None or isinstance(a, int) for a in index):
+        raise Dropped("a write at a soft position of a slice")
+    layout = parse(x, index, soft)
+    weights = dense(soft, layout.view.shape[-1])
+    weights = weights.expand(*layout.shape, weights.shape[-1])
+    table = layout.view
+    rest = table.shape[len(layout.others) : -1]
+    result_shape = [*layout.shape, *rest]
+    hard_shape = _shape_at(result_shape, len(layout.shape), layout.position)
+    value = torch.as_tensor(value, dtype=table.dtype, device=table.device).expand(hard_shape)
+    value = _from_position(value, len(layout.shape), layout.position)  # [*shape, rest]
+    broad = weights.reshape(*layout.shape, *[1] * len(rest), weights.shape[-1]).to(table.dtype)
+    inside = table.shape[: len(layout.others)]
+    hit = torch.zeros(*inside, *[1] * len(rest), table.shape[-1], dtype=table.dtype, device=table.device)
+    given = torch.zeros_like(table)
+    contribution = value.unsqueeze(-1) * broad
+    if layout.others:
+        hit = hit.index_put(layout.others, broad, accumulate=True)
+        given = given.index_put(layout.others, contribution, accumulate=True)
+    else:
+        dims = tuple(range(len(layout.shape)))
+        hit = hit + (broad.sum(dims) if dims else broad)
+        given = given + (contribution.sum(dims) if dims else contribution)
+    changed = table + given if accumulate else table * (1 - hit.clamp(max=1)) + given
+    return _unpermute(changed, x, index, soft)
+
+
+def _unpermute(changed: Tensor, x: Tensor, index: tuple[Any, ...], soft: SoftIndex) -> Tensor:
+    numbered = torch.arange(x.numel(), device=x.device).view(x.shape)
+    order = parse(numbered, index, soft).view.reshape(-1)
+    flat = changed.reshape(-1)
+    return torch.zeros_like(flat).scatter(0, order, flat).view(x.shape)
+
+
+def _to_position(result: Tensor, count: int, position: int) -> Tensor:
+    if count == 0 or position == 0:
+        return result
+    return result.movedim(tuple(range(count)), tuple(range(position, position + count)))
+
+
+def _from_position(value: Tensor, count: int, position: int) -> Tensor:
+    if count == 0 or position == 0:
+        return value
+    return value.movedim(tuple(range(position, position + count)), tuple(range(count)))
+
+
+def _shape_at(shape: list[int], count: int, position: int) -> list[int]:
+    front, rest = shape[:count], shape[count:]
+    return [*rest[:position], *front, *rest[position:]]
+
+
+def read_along(x: Tensor, dim: int, index: SoftIndex) -> Tensor:
+    """``sum_v P(v) x[.., v at dim, ..]`` for every entry of ``index``: ``torch.gather``."""
+    if x.ndim == 0:
+        return x.expand(index.shape).clone()
+    dim = dim % x.ndim
+    weights = dense(index, x.shape[dim])  # [*shape, n]
+    table = x
+    for d in range(x.ndim):
+        if d != dim:
+            table = table.narrow(d, 0, index.shape[d])
+    table = table.movedim(dim, -1).unsqueeze(-1)  # [*rest, n, 1]
+    weights = weights.movedim(dim, -2)  # [*rest, m, n]
+    table = table.to(torch.promote_types(table.dtype, weights.dtype))
+    return (weights.to(table.dtype) @ table).squeeze(-1).movedim(-1, dim)
+
+
+def write_along(x: Tensor, dim: int, index: SoftIndex, value: Any, *, accumulate: bool = False) -> Tensor:
+    """``torch.scatter`` (or ``scatter_add``) of ``value`` at soft positions along ``dim``."""
+    dim = dim % max(x.ndim, 1)
+    weights = dense(index, x.shape[dim]).to(x.dtype).movedim(dim, -2)  # [*rest, m, n]
+    if isinstance(value, Tensor) and value.ndim:
+        for d in range(value.ndim):
+            value = value.narrow(d, 0, index.shape[d])
+        value = value.to(x.dtype).movedim(dim, -1)  # [*rest, m]
+    else:
+        value = torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(weights.shape[:-1])
+    given = (value.unsqueeze(-2) @ weights).squeeze(-2)  # [*rest, n]
+    hit = weights.sum(-2).clamp(max=1)
+    padding: list[int] = []
+    for d in reversed([d for d in range(x.ndim) if d != dim]):
+        padding += [0, x.shape[d] - index.shape[d]]
+    if any(padding):
+        given, hit = (torch.nn.functional.pad(t, (0, 0, *padding)) for t in (given, hit))
+    given, hit = given.movedim(-1, dim), hit.movedim(-1, dim)
+    return x + given if accumulate else x * (1 - hit) + given

@@ -1,0 +1,234 @@
+"""``relaxed``: a function mode that gives unchanged torch code soft gradients behind its hard values."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pullback.core.checks import check_choice, check_positive, nearest
+from pullback.relax import transforms
+from pullback.relax.apply import relax_call
+from pullback.relax.catalogue import METHODS, groups, operations
+from pullback.relax.report import Calls
+from pullback.relax.settings import SCALES, Settings
+from pullback.relax.soft_tensors import is_untouched
+
+__all__ = ["relaxed"]
+
+_UNSET: Any = object()
+
+
+class relaxed:
+    """Give unchanged torch code gradients through its comparisons, sorts, roundings, indices and draws.
+
+    Within the context (or the decorated function) every covered operation on a tensor that requires grad returns the
+    very values torch returns, with the gradient of a smooth counterpart:
+
+    .. math::
+        y = f(x), \\qquad \\frac{\\partial y}{\\partial x} := \\frac{\\partial f_t(x)}{\\partial x}, \\qquad
+        f_t(x) \\approx \\mathbb E_{\\varepsilon \\sim N(0, 1)} f(x + t \\, s \\, \\varepsilon)
+
+    with the temperature ``t`` and the spread ``s`` of the argument. Integer and boolean results are tensors of the usual
+    dtype and shape that carry a distribution or a probability (:class:`~pullback.relax.SoftIndex`,
+    :class:`~pullback.relax.SoftBool`), so that ``table[scores.argmax()]`` or ``(x > c).float().mean()`` have a gradient.
+    Where that cannot be carried on (``if``, ``.item()``, ``x[mask]``, ...) the plain value is used and a line is added
+    to :meth:`report`. Tensors that do not require grad are left alone, as is code under ``torch.no_grad()``.
+
+    Args:
+        function: the function to decorate (``@relaxed``); a number is taken as ``temperature``.
+        temperature: > 0, the width of the smoothing relative to the spread of each argument. As it tends to 0 the
+            gradients tend to those of the hard program. A callable is a schedule: it is asked at every entry and gets
+            the number of entries so far if it takes an argument.
+        hard: ``True``: forward values are the plain program's, bit for bit. ``False``: float results are the soft ones.
+        methods: operation -> method of its block, as ``{"sort": "softsort", "round": "logistic"}``.
+        only: names of operations (``"sort"``) or groups (``"comparison"``) to relax; ``None`` for all.
+        ignore: names of operations or groups to leave plain.
+        scale: ``"std"``: temperature in standard deviations of the argument; ``None``: in the argument's own units.
+        generator: for methods that draw noise. The program's own draws use what they would use without ``relaxed``.
+
+    Returns:
+        The object itself as context, with :meth:`report` and :attr:`calls`; or the decorated function, which has the
+        same as attributes.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it must be; the message names it.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([0.2, 0.9, 0.4], requires_grad=True)
+        >>> with relaxed(temperature=0.5) as r:
+        ...     loss = torch.tensor([1.0, 5.0, 2.0])[x.argmax()]
+        >>> loss.backward()
+        >>> loss.item(), bool(x.grad[1] > 0)
+        (5.0, True)
+
+    References:
+        Bengio, Leonard, Courville (2013), Estimating or propagating gradients through stochastic neurons (straight-
+        through); Berthet, Blondel, Teboul, Cuturi, Vert, Bach (2020), Learning with differentiable perturbed optimizers.
+    """
+
+    def __new__(cls, function: Any = _UNSET, /, **options: Any) -> Any:
+        """Decorate ``function`` where one is given, else build the context."""
+        if callable(function):
+            return cls(**options)(function)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        function: Any = _UNSET,
+        /,
+        *,
+        temperature: float | Callable[..., float] = 0.1,
+        hard: bool = True,
+        methods: Mapping[str, str] | None = None,
+        only: Iterable[str] | None = None,
+        ignore: Iterable[str] | None = None,
+        scale: str | None = "std",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if function is not _UNSET:
+            temperature = function
+        if not callable(temperature):
+            check_positive("temperature", temperature)
+        if not isinstance(hard, bool):
+            raise TypeError(f"hard must be a bool, got {type(hard).__name__}")
+        check_choice("scale", scale, SCALES)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
+        self.temperature = temperature
+        self.hard = hard
+        self.scale = scale
+        self.generator = generator
+        self.methods = _checked_methods(methods)
+        self._chosen = _chosen(only, ignore)
+        self._calls = Calls()
+        self._entries = 0
+        self._local = threading.local()
+
+    @property
+    def calls(self) -> list[Any]:
+        """The :class:`~pullback.relax.RelaxedCall` of every line and operation, in the order they were first met."""
+        return list(self._calls)
+
+    def report(self) -> str:
+        """Text of what was relaxed, and of what was dropped and why, with file and line."""
+        return self._calls.text()
+
+    def __enter__(self) -> relaxed:
+        mode = _RelaxMode(self._settings(), self._chosen, self._calls)
+        stack = self._stack()
+        mode.__enter__()
+        stack.append((mode, transforms.run_compiled_code_eagerly()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        mode, restore = self._stack().pop()
+        restore()
+        mode.__exit__(kind, error, traceback)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate ``function``: each call runs in this context."""
+        if not callable(function):
+            raise TypeError(f"relaxed decorates a function, got {type(function).__name__}")
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+            raise TypeError(f"relaxed cannot decorate the generator or coroutine {function.__name__}; use it inside")
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        run.relaxed = self  # type: ignore[attr-defined]
+        run.report = self.report  # type: ignore[attr-defined]
+        return run
+
+    def __reduce__(self) -> Any:
+        """Pickle the options, not the calls."""
+        return _rebuild, (self._options(),)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "temperature": self.temperature,
+            "hard": self.hard,
+            "methods": self.methods,
+            "only": sorted(self._chosen),
+            "scale": self.scale,
+        }
+
+    def _stack(self) -> list[Any]:
+        stack: list[Any] = self._local.__dict__.setdefault("stack", [])
+        return stack
+
+    def _settings(self) -> Settings:
+        temperature = self.temperature
+        if callable(temperature):
+            takes = len(inspect.signature(temperature).parameters)
+            temperature = temperature(self._entries) if takes else temperature()
+            check_positive("temperature", temperature)
+        self._entries += 1
+        return Settings(float(temperature), self.scale, self.hard, self.methods, self.generator)
+
+
+class _RelaxMode(TorchFunctionMode):
+    """One entry of a context: passes every call of this thread to the rules."""
+
+    def __init__(self, settings: Settings, chosen: frozenset[str], calls: Calls) -> None:
+        super().__init__()
+        self.settings = settings
+        self.chosen = chosen
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Relax the call, or let it pass."""
+        if is_untouched():
+            return func(*args, **(kwargs or {}))
+        return relax_call(self, func, types, args, kwargs or {})
+
+
+def _rebuild(options: dict[str, Any]) -> relaxed:
+    return relaxed(**options)
+
+
+def _checked_methods(methods: Mapping[str, str] | None) -> dict[str, str]:
+    methods = dict(methods or {})
+    for operation, method in methods.items():
+        if operation not in METHODS:
+            allowed = ", ".join(sorted(METHODS))
+            raise ValueError(
+                f"methods must name operations with a method ({allowed}), got {operation!r}{nearest(operation, METHODS)}"
+            )
+        check_choice(f"methods[{operation!r}]", method, METHODS[operation])
+    return methods
+
+
+def _chosen(only: Iterable[str] | None, ignore: Iterable[str] | None) -> frozenset[str]:
+    chosen = operations() if only is None else _expand("only", only) | (operations() - operations(consumers=False))
+    return frozenset(chosen - (_expand("ignore", ignore) if ignore is not None else set()))
+
+
+def _expand(name: str, words: Iterable[str]) -> set[str]:
+    if isinstance(words, str):
+        raise TypeError(f"{name} must be a collection of names, got the string {words!r}; write [{words!r}]")
+    everything, by_group = operations(), groups()
+    result: set[str] = set()
+    for word in words:
+        if word in by_group:
+            result |= by_group[word]
+        elif word in everything:
+            result.add(word)
+        else:
+            hint = nearest(str(word), {*everything, *by_group})
+            raise ValueError(
+                f"{name} must name operations (such as 'sort') or groups ({', '.join(sorted(by_group))}), "
+                f"got {word!r}{hint}"
+            )
+    return result

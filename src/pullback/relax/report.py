@@ -1,0 +1,134 @@
+"""What a ``relaxed`` did: which calls it relaxed, where it had to drop a soft counterpart, and why."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+import pullback
+
+__all__ = ["Calls", "RelaxedCall", "Site", "find_site"]
+
+_TORCH = str(Path(torch.__file__).parent)
+_PULLBACK = str(Path(pullback.__file__).parent)
+_BLOCKS = tuple(str(Path(_PULLBACK) / name) for name in (*pullback.FAMILIES, "core", "kernels"))
+_RELAX = str(Path(__file__).parent)
+# Library code that computes for itself, not for the user: its checks and draws stay plain.
+_OPAQUE = tuple(str(Path(_TORCH) / name) for name in ("distributions", "optim", "testing", "_dynamo", "fx", "onnx"))
+_USER, _PASSED, _PLAIN = range(3)
+_kinds: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A line of the user's source."""
+
+    file: str
+    line: int
+
+    @property
+    def source(self) -> str:
+        """The line itself, stripped; empty where the source is not known."""
+        return linecache.getline(self.file, self.line).strip()
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class RelaxedCall:
+    """One operation on one line.
+
+    Attributes:
+        operation: name of the torch operation, such as ``"sort"``.
+        status: ``"relaxed"``, or ``"dropped"``: the plain value was used, no gradient passes here.
+        file, line, source: where.
+        reason: why it was dropped; which method was used where it was relaxed.
+        count: how often.
+    """
+
+    operation: str
+    status: str
+    file: str
+    line: int
+    source: str
+    reason: str
+    count: int
+
+
+class Calls:
+    """The calls of one ``relaxed``, counted by line, operation and reason. Safe to fill from several threads."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[Site, str, str, str], int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, site: Site, operation: str, status: str, reason: str = "") -> None:
+        """Count one call."""
+        key = (site, operation, status, reason)
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._counts.clear()
+
+    def __iter__(self) -> Iterator[RelaxedCall]:
+        for (site, operation, status, reason), count in list(self._counts.items()):
+            yield RelaxedCall(operation, status, site.file, site.line, site.source, reason, count)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def text(self) -> str:
+        """Two lists, relaxed and dropped, ordered as the program met them."""
+        calls = list(self)
+        lines = []
+        for status, title in (("relaxed", "relaxed"), ("dropped", "dropped: the plain value was used, no gradient")):
+            chosen = [call for call in calls if call.status == status]
+            if not chosen:
+                continue
+            lines.append(f"{title} ({sum(call.count for call in chosen)} calls)")
+            for call in chosen:
+                times = f" x{call.count}" if call.count > 1 else ""
+                reason = f": {call.reason}" if call.reason else ""
+                lines.append(f"  {call.file}:{call.line}  {call.operation}{times}{reason}")
+                if call.source:
+                    lines.append(f"      {call.source}")
+        return (
+            "\n".join(lines) if lines else "nothing was relaxed: no covered operation met a tensor that requires grad"
+        )
+
+
+def find_site() -> Site | None:
+    """Return the line that called torch, or ``None`` where that line must stay plain (blocks, distributions, optimizers).
+
+    Frames of torch's wrappers and of this package are passed over. Code of the blocks already is differentiable;
+    library code that checks or draws for itself is not the user's program.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        kind = _kinds.get(name)
+        if kind is None:
+            kind = _kinds.setdefault(name, _kind(name))
+        if kind == _USER:
+            return Site(name, frame.f_lineno)
+        if kind == _PLAIN:
+            return None
+        frame = frame.f_back
+    return Site("<unknown>", 0)
+
+
+def _kind(file: str) -> int:
+    if file.startswith((*_BLOCKS, *_OPAQUE)):
+        return _PLAIN
+    return _PASSED if file.startswith((_TORCH, _RELAX)) or file.endswith("contextlib.py") else _USER

@@ -1,0 +1,221 @@
+"""The table from torch's functions to their soft counterparts, and what a rule gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor
+
+__all__ = [
+    "FLOW",
+    "INPLACE",
+    "INPLACE_FLAG",
+    "PASS",
+    "RULES",
+    "Dropped",
+    "Integer",
+    "Rule",
+    "any_active",
+    "functions_named",
+    "is_active",
+    "lazy",
+    "register_inplace",
+    "relaxes",
+    "soft_arguments",
+    "soft_value",
+    "tensors_in",
+]
+
+
+class Dropped(Exception):
+    """A rule cannot carry the soft counterpart on; the message says why."""
+
+
+class _Pass:
+    """The plain result is right as it is, with its own gradient."""
+
+
+PASS = _Pass()
+
+
+class Integer(NamedTuple):
+    """The soft counterpart of an integer result: see :class:`~pullback.relax.SoftIndex`."""
+
+    distribution: Lazy[Distribution] | None = None
+    expected: Lazy[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one torch operation is relaxed.
+
+    Attributes:
+        operation: its canonical name, as in ``only``, ``ignore``, ``methods`` and the report.
+        group: ``comparison``, ``logic``, ``rounding``, ``elementwise``, ``order``, ``index``, ``flow`` or ``sampling``.
+        soft: called with the settings, the hard result and the arguments of the torch call. Returns for a float result
+            a tensor, for a bool result a ``Lazy`` probability, for an integer result an :class:`Integer`, a tuple of
+            those for several results, or :data:`PASS`.
+        random: the torch call draws random numbers, so that it cannot be repeated.
+        only_soft: concerns only calls with a soft tensor among the arguments.
+    """
+
+    operation: str
+    group: str
+    soft: Callable[..., Any]
+    random: bool = False
+    only_soft: bool = False
+
+
+RULES: dict[Any, Rule] = {}
+"""torch function -> rule."""
+
+FLOW: dict[Any, Rule] = {}
+"""torch function -> how soft tensors pass through it; comes before :data:`RULES` for them."""
+
+INPLACE: dict[Any, Any] = {}
+"""In-place torch function -> the out-of-place one with the same arguments."""
+
+INPLACE_FLAG: dict[Any, int] = {}
+"""Function with an ``inplace`` argument -> its position."""
+
+_INPLACE_OPERATORS = {
+    "__iadd__": "add",
+    "__isub__": "sub",
+    "__imul__": "mul",
+    "__itruediv__": "div",
+    "__idiv__": "div",
+    "__ifloordiv__": "__floordiv__",
+    "__imod__": "remainder",
+    "__ipow__": "pow",
+    "__iand__": "__and__",
+    "__ior__": "__or__",
+    "__ixor__": "__xor__",
+}
+
+
+def relaxes(
+    names: str, *, group: str, operation: str = "", random: bool = False, only_soft: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated rule for every torch function of these names, with their in-place twins.
+
+    Args:
+        names: separated by blanks; each is looked up in ``torch``, ``torch.Tensor``, ``torch.nn.functional`` and
+            ``torch.special``; at least one of them must have it.
+        group, operation, random, only_soft: see :class:`Rule`; ``operation`` defaults to each name itself.
+    """
+
+    def add(soft: Callable[..., Any]) -> Callable[..., Any]:
+        for name in names.split():
+            rule = Rule(operation or name.strip("_"), group, soft, random, only_soft)
+            found = list(functions_named(name))
+            if not found:
+                raise LookupError(f"torch has no function {name!r}")
+            for function in found:
+                RULES[function] = rule
+            register_inplace(name, found[0])
+        return soft
+
+    return add
+
+
+def register_inplace(name: str, function: Any) -> None:
+    """Register the in-place twins of the function called ``name``."""
+    for inplace in functions_named(f"{name}_"):
+        INPLACE.setdefault(inplace, function)
+    for operator, twin in _INPLACE_OPERATORS.items():
+        if twin == name and hasattr(Tensor, operator):
+            INPLACE.setdefault(getattr(Tensor, operator), function)
+
+
+def functions_named(name: str) -> Iterator[Any]:
+    """Yield the functions called ``name`` of ``torch``, ``torch.Tensor``, ``torch.nn.functional`` and ``torch.special``.
+
+    Example:
+        >>> torch.argmax in list(functions_named("argmax"))
+        True
+    """
+    for place in (Tensor, torch, functional, torch.special):
+        function = getattr(place, name, None)
+        if function is None:
+            continue
+        if callable(function):
+            yield function
+        elif hasattr(function, "__get__"):
+            yield function.__get__  # of `x.T` a mode sees the getter
+
+
+def tensors_in(arguments: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested tuples, lists and dictionaries.
+
+    Example:
+        >>> len(list(tensors_in(((torch.zeros(1), [torch.zeros(1)]), {"x": torch.zeros(1)}))))
+        3
+    """
+    if isinstance(arguments, Tensor):
+        yield arguments
+    elif isinstance(arguments, tuple | list):
+        for item in arguments:
+            yield from tensors_in(item)
+    elif isinstance(arguments, dict):
+        yield from tensors_in(list(arguments.values()))
+
+
+def is_active(value: Any) -> bool:
+    """Return whether a derivative can pass here: a soft tensor, one that requires grad, or one with a tangent.
+
+    Example:
+        >>> is_active(torch.zeros(1)), is_active(torch.zeros(1, requires_grad=True))
+        (False, True)
+    """
+    if not isinstance(value, Tensor):
+        return False
+    if isinstance(value, SoftTensor) or value.requires_grad:
+        return True
+    if not value.is_floating_point():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(value):
+        value = functorch.get_unwrapped(value)
+        if value.requires_grad:
+            return True
+    forward = torch.autograd.forward_ad
+    return forward._current_level >= 0 and forward.unpack_dual(value).tangent is not None
+
+
+def any_active(arguments: Iterable[Any]) -> bool:
+    """Return whether a derivative can pass through any tensor of the nested arguments."""
+    return any(is_active(tensor) for tensor in tensors_in(arguments))
+
+
+def soft_value(value: Any) -> Any:
+    """Return the soft floating value of a soft tensor (probability or expected value); anything else as it is.
+
+    Example:
+        >>> soft_value(2)
+        2
+    """
+    if isinstance(value, SoftBool):
+        return value.probability
+    if isinstance(value, SoftIndex):
+        return value.expected
+    return value
+
+
+def soft_arguments(arguments: Any) -> Any:
+    """Return nested arguments with every soft tensor replaced by its :func:`soft_value`."""
+    if isinstance(arguments, tuple | list):
+        return type(arguments)(soft_arguments(item) for item in arguments)
+    if isinstance(arguments, dict):
+        return {key: soft_arguments(item) for key, item in arguments.items()}
+    return soft_value(arguments)
+
+
+def lazy(compute: Callable[[], Any], *arguments: Any) -> Lazy[Any]:
+    """Return ``compute`` as a :class:`Lazy` that reads the (plain) tensors among ``arguments``."""
+    return Lazy(compute, [tensor for tensor in tensors_in(arguments) if not isinstance(tensor, SoftTensor)])

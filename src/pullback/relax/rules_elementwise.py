@@ -1,0 +1,207 @@
+"""Rounding, steps and bends: float results with the gradient of a smooth curve, casts to integers with a distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback import discrete
+from pullback.relax.rules import INPLACE_FLAG, PASS, Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.settings import Settings
+from pullback.relax.soft_tensors import Distribution, SoftBool, SoftIndex, SoftTensor
+
+__all__: list[str] = []
+
+
+def _unary(operation: str, block: Callable[..., Tensor]) -> Callable[..., Any]:
+    def soft(settings: Settings, hard: Tensor, input: Tensor) -> Any:
+        return block(input, temperature=settings.width(input), **settings.method(operation))
+
+    return soft
+
+
+for _operation, _block, _names in (
+    ("floor", discrete.floor, "floor"),
+    ("ceil", discrete.ceil, "ceil"),
+    ("trunc", discrete.trunc, "trunc fix"),
+    ("frac", discrete.frac, "frac"),
+):
+    relaxes(_names, group="rounding", operation=_operation)(_unary(_operation, _block))
+for _operation, _block, _names in (
+    ("sign", discrete.sign, "sign sgn"),
+    ("abs", discrete.abs, "abs absolute"),
+):
+    relaxes(_names, group="elementwise", operation=_operation)(_unary(_operation, _block))
+
+
+@relaxes("round", group="rounding")
+def _round(settings: Settings, hard: Tensor, input: Tensor, *, decimals: int = 0) -> Any:
+    unit = 10.0**decimals
+    width = settings.width(input) * unit
+    return discrete.round(input * unit, temperature=width, **settings.method("round")) / unit
+
+
+@relaxes("relu", group="elementwise")
+def _relu(settings: Settings, hard: Tensor, input: Tensor) -> Any:
+    return discrete.relu(input, temperature=settings.width(input), **settings.method("relu"))
+
+
+@relaxes("clamp clip", group="elementwise", operation="clamp")
+def _clamp(settings: Settings, hard: Tensor, input: Tensor, min: Any = None, max: Any = None) -> Any:
+    low, high = soft_value(min), soft_value(max)
+    return discrete.clamp(input, low, high, temperature=settings.width(input), **settings.method("clamp"))
+
+
+@relaxes("clamp_min", group="elementwise", operation="clamp")
+def _clamp_min(settings: Settings, hard: Tensor, input: Tensor, min: Any) -> Any:
+    return _clamp(settings, hard, input, min=min)
+
+
+@relaxes("clamp_max", group="elementwise", operation="clamp")
+def _clamp_max(settings: Settings, hard: Tensor, input: Tensor, max: Any) -> Any:
+    return _clamp(settings, hard, input, max=max)
+
+
+@relaxes("hardtanh", group="elementwise", operation="clamp")
+def _hardtanh(settings: Settings, hard: Tensor, input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Any:
+    return _clamp(settings, hard, input, min_val, max_val)
+
+
+@relaxes("relu6", group="elementwise", operation="clamp")
+def _relu6(settings: Settings, hard: Tensor, input: Tensor) -> Any:
+    return _clamp(settings, hard, input, 0.0, 6.0)
+
+
+@relaxes("threshold", group="elementwise")
+def _threshold(settings: Settings, hard: Tensor, input: Tensor, threshold: float, value: float) -> Any:
+    above = discrete.greater(input, threshold, temperature=settings.width(input), **settings.method("gt"))
+    return discrete.where(above, input, value)
+
+
+for _name, _position in (("relu", 1), ("relu6", 1), ("hardtanh", 3), ("threshold", 3)):
+    INPLACE_FLAG[getattr(torch.nn.functional, _name)] = _position
+
+
+@relaxes("heaviside", group="elementwise")
+def _heaviside(settings: Settings, hard: Tensor, input: Tensor, values: Tensor) -> Any:
+    return discrete.heaviside(input, values, temperature=settings.width(input), **settings.method("heaviside"))
+
+
+@relaxes("maximum fmax", group="elementwise", operation="maximum")
+def _maximum(settings: Settings, hard: Tensor, input: Tensor, other: Tensor) -> Any:
+    width = settings.width(input.detach() - other.detach())
+    return discrete.maximum(input, other, temperature=width, **settings.method("maximum"))
+
+
+@relaxes("minimum fmin", group="elementwise", operation="minimum")
+def _minimum(settings: Settings, hard: Tensor, input: Tensor, other: Tensor) -> Any:
+    width = settings.width(input.detach() - other.detach())
+    return discrete.minimum(input, other, temperature=width, **settings.method("minimum"))
+
+
+def _quotient(input: Any, other: Any) -> Tensor:
+    result: Tensor = (
+        torch.true_divide(input, other)
+        if isinstance(input, Tensor)
+        else torch.true_divide(torch.as_tensor(input, dtype=other.dtype, device=other.device), other)
+    )
+    return result
+
+
+def _divided(block: Callable[..., Tensor], operation: str, settings: Settings, input: Any, other: Any) -> Tensor:
+    quotient = _quotient(input, other)
+    return block(quotient, temperature=settings.width(quotient), **settings.method(operation))
+
+
+@relaxes("floor_divide __floordiv__", group="rounding", operation="floor_divide")
+def _floor_divide(settings: Settings, hard: Tensor, input: Any, other: Any) -> Any:
+    return _divided(discrete.floor, "floor", settings, input, other)
+
+
+@relaxes("__rfloordiv__", group="rounding", operation="floor_divide")
+def _rfloor_divide(settings: Settings, hard: Tensor, input: Any, other: Any) -> Any:
+    return _divided(discrete.floor, "floor", settings, other, input)
+
+
+@relaxes("remainder __mod__", group="rounding", operation="remainder")
+def _remainder(settings: Settings, hard: Tensor, input: Any, other: Any) -> Any:
+    return input - other * _divided(discrete.floor, "floor", settings, input, other)
+
+
+@relaxes("__rmod__", group="rounding", operation="remainder")
+def _rremainder(settings: Settings, hard: Tensor, input: Any, other: Any) -> Any:
+    return other - input * _divided(discrete.floor, "floor", settings, other, input)
+
+
+@relaxes("fmod", group="rounding", operation="remainder")
+def _fmod(settings: Settings, hard: Tensor, input: Any, other: Any) -> Any:
+    return input - other * _divided(discrete.trunc, "trunc", settings, input, other)
+
+
+@relaxes("div divide", group="rounding", operation="floor_divide")
+def _div(settings: Settings, hard: Tensor, input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
+    if rounding_mode is None:
+        return PASS
+    block, name = (discrete.floor, "floor") if rounding_mode == "floor" else (discrete.trunc, "trunc")
+    return _divided(block, name, settings, input, other)
+
+
+@relaxes("float double half bfloat16 int long short char byte bool to type type_as", group="cast", operation="cast")
+def _cast(settings: Settings, hard: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(hard, Tensor) or hard is input:  # `x.type()`, nothing to do
+        return PASS
+    if isinstance(input, SoftTensor):
+        return _cast_soft(hard, input)
+    if hard.is_floating_point() or hard.is_complex():
+        return PASS
+    width = settings.width(input)
+    if hard.dtype == torch.bool:
+        return lazy(lambda: discrete.not_equal(input, 0.0, temperature=width, **settings.method("ne")), input)
+    truncated = lazy(lambda: discrete.trunc(input, temperature=width, **settings.method("trunc")), input)
+    return Integer(lazy(lambda: _truncated(input, width, settings), input), truncated)
+
+
+def _cast_soft(hard: Tensor, input: SoftTensor) -> Any:
+    if hard.is_floating_point():
+        return soft_value(input)
+    if hard.dtype == torch.bool:
+        if isinstance(input, SoftBool):
+            return lazy(lambda: input.probability)
+        assert isinstance(input, SoftIndex)
+        if not input.has_distribution:
+            raise Dropped("a condition from an expected value")
+        return lazy(lambda: _nonzero(input))
+    if isinstance(input, SoftBool):
+        return Integer(lazy(lambda: _coin(input.probability)))
+    return Integer(*input._current())
+
+
+def _nonzero(index: SoftIndex) -> Tensor:
+    distribution = index.distribution
+    assert distribution is not None
+    return (distribution.probability * (distribution.values != 0)).sum(-1)
+
+
+def _coin(p: Tensor) -> Distribution:
+    """A truth value as an integer: 0 or 1."""
+    return Distribution(torch.stack([1 - p, p], -1))
+
+
+_REACH = 3
+
+
+def _truncated(x: Tensor, width: float, settings: Settings) -> Distribution:
+    """The integers near ``x`` with the probability that ``x`` with noise of scale ``width`` is truncated to them."""
+    offsets = torch.arange(-_REACH, _REACH + 1, device=x.device)
+    support = torch.where(torch.isfinite(x.detach()), x.detach(), 0.0).trunc().unsqueeze(-1) + offsets
+    # trunc(x) = k: [k, k + 1) for k > 0, (k - 1, k] for k < 0, (-1, 1) for 0. The outermost take the rest.
+    low = torch.where(support > 0, support, support - 1)
+    low[..., 0] = -math.inf
+    high = torch.cat([low[..., 1:], torch.full_like(low[..., :1], math.inf)], -1)
+    method = settings.method("trunc")
+    above = discrete.greater(x.unsqueeze(-1), low, temperature=width, **method)
+    return Distribution(above - discrete.greater(x.unsqueeze(-1), high, temperature=width, **method), support.long())

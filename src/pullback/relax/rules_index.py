@@ -1,0 +1,259 @@
+"""Soft indices where positions are read and written: indexing, gather, embedding, one_hot, scatter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.relax import lookup
+from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules_flow import flow, reshape_distribution
+from pullback.relax.settings import Settings
+from pullback.relax.soft_tensors import Lazy, SoftBool, SoftIndex, SoftTensor
+
+__all__ = ["set_items"]
+
+
+@relaxes("__getitem__", group="index", operation="getitem", only_soft=True)
+def _getitem(settings: Settings, hard: Tensor, input: Tensor, index: Any) -> Any:
+    index = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(a, SoftBool) for a in index):
+        raise Dropped("x[mask] has a shape that depends on the data; x * mask or where(mask, x, 0) has not")
+    soft = [a for a in index if isinstance(a, SoftIndex)]
+    if not soft:
+        if isinstance(input, SoftIndex) and input.has_distribution:
+            return reshape_distribution(Tensor.__getitem__, hard, (input, index), {})
+        return flow(Tensor.__getitem__, hard, (input, index), {})
+    return _read(hard, input, lambda table: _expected(table, index, soft, hard), (index,))
+
+
+def _expected(table: Tensor, index: tuple[Any, ...], soft: list[SoftIndex], hard: Tensor) -> Tensor:
+    """One soft index: its expectation. Several: the sum of the changes that each one makes alone."""
+    total = lookup.read(table, index, soft[0])
+    for other in soft[1:]:
+        total = total + lookup.read(table, index, other) - hard.to(total.dtype)
+    return total
+
+
+def _read(hard: Tensor, input: Any, read: Any, reads: Any) -> Any:
+    """The parts behind a lookup in ``input``, which may be floating, integer, bool or itself soft."""
+    if hard.is_floating_point():
+        return read(input)
+
+    def compute() -> Tensor:
+        table = soft_value(input)
+        result: Tensor = read(table if table.is_floating_point() else table.to(torch.get_default_dtype()))
+        return result
+
+    late = lazy(compute, input, reads)
+    return late if hard.dtype == torch.bool else Integer(expected=late)
+
+
+@relaxes("gather", group="index", only_soft=True)
+def _gather(
+    settings: Settings, hard: Tensor, input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
+) -> Any:
+    if not isinstance(index, SoftIndex):
+        return flow(torch.gather, hard, (input, dim, index), {})
+    return _read(hard, input, lambda table: lookup.read_along(table, dim, index), index)
+
+
+@relaxes("take_along_dim", group="index", only_soft=True)
+def _take_along_dim(settings: Settings, hard: Tensor, input: Tensor, indices: Tensor, dim: int | None = None) -> Any:
+    if not isinstance(indices, SoftIndex):
+        return flow(torch.take_along_dim, hard, (input, indices, dim), {})
+
+    def read(table: Tensor) -> Tensor:
+        if dim is None:
+            return lookup.read(table.reshape(-1), (indices,), indices).reshape(hard.shape)
+        place = dim % table.ndim
+        shape = torch.broadcast_shapes(
+            table.shape[:place] + table.shape[place + 1 :], indices.shape[:place] + indices.shape[place + 1 :]
+        )
+        table = table.expand(*shape[:place], table.shape[place], *shape[place:])
+        wanted = (*shape[:place], indices.shape[place], *shape[place:])
+        return lookup.read_along(table, place, _expanded(indices, wanted))
+
+    return _read(hard, input, read, indices)
+
+
+def _expanded(index: SoftIndex, shape: tuple[int, ...]) -> SoftIndex:
+    if tuple(index.shape) == tuple(shape):
+        return index
+    hard = index.expand(shape)
+    part = reshape_distribution(Tensor.expand, hard, (index, shape), {})
+    return SoftIndex.make(hard, part.distribution, part.expected)
+
+
+@relaxes("take", group="index", only_soft=True)
+def _take(settings: Settings, hard: Tensor, input: Tensor, index: Tensor) -> Any:
+    if not isinstance(index, SoftIndex):
+        return flow(torch.take, hard, (input, index), {})
+    return _read(hard, input, lambda table: lookup.read(table.reshape(-1), (index,), index), index)
+
+
+@relaxes("index_select", group="index", only_soft=True)
+def _index_select(settings: Settings, hard: Tensor, input: Tensor, dim: int, index: Tensor) -> Any:
+    if not isinstance(index, SoftIndex):
+        return flow(torch.index_select, hard, (input, dim, index), {})
+
+    def read(table: Tensor) -> Tensor:
+        place = dim % table.ndim
+        result = lookup.read(table, (*[slice(None)] * place, index), index)
+        return result if index.ndim else result.unsqueeze(place)
+
+    return _read(hard, input, read, index)
+
+
+@relaxes("embedding", group="index", only_soft=True)
+def _embedding(
+    settings: Settings,
+    hard: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    if isinstance(weight, SoftTensor) or not isinstance(input, SoftIndex):
+        input, weight = (weight, input) if not isinstance(input, SoftIndex) else (input, weight)  # torch.embedding
+    if not isinstance(input, SoftIndex):
+        raise Dropped("an embedding of a soft table")
+    if padding_idx is not None and padding_idx >= -len(weight):
+        keep = torch.arange(len(weight), device=weight.device) == padding_idx % len(weight)
+        weight = torch.where(keep.unsqueeze(-1), weight.detach(), weight)
+    return lookup.read(weight, (input,), input)
+
+
+@relaxes("one_hot", group="index", only_soft=True)
+def _one_hot(settings: Settings, hard: Tensor, tensor: SoftIndex, num_classes: int = -1) -> Any:
+    return Integer(expected=lazy(lambda: lookup.dense(tensor, hard.shape[-1])))
+
+
+def _scatter(settings: Settings, hard: Tensor, input: Any, dim: int, index: Any, src: Any = None, **kwargs: Any) -> Any:
+    reduce = kwargs.get("reduce")
+    src = kwargs.get("value", src)
+    if reduce is not None:
+        raise Dropped("a scatter with a reduction")
+    if not isinstance(index, SoftIndex):
+        return flow(torch.scatter, hard, (input, dim, index, src), {})
+    return _write(hard, input, src, lambda x, v: lookup.write_along(x, dim, index, v), index)
+
+
+relaxes("scatter", group="index", only_soft=True)(_scatter)
+
+
+@relaxes("scatter_add", group="index", only_soft=True)
+def _scatter_add(settings: Settings, hard: Tensor, input: Tensor, dim: int, index: Any, src: Tensor) -> Any:
+    if not isinstance(index, SoftIndex):
+        return flow(torch.scatter_add, hard, (input, dim, index, src), {})
+    return _write(hard, input, src, lambda x, v: lookup.write_along(x, dim, index, v, accumulate=True), index)
+
+
+@relaxes("index_add", group="index", only_soft=True)
+def _index_add(
+    settings: Settings, hard: Tensor, input: Tensor, dim: int, index: Any, source: Tensor, *, alpha: float = 1
+) -> Any:
+    if not isinstance(index, SoftIndex):
+        return flow(torch.index_add, hard, (input, dim, index, source), {"alpha": alpha})
+    place = (*[slice(None)] * (dim % input.ndim), index)
+    return _write(hard, input, source, lambda x, v: lookup.write(x, place, index, alpha * v, accumulate=True), index)
+
+
+@relaxes("index_copy", group="index", only_soft=True)
+def _index_copy(settings: Settings, hard: Tensor, input: Tensor, dim: int, index: Any, source: Tensor) -> Any:
+    if not isinstance(index, SoftIndex):
+        return flow(torch.index_copy, hard, (input, dim, index, source), {})
+    place = (*[slice(None)] * (dim % input.ndim), index)
+    return _write(hard, input, source, lambda x, v: lookup.write(x, place, index, v), index)
+
+
+@relaxes("index_fill", group="index", only_soft=True)
+def _index_fill(settings: Settings, hard: Tensor, input: Tensor, dim: int, index: Any, value: Any) -> Any:
+    if not isinstance(index, SoftIndex):
+        return flow(torch.index_fill, hard, (input, dim, index, value), {})
+    place = (*[slice(None)] * (dim % input.ndim), index)
+    return _write(hard, input, value, lambda x, v: lookup.write(x, place, index, v), index)
+
+
+@relaxes("index_put", group="index", only_soft=True)
+def _index_put(
+    settings: Settings, hard: Tensor, input: Tensor, indices: Any, values: Any, accumulate: bool = False
+) -> Any:
+    return set_items(settings, hard, input, tuple(indices), values, accumulate)
+
+
+def set_items(settings: Settings, hard: Tensor, input: Tensor, index: Any, value: Any, accumulate: bool = False) -> Any:
+    """The part behind ``input`` after ``input[index] = value``; ``hard`` is the plain result."""
+    index = index if isinstance(index, tuple) else (index,)
+    masks = [a for a in index if isinstance(a, SoftBool)]
+    soft = [a for a in index if isinstance(a, SoftIndex)]
+    if masks:
+        return _set_masked(hard, input, index, value, accumulate)
+    if len(soft) > 1:
+        raise Dropped("a write at several soft positions")
+    if soft:
+        return _write(hard, input, value, lambda x, v: lookup.write(x, index, soft[0], v, accumulate=accumulate), index)
+    if any(isinstance(a, Tensor) and a.dtype == torch.bool for a in index):
+        raise Dropped("soft values written at a plain mask")
+    return _overwrite(hard, input, index, value, accumulate)
+
+
+def _set_masked(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any, accumulate: bool) -> Any:
+    from pullback.relax.rules_logic import select
+
+    if len(index) != 1 or accumulate or (isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1):
+        raise Dropped("x[mask] = values: which value goes where depends on the data")
+    mask = index[0]
+    mask = mask if mask.ndim == input.ndim else _trailing(mask, input.ndim)
+    if isinstance(value, Tensor):
+        value = value.reshape(())
+
+    def compute() -> Tensor:
+        return select(mask, soft_value(value), soft_value(input))
+
+    if hard.is_floating_point():
+        return compute()
+    late = lazy(compute, mask, value, input)
+    return late if hard.dtype == torch.bool else Integer(expected=late)
+
+
+def _trailing(mask: SoftBool, ndim: int) -> SoftBool:
+    shape = (*mask.shape, *[1] * (ndim - mask.ndim))
+    return SoftBool.make(mask.view(shape), Lazy(lambda: mask.probability.view(shape)))
+
+
+def _overwrite(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any, accumulate: bool) -> Any:
+    """Soft values at plain positions, or plain values into a soft tensor."""
+    if accumulate:
+        raise Dropped("soft values accumulated")
+
+    def compute() -> Tensor:
+        base, new = soft_value(input), soft_value(value)
+        dtype = next(t.dtype for t in (new, base) if isinstance(t, Tensor) and t.is_floating_point())
+        changed = base.to(dtype).clone()
+        changed[index] = new.to(dtype) if isinstance(new, Tensor) else new
+        return changed
+
+    if hard.is_floating_point():
+        return compute()
+    late = lazy(compute, input, index, value)
+    return late if hard.dtype == torch.bool else Integer(expected=late)
+
+
+def _write(hard: Tensor, input: Any, value: Any, write: Any, reads: Any) -> Any:
+    if hard.is_floating_point():
+        return write(soft_value(input), soft_value(value))
+
+    def compute() -> Tensor:
+        base, new = soft_value(input), soft_value(value)
+        base = base if base.is_floating_point() else base.to(torch.get_default_dtype())
+        result: Tensor = write(base, new)
+        return result
+
+    late = lazy(compute, input, value, reads)
+    return late if hard.dtype == torch.bool else Integer(expected=late)

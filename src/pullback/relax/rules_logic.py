@@ -1,0 +1,232 @@
+"""Comparisons, logic on masks, and what is done with a mask: select, fill, count, any, all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback import discrete
+from pullback.relax.rules import PASS, Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules_flow import push_forward
+from pullback.relax.settings import Settings
+from pullback.relax.soft_tensors import Lazy, SoftBool, SoftIndex, SoftTensor, plain
+
+__all__ = ["probability", "select"]
+
+_COMPARISONS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor], str]] = {
+    # operation: torch's function, the block, torch's names
+    "gt": (torch.gt, discrete.greater, "gt __gt__ greater"),
+    "ge": (torch.ge, discrete.greater_equal, "ge __ge__ greater_equal"),
+    "lt": (torch.lt, discrete.less, "lt __lt__ less"),
+    "le": (torch.le, discrete.less_equal, "le __le__ less_equal"),
+    "eq": (torch.eq, discrete.equal, "eq __eq__"),
+    "ne": (torch.ne, discrete.not_equal, "ne __ne__ not_equal"),
+}
+
+
+def _comparison(operation: str) -> Callable[..., Any]:
+    function, block, _ = _COMPARISONS[operation]
+
+    def soft(settings: Settings, hard: Any, input: Any, other: Any) -> Any:
+        if not isinstance(hard, Tensor):  # `x == None`
+            return PASS
+        indices = [a for a in (input, other) if isinstance(a, SoftIndex)]
+        if len(indices) == 1 and indices[0].has_distribution and not _floating(input) and not _floating(other):
+            return push_forward(function, hard, (input, other), {})
+        if operation in ("eq", "ne") and len(indices) == 2 and all(i.has_distribution for i in indices):
+            return lazy(lambda: _same(indices[0], indices[1], operation == "ne"))
+        if operation in ("eq", "ne") and all(isinstance(a, SoftBool) or _is_bool(a) for a in (input, other)):
+            return lazy(lambda: _agree(input, other, operation == "ne"), input, other)
+
+        def compute() -> Tensor:
+            x, y = soft_value(input), soft_value(other)
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                x = torch.as_tensor(x, device=hard.device).to(y.dtype)
+            return block(x, y, temperature=_comparison_width(settings, x, y, indices), **settings.method(operation))
+
+        return lazy(compute, input, other)
+
+    return soft
+
+
+for _operation, (_, _, _names) in _COMPARISONS.items():
+    relaxes(_names, group="comparison", operation=_operation)(_comparison(_operation))
+
+
+def _comparison_width(settings: Settings, x: Tensor, y: Any, indices: list[SoftIndex]) -> float:
+    if indices and not isinstance(y, Tensor):  # an expected count against a number: a step of one unit
+        return 1.0
+    return settings.width(x.detach() - (y.detach() if isinstance(y, Tensor) else y))
+
+
+def _floating(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
+
+
+def _same(a: SoftIndex, b: SoftIndex, differ: bool) -> Tensor:
+    """``P(a = b)`` of two independent indices."""
+    p, q = a.distribution, b.distribution
+    assert p is not None
+    assert q is not None
+    same = p.values.unsqueeze(-1) == q.values.unsqueeze(-2)
+    equal = (p.probability.unsqueeze(-1) * q.probability.unsqueeze(-2) * same).sum((-1, -2))
+    return 1 - equal if differ else equal
+
+
+def _agree(a: Any, b: Any, differ: bool) -> Tensor:
+    p, q = probability(a), probability(b)
+    dtype = next(v.dtype for v in (p, q) if isinstance(v, Tensor) and v.is_floating_point())
+    p, q = torch.as_tensor(p).to(dtype), torch.as_tensor(q).to(dtype)
+    unequal = discrete.logical_xor(p, q)
+    return unequal if differ else discrete.logical_not(unequal)
+
+
+def probability(value: Any) -> Any:
+    """Return the probability of a soft bool, a plain one as 0 and 1 of a later fitting type, an integer as ``!= 0``."""
+    if isinstance(value, SoftBool):
+        return value.probability
+    if isinstance(value, SoftIndex):
+        raise Dropped("a condition from an integer")
+    return value
+
+
+_LOGIC = {
+    "logical_and": (discrete.logical_and, "logical_and bitwise_and __and__ __rand__"),
+    "logical_or": (discrete.logical_or, "logical_or bitwise_or __or__ __ror__"),
+    "logical_xor": (discrete.logical_xor, "logical_xor bitwise_xor __xor__ __rxor__"),
+}
+
+
+def _logic(operation: str) -> Callable[..., Any]:
+    block, _ = _LOGIC[operation]
+
+    def soft(settings: Settings, hard: Tensor, input: Any, other: Any) -> Any:
+        if hard.dtype != torch.bool:
+            raise Dropped("bits of an integer")
+
+        def compute() -> Tensor:
+            p, q = probability(input), probability(other)
+            dtype = next(v.dtype for v in (p, q) if isinstance(v, Tensor) and v.is_floating_point())
+            p, q = (torch.as_tensor(v, device=hard.device).to(dtype) for v in (p, q))
+            return block(p, q, **settings.method("logical"))
+
+        if not all(isinstance(v, SoftBool) or _is_bool(v) for v in (input, other)):
+            raise Dropped("logic on numbers")
+        return lazy(compute, input, other)
+
+    return soft
+
+
+for _operation, (_, _names) in _LOGIC.items():
+    relaxes(_names, group="logic", operation=_operation, only_soft=True)(_logic(_operation))
+
+
+@relaxes("logical_not bitwise_not __invert__", group="logic", operation="logical_not", only_soft=True)
+def _not(settings: Settings, hard: Tensor, input: Tensor) -> Any:
+    if isinstance(input, SoftBool):
+        return lazy(lambda: discrete.logical_not(input.probability))
+    if hard.dtype == torch.bool:
+        raise Dropped("a condition from an integer")
+    return Integer(expected=lazy(lambda: -1 - soft_value(input)))
+
+
+def _reduction(block: Callable[..., Tensor]) -> Callable[..., Any]:
+    def soft(settings: Settings, hard: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+        if not isinstance(input, SoftBool):
+            raise Dropped("a condition from numbers")
+        dims = tuple(dim) if isinstance(dim, list) else dim
+        return lazy(lambda: block(input.probability, dims, keepdim, **settings.method("logical")))
+
+    return soft
+
+
+relaxes("all", group="logic", only_soft=True)(_reduction(discrete.all))
+relaxes("any", group="logic", only_soft=True)(_reduction(discrete.any))
+
+
+@relaxes("count_nonzero", group="logic", only_soft=True)
+def _count_nonzero(settings: Settings, hard: Tensor, input: Tensor, dim: Any = None) -> Any:
+    if not isinstance(input, SoftBool):
+        raise Dropped("counts of integers that are not zero")
+    dims = tuple(dim) if isinstance(dim, list) else dim
+    return Integer(expected=lazy(lambda: discrete.count(input.probability, dims)))
+
+
+@relaxes("where", group="where", operation="where", only_soft=True)
+def _where(settings: Settings, hard: Any, *args: Any) -> Any:
+    if len(args) == 1 or not isinstance(hard, Tensor):
+        raise Dropped("where(condition) alone has a shape that depends on the data")
+    if isinstance(args[1], Tensor) and isinstance(args[0], Tensor) and args[0].dtype != torch.bool:
+        condition, input, other = args[1], args[0], args[2]  # x.where(condition, other)
+    else:
+        condition, input, other = args
+    return _selection(hard, condition, input, other)
+
+
+@relaxes("masked_fill", group="where", operation="masked_fill", only_soft=True)
+def _masked_fill(settings: Settings, hard: Tensor, input: Tensor, mask: Tensor, value: Any) -> Any:
+    if isinstance(mask, SoftBool) and input.is_floating_point():
+        return discrete.masked_fill(input, mask.probability, value)
+    return _selection(hard, mask, value, input)
+
+
+def _selection(hard: Tensor, condition: Any, input: Any, other: Any) -> Any:
+    def compute() -> Tensor:
+        return select(condition, soft_value(input), soft_value(other))
+
+    if hard.is_floating_point():
+        return compute()
+    late = lazy(compute, condition, input, other)
+    return late if hard.dtype == torch.bool else Integer(expected=late)
+
+
+def select(condition: Any, input: Any, other: Any) -> Tensor:
+    """Return the mean of two branches; where one of them is not finite, the branch that the hard condition takes."""
+    if not isinstance(condition, SoftBool):
+        floats = [a for a in (input, other) if isinstance(a, Tensor) and a.is_floating_point()]
+        dtype = floats[0].dtype
+        input, other = (
+            a.to(dtype) if isinstance(a, Tensor) and not a.is_floating_point() else a for a in (input, other)
+        )
+        return torch.where(condition, input, other)
+    p = condition.probability
+    unsafe = ~(_finite(input, p) & _finite(other, p))
+    p = torch.where(unsafe, plain(condition).to(p.dtype), p)
+    return discrete.where(p, input, other)
+
+
+def _finite(branch: Any, p: Tensor) -> Tensor:
+    return torch.isfinite(torch.as_tensor(branch, device=p.device))
+
+
+@relaxes("signbit", group="comparison")
+def _signbit(settings: Settings, hard: Tensor, input: Tensor) -> Any:
+    if isinstance(input, SoftTensor):
+        raise Dropped("the sign bit of an integer")
+    return lazy(lambda: discrete.less(input, 0.0, temperature=settings.width(input), **settings.method("lt")), input)
+
+
+@relaxes("isclose", group="comparison")
+def _isclose(
+    settings: Settings,
+    hard: Tensor,
+    input: Any,
+    other: Any,
+    rtol: float = 1e-5,
+    atol: float = 1e-8,
+    equal_nan: bool = False,
+) -> Any:
+    x, y = soft_value(input), soft_value(other)
+
+    def compute() -> Tensor:
+        width = settings.width(x.detach() - y.detach())
+        return discrete.isclose(x, y, rtol, atol, equal_nan, temperature=width, **settings.method("eq"))
+
+    return Lazy(compute, [t for t in (x, y) if isinstance(t, Tensor)])

@@ -1,0 +1,290 @@
+"""Orderings: soft values with gradient, indices with their distribution over positions (formed when it is read)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback import discrete
+from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules_elementwise import _maximum, _minimum
+from pullback.relax.settings import Settings
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex
+
+__all__: list[str] = []
+
+MAX_MATRIX = 2**26
+"""Elements of the largest permutation matrix that is formed behind indices (256 MiB in float32)."""
+
+
+def _options(settings: Settings, operation: str) -> dict[str, Any]:
+    return {"temperature": settings.temperature, "scale": settings.scale, **settings.method(operation)}
+
+
+def _floating(input: Any) -> Tensor:
+    value: Tensor = soft_value(input)
+    if not value.is_floating_point():
+        raise Dropped("the order of plain integers")
+    return value
+
+
+def _matrix(settings: Settings, operation: str, x: Tensor, dim: int, descending: bool) -> Tensor:
+    """``[*batch, n places, n items]``."""
+    n = x.shape[dim] if x.ndim else 1
+    if x.numel() * n > MAX_MATRIX:
+        raise Dropped(f"the distribution behind the indices of {n} sorted entries has {x.numel() * n:.1e} elements")
+    options = _options(settings, operation)
+    if options.get("method") == "isotonic":
+        del options["method"]  # it has no matrix
+    return discrete.argsort(x, dim, descending, **options)
+
+
+def _rows(
+    settings: Settings, operation: str, input: Tensor, dim: int, descending: bool, rows: Any, keepdim: bool = True
+) -> Integer:
+    """The distributions of the places ``rows`` of an ordering: a slice, or one place (``dim`` goes, or stays with size 1)."""
+    x = _floating(input)
+    if x.ndim == 0:
+        return Integer(Lazy(lambda: Distribution(torch.ones(1, dtype=x.dtype, device=x.device))))
+
+    def distribution() -> Distribution:
+        matrix = _matrix(settings, operation, x, dim, descending)
+        if isinstance(rows, int):
+            row = matrix[..., rows, :]
+            return Distribution(row.unsqueeze(dim % x.ndim) if keepdim else row)
+        return Distribution(matrix[..., rows, :].movedim(-2, dim % x.ndim))
+
+    return Integer(lazy(distribution, x))
+
+
+def _extreme_position(
+    settings: Settings, operation: str, input: Tensor, dim: int | None, keepdim: bool, largest: bool
+) -> Integer:
+    x = _floating(input)
+    block = discrete.argmax if largest else discrete.argmin
+
+    def distribution() -> Distribution:
+        if dim is None or x.ndim == 0:
+            probability = block(x.reshape(-1), 0, **_options(settings, operation))
+            return Distribution(probability.view([1] * x.ndim + [-1]) if keepdim else probability)
+        probability = block(x, dim, **_options(settings, operation)).movedim(dim, -1)
+        return Distribution(probability.unsqueeze(dim % x.ndim) if keepdim else probability)
+
+    return Integer(lazy(distribution, x))
+
+
+@relaxes("argmax", group="order")
+def _argmax(settings: Settings, hard: Tensor, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    return _extreme_position(settings, "argmax", input, dim, keepdim, True)
+
+
+@relaxes("argmin", group="order")
+def _argmin(settings: Settings, hard: Tensor, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    return _extreme_position(settings, "argmin", input, dim, keepdim, False)
+
+
+def _extreme(largest: bool) -> Callable[..., Any]:
+    operation = "max" if largest else "min"
+    block = discrete.max if largest else discrete.min
+    two = _maximum if largest else _minimum
+
+    def soft(settings: Settings, hard: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        other = args[0] if args else kwargs.get("other", kwargs.get("dim"))
+        if isinstance(other, Tensor) and "dim" not in kwargs:
+            return two(settings, hard, _floating(input), soft_value(other))
+        x = _values_of(input)
+        if other is None:
+            return _behind(hard, block(x.reshape(-1), 0, **_options(settings, operation)))
+        keepdim = args[1] if len(args) > 1 else kwargs.get("keepdim", False)
+        values = block(x, other, keepdim, **_options(settings, operation))
+        return _behind(hard[0], values), _extreme_position(settings, operation, input, other, keepdim, largest)
+
+    return soft
+
+
+def _values_of(input: Tensor) -> Tensor:
+    if isinstance(input, SoftBool):
+        raise Dropped("an extreme of truth values: use any or all")
+    return _floating(input)
+
+
+def _behind(hard: Tensor, values: Tensor) -> Any:
+    return values if hard.is_floating_point() else Integer(expected=Lazy(lambda: values))
+
+
+relaxes("max", group="order")(_extreme(True))
+relaxes("min", group="order")(_extreme(False))
+
+
+def _reduced(largest: bool) -> Callable[..., Any]:
+    operation = "max" if largest else "min"
+    block = discrete.max if largest else discrete.min
+
+    def soft(settings: Settings, hard: Tensor, input: Tensor, dim: Any = (), keepdim: bool = False) -> Any:
+        x = _values_of(input)
+        dims = (dim,) if isinstance(dim, int) else tuple(dim or range(x.ndim))
+        dims = tuple(d % max(x.ndim, 1) for d in dims) if x.ndim else ()
+        rest = [d for d in range(x.ndim) if d not in dims]
+        flat = x.permute(*rest, *dims).reshape(*(x.shape[d] for d in rest), -1)
+        return _behind(hard, block(flat, -1, **_options(settings, operation)).reshape(hard.shape))
+
+    return soft
+
+
+relaxes("amax", group="order", operation="max")(_reduced(True))
+relaxes("amin", group="order", operation="min")(_reduced(False))
+
+
+@relaxes("aminmax", group="order", operation="max")
+def _aminmax(settings: Settings, hard: Any, input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    dims = () if dim is None else dim
+    return (
+        _reduced(False)(settings, hard[0], input, dims, keepdim),
+        _reduced(True)(settings, hard[1], input, dims, keepdim),
+    )
+
+
+@relaxes("sort", group="order")
+def _sort(
+    settings: Settings, hard: Any, input: Tensor, dim: int = -1, descending: bool = False, *, stable: bool | None = None
+) -> Any:
+    ordered = discrete.sort(_floating(input), dim, descending, **_options(settings, "sort"))
+    return _behind(hard[0], ordered.values), _rows(settings, "sort", input, dim, descending, slice(None))
+
+
+@relaxes("msort", group="order", operation="sort")
+def _msort(settings: Settings, hard: Tensor, input: Tensor) -> Any:
+    return _behind(hard, discrete.sort(_floating(input), 0, **_options(settings, "sort")).values)
+
+
+@relaxes("argsort", group="order")
+def _argsort(
+    settings: Settings, hard: Tensor, input: Tensor, dim: int = -1, descending: bool = False, *, stable: bool = False
+) -> Any:
+    if isinstance(input, SoftIndex) and input.has_distribution and not descending:
+        inverse = _inverse(input, dim)
+        if inverse is not None:
+            return inverse
+    return _rows(settings, "argsort", input, dim, descending, slice(None))
+
+
+def _inverse(index: SoftIndex, dim: int) -> Integer | None:
+    """The distribution of the inverse permutation, where ``index`` is one: the ranks ``x.argsort().argsort()``."""
+    n = index.shape[dim] if index.ndim else 0
+    distribution = index.distribution
+    if distribution is None or distribution.support is not None or distribution.probability.shape[-1] != n:
+        return None
+
+    def transposed() -> Distribution:
+        matrix = distribution.probability.movedim(dim % index.ndim, -2).mT
+        total = matrix.sum(-1, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+        return Distribution((matrix / total).movedim(-2, dim % index.ndim))
+
+    return Integer(Lazy(transposed))
+
+
+@relaxes("topk", group="order")
+def _topk(
+    settings: Settings, hard: Any, input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> Any:
+    values = discrete.topk(_floating(input), k, dim, largest, **_options(settings, "topk")).values
+    return _behind(hard[0], values), _rows(settings, "topk", input, dim, largest, slice(0, k))
+
+
+@relaxes("kthvalue", group="order")
+def _kthvalue(settings: Settings, hard: Any, input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    values = discrete.kthvalue(_floating(input), k, dim, keepdim, **_options(settings, "kthvalue"))
+    return _behind(hard[0], values), _rows(settings, "kthvalue", input, dim, False, k - 1, keepdim)
+
+
+@relaxes("median", group="order")
+def _median(settings: Settings, hard: Any, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    x = _floating(input)
+    if dim is None:
+        return _behind(hard, discrete.median(x.reshape(-1), 0, **_options(settings, "median")))
+    values = discrete.median(x, dim, keepdim, **_options(settings, "median"))
+    middle = ((x.shape[dim] if x.ndim else 1) - 1) // 2
+    return _behind(hard[0], values), _rows(settings, "median", input, dim, False, middle, keepdim)
+
+
+@relaxes("nanmedian", group="order", operation="median")
+def _nanmedian(settings: Settings, hard: Any, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    if bool(torch.isnan(_floating(input)).any()):
+        raise Dropped("NaN among the values")
+    return _median(settings, hard, input, dim, keepdim)
+
+
+@relaxes("quantile", group="order")
+def _quantile(
+    settings: Settings,
+    hard: Tensor,
+    input: Tensor,
+    q: Any,
+    dim: int | None = None,
+    keepdim: bool = False,
+    *,
+    interpolation: str = "linear",
+) -> Any:
+    levels = soft_value(q)
+    return discrete.quantile(
+        _floating(input), levels, dim, keepdim, interpolation=interpolation, **_options(settings, "quantile")
+    )
+
+
+@relaxes("nanquantile", group="order", operation="quantile")
+def _nanquantile(settings: Settings, hard: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if bool(torch.isnan(_floating(input)).any()):
+        raise Dropped("NaN among the values")
+    return _quantile(settings, hard, input, *args, **kwargs)
+
+
+@relaxes("cummax cummin", group="order", operation="cummax")
+def _cummax(settings: Settings, hard: Any, input: Tensor, dim: int) -> Any:
+    raise Dropped("running extremes keep torch's gradient for their values; their indices have none")
+
+
+@relaxes("mode", group="order")
+def _mode(settings: Settings, hard: Any, input: Tensor, dim: int = -1, keepdim: bool = False) -> Any:
+    raise Dropped("the most frequent value has no neighbourhood to smooth over")
+
+
+@relaxes("searchsorted", group="order")
+def _searchsorted(
+    settings: Settings,
+    hard: Tensor,
+    sorted_sequence: Tensor,
+    input: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Any:
+    if sorter is not None:
+        raise Dropped("a sorter")
+    return _count_below(settings, sorted_sequence, input)
+
+
+@relaxes("bucketize", group="order", operation="searchsorted")
+def _bucketize(
+    settings: Settings, hard: Tensor, input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False
+) -> Any:
+    return _count_below(settings, boundaries, input)
+
+
+def _count_below(settings: Settings, boundaries: Tensor, input: Any) -> Integer:
+    """``sum_b [x > b]`` with the distribution over buckets that the steps between the boundaries give."""
+    bounds, x = _floating(boundaries), soft_value(input)
+    x = x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=bounds.dtype, device=bounds.device)
+
+    def distribution() -> Distribution:
+        edges = bounds.unsqueeze(-2) if bounds.ndim > 1 else bounds
+        width = settings.width(x.detach())
+        above = discrete.greater(x.unsqueeze(-1), edges.to(x.dtype), temperature=width, **settings.method("gt"))
+        one = torch.ones_like(above[..., :1])
+        return Distribution(torch.cat([one, above], -1) - torch.cat([above, 0 * one], -1))
+
+    return Integer(lazy(distribution, bounds, x))

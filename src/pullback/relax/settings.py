@@ -1,0 +1,72 @@
+"""What the user asked for: temperature, scale, methods; how they become the arguments of a block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["SCALES", "Settings"]
+
+SCALES = ("std", None)
+
+_GAUSSIAN_WIDTH = math.sqrt(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one entered context.
+
+    Attributes:
+        temperature: standard deviation of the imitated noise, in units of the spread of each argument.
+        scale: ``"std"``: relative to the standard deviation of the argument; ``None``: absolute.
+        hard: hard values forward.
+        methods: operation -> method of its block.
+        generator: for blocks that draw.
+    """
+
+    temperature: float = 0.1
+    scale: str | None = "std"
+    hard: bool = True
+    methods: Mapping[str, str] = field(default_factory=dict)
+    generator: torch.Generator | None = None
+
+    def spread(self, x: Tensor) -> float:
+        """The standard deviation of the finite elements of ``x``; 1 where there is none (one element, all equal)."""
+        if self.scale is None:
+            return 1.0
+        functorch = torch._C._functorch
+        with torch.no_grad():
+            x = x.detach()
+            while functorch.is_functorch_wrapped_tensor(x):
+                x = functorch.get_unwrapped(x)
+            spread = _std(x)
+        return spread if math.isfinite(spread) and spread > 0 else 1.0
+
+    def width(self, x: Tensor) -> float:
+        """The ``temperature`` of an elementwise block on ``x``: its step gets the slope of the Gaussian's distribution.
+
+        A block's step has slope ``1 / temperature`` at 0, that of noise with standard deviation ``sigma`` has
+        ``1 / (sigma sqrt(2 pi))``.
+        """
+        return self.temperature * self.spread(x) * _GAUSSIAN_WIDTH
+
+    def method(self, operation: str) -> dict[str, Any]:
+        """``{"method": ...}`` where the user chose one."""
+        return {"method": self.methods[operation]} if operation in self.methods else {}
+
+
+def _std(x: Tensor) -> float:
+    if x.numel() < 2:
+        return 0.0
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    std = x.std(correction=0).item()
+    if not math.isfinite(std):
+        finite = x[torch.isfinite(x)]
+        return finite.std(correction=0).item() if finite.numel() > 1 else 0.0
+    return std
