@@ -26,15 +26,15 @@ __all__ = ["increasing_regression", "project_permutahedron"]
 
 
 def project_permutahedron(
-    z: Float[Tensor, "*batch n"], w: Float[Tensor, "*batch n"], *, regularization: str = "l2"
-) -> Float[Tensor, "*batch n"]:
+    z: Float[Tensor, "*#batch n"], w: Float[Tensor, "*#batch n"], *, regularization: str = "l2"
+) -> Float[Tensor, "..."]:
     """Project onto the permutahedron of ``w`` (``"l2"``) or, in the log domain, onto that of ``exp(w)`` (``"kl"``).
 
     ``"l2"``: ``argmin_{p in P(w)} |p - z|^2 / 2``. ``"kl"``: ``log argmax_{p in P(exp w)} <z, p> - <p, log p - 1>``.
 
     Args:
         z: ``[*batch, n]`` finite, the point.
-        w: ``[*batch, n]`` finite, the vertex (in any order).
+        w: ``[*batch, n]`` finite, the vertex (in any order); batch dimensions broadcast.
         regularization: ``"l2"`` or ``"kl"``. Blocks are pooled by mean, or by log-sum-exp.
 
     Returns:
@@ -42,7 +42,7 @@ def project_permutahedron(
 
     Raises:
         TypeError: an argument is not a floating tensor.
-        ValueError: shapes differ, an entry is not finite, or ``regularization`` is unknown.
+        ValueError: the shapes do not go together, an entry is not finite, or ``regularization`` is unknown.
 
     Example:
         >>> project_permutahedron(torch.tensor([9.0, 1.0, 0.5]), torch.tensor([0.0, 1.0, 2.0])).tolist()
@@ -54,14 +54,14 @@ def project_permutahedron(
     check_choice("regularization", regularization, ["l2", "kl"])
     check_floating("z", z)
     check_floating("w", w)
-    if z.shape != w.shape or z.ndim == 0:
-        raise ValueError(f"z and w must have the same shape [*batch, n], got {tuple(z.shape)} and {tuple(w.shape)}")
+    if not z.ndim or not w.ndim or z.shape[-1] != w.shape[-1]:
+        raise ValueError(f"z and w must have the same last dimension, got {tuple(z.shape)} and {tuple(w.shape)}")
     for name, argument in (("z", z), ("w", w)):
         if value_state(argument) in (INFINITE, NAN):
             raise ValueError(f"{name} must be finite")
     dtype = torch.promote_types(z.dtype, w.dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    z, w = z.to(wide), w.to(wide)
+    z, w = torch.broadcast_tensors(z.to(wide), w.to(wide))
     order = z.argsort(dim=-1, stable=True)
     z_sorted, w_sorted = z.gather(-1, order), w.sort(dim=-1).values
     value = increasing_regression(z_sorted, w_sorted, entropic=regularization == "kl")

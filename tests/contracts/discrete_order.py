@@ -1,0 +1,352 @@
+"""Contracts of the orderings: each method against its definition, written with matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback import discrete
+from tests.contracts.contract import Bad, Call, Contract
+
+T = 0.5
+
+
+def _samples(generator: torch.Generator) -> list[Call]:
+    return [
+        Call((torch.randn(5, generator=generator, dtype=torch.float64),)),
+        Call((torch.randn(2, 3, generator=generator, dtype=torch.float64) * 3 + 1,)),
+        Call((torch.randn(1, generator=generator, dtype=torch.float64),)),
+    ]
+
+
+def _with_k(generator: torch.Generator) -> list[Call]:
+    return [Call((c.args[0], min(2, c.args[0].shape[-1]))) for c in _samples(generator)]
+
+
+def _with_payload(generator: torch.Generator) -> list[Call]:
+    return [
+        Call((c.args[0], torch.randn(*c.args[0].shape, 2, generator=generator, dtype=torch.float64)))
+        for c in _samples(generator)
+    ]
+
+
+def width(x: Tensor) -> Tensor:
+    spread = x.std(-1, correction=0, keepdim=True)
+    return T * torch.where(spread > 0, spread, 1.0)
+
+
+def softsort(x: Tensor) -> Tensor:
+    y = x / width(x)
+    return torch.softmax(-(y.sort(-1).values.unsqueeze(-1) - y.unsqueeze(-2)).abs(), -1)
+
+
+def neuralsort(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    y = x / width(x)
+    b = (y.unsqueeze(-1) - y.unsqueeze(-2)).abs().sum(-1)
+    rows = torch.arange(1, n + 1, dtype=x.dtype)
+    descending = torch.softmax((n + 1 - 2 * rows).unsqueeze(-1) * y.unsqueeze(-2) - b.unsqueeze(-2), -1)
+    return descending.flip(-2)
+
+
+def sinkhorn(x: Tensor) -> Tensor:
+    y = x / width(x)
+    log_k = -(y.sort(-1).values.unsqueeze(-1) - y.unsqueeze(-2)).abs()
+    g = torch.zeros_like(y)
+    for _ in range(500):
+        f = -torch.logsumexp(log_k + g.unsqueeze(-2), -1)
+        g = -torch.logsumexp(log_k + f.unsqueeze(-1), -2)
+    return torch.exp(f.unsqueeze(-1) + log_k + g.unsqueeze(-2))
+
+
+MATRICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softsort": softsort,
+    "neuralsort": neuralsort,
+    "sinkhorn": sinkhorn,
+}
+
+
+def isotonic(v: Tensor) -> Tensor:
+    """Increasing regression by the minimax formula: max over left ends of min over right ends of the mean."""
+    n = v.shape[-1]
+    out = torch.empty_like(v)
+    for i in range(n):
+        lows = [torch.stack([v[..., a : b + 1].mean(-1) for b in range(i, n)]).amin(0) for a in range(i + 1)]
+        out[..., i] = torch.stack(lows).amax(0)
+    return out
+
+
+def entropic(z: Tensor, w: Tensor) -> Tensor:
+    """The same with logsumexp(z) - logsumexp(w) of a block for its mean."""
+    n = z.shape[-1]
+    out = torch.empty_like(z)
+    for i in range(n):
+        lows = [
+            torch.stack([z[..., a : b + 1].logsumexp(-1) - w[..., a : b + 1].logsumexp(-1) for b in range(i, n)]).amin(
+                0
+            )
+            for a in range(i + 1)
+        ]
+        out[..., i] = torch.stack(lows).amax(0)
+    return out
+
+
+def _places(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[-1], dtype=x.dtype).expand_as(x)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """The spread of places over the temperature's width."""
+    n = x.shape[-1]
+    return (torch.tensor((n * n - 1) / 12).sqrt() if n > 1 else torch.tensor(1.0)).to(x.dtype) / width(x)
+
+
+def isotonic_sort(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    spread_of_places = ((n * n - 1) / 12) ** 0.5 if n > 1 else 1.0
+    z = _places(x) * (width(x) / T**2) / spread_of_places
+    return z - isotonic(z - x.sort(-1).values)
+
+
+def isotonic_rank(x: Tensor) -> Tensor:
+    z = x * _unit(x)
+    ordered, order = z.sort(-1)
+    return torch.zeros_like(x).scatter(-1, order, ordered - isotonic(ordered - _places(x)))
+
+
+def _sort_reference(method: str) -> Callable[..., Tensor]:
+    if method == "isotonic":
+        return isotonic_sort
+    return lambda x: (MATRICES[method](x) @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def _rank_reference(method: str) -> Callable[..., Tensor]:
+    if method == "isotonic":
+        return isotonic_rank
+    if method == "softsort":
+        return lambda x: (
+            torch.softmax(-(x.unsqueeze(-1) - x.sort(-1).values.unsqueeze(-2)).abs() / width(x).unsqueeze(-1), -1)
+            @ torch.arange(x.shape[-1], dtype=x.dtype)
+        )
+    return lambda x: (MATRICES[method](x) * _places(x).unsqueeze(-1)).sum(-2) / MATRICES[method](x).sum(-2)
+
+
+def _topk_reference(method: str) -> Callable[..., Tensor]:
+    return lambda x, k: _sort_reference(method)(x).flip(-1)[..., :k]
+
+
+def _product_reference(method: str) -> Callable[..., Tensor]:
+    return lambda x, v: MATRICES[method](x) @ v
+
+
+def _last_row(method: str) -> Callable[..., Tensor]:
+    return lambda x: MATRICES[method](x)[..., -1, :]
+
+
+def _hard_rank(x: Tensor) -> Tensor:
+    return x.argsort(-1).argsort(-1)
+
+
+def _one_hot_argsort(x: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(x.argsort(-1), x.shape[-1])
+
+
+def _hard_mask(x: Tensor, k: int) -> Tensor:
+    return torch.zeros_like(x).scatter(-1, x.topk(k).indices, 1.0)
+
+
+def _values(result: Any) -> Tensor:
+    return result.values
+
+
+BAD = (
+    Bad((torch.tensor([1, 2]),), {}, TypeError, "x must be a floating tensor, got torch.int64"),
+    Bad((torch.tensor([1.0, torch.nan]),), {}, ValueError, "x must not hold NaN"),
+    Bad((torch.tensor([1.0, torch.nan]),), {"temperature": 0.0}, ValueError, "x must not hold NaN"),
+    Bad((torch.zeros(2),), {"temperature": -1.0}, ValueError, "temperature must be >= 0, got -1.0"),
+    Bad((torch.zeros(2),), {"dim": 1}, IndexError, "dim must be in"),
+    Bad((torch.zeros(2),), {"scale": "range"}, ValueError, "scale must be 'std' or None, got 'range'"),
+)
+UNKNOWN = Bad((torch.zeros(2),), {"method": "sotfsort"}, ValueError, "method must be one of .*did you mean 'softsort'")
+NO_MATRIX = Bad((torch.zeros(2),), {"method": "isotonic"}, ValueError, "method must be one of 'softsort', .*'network'")
+
+
+def _add_k(bads: tuple[Bad, ...], k: int = 1) -> tuple[Bad, ...]:
+    return tuple(Bad((*b.args, k), b.kwargs, b.error, b.match) for b in bads)
+
+
+METHODS = ("softsort", "neuralsort", "sinkhorn", "network", "isotonic")
+CONTRACTS = [
+    *(
+        Contract(
+            f"discrete.sort[{m}]",
+            partial(discrete.sort, **{"method": m, "temperature": T}),
+            _samples,
+            reference=None if m == "network" else _sort_reference(m),
+            hard=lambda x: x.sort(-1).values,
+            outputs=_values,
+            bad=(*BAD, UNKNOWN),
+        )
+        for m in METHODS
+    ),
+    *(
+        Contract(
+            f"discrete.rank[{m}]",
+            partial(discrete.rank, method=m, temperature=T),
+            _samples,
+            reference=None if m == "network" else _rank_reference(m),
+            hard=_hard_rank,
+            bad=(*BAD, UNKNOWN),
+        )
+        for m in METHODS
+    ),
+    *(
+        Contract(
+            f"discrete.argsort[{m}]",
+            partial(discrete.argsort, method=m, temperature=T),
+            _samples,
+            reference=MATRICES.get(m),
+            hard=_one_hot_argsort,
+            bad=(*BAD, UNKNOWN, NO_MATRIX),
+        )
+        for m in METHODS[:-1]
+    ),
+    *(
+        Contract(
+            f"discrete.topk[{m}]",
+            partial(discrete.topk, method=m, temperature=T),
+            _with_k,
+            reference=None if m == "network" else _topk_reference(m),
+            hard=lambda x, k: x.topk(k).values,
+            outputs=_values,
+            bad=(
+                *_add_k((*BAD, UNKNOWN)),
+                Bad((torch.zeros(2), 3), {}, ValueError, r"k must be in 0\.\.2, got 3"),
+                Bad((torch.zeros(2), -1), {}, ValueError, r"k must be in 0\.\.2, got -1"),
+                Bad((torch.zeros(2), 1.0), {}, TypeError, "k must be an integer, got float"),
+            ),
+        )
+        for m in METHODS
+    ),
+    *(
+        Contract(
+            f"discrete.sort_by[{m}]",
+            partial(discrete.sort_by, method=m, temperature=T),
+            _with_payload,
+            reference=_product_reference(m) if m in MATRICES else None,
+            hard=lambda x, v: v.take_along_dim(x.argsort(-1).unsqueeze(-1), -2),
+            batched=False,
+            why="the payload needs the batch too",
+            bad=(
+                Bad((torch.zeros(2), torch.zeros(3)), {}, ValueError, r"values must have the shape of the keys \(2,\)"),
+                Bad((torch.zeros(2), torch.tensor([1, 2])), {}, TypeError, "values must be a floating tensor"),
+            ),
+        )
+        for m in METHODS[:-1]
+    ),
+    *(
+        Contract(
+            f"discrete.argmax[{m}]",
+            partial(discrete.argmax, method=m, temperature=T),
+            _samples,
+            reference=_last_row(m) if m in MATRICES else None,
+            hard=lambda x: torch.nn.functional.one_hot(x.argmax(-1), x.shape[-1]),
+            bad=(*BAD, UNKNOWN, Bad((torch.zeros(0),), {}, ValueError, "x must not be empty along dim -1")),
+        )
+        for m in METHODS
+    ),
+    Contract(
+        "discrete.argmin",
+        partial(discrete.argmin, temperature=T),
+        _samples,
+        reference=lambda x: torch.softmax(-x / width(x), -1),
+        hard=lambda x: torch.nn.functional.one_hot(x.argmin(-1), x.shape[-1]),
+        bad=BAD,
+    ),
+    *(
+        Contract(
+            f"discrete.soft_topk[{m}]",
+            partial(discrete.soft_topk, method=m, temperature=T),
+            _with_k,
+            hard=_hard_mask,
+            bad=(
+                *_add_k(BAD),
+                Bad((torch.zeros(2), 3), {}, ValueError, r"k must be in 0\.\.2, got 3"),
+                Bad(
+                    (torch.zeros(2), 1), {"method": "softsort"}, ValueError, "one of 'sinkhorn', 'network', 'isotonic'"
+                ),
+            ),
+        )
+        for m in ("sinkhorn", "network", "isotonic")
+    ),
+    Contract(
+        "discrete.partition",
+        partial(discrete.partition, temperature=T),
+        _with_k,
+        reference=lambda x, k: (
+            discrete.soft_topk(-x, k, temperature=T),
+            1 - discrete.soft_topk(-x, k, temperature=T),
+        ),
+        hard=lambda x, k: (_hard_mask(-x, k), 1 - _hard_mask(-x, k)),
+    ),
+    *(
+        Contract(
+            f"discrete.{name}",
+            partial(getattr(discrete, name), temperature=T),
+            _samples,
+            reference=lambda x, p=place: _sort_reference("softsort")(x)[..., p(x.shape[-1])],
+            hard=hard,
+            bad=(*BAD, Bad((torch.zeros(2, 0),), {}, ValueError, "x must not be empty along dim -1")),
+        )
+        for name, place, hard in (
+            ("max", lambda n: n - 1, lambda x: x.amax(-1)),
+            ("min", lambda n: 0, lambda x: x.amin(-1)),
+            ("median", lambda n: (n - 1) // 2, lambda x: x.median(-1).values),
+        )
+    ),
+    Contract(
+        "discrete.kthvalue",
+        partial(discrete.kthvalue, temperature=T),
+        _with_k,
+        hard=lambda x, k: x.kthvalue(k).values,
+        bad=(Bad((torch.zeros(2), 0), {}, ValueError, r"k must be in 1\.\.2, got 0"),),
+    ),
+    Contract(
+        "discrete.quantile",
+        lambda x, **kw: discrete.quantile(x, 0.3, -1, **{"temperature": T, **kw}),
+        _samples,
+        hard=lambda x: x.quantile(0.3, -1),
+        bad=(Bad((torch.zeros(2),), {"interpolation": "cubic"}, ValueError, "interpolation must be one of"),),
+    ),
+    *(
+        Contract(
+            f"discrete.project_permutahedron[{r}]",
+            partial(discrete.project_permutahedron, regularization=r),
+            lambda g: [
+                Call(
+                    (torch.randn(5, generator=g, dtype=torch.float64), torch.randn(5, generator=g, dtype=torch.float64))
+                )
+            ],
+            reference=reference,
+            bad=(
+                Bad((torch.zeros(2), torch.zeros(3)), {}, ValueError, "z and w must have the same last dimension"),
+                Bad((torch.zeros(1), torch.full((1,), torch.inf)), {}, ValueError, "w must be finite"),
+                Bad(
+                    (torch.zeros(1), torch.zeros(1)), {"regularization": "l1"}, ValueError, "regularization must be one"
+                ),
+            ),
+        )
+        for r, reference in (
+            ("l2", lambda z, w: _unsorted(z, z.sort(-1).values - isotonic(z.sort(-1).values - w.sort(-1).values))),
+            ("kl", lambda z, w: _unsorted(z, z.sort(-1).values - entropic(z.sort(-1).values, w.sort(-1).values))),
+        )
+    ),
+]
+
+
+def _unsorted(z: Tensor, by_place: Tensor) -> Tensor:
+    return torch.zeros_like(z).scatter(-1, z.argsort(-1), by_place)
