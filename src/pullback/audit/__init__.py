@@ -6,16 +6,16 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from pullback.audit.entry import audit
+from pullback.audit.findings import Finding, LineRecord, ParameterRecord, Report
 
-def audit(*args: Any, **kwargs: Any) -> Any:
-    """Audit a function."""
-    raise NotImplementedError
+__all__ = ["Finding", "LineRecord", "ParameterRecord", "Report", "audit"]
 
 
 class _CallableModule(ModuleType):
     """Lets ``pullback.audit(fn, x)`` be the call and ``pullback.audit.lyapunov`` its probes."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
         return audit(*args, **kwargs)
 
 

@@ -1,0 +1,122 @@
+"""Hooks on the autograd graph: norms of cotangents in and out, and the first that is not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pullback.audit.tracer import Node, Tracer
+
+__all__ = ["CotangentHook", "checked", "finite", "graph_functions"]
+
+
+def finite(tensor: Tensor) -> str:
+    """Return ``""`` if all values are finite, else ``"nan"`` (if there is one) or ``"inf"``."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return ""
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    total = tensor.detach().sum()
+    if math.isfinite(abs(total.item())):
+        return ""
+    if bool(tensor.isnan().any()):
+        return "nan"
+    return "inf" if bool(tensor.isinf().any()) else ""
+
+
+def checked(tensor: Tensor) -> tuple[str, float]:
+    """Return :func:`finite` and the Euclidean norm of a dense tensor, in one pass where all is well."""
+    norm = float(torch.linalg.vector_norm(tensor.detach())) if tensor.numel() else 0.0
+    return ("", norm) if math.isfinite(norm) else (finite(tensor), norm)
+
+
+class CotangentHook:
+    """Called after an autograd function ran, with the cotangents that left it and those that came in."""
+
+    __slots__ = ("function", "leaves", "node", "outermost", "tracer")
+
+    def __init__(self, tracer: Tracer, node: Node, function: str, leaves: tuple[bool, ...], outermost: bool) -> None:
+        self.tracer = tracer
+        self.node = node
+        self.function = function
+        self.leaves = leaves
+        self.outermost = outermost
+
+    def __call__(self, leaving: Any, arriving: Any) -> None:
+        if self.tracer.stopped:
+            return
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            self._measure(leaving, arriving)
+
+    def _measure(self, leaving: Any, arriving: Any) -> None:
+        node = self.node
+        norm_in = _norm(arriving)
+        if norm_in is None:
+            return
+        if self.outermost:
+            node.cotangent = norm_in if node.cotangent is None else max(node.cotangent, norm_in)
+        norms = [_norm((g,)) for g in leaving]
+        if math.isfinite(norm_in) and any(n is not None and not math.isfinite(n) for n in norms):
+            self._not_finite(leaving, arriving)
+            return
+        if not math.isfinite(norm_in):
+            if norm_in == math.inf and not any(finite(g) for g in arriving if g is not None):
+                norm_in = 1e30
+            else:
+                return
+        passed = [n for n, leaf in zip(norms, self.leaves, strict=False) if n is not None and not leaf]
+        passed = passed or [n for n in norms if n is not None]
+        if norm_in > 0 and (not passed or max(passed) == 0) and all(not n for n in norms):
+            node.zero_out += 1
+        elif passed and norm_in > 0:
+            node.gain_log += math.log(max(max(passed), 1e-300) / norm_in)
+            node.gain_count += 1
+
+    def _not_finite(self, leaving: Any, arriving: Any) -> None:
+        from pullback.audit.tracer import NotFinite
+
+        for gradient in leaving:
+            what = finite(gradient) if gradient is not None else ""
+            if what:
+                bad = ~gradient.isfinite()
+                given = next((g for g in arriving if g is not None and g.shape == gradient.shape), None)
+                masked = given is not None and not bool(given[bad].any())
+                self.tracer.not_finite.append(NotFinite(self.node.index, self.function, masked, what))
+                return
+
+
+def _norm(tensors: Any) -> float | None:
+    total: float | None = None
+    for tensor in tensors:
+        if tensor is None or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            continue
+        if tensor.is_sparse:
+            tensor = tensor.coalesce().values()
+        norm = float(torch.linalg.vector_norm(tensor)) if tensor.numel() else 0.0
+        total = norm if total is None else math.hypot(total, norm)
+    return total
+
+
+def graph_functions(tensor: Tensor, tracer: Tracer) -> tuple[list[int], list[Tensor]]:
+    """Return the traced nodes and the leaf tensors that the graph of ``tensor`` is connected to."""
+    nodes: list[int] = []
+    leaves: list[Tensor] = []
+    seen: set[Any] = set()
+    stack: list[Any] = [tensor.grad_fn]
+    while stack:
+        function = stack.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        owner = function.metadata.get("pullback", (None, 0))
+        if owner[0] is tracer:
+            nodes.append(owner[1])
+        elif function.name() == "torch::autograd::AccumulateGrad":
+            leaves.append(function.variable)
+        else:
+            stack += [f for f, _ in function.next_functions]
+    return nodes, leaves

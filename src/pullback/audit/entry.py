@@ -1,0 +1,153 @@
+"""``pullback.audit(fn, *inputs)``: run a function once, differentiate it, and report where the gradient dies."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pullback.audit.analysis import Verdicts, analyse
+from pullback.audit.findings import Report
+from pullback.audit.probes import Program, probe
+from pullback.audit.tracer import Tracer, tensors_in
+from pullback.core.checks import check_choice, check_positive
+
+__all__ = ["audit"]
+
+
+def audit(
+    fn: Callable[..., Any],
+    *inputs: Any,
+    wrt: Any = None,
+    loss: Callable[[Any], Tensor] | None = None,
+    step: Callable[[Any], Any] | None = None,
+    probes: str = "auto",
+    budget: float = 60.0,
+    ignore: Iterable[str] = (),
+    libraries: bool = False,
+    generator: torch.Generator | None = None,
+    target: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Report:
+    """Run ``fn(*inputs)``, differentiate its result, and report line by line where the gradient is lost.
+
+    The value that is differentiated is ``loss(output)`` if given; else the output if it is a scalar; else a fixed random
+    projection of all outputs that carry a gradient. A function that calls ``backward`` itself is audited at those calls.
+
+    Args:
+        fn: any callable: a function, a closure, an ``nn.Module``, a bound method.
+        *inputs: its arguments, left unchanged.
+        wrt: what is trained: a tensor, a module, an optimizer, or nested lists and dicts of them. Default: every leaf that
+            requires grad; if there is none, the floating inputs.
+        loss: maps the output to a scalar.
+        step: a map from a state to the next one of the same form, whose largest Lyapunov exponent is to be measured,
+            starting at the first input.
+        probes: ``"auto"`` replays the function (same random numbers, state restored) where the trace alone cannot decide
+            whether a stop matters; ``"none"`` never runs it twice.
+        budget: seconds that the probes may take.
+        ignore: places not to report, as ``"model.py:12"`` or ``"model.py"``.
+        libraries: blame lines inside installed libraries instead of the line of the user that called them.
+        generator: of the directions in which probes perturb (default: a fresh one with seed 0).
+        target: name of what is audited, for the report.
+        kwargs: keyword arguments of ``fn``.
+
+    Returns:
+        A :class:`~pullback.audit.findings.Report`.
+
+    Raises:
+        TypeError: ``fn`` is not callable or ``wrt`` holds something that is not trained.
+        ValueError: ``probes`` or ``budget`` is out of range, or ``loss`` does not return one number.
+
+    Example:
+        >>> import pullback
+        >>> def pick(scores, values):
+        ...     return values[scores.argmax()]
+        >>> scores = torch.tensor([0.1, 0.9], requires_grad=True)
+        >>> report = pullback.audit(pick, scores, torch.tensor([1.0, 2.0]))
+        >>> [finding.code for finding in report.findings]
+        ['cut.index']
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+    check_choice("probes", probes, ("auto", "none"))
+    check_positive("budget", budget)
+    given = dict(kwargs or {})
+    wanted = list(_trained(wrt)) if wrt is not None else None
+    name = target or getattr(fn, "__qualname__", type(fn).__name__)
+    program = Program(fn, inputs, given, loss)
+    state = random_state()
+    opened = [t for t in wanted or () if not t.requires_grad]
+    notes: list[str] = []
+    try:
+        for tensor in opened:
+            tensor.requires_grad_(True)
+        tracer = _run(program, libraries)
+        if wanted is None and not tracer.leaves and not tracer.events_seen:
+            opened = [t for t in tensors_in((inputs, given)) if t.is_floating_point() and t.is_leaf]
+            after = random_state()
+            set_random_state(state)
+            for tensor in opened:
+                tensor.requires_grad_(True)
+            tracer = _run(program, libraries)
+            set_random_state(after)
+        verdicts = Verdicts()
+        if probes == "auto":
+            ids = None if wanted is None else {id(t) for t in wanted}
+            verdicts, notes = probe(program, tracer, ids, state, budget=budget, generator=generator, step=step)
+    finally:
+        for tensor in opened:
+            tensor.requires_grad_(False)
+    if not tracer.leaves:
+        notes.append("nothing differentiable was traced: no tensor that requires grad was used")
+    return analyse(
+        tracer,
+        target=name,
+        wrt=None if wanted is None else {id(t) for t in wanted},
+        names=program.names(),
+        ignore=tuple(ignore),
+        verdicts=verdicts,
+        notes=notes,
+    )
+
+
+def _run(program: Program, libraries: bool) -> Tracer:
+    tracer = Tracer(libraries=libraries)
+    with tracer:
+        program.trace(tracer)
+    return tracer
+
+
+def _trained(wrt: Any) -> Iterator[Tensor]:
+    if isinstance(wrt, nn.Module):
+        yield from wrt.parameters()
+    elif isinstance(wrt, torch.optim.Optimizer):
+        for group in wrt.param_groups:
+            yield from group["params"]
+    elif isinstance(wrt, Tensor):
+        if not wrt.is_floating_point() or not wrt.is_leaf:
+            raise TypeError(f"wrt must hold floating leaf tensors, got {wrt.dtype} (is_leaf={wrt.is_leaf})")
+        yield wrt
+    elif isinstance(wrt, Mapping):
+        for value in wrt.values():
+            yield from _trained(value)
+    elif isinstance(wrt, Iterable) and not isinstance(wrt, str):
+        for value in wrt:
+            yield from _trained(value)
+    else:
+        raise TypeError(f"wrt must be a tensor, module, optimizer or a nest of them, got {type(wrt).__name__}")
+
+
+def random_state() -> tuple[Any, ...]:
+    """Return the state of every global random stream."""
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+def set_random_state(state: tuple[Any, ...]) -> None:
+    """Restore :func:`random_state`."""
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    np.random.set_state(state[2])  # noqa: NPY002

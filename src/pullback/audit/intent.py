@@ -1,0 +1,84 @@
+"""Tell a gradient that was stopped on purpose from one that was lost.
+
+Stopping a gradient is right for targets (a teacher, a target network, pseudo labels), for a generator's samples while the
+discriminator learns, and for samples whose log-probability carries the gradient (the score-function estimator). Each has
+a shape in the trace that a lost gradient does not have.
+"""
+
+from __future__ import annotations
+
+from pullback.audit import operations as ops
+from pullback.audit.graph import TraceGraph
+from pullback.audit.tracer import Node, Origin
+
+__all__ = ["intended"]
+
+
+def intended(graph: TraceGraph, index: int, origin: Origin) -> str:
+    """Return why the stop at ``origin`` is meant, or an empty string."""
+    meets = graph.merges(index, origin.node)
+    if not meets:
+        return ""
+    if origin.code == "cut.sampling" or origin.op in ("multinomial", "normal", "bernoulli"):
+        return "score function" if any(_scored(graph, origin, dead, live) for dead, live in meets) else ""
+    if all(_target(graph, dead, live) for dead, live in meets):
+        return "target"
+    if origin.code in ("cut.detach", "cut.no_grad", "cut.data", "cut.inference") and all(
+        _target(graph, dead, live) or _sample(graph, index, dead, live) for dead, live in meets
+    ):
+        return "sample"
+    if origin.code == "cut.index" and all(_choice(graph, origin, dead, live) for dead, live in meets):
+        return "choice"
+    return ""
+
+
+def _partners(graph: TraceGraph, dead: Node, live: Node) -> list[Node]:
+    return [graph.nodes[p] for p in live.parents if p != dead.index and graph.nodes[p].live]
+
+
+def _target(graph: TraceGraph, dead: Node, live: Node) -> bool:
+    """The value is compared with a prediction, and what follows only reduces the comparison to a number."""
+    partners = [p for p in _partners(graph, dead, live) if p.has_data and p.leaf is None or p.leaf and p.has_data]
+    if not partners:
+        return False
+    if live.op in ops.LOSSES:
+        return True
+    if live.op in ("gather", "take_along_dim", "__getitem__") and not dead.live and not graph.nodes[dead.index].live:
+        # log_prob[range(n), labels]: the labels of a negative log-likelihood
+        return any(p.op == "log_softmax" for p in partners)
+    if live.op in ("mul", "__mul__") and any("log" in p.op for p in partners):  # soft labels: -(target * log_prob)
+        return True
+    if live.op not in ("sub", "rsub", "__rsub__", "__sub__", "add"):
+        return False
+    later = graph.downstream([live.index]) & graph.reached
+    return not any(graph.nodes[n].op in ops.WEIGHTED and n != live.index for n in later)
+
+
+def _sample(graph: TraceGraph, index: int, dead: Node, live: Node) -> bool:
+    """The layer that takes the value also takes real data elsewhere: a discriminator, a contrastive encoder."""
+    weights = [p for p in _partners(graph, dead, live) if p.leaf is not None]
+    for weight in weights:
+        for user in graph.tracer.consumed.get(weight.index, ()):
+            node = graph.nodes[user]
+            if user != live.index and user in graph.reached and index not in node.origins and node.has_data:
+                return True
+    return False
+
+
+def _scored(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
+    """The sample meets the parameters of its own distribution again: its log-probability."""
+    sources = graph.upstream(origin.sources, live=True)
+    related = {n for s in origin.sources for n in graph.upstream([s], live=True) if graph.nodes[n].leaf is None}
+    partners = _partners(graph, dead, live)
+    if live.op in ("gather", "take_along_dim", "__getitem__", "nll_loss", "cross_entropy", "sub", "rsub"):
+        return any(p.index in related or graph.upstream([p.index]) & related for p in partners if p.leaf is None)
+    return live.op == "binary_cross_entropy_with_logits" and bool({p.index for p in partners} & sources)
+
+
+def _choice(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
+    """Positions pick from the very values they were found in: the picked values carry the gradient."""
+    if live.op not in ("gather", "take_along_dim", "__getitem__", "index_select", "masked_select"):
+        return False
+    related = set(origin.sources) | {p for s in origin.sources for p in graph.nodes[s].parents}
+    related = {r for r in related if graph.nodes[r].leaf is None}
+    return any(p.index in related for p in _partners(graph, dead, live))

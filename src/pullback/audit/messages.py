@@ -1,0 +1,53 @@
+"""The sentence of a finding."""
+
+from __future__ import annotations
+
+__all__ = ["explain"]
+
+_CUT = {
+    "index": "{op} returns positions, which carry no gradient, and the loss depends on them",
+    "comparison": "{op} returns a truth value, which carries no gradient, and the loss depends on it",
+    "cast": "{op} to a type without gradients cuts the path to the loss",
+    "detach": "detach cuts a value that the loss depends on",
+    "data": ".data cuts a value that the loss depends on",
+    "no_grad": "{op} runs without gradients (no_grad), and the loss depends on its result",
+    "inference": "{op} runs in inference mode, and the loss depends on its result",
+    "item": "{op} turns a tensor into a Python number, and the loss depends on that number",
+    "number": "{op} turns a tensor into a Python number, and the loss depends on that number",
+    "numpy": "the value leaves for NumPy and comes back without its gradient",
+    "rebuild": "{op} builds a new tensor from values and drops their gradient",
+    "sampling": "{op} draws a sample, and no gradient passes through the draw",
+    "create_graph": "autograd.grad without create_graph=True returns a constant, and the loss depends on it",
+    "operation": "{op} has no derivative, and the loss depends on its result",
+}
+_OTHER = {
+    "zero": "{op} has derivative zero here, so nothing passes back although the value matters",
+    "vanishing": "the cotangent shrinks by {factor} on the way back; this line loses most of it",
+    "exploding": "the cotangent grows by {factor} on the way back; this line adds most of it",
+    "kink": "{count} of {size} values of {op} lie exactly on a point without derivative; autograd takes one side",
+    "chaotic": "the loop separates neighbouring states exponentially: exponent {exponent} a step",
+    "biased": "the gradient that the backward of {op} returns disagrees with the slope of its forward",
+    "control-flow": "a Python branch depends on a trained value; no gradient passes through the choice",
+    "unused": "{name} was computed with, but its value reaches no backward pass",
+}
+
+
+def explain(code: str, **words: object) -> str:
+    """Return one sentence for a finding's code.
+
+    Example:
+        >>> explain("cut.index", op="argmax")
+        'argmax returns positions, which carry no gradient, and the loss depends on them'
+    """
+    kind, _, detail = code.partition(".")
+    if kind == "nan":
+        if detail == "forward":
+            return f"{words['op']} is the first operation whose result is not finite, and the loss depends on it"
+        if detail == "where":
+            return (
+                f"{words['op']} has an infinite derivative at values that a later mask or where hides: "
+                "zero times infinity makes the gradient NaN"
+            )
+        return f"{words['op']} receives a finite cotangent and passes on one that is not finite"
+    template = _CUT.get(detail, _CUT["operation"]) if kind == "cut" else _OTHER[kind]
+    return template.format(**words)
