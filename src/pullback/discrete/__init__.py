@@ -21,6 +21,16 @@ from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permut
 from pullback.discrete.piecewise import abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, frac, remainder, round, trunc
+from pullback.discrete.sampling import (
+    Sample,
+    bernoulli,
+    categorical,
+    gumbel_noise,
+    gumbel_softmax,
+    multinomial,
+    reinmax,
+    straight_through,
+)
 from pullback.discrete.selection import (
     Partition,
     argmax,
@@ -34,6 +44,7 @@ from pullback.discrete.selection import (
     soft_topk,
 )
 from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, sort_by, topk
+from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = [
@@ -41,6 +52,7 @@ __all__ = [
     "STEP_ERRORS",
     "OrderingMetrics",
     "Partition",
+    "Sample",
     "Sorted",
     "Swap",
     "abs",
@@ -49,15 +61,21 @@ __all__ = [
     "argmax",
     "argmin",
     "argsort",
+    "bernoulli",
+    "categorical",
     "ceil",
     "clamp",
     "comparators",
     "count",
+    "entmax",
+    "entmax15",
     "equal",
     "floor",
     "frac",
     "greater",
     "greater_equal",
+    "gumbel_noise",
+    "gumbel_softmax",
     "heaviside",
     "isclose",
     "kthvalue",
@@ -74,6 +92,7 @@ __all__ = [
     "median",
     "min",
     "minimum",
+    "multinomial",
     "not_equal",
     "ordering_metrics",
     "partition",
@@ -82,6 +101,7 @@ __all__ = [
     "project_permutahedron",
     "quantile",
     "rank",
+    "reinmax",
     "relu",
     "remainder",
     "round",
@@ -92,6 +112,8 @@ __all__ = [
     "sort",
     "sort_by",
     "sorting_network",
+    "sparsemax",
+    "straight_through",
     "topk",
     "trunc",
     "where",

@@ -1,0 +1,467 @@
+"""Samples of a discrete distribution with a gradient: straight-through, Gumbel-softmax, ReinMax, concrete Bernoulli."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from pullback.core.checks import check_choice, check_dim, check_floating, check_tensor
+from pullback.core.gradients import replace_gradient
+from pullback.core.shapes import Float, Shaped, Tensor
+from pullback.discrete.softness import is_hard, widen
+
+__all__ = [
+    "Sample",
+    "bernoulli",
+    "categorical",
+    "gumbel_noise",
+    "gumbel_softmax",
+    "multinomial",
+    "reinmax",
+    "straight_through",
+]
+
+
+class Sample(NamedTuple):
+    """A sampled choice.
+
+    Attributes:
+        onehot: exactly 0 and 1 in value, with the estimator's gradient.
+        probabilities: what it was drawn from, with their own gradient (for entropies and divergences).
+    """
+
+    onehot: Float[Tensor, "*batch n"]
+    probabilities: Float[Tensor, "*batch n"]
+
+
+def straight_through(hard: Shaped[Tensor, "*shape"], soft: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the values of ``hard``, bit for bit, in the dtype of ``soft`` and with its gradient.
+
+    Args:
+        hard: ``[*shape]`` any dtype; no gradient flows into it.
+        soft: ``[*shape]`` floating.
+
+    Returns:
+        ``[*shape]`` of the dtype of ``soft``.
+
+    Raises:
+        TypeError: ``soft`` is not a floating tensor.
+        ValueError: the shapes differ.
+
+    Example:
+        >>> x = torch.tensor([0.2, 0.7], requires_grad=True)
+        >>> straight_through(x > 0.5, x).sum().backward()
+        >>> x.grad
+        tensor([1., 1.])
+
+    References:
+        Bengio, Leonard, Courville (2013), Estimating or propagating gradients through stochastic neurons, section 4.
+    """
+    return replace_gradient(check_tensor("hard", hard).to(check_floating("soft", soft).dtype), soft)
+
+
+def gumbel_noise(
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "..."]:
+    r"""Draw standard Gumbel noise, ``-log E`` with ``E`` exponential; finite for every draw.
+
+    A draw ``E`` of 0 or of infinity (a uniform at an end of its range) is moved to the smallest normal or the largest
+    number, so the noise lies in ``[-88.8, 87.4]``. Half-precision noise is drawn in float32 and rounded.
+
+    Args:
+        shape: of the result.
+        dtype: floating.
+        device: of the result.
+        generator: of the same device; torch's default one if ``None``.
+
+    Returns:
+        Noise with mean 0.5772 and variance ``pi**2 / 6``.
+
+    Raises:
+        TypeError: ``dtype`` is not floating.
+
+    Example:
+        >>> noise = gumbel_noise([100_000], generator=torch.Generator().manual_seed(0))
+        >>> abs(noise.mean().item() - 0.5772) < 0.01
+        True
+    """
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating, got {dtype}")
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return _negative_log(torch.empty(tuple(shape), dtype=wide, device=device).exponential_(generator=generator)).to(
+        dtype
+    )
+
+
+def gumbel_softmax(
+    logits: Float[Tensor, "..."],
+    *,
+    temperature: float = 1.0,
+    hard: bool = False,
+    dim: int = -1,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "..."]:
+    r"""Sample a relaxed one-hot vector: ``softmax((logits + g) / temperature)`` with Gumbel noise ``g``.
+
+    Its largest entry is that of an exact sample of ``softmax(logits)``, at every temperature.
+
+    Args:
+        logits: ``[..., n, ...]`` unnormalised log probabilities; ``-inf`` is never drawn and gets gradient 0.
+        temperature: >= 0. Small: little bias, much variance; 0 is the hard sample with gradient 0.
+        hard: return the exact one-hot sample, with the gradient of the relaxation (straight-through Gumbel).
+        dim: the dimension of the classes.
+        generator: torch's default one if ``None``.
+
+    Returns:
+        The shape of ``logits``; sums to 1 along ``dim``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``logits`` is not a floating tensor.
+        ValueError: ``temperature`` is negative or not finite; a row of logits is all ``-inf`` or has NaN or ``inf``
+            (not checked under ``torch.func`` transforms and ``torch.compile``).
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 2.0, -torch.inf]])
+        >>> gumbel_softmax(logits, hard=True, generator=torch.Generator().manual_seed(0))
+        tensor([[0., 1., 0.]])
+
+    References:
+        Jang, Gu, Poole (2017), Categorical reparameterization with Gumbel-softmax, equations 1-2.
+        Maddison, Mnih, Teh (2017), The concrete distribution, equation 10.
+    """
+    dim = check_dim(check_floating("logits", logits), dim)
+    frozen = is_hard(temperature, widen(logits).dtype)
+    _check_rows("logits", logits, dim)
+    perturbed = _perturb(logits, generator)
+    if frozen:
+        return replace_gradient(_one_hot_max(perturbed, dim).to(logits.dtype), torch.sign(logits))
+    soft = _softmax(perturbed, dim, temperature).to(logits.dtype)
+    return replace_gradient(_one_hot_max(perturbed, dim).to(logits.dtype), soft) if hard else soft
+
+
+def reinmax(
+    logits: Float[Tensor, "..."],
+    *,
+    temperature: float = 1.0,
+    dim: int = -1,
+    generator: torch.Generator | None = None,
+) -> Sample:
+    r"""Sample an exact one-hot vector with a second-order gradient estimate (Heun's rule).
+
+    With ``D`` the sample, ``pi = softmax(logits)``, ``pi_t = softmax(logits / t)``, ``g`` the cotangent at ``D`` and
+    ``J(p) g = p (g - <p, g>)`` the gradient is
+
+    .. math:: 2\, J\big(\tfrac{\pi_t + D}{2}\big)\, g - \tfrac12 J(\pi)\, g,
+
+    at ``t = 1`` unbiased for every quadratic function of ``D`` (straight-through: for every linear one).
+
+    Args:
+        logits: ``[..., n, ...]`` unnormalised log probabilities; ``-inf`` is never drawn and gets gradient 0.
+        temperature: > 0, usually in ``[1, 2]``: larger has less variance. Below 1 warns. It does not change the draw.
+        dim: the dimension of the classes.
+        generator: torch's default one if ``None``.
+
+    Returns:
+        :class:`Sample`: the one-hot sample, and ``softmax(logits)`` with its own gradient.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``logits`` is not a floating tensor.
+        ValueError: ``temperature`` is not positive and finite; a row of logits is all ``-inf`` or has NaN or ``inf``
+            (not checked under ``torch.func`` transforms and ``torch.compile``).
+
+    Example:
+        >>> logits = torch.tensor([0.5, 0.0, -0.5], requires_grad=True)
+        >>> sample = reinmax(logits, generator=torch.Generator().manual_seed(0))
+        >>> sample.onehot.sum().item(), sample.probabilities.sum().item()
+        (1.0, 1.0)
+
+    References:
+        Liu, Dong, Liu, Yu, Gao (2023), Bridging discrete and backpropagation: straight-through and beyond, theorem 3.2
+        and algorithm 2.
+    """
+    dim = check_dim(check_floating("logits", logits), dim)
+    if is_hard(temperature):
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    if temperature < 1:
+        warnings.warn(f"ReinMax is meant for a temperature >= 1, got {temperature}", UserWarning, stacklevel=2)
+    _check_rows("logits", logits, dim)
+    wide = widen(logits)
+    probabilities = torch.softmax(wide, dim)
+    onehot = _draw(probabilities.detach(), dim, generator)
+    tempered = probabilities if temperature == 1 else torch.softmax(wide / temperature, dim)
+    estimated: Tensor = _Heun.apply(wide, onehot, tempered, probabilities, dim)
+    return Sample(estimated.to(logits.dtype), probabilities.to(logits.dtype))
+
+
+def categorical(
+    logits: Float[Tensor, "..."],
+    *,
+    method: str = "gumbel",
+    temperature: float = 1.0,
+    dim: int = -1,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "..."]:
+    r"""Sample an exact one-hot vector of ``softmax(logits)``; ``method`` is the estimator of its gradient.
+
+    Args:
+        logits: ``[..., n, ...]`` unnormalised log probabilities; ``-inf`` is never drawn.
+        method: ``"gumbel"`` (gradient of the Gumbel-softmax of the same noise), ``"straight_through"`` (gradient of
+            ``softmax(logits / temperature)``) or ``"reinmax"``.
+        temperature: > 0 of the estimator; it does not change the draw.
+        dim: the dimension of the classes.
+        generator: torch's default one if ``None``.
+
+    Returns:
+        The shape of ``logits``, exactly 0 and 1.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``logits`` is not a floating tensor.
+        ValueError: ``method`` is unknown, ``temperature`` is not positive, or a row of logits is not a distribution.
+
+    Example:
+        >>> categorical(torch.tensor([0.0, -torch.inf]), method="straight_through")
+        tensor([1., 0.])
+
+    References:
+        Jang, Gu, Poole (2017); Bengio, Leonard, Courville (2013); Liu et al. (2023): see :func:`gumbel_softmax`,
+        :func:`straight_through`, :func:`reinmax`.
+    """
+    check_choice("method", method, ("gumbel", "straight_through", "reinmax"))
+    if is_hard(temperature):
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    if method == "gumbel":
+        return gumbel_softmax(logits, temperature=temperature, hard=True, dim=dim, generator=generator)
+    if method == "reinmax":
+        return reinmax(logits, temperature=temperature, dim=dim, generator=generator).onehot
+    dim = check_dim(check_floating("logits", logits), dim)
+    _check_rows("logits", logits, dim)
+    wide = widen(logits)
+    soft = _softmax(wide, dim, temperature)
+    onehot = _draw((soft if temperature == 1 else torch.softmax(wide, dim)).detach(), dim, generator)
+    return replace_gradient(onehot.to(logits.dtype), soft.to(logits.dtype))
+
+
+def multinomial(
+    p: Float[Tensor, "*batch n"],
+    num_samples: int,
+    replacement: bool = False,
+    *,
+    temperature: float = 1.0,
+    hard: bool = False,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*batch m n"]:
+    r"""Draw ``num_samples`` classes; like ``torch.multinomial``, but one (relaxed) one-hot row a draw.
+
+    With replacement the rows are independent Gumbel-softmax samples. Without it they are the Gumbel top-k: the classes
+    in decreasing order of ``log p + g``, row ``j`` relaxed as a softmax over those not drawn before it.
+
+    Args:
+        p: ``[*batch, n]`` weights >= 0, not all 0; they need not sum to 1. A class of weight 0 is never drawn.
+        num_samples: draws per row of ``p``, >= 1; without replacement at most the number of positive weights.
+        replacement: whether a class may be drawn twice.
+        temperature: >= 0; 0 is the hard sample with gradient 0.
+        hard: return exact one-hot rows, with the gradient of the relaxation.
+        generator: torch's default one if ``None``.
+
+    Returns:
+        ``[*batch, num_samples, n]``; rows sum to 1. ``result.argmax(-1)`` are the indices that torch returns.
+
+    Raises:
+        TypeError: ``p`` is not a floating tensor.
+        ValueError: ``num_samples`` or ``temperature`` is out of range, a weight is negative, or too few are positive
+            (not checked under ``torch.func`` transforms and ``torch.compile``).
+
+    Example:
+        >>> p = torch.tensor([0.0, 1.0, 3.0])
+        >>> rows = multinomial(p, 2, hard=True, generator=torch.Generator().manual_seed(0))
+        >>> rows.sum(0)
+        tensor([0., 1., 1.])
+
+    References:
+        Kool, van Hoof, Welling (2019), Stochastic beams and where to find them, section 2. Xie, Ermon (2019),
+        Reparameterizable subset sampling via continuous relaxations.
+    """
+    n = check_floating("p", p).shape[-1] if p.ndim else 0
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be an integer >= 1, got {num_samples}")
+    if n < (1 if replacement else num_samples):
+        raise ValueError(f"num_samples must be at most the number of classes {n}, got {num_samples}")
+    frozen = is_hard(temperature, widen(p).dtype)
+    if _can_look(p):
+        positive = (p > 0).sum(-1)
+        if bool((~(p >= 0) | p.isinf()).any()):
+            raise ValueError(f"p must be >= 0 and finite, got minimum {p.min().item()} and maximum {p.max().item()}")
+        if bool((positive < (1 if replacement else num_samples)).any()):
+            raise ValueError(f"num_samples must be at most the number of positive weights {int(positive.min())}")
+    wide = widen(p)
+    logits = torch.where(wide > 0, torch.log(torch.where(wide > 0, wide, 1.0)), -torch.inf)
+    if replacement:
+        logits = logits.unsqueeze(-2).expand(*p.shape[:-1], num_samples, n)
+        perturbed = _perturb(logits, generator)
+    else:
+        noisy = _perturb(logits, generator)
+        order = noisy.topk(num_samples, -1).indices
+        drawn = torch.zeros_like(noisy, dtype=torch.bool)
+        rows = []
+        for j in range(num_samples):
+            rows.append(torch.where(drawn, -torch.inf, noisy))
+            drawn = drawn.scatter(-1, order[..., j : j + 1], True)
+        perturbed = torch.stack(rows, -2)
+    exact = _one_hot_max(perturbed, -1).to(p.dtype)
+    if frozen:
+        return replace_gradient(exact, torch.sign(p).unsqueeze(-2).expand(exact.shape))
+    soft = _softmax(perturbed, -1, temperature).to(p.dtype)
+    return replace_gradient(exact, soft) if hard else soft
+
+
+def bernoulli(
+    p: Float[Tensor, "*shape"],
+    *,
+    method: str = "concrete",
+    temperature: float = 0.5,
+    hard: bool = False,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*shape"]:
+    r"""Sample 0 or 1 with probability ``p`` of 1, with a gradient for ``p``.
+
+    ``"concrete"`` is ``sigmoid((logit(p) - logit(u)) / temperature)`` of a uniform ``u``, above 1/2 exactly where
+    ``u < p``. ``"straight_through"`` is the exact sample with gradient 1, unbiased for what is linear in the sample.
+
+    Args:
+        p: ``[*shape]`` probabilities; at exactly 0 and 1 the sample is certain and the concrete gradient 0.
+        method: ``"concrete"`` or ``"straight_through"`` (always hard, has no temperature).
+        temperature: >= 0; 0 is the exact sample with gradient 0.
+        hard: return the exact sample, with the gradient of the relaxation.
+        generator: torch's default one if ``None``.
+
+    Returns:
+        ``[*shape]`` in ``[0, 1]``.
+
+    Raises:
+        TypeError: ``p`` is not a floating tensor.
+        ValueError: ``p`` is outside ``[0, 1]`` (not checked under ``torch.func`` transforms and ``torch.compile``),
+            ``temperature`` is negative or not finite, ``method`` is unknown.
+
+    Example:
+        >>> bernoulli(torch.tensor([0.0, 1.0]))
+        tensor([0., 1.])
+
+    References:
+        Maddison, Mnih, Teh (2017), The concrete distribution, appendix B. Bengio, Leonard, Courville (2013).
+    """
+    check_floating("p", p)
+    check_choice("method", method, ("concrete", "straight_through"))
+    frozen = is_hard(temperature, widen(p).dtype)
+    if _can_look(p) and bool((~((p >= 0) & (p <= 1))).any()):
+        raise ValueError(f"p must be in [0, 1], got minimum {p.min().item()} and maximum {p.max().item()}")
+    wide = widen(p)
+    uniform = torch.rand(wide.shape, dtype=wide.dtype, device=p.device, generator=generator)
+    return _bernoulli(p, uniform, method, temperature, hard, frozen)
+
+
+class _Heun(torch.autograd.Function):
+    """The sample in the forward pass; ReinMax's map from its cotangent to that of the logits in the backward pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, onehot: Tensor, tempered: Tensor, probabilities: Tensor, dim: int) -> Tensor:
+        return onehot.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:4])
+        ctx.save_for_forward(*inputs[1:4])
+        ctx.dim, ctx.shared = inputs[4], inputs[2] is inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
+        onehot, tempered, probabilities = ctx.saved_tensors
+        return _heun(onehot, tempered, probabilities, cotangent, ctx.dim, ctx.shared), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *unused: Any) -> Tensor:
+        onehot, tempered, probabilities = ctx.saved_tensors
+        return _heun(onehot, tempered, probabilities, tangent, ctx.dim, ctx.shared)  # the Jacobian is symmetric
+
+
+def _heun(onehot: Tensor, tempered: Tensor, probabilities: Tensor, g: Tensor, dim: int, shared: bool) -> Tensor:
+    """Return ``2 J((tempered + onehot) / 2) g - J(probabilities) g / 2``, sharing the passes over ``g``."""
+    mean = (probabilities * g).sum(dim, keepdim=True)
+    drawn = (onehot * g).sum(dim, keepdim=True)
+    if shared:
+        return probabilities * ((g - drawn) / 2) + onehot * ((drawn - mean) / 2)
+    middle = ((tempered * g).sum(dim, keepdim=True) + drawn) / 2
+    return (tempered + onehot) * (g - middle) - probabilities * ((g - mean) / 2)
+
+
+def _bernoulli(p: Tensor, uniform: Tensor, method: str, temperature: float, hard: bool, frozen: bool) -> Tensor:
+    wide = widen(p)
+    exact = (uniform < wide).to(p.dtype)
+    if frozen or method == "straight_through":
+        return replace_gradient(exact, torch.sign(p) if frozen else p)
+    info = torch.finfo(wide.dtype)
+    certain = (wide <= 0) | (wide >= 1)
+    inner = torch.where(certain, 0.5, wide).clamp(info.tiny, 1 - info.eps / 2)
+    noise = torch.logit(uniform.clamp(info.tiny, 1 - info.eps / 2))
+    soft = torch.where(certain, wide.detach(), torch.sigmoid((torch.logit(inner) - noise) / temperature)).to(p.dtype)
+    return replace_gradient(exact, soft) if hard else soft
+
+
+def _negative_log(exponential: Tensor) -> Tensor:
+    info = torch.finfo(exponential.dtype)
+    return exponential.clamp_(info.tiny, info.max).log_().neg_()
+
+
+def _perturb(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    wide = widen(logits)
+    return wide + gumbel_noise(wide.shape, dtype=wide.dtype, device=wide.device, generator=generator)
+
+
+def _softmax(x: Tensor, dim: int, temperature: float) -> Tensor:
+    if temperature < 1e-20:  # the quotient would overflow
+        x = x - x.detach().amax(dim, keepdim=True)
+    return torch.softmax(x if temperature == 1 else x / temperature, dim)
+
+
+def _one_hot_max(x: Tensor, dim: int) -> Tensor:
+    index = x.detach().argmax(dim, keepdim=True)
+    return torch.zeros_like(x, requires_grad=False).scatter(dim, index, 1.0)
+
+
+def _draw(probabilities: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
+    """Return an exact one-hot sample by inverting the cumulative distribution, with one uniform a row."""
+    rows = probabilities.movedim(dim, -1)
+    total = rows.cumsum(-1, dtype=torch.float64)
+    end = total[..., -1:]
+    uniform = torch.rand(end.shape, dtype=torch.float64, device=rows.device, generator=generator)
+    # Class i is drawn where total[i-1] <= u < total[i]: an empty interval, of probability 0, never.
+    u = torch.minimum(uniform * end, torch.nextafter(end, torch.zeros_like(end)))
+    index = torch.searchsorted(total, u, right=True)
+    return torch.zeros_like(rows).scatter(-1, index, 1.0).movedim(-1, dim)
+
+
+def _can_look(x: Tensor) -> bool:
+    """Return whether values may be looked at: not inside ``torch.func`` transforms, not while compiling."""
+    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+def _check_rows(name: str, logits: Tensor, dim: int) -> None:
+    if logits.ndim and logits.shape[dim] == 0:
+        raise ValueError(f"{name} must have at least one class along dimension {dim}, got shape {tuple(logits.shape)}")
+    if not _can_look(logits) or not logits.numel():
+        return
+    top = logits.detach().amax(dim)
+    if not bool(torch.isfinite(top).all()):
+        index = tuple(int(i) for i in (~torch.isfinite(top)).nonzero()[0])
+        raise ValueError(f"{name} must have a finite largest entry in each row, got {top[index].item()} in row {index}")

@@ -1,0 +1,232 @@
+"""Sparse relatives of softmax: sparsemax, 1.5-entmax, alpha-entmax. Exact zeros, and a gradient on the support."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from pullback.core.checks import check_choice, check_dim, check_floating
+from pullback.core.gradients import replace_gradient
+from pullback.core.shapes import Float, Tensor
+from pullback.discrete.softness import is_hard, widen
+
+__all__ = ["entmax", "entmax15", "sparsemax"]
+
+_NUMBA = find_spec("numba") is not None  # imported, and the kernel compiled, only on first use
+METHODS = ("auto", "kernel", "sort", "bisection")
+
+
+def sparsemax(
+    x: Float[Tensor, "..."], dim: int = -1, *, method: str = "auto", temperature: float = 1.0, hard: bool = False
+) -> Float[Tensor, "..."]:
+    r"""Return the Euclidean projection of ``x / temperature`` onto the simplex: ``max(x / t - threshold, 0)``.
+
+    Args:
+        x: ``[..., n, ...]`` scores; ``-inf`` gets 0. A row without a finite largest entry gives NaN.
+        dim: the dimension that sums to 1.
+        method: ``"kernel"`` (compiled, CPU, needs numba: Newton's method on the threshold, O(n)), ``"sort"`` (plain
+            torch), ``"bisection"`` (plain torch, any alpha); ``"auto"`` takes the kernel where it can.
+        temperature: >= 0; 0 is the one-hot of the argmax with gradient 0.
+        hard: return the one-hot of the argmax, with the gradient of the relaxation.
+
+    Returns:
+        The shape of ``x``, >= 0, sums to 1 along ``dim``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``x`` is not a floating tensor.
+        ValueError: ``method`` is unknown or can not run here, ``temperature`` is negative or not finite.
+
+    Example:
+        >>> sparsemax(torch.tensor([1.0, 0.5, -1.0]))
+        tensor([0.7500, 0.2500, 0.0000])
+
+    References:
+        Martins, Astudillo (2016), From softmax to sparsemax, equations 4 and 14.
+        Michelot (1986), A finite algorithm for finding the projection of a point onto the canonical simplex.
+    """
+    return entmax(x, 2.0, dim, method=method, temperature=temperature, hard=hard)
+
+
+def entmax15(
+    x: Float[Tensor, "..."], dim: int = -1, *, method: str = "auto", temperature: float = 1.0, hard: bool = False
+) -> Float[Tensor, "..."]:
+    r"""Return 1.5-entmax, half way between softmax and sparsemax: ``max(x / (2 t) - threshold, 0)^2``.
+
+    Args:
+        x: ``[..., n, ...]`` scores; ``-inf`` gets 0. A row without a finite largest entry gives NaN.
+        dim: the dimension that sums to 1.
+        method: see :func:`sparsemax`.
+        temperature: >= 0; 0 is the one-hot of the argmax with gradient 0.
+        hard: return the one-hot of the argmax, with the gradient of the relaxation.
+
+    Returns:
+        The shape of ``x``, >= 0, sums to 1 along ``dim``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``x`` is not a floating tensor.
+        ValueError: ``method`` is unknown or can not run here, ``temperature`` is negative or not finite.
+
+    Example:
+        >>> entmax15(torch.tensor([1.0, 0.5, -2.0]))
+        tensor([0.6740, 0.3260, 0.0000])
+
+    References:
+        Peters, Niculae, Martins (2019), Sparse sequence-to-sequence models, section 3 and algorithm 2.
+    """
+    return entmax(x, 1.5, dim, method=method, temperature=temperature, hard=hard)
+
+
+def entmax(
+    x: Float[Tensor, "..."],
+    alpha: float = 1.5,
+    dim: int = -1,
+    *,
+    method: str = "auto",
+    temperature: float = 1.0,
+    hard: bool = False,
+) -> Float[Tensor, "..."]:
+    r"""Return alpha-entmax, the maximiser of ``<p, x / t>`` plus Tsallis' alpha-entropy on the simplex.
+
+    .. math:: p_i = \big[(\alpha - 1) x_i / t - \tau\big]_+^{1 / (\alpha - 1)}, \qquad \sum_i p_i = 1
+
+    ``alpha = 1`` is softmax, 2 sparsemax. Its Jacobian on the support is ``diag(s) - s s^T / sum(s)`` with
+    ``s = p^(2 - alpha)``: no derivative of the solver is needed.
+
+    Args:
+        x: ``[..., n, ...]`` scores; ``-inf`` gets 0. A row without a finite largest entry gives NaN.
+        alpha: >= 1; larger is sparser.
+        dim: the dimension that sums to 1.
+        method: see :func:`sparsemax`; ``"sort"`` knows alpha 1.5 and 2.
+        temperature: >= 0; 0 is the one-hot of the argmax with gradient 0.
+        hard: return the one-hot of the argmax, with the gradient of the relaxation.
+
+    Returns:
+        The shape of ``x``, >= 0, sums to 1 along ``dim``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``x`` is not a floating tensor.
+        ValueError: ``alpha`` is below 1 or not finite, ``method`` is unknown or can not run here, ``temperature`` is
+            negative or not finite.
+
+    Example:
+        >>> entmax(torch.tensor([1.0, 0.5, -1.0]), alpha=1.2)
+        tensor([0.6199, 0.3461, 0.0341])
+
+    References:
+        Peters, Niculae, Martins (2019), Sparse sequence-to-sequence models, definition 2 and proposition 1.
+        Blondel, Martins, Niculae (2019), Learning classifiers with Fenchel-Young losses, algorithm 1.
+    """
+    dim = check_dim(check_floating("x", x), dim)
+    check_choice("method", method, METHODS)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 1 <= alpha < float("inf"):
+        raise ValueError(f"alpha must be a finite number >= 1, got {alpha}")
+    if method == "sort" and alpha not in (1.5, 2):
+        raise ValueError(f"method 'sort' knows alpha 1.5 and 2, got {alpha}; 'bisection' knows every alpha")
+    if method == "kernel" and (x.device.type != "cpu" or not _NUMBA):
+        raise ValueError(f"method 'kernel' must run on the CPU with numba installed, got {x.device}")
+    if is_hard(temperature, widen(x).dtype):
+        return replace_gradient(_argmax(x, dim), torch.sign(x))
+    if method == "auto":
+        method = "kernel" if x.device.type == "cpu" and _NUMBA else "sort" if alpha in (1.5, 2) else "bisection"
+    scaled = widen(x).movedim(dim, -1) if x.ndim else widen(x).reshape(1)
+    scaled = scaled if temperature == 1 else scaled / temperature
+    p: Tensor = torch.softmax(scaled, -1) if alpha == 1 else _Entmax.apply(scaled, float(alpha), method)
+    p = (p.movedim(-1, dim) if x.ndim else p.reshape(())).to(x.dtype)
+    return replace_gradient(_argmax(x, dim), p) if hard else p
+
+
+class _Entmax(torch.autograd.Function):
+    """Alpha-entmax along the last dimension; its Jacobian is symmetric and a function of the result alone."""
+
+    @staticmethod
+    def forward(x: Tensor, alpha: float, method: str) -> Tensor:
+        if x.numel() == 0:
+            return x.clone()
+        if method == "kernel":
+            result: Tensor = torch.ops.pullback.entmax(x, alpha)
+            return result
+        return _by_sorting(x, alpha) if method == "sort" else _by_bisection(x, alpha)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, str], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+        ctx.alpha = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
+        return _jacobian_product(ctx.saved_tensors[0], cotangent, ctx.alpha), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *unused: None) -> Tensor:
+        return _jacobian_product(ctx.saved_tensors[0], tangent, ctx.alpha)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, alpha: float, method: str) -> tuple[Tensor, int]:
+        return _Entmax.apply(x.movedim(in_dims[0], 0), alpha, method), 0  # type: ignore[arg-type]
+
+
+def _jacobian_product(p: Tensor, g: Tensor, alpha: float) -> Tensor:
+    support = p > 0
+    if alpha == 2:
+        weight = support.to(p.dtype)
+    else:
+        weight = torch.where(support, torch.where(support, p, 1.0) ** (2 - alpha), 0.0)
+    mean = (weight * g).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+    return weight * (g - mean)
+
+
+@torch.library.custom_op("pullback::entmax", mutates_args=(), schema="(Tensor x, float alpha) -> Tensor")
+def _kernel(x: Tensor, alpha: float) -> Tensor:
+    from pullback.kernels.sparsemax import entmax_rows  # compiles on first use
+
+    rows = x.detach().contiguous()
+    out = torch.empty_like(rows)
+    n = rows.shape[-1]
+    entmax_rows(rows.view(-1, n).numpy(), alpha, out.view(-1, n).numpy())
+    return out
+
+
+@_kernel.register_fake
+def _(x: Tensor, alpha: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _by_sorting(x: Tensor, alpha: float) -> Tensor:
+    """Sort, find the size of the support, solve for the threshold in closed form."""
+    z = (alpha - 1) * (x - x.amax(-1, keepdim=True))
+    ordered = z.sort(-1, descending=True).values
+    finite = torch.where(ordered.isinf(), -2.0, ordered)  # at -2 below the largest the probability is 0 anyway
+    k = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+    mean = finite.cumsum(-1) / k
+    if alpha == 2:
+        thresholds = mean - 1 / k
+    else:
+        spread = finite.square().cumsum(-1) - k * mean.square()  # the sum of squared deviations
+        thresholds = mean - ((1 - spread).clamp(min=0) / k).sqrt()
+    size = (thresholds <= ordered).sum(-1, keepdim=True).clamp(min=1)
+    gap = (z - thresholds.gather(-1, size - 1)).clamp(min=0)
+    return gap if alpha == 2 else gap.square()
+
+
+def _by_bisection(x: Tensor, alpha: float) -> Tensor:
+    """Halve the bracket ``[-1, 0]`` of the threshold until it has no width in this precision, then normalise."""
+    z = (alpha - 1) * (x - x.amax(-1, keepdim=True))
+    low, width = torch.full_like(z[..., :1], -1.0), 1.0
+    for _ in range(60):
+        width /= 2
+        total = ((z - low - width).clamp(min=0) ** (1 / (alpha - 1))).sum(-1, keepdim=True)
+        low = torch.where(total >= 1, low + width, low)
+    p = (z - low).clamp(min=0) ** (1 / (alpha - 1))
+    return p / p.sum(-1, keepdim=True)
+
+
+def _argmax(x: Tensor, dim: int) -> Tensor:
+    if x.numel() == 0:
+        return x.detach().clone()
+    return torch.zeros_like(x, requires_grad=False).scatter(dim, x.detach().argmax(dim, keepdim=True), 1.0)

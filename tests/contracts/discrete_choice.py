@@ -1,0 +1,210 @@
+"""Contracts of the estimators of a sampled choice, of the sparse softmaxes and of lookup by a soft index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback import discrete
+from tests.contracts.contract import Bad, Call, Contract
+
+_INT = torch.arange(3)
+_RANDOM = "the draws of a batch are not those of its rows; vmap is tested with randomness='different'"
+
+
+def _seeded(block: Callable[..., Any], seed: int = 0) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return block(*args, generator=torch.Generator().manual_seed(seed), **kwargs)
+
+    return call
+
+
+def _logits(generator: torch.Generator) -> Tensor:
+    return torch.randn(3, 4, generator=generator, dtype=torch.float64)
+
+
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    """The Gumbel noise of the seeded blocks, from the definition."""
+    exponential = torch.empty(shape, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(0))
+    return -torch.log(exponential)
+
+
+def _bad_logits(name: str = "logits") -> list[Bad]:
+    x = torch.zeros(3)
+    return [
+        Bad((_INT,), {}, TypeError, f"{name} must be a floating tensor, got torch.int64"),
+        Bad((x,), {"temperature": -1.0}, ValueError, "temperature must be >"),
+    ]
+
+
+_BAD_ROW = [
+    Bad((torch.tensor([[0.0, 1.0], [torch.nan, 1.0]]),), {}, ValueError, r"logits must have a finite .* in row \(1,\)"),
+    Bad((torch.full((2,), -torch.inf),), {}, ValueError, "logits must have a finite largest entry"),
+    Bad((torch.zeros(2, 0),), {}, ValueError, "logits must have at least one class"),
+    Bad((torch.zeros(2),), {"dim": 1}, IndexError, "dim must be in"),
+]
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot((logits + _noise(tuple(logits.shape))).argmax(-1), logits.shape[-1]).double()
+
+
+def _simplex_projection(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
+    """Sparsemax by trying every support size: the largest k whose k-th entry stays positive (Martins and Astudillo)."""
+    rows = []
+    for row in x.movedim(dim, -1).reshape(-1, x.shape[dim]):
+        ordered = sorted(row.tolist(), reverse=True)
+        size = max(k for k in range(1, len(ordered) + 1) if 1 + k * ordered[k - 1] > sum(ordered[:k]))
+        rows.append((row - (sum(ordered[:size]) - 1) / size).clamp(min=0))
+    return torch.stack(rows).reshape(x.movedim(dim, -1).shape).movedim(-1, dim)
+
+
+def _entmax_by_root(x: Tensor, alpha: float = 1.5, temperature: float = 1.0, **_: Any) -> Tensor:
+    """The defining equation solved by scipy, row by row."""
+    from scipy.optimize import brentq
+
+    rows = []
+    for row in (x / temperature).reshape(-1, x.shape[-1]):
+        z = (alpha - 1) * row.numpy()
+        top = z.max()
+        excess = lambda t, z=z: (((z - t).clip(0)) ** (1 / (alpha - 1))).sum() - 1  # noqa: E731
+        rows.append(torch.from_numpy((z - brentq(excess, top - 1, top, xtol=1e-14)).clip(0) ** (1 / (alpha - 1))))
+    return torch.stack(rows).reshape(x.shape)
+
+
+def _sparse_calls(*tail: Any, **kwargs: Any) -> Callable[[torch.Generator], list[Call]]:
+    def samples(generator: torch.Generator) -> list[Call]:
+        x = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+        return [Call((x, *tail), kwargs), Call((x[0] * 2, *tail), kwargs)]
+
+    return samples
+
+
+def _one_hot_max(x: Tensor, *_: Any) -> Tensor:
+    return torch.nn.functional.one_hot(x.argmax(-1), x.shape[-1])
+
+
+CONTRACTS = [
+    Contract(
+        "discrete.straight_through",
+        discrete.straight_through,
+        lambda g: [Call((_INT, torch.rand(3, generator=g, dtype=torch.float64)))],
+        bad=[
+            Bad((_INT, _INT), {}, TypeError, "soft must be a floating tensor, got torch.int64"),
+            Bad((_INT, torch.zeros(2)), {}, ValueError, "hard and soft must agree"),
+        ],
+        gradcheck=False,
+        gradgradcheck=False,
+        batched=False,
+        vmap=False,
+        half=False,
+        why="its values and its gradient belong to different functions, by design: tests/discrete/test_sampling.py",
+    ),
+    Contract(
+        "discrete.gumbel_softmax",
+        _seeded(discrete.gumbel_softmax),
+        lambda g: [Call((_logits(g),), {"temperature": 0.7}), Call((_logits(g).T,), {"temperature": 0.7, "dim": 0})][
+            :1
+        ],
+        reference=lambda x, temperature: torch.softmax((x + _noise(tuple(x.shape))) / temperature, -1),
+        hard=_exact,
+        bad=[*_bad_logits(), *_BAD_ROW],
+        batched=False,
+        vmap=False,
+        half=False,
+        why=_RANDOM + "; float32 noise is another draw than float64 noise",
+    ),
+    Contract(
+        "discrete.reinmax[probabilities]",
+        _seeded(discrete.reinmax),
+        lambda g: [Call((_logits(g),), {"temperature": 1.3})],
+        reference=lambda x, temperature: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True),
+        outputs=lambda sample: sample.probabilities,
+        bad=[
+            *_bad_logits(),
+            *_BAD_ROW,
+            Bad((torch.zeros(2),), {"temperature": 0.0}, ValueError, "temperature must be > 0"),
+        ],
+        vmap=False,
+        why=_RANDOM,
+    ),
+    Contract(
+        "discrete.bernoulli",
+        _seeded(discrete.bernoulli),
+        lambda g: [Call((torch.rand(3, 4, generator=g, dtype=torch.float64) * 0.5 + 0.2,), {"temperature": 0.5})],
+        hard=lambda p: torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(0)) < p,
+        bad=[
+            *_bad_logits("p"),
+            Bad((torch.tensor([0.5, 1.5]),), {}, ValueError, r"p must be in \[0, 1\], got minimum 0.5 and maximum 1.5"),
+            Bad((torch.tensor([0.5]),), {"method": "gumbel"}, ValueError, "method must be one of 'concrete'"),
+        ],
+        batched=False,
+        vmap=False,
+        half=False,
+        why=_RANDOM + "; a float32 uniform is another draw than a float64 uniform",
+    ),
+    Contract(
+        "discrete.multinomial",
+        _seeded(discrete.multinomial),
+        lambda g: [Call((torch.rand(3, 4, generator=g, dtype=torch.float64) + 0.1, 2), {"temperature": 0.8})],
+        bad=[
+            Bad((_INT, 2), {}, TypeError, "p must be a floating tensor"),
+            Bad((torch.ones(3), 4), {}, ValueError, "num_samples must be at most the number of classes 3, got 4"),
+            Bad((torch.tensor([1.0, 0.0]), 2), {}, ValueError, "num_samples must be at most the number of positive"),
+            Bad((torch.tensor([1.0, -1.0]), 1), {}, ValueError, "p must be >= 0 and finite"),
+            Bad((torch.ones(3), 0), {}, ValueError, "num_samples must be an integer >= 1, got 0"),
+        ],
+        batched=False,
+        vmap=False,
+        half=False,
+        why=_RANDOM + "; float32 noise is another draw than float64 noise",
+    ),
+    *[
+        Contract(
+            f"discrete.sparsemax[{method}]",
+            discrete.sparsemax,
+            _sparse_calls(method=method),
+            reference=_simplex_projection,
+            hard=_one_hot_max,
+            bad=_bad_logits("x") if method == "auto" else (),
+        )
+        for method in ("auto", "sort", "bisection")
+    ],
+    *[
+        Contract(
+            f"discrete.entmax15[{method}]",
+            discrete.entmax15,
+            _sparse_calls(method=method),
+            reference=_entmax_by_root,
+            hard=_one_hot_max,
+            bad=_bad_logits("x") if method == "auto" else (),
+        )
+        for method in ("auto", "sort", "bisection")
+    ],
+    *[
+        Contract(
+            f"discrete.entmax[{alpha}, {method}]",
+            discrete.entmax,
+            _sparse_calls(alpha, method=method, temperature=0.9),
+            reference=_entmax_by_root,
+            hard=_one_hot_max,
+            bad=[
+                *_bad_logits("x"),
+                Bad((torch.zeros(3), 0.5), {}, ValueError, "alpha must be a finite number >= 1, got 0.5"),
+                Bad(
+                    (torch.zeros(3), 1.2),
+                    {"method": "sort"},
+                    ValueError,
+                    "method 'sort' knows alpha 1.5 and 2, got 1.2",
+                ),
+                Bad((torch.zeros(3), 2.0, 1), {}, IndexError, "dim must be in"),
+            ]
+            if method == "auto"
+            else (),
+        )
+        for alpha, method in ((1.3, "auto"), (1.3, "bisection"), (3.0, "bisection"))
+    ],
+]
