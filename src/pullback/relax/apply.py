@@ -19,6 +19,7 @@ from pullback.relax.rules import (
     INPLACE_FLAG,
     PASS,
     RULES,
+    Discrete,
     Dropped,
     Integer,
     Rule,
@@ -28,7 +29,17 @@ from pullback.relax.rules import (
 )
 from pullback.relax.rules_index import set_items
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Lazy, SoftBool, SoftIndex, SoftTensor, Stale, force_pending, plain, untouched
+from pullback.relax.soft_tensors import (
+    Lazy,
+    SoftBool,
+    SoftIndex,
+    SoftTensor,
+    Stale,
+    force_pending,
+    plain,
+    remember_values,
+    untouched,
+)
 from pullback.relax.transforms import keep_in_recomputation
 
 __all__ = ["relax_call"]
@@ -134,6 +145,10 @@ def _combine(settings: Settings, hard: Any, part: Any) -> Any:
             return SoftBool.make(hard, part)
         if isinstance(part, Integer):
             return SoftIndex.make(hard, part.distribution, part.expected)
+        if isinstance(part, Discrete):
+            result = _combine(settings, hard, part.value)
+            remember_values(result, part.distribution)
+            return result
         part = part.to(hard.dtype)
         if part.shape != hard.shape:
             part = part.expand(hard.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ __all__ = [
     "INPLACE_FLAG",
     "PASS",
     "RULES",
+    "Discrete",
     "Dropped",
     "Integer",
     "Rule",
@@ -25,6 +27,7 @@ __all__ = [
     "functions_named",
     "is_active",
     "lazy",
+    "one_dtype",
     "register_inplace",
     "relaxes",
     "soft_arguments",
@@ -42,6 +45,13 @@ class _Pass:
 
 
 PASS = _Pass()
+
+
+class Discrete(NamedTuple):
+    """The soft counterpart of a float result that takes discrete values: its curve, and its distribution."""
+
+    value: Tensor
+    distribution: Lazy[Distribution]
 
 
 class Integer(NamedTuple):
@@ -207,13 +217,35 @@ def soft_value(value: Any) -> Any:
     return value
 
 
-def soft_arguments(arguments: Any) -> Any:
-    """Return nested arguments with every soft tensor replaced by its :func:`soft_value`."""
+def soft_arguments(arguments: Any, *, numbers: bool = False) -> Any:
+    """Return nested arguments with every soft tensor replaced by its :func:`soft_value`.
+
+    With ``numbers`` other integer and bool tensors become floating too: matrix products take one dtype.
+    """
     if isinstance(arguments, tuple | list):
-        return type(arguments)(soft_arguments(item) for item in arguments)
+        return type(arguments)(soft_arguments(item, numbers=numbers) for item in arguments)
     if isinstance(arguments, dict):
-        return {key: soft_arguments(item) for key, item in arguments.items()}
+        return {key: soft_arguments(item, numbers=numbers) for key, item in arguments.items()}
+    if numbers and isinstance(arguments, Tensor) and not isinstance(arguments, SoftTensor):
+        return arguments if arguments.is_floating_point() or arguments.is_complex() else arguments.double()
     return soft_value(arguments)
+
+
+def one_dtype(arguments: Any) -> Any:
+    """Return nested arguments with their floating tensors in one dtype, the widest."""
+    floats = [t.dtype for t in tensors_in(arguments) if t.is_floating_point()]
+    if not floats:
+        return arguments
+    widest = functools.reduce(torch.promote_types, floats)
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(convert(item) for item in value)
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        return value.to(widest) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return convert(arguments)
 
 
 def lazy(compute: Callable[[], Any], *arguments: Any) -> Lazy[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from pullback.relax.rules import INPLACE_FLAG, PASS, Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules import INPLACE_FLAG, PASS, Discrete, Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Distribution, SoftBool, SoftIndex, SoftTensor
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, remembered_values
 
 __all__: list[str] = []
 
@@ -24,13 +23,22 @@ def _unary(operation: str, block: Callable[..., Tensor]) -> Callable[..., Any]:
     return soft
 
 
+def _rounding(operation: str, block: Callable[..., Tensor]) -> Callable[..., Any]:
+    def soft(settings: Settings, hard: Tensor, input: Tensor) -> Any:
+        width = settings.width(input)
+        value = block(input, temperature=width, **settings.method(operation))
+        return Discrete(value, lazy(lambda: _rounded(input, operation, width, settings), input))
+
+    return soft
+
+
 for _operation, _block, _names in (
     ("floor", discrete.floor, "floor"),
     ("ceil", discrete.ceil, "ceil"),
     ("trunc", discrete.trunc, "trunc fix"),
-    ("frac", discrete.frac, "frac"),
 ):
-    relaxes(_names, group="rounding", operation=_operation)(_unary(_operation, _block))
+    relaxes(_names, group="rounding", operation=_operation)(_rounding(_operation, _block))
+relaxes("frac", group="rounding")(_unary("frac", discrete.frac))
 for _operation, _block, _names in (
     ("sign", discrete.sign, "sign sgn"),
     ("abs", discrete.abs, "abs absolute"),
@@ -40,6 +48,8 @@ for _operation, _block, _names in (
 
 @relaxes("round", group="rounding")
 def _round(settings: Settings, hard: Tensor, input: Tensor, *, decimals: int = 0) -> Any:
+    if decimals == 0:
+        return _rounding("round", discrete.round)(settings, hard, input)
     unit = 10.0**decimals
     width = settings.width(input) * unit
     return discrete.round(input * unit, temperature=width, **settings.method("round")) / unit
@@ -158,31 +168,41 @@ def _cast(settings: Settings, hard: Any, input: Tensor, *args: Any, **kwargs: An
         return _cast_soft(hard, input)
     if hard.is_floating_point() or hard.is_complex():
         return PASS
-    width = settings.width(input)
+    known = remembered_values(input)
     if hard.dtype == torch.bool:
+        if known is not None:
+            return lazy(lambda: _unlike_zero(known()))
+        width = settings.width(input)
         return lazy(lambda: discrete.not_equal(input, 0.0, temperature=width, **settings.method("ne")), input)
+    if known is not None:
+        return Integer(known, lazy(lambda: input, input))
+    if bool((input.detach() == hard).all()):  # already whole numbers: the slope they bring is all there is
+        return Integer(expected=lazy(lambda: input, input))
+    width = settings.width(input)
     truncated = lazy(lambda: discrete.trunc(input, temperature=width, **settings.method("trunc")), input)
-    return Integer(lazy(lambda: _truncated(input, width, settings), input), truncated)
+    return Integer(lazy(lambda: _rounded(input, "trunc", width, settings), input), truncated)
 
 
 def _cast_soft(hard: Tensor, input: SoftTensor) -> Any:
     if hard.is_floating_point():
-        return soft_value(input)
+        if isinstance(input, SoftBool):
+            return Discrete(input.probability, Lazy(lambda: _coin(input.probability)))
+        assert isinstance(input, SoftIndex)
+        known = input._current()[0]
+        return input.expected if known is None else Discrete(input.expected, known)
     if hard.dtype == torch.bool:
         if isinstance(input, SoftBool):
             return lazy(lambda: input.probability)
         assert isinstance(input, SoftIndex)
         if not input.has_distribution:
             raise Dropped("a condition from an expected value")
-        return lazy(lambda: _nonzero(input))
+        return lazy(lambda: _unlike_zero(input.distribution))  # type: ignore[arg-type]
     if isinstance(input, SoftBool):
         return Integer(lazy(lambda: _coin(input.probability)))
     return Integer(*input._current())
 
 
-def _nonzero(index: SoftIndex) -> Tensor:
-    distribution = index.distribution
-    assert distribution is not None
+def _unlike_zero(distribution: Distribution) -> Tensor:
     return (distribution.probability * (distribution.values != 0)).sum(-1)
 
 
@@ -194,14 +214,19 @@ def _coin(p: Tensor) -> Distribution:
 _REACH = 3
 
 
-def _truncated(x: Tensor, width: float, settings: Settings) -> Distribution:
-    """The integers near ``x`` with the probability that ``x`` with noise of scale ``width`` is truncated to them."""
+_SHIFTS = {"floor": 0.0, "round": -0.5, "ceil": -1.0}
+
+
+def _rounded(x: Tensor, operation: str, width: float, settings: Settings) -> Distribution:
+    """The integers near ``x`` with the probability that ``x`` with noise of scale ``width`` is rounded to them."""
     offsets = torch.arange(-_REACH, _REACH + 1, device=x.device)
-    support = torch.where(torch.isfinite(x.detach()), x.detach(), 0.0).trunc().unsqueeze(-1) + offsets
-    # trunc(x) = k: [k, k + 1) for k > 0, (k - 1, k] for k < 0, (-1, 1) for 0. The outermost take the rest.
-    low = torch.where(support > 0, support, support - 1)
-    low[..., 0] = -math.inf
-    high = torch.cat([low[..., 1:], torch.full_like(low[..., :1], math.inf)], -1)
-    method = settings.method("trunc")
-    above = discrete.greater(x.unsqueeze(-1), low, temperature=width, **method)
-    return Distribution(above - discrete.greater(x.unsqueeze(-1), high, temperature=width, **method), support.long())
+    support = torch.where(torch.isfinite(x.detach()), x.detach(), 0.0).round().unsqueeze(-1) + offsets
+    if operation == "trunc":  # k: [k, k + 1) for k > 0, (k - 1, k] for k < 0, (-1, 1) for 0
+        low = torch.where(support > 0, support, support - 1)
+    else:
+        low = support + _SHIFTS[operation]
+    # The lowest takes all below, the highest all above.
+    method = settings.method(operation)
+    above = discrete.greater(x.unsqueeze(-1), low[..., 1:], temperature=width, **method)
+    one = torch.ones_like(above[..., :1])
+    return Distribution(torch.cat([one, above], -1) - torch.cat([above, 0 * one], -1), support.long())

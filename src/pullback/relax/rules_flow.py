@@ -14,6 +14,7 @@ from pullback.relax.rules import (
     Rule,
     functions_named,
     lazy,
+    one_dtype,
     register_inplace,
     soft_arguments,
     soft_value,
@@ -53,22 +54,24 @@ VALUES = (
 """Of the soft value alone."""
 
 
-def flow(function: Callable[..., Any], hard: Any, args: Any, kwargs: Any) -> Any:
+def flow(function: Callable[..., Any], hard: Any, args: Any, kwargs: Any, *, numbers: bool = False) -> Any:
     """Return the parts behind ``hard``: ``function`` of the soft values of its arguments.
 
     Bool and integer results get a lazy probability or expected value, float results a tensor.
     """
+
+    def call() -> Any:
+        given = (args, _without_integer_dtype(kwargs))
+        soft_args, soft_kwargs = one_dtype(soft_arguments(given, numbers=True)) if numbers else soft_arguments(given)
+        return function(*soft_args, **soft_kwargs)
+
     if not isinstance(hard, Tensor):
-        soft = function(*soft_arguments(args), **soft_arguments(_without_integer_dtype(kwargs)))
+        soft = call()
         return tuple(_part(h, s) for h, s in zip(hard, soft, strict=True))
 
-    def compute() -> Tensor:
-        result: Tensor = function(*soft_arguments(args), **soft_arguments(_without_integer_dtype(kwargs)))
-        return result
-
     if hard.is_floating_point() or hard.is_complex():
-        return compute()
-    late = lazy(compute, args, kwargs)
+        return call()
+    late = lazy(call, args, kwargs)
     return late if hard.dtype == torch.bool else Integer(expected=late)
 
 
@@ -140,7 +143,7 @@ def _rule(function: Any, kind: str) -> Callable[..., Any]:
             return push_forward(function, hard, args, kwargs)
         if kind == "shape" and any(_has_distribution(a) for a in _flat(args)):
             return reshape_distribution(function, hard, args, kwargs)
-        return flow(function, hard, args, kwargs)
+        return flow(function, hard, args, kwargs, numbers=kind == "value")
 
     return soft
 

@@ -12,7 +12,7 @@ from pullback import discrete
 from pullback.relax.rules import PASS, Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_flow import push_forward
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Lazy, SoftBool, SoftIndex, SoftTensor, plain
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain, remembered_values
 
 __all__ = ["probability", "select"]
 
@@ -41,6 +41,11 @@ def _comparison(operation: str) -> Callable[..., Any]:
         if operation in ("eq", "ne") and all(isinstance(a, SoftBool) or _is_bool(a) for a in (input, other)):
             return lazy(lambda: _agree(input, other, operation == "ne"), input, other)
 
+        known = [(i, remembered_values(a)) for i, a in enumerate((input, other))]
+        known = [(i, values) for i, values in known if values is not None]
+        if len(known) == 1 and not indices and not any(isinstance(a, SoftBool) for a in (input, other)):
+            return lazy(lambda: _of_values(function, (input, other), *known[0]), input, other)
+
         def compute() -> Tensor:
             x, y = soft_value(input), soft_value(other)
             if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -54,6 +59,16 @@ def _comparison(operation: str) -> Callable[..., Any]:
 
 for _operation, (_, _, _names) in _COMPARISONS.items():
     relaxes(_names, group="comparison", operation=_operation)(_comparison(_operation))
+
+
+def _of_values(
+    function: Callable[..., Any], operands: tuple[Any, Any], position: int, values: Lazy[Distribution]
+) -> Tensor:
+    """``sum_v P(v) [v ? other]`` where the operand at ``position`` is a float that takes discrete values."""
+    probability, support = values().probability, values().values
+    other = operands[1 - position]
+    other = other.detach().unsqueeze(-1) if isinstance(other, Tensor) and other.ndim else other
+    return (probability * (function(support, other) if position == 0 else function(other, support))).sum(-1)
 
 
 def _comparison_width(settings: Settings, x: Tensor, y: Any, indices: list[SoftIndex]) -> float:

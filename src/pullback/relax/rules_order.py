@@ -20,10 +20,6 @@ MAX_MATRIX = 2**26
 """Elements of the largest permutation matrix that is formed behind indices (256 MiB in float32)."""
 
 
-def _options(settings: Settings, operation: str) -> dict[str, Any]:
-    return {"temperature": settings.temperature, "scale": settings.scale, **settings.method(operation)}
-
-
 def _floating(input: Any) -> Tensor:
     value: Tensor = soft_value(input)
     if not value.is_floating_point():
@@ -36,7 +32,7 @@ def _matrix(settings: Settings, operation: str, x: Tensor, dim: int, descending:
     n = x.shape[dim] if x.ndim else 1
     if x.numel() * n > MAX_MATRIX:
         raise Dropped(f"the distribution behind the indices of {n} sorted entries has {x.numel() * n:.1e} elements")
-    options = _options(settings, operation)
+    options = settings.ordering(x, operation)
     if options.get("method") == "isotonic":
         del options["method"]  # it has no matrix
     return discrete.argsort(x, dim, descending, **options)
@@ -68,9 +64,9 @@ def _extreme_position(
 
     def distribution() -> Distribution:
         if dim is None or x.ndim == 0:
-            probability = block(x.reshape(-1), 0, **_options(settings, operation))
+            probability = block(x.reshape(-1), 0, **settings.ordering(x, operation))
             return Distribution(probability.view([1] * x.ndim + [-1]) if keepdim else probability)
-        probability = block(x, dim, **_options(settings, operation)).movedim(dim, -1)
+        probability = block(x, dim, **settings.ordering(x, operation)).movedim(dim, -1)
         return Distribution(probability.unsqueeze(dim % x.ndim) if keepdim else probability)
 
     return Integer(lazy(distribution, x))
@@ -97,9 +93,9 @@ def _extreme(largest: bool) -> Callable[..., Any]:
             return two(settings, hard, _floating(input), soft_value(other))
         x = _values_of(input)
         if other is None:
-            return _behind(hard, block(x.reshape(-1), 0, **_options(settings, operation)))
+            return _behind(hard, block(x.reshape(-1), 0, **settings.ordering(x, operation)))
         keepdim = args[1] if len(args) > 1 else kwargs.get("keepdim", False)
-        values = block(x, other, keepdim, **_options(settings, operation))
+        values = block(x, other, keepdim, **settings.ordering(x, operation))
         return _behind(hard[0], values), _extreme_position(settings, operation, input, other, keepdim, largest)
 
     return soft
@@ -129,7 +125,7 @@ def _reduced(largest: bool) -> Callable[..., Any]:
         dims = tuple(d % max(x.ndim, 1) for d in dims) if x.ndim else ()
         rest = [d for d in range(x.ndim) if d not in dims]
         flat = x.permute(*rest, *dims).reshape(*(x.shape[d] for d in rest), -1)
-        return _behind(hard, block(flat, -1, **_options(settings, operation)).reshape(hard.shape))
+        return _behind(hard, block(flat, -1, **settings.ordering(x, operation)).reshape(hard.shape))
 
     return soft
 
@@ -151,13 +147,15 @@ def _aminmax(settings: Settings, hard: Any, input: Tensor, *, dim: int | None = 
 def _sort(
     settings: Settings, hard: Any, input: Tensor, dim: int = -1, descending: bool = False, *, stable: bool | None = None
 ) -> Any:
-    ordered = discrete.sort(_floating(input), dim, descending, **_options(settings, "sort"))
+    x = _floating(input)
+    ordered = discrete.sort(x, dim, descending, **settings.ordering(x, "sort"))
     return _behind(hard[0], ordered.values), _rows(settings, "sort", input, dim, descending, slice(None))
 
 
 @relaxes("msort", group="order", operation="sort")
 def _msort(settings: Settings, hard: Tensor, input: Tensor) -> Any:
-    return _behind(hard, discrete.sort(_floating(input), 0, **_options(settings, "sort")).values)
+    x = _floating(input)
+    return _behind(hard, discrete.sort(x, 0, **settings.ordering(x, "sort")).values)
 
 
 @relaxes("argsort", group="order")
@@ -190,13 +188,15 @@ def _inverse(index: SoftIndex, dim: int) -> Integer | None:
 def _topk(
     settings: Settings, hard: Any, input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> Any:
-    values = discrete.topk(_floating(input), k, dim, largest, **_options(settings, "topk")).values
+    x = _floating(input)
+    values = discrete.topk(x, k, dim, largest, **settings.ordering(x, "topk")).values
     return _behind(hard[0], values), _rows(settings, "topk", input, dim, largest, slice(0, k))
 
 
 @relaxes("kthvalue", group="order")
 def _kthvalue(settings: Settings, hard: Any, input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
-    values = discrete.kthvalue(_floating(input), k, dim, keepdim, **_options(settings, "kthvalue"))
+    x = _floating(input)
+    values = discrete.kthvalue(x, k, dim, keepdim, **settings.ordering(x, "kthvalue"))
     return _behind(hard[0], values), _rows(settings, "kthvalue", input, dim, False, k - 1, keepdim)
 
 
@@ -204,8 +204,8 @@ def _kthvalue(settings: Settings, hard: Any, input: Tensor, k: int, dim: int = -
 def _median(settings: Settings, hard: Any, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     x = _floating(input)
     if dim is None:
-        return _behind(hard, discrete.median(x.reshape(-1), 0, **_options(settings, "median")))
-    values = discrete.median(x, dim, keepdim, **_options(settings, "median"))
+        return _behind(hard, discrete.median(x.reshape(-1), 0, **settings.ordering(x, "median")))
+    values = discrete.median(x, dim, keepdim, **settings.ordering(x, "median"))
     middle = ((x.shape[dim] if x.ndim else 1) - 1) // 2
     return _behind(hard[0], values), _rows(settings, "median", input, dim, False, middle, keepdim)
 
@@ -228,10 +228,8 @@ def _quantile(
     *,
     interpolation: str = "linear",
 ) -> Any:
-    levels = soft_value(q)
-    return discrete.quantile(
-        _floating(input), levels, dim, keepdim, interpolation=interpolation, **_options(settings, "quantile")
-    )
+    x, levels = _floating(input), soft_value(q)
+    return discrete.quantile(x, levels, dim, keepdim, interpolation=interpolation, **settings.ordering(x, "quantile"))
 
 
 @relaxes("nanquantile", group="order", operation="quantile")

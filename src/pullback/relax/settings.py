@@ -55,6 +55,10 @@ class Settings:
         """
         return self.temperature * self.spread(x) * _GAUSSIAN_WIDTH
 
+    def ordering(self, x: Tensor, operation: str) -> dict[str, Any]:
+        """The keyword arguments of an ordering block: an absolute temperature, the same noise for every row."""
+        return {"temperature": self.temperature * self.spread(x), "scale": None, **self.method(operation)}
+
     def method(self, operation: str) -> dict[str, Any]:
         """``{"method": ...}`` where the user chose one."""
         return {"method": self.methods[operation]} if operation in self.methods else {}

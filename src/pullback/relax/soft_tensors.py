@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
     "Distribution",
@@ -24,6 +25,8 @@ __all__ = [
     "force_pending",
     "is_untouched",
     "plain",
+    "remember_values",
+    "remembered_values",
     "touched",
     "untouched",
 ]
@@ -282,6 +285,25 @@ def plain(value: Any) -> Any:
         return value
     with torch._C.DisableTorchFunction():
         return value.as_subclass(Tensor)
+
+
+_discrete: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def remember_values(result: Tensor, distribution: Lazy[Distribution]) -> None:
+    """Note that the float tensor ``result`` (a rounding, a mask as numbers) can only take the values of a distribution.
+
+    Its gradient says where its mean moves; a later comparison or cast to integers needs the single values.
+    """
+    _discrete[result] = (distribution, result._version)
+
+
+def remembered_values(value: Any) -> Lazy[Distribution] | None:
+    """Return the distribution behind a float tensor that takes discrete values, where it is known."""
+    if not isinstance(value, Tensor):
+        return None
+    distribution, version = _discrete.get(value, (None, 0))
+    return distribution if distribution is not None and version == value._version else None
 
 
 def _in_transform() -> bool:
