@@ -1,1 +1,26 @@
 """Blocks of the dynamics family."""
+
+from __future__ import annotations
+
+from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
+from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
+from pullback.dynamics.events import Event
+from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE, NeuralField
+from pullback.dynamics.neural_ode import NeuralODE
+from pullback.dynamics.odeint import ODESolution, odeint
+
+__all__ = [
+    "BackwardsEncoder",
+    "ContinuousFlow",
+    "ConvergenceOrder",
+    "Event",
+    "EvidenceLowerBound",
+    "FlowSample",
+    "GatedField",
+    "LatentODE",
+    "NeuralField",
+    "NeuralODE",
+    "ODESolution",
+    "convergence_order",
+    "odeint",
+]

@@ -1,0 +1,220 @@
+"""Latent ordinary differential equations: a sequence at irregular times as the picture of one latent trajectory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+from pullback.core.checks import check_positive, check_shape
+from pullback.core.shapes import Float, Num
+from pullback.dynamics.odeint import odeint
+
+__all__ = ["BackwardsEncoder", "EvidenceLowerBound", "LatentODE"]
+
+
+class EvidenceLowerBound(NamedTuple):
+    """``bound = likelihood - kl_weight kl`` (+ the log likelihood of the times), each ``[batch]``."""
+
+    bound: Tensor
+    log_likelihood: Tensor
+    kl: Tensor
+    event_log_likelihood: Tensor | None
+
+
+class BackwardsEncoder(nn.Module):
+    """A recurrent network that reads (value, gap to the next later observation) from the last to the first.
+
+    Args:
+        dim: of an observation.
+        latent: L; the output is the mean and the log of the deviation, ``2 L`` numbers.
+        hidden: size of its state.
+
+    Example:
+        >>> encoder = BackwardsEncoder(2, 4, hidden=8)
+        >>> encoder(torch.rand(3, 10).sort(1).values, torch.zeros(3, 10, 2), torch.ones(3, 10)).shape
+        torch.Size([3, 8])
+    """
+
+    def __init__(self, dim: int, latent: int, *, hidden: int = 25) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(dim + 1, hidden)
+        self.head = nn.Linear(hidden, 2 * latent)
+
+    def forward(
+        self,
+        times: Float[Tensor, "batch steps"],
+        values: Float[Tensor, "batch steps dim"],
+        mask: Num[Tensor, "batch steps"],
+    ) -> Float[Tensor, "batch twice_latent"]:
+        """``[batch, 2 latent]``; masked observations leave the state as it is."""
+        state = values.new_zeros(values.shape[0], self.cell.hidden_size)
+        later = times[:, -1]
+        for i in reversed(range(values.shape[1])):
+            seen = mask[:, i : i + 1] > 0
+            gap = (later - times[:, i]).unsqueeze(1)
+            read = self.cell(torch.cat([values[:, i], gap], 1), state)
+            state = torch.where(seen, read, state)
+            later = torch.where(seen[:, 0], times[:, i], later)
+        return self.head(state)
+
+
+class LatentODE(nn.Module):
+    """q(z0 | x) = N(mu, sigma) from the encoder, z_i = odeint(field, z0, t_i), p(x_i | z_i) = N(decoder(z_i), noise).
+
+    Args:
+        encoder: ``encoder(times, values, mask) -> [batch, 2 latent]``: mean and log deviation.
+        field: ``field(t, z)`` on ``[batch, latent]``.
+        decoder: ``[..., latent] -> [..., dim]``.
+        latent: L.
+        start: the time t0 of z0, at or before all others.
+        noise: standard deviation of an observation.
+        intensity: ``[..., latent] -> [..., 1]``, log of the rate lambda(z(t)) of observation times: a Poisson process
+            whose compensator is integrated by the same solve. ``None`` takes the times as given.
+        method, rtol, atol, step, adjoint: as in :func:`odeint`.
+
+    Example:
+        >>> model = LatentODE(BackwardsEncoder(2, 4), NeuralField(4), torch.nn.Linear(4, 2), latent=4, method="rk4")
+        >>> times = torch.linspace(0, 1, 10).expand(3, 10)
+        >>> model.posterior(times, torch.zeros(3, 10, 2)).mean.shape, model.decode(torch.zeros(3, 4), times).shape
+        (torch.Size([3, 4]), torch.Size([3, 10, 2]))
+
+    References:
+        Chen et al. (2018), section 5; Rubanova, Chen, Duvenaud (2019), arXiv 1907.03907.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        field: nn.Module,
+        decoder: nn.Module,
+        *,
+        latent: int,
+        start: float = 0.0,
+        noise: float = 0.1,
+        intensity: nn.Module | None = None,
+        method: str = "dopri5",
+        rtol: float = 1e-4,
+        atol: float = 1e-5,
+        step: float | None = None,
+        adjoint: str = "checkpoint",
+    ) -> None:
+        super().__init__()
+        check_positive("noise", noise)
+        self.encoder, self.field, self.decoder, self.intensity = encoder, field, decoder, intensity
+        self.latent = latent
+        self.start = start
+        self.noise = noise
+        self.options: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "step": step, "adjoint": adjoint}
+
+    def posterior(
+        self,
+        times: Float[Tensor, "batch steps"],
+        values: Float[Tensor, "batch steps dim"],
+        mask: Num[Tensor, "batch steps"] | None = None,
+    ) -> Normal:
+        """Return q(z0 | x), ``[batch, latent]``.
+
+        Args:
+            times: ``[batch, steps]`` ascending in each row.
+            values: ``[batch, steps, dim]``.
+            mask: ``[batch, steps]``, zero where there is no observation.
+        """
+        mask = torch.ones_like(times) if mask is None else mask
+        code = self.encoder(times, values, mask)
+        check_shape("encoder's output", code, (2 * self.latent,))
+        mean, log_deviation = code.chunk(2, -1)
+        return Normal(mean, log_deviation.clamp(-10.0, 4.0).exp())
+
+    def trajectory(
+        self, z0: Float[Tensor, "batch latent"], times: Float[Tensor, "batch steps"]
+    ) -> Float[Tensor, "steps batch latent"]:
+        """Return the latent states ``[steps, batch, latent]`` at times of each sample."""
+        return self._solve(self.field, z0, times)
+
+    def decode(
+        self, z0: Float[Tensor, "batch latent"], times: Float[Tensor, "batch steps"]
+    ) -> Float[Tensor, "batch steps dim"]:
+        """Return the mean of the observations at ``times``."""
+        return self.decoder(self.trajectory(z0, times)).transpose(0, 1)
+
+    def elbo(
+        self,
+        times: Float[Tensor, "batch steps"],
+        values: Float[Tensor, "batch steps dim"],
+        mask: Num[Tensor, "batch steps"] | None = None,
+        *,
+        kl_weight: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> EvidenceLowerBound:
+        """Return the evidence lower bound of each sequence, with one sample of z0.
+
+        Args:
+            times, values, mask: as in :meth:`posterior`.
+            kl_weight: weight of the divergence from the prior N(0, 1).
+            generator: of the sample.
+        """
+        mask = torch.ones_like(times) if mask is None else mask
+        q = self.posterior(times, values, mask)
+        noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype).to(q.mean.device)
+        z0 = q.mean + q.stddev * noise
+        kl = kl_divergence(q, Normal(torch.zeros_like(z0), torch.ones_like(z0))).sum(-1)
+        events: Tensor | None = None
+        if self.intensity is None:
+            z = self.trajectory(z0, times)
+        else:
+            z, events = self._with_intensity(z0, times, mask)
+        x = self.decoder(z).transpose(0, 1)
+        log_p = Normal(x, self.noise).log_prob(values).sum(-1)
+        log_likelihood = torch.where(mask > 0, log_p, 0.0).sum(1)
+        bound = log_likelihood - kl_weight * kl
+        return EvidenceLowerBound(bound if events is None else bound + events, log_likelihood, kl, events)
+
+    def _solve(self, field: Callable[[Tensor, Tensor], Tensor], z0: Tensor, times: Tensor) -> Tensor:
+        start = torch.full_like(times[:, :1], self.start)
+        if bool((times[:, :1] < start).any()):
+            raise ValueError(f"times must not lie before start={self.start}, got {float(times.min())}")
+        states: Tensor = odeint(
+            field, z0, torch.cat([start, times], 1), params=list(self.parameters()), **self.options
+        ).y
+        return states[1:]
+
+    def _with_intensity(self, z0: Tensor, times: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """States, and log likelihood of the times: sum_i log lambda(z(t_i)) - int lambda(z(t)) dt."""
+        intensity: Any = self.intensity
+
+        def augmented(t: Tensor, state: Tensor) -> Tensor:
+            z = state[:, :-1]
+            return torch.cat([self.field(t, z), intensity(z).exp()], 1)
+
+        states = self._solve(augmented, F.pad(z0, (0, 1)), times)
+        z, compensator = states[..., :-1], states[-1, :, -1]
+        log_rate = intensity(z).squeeze(-1).T
+        return z, torch.where(mask > 0, log_rate, 0.0).sum(1) - compensator
+
+
+class NeuralField(nn.Module):
+    """An autonomous field of one hidden tanh layer, ``f(z) = W2 tanh(W1 z + b1) + b2``.
+
+    Args:
+        dim: of z.
+        hidden: units.
+
+    Example:
+        >>> NeuralField(4)(torch.zeros(1), torch.zeros(3, 4)).shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(self, dim: int, *, hidden: int = 20) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        nn.init.normal_(self.outer.weight, std=0.5 / math.sqrt(hidden))
+
+    def forward(self, t: Tensor, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """dz/dt."""
+        return self.outer(torch.tanh(self.inner(z)))

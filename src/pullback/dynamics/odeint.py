@@ -1,0 +1,348 @@
+"""``odeint``: ordinary differential equations with a step of its own for every sample and a choice of adjoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pullback.core.checks import check_choice, check_positive
+from pullback.core.errors import ConvergenceError
+from pullback.core.shapes import Bool, Float, Int
+from pullback.dynamics.adjoints import ADJOINTS, Problem, Steps, dense_state, solve, transformed
+from pullback.dynamics.field import FlatField, Layout
+from pullback.dynamics.loop import Control, Run
+from pullback.dynamics.steps import every, some
+from pullback.dynamics.tableaux import METHODS, Tableau
+
+if TYPE_CHECKING:
+    from pullback.dynamics.events import Event
+
+__all__ = ["ODESolution", "odeint"]
+
+
+@dataclass(frozen=True)
+class ODESolution:
+    """What :func:`odeint` returns.
+
+    Attributes:
+        y: ``[times, *batch, ...]`` (a tree of these where ``y0`` is one), ``y[0]`` is ``y0``. NaN at times a sample
+            did not reach; after a terminal event the state of the event.
+        t: the times asked for, ``[times]`` or ``[*batch, times]``.
+        accepted, rejected: ``[*batch]`` steps of each sample.
+        converged: ``[*batch]`` whether the last time (or a terminal event) was reached.
+        reached: ``[*batch]`` the last time that each sample reached.
+        final: state at ``reached``: of an unfinished solve, as far as it got; without gradient.
+        message: why it stopped early; empty where all converged.
+        event_times: ``[events, *batch]`` times in order of occurrence, infinite where there is none; ``None`` without
+            events.
+        event_states: ``[events, *batch, ...]`` states at these times, before any reset.
+        event_index: ``[events, *batch]`` which of the events it was, -1 for none.
+    """
+
+    y: Any
+    t: Tensor
+    accepted: Int[Tensor, "*batch"]
+    rejected: Int[Tensor, "*batch"]
+    converged: Bool[Tensor, "*batch"]
+    reached: Float[Tensor, "*batch"]
+    final: Any
+    message: str
+    event_times: Tensor | None
+    event_states: Any
+    event_index: Tensor | None
+    _field: FlatField
+    _dense: tuple[Steps, Tensor, Tensor] | None
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the field in the forward solve (each evaluates all samples)."""
+        return self._field.forward_evaluations
+
+    @property
+    def backward_evaluations(self) -> int:
+        """Calls of the field in backward passes so far."""
+        return self._field.backward_evaluations
+
+    def interpolate(self, t: Tensor | float) -> Any:
+        """Return the state at any time inside the solve, differentiable in ``t``, ``y0`` and the field's parameters.
+
+        Args:
+            t: a number, ``[m]``, or ``[*batch, m]`` for times of each sample.
+
+        Returns:
+            ``[*batch, ...]`` for a number, else ``[m, *batch, ...]``.
+
+        Raises:
+            ValueError: the solve was made without ``dense=True``, or a time lies outside of it.
+        """
+        if self._dense is None:
+            raise ValueError("interpolate needs odeint(..., dense=True)")
+        steps, coefficients, y0 = self._dense
+        layout = self._field.layout
+        times = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
+        number = times.ndim == 0
+        u = _columns("t", times.reshape(1) if number else times, layout) * self._field.sign
+        low, high = steps.times[0], steps.times[-1]
+        slack = 16 * torch.finfo(y0.dtype).eps * torch.maximum(low.abs(), high.abs())
+        if some((u < low - slack) | (u > high + slack)):
+            raise ValueError(
+                f"t must lie inside the solve, from {float(low.min())} to {float(high.max())} (times the direction), "
+                f"got {times.tolist()}"
+            )
+        states = layout.unflatten(dense_state(steps, coefficients, u, y0).to(layout.dtype))
+        return torch.utils._pytree.tree_map(lambda x: x[0], states) if number else states
+
+
+def odeint(
+    field: Callable[[Tensor, Any], Any],
+    y0: Any,
+    t: Tensor | Sequence[Any],
+    *,
+    method: str = "dopri5",
+    rtol: float = 1e-5,
+    atol: float = 1e-7,
+    step: float | None = None,
+    adjoint: str = "checkpoint",
+    shared_step: bool = False,
+    events: Event | Sequence[Event] | None = None,
+    dense: bool = False,
+    max_steps: int = 10_000,
+    check: bool = True,
+    params: Sequence[Tensor] | None = None,
+    batch_ndim: int | None = None,
+) -> ODESolution:
+    """Solve dy/dt = field(t, y), y(t[0]) = y0, and return y at every ``t``.
+
+    A step is accepted where ``sqrt(mean((e / (atol + rtol max(|y|, |y'|)))^2)) <= 1``, with e the difference to the
+    embedded method, and the next is h clip(0.9 err^(-1/order), 0.2, 5): for each sample by itself, so that a sample's
+    solution does not depend on its company. Samples must not interact: where they do (particles, batch
+    normalisation), say which dimensions are the state with ``batch_ndim``, or ``shared_step=True``.
+
+    Args:
+        field: ``field(t, y)`` with ``y`` as ``y0`` and ``t`` ``[*batch, 1, ...]``, which broadcasts against it;
+            returns the shape of ``y``. A module, closure or bound method; it may differentiate inside (an energy's
+            gradient).
+        y0: ``[*batch, state]``, or a nested tuple, list, dict of such; any floating dtype (half precision is solved
+            in float32).
+        t: two or more times, monotone in either direction: ``[times]``, or ``[*batch, times]`` for times of each
+            sample.
+        method: adaptive ``dopri5``, ``tsit5``, ``bosh3``, and ``kvaerno3`` for stiff problems; on a grid ``rk4``,
+            ``heun``, ``midpoint``, ``euler``, ``implicit_midpoint`` and ``leapfrog`` (y the pair of position and
+            momentum, in two leaves or two halves; the field separable).
+        rtol, atol: tolerances of one step.
+        step: fixed steps of at most this length, for any method; ``None`` adapts them, or takes one step between times.
+        adjoint: exact gradients of the discrete solution: ``checkpoint`` (keeps the state at accepted steps and
+            redoes one step at a time), ``symplectic`` (one stage at a time), ``unrolled`` (keeps everything); of the
+            continuous one, up to the tolerance: ``backsolve`` (keeps only the outputs; Chen et al.), ``interpolated``
+            (keeps the dense output).
+        shared_step: one step for all samples.
+        events: conditions that end or reset the solve (:class:`pullback.dynamics.Event`).
+        dense: keep what ``ODESolution.interpolate`` needs.
+        max_steps: attempted steps after which the solve is given up.
+        check: raise if a sample does not reach the end; else return what there is, with ``converged=False``.
+        params: tensors that the field depends on and that cannot be found: they are found in modules, closures, bound
+            methods and in the graph of the first evaluation.
+        batch_ndim: number of leading dimensions that number samples; default all but the last of the first leaf.
+
+    Returns:
+        An :class:`ODESolution`.
+
+    Raises:
+        ValueError: an argument outside its range; the field returns another shape.
+        TypeError: ``y0`` is not a floating tensor or a tree of them.
+        ConvergenceError: NaN from the field, step underflow, ``max_steps``, an unsolved implicit stage; the message
+        names sample and
+            time, ``result`` is the partial solution.
+        RuntimeError: the field's graph is cut inside, or the field met a parameter only later that was not found at
+        the start.
+
+    Example:
+        >>> rate = torch.tensor(2.0, requires_grad=True)
+        >>> solution = odeint(lambda t, y: -rate * y, torch.ones(1), [0.0, 1.0])
+        >>> solution.y[-1].backward()
+        >>> round(float(solution.y[-1]), 4), round(float(rate.grad), 4)  # exp(-2), -exp(-2)
+        (0.1353, -0.1353)
+
+    References:
+        Chen, Rubanova, Bettencourt, Duvenaud (2018), Neural ordinary differential equations, arXiv 1806.07366;
+        Hairer, Norsett, Wanner (1993), Solving ordinary differential equations I, II.4; Sanz-Serna (2016), Symplectic
+        Runge-Kutta schemes for adjoint equations; Matsubara, Miyatake, Yaguchi (2021), Symplectic adjoint method,
+        arXiv 2102.09750.
+    """
+    check_choice("method", method, METHODS)
+    check_choice("adjoint", adjoint, ADJOINTS)
+    check_positive("rtol", rtol)
+    check_positive("atol", atol, zero=True)
+    if step is not None:
+        check_positive("step", step)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be an integer >= 1, got {max_steps!r}")
+    tableau = METHODS[method]
+    if adjoint in ("backsolve", "interpolated"):
+        _check_continuous(adjoint, tableau, dense)
+    layout = Layout(y0, batch_ndim)
+    if tableau.partitioned and not (layout.single and layout.size % 2 == 0) and layout.sizes[:1] != layout.sizes[1:]:
+        raise ValueError(
+            f"y0 must be a pair (position, momentum) of equal sizes for method='leapfrog', got sizes {layout.sizes}"
+        )
+    flat = layout.flatten(y0)
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    if not every(torch.isfinite(flat.detach())):
+        bad = (~torch.isfinite(flat.detach())).any(1).nonzero()[0]
+        raise ValueError(f"y0 must be finite, got NaN or infinity in sample {int(bad)}")
+    given = isinstance(t, Tensor)
+    t = (
+        t
+        if isinstance(t, Tensor)
+        else torch.stack([torch.as_tensor(v, dtype=flat.dtype, device=flat.device) for v in t])
+    )
+    live_times = _columns("t", t.to(flat.dtype), layout)
+    if len(live_times) < 2:
+        raise ValueError(f"t must hold at least two times, got {len(live_times)}")
+    sign = _direction(live_times)
+    live_times = live_times * sign
+    flat_field = FlatField(field, layout, sign)
+    problem = Problem(flat_field, tableau, Control(rtol, atol, step, shared_step, max_steps), adjoint, dense)
+    if tableau.partitioned:
+        _check_separable(flat_field, live_times[0].detach(), flat.detach())
+    explicit = list(params) if params is not None else None
+    timed = live_times.requires_grad or (transformed() and given)
+    if events is not None:
+        from pullback.dynamics.events import solve_with_events
+
+        if dense:
+            raise ValueError("dense=True is not available with events; ask for the times in t")
+        states, run, record = solve_with_events(problem, flat, live_times, explicit, events, timed)
+        steps = None
+    else:
+        states, run, steps = solve(
+            problem, shifted_start(flat_field, flat, live_times[0]) if timed else flat, live_times.detach(), explicit
+        )
+        record = None
+        if timed:
+            ends = [shifted_end(flat_field, y, u) for y, u in zip(states[1:], live_times[1:], strict=True)]
+            states = torch.stack([flat, *ends])
+    solution = _solution(layout, flat_field, tableau, flat, t, states, run, steps, record)
+    if run.problem and check:
+        raise ConvergenceError(f"odeint(method={method!r}): {run.problem}", solution)
+    return solution
+
+
+def _check_continuous(adjoint: str, tableau: Tableau, dense: bool) -> None:
+    if tableau.implicit or tableau.partitioned:
+        raise ValueError(
+            f"adjoint must be 'checkpoint', 'symplectic' or 'unrolled' for method={tableau.name!r}, got {adjoint!r}"
+        )
+    if dense:
+        raise ValueError(f"adjoint must be 'checkpoint', 'symplectic' or 'unrolled' with dense=True, got {adjoint!r}")
+
+
+def _columns(name: str, t: Tensor, layout: Layout) -> Tensor:
+    """Times ``[m]`` or ``[*batch, m]`` as ``[m, samples or 1, 1]``."""
+    if t.ndim == 1:
+        return t.reshape(-1, 1, 1)
+    if tuple(t.shape[:-1]) != layout.batch:
+        raise ValueError(f"{name} must have shape [times] or {[*layout.batch, 'times']}, got {tuple(t.shape)}")
+    return t.reshape(layout.samples, -1).T.unsqueeze(-1)
+
+
+def _direction(times: Tensor) -> float | Tensor:
+    """1, -1, or for samples of both directions ``[samples, 1]``."""
+    times = times.detach()
+    if not every(torch.isfinite(times)):
+        raise ValueError(f"t must be finite, got {times.flatten().tolist()}")
+    forward = times[-1] >= times[0]
+    sign: float | Tensor
+    if every(forward):
+        sign = 1.0
+    elif not some(forward):
+        sign = -1.0
+    else:
+        sign = torch.where(forward, 1.0, -1.0).to(times.dtype)
+    steps = times.diff(dim=0) * sign
+    if some(steps < 0):
+        if transformed():
+            raise ValueError("t must be monotone")
+        i, sample = (int(v) for v in (steps[..., 0] < 0).nonzero()[0])
+        raise ValueError(
+            f"t must be monotone, got {float(times[i, sample])} before {float(times[i + 1, sample])} "
+            f"(positions {i} and {i + 1}, sample {sample}) in a solve "
+            f"from {float(times[0, sample])} to {float(times[-1, sample])}"
+        )
+    return sign
+
+
+def _check_separable(field: FlatField, t: Tensor, y: Tensor) -> None:
+    """Leapfrog needs dq/dt = v(p, t) and dp/dt = f(q, t): each half must not react to itself."""
+    half = y.shape[1] // 2
+    k, field.forward_evaluations = field.quiet(t, y), 0
+    for own in (slice(0, half), slice(half, None)):
+        moved = y.clone()
+        moved[:, own] += 0.1 * (1 + moved[:, own].abs())
+        change = (field.quiet(t, moved) - k)[:, own].abs()
+        if bool((change > 1e-4 * (1 + k[:, own].abs())).any()):
+            name = "position's" if own.start == 0 else "momentum's"
+            raise ValueError(
+                f"field must be separable for method='leapfrog' (dq/dt a function of p, dp/dt of q), "
+                f"but the {name} rate depends "
+                f"on the {name.removesuffix(chr(39) + 's')} itself; use 'implicit_midpoint'"
+            )
+    field.forward_evaluations = 0
+
+
+def shifted_start(field: FlatField, y: Tensor, t: Tensor) -> Tensor:
+    """``y`` given at live time ``t``, moved to the same time held constant: the value of y, the derivative -f of t.
+
+    A midpoint step of length zero: exact to the second derivative.
+    """
+    h = t.detach() - t
+    return y + h * field.evaluate(t + h / 2, y + h / 2 * field.evaluate(t, y))
+
+
+def shifted_end(field: FlatField, y: Tensor, t: Tensor) -> Tensor:
+    """``y`` given at the constant value of ``t``, moved to live time ``t``: the value of y, the derivative f of t."""
+    h = t - t.detach()
+    start = t.detach()
+    return y + h * field.evaluate(start + h / 2, y + h / 2 * field.evaluate(start, y))
+
+
+def _solution(
+    layout: Layout,
+    field: FlatField,
+    tableau: Tableau,
+    y0: Tensor,
+    t: Tensor,
+    states: Tensor,
+    run: Run,
+    steps: Steps | None,
+    record: tuple[Tensor, Tensor, Tensor] | None,
+) -> ODESolution:
+    def counts(x: Tensor) -> Tensor:
+        return x.expand(layout.samples).reshape(layout.batch)
+
+    reached = (run.reached * field.sign).expand(layout.samples, 1)[:, 0].reshape(layout.batch)
+    event_times = event_states = event_index = None
+    if record is not None:
+        event_times = record[0].reshape(-1, *layout.batch).to(layout.dtype)
+        event_states = layout.unflatten(record[1].to(layout.dtype))
+        event_index = record[2].reshape(-1, *layout.batch)
+    return ODESolution(
+        y=layout.unflatten(states.to(layout.dtype)),
+        t=t,
+        accepted=counts(run.accepted),
+        rejected=counts(run.rejected),
+        converged=counts(run.converged),
+        reached=reached.detach(),
+        final=layout.unflatten(run.final.detach().to(layout.dtype)),
+        message=run.problem,
+        event_times=event_times,
+        event_states=event_states,
+        event_index=event_index,
+        _field=field,
+        _dense=None if steps is None else (steps, tableau.coefficients(layout.size, y0.dtype, y0.device).dense, y0),
+    )
