@@ -87,6 +87,29 @@ def _one_hot_max(x: Tensor, *_: Any) -> Tensor:
     return torch.nn.functional.one_hot(x.argmax(-1), x.shape[-1])
 
 
+_INDEX = torch.tensor([0.2, 1.3, 2.8, 1.7], dtype=torch.float64)
+_TABLE = torch.linspace(-1.0, 2.0, 12, dtype=torch.float64).square().reshape(4, 3)
+
+
+def _gaussian(index: Tensor, n: int, temperature: float, **_: Any) -> Tensor:
+    weights = torch.stack([torch.exp(-2 * (k - index) ** 2 / temperature) for k in range(n)], -1)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _hat(index: Tensor, n: int, temperature: float, **_: Any) -> Tensor:
+    return torch.stack([(1 - (k - index).abs()).clamp(min=0) for k in range(n)], -1)
+
+
+def _chosen(scores: Tensor, values: Tensor, temperature: float, features: int = 0) -> Tensor:
+    weights = torch.exp(scores / temperature)
+    weights = weights / weights.sum(-1, keepdim=True)
+    if features:
+        return torch.einsum("bn,bnf->bf", weights, values)
+    return torch.einsum("bn,n->b", weights, values)
+
+
+_KERNELS = {"softmax": _gaussian, "linear": _hat}
+
 CONTRACTS = [
     Contract(
         "discrete.straight_through",
@@ -206,5 +229,108 @@ CONTRACTS = [
             else (),
         )
         for alpha, method in ((1.3, "auto"), (1.3, "bisection"), (3.0, "bisection"))
+    ],
+    Contract(
+        "discrete.choose",
+        discrete.choose,
+        lambda g: [
+            Call((_logits(g), torch.randn(4, generator=g, dtype=torch.float64)), {"temperature": 0.6}),
+            Call(
+                (_logits(g), torch.randn(3, 4, 2, generator=g, dtype=torch.float64)),
+                {"temperature": 0.6, "features": 1},
+            ),
+        ],
+        reference=_chosen,
+        bad=[
+            Bad((_INT, torch.zeros(3)), {}, TypeError, "scores must be a floating tensor"),
+            Bad((torch.zeros(3), _INT), {}, TypeError, "values must be a floating tensor"),
+            Bad((torch.zeros(3), torch.zeros(2)), {}, ValueError, "scores and values must agree in n"),
+            Bad((torch.zeros(3), torch.zeros(3)), {"features": 1}, ValueError, r"features must be in \[0, 0\]"),
+            Bad((torch.zeros(3), torch.zeros(3)), {"temperature": -1.0}, ValueError, "temperature must be >= 0"),
+        ],
+    ),
+    Contract(
+        "discrete.lookup",
+        discrete.lookup,
+        lambda g: [Call((torch.softmax(_logits(g), -1), torch.randn(4, 2, generator=g, dtype=torch.float64)))],
+        reference=lambda w, table: torch.stack([sum(row[k] * table[k] for k in range(4)) for row in w]),
+        bad=[
+            Bad((_INT, torch.zeros(3)), {}, TypeError, "weights must be a floating tensor"),
+            Bad((torch.zeros(3), torch.zeros(2, 2)), {}, ValueError, "weights and table must agree in n"),
+        ],
+    ),
+    *[
+        Contract(
+            f"discrete.one_hot[{method}]",
+            discrete.one_hot,
+            lambda g, method=method: [Call((_INDEX, 4), {"method": method, "temperature": 0.7})],
+            reference=_KERNELS[method],
+            hard=(lambda i, n: torch.nn.functional.one_hot(i.round().long(), n)) if method == "softmax" else None,
+            bad=[
+                Bad((_INT, 3), {}, TypeError, "index must be a floating tensor, got torch.int64"),
+                Bad((torch.zeros(2), 0), {}, ValueError, "num_classes must be an integer >= 1, got 0"),
+                Bad((torch.zeros(2), 3), {"method": "cubic"}, ValueError, "method must be one of 'softmax', 'linear'"),
+                Bad((torch.zeros(2), 3), {"temperature": -1.0}, ValueError, "temperature must be >= 0"),
+            ],
+        )
+        for method in ("softmax", "linear")
+    ],
+    *[
+        Contract(
+            f"discrete.{name}",
+            getattr(discrete, name),
+            samples,
+            reference=reference,
+            hard=hard,
+            batched=False,
+            vmap=name not in ("take", "embedding", "index_select"),
+            bad=bad,
+            why="x has no batch in this signature, as in torch",
+        )
+        for name, samples, reference, hard, bad in (
+            (
+                "take",
+                lambda g: [Call((_TABLE, _INDEX), {"temperature": 0.7})],
+                lambda x, i, temperature: torch.einsum(
+                    "mk,k->m", _KERNELS["softmax"](i, 12, temperature), x.reshape(-1)
+                ),
+                lambda x, i: torch.take(x, i.round().long()),
+                [Bad((torch.zeros(0), torch.zeros(1)), {}, ValueError, "weight must have at least one row")],
+            ),
+            (
+                "embedding",
+                lambda g: [Call((_INDEX, _TABLE), {"temperature": 0.7})],
+                lambda i, w, temperature: torch.einsum("mk,kf->mf", _KERNELS["softmax"](i, 4, temperature), w),
+                lambda i, w: torch.nn.functional.embedding(i.round().long(), w),
+                [Bad((_INT, torch.zeros(3, 2)), {}, TypeError, "index must be a floating tensor")],
+            ),
+            (
+                "index_select",
+                lambda g: [Call((_TABLE, 0, _INDEX), {"temperature": 0.7})],
+                lambda x, dim, i, temperature: torch.einsum("mk,kf->mf", _KERNELS["softmax"](i, 4, temperature), x),
+                lambda x, dim, i: torch.index_select(x, dim, i.round().long()),
+                [Bad((torch.zeros(3), 1, torch.zeros(2)), {}, IndexError, "dim must be in")],
+            ),
+            (
+                "take_along_dim",
+                lambda g: [Call((_TABLE, _INDEX[:3].expand(2, 3).clone(), 0), {"temperature": 0.7})],
+                lambda x, i, dim, temperature: torch.einsum("mfk,kf->mf", _KERNELS["softmax"](i, 4, temperature), x),
+                lambda x, i, dim: torch.take_along_dim(x, i.round().long(), dim),
+                [
+                    Bad((torch.zeros(3), torch.zeros(1, 3)), {}, ValueError, "index must have as many dimensions as x"),
+                    Bad((torch.zeros(3, 0), torch.zeros(3, 1)), {}, ValueError, "x must have at least one entry"),
+                    Bad((torch.zeros(3), _INT), {}, TypeError, "index must be a floating tensor"),
+                ],
+            ),
+            (
+                "gather",
+                lambda g: [Call((_TABLE, 0, _INDEX[:2].expand(3, 2).clone()), {"temperature": 0.7})],
+                lambda x, dim, i, temperature: torch.einsum(
+                    "mfk,kf->mf", _KERNELS["softmax"](i, 4, temperature), x[:, :2]
+                ),
+                lambda x, dim, i: torch.gather(x, dim, i.round().long()),
+                [Bad((torch.zeros(2, 2), 0, torch.zeros(2, 3)), {}, ValueError, "index must not be larger than x")],
+            ),
+        )
     ],
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
 from pullback.discrete.isotonic import project_permutahedron
 from pullback.discrete.logic import (
@@ -64,19 +65,23 @@ __all__ = [
     "bernoulli",
     "categorical",
     "ceil",
+    "choose",
     "clamp",
     "comparators",
     "count",
+    "embedding",
     "entmax",
     "entmax15",
     "equal",
     "floor",
     "frac",
+    "gather",
     "greater",
     "greater_equal",
     "gumbel_noise",
     "gumbel_softmax",
     "heaviside",
+    "index_select",
     "isclose",
     "kthvalue",
     "less",
@@ -85,6 +90,7 @@ __all__ = [
     "logical_not",
     "logical_or",
     "logical_xor",
+    "lookup",
     "masked_fill",
     "masked_mean",
     "max",
@@ -94,6 +100,7 @@ __all__ = [
     "minimum",
     "multinomial",
     "not_equal",
+    "one_hot",
     "ordering_metrics",
     "partition",
     "permutation_loss",
@@ -114,6 +121,8 @@ __all__ = [
     "sorting_network",
     "sparsemax",
     "straight_through",
+    "take",
+    "take_along_dim",
     "topk",
     "trunc",
     "where",

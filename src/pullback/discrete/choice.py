@@ -1,0 +1,376 @@
+"""Choosing with a gradient: the value at an argmax, the row of a table, an entry at a fractional index.
+
+An index becomes a distribution over positions, and a lookup its mean: with ``hard=True`` the value is that of the plain
+lookup, bit for bit, and the gradient that of the mean.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pullback.core.checks import check_choice, check_dim, check_floating, check_tensor
+from pullback.core.gradients import replace_gradient
+from pullback.core.shapes import Float, Tensor
+from pullback.discrete.softness import is_hard, widen
+
+__all__ = ["choose", "embedding", "gather", "index_select", "lookup", "one_hot", "take", "take_along_dim"]
+
+KERNELS = ("softmax", "linear")
+
+
+def choose(
+    scores: Float[Tensor, "*batch n"],
+    values: Float[Tensor, "..."],
+    *,
+    features: int = 0,
+    temperature: float = 0.1,
+    hard: bool = False,
+) -> Float[Tensor, "..."]:
+    r"""Return the value of the best score: ``sum_k softmax(scores / temperature)_k values_k``.
+
+    It stands for ``values[scores.argmax()]`` and sends a gradient to both: to the values as they are chosen, to the
+    scores by how much a value differs from the mean.
+
+    Args:
+        scores: ``[*batch, n]``; ``-inf`` is never chosen.
+        values: ``[*batch, n, *features]``, broadcast with the scores.
+        features: how many trailing dimensions of ``values`` belong to one value.
+        temperature: in units of the scores, >= 0; 0 chooses hard, the scores get gradient 0.
+        hard: return the chosen value, bit for bit, with the gradient of the mean. (The first of equal scores.)
+
+    Returns:
+        ``[*batch, *features]``.
+
+    Raises:
+        TypeError: ``scores`` or ``values`` is not a floating tensor.
+        ValueError: ``features`` does not fit ``values``, ``temperature`` is negative or not finite.
+
+    Example:
+        >>> scores = torch.tensor([0.0, 2.0, 1.0], requires_grad=True)
+        >>> chosen = choose(scores, torch.tensor([10.0, 20.0, 30.0]), temperature=1.0, hard=True)
+        >>> chosen.backward()
+        >>> chosen.item(), scores.grad.tolist()[2] > 0
+        (20.0, True)
+    """
+    check_floating("scores", scores)
+    check_floating("values", values)
+    if isinstance(features, bool) or not isinstance(features, int) or not 0 <= features < max(values.ndim, 1):
+        raise ValueError(f"features must be in [0, {max(values.ndim, 1) - 1}] for values {tuple(values.shape)}")
+    if not scores.ndim or not values.ndim or scores.shape[-1] != values.shape[values.ndim - features - 1]:
+        raise ValueError(f"scores and values must agree in n, got {tuple(scores.shape)} and {tuple(values.shape)}")
+    wide = widen(scores)
+    frozen = is_hard(temperature, wide.dtype)
+    dtype = torch.result_type(scores, values)
+
+    def mean(weights: Tensor) -> Tensor:
+        weights = weights.reshape(*weights.shape, *[1] * features)
+        table = widen(values)
+        ignored = (weights == 0) & ~torch.isfinite(table)
+        return (weights * torch.where(ignored, 0.0, table)).sum(-1 - features).to(dtype)
+
+    def exact() -> Tensor:
+        batch = torch.broadcast_shapes(scores.shape, values.shape[: values.ndim - features])
+        tail = values.shape[values.ndim - features :]
+        index = scores.argmax(-1, keepdim=True).expand(*batch[:-1], 1).reshape(*batch[:-1], 1, *[1] * features)
+        chosen = values.expand(*batch, *tail).gather(len(batch) - 1, index.expand(*batch[:-1], 1, *tail))
+        return chosen.squeeze(len(batch) - 1).to(dtype)
+
+    if frozen:
+        connection = torch.sign(wide).sum(-1).reshape(*scores.shape[:-1], *[1] * features)
+        chosen = exact()
+        return chosen + (connection - connection.detach()).to(dtype)
+    top = wide.detach().amax(-1, keepdim=True)
+    tied = wide.isinf() & (wide == top)
+    # Infinite scores: only the largest are chosen from, equally.
+    shifted = torch.where(tied, 0.0, torch.where(tied, 0.0, wide) - torch.where(tied, 0.0, top))
+    soft = mean(torch.softmax(shifted / temperature, -1))
+    return replace_gradient(exact().detach(), soft) if hard else soft
+
+
+def lookup(weights: Float[Tensor, "*batch n"], table: Float[Tensor, "n *features"]) -> Float[Tensor, "..."]:
+    """Return the mean row of a table under a distribution over its rows: ``weights @ table``.
+
+    Args:
+        weights: ``[*batch, n]`` distributions (a softmax, a Gumbel-softmax sample, a row of a permutation).
+        table: ``[n, *features]``, differentiable too.
+
+    Returns:
+        ``[*batch, *features]``.
+
+    Raises:
+        TypeError: ``weights`` or ``table`` is not a floating tensor.
+        ValueError: they do not agree in ``n``.
+
+    Example:
+        >>> lookup(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([[0.0, 2.0], [4.0, 4.0], [9.0, 9.0]]))
+        tensor([2., 3.])
+    """
+    check_floating("weights", weights)
+    check_floating("table", table)
+    if not weights.ndim or not table.ndim or weights.shape[-1] != table.shape[0]:
+        raise ValueError(f"weights and table must agree in n, got {tuple(weights.shape)} and {tuple(table.shape)}")
+    dtype = torch.promote_types(weights.dtype, table.dtype)
+    a, b = widen(weights), widen(table)
+    wide = torch.promote_types(a.dtype, b.dtype)
+    return torch.tensordot(a.to(wide), b.to(wide), dims=1).to(dtype)
+
+
+def one_hot(
+    index: Float[Tensor, "*shape"],
+    num_classes: int,
+    *,
+    method: str = "softmax",
+    temperature: float = 0.5,
+    hard: bool = False,
+) -> Float[Tensor, "*shape n"]:
+    r"""Return a distribution over the classes ``0..n-1`` around a fractional index.
+
+    .. math:: \text{softmax: } \mathrm{softmax}_k\big(-2 (k - i)^2 / t\big), \qquad
+        \text{linear: } \max(1 - |k - i|, 0)
+
+    Softmax is smooth in the index; between two classes it is a logistic step of width ``t``. Linear interpolation is
+    exact at the integers at every temperature; at an integer its derivative is the one to the right.
+
+    Args:
+        index: ``[*shape]`` floating; it is held within ``[-1/2, n - 1/2]`` (with gradient 0 outside), NaN gives NaN.
+        num_classes: ``n`` >= 1.
+        method: ``"softmax"`` or ``"linear"``.
+        temperature: in units of the index, >= 0; 0 is the one-hot of the nearest class with gradient 0.
+        hard: return the one-hot of the nearest class, with the gradient of the relaxation.
+
+    Returns:
+        ``[*shape, n]``; rows sum to 1.
+
+    Raises:
+        TypeError: ``index`` is not a floating tensor (for integers there is ``torch.nn.functional.one_hot``).
+        ValueError: ``num_classes`` < 1, ``temperature`` is negative or not finite, ``method`` is unknown.
+
+    Example:
+        >>> one_hot(torch.tensor([1.0, 1.25]), 3, method="linear")
+        tensor([[0.0000, 1.0000, 0.0000],
+                [0.0000, 0.7500, 0.2500]])
+        >>> one_hot(torch.tensor(1.25), 3, hard=True)
+        tensor([0., 1., 0.])
+    """
+    check_floating("index", index)
+    check_choice("method", method, KERNELS)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes}")
+    wide = widen(index)
+    frozen = is_hard(temperature, wide.dtype)
+    classes = torch.arange(num_classes, dtype=wide.dtype, device=index.device)
+    held = wide.clamp(-0.5, num_classes - 0.5).unsqueeze(-1)
+    exact = (held.round().clamp(0, num_classes - 1) == classes).to(index.dtype)
+    if frozen:
+        return replace_gradient(exact, torch.sign(index).unsqueeze(-1).expand(exact.shape))
+    if method == "softmax":
+        soft = torch.softmax(-2 * (classes - held).square() / temperature, -1)
+    else:
+        inside = held.clamp(0, num_classes - 1)
+        below = inside.detach().floor().clamp(max=max(num_classes - 2, 0))
+        part = inside - below
+        soft = (classes == below) * (1 - part) + (classes == below + 1) * part
+    soft = soft.to(index.dtype)
+    return replace_gradient(exact, soft) if hard else soft
+
+
+def take(
+    x: Float[Tensor, "..."],
+    index: Float[Tensor, "*shape"],
+    *,
+    method: str = "softmax",
+    temperature: float = 0.5,
+    hard: bool = False,
+) -> Float[Tensor, "*shape"]:
+    """Return the entries of the flattened ``x`` at fractional indices, as ``torch.take`` does at integers.
+
+    Args:
+        x: any shape, not empty; differentiable too.
+        index: ``[*shape]`` floating, see :func:`one_hot`.
+        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
+        temperature: in units of the index, >= 0; 0 takes the nearest entry.
+        hard: return the nearest entry, bit for bit, with the gradient of the relaxation.
+
+    Returns:
+        ``[*shape]``.
+
+    Raises:
+        TypeError: ``x`` or ``index`` is not a floating tensor.
+        ValueError: ``x`` is empty, ``temperature`` is negative or not finite, ``method`` is unknown.
+
+    Example:
+        >>> take(torch.tensor([[0.0, 10.0], [20.0, 30.0]]), torch.tensor([0.5, 3.0]), method="linear")
+        tensor([ 5., 30.])
+    """
+    flat = check_floating("x", x).reshape(-1)
+    return embedding(index, flat, method=method, temperature=temperature, hard=hard)
+
+
+def embedding(
+    index: Float[Tensor, "*shape"],
+    weight: Float[Tensor, "n *features"],
+    *,
+    method: str = "softmax",
+    temperature: float = 0.5,
+    hard: bool = False,
+) -> Float[Tensor, "..."]:
+    """Return the rows of a table at fractional indices, as ``torch.nn.functional.embedding`` does at integers.
+
+    Args:
+        index: ``[*shape]`` floating, see :func:`one_hot`. For a distribution over the rows see :func:`lookup`.
+        weight: ``[n, *features]``, not empty; differentiable too.
+        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
+        temperature: in units of the index, >= 0; 0 takes the nearest row.
+        hard: return the nearest row, bit for bit, with the gradient of the relaxation.
+
+    Returns:
+        ``[*shape, *features]``.
+
+    Raises:
+        TypeError: ``index`` or ``weight`` is not a floating tensor.
+        ValueError: ``weight`` has no rows, ``temperature`` is negative or not finite, ``method`` is unknown.
+
+    Example:
+        >>> embedding(torch.tensor([0.25]), torch.tensor([[0.0, 4.0], [4.0, 8.0]]), method="linear")
+        tensor([[1., 5.]])
+    """
+    check_floating("weight", weight)
+    if not weight.ndim or not weight.shape[0]:
+        raise ValueError(f"weight must have at least one row, got shape {tuple(weight.shape)}")
+    n = weight.shape[0]
+    soft = lookup(one_hot(index, n, method=method, temperature=temperature), weight)
+    if not hard:
+        return soft
+    nearest = index.detach().round().clamp(0, n - 1).long()
+    return replace_gradient(weight.detach()[nearest].to(soft.dtype), soft)
+
+
+def index_select(
+    x: Float[Tensor, "..."],
+    dim: int,
+    index: Float[Tensor, " m"],
+    *,
+    method: str = "softmax",
+    temperature: float = 0.5,
+    hard: bool = False,
+) -> Float[Tensor, "..."]:
+    """Return the slices of ``x`` at fractional indices along ``dim``, as ``torch.index_select`` does at integers.
+
+    Args:
+        x: not empty along ``dim``; differentiable too.
+        dim: the dimension that is indexed.
+        index: ``[m]`` floating, see :func:`one_hot`.
+        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
+        temperature: in units of the index, >= 0; 0 takes the nearest slice.
+        hard: return the nearest slice, bit for bit, with the gradient of the relaxation.
+
+    Returns:
+        ``x`` with size ``m`` along ``dim``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``x`` or ``index`` is not a floating tensor.
+        ValueError: ``x`` is empty along ``dim``, ``temperature`` is negative or not finite, ``method`` is unknown.
+
+    Example:
+        >>> index_select(torch.tensor([[0.0, 1.0, 2.0]]), 1, torch.tensor([0.5, 2.0]), method="linear")
+        tensor([[0.5000, 2.0000]])
+    """
+    dim = check_dim(check_floating("x", x), dim)
+    rows = x.movedim(dim, 0) if x.ndim else x.reshape(1)
+    chosen = embedding(index, rows, method=method, temperature=temperature, hard=hard)
+    return chosen.movedim(0, dim) if x.ndim else chosen.squeeze(0)
+
+
+def take_along_dim(
+    x: Float[Tensor, "..."],
+    index: Float[Tensor, "..."],
+    dim: int = -1,
+    *,
+    method: str = "softmax",
+    temperature: float = 0.5,
+    hard: bool = False,
+) -> Float[Tensor, "..."]:
+    r"""Return the entries of ``x`` at fractional indices along ``dim``, as ``torch.take_along_dim`` does at integers.
+
+    Forms the weights ``[..., m, n]`` of all ``m`` indices over the ``n`` entries.
+
+    Args:
+        x: ``[..., n, ...]``, not empty along ``dim``; differentiable too.
+        index: ``[..., m, ...]`` floating, of as many dimensions as ``x``, broadcast with it outside ``dim``.
+        dim: the dimension that is indexed.
+        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
+        temperature: in units of the index, >= 0; 0 takes the nearest entry.
+        hard: return the nearest entry, bit for bit, with the gradient of the relaxation.
+
+    Returns:
+        The broadcast shape, ``m`` along ``dim``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``x`` or ``index`` is not a floating tensor.
+        ValueError: the numbers of dimensions differ, ``x`` is empty along ``dim``, ``temperature`` is negative or not
+            finite, ``method`` is unknown.
+
+    Example:
+        >>> take_along_dim(torch.tensor([[0.0, 1.0], [4.0, 8.0]]), torch.tensor([[0.5], [1.0]]), method="linear")
+        tensor([[0.5000],
+                [8.0000]])
+    """
+    dim = check_dim(check_floating("x", x), dim)
+    if check_tensor("index", index).ndim != x.ndim:
+        raise ValueError(f"index must have as many dimensions as x, got {tuple(index.shape)} and {tuple(x.shape)}")
+    if not x.ndim or not x.shape[dim]:
+        raise ValueError(f"x must have at least one entry along dimension {dim}, got shape {tuple(x.shape)}")
+    n = x.shape[dim]
+    weights = widen(one_hot(index.movedim(dim, -1), n, method=method, temperature=temperature))
+    rows = widen(x).movedim(dim, -1).unsqueeze(-2)
+    soft = (weights * rows).sum(-1).movedim(-1, dim).to(torch.promote_types(x.dtype, index.dtype))
+    if not hard:
+        return soft
+    nearest = index.detach().round().clamp(0, n - 1).long()
+    return replace_gradient(torch.take_along_dim(x.detach(), nearest, dim).to(soft.dtype), soft)
+
+
+def gather(
+    x: Float[Tensor, "..."],
+    dim: int,
+    index: Float[Tensor, "..."],
+    *,
+    method: str = "softmax",
+    temperature: float = 0.5,
+    hard: bool = False,
+) -> Float[Tensor, "..."]:
+    """Return :func:`take_along_dim` in the argument order of ``torch.gather``.
+
+    As in torch the index may be smaller than ``x`` outside ``dim``; then the leading part of ``x`` is meant.
+
+    Args:
+        x: ``[..., n, ...]``, not empty along ``dim``; differentiable too.
+        dim: the dimension that is indexed.
+        index: ``[..., m, ...]`` floating, of as many dimensions as ``x``.
+        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
+        temperature: in units of the index, >= 0; 0 takes the nearest entry.
+        hard: return the nearest entry, bit for bit, with the gradient of the relaxation.
+
+    Returns:
+        The shape of ``index``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        TypeError: ``x`` or ``index`` is not a floating tensor.
+        ValueError: ``index`` is larger than ``x`` outside ``dim``, or see :func:`take_along_dim`.
+
+    Example:
+        >>> gather(torch.tensor([[0.0, 1.0], [4.0, 8.0]]), 0, torch.tensor([[0.5, 1.0]]), method="linear")
+        tensor([[2., 8.]])
+    """
+    dim = check_dim(check_floating("x", x), dim)
+    if check_tensor("index", index).ndim != x.ndim:
+        raise ValueError(f"index must have as many dimensions as x, got {tuple(index.shape)} and {tuple(x.shape)}")
+    for d in range(x.ndim):
+        if d != dim:
+            if index.shape[d] > x.shape[d]:
+                raise ValueError(f"index must not be larger than x, got {tuple(index.shape)} and {tuple(x.shape)}")
+            x = x.narrow(d, 0, index.shape[d])
+    return take_along_dim(x, index, dim, method=method, temperature=temperature, hard=hard)
