@@ -1,4 +1,4 @@
-"""Every system at scale smoke: it runs, reports something that can fail, and a resumed run ends with the same numbers."""
+"""Every system at scale smoke: it runs, reports what can fail, and a resumed run ends with the same numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def _deterministic(result: RunResult) -> dict[tuple[str, str], float]:
     return {(m.name, m.of): m.value for m in result.metrics if m.unit not in _TIMES}
 
 
-@pytest.mark.parametrize("slug", lab.slugs())
+_FILES = Path(pullback.__file__).parent.glob("systems/*/[!_]*.py")
+SLUGS = sorted(path.stem.replace("_", "-") for path in _FILES)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
 def test_system_runs_and_resumes(slug: str, tmp_path: Path) -> None:
     system = lab.load(slug)
     assert system.paper, "name authors, venue and year"

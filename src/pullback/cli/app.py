@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import cyclopts
 
 import pullback
+from pullback.cli.auditing import register as register_audit
 from pullback.cli.benching import register as register_bench
 from pullback.cli.data import register as register_data
 from pullback.cli.many import register as register_many
@@ -36,7 +37,9 @@ Exit status: 0 fine; 1 a finding or a failed claim; 2 wrong use, in one line (`-
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
+    suppress_keyboard_interrupt=False,
 )
+register_audit(app)
 register_systems(app)
 register_running(app)
 register_many(app)
@@ -73,7 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else FINE if stop.code is None else FOUND
     except (cyclopts.CycloptsError, UsageError) as error:
         return _report(error, WRONG_USE, debug)
-    except (RunError, UserCodeError) as error:
+    except UserCodeError as error:
+        cause = error.__cause__ if error.__cause__ is not None else error
+        traceback.print_exception(cause)  # it is the user's own code: the traceback is what helps
+        complain(str(error))
+        return RAISED
+    except RunError as error:
         return _report(error, RAISED, debug)
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "pullback":

@@ -69,7 +69,7 @@ def bench(
     else:
         if measured:
             rows = [row for name, found in measured.items() for m in found for row in _rows(name, m)]
-            print_table(("family", "case", ">ours", "peer", ">theirs", ">ratio"), rows, fold="case")
+            print_table(("family", "case", ">ours", "peer", ">theirs", ">ratio"), rows, fold=("case",))
         if added is not None:
             print_line(
                 f"import pullback adds {1000 * added:.1f} ms to import torch (at most {1000 * LARGEST_IMPORT:.0f})"

@@ -116,6 +116,6 @@ def list_sets(
             )
             for entry in entries
         ],
-        fold="what it is",
+        fold=("licence", "origin", "what it is"),
     )
     return 0

@@ -220,7 +220,7 @@ def _print_claims(counts: Sequence[Any]) -> None:
     print_table(
         ("verdict", ">held", "system", "claim"),
         [(verdict(c), f"{c.held}/{c.held + c.failed}", c.slug, c.statement) for c in counts],
-        fold="claim",
+        fold=("claim",),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["UserCodeError", "complain", "print_json", "print_line", "print_table"]
 
@@ -32,28 +33,25 @@ def print_line(text: str = "") -> None:
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", fold: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, fold: Sequence[str] = ()) -> None:
     """Print a table on standard output.
 
     Args:
         columns: their headings; one that begins with ``>`` is right-aligned.
         rows: a value a column.
-        title: printed above.
-        fold: heading of the column whose text may wrap; the others keep their width.
+        fold: headings of the columns whose text may wrap; the others keep their width. None: all may wrap.
     """
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         heading = column.removeprefix(">")
         table.add_column(
             heading,
             justify="right" if column.startswith(">") else "left",
-            no_wrap=bool(fold) and heading != fold,
+            no_wrap=bool(fold) and heading not in fold,
             overflow="fold",
         )
-    from rich.text import Text
-
     for row in rows:
         table.add_row(*[value if isinstance(value, Text) else Text(str(value)) for value in row])
-    console = Console()
     # In a pipe nobody reads columns: no line is cut or wrapped to a made-up width.
-    console.print(table) if console.is_terminal else console.print(table, width=1000)
+    console = Console() if sys.stdout.isatty() else Console(width=2000)
+    console.print(table)

@@ -97,6 +97,7 @@ def build_app(system: System) -> cyclopts.App:
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
+        suppress_keyboard_interrupt=False,
     )
 
     def command(**given: Any) -> int:

@@ -48,9 +48,10 @@ def serve(
     Example: `pullback serve --port 8000`
     """
     from pullback.lab.runner import UsageError
-    from pullback.lab.server import serve as start
 
     if not 0 <= port <= 65535:
         raise UsageError(f"port must be in [0, 65535], got {port}")
+    from pullback.lab.server import serve as start
+
     start(runs, port=port)
     return 0

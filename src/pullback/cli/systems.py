@@ -59,7 +59,7 @@ def list_systems(
     print_table(
         ("system", "family", "latest run", "what it is"),
         [(r["slug"], r["family"], verdict, r["summary"]) for r, verdict in zip(rows, verdicts, strict=True)],
-        fold="what it is",
+        fold=("what it is",),
     )
     return 0
 
@@ -114,7 +114,7 @@ def show(
                 (f"--{o.name.replace('_', '-')}", o.default, *_changes(system, o.name), o.help)
                 for o in system.options.values()
             ],
-            fold="meaning",
+            fold=("meaning",),
         )
     if latest:
         print_line(f"\nlatest run: {latest.directory} ({latest.status}, scale {latest.scale}, seed {latest.seed})")

@@ -110,14 +110,15 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def _pixels(name: str, value: Any) -> np.ndarray:
-    """``[H, W]`` or ``[H, W, C]`` bytes from ``[H, W]``, ``[C, H, W]`` or ``[H, W, C]``, floats in [0, 1] or bytes."""
+    """``[H, W]`` or ``[H, W, C]`` bytes from a tensor ``[C, H, W]`` or an array ``[H, W, C]``, where either can be."""
     array = _array(name, value)
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+    first, last = (array.ndim == 3 and array.shape[axis] in (1, 3, 4) for axis in (0, -1))
+    if first and (isinstance(value, torch.Tensor) or not last):
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
-        raise ValueError(f"{name} must have shape [H, W] or [C, H, W] with C in 1, 3, 4, got {np.shape(value)}")
+        raise ValueError(f"{name} must have shape [H, W] or [C, H, W] with C in 1, 3, 4, got {tuple(np.shape(value))}")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype == bool:

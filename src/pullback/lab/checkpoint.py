@@ -143,6 +143,8 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         key = path or "/"
+        while key in tensors:  # {"a/b": ...} beside {"a": {"b": ...}}
+            key += "'"
         stored = value.detach().cpu()
         tensors[key] = (torch.view_as_real(stored) if stored.is_complex() else stored).clone(
             memory_format=torch.contiguous_format

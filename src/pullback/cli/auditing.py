@@ -1,0 +1,190 @@
+"""``pullback audit``, ``pullback find`` and ``pullback demo``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import Parameter
+
+from pullback.cli.output import UserCodeError, print_json, print_line
+
+if TYPE_CHECKING:
+    from pullback.audit import Report
+
+__all__ = ["register"]
+
+_DEMO = Path("pullback-demo")
+
+
+def register(app: cyclopts.App) -> None:
+    """Add the commands."""
+    app.command(demo)
+    app.command(audit)
+    app.command(find)
+
+
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the page.")] = _DEMO,
+    seed: Annotated[int, Parameter(help="Of every random draw, >= 0.")] = 0,
+    json: Annotated[bool, Parameter(negative=(), help="Print JSON.")] = False,
+) -> int:
+    """Audit a pipeline over real digits that cannot learn, relax it, train it, and write a page with pictures.
+
+    Example: `pullback demo --out pullback-demo`
+    """
+    from pullback.demo import run
+    from pullback.lab.runner import UsageError
+
+    if seed < 0:
+        raise UsageError(f"seed must be an integer >= 0, got {seed}")
+    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+        summary = run(out, seed=seed)
+    if json:
+        print_json(summary)
+    return 0
+
+
+def find(
+    word: Annotated[str, Parameter(help="A torch operation, a finding's code, or what you want to do.")],
+    /,
+    *,
+    json: Annotated[bool, Parameter(negative=(), help="Print JSON.")] = False,
+) -> int:
+    """Print the blocks that let a gradient through where an operation does not, each with code to paste.
+
+    Example: `pullback find argmax`
+    """
+    from pullback.audit.remedies import find as remedies
+    from pullback.audit.remedies import suggest
+    from pullback.lab.runner import UsageError
+
+    found = [remedy.for_expression() for remedy in remedies(word)]
+    if not found:
+        near = suggest(word)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise UsageError(f"no block is known for {word!r}{hint}")
+    if json:
+        print_json(found)
+        return 0
+    for index, remedy in enumerate(found):
+        name = remedy["block"]
+        print_line(("\n" if index else "") + (name if name.startswith("torch") else f"pullback.{name}"))
+        print_line(f"    {remedy['what']}\n")
+        for line in remedy["code"].splitlines():
+            print_line(f"    {line}")
+    return 0
+
+
+def audit(
+    target: Annotated[str, Parameter(help="A script (`train.py`) or a function (`pkg.mod:fn`).")],
+    /,
+    *arguments: Annotated[str, Parameter(help="After `--`: the script's own arguments.", allow_leading_hyphen=True)],
+    inputs: Annotated[
+        str | None, Parameter(help="`pkg.mod:make_inputs`, called without arguments; its result goes to the function.")
+    ] = None,
+    steps: Annotated[int, Parameter(help="How many `.backward()` of a script are audited before it is stopped.")] = 1,
+    json: Annotated[str | None, Parameter(help="Write the report as JSON to this file; `-`: standard output.")] = None,
+    html: Annotated[Path | None, Parameter(help="Write a self-contained page.")] = None,
+    fail_on: Annotated[
+        Literal["info", "warning", "error"], Parameter(help="From this severity on, a finding makes the exit status 1.")
+    ] = "error",
+    relax: Annotated[
+        float | None, Parameter(help="Run the code under `pullback.relaxed` of this temperature and audit that.")
+    ] = None,
+    libraries: Annotated[
+        bool, Parameter(negative=(), help="Blame lines inside installed libraries, not those that call them.")
+    ] = False,
+) -> int:
+    """Find where the gradient dies, line by line of your own source.
+
+    Example: `pullback audit train.py -- --epochs 1`, `pullback audit model:loss --inputs model:make_inputs`
+    """
+    from pullback.lab.runner import UsageError
+
+    if steps < 1:
+        raise UsageError(f"steps must be >= 1, got {steps}")
+    if relax is not None and not 0 < relax < float("inf"):
+        raise UsageError(f"relax must be a temperature > 0, got {relax}")
+    for name, path in (("json", json if json != "-" else None), ("html", html)):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise UsageError(f"{name} must be a file in an existing folder, got {str(path)!r}")
+    is_script = target.endswith(".py") or Path(target).is_file()
+    if is_script and not Path(target).is_file():
+        raise UsageError(f"no script {target!r}; a function is named pkg.mod:fn")
+    if not is_script and ":" not in target:
+        raise UsageError(f"target must be a script or pkg.mod:fn, got {target!r}")
+    if inputs is not None and is_script:
+        raise UsageError("--inputs belongs to a function (pkg.mod:fn); a script brings its own")
+    # What the audited code prints is for people: with `--json -` it must not reach standard output.
+    with contextlib.redirect_stdout(sys.stderr) if json == "-" else contextlib.nullcontext(), _relaxed(relax):
+        if is_script:
+            report = _audit_script(target, arguments, steps, libraries)
+        else:
+            report = _audit_function(target, inputs, arguments, libraries)
+    return _show(report, json, html, fail_on)
+
+
+def _relaxed(temperature: float | None) -> Any:
+    if temperature is None:
+        return contextlib.nullcontext()
+    from pullback.relax import relaxed
+
+    return relaxed(temperature=temperature)
+
+
+def _audit_script(path: str, arguments: tuple[str, ...], steps: int, libraries: bool) -> Report:
+    from pullback.audit import audit_script
+
+    return audit_script(path, arguments, steps=steps, libraries=libraries)
+
+
+def _audit_function(target: str, inputs: str | None, arguments: tuple[str, ...], libraries: bool) -> Report:
+    """Import and audit; an error of the user's own code keeps its traceback."""
+    from pullback.audit import audit as audit_function
+    from pullback.lab.runner import UsageError
+
+    if arguments:
+        raise UsageError(f"arguments after -- belong to a script, got {' '.join(arguments)!r} for {target}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    function = _load(target)
+    try:
+        given = _load(inputs)() if inputs is not None else ()
+        given = given if isinstance(given, tuple | list) else (given,)
+        return audit_function(function, *given, libraries=libraries, target=target)
+    except Exception as error:
+        raise UserCodeError(f"{target} raised {type(error).__name__}: {error}") from error
+
+
+def _load(target: str) -> Any:
+    from pullback.audit import load_target
+    from pullback.lab.runner import UsageError
+
+    try:
+        return load_target(target)
+    except (ValueError, TypeError, AttributeError, ModuleNotFoundError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _show(report: Report, json: str | None, html: Path | None, fail_on: str) -> int:
+    if json == "-":
+        print(report.to_json())
+    else:
+        from pullback.audit.report_terminal import print_report
+
+        print_report(report)
+        if json is not None:
+            Path(json).write_text(report.to_json(), encoding="utf-8")
+    if html is not None:
+        from pullback.audit.report_html import write_html
+
+        write_html(report, html)
+    if report.error is not None:
+        print(report.error.rstrip(), file=sys.stderr)
+    return report.exit_code(fail_on)
