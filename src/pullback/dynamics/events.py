@@ -44,8 +44,10 @@ class Event:
         >>> from pullback.dynamics import odeint
         >>> height = torch.tensor([[2.0, 0.0]], requires_grad=True)  # position and velocity of a falling ball
         >>> ground = Event(lambda t, y: y[..., 0])
-        >>> fall = odeint(lambda t, y: torch.stack([y[..., 1], -10 + 0 * y[..., 1]], -1), height, [0.0, 9.0],
-        events=ground) >>> round(fall.event_times.item(), 4)  # sqrt(2 h / g)
+        >>> def falling(t, y):
+        ...     return torch.stack([y[..., 1], -10 + 0 * y[..., 1]], -1)
+        >>> fall = odeint(falling, height, [0.0, 9.0], events=ground)
+        >>> round(fall.event_times.item(), 4)  # sqrt(2 h / g)
         0.6325
 
     References:
@@ -193,7 +195,7 @@ def solve_with_events(
     record: list[tuple[Tensor, Tensor, Tensor]] = []
     total: Run | None = None
     terminal = torch.tensor([e.terminal for e in chosen], device=y0.device)
-    rounds = 0
+    rounds, stalled = 0, 0  # rounds in a row in which time hardly moved for a sample (Zeno)
     while bool(alive.any()):
         rounds += 1
         if rounds > problem.control.max_steps and total is not None:
@@ -216,6 +218,7 @@ def solve_with_events(
             outputs[i + 1] = torch.where(reached[i], states[i + 1], outputs[i + 1])
         y = torch.where(alive.unsqueeze(1), states[-1], y)
         t = torch.where(alive.unsqueeze(1), target, t)
+        stalled = stalled + 1 if bool((alive & hit & (target - start <= slack)[:, 0]).any()) else 0
         alive = alive & run.converged.expand(samples) & hit
         if bool(alive.any()):
             event_time, event_state = _differentiable(condition, field, found.index.clamp(min=0), t, y)

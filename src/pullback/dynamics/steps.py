@@ -128,8 +128,8 @@ class Stepper:
 def jacobian(field: _Field, t: Tensor, y: Tensor) -> Tensor:
     """df/dy of each sample, ``[samples, size, size]``, row by row (one vector-Jacobian product a row)."""
     if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
-        _, pull = torch.func.vjp(lambda z: field(t, z), y)
-        rows = [pull(_unit(y, i))[0] for i in range(y.shape[1])]
+        linear: Any = torch.func.vjp(lambda z: field(t, z), y)
+        rows = [linear[1](_unit(y, i))[0] for i in range(y.shape[1])]
         return torch.stack(rows, 1)
     with torch.enable_grad():
         leaf = y.detach().requires_grad_()
