@@ -41,6 +41,14 @@ def test_other_files_are_refused_by_path(tmp_path: Path, content: str) -> None:
         RunResult.read(tmp_path)
 
 
+def test_a_store_with_a_foreign_file_can_be_read(tmp_path: Path) -> None:
+    good, bad = new_directory(tmp_path, "x"), new_directory(tmp_path, "x")
+    _result(good, status="complete").write()
+    (bad / "result.json").write_text('{"schema_version": 0}')
+    with pytest.warns(UserWarning, match="schema_version must be 1, got 0"):
+        assert [r.directory for r in read_results(tmp_path)] == [good]
+
+
 def test_a_run_whose_process_is_gone_is_killed(tmp_path: Path) -> None:
     import platform
 

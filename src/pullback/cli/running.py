@@ -30,7 +30,7 @@ Json = Annotated[bool, Parameter(negative=(), help="Print the result as JSON, an
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "scale": (Scale, None),
     "seed": (Annotated[int | None, Parameter(help="Of every random draw, >= 0. [default: 0]")], None),
-    "device": (Annotated[str, Parameter(help="Where to compute: cpu, cuda, cuda:1, ...")], "cpu"),
+    "device": (Annotated[str | None, Parameter(help="Where to compute: cuda, cuda:1, ... [default: cpu]")], None),
     "data": (Annotated[Path | None, Parameter(help="The paper's own data, for systems that take it.")], None),
     "budget": (
         Annotated[

@@ -8,6 +8,7 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -136,6 +137,7 @@ def _work(job: Job) -> Outcome:
 
 
 def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; only a run that goes on handles it
     torch.set_num_threads(threads)
 
 

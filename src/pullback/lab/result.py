@@ -12,6 +12,7 @@ import os
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -185,7 +186,7 @@ class RunResult:
             result = RunResult.from_json(json.loads(path.read_text()), directory)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is no result of a run: {error}") from error
-        if result.status == "running" and not _alive(result.process):
+        if result.status == "running" and not _alive(result.process, path):
             result.status = "killed"
         return result
 
@@ -220,10 +221,10 @@ def this_process() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": platform.node()}
 
 
-def _alive(process: dict[str, Any]) -> bool:
-    """Whether the process lives; one on another machine is believed to."""
+def _alive(process: dict[str, Any], record: Path) -> bool:
+    """Whether the process lives; one on another machine is believed to while its record is not older than an hour."""
     if process.get("host") != platform.node():
-        return True
+        return time.time() - record.stat().st_mtime < 3600
     try:
         os.kill(int(process["pid"]), 0)
     except ProcessLookupError:
@@ -263,14 +264,17 @@ def new_directory(runs: Path, slug: str) -> Path:
 
 
 def read_results(runs: Path, slug: str | None = None) -> Iterator[RunResult]:
-    """Yield the results in a store, newest first; a directory without a result (a run about to start) is passed over.
+    """Yield the results in a store, newest first.
 
-    Raises:
-        ValueError: a ``result.json`` is no record of this schema.
+    A directory without a result is a run about to start; a file that is no record of this schema (of an older release,
+    or damaged) is passed over with a warning.
     """
     paths = runs.glob(f"{slug or '*'}/*/result.json")
     for path in sorted(paths, key=lambda p: (_natural(p.parent.name), p.parent.parent.name), reverse=True):
-        yield RunResult.read(path.parent)
+        try:
+            yield RunResult.read(path.parent)
+        except ValueError as error:
+            warnings.warn(str(error), stacklevel=2)
 
 
 def _natural(name: str) -> tuple[str, int]:

@@ -48,7 +48,7 @@ def run(
     scale: str | None = None,
     seed: int | None = None,
     config: Mapping[str, Any] | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     data: str | Path | None = None,
     budget: float | None = None,
     runs: str | Path = "runs",
@@ -63,7 +63,7 @@ def run(
         scale: ``"smoke"`` (seconds), ``"default"`` (about a minute) or ``"full"`` (the paper's sizes).
         seed: >= 0, of every random draw; 0 when not given.
         config: fields of the system's config to change.
-        device: such as ``"cpu"`` or ``"cuda:0"``.
+        device: such as ``"cuda:0"``; ``"cpu"`` when not given, or where a resumed run was.
         data: folder or file with the paper's own data, for systems that take it.
         budget: seconds after which the run ends between two steps with status ``"out of time"``.
         runs: the results store.
@@ -93,13 +93,14 @@ def run(
         result = _unfinished(system, Path(runs), scale, seed, config or {})
         # The stored config went through JSON: the dataclass makes tuples of its lists again.
         settings = system.configure(result.scale, **_fitting(system, result.config))
+        result.device = device or result.device
     else:
         settings = system.configure(scale or "default", **(config or {}))
-        result = _new(system, scale or "default", seed or 0, device, settings)
+        result = _new(system, scale or "default", seed or 0, device or "cpu", settings)
     limits = Limits(budget=budget, checkpoint_every=checkpoint_every)
     with _directory(result, Path(runs)) as directory, display(quiet=quiet or not _is_main()) as shown:
-        result.write()
         lab = Lab(result, directory, shown, data_path=Path(data) if data else None, limits=limits, resume=resume)
+        result.write()  # now that all processes of a distributed run have met, and read what they resume
         return _execute(system, settings, lab)
 
 
@@ -126,7 +127,7 @@ def _execute(system: System, settings: Any, lab: Lab) -> RunResult:
 
 
 def _check_arguments(
-    seed: int | None, device: str, budget: float | None, every: float, data: str | Path | None
+    seed: int | None, device: str | None, budget: float | None, every: float, data: str | Path | None
 ) -> None:
     if seed is not None and not (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63):
         raise UsageError(f"seed must be an integer >= 0, got {seed!r}")
@@ -135,7 +136,7 @@ def _check_arguments(
     if not every >= 0:
         raise UsageError(f"checkpoint_every must be >= 0 seconds, got {every}")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=device or "cpu")
     except (RuntimeError, AssertionError) as error:
         known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise UsageError(f"device must be one of {', '.join(known)} (or another torch has), got {device!r}") from error
