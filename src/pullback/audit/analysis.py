@@ -104,6 +104,8 @@ class _Analysis:
                     self._blame(leaves & self.dead)
             self._kinks()
         for site, op, evidence in self.verdicts.biased:
+            if any(f.kind == "zero" and f.operation == op for f in self.found):
+                continue
             self._add("biased.custom", site, op, "error", evidence)
         self._branches()
         self._unused()
@@ -196,7 +198,7 @@ class _Analysis:
             visited = [self.nodes[self.tracer.origins[m].node] for m in members]
             if not any(n.cotangent for n in visited) and not dead:
                 return
-        if fatal or (term and not meant):
+        if fatal or (term and meant not in ("score function", "sample")):
             severity = "error"
         elif dead:
             frozen = stop and all(self.tracer.leaves[i].frozen for i in dead) and len(dead) < len(self.trained)
@@ -206,7 +208,11 @@ class _Analysis:
         elif code == "cut.sampling":
             severity = "error"
         elif gap is not None:
-            severity = "error" if gap > 0.1 and not stop else "info"
+            chosen = origin.code == "cut.comparison" and all(
+                live.op in ("where", "masked_fill", "masked_fill_", "masked_scatter", "__getitem__", "__setitem__")
+                for _, live in self.graph.merges(members[0], origin.node)
+            )
+            severity = "error" if gap > 0.1 and not stop and not chosen else "info"
         elif code.startswith("zero.") and not self._wraps(members):
             severity = "warning"
         else:
@@ -314,9 +320,10 @@ class _Analysis:
 
     def _zeros(self) -> None:
         """Lines that receive a cotangent and pass on exactly zero."""
+        customs = {call.function.__name__ for call in self.tracer.custom_calls.values()}
         for leaf in sorted(self.dead - set(self.blame)):
             below = self.graph.downstream([leaf]) & self.graph.reached
-            stuck = [self.nodes[i] for i in sorted(below) if self.nodes[i].zero_out and self.nodes[i].leaf is None]
+            stuck = [self.nodes[i] for i in sorted(below) if self.nodes[i].zero_out and not self._at_rest(i)]
             if not stuck:
                 continue
             node = stuck[-1]
@@ -325,15 +332,18 @@ class _Analysis:
                 words = {"count": node.kinks, "size": node.size}
                 finding = self._add(code, node.site, node.op, "warning", dict(words), **words)
             else:
-                name = "custom" if node.op == "untraced" or self._custom(node.index) else node.op.strip("_")
+                name = "custom" if node.op == "untraced" or node.op in customs else node.op.strip("_")
                 evidence = {"cotangent norm": node.cotangent, "visits": node.zero_out}
                 finding = self._add(f"zero.{name}", node.site, node.op, "error", evidence)
             self._blame([leaf], finding)
             if finding is None:
                 self.blame[leaf] = _SILENT
 
-    def _custom(self, index: int) -> bool:
-        return self.nodes[index].op.startswith("__") and False
+    def _at_rest(self, index: int) -> bool:
+        """A comparison at its minimum (a teacher equal to its student) has gradient zero and nothing wrong with it."""
+        node = self.nodes[index]
+        product = node.op in ("mul", "__mul__", "mul_") and all(self.nodes[p].live for p in node.parents)
+        return product or node.leaf is not None or node.op in ops.LOSSES or node.op.strip("_") in ops.RESIDUAL
 
     def _kinks(self) -> None:
         for node in self.nodes:
@@ -363,6 +373,8 @@ class _Analysis:
             if not leaves or verdict is False:
                 continue
             silent = {i for i in leaves if not self.tracer.leaves[i].norm} - set(self.blame)
+            if any(b is not None and b.severity == "error" for b in (self.blame.get(i) for i in leaves)):
+                continue  # a later link of a chain that is already reported
             if verdict:
                 severity = "error" if silent else "warning"
             else:

@@ -70,7 +70,7 @@ class CotangentHook:
                 return
         passed = [n for n, leaf in zip(norms, self.leaves, strict=False) if n is not None and not leaf]
         passed = passed or [n for n in norms if n is not None]
-        if norm_in > 0 and (not passed or max(passed) == 0) and all(not n for n in norms):
+        if norm_in > 1e-20 and (not passed or max(passed) == 0) and all(not n for n in norms):
             node.zero_out += 1
         elif passed and norm_in > 0:
             node.gain_log += math.log(max(max(passed), 1e-300) / norm_in)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pullback.audit.analysis import Verdicts, analyse
 from pullback.audit.findings import Report
-from pullback.audit.probes import Program, probe
+from pullback.audit.probes import probe
+from pullback.audit.program import Program
+from pullback.audit.random import random_state, set_random_state
 from pullback.audit.tracer import Tracer, tensors_in
 from pullback.core.checks import check_choice, check_positive
 
@@ -97,7 +97,7 @@ def audit(
         verdicts = Verdicts()
         if probes == "auto":
             ids = None if wanted is None else {id(t) for t in wanted}
-            verdicts, notes = probe(program, tracer, ids, state, budget=budget, generator=generator, step=step)
+            verdicts, notes = probe(program, tracer, ids, state, budget=budget, generator=generator)
     finally:
         for tensor in opened:
             tensor.requires_grad_(False)
@@ -140,14 +140,3 @@ def _trained(wrt: Any) -> Iterator[Tensor]:
     else:
         raise TypeError(f"wrt must be a tensor, module, optimizer or a nest of them, got {type(wrt).__name__}")
 
-
-def random_state() -> tuple[Any, ...]:
-    """Return the state of every global random stream."""
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-
-
-def set_random_state(state: tuple[Any, ...]) -> None:
-    """Restore :func:`random_state`."""
-    torch.set_rng_state(state[0])
-    random.setstate(state[1])
-    np.random.set_state(state[2])  # noqa: NPY002

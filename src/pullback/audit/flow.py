@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from pullback.audit import operations as ops
 from pullback.audit.graph import TraceGraph
 from pullback.audit.tracer import Node
 
@@ -43,6 +44,7 @@ def _bounds(graph: TraceGraph, inside: set[int], loss: int) -> tuple[dict[int, f
     start = graph.nodes[loss].cotangent or 1.0
     peak: dict[int, float] = {loss: start}
     bottleneck: dict[int, float] = {loss: start}
+    head = _head(graph, inside, loss)
     for index in sorted(inside, reverse=True):
         if index == loss:
             continue
@@ -51,9 +53,24 @@ def _bounds(graph: TraceGraph, inside: set[int], loss: int) -> tuple[dict[int, f
             continue
         norms = {u: graph.nodes[u].cotangent for u in users}
         used = [u for u in users if norms[u] != 0.0] or users
-        peak[index] = min(max(peak[u], norms[u] or peak[u]) for u in used)
+        peak[index] = min(0.0 if u in head else max(peak[u], norms[u] or peak[u]) for u in used)
         bottleneck[index] = max(min(bottleneck[u], norms[u] or bottleneck[u]) for u in used)
     return peak, bottleneck
+
+
+def _head(graph: TraceGraph, inside: set[int], loss: int) -> set[int]:
+    """Return the nodes between the loss and the first layer: a small residual there is a good fit, not a fault."""
+    head: set[int] = set()
+    stack = [loss]
+    while stack:
+        index = stack.pop()
+        node = graph.nodes[index]
+        if index in head or index not in inside or node.op in ops.WEIGHTED or node.leaf is not None:
+            continue
+        head.add(index)
+        if node.op in ops.LINEAR or node.op in ops.LOSSES or node.op.strip("_") in ops.RESIDUAL:
+            stack += node.parents
+    return head
 
 
 def _one(
@@ -69,6 +86,7 @@ def _one(
     worst: dict[int, float] = {}
     for leaf in graph.leaves(inside) & trained:
         users = [u for u in graph.children[leaf] if u in inside and nodes[u].cotangent and u in peak]
+        users = [u for u in users if kind == "exploding" or peak[u] > 0]
         ratios = {u: (nodes[u].cotangent or 0.0) / (peak[u] if kind == "vanishing" else bottleneck[u]) for u in users}
         if users and kind == "vanishing" and max(ratios.values()) < SMALL:
             hit.add(leaf)
@@ -130,7 +148,7 @@ def _loops(
     """Return nodes of loops in which the cotangent decays or grows steadily, with the ratio at the first visit."""
     found: dict[int, float] = {}
     for members in _groups(graph, inside).values():
-        if len(members) < LOOP or members[0] not in peak:
+        if len(members) < LOOP or members[0] not in peak or not peak[members[0]]:
             continue
         first, last = members[0], members[-1]
         if last not in graph.downstream([first]):

@@ -27,7 +27,11 @@ def intended(graph: TraceGraph, index: int, origin: Origin) -> str:
         _target(graph, dead, live) or _sample(graph, index, dead, live) for dead, live in meets
     ):
         return "sample"
-    if origin.code == "cut.index" and all(_choice(graph, origin, dead, live) for dead, live in meets):
+    if index in graph.tracer.handled:
+        return "straight-through"
+    if origin.code == "cut.index" and (
+        any(_choice(graph, origin, dead, live) for dead, live in meets) or _values_used(graph, origin)
+    ):
         return "choice"
     return ""
 
@@ -48,7 +52,7 @@ def _target(graph: TraceGraph, dead: Node, live: Node) -> bool:
         return any(p.op == "log_softmax" for p in partners)
     if live.op in ("mul", "__mul__") and any("log" in p.op for p in partners):  # soft labels: -(target * log_prob)
         return True
-    if live.op not in ("sub", "rsub", "__rsub__", "__sub__", "add"):
+    if live.op not in ("sub", "rsub", "__rsub__", "__sub__"):
         return False
     later = graph.downstream([live.index]) & graph.reached
     return not any(graph.nodes[n].op in ops.WEIGHTED and n != live.index for n in later)
@@ -73,6 +77,13 @@ def _scored(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
     if live.op in ("gather", "take_along_dim", "__getitem__", "nll_loss", "cross_entropy", "sub", "rsub"):
         return any(p.index in related or graph.upstream([p.index]) & related for p in partners if p.leaf is None)
     return live.op == "binary_cross_entropy_with_logits" and bool({p.index for p in partners} & sources)
+
+
+def _values_used(graph: TraceGraph, origin: Origin) -> bool:
+    """``topk`` and its like: the values beside the positions are used and carry the gradient."""
+    sibling = graph.nodes[origin.node - 1] if origin.node else None
+    same = sibling is not None and sibling.op == origin.op and sibling.site == origin.site and sibling.live
+    return origin.op in ops.SPLIT_INDICES and same and sibling is not None and sibling.index in graph.reached
 
 
 def _choice(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:

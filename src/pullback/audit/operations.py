@@ -14,6 +14,7 @@ __all__ = [
     "LINEAR",
     "LOSSES",
     "REBUILDS",
+    "RESIDUAL",
     "SAMPLERS",
     "SINGULAR",
     "SATURATING",
@@ -95,6 +96,9 @@ LINEAR = frozenset(
     __getitem__ nanmean nansum""".split()
 )
 """A summand stays a summand (products only with what does not depend on the trained values)."""
+
+RESIDUAL = frozenset("pow square abs sub rsub norm vector_norm linalg_norm cosh log1p".split())
+"""Take a residual to its size: zero derivative at zero residual means that the minimum is reached."""
 
 WEIGHTED = frozenset(
     """linear matmul mm bmm mv dot addmm baddbmm einsum bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d

@@ -1,12 +1,345 @@
-"""Measurements that need more than one run: does the loss depend on what was cut, and by how much."""
+"""Measurements that need more than one run: does the loss depend on what was cut, and by how much.
+
+The program is replayed with the same random numbers, its inputs and buffers restored, while one thing is changed: a value
+that left for Python, the side of a branch, or a trained tensor with the result of one operation frozen. For a stop ``c``
+the share of the derivative that it hides is, over random directions ``u`` and steps ``s``,
+
+    share = rms_u [(L(p + s u) - L_c(p + s u)) - (L(p - s u) - L_c(p - s u))] / rms_u [L(p + s u) - L(p - s u)],
+
+where ``L_c`` has the values of ``c`` frozen at ``p``. A stop that only selects between equal values (a hand-made relu, a
+maximum) hides a share that tends to zero with ``s``; a step or a lost factor does not.
+"""
 
 from __future__ import annotations
 
-from pullback.audit.analysis import Verdicts
+import contextlib
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pullback.audit import operations as ops
+from pullback.audit.analysis import Verdicts, site_key
+from pullback.audit.custom import check_custom
+from pullback.audit.graph import TraceGraph
 from pullback.audit.program import Program
+from pullback.audit.random import set_random_state
+from pullback.audit.sites import in_branch_test, locate, place
+from pullback.audit.tracer import Exit, Tracer, tensors_in
 
-__all__ = ["Program", "probe"]
+__all__ = ["probe"]
+
+Key = tuple[Any, int, str]
+Change = Callable[[Any, int], Any]
+
+SCALES = (0.01, 0.05, 0.3)
+"""Steps of the directions, relative to the root mean square of each trained tensor."""
+DIRECTIONS = 6
+MOST = 24
+"""Sites probed one by one."""
 
 
-def probe(program, tracer, wrt, state, *, budget, generator, step):
-    return Verdicts(), []
+class Replay(TorchFunctionMode):
+    """Runs a program with the results at chosen call sites passed through a function of (result, visit)."""
+
+    def __init__(self, changes: dict[Key, Change], libraries: bool) -> None:
+        super().__init__()
+        self.changes = changes
+        self.names = {key[2] for key in changes}
+        self.libraries = libraries
+        self.visits: dict[Key, int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = ops.operation_name(func)
+        if name not in self.names:
+            return out
+        key = site_key(locate(sys._getframe(1), self.libraries), name)
+        change = self.changes.get(key)
+        if change is None:
+            return out
+        visit = self.visits[key] = self.visits.get(key, -1) + 1
+        return change(out, visit)
+
+
+class Laboratory:
+    """Replays of one program from one state."""
+
+    def __init__(self, program: Program, tracer: Tracer, state: tuple[Any, ...], budget: float) -> None:
+        self.program = program
+        self.libraries = tracer.libraries
+        self.state = state
+        self.until = time.monotonic() + budget
+        buffers = [reference() for reference in tracer.mutated.values()]
+        self.saved = [(b, b.detach().clone()) for b in buffers if b is not None and b.numel() < 10**7]
+
+    @property
+    def spent(self) -> bool:
+        """Whether the time budget is used up."""
+        return time.monotonic() > self.until
+
+    def loss(self, changes: dict[Key, Change] | None = None) -> float | None:
+        """Return the loss of a replay, ``None`` if the changed program raised or returned no number."""
+        set_random_state(self.state)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), Replay(changes or {}, self.libraries):
+                value = self.program.value()
+        except Exception:
+            if not changes:
+                raise
+            return None  # an assertion or a bounds check of the program refused the changed value
+        finally:
+            with torch.no_grad():
+                for tensor, copy in self.saved:
+                    tensor.copy_(copy)
+        return None if value is None else float(value.detach().sum())
+
+
+def probe(
+    program: Program,
+    tracer: Tracer,
+    wrt: set[int] | None,
+    state: tuple[Any, ...],
+    *,
+    budget: float,
+    generator: torch.Generator | None,
+) -> tuple[Verdicts, list[str]]:
+    """Decide by replays what the trace leaves open.
+
+    Args:
+        program: the function under audit.
+        tracer: its trace.
+        wrt: ids of the trained tensors, ``None`` for all.
+        state: random state before the traced run.
+        budget: seconds.
+        generator: of the directions.
+
+    Returns:
+        The verdicts, and notes on what could not be probed.
+    """
+    verdicts = Verdicts()
+    graph = TraceGraph(tracer)
+    trained = {i for i, leaf in tracer.leaves.items() if wrt is None or id(leaf.reference()) in wrt}
+    verdicts.biased = [b for b in (check_custom(c, generator) for c in tracer.custom_calls.values()) if b is not None]
+    exits, branches = _questions(graph, trained)
+    stops = _open_stops(graph, trained)
+    if not (exits or branches or stops):
+        return verdicts, []
+    if tracer.impure:
+        return verdicts, ["the program runs backward or changes its parameters itself: probes that replay it were not run"]
+    after = _all_random()
+    laboratory = Laboratory(program, tracer, state, budget)
+    try:
+        first, second = laboratory.loss(), laboratory.loss()
+        if first is None:
+            return verdicts, []
+        if second is None or not _same(first, second):
+            return verdicts, ["two runs with the same random numbers differ: probes that replay the program were not run"]
+        _probe_exits(laboratory, exits, first, verdicts)
+        _probe_branches(laboratory, branches, first, verdicts)
+        _probe_stops(laboratory, graph, stops, trained, generator, verdicts)
+    finally:
+        set_random_state(after)
+    return verdicts, ["the time budget of the probes was used up"] if laboratory.spent else []
+
+
+def _all_random() -> tuple[Any, ...]:
+    from pullback.audit.random import random_state
+
+    return random_state()
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= 1e-6 * max(abs(a), abs(b))
+
+
+def _questions(graph: TraceGraph, trained: set[int]) -> tuple[dict[Key, Exit], dict[Key, Exit]]:
+    """Return the exits whose value may come back, and those that decide a branch."""
+    exits: dict[Key, Exit] = {}
+    branches: dict[Key, Exit] = {}
+    for exit_ in graph.tracer.exits:
+        key = site_key(exit_.site, exit_.op)
+        if key in exits or key in branches:
+            (branches if key in branches else exits)[key] = exit_  # the last visit is the one that is flipped
+            continue
+        if not graph.leaves(graph.upstream([exit_.source])) & trained:
+            continue
+        tested = exit_.op == "__bool__" or in_branch_test(place(exit_.site.code, exit_.site.instruction, exit_.site.line))
+        if tested and exit_.direct:
+            branches[key] = exit_
+        if exit_.op != "__bool__" and not exit_.linked:
+            exits.setdefault(key, exit_)
+    return dict(list(exits.items())[:MOST]), dict(list(branches.items())[:MOST])
+
+
+def _open_stops(graph: TraceGraph, trained: set[int]) -> dict[Key, int]:
+    """Return hard stops that flow into a loss, none of whose parameters is left without a gradient."""
+    found: dict[Key, int] = {}
+    for event in graph.events:
+        for index in graph.nodes[event.node].origins if event.node is not None else ():
+            origin = graph.tracer.origins[index]
+            if origin.code.partition(".")[2] in ("detach", "data", "no_grad", "inference", "sampling", "create_graph"):
+                continue
+            leaves = graph.leaves(graph.upstream(origin.sources, live=True)) & trained
+            if leaves and all(graph.tracer.leaves[i].norm for i in leaves):
+                found.setdefault(site_key(origin.site, origin.op), index)
+    return dict(list(found.items())[:MOST])
+
+
+def _probe_exits(laboratory: Laboratory, exits: dict[Key, Exit], base: float, verdicts: Verdicts) -> None:
+    if not exits:
+        return
+    together = laboratory.loss({key: lambda out, visit: _perturbed(out, 1.0) for key in exits})
+    if together is not None and _same(together, base):
+        verdicts.exits = dict.fromkeys(exits, False)
+        return
+    for key in exits:
+        if laboratory.spent:
+            return
+        moved = [laboratory.loss({key: lambda out, visit, s=s: _perturbed(out, s)}) for s in (1.0, -1.0)]  # type: ignore[misc]
+        verdicts.exits[key] = any(m is None or not _same(m, base) for m in moved)
+
+
+def _perturbed(value: Any, sign: float) -> Any:
+    """Return a Python or NumPy value moved a little; integers by one."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return value + sign * (0.05 * abs(value) + 1e-3)
+    if isinstance(value, int):
+        return value + int(sign)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind == "f":
+            return (value + sign * (0.05 * np.abs(value) + 1e-3)).astype(value.dtype)
+        return np.roll(value, int(sign)) if value.size > 1 else value + np.asarray(int(sign), value.dtype)
+    if isinstance(value, list):
+        return [_perturbed(v, sign) for v in value]
+    return value
+
+
+def _probe_branches(laboratory: Laboratory, branches: dict[Key, Exit], base: float, verdicts: Verdicts) -> None:
+    for key, exit_ in branches.items():
+        if laboratory.spent:
+            return
+        changes: list[Change]
+        if key[2] == "__bool__":
+            changes = [lambda out, visit, last=exit_.visit: (not out) if visit == last else out]  # type: ignore[misc]
+        else:
+            changes = [
+                lambda out, visit, last=exit_.visit, s=s: type(out)(s) if visit == last else out  # type: ignore[misc]
+                for s in (1e9, -1e9)
+            ]
+        moved = [laboratory.loss({key: change}) for change in changes]
+        tolerance = 1e-3 * max(abs(base), 1e-12)
+        verdicts.branches[key] = any(m is not None and not abs(m - base) <= tolerance for m in moved)
+
+
+def _probe_stops(
+    laboratory: Laboratory,
+    graph: TraceGraph,
+    stops: dict[Key, int],
+    trained: set[int],
+    generator: torch.Generator | None,
+    verdicts: Verdicts,
+) -> None:
+    if not stops:
+        return
+    generator = generator or torch.Generator().manual_seed(0)
+    recorded: dict[Key, list[Any]] = {key: [] for key in stops}
+
+    def record(key: Key) -> Change:
+        def keep(out: Any, visit: int) -> Any:
+            recorded[key].append(_clone(out))
+            return out
+
+        return keep
+
+    laboratory.loss({key: record(key) for key in stops})
+    tensors = [leaf.reference() for i, leaf in graph.tracer.leaves.items() if i in trained]
+    tensors = [t for t in tensors if t is not None]
+    frozen = {key: _freeze(recorded[key]) for key in stops}
+    gaps: dict[Key, list[float]] = {key: [] for key in stops}
+    for scale in SCALES:
+        totals: list[float] = []
+        hidden: dict[Key, list[float]] = {key: [] for key in stops}
+        for _ in range(DIRECTIONS):
+            if laboratory.spent:
+                return
+            total = 0.0
+            parts = dict.fromkeys(stops, 0.0)
+            with _moved(tensors, scale, generator) as move:
+                for sign in (1.0, -1.0):
+                    move(sign)
+                    natural = laboratory.loss()
+                    for key in stops:
+                        held = laboratory.loss({key: frozen[key]})
+                        if natural is None or held is None:
+                            return
+                        parts[key] += sign * (natural - held)
+                    total += sign * (natural or 0.0)
+            totals.append(total)
+            for key in stops:
+                hidden[key].append(parts[key])
+        whole = math.sqrt(sum(t * t for t in totals)) + 1e-30
+        for key in stops:
+            gaps[key].append(math.sqrt(sum(h * h for h in hidden[key])) / whole)
+    verdicts.gaps = {key: min(values) for key, values in gaps.items() if values and all(map(math.isfinite, values))}
+
+
+@contextlib.contextmanager
+def _moved(tensors: list[Tensor], scale: float, generator: torch.Generator) -> Iterator[Callable[[float], None]]:
+    """Give a function that puts the tensors at ``p + sign * scale * rms(p) * u``; restore them to the bit afterwards."""
+    with torch.no_grad():
+        before = [t.detach().clone() for t in tensors]
+        steps = []
+        for t in before:
+            size = float(t.double().square().mean().sqrt()) if t.numel() else 0.0
+            noise = torch.randn(t.shape, generator=generator, dtype=torch.float64)
+            steps.append((scale * (size or 0.1) * noise).to(t))
+
+    def move(sign: float) -> None:
+        with torch.no_grad():
+            for tensor, start, step in zip(tensors, before, steps, strict=True):
+                tensor.copy_(start + sign * step)
+
+    try:
+        yield move
+    finally:
+        with torch.no_grad():
+            for tensor, start in zip(tensors, before, strict=True):
+                tensor.copy_(start)
+
+
+def _clone(out: Any) -> Any:
+    if isinstance(out, Tensor):
+        return out.detach().clone()
+    if isinstance(out, tuple):
+        return [_clone(o) for o in out]
+    return out
+
+
+def _freeze(values: list[Any]) -> Change:
+    """Return recorded values in place of computed ones, as far as the program still asks for the same shapes."""
+
+    def replace(out: Any, visit: int) -> Any:
+        if visit >= len(values):
+            return out
+        held = values[visit]
+        if isinstance(out, Tensor):
+            return held.clone() if isinstance(held, Tensor) and held.shape == out.shape else out
+        if isinstance(out, tuple):
+            parts = [
+                o if o.requires_grad or not isinstance(h, Tensor) or h.shape != o.shape else h.clone()
+                for o, h in zip(tensors_in(out), held, strict=False)
+            ]
+            return type(out)(parts) if hasattr(out, "_fields") or type(out) is not tuple else tuple(parts)
+        return held
+
+    return replace

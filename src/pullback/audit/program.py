@@ -79,8 +79,15 @@ class Program:
         leaves = [(leaf, t) for leaf, t in leaves if t is not None and not _wrapped(t)]
         if not leaves:
             return
+        tensors = [t for _, t in leaves]
         with torch._C.DisableTorchFunction():
-            gradients = torch.autograd.grad(value, [t for _, t in leaves], torch.ones_like(value), allow_unused=True)
+            try:
+                gradients = _backward(value, tensors) if tracer.reentrant else _grad(value, tensors)
+            except RuntimeError as error:
+                if "is not implemented" not in str(error):
+                    raise
+                tracer.notes.append(f"the backward pass stopped: {error}")
+                return
         for (leaf, _), gradient in zip(leaves, gradients, strict=True):
             if gradient is not None:
                 leaf.norm = float(torch.linalg.vector_norm(gradient.detach()))
@@ -120,6 +127,23 @@ class Program:
             if isinstance(value, Tensor):
                 found.setdefault(id(value), f"inputs[{index}]")
         return found
+
+
+def _grad(value: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(value, tensors, torch.ones_like(value), allow_unused=True)
+
+
+def _backward(value: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Differentiate through reentrant checkpoints, which need ``backward``; ``.grad`` of the tensors is put back."""
+    before = [t.grad for t in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    try:
+        value.backward(torch.ones_like(value))
+        return tuple(t.grad for t in tensors)
+    finally:
+        for tensor, gradient in zip(tensors, before, strict=True):
+            tensor.grad = gradient
 
 
 def _wrapped(tensor: Tensor) -> bool:

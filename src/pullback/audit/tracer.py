@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from pullback.audit import operations as ops
 from pullback.audit.backward import CotangentHook, checked, finite, graph_functions
+from pullback.audit.custom import CustomCall, copied
 from pullback.audit.numbers import origin_of, traced
 from pullback.audit.sites import Site, function_apply, locate
 
@@ -191,6 +192,10 @@ class Tracer(TorchFunctionMode):
         self.not_finite: list[NotFinite] = []
         self.consumed: dict[int, list[int]] = {}
         self.mutated: dict[int, Any] = {}
+        self.custom_calls: dict[Any, CustomCall] = {}
+        self.impure = False
+        self.handled: set[int] = set()
+        self.reentrant = False
         self.notes: list[str] = []
         self.stopped = False
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -204,13 +209,27 @@ class Tracer(TorchFunctionMode):
         self._handles: list[Any] = []
         self._eval: dict[int, bool] = {}
 
+    def _from_numpy(self, array: Any) -> Tensor:
+        """Stand in for ``torch.from_numpy``, which no mode can see."""
+        out: Tensor = self._real_from_numpy(array)
+        if not self.stopped:
+            frame = sys._getframe(1)
+            parents = self._python_values("from_numpy", (array,), {})
+            if parents:
+                site = locate(frame, self.libraries)
+                self._outputs("from_numpy", site, frame, [out], parents, [], False, torch.is_grad_enabled(), (array,), {})
+        return out
+
     def __enter__(self) -> Tracer:
+        self._real_from_numpy = torch.from_numpy
+        torch.from_numpy = self._from_numpy
         self._handles.append(nn.modules.module.register_module_forward_pre_hook(self._entering))
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        torch.from_numpy = self._real_from_numpy
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -264,6 +283,7 @@ class Tracer(TorchFunctionMode):
         if inplace and isinstance(args[0], Tensor):
             target = args[0]
             if target.is_leaf and target.requires_grad and not enabled:
+                self.impure = True
                 return func(*args, **kwargs)
             if signs and signs[0] is None and id(target) not in self.mutated:
                 self.mutated[id(target)] = weakref.ref(target)
@@ -275,7 +295,10 @@ class Tracer(TorchFunctionMode):
             self.stopped = True
             self.notes.append(f"recording stopped after {MAX_NODES} operations")
             return out
-        site = locate(frame, self.libraries)
+        applied = None if enabled else function_apply(frame)
+        site = locate(frame if applied is None else applied.f_back, self.libraries)
+        if applied is not None:
+            name = self._custom(applied, site)
         outputs = [args[0]] if inplace and isinstance(args[0], Tensor) else list(tensors_in(out))
         if isinstance(kwargs.get("out"), Tensor):
             outputs = [kwargs["out"]]
@@ -337,6 +360,8 @@ class Tracer(TorchFunctionMode):
             if live or not enabled:
                 return f"zero.{bare}" if enabled and live else self._stop(frame)
             return f"zero.{bare}"
+        if name in ("tensor", "new_tensor", "from_numpy", "FloatTensor"):
+            return "cut.rebuild"
         if name in ops.SAMPLERS:
             return "cut.sampling"
         if live:
@@ -355,12 +380,26 @@ class Tracer(TorchFunctionMode):
             return "cut.cast"
         if name in ops.REBUILDS:
             return "cut.rebuild"
+        if name in ("broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d", "align_tensors"):
+            return ""  # each output follows its own input
         return "cut.operation"
 
     def _stop(self, frame: Any) -> str:
         if function_apply(frame) is not None:  # the forward of a custom Function, whose backward speaks for itself
             return ""
         return "cut.inference" if torch.is_inference_mode_enabled() else "cut.no_grad"
+
+    def _custom(self, applied: Any, site: Site) -> str:
+        """Keep one call of a custom Function for the probe of its backward; return its name."""
+        function, args = applied.f_locals.get("cls"), applied.f_locals.get("args", ())
+        if function is None:
+            return "custom"
+        key = (function, site.code, site.instruction)
+        if key not in self.custom_calls and len(self.custom_calls) < 32:
+            kept = copied(args)
+            if kept is not None:
+                self.custom_calls[key] = CustomCall(function, kept, site)
+        return str(function.__name__)
 
     def _node(self, name: str, site: Site | None, parents: tuple[int, ...]) -> Node:
         node = Node(len(self.nodes), name, site, parents)
@@ -451,11 +490,12 @@ class Tracer(TorchFunctionMode):
             if metadata.get("pullback", (None,))[0] is self:
                 continue
             metadata["pullback"] = (self, node.index)
+            self.reentrant |= function.name() == "CheckpointFunctionBackward"
             following = [f for f, _ in function.next_functions]
-            leaves = tuple(f is not None and f.name() == "torch::autograd::AccumulateGrad" for f in following)
+            leaves = tuple(_is_parameter(f) for f in following)
             function.register_hook(CotangentHook(self, node, function.name(), leaves, outermost))
             outermost = False
-            stack += [f for f, leaf in zip(following, leaves, strict=True) if f is not None and not leaf]
+            stack += [f for f in following if f is not None and f.name() != _ACCUMULATE]
 
     def _linear(self, node: Node, name: str, args: Any, kwargs: Any) -> None:
         """Follow sums and differences, to see that ``soft + (hard - soft).detach()`` passes soft's gradient on purpose."""
@@ -489,6 +529,8 @@ class Tracer(TorchFunctionMode):
         passed = [base for base, (live, dead) in total.items() if live and live + dead == 0.0]
         if passed:
             node.straight = True
+            dropped = [base for base, (live, _) in total.items() if not (live and base in passed)]
+            self.handled |= frozenset().union(*(self.nodes[base].origins for base in dropped))
             kept = [base for base, (live, _) in total.items() if live and base in passed]
             node.origins = frozenset().union(*(self.nodes[base].origins for base in kept))
 
@@ -523,7 +565,9 @@ class Tracer(TorchFunctionMode):
                 stack += [v for v in (value.start, value.stop, value.step) if v is not None]
             elif type(value).__module__ == "numpy" and (name in ops.REBUILDS or name == "__array_wrap__"):
                 code = locate(sys._getframe(2), self.libraries).code
-                found += [n for n in self._arrays if self.nodes[n].site and self.nodes[n].site.code is code]  # type: ignore[union-attr]
+                recent = [n for n in self._arrays if n >= self._event_start]
+                near = [n for n in recent if (s := self.nodes[n].site) is not None and s.code is code]
+                found += near or recent
         for index in found:
             self._link(index)
         return found
@@ -562,6 +606,7 @@ class Tracer(TorchFunctionMode):
         outputs = list(tensors_in(args[:1] or kwargs.get("tensors", kwargs.get("outputs", ()))))
         keeps_graph = bool(kwargs.get("create_graph", len(args) > 4 and args[4]))
         wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in outputs)
+        self.impure |= name == "backward"
         if name == "backward" or not keeps_graph or wrapped:
             key = (site.code, site.instruction)
             self._passes[key] = self._passes.get(key, 0) + 1
@@ -618,6 +663,26 @@ class Tracer(TorchFunctionMode):
 
 
 _INPLACE = frozenset({"__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__"})
+
+
+_ACCUMULATE = "torch::autograd::AccumulateGrad"
+
+
+def _is_parameter(function: Any) -> bool:
+    """Whether a branch of the graph leads to a parameter and nothing else, perhaps through a transpose or a view."""
+    for _ in range(4):
+        if function is None:
+            return False
+        if function.name() == _ACCUMULATE:
+            return isinstance(function.variable, nn.Parameter)
+        following = function.next_functions
+        if len(following) != 1 or function.name().rstrip("0123456789") not in _VIEWS:
+            return False
+        function = following[0][0]
+    return False
+
+
+_VIEWS = {f"{name}Backward" for name in ("T", "Transpose", "Permute", "View", "Unsqueeze", "Squeeze", "Expand", "Numpy_T")}
 
 
 def _norm(tensor: Tensor) -> float:

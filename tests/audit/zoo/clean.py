@@ -644,7 +644,7 @@ def low_rank_adapter():
 
 
 def contrastive_with_momentum():
-    online, momentum = _net(4, 3), _net(4, 3)
+    online, momentum = _net(4, 3), _net(4, 3).requires_grad_(False)
     queue = F.normalize(torch.randn(16, 3), dim=1)
 
     def program(x):
@@ -711,7 +711,7 @@ def safe_where():
 
 def mixture_of_experts():
     torch.manual_seed(0)
-    gate, experts = nn.Linear(4, 3), nn.ModuleList([_net(4, 2) for _ in range(3)])
+    gate, experts = nn.Linear(4, 3), nn.ModuleList([nn.Linear(4, 2) for _ in range(3)])
 
     def program(x):
         weights, chosen = gate(x).softmax(1).topk(2, dim=1)

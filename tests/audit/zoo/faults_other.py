@@ -238,8 +238,8 @@ def log_under_a_mask():
 
     def program(x):
         p = F.relu(model(x))
-        logs = torch.log(p)  # <- nan.where
-        return torch.where(p > 0, p * logs, 0.0).sum()
+        logs = torch.log(p)
+        return torch.where(p > 0, p * logs, 0.0).sum()  # <- nan.where
 
     return program, X
 
