@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -38,14 +39,15 @@ from pullback.relax.soft_tensors import (
     force_pending,
     plain,
     remember_values,
+    touched,
     untouched,
 )
-from pullback.relax.transforms import keep_in_recomputation
+from pullback.relax.transforms import keep_in_recomputation, warn_of_compiled_caller
 
 __all__ = ["relax_call"]
 
 
-class Context(Protocol):
+class Context(AbstractContextManager[Any], Protocol):
     """What a call needs to know about the mode that caught it."""
 
     settings: Settings
@@ -55,11 +57,12 @@ class Context(Protocol):
 
 def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """Return what ``func(*args, **kwargs)`` returns, relaxed where a rule applies."""
-    changed = _is_inplace(func)
-    if changed and isinstance(args[0], Tensor):
+    if _is_inplace(func) and args and isinstance(args[0], Tensor):
         force_pending(args[0])
     soft = any(issubclass(kind, SoftTensor) for kind in types)
     if not soft and func not in RULES and func not in INPLACE and not catalogue.ends(func, False):
+        if func in _LEAVES:
+            return _LEAVES[func](context, *args, **kwargs)
         return _pass(func, args, kwargs)
     if func in catalogue.SILENT or any(not issubclass(kind, SoftTensor) and kind not in _OWN for kind in types):
         return _pass(func, args, kwargs)
@@ -71,6 +74,8 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
     if site is None:
         return _pass(func, args, kwargs)
     keep_in_recomputation(context)
+    if context.calls.is_new(site):
+        warn_of_compiled_caller()
     with untouched():
         return _relax(context, site, func, args, kwargs, soft)
 
@@ -122,7 +127,7 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
         part = rule.soft(context.settings, hard, *args, **kwargs)
         if part is PASS:
             return hard
-        result = _combine(context.settings, hard, part)
+        result = _combine(context, hard, part)
     except (Dropped, Stale) as why:
         context.calls.add(site, rule.operation, "dropped", str(why))
         return hard
@@ -136,25 +141,24 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
     return result
 
 
-def _combine(settings: Settings, hard: Any, part: Any) -> Any:
+def _combine(context: Context, hard: Any, part: Any) -> Any:
     """Put ``part`` behind ``hard``: of one result, or of each of several."""
-    if isinstance(hard, Tensor):
-        if part is PASS:
-            return hard
-        if isinstance(part, Lazy):
-            return SoftBool.make(hard, part)
-        if isinstance(part, Integer):
-            return SoftIndex.make(hard, part.distribution, part.expected)
-        if isinstance(part, Discrete):
-            result = _combine(settings, hard, part.value)
-            remember_values(result, part.distribution)
-            return result
-        part = part.to(hard.dtype)
-        if part.shape != hard.shape:
-            part = part.expand(hard.shape)
-        return replace_gradient(hard, part) if settings.hard else part
-    combined = [_combine(settings, h, p) for h, p in zip(hard, part, strict=True)]
-    return type(hard)(combined)
+    if not isinstance(hard, Tensor):
+        return type(hard)([_combine(context, h, p) for h, p in zip(hard, part, strict=True)])
+    if part is PASS:
+        return hard
+    if isinstance(part, Lazy):
+        return SoftBool.make(hard, part, context)
+    if isinstance(part, Integer):
+        return SoftIndex.make(hard, part.distribution, part.expected, context)
+    if isinstance(part, Discrete):
+        result = _combine(context, hard, part.value)
+        remember_values(result, part.distribution)
+        return result
+    part = part.to(hard.dtype)
+    if part.shape != hard.shape:
+        part = part.expand(hard.shape)
+    return replace_gradient(hard, part) if context.settings.hard else part
 
 
 def _relax_inplace(context: Context, site: Site, func: Any, out_of_place: Any, args: Any, kwargs: Any) -> Any:
@@ -209,7 +213,7 @@ def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: A
             return result
         expected = relaxed.probability if isinstance(relaxed, SoftBool) else relaxed.expected
         result = func(*args, **kwargs)
-        carry(target, SoftIndex.make(target, expected=Lazy(lambda: expected)))
+        carry(target, SoftIndex.make(target, expected=Lazy(lambda: expected), context=context))
         return result
     if not isinstance(relaxed, SoftTensor) and relaxed.is_floating_point() and is_active(relaxed):
         hard = target.detach().clone()
@@ -224,7 +228,39 @@ def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: A
 def carry(target: Tensor, relaxed: SoftTensor) -> None:
     """Make the very object ``target`` a soft tensor that carries what ``relaxed`` does."""
     target.__class__ = type(relaxed)
-    target._carry(relaxed._carried)  # type: ignore[attr-defined]
+    target._carry(relaxed._carried, relaxed._context)  # type: ignore[attr-defined]
+
+
+def _backward(
+    context: Context,
+    tensor: Tensor,
+    gradient: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """``tensor.backward()`` with the context still on, for what it replays (reentrant checkpoints)."""
+    with touched(), context:
+        torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+
+
+def _leave(func: Any) -> Any:
+    def leave(context: Context, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The plain program's tensor might not require grad here, and then this is allowed.
+        if torch.is_grad_enabled() and tensor.requires_grad and not tensor.is_leaf:
+            site = find_site()
+            if site is not None:
+                context.calls.add(site, _name(func), "dropped", "NumPy and copies carry no gradient")
+            tensor = tensor.detach()
+        return _pass(func, (tensor, *args), kwargs)
+
+    return leave
+
+
+_LEAVES: dict[Any, Any] = {
+    Tensor.backward: _backward,
+    **{func: _leave(func) for func in (Tensor.numpy, Tensor.__array__, Tensor.__deepcopy__)},
+}
 
 
 def _without_flag(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, bool]:

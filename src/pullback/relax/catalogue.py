@@ -38,7 +38,7 @@ SILENT = _named(
     "untyped_storage element_size itemsize nbytes _version detach data names is_cuda is_cpu is_meta is_sparse is_quantized "
     "get_device is_tensor zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones "
     "new_empty new_full new_tensor result_type can_cast promote_types is_same_size register_hook retain_grad retains_grad "
-    "as_subclass __deepcopy__ __reduce_ex__ is_pinned storage_offset output_nr backward is_inference is_conj is_neg "
+    "as_subclass __reduce_ex__ is_pinned storage_offset output_nr is_inference is_conj is_neg "
     "broadcast_shapes requires_grad_ __class__ type_info is_shared share_memory_ pin_memory _is_view isnan isinf isfinite "
     "isposinf isneginf set_ is_nonzero_ detach_"
 ) | {torch.autograd.grad, torch.autograd.backward}
@@ -51,7 +51,7 @@ _RAGGED = "its shape depends on the data"
 SINKS: dict[Any, str] = {
     **dict.fromkeys(_named("__bool__ is_nonzero __contains__ equal allclose"), _CONTROL),
     **dict.fromkeys(_named("item tolist __int__ __float__ __index__ __complex__"), _NUMBER),
-    **dict.fromkeys(_named("numpy __array__ __dlpack__"), "NumPy carries no gradient"),
+    **dict.fromkeys(_named("__dlpack__"), "NumPy carries no gradient"),
     **dict.fromkeys(_named("nonzero argwhere unique unique_consecutive masked_select masked_scatter"), _RAGGED),
     **dict.fromkeys(_named("bincount histc histogram"), "counting by value has no soft counterpart here"),
     **dict.fromkeys(_named("cross_entropy nll_loss"), "targets stay hard"),

@@ -122,18 +122,19 @@ class relaxed:
         return self._calls.text()
 
     def __enter__(self) -> relaxed:
+        transforms.stay_out_of_compilation()
         mode = _RelaxMode(self._settings(), self._chosen, self._calls)
         stack = self._stack()
-        mode.__enter__()
         stack.append((mode, transforms.run_compiled_code_eagerly()))
+        mode.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         mode, restore = self._stack().pop()
-        restore()
         mode.__exit__(kind, error, traceback)
+        restore()
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorate ``function``: each call runs in this context."""
@@ -178,6 +179,10 @@ class relaxed:
         return Settings(float(temperature), self.scale, self.hard, self.methods, self.generator)
 
 
+for _method in (relaxed.__enter__, relaxed.__exit__, relaxed.__call__):
+    _method._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
 class _RelaxMode(TorchFunctionMode):
     """One entry of a context: passes every call of this thread to the rules."""
 
@@ -191,7 +196,11 @@ class _RelaxMode(TorchFunctionMode):
         """Relax the call, or let it pass."""
         if is_untouched():
             return func(*args, **(kwargs or {}))
-        return relax_call(self, func, types, args, kwargs or {})
+        return self.relax(func, types, args, kwargs or {})
+
+    def relax(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Relax the call; also what a soft tensor does after the context has ended."""
+        return relax_call(self, func, types, args, kwargs)
 
 
 def _rebuild(options: dict[str, Any]) -> relaxed:

@@ -68,6 +68,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Site, str, str, str], int] = {}
+        self._sites: set[Site] = set()
         self._lock = threading.Lock()
 
     def add(self, site: Site, operation: str, status: str, reason: str = "") -> None:
@@ -75,6 +76,12 @@ class Calls:
         key = (site, operation, status, reason)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
+
+    def is_new(self, site: Site) -> bool:
+        """Return whether nothing has been asked about this line before."""
+        new = site not in self._sites
+        self._sites.add(site)
+        return new
 
     def clear(self) -> None:
         """Forget everything."""

@@ -156,19 +156,27 @@ class Distribution(NamedTuple):
 
 
 class SoftTensor(Tensor):
-    """What both have in common: outside of :class:`~pullback.relaxed` they are plain tensors."""
+    """What both have in common: plain values, what they carry, and the context that made them.
+
+    They go on carrying it after that context has ended: a decorated function may return one.
+    """
 
     _carried: Any
+    _context: Any
     _data_version: int
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func`` on the plain tensors."""
+        """Go on as in the context that made the tensor, where none is active here."""
+        context = None if is_untouched() else _context_of((args, kwargs))
+        if context is not None:
+            return context.relax(func, types, args, kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
-    def _carry(self, carried: Any) -> None:
+    def _carry(self, carried: Any, context: Any) -> None:
         self._carried = carried
+        self._context = context
         with torch._C.DisableTorchFunction():
             self._data_version = self._version
 
@@ -197,7 +205,7 @@ class SoftTensor(Tensor):
     def duplicate(self) -> SoftTensor:
         """Return a copy of the values that carries the same."""
         with torch._C.DisableTorchFunction():
-            return _make(type(self), plain(self).clone(), self._carried)
+            return _make(type(self), plain(self).clone(), self._carried, self._context)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"{type(self).__name__}({plain(self)!r})"
@@ -222,9 +230,9 @@ class SoftBool(SoftTensor):
         return value
 
     @staticmethod
-    def make(data: Tensor, probability: Lazy[Tensor]) -> SoftBool:
+    def make(data: Tensor, probability: Lazy[Tensor], context: Any = None) -> SoftBool:
         """Return ``data`` carrying ``probability``."""
-        return _make(SoftBool, data, probability)
+        return _make(SoftBool, data, probability, context)
 
 
 class SoftIndex(SoftTensor):
@@ -258,20 +266,33 @@ class SoftIndex(SoftTensor):
 
     @staticmethod
     def make(
-        data: Tensor, distribution: Lazy[Distribution] | None = None, expected: Lazy[Tensor] | None = None
+        data: Tensor,
+        distribution: Lazy[Distribution] | None = None,
+        expected: Lazy[Tensor] | None = None,
+        context: Any = None,
     ) -> SoftIndex:
         """Return ``data`` carrying a distribution, an expected value, or both."""
-        return _make(SoftIndex, data, (distribution, expected))
+        return _make(SoftIndex, data, (distribution, expected), context)
 
 
 S = TypeVar("S", bound=SoftTensor)
 
 
-def _make(kind: type[S], data: Tensor, carried: Any) -> S:
+def _make(kind: type[S], data: Tensor, carried: Any, context: Any) -> S:
     with torch._C.DisableTorchFunction():
         result = Tensor._make_subclass(kind, data)
-    result._carry(carried)
+    result._carry(carried, context)
     return result
+
+
+def _context_of(arguments: Any) -> Any:
+    if isinstance(arguments, SoftTensor):
+        return arguments._context
+    if isinstance(arguments, dict):
+        arguments = list(arguments.values())
+    if isinstance(arguments, tuple | list):
+        return next((c for c in map(_context_of, arguments) if c is not None), None)
+    return None
 
 
 def plain(value: Any) -> Any:

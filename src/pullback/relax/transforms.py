@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
 
 from pullback.relax.soft_tensors import touched
 
-__all__ = ["keep_in_recomputation", "run_compiled_code_eagerly"]
+__all__ = ["keep_in_recomputation", "run_compiled_code_eagerly", "stay_out_of_compilation", "warn_of_compiled_caller"]
 
 
 def keep_in_recomputation(context: Any) -> None:
@@ -40,19 +43,52 @@ class _Recompute:
             return self.function(*args)
 
 
-def run_compiled_code_eagerly() -> Callable[[], None]:
-    """Run functions compiled with ``torch.compile`` eagerly until the returned function is called.
+def stay_out_of_compilation() -> None:
+    """Tell the compiler, where it is loaded, to leave the frames of this package to the interpreter."""
+    if "torch._dynamo" in sys.modules and not _told:
+        torch._dynamo.trace_rules.add("pullback.relax")
+        _told.append(True)
 
-    A compiled region does not show its calls to a function mode. Only where something has been compiled at all.
+
+_told: list[bool] = []
+stay_out_of_compilation._torchdynamo_disable = True  # type: ignore[attr-defined]
+stay_out_of_compilation()
+
+
+def run_compiled_code_eagerly() -> Callable[[], None]:
+    """Run what ``torch.compile`` compiled eagerly in this thread until the returned function is called.
+
+    A compiled region does not show its calls to a function mode. This concerns functions that are called in the context
+    (the stance) and a compiled function that enters it (the frame evaluation).
     """
     if "torch._dynamo" not in sys.modules:
         return lambda: None
-    before = torch._dynamo.eval_frame._stance
-    if before.stance == "force_eager":
-        return lambda: None
-    torch._dynamo.eval_frame._set_stance(torch._dynamo.eval_frame.DynamoStance("force_eager"))
-    return lambda: _restore(before)
+    frames, compiler = torch._C._dynamo.eval_frame, torch._dynamo.eval_frame
+    callback = frames.set_eval_frame(None)
+    stance = compiler._stance
+    compiler._set_stance(compiler.DynamoStance("force_eager"))
+    if callback:
+        warnings.warn("relaxed was entered in a compiled function: the rest of it runs eagerly", stacklevel=3)
+
+    def restore() -> None:
+        compiler._set_stance(stance)
+        frames.set_eval_frame(callback)
+
+    return restore
 
 
-def _restore(stance: Any) -> None:
-    torch._dynamo.eval_frame._set_stance(stance)
+def warn_of_compiled_caller(depth: int = 40) -> None:
+    """Warn if a function that was compiled outside of the context is what runs here, eagerly."""
+    if "torch._dynamo" not in sys.modules:
+        return
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(depth):
+        if frame is None:
+            return
+        if frame.f_code.co_filename.endswith(_COMPILED_CALL) and frame.f_code.co_name == "compile_wrapper":
+            warnings.warn("a compiled function is called under relaxed: it runs eagerly", stacklevel=4)
+            return
+        frame = frame.f_back
+
+
+_COMPILED_CALL = os.path.join("torch", "_dynamo", "eval_frame.py")
