@@ -1,1 +1,39 @@
-"""Blocks of the implicit family."""
+"""Blocks of the implicit family: differentiate through a solver without unrolling it."""
+
+from __future__ import annotations
+
+from pullback.implicit import optimality
+from pullback.implicit.linear_solve import Solution, linear_solve
+from pullback.implicit.optimality import KKTPoint
+from pullback.implicit.projections import (
+    projection_affine,
+    projection_box,
+    projection_l1_ball,
+    projection_l2_ball,
+    projection_simplex,
+)
+from pullback.implicit.proximal import prox_group_lasso, prox_lasso, prox_ridge
+from pullback.implicit.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
+from pullback.implicit.solvers import find_root, fixed_point, minimize
+
+__all__ = [
+    "KKTPoint",
+    "Solution",
+    "custom_fixed_point",
+    "custom_root",
+    "find_root",
+    "fixed_point",
+    "linear_solve",
+    "minimize",
+    "optimality",
+    "projection_affine",
+    "projection_box",
+    "projection_l1_ball",
+    "projection_l2_ball",
+    "projection_simplex",
+    "prox_group_lasso",
+    "prox_lasso",
+    "prox_ridge",
+    "root_jvp",
+    "root_vjp",
+]

@@ -1,0 +1,342 @@
+"""Linear systems given by products, with derivatives of every order in the right side and in the matrix."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch.func import vjp, vmap
+
+from pullback.core.checks import check_choice, check_floating, check_positive
+from pullback.core.errors import ConvergenceError
+from pullback.core.shapes import Bool, Float, Int, Tensor
+from pullback.implicit import krylov
+
+__all__ = ["DENSE_LIMIT", "LinearMethod", "LinearOptions", "Operator", "Solution", "linear_solve"]
+
+LinearMethod = Literal["auto", "cg", "normal_cg", "bicgstab", "gmres", "lu"]
+DENSE_LIMIT = 512
+"""Largest number of unknowns for which a dense matrix is built."""
+
+Map = Callable[[Tensor], Tensor]
+
+
+class Solution(NamedTuple):
+    """What a solver returns.
+
+    Attributes:
+        value: the solution, shaped like the initial guess or the right side; the only part with derivatives.
+        residual: ``[*batch]`` norm of what should be zero.
+        iterations: ``[*batch]`` int64, iterations (for Krylov methods: products with the matrix).
+        converged: ``[*batch]`` whether the residual is within the tolerance.
+    """
+
+    value: Any
+    residual: Float[Tensor, "*batch"]
+    iterations: Int[Tensor, "*batch"]
+    converged: Bool[Tensor, "*batch"]
+
+
+@dataclass(frozen=True)
+class LinearOptions:
+    """How a linear system is solved: the arguments of :func:`linear_solve`, and in ``warn`` the name to warn with."""
+
+    method: LinearMethod = "auto"
+    tolerance: float | None = None
+    max_iterations: int | None = None
+    preconditioner: Map | None = None
+    ridge: float = 0.0
+    batch_ndim: int = 0
+    warn: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, get_args(LinearMethod))
+        check_positive("ridge", self.ridge, zero=True)
+        if self.tolerance is not None:
+            check_positive("tolerance", self.tolerance)
+        if self.max_iterations is not None:
+            check_positive("max_iterations", self.max_iterations)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A matrix that depends on tensors: ``at(*tensors)`` gives ``v -> A v``, ``adjoint_at`` gives ``w -> A^T w``."""
+
+    at: Callable[..., Map]
+    adjoint_at: Callable[..., Map]
+    symmetric: bool = False
+
+    def transposed(self) -> Operator:
+        """Return the transposed matrix."""
+        return Operator(self.adjoint_at, self.at, self.symmetric)
+
+
+def linear_solve(
+    matvec: Callable[..., Tensor] | Float[Tensor, "*batch n n"],
+    b: Float[Tensor, "..."],
+    *,
+    method: LinearMethod = "auto",
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    preconditioner: Map | None = None,
+    ridge: float = 0.0,
+    parameters: Sequence[Float[Tensor, "..."]] = (),
+    batch_ndim: int | None = None,
+    check: bool = False,
+) -> Solution:
+    r"""Solve ``(A + ridge I) x = b``; only products with ``A`` are needed.
+
+    Derivatives (reverse, forward, any order) are those of the exact solution:
+    ``dx = A^{-1} (db - dA x)``, ``b_bar = A^{-T} x_bar``, each found by one more solve of the same kind.
+
+    Args:
+        matvec: ``A`` itself, ``[*batch, n, n]``, or a linear function ``v -> A v`` (called ``matvec(v, *parameters)``)
+            that keeps the shape of ``b``.
+        b: right side. ``[*batch, n]`` for a matrix; any shape for a function.
+        method: ``"cg"`` for symmetric positive (semi)definite ``A``; ``"normal_cg"`` (conjugate gradients on ``A^T A``,
+            where ``ridge`` is added to ``A^T A``), ``"bicgstab"``, ``"gmres"`` for general ``A``; ``"lu"``: dense, up
+            to 512 unknowns, a function is then called under ``torch.func.vmap``. ``"auto"`` is ``"lu"`` up to 512, else
+            ``"gmres"``.
+        tolerance: converged when ``|b - A x| <= tolerance * |b|``; default 1e-10 in float64, 1e-5 in float32.
+        max_iterations: of a Krylov method; default ``10 n``.
+        preconditioner: ``v -> M^{-1} v``, symmetric, approximating ``A^{-1}`` (``(A^T A)^{-1}`` for ``"normal_cg"``).
+        ridge: >= 0, added to the diagonal: makes a singular ``A`` solvable.
+        parameters: every tensor that the function ``matvec`` uses and that needs a derivative.
+        batch_ndim: number of leading dimensions of ``b`` that are independent systems; default: all but the last for a
+            matrix, 0 for a function (one system over all entries).
+        check: raise when a system did not converge.
+
+    Returns:
+        ``Solution``: ``value`` like ``b``, ``residual [*batch]`` (2-norm of ``b - (A + ridge I) x``; of the normal
+        equations for ``"normal_cg"`` with a ridge), ``iterations`` (products; 1 for ``"lu"``), ``converged``. A
+        singular ``A`` without ridge shows as ``converged`` false.
+
+    Raises:
+        TypeError: ``b`` is no floating tensor.
+        ValueError: an unknown method, a shape that does not fit, ``"lu"`` above 512 unknowns, or ``matvec`` uses a
+            tensor that requires a derivative and is not in ``parameters``.
+        ConvergenceError: ``check`` is set and a system did not converge; carries the ``Solution``.
+
+    Example:
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+        >>> solution = linear_solve(lambda v: A @ v, torch.tensor([1.0, 2.0], dtype=torch.float64), method="cg")
+        >>> [round(v, 4) for v in solution.value.tolist()], bool(solution.converged)
+        ([0.0909, 0.6364], True)
+
+    References:
+        Blondel et al. (2022), Efficient and modular implicit differentiation, section 2.1; Saad (2003).
+    """
+    check_floating("b", b)
+    if isinstance(matvec, Tensor):
+        if batch_ndim is None:
+            batch_ndim = b.ndim - 1
+        if b.ndim == 0 or matvec.ndim < 2 or matvec.shape[-2:] != (b.shape[-1], b.shape[-1]):
+            raise ValueError(f"matvec must be [*batch, n, n] for b {tuple(b.shape)}, got {tuple(matvec.shape)}")
+        operator = _MATRIX
+        tensors: tuple[Tensor, ...] = (matvec,)
+    else:
+        operator, tensors = _of_function(matvec), tuple(parameters)
+        with torch.enable_grad():
+            probe = operator.at(*(p.detach() for p in tensors))(b.detach())
+        if probe.requires_grad:
+            raise ValueError("matvec uses a tensor that requires grad and is not in parameters; pass it there")
+    batch_ndim = batch_ndim or 0
+    if not 0 <= batch_ndim <= b.ndim:
+        raise ValueError(f"batch_ndim must be in [0, {b.ndim}] for b {tuple(b.shape)}, got {batch_ndim}")
+    options = LinearOptions(method, tolerance, max_iterations, preconditioner, ridge, batch_ndim)
+    solution = solve_system(operator, b, tensors, options)
+    if check and not bool(solution.converged.all()):
+        raise ConvergenceError(describe("linear_solve", solution), solution)
+    return solution
+
+
+def describe(name: str, solution: Solution) -> str:
+    """Return the message of a solver that did not converge, with its numbers."""
+    failed = int((~solution.converged).sum())
+    worst, count = float(solution.residual.max()), int(solution.iterations.max())
+    systems = f"{failed} of {solution.converged.numel()} systems" if solution.converged.numel() > 1 else "the system"
+    return f"{name}: {systems} did not converge, residual {worst:.3g} after {count} iterations"
+
+
+def solve_system(operator: Operator, b: Tensor, tensors: tuple[Tensor, ...], options: LinearOptions) -> Solution:
+    """Solve with an :class:`Operator` at ``tensors``, differentiably in ``b`` and ``tensors``."""
+    return Solution(*_LinearSolve.apply(operator, options, b, *tensors))
+
+
+def resolve_method(options: LinearOptions, unknowns: int, symmetric: bool) -> LinearMethod:
+    """Return the method that ``"auto"`` stands for, and refuse a dense solve that is too large."""
+    if options.method == "lu" and unknowns > DENSE_LIMIT:
+        raise ValueError(
+            f"method 'lu' builds a dense matrix and is for at most {DENSE_LIMIT} unknowns, got {unknowns}; "
+            "use 'cg', 'gmres', 'bicgstab' or 'normal_cg'"
+        )
+    if options.method != "auto":
+        return options.method
+    return "lu" if unknowns <= DENSE_LIMIT else ("cg" if symmetric else "gmres")
+
+
+def _of_function(function: Callable[..., Tensor]) -> Operator:
+    def at(*tensors: Tensor) -> Map:
+        def product(v: Tensor) -> Tensor:
+            result = function(v, *tensors)
+            if not isinstance(result, Tensor) or result.shape != v.shape:
+                got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+                raise ValueError(f"matvec must return the shape of its argument {tuple(v.shape)}, got {got}")
+            return result
+
+        return product
+
+    def adjoint_at(*tensors: Tensor) -> Map:
+        product = at(*tensors)
+        return lambda w: vjp(product, torch.zeros_like(w))[1](w)[0]
+
+    return Operator(at, adjoint_at)
+
+
+_MATRIX = Operator(
+    lambda matrix: lambda v: (matrix @ v[..., None])[..., 0],
+    lambda matrix: lambda w: (matrix.mT @ w[..., None])[..., 0],
+)
+
+
+class _LinearSolve(torch.autograd.Function):
+    """``x`` of ``A(tensors) x = b``; its derivatives are further solves, so every order is exact."""
+
+    @staticmethod
+    def forward(operator: Operator, options: LinearOptions, b: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return tuple(_solve(operator, options, b, tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.operator, ctx.options, _, *tensors = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(output[0], *tensors)
+        ctx.save_for_forward(output[0], *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor, *_: Any) -> tuple[Any, ...]:
+        x, *tensors = ctx.saved_tensors
+        options = replace(ctx.options, warn=ctx.options.warn or "the backward pass of linear_solve")
+        solution = solve_system(ctx.operator.transposed(), cotangent, tuple(tensors), options)
+        grads = _product_vjp(ctx.operator, x, tensors, -solution.value) if any(ctx.needs_input_grad[3:]) else ()
+        return None, None, solution.value, *(grads or (None,) * len(tensors))
+
+    @staticmethod
+    def jvp(ctx: Any, _operator: Any, _options: Any, b_tangent: Tensor | None, *tangents: Tensor | None) -> Any:
+        with nested_forward_mode():
+            x, *tensors = primals(ctx.saved_tensors)
+            right = torch.zeros_like(x) if b_tangent is None else b_tangent
+            if any(t is not None for t in tangents):
+                filled = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(tensors, tangents, strict=True))
+                # The derivative of A(tensors) x along the tangents, as the transpose of its vjp.
+                probe = torch.zeros_like(x)
+                pulled = vjp(lambda w: _product_vjp(ctx.operator, x, tensors, w), probe)[1](filled)[0]
+                right = right - pulled
+            options = replace(ctx.options, warn=ctx.options.warn or "the forward derivative of linear_solve")
+            solution = solve_system(ctx.operator, right, tuple(tensors), options)
+        return solution.value, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], operator: Operator, options: LinearOptions, *tensors: Tensor) -> Any:
+        return loop_over_batch(
+            info.batch_size, in_dims[2:], tensors, lambda *t: _LinearSolve.apply(operator, options, *t)
+        )
+
+
+def nested_forward_mode() -> Any:
+    """Return a context for the body of a ``jvp`` rule: torch switches forward mode off there, which would silently make
+    the outer derivative of a nested forward derivative zero.
+    """
+    return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
+
+
+def primals(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return saved tensors without the tangent of the level that is being differentiated (outer levels stay)."""
+    return tuple(torch.autograd.forward_ad.unpack_dual(t).primal for t in tensors)
+
+
+def _product_vjp(operator: Operator, x: Tensor, tensors: Sequence[Tensor], w: Tensor) -> tuple[Tensor, ...]:
+    return vjp(lambda *t: operator.at(*t)(x), *tensors)[1](w) if tensors else ()
+
+
+def loop_over_batch(
+    size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor], call: Callable[..., tuple[Tensor, ...]]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Return ``call`` of each slice, stacked: the vmap rule of a solver that branches on its data."""
+    results = [
+        call(*(t if d is None else t.select(d, i) for t, d in zip(tensors, in_dims, strict=True))) for i in range(size)
+    ]
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+    batch = b.shape[: options.batch_ndim]
+    rows = b.reshape(*batch, -1)
+    n = rows.shape[-1]
+    if n == 0:
+        empty = torch.zeros(batch, dtype=b.dtype, device=b.device)
+        return Solution(b.clone(), empty, empty.long(), empty == 0)
+    method = resolve_method(options, n, operator.symmetric)
+    raw = _rowwise(operator.at(*tensors), b.shape, rows.shape)
+    shift = 0.0 if method == "normal_cg" else options.ridge
+    matvec = (lambda v: raw(v) + shift * v) if shift else raw
+    adjoint = _rowwise(operator.adjoint_at(*tensors), b.shape, rows.shape)
+    tolerance = options.tolerance if options.tolerance is not None else default_tolerance(b.dtype)
+    threshold = tolerance * torch.linalg.vector_norm(rows, dim=-1)
+    limit = options.max_iterations if options.max_iterations is not None else 10 * n
+    given = options.preconditioner
+    precondition = _rowwise(given, b.shape, rows.shape) if given is not None else _identity
+    if method == "lu":
+        x, count = _dense(matvec, rows), torch.ones(batch, dtype=torch.int64, device=b.device)
+    elif method == "cg":
+        x, count = krylov.cg(matvec, rows, threshold, limit, precondition)
+    elif method == "normal_cg":
+        x, count = krylov.normal_cg(matvec, adjoint, rows, threshold, limit, precondition, options.ridge)
+    elif method == "bicgstab":
+        x, count = krylov.bicgstab(matvec, rows, threshold, limit, precondition)
+    else:
+        x, count = krylov.gmres(matvec, rows, threshold, limit, precondition)
+    gap = rows - matvec(x)
+    if method == "normal_cg" and options.ridge:
+        gap = adjoint(gap) - options.ridge * x
+        threshold = tolerance * torch.linalg.vector_norm(adjoint(rows), dim=-1)
+    residual = torch.linalg.vector_norm(gap, dim=-1)
+    # Rounding alone leaves about eps |A||x|: a solve as good as its arithmetic has converged, unless the matrix is
+    # singular to working precision, which shows as a residual above sqrt(eps) |b|.
+    eps, size = torch.finfo(b.dtype).eps, torch.linalg.vector_norm
+    floor = torch.minimum(100 * eps * size(matvec(x.abs()), dim=-1), eps**0.5 * size(rows, dim=-1))
+    converged = torch.isfinite(residual) & (residual <= torch.maximum(2 * threshold, floor))
+    solution = Solution(x.reshape(b.shape), residual, count, converged)
+    if options.warn and not bool(converged.all()):
+        warnings.warn(describe(options.warn, solution), RuntimeWarning, stacklevel=2)
+    return solution
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Return the relative tolerance of a solver in a floating type."""
+    return {torch.float64: 1e-10, torch.float32: 1e-5}.get(dtype, 1e-2)
+
+
+def _identity(v: Tensor) -> Tensor:
+    return v
+
+
+def _rowwise(function: Map, shape: torch.Size, rows: torch.Size) -> Map:
+    if shape == rows:
+        return function
+    return lambda v: function(v.reshape(shape)).reshape(rows)
+
+
+def _dense(matvec: Map, rows: Tensor) -> Tensor:
+    n = rows.shape[-1]
+    basis = torch.eye(n, dtype=rows.dtype, device=rows.device)
+    basis = basis.reshape(n, *(1,) * (rows.ndim - 1), n).expand(n, *rows.shape)
+    matrix = vmap(matvec)(basis).movedim(0, -1)
+    if rows.dtype in (torch.float16, torch.bfloat16):  # LAPACK has no half precision
+        return torch.linalg.solve_ex(matrix.float(), rows.float())[0].to(rows.dtype)
+    return torch.linalg.solve_ex(matrix, rows)[0]
