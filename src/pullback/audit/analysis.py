@@ -237,15 +237,34 @@ class _Analysis:
 
     def _is_term(self, member: int, event_terms: Any) -> bool:
         event, summands = event_terms
-        node = self.tracer.origins[member].node
         if not event.live or member not in self.nodes[event.node].origins:
             return False
-        zero = self.tracer.origins[member].code.startswith("zero.") or self.nodes[node].live
-        if zero:
-            return node in summands
+        joined = {
+            c for i in summands for c in self.graph.children[i] if c in summands and self.nodes[c].op in _SUMS
+        }
+        if any(live.index not in joined for _, live in self.graph.merges(member, self.tracer.origins[member].node)):
+            return False
         for index in summands:
-            if not self.nodes[index].live and member in self.nodes[index].origins:
-                return any(self.nodes[c].live and c in summands for c in self.graph.children[index])
+            if member not in self.nodes[index].origins or self.nodes[index].straight:
+                continue
+            joins = [c for c in self.graph.children[index] if c in summands and self.nodes[c].op in _SUMS]
+            if any(self.nodes[c].live for c in joins) and not self._learns(index):
+                return True
+        return False
+
+    def _learns(self, index: int) -> bool:
+        """Whether a gradient from this node reaches a trained tensor without passing a step."""
+        steps = {o.node for o in self.tracer.origins if o.code.startswith("zero.") or self.nodes[o.node].live}
+        seen: set[int] = set()
+        stack = [index]
+        while stack:
+            current = stack.pop()
+            if current in seen or not self.nodes[current].live or current in steps:
+                continue
+            if current in self.trained:
+                return True
+            seen.add(current)
+            stack += self.nodes[current].parents
         return False
 
     def _wraps(self, members: list[int]) -> bool:
@@ -457,4 +476,5 @@ def _exp(value: float) -> float:
     return math.exp(min(max(value, -700.0), 700.0))
 
 
+_SUMS = frozenset("add sub rsub add_ sub_ __iadd__ __isub__ __radd__ __rsub__ stack cat sum mean".split())
 _SILENT = Finding("cut.silenced", "cut", "info", "", 0, 0, 0, "", "", "")

@@ -21,6 +21,7 @@ __all__ = ["flow_findings"]
 
 SMALL = 1e-6
 LARGE = 1e6
+_LINKS = frozenset("log_softmax softmax logsumexp sigmoid logsigmoid exp log softplus clamp normalize".split())
 LOOP = 8
 """Visits of one call in a chain from which it counts as a loop."""
 
@@ -68,7 +69,9 @@ def _head(graph: TraceGraph, inside: set[int], loss: int) -> set[int]:
         if index in head or index not in inside or node.op in ops.WEIGHTED or node.leaf is not None:
             continue
         head.add(index)
-        if node.op in ops.LINEAR or node.op in ops.LOSSES or node.op.strip("_") in ops.RESIDUAL:
+        if "mul" in node.op or "div" in node.op:
+            stack += node.parents if len(node.parents) == 1 else ()
+        elif node.op in ops.LINEAR | ops.LOSSES | _LINKS or node.op.strip("_") in ops.RESIDUAL:
             stack += node.parents
     return head
 
@@ -148,7 +151,7 @@ def _loops(
     """Return nodes of loops in which the cotangent decays or grows steadily, with the ratio at the first visit."""
     found: dict[int, float] = {}
     for members in _groups(graph, inside).values():
-        if len(members) < LOOP or members[0] not in peak or not peak[members[0]]:
+        if len(members) < LOOP or members[0] not in peak or (kind == "vanishing" and not peak[members[0]]):
             continue
         first, last = members[0], members[-1]
         if last not in graph.downstream([first]):

@@ -268,16 +268,19 @@ def _probe_stops(
     gaps: dict[Key, list[float]] = {key: [] for key in stops}
     for scale in SCALES:
         totals: list[float] = []
+        together: list[float] = []  # all stops frozen at once: x - floor(x) is right although floor alone is not
         hidden: dict[Key, list[float]] = {key: [] for key in stops}
         for _ in range(DIRECTIONS):
             if laboratory.spent:
                 return
             total = 0.0
             parts = dict.fromkeys(stops, 0.0)
+            joint = 0.0
             with _moved(tensors, scale, generator) as move:
                 for sign in (1.0, -1.0):
                     move(sign)
-                    natural = laboratory.loss()
+                    natural, all_held = laboratory.loss(), laboratory.loss(frozen)
+                    joint += sign * ((natural or 0.0) - (all_held or 0.0))
                     for key in stops:
                         held = laboratory.loss({key: frozen[key]})
                         if natural is None or held is None:
@@ -285,11 +288,13 @@ def _probe_stops(
                         parts[key] += sign * (natural - held)
                     total += sign * (natural or 0.0)
             totals.append(total)
+            together.append(joint)
             for key in stops:
                 hidden[key].append(parts[key])
         whole = math.sqrt(sum(t * t for t in totals)) + 1e-30
         for key in stops:
-            gaps[key].append(math.sqrt(sum(h * h for h in hidden[key])) / whole)
+            share = math.sqrt(sum(h * h for h in hidden[key])) / whole
+            gaps[key].append(min(share, math.sqrt(sum(j * j for j in together)) / whole))
     verdicts.gaps = {key: min(values) for key, values in gaps.items() if values and all(map(math.isfinite, values))}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import eager_transforms
 from torch.overrides import TorchFunctionMode
 
 from pullback.audit import operations as ops
@@ -220,9 +221,26 @@ class Tracer(TorchFunctionMode):
                 self._outputs("from_numpy", site, frame, [out], parents, [], False, torch.is_grad_enabled(), (array,), {})
         return out
 
+    def _func_grad(self, outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the step of torch.func that differentiates, which asks autograd nothing if no path is left."""
+        if not self.stopped:
+            site = locate(sys._getframe(1), self.libraries)
+            for output in tensors_in(outputs):
+                self.note_loss(output, site)
+        result = self._real_func_grad(outputs, inputs, *args, **kwargs)
+        for tensor, gradient in zip(tensors_in(inputs), tensors_in(result), strict=False):
+            index = self._index(tensor)
+            if index in self.leaves:
+                inner = unwrapped(gradient)[0]
+                with torch._C.DisableTorchFunction(), torch.no_grad():
+                    self.leaves[index].norm = _norm(inner)  # type: ignore[index]
+        return result
+
     def __enter__(self) -> Tracer:
         self._real_from_numpy = torch.from_numpy
         torch.from_numpy = self._from_numpy
+        self._real_func_grad = eager_transforms._autograd_grad
+        eager_transforms._autograd_grad = self._func_grad
         self._handles.append(nn.modules.module.register_module_forward_pre_hook(self._entering))
         super().__enter__()
         return self
@@ -230,6 +248,7 @@ class Tracer(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         torch.from_numpy = self._real_from_numpy
+        eager_transforms._autograd_grad = self._real_func_grad
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -302,7 +321,7 @@ class Tracer(TorchFunctionMode):
         outputs = [args[0]] if inplace and isinstance(args[0], Tensor) else list(tensors_in(out))
         if isinstance(kwargs.get("out"), Tensor):
             outputs = [kwargs["out"]]
-        self._outputs(name, site, frame, outputs, parents, live_parents, has_data, enabled, args, kwargs)
+        self._outputs(name, site, frame, outputs, parents, live_parents, has_data, enabled, args, kwargs, inplace)
         return out
 
     def _outputs(
@@ -317,6 +336,7 @@ class Tracer(TorchFunctionMode):
         enabled: bool,
         args: Any,
         kwargs: Any,
+        inplace: bool = False,
     ) -> None:
         """Make a node for the outputs that carry a gradient and one for those that do not."""
         split: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -343,7 +363,7 @@ class Tracer(TorchFunctionMode):
                 self.origins.append(origin)
                 node.origins = node.origins | {len(self.origins) - 1}
             for tensor in split[live]:
-                self._remember(tensor, node.index)
+                self._remember(tensor, node.index, inplace)
                 if live and enabled:
                     self._hook(tensor, node)
             if node.live or not enabled:
@@ -411,14 +431,7 @@ class Tracer(TorchFunctionMode):
         live = tensor.requires_grad
         index = self._index(tensor)
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            inner = tensor
-            while torch._C._functorch.is_functorch_wrapped_tensor(inner):
-                inner = torch._C._functorch.get_unwrapped(inner)
-                live = live or inner.requires_grad
-                index = self._index(inner) if index is None else index
-            if index is None and live:
-                index = self._leaf(tensor) if tensor.is_leaf else self._untraced(inner)
-            return index, live
+            return self._lookup_wrapped(tensor, index)
         base = tensor._base
         if base is not None:
             of_base = self._index(base)
@@ -426,27 +439,50 @@ class Tracer(TorchFunctionMode):
                 index = of_base
         if index is None and live:
             index = self._leaf(tensor) if tensor.is_leaf else self._untraced(tensor)
+        if index is not None and live and not self.nodes[index].live and tensor.is_leaf:
+            index = self._leaf(tensor, index)  # detach().requires_grad_(): trained anew from here
         if index is not None and live and not self.nodes[index].live:
             self.nodes[index].live = True  # a custom Function attached its backward after its forward was recorded
             self._hook(tensor, self.nodes[index])
         return index, live
 
+    def _lookup_wrapped(self, tensor: Tensor, index: int | None) -> tuple[int | None, bool]:
+        """Look up a tensor inside torch.func: the outermost level that is known, or starts a gradient of its own."""
+        levels = [tensor]
+        while torch._C._functorch.is_functorch_wrapped_tensor(levels[-1]):
+            levels.append(torch._C._functorch.get_unwrapped(levels[-1]))
+        live = any(level.requires_grad for level in levels)
+        if index is not None:
+            return index, live
+        for depth, level in enumerate(levels):
+            index = self._index(level)
+            if index is not None:
+                return index, live
+            if level.requires_grad and level.is_leaf:
+                inner = next((i for i in map(self._index, levels[depth + 1 :]) if i is not None), None)
+                if inner is not None:
+                    self.handled |= self.nodes[inner].origins
+                return self._leaf(level, inner), live
+        return (self._untraced(levels[-1]) if levels[-1].grad_fn is not None else None), live
+
     def _index(self, tensor: Tensor) -> int | None:
         entry = self._known.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
-    def _remember(self, tensor: Tensor, index: int) -> None:
+    def _remember(self, tensor: Tensor, index: int, inplace: bool) -> None:
         self._known[id(tensor)] = (weakref.ref(tensor), index)
         base = tensor._base
-        if base is not None and self._index(base) is not None and self.nodes[index].op.endswith("_"):
+        if base is not None and inplace:
             self._known[id(base)] = (weakref.ref(base), index)
 
     def _forget(self, tensor: Any) -> None:
         if isinstance(tensor, Tensor) and tensor._base is None and not tensor.requires_grad:
             self.mutated.setdefault(id(tensor), weakref.ref(tensor))
 
-    def _leaf(self, tensor: Tensor) -> int:
-        node = self._node("leaf", None, ())
+    def _leaf(self, tensor: Tensor, parent: int | None = None) -> int:
+        node = self._node("leaf", None, () if parent is None else (parent,))
+        if parent is not None:
+            node.origins = self.nodes[parent].origins
         node.live = True
         node.has_data = not isinstance(tensor, nn.Parameter)
         node.size, node.shape = tensor.numel(), tuple(tensor.shape)
@@ -607,7 +643,7 @@ class Tracer(TorchFunctionMode):
         keeps_graph = bool(kwargs.get("create_graph", len(args) > 4 and args[4]))
         wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in outputs)
         self.impure |= name == "backward"
-        if name == "backward" or not keeps_graph or wrapped:
+        if (name == "backward" or not keeps_graph) and not wrapped:
             key = (site.code, site.instruction)
             self._passes[key] = self._passes.get(key, 0) + 1
             if self.steps is not None and self._passes[key] > self.steps:
@@ -646,11 +682,6 @@ class Tracer(TorchFunctionMode):
         inputs = list(tensors_in(args[1:2] or kwargs.get("inputs", ())))
         known = [self._lookup(t)[0] for t in [*outputs, *inputs]]
         parents = tuple(dict.fromkeys(p for p in known if p is not None))
-        if wrapped:
-            for tensor, gradient in zip(inputs, result, strict=False):
-                index = self._index(tensor)
-                if index in self.leaves and isinstance(gradient, Tensor):
-                    self.leaves[index].norm = 1.0  # type: ignore[index]
         node = self._node("autograd.grad", site, parents)
         node.live = keeps or wrapped
         node.has_data = True
