@@ -66,8 +66,7 @@ class SortedInput:
             ValueError: a NaN in ``x``, an unknown ``method`` or ``scale``, a temperature < 0.
         """
         check_choice("method", method, allowed)
-        if scale not in ("std", None):
-            raise ValueError(f"scale must be 'std' or None, got {scale!r}")
+        check_scale(scale)
         x = place_last(x, dim, temperature)
         infinite = has_infinities(x)
         ordered, order = torch.sort(x, dim=-1, stable=True)
@@ -184,6 +183,18 @@ def place_last(x: Tensor, dim: int, temperature: float) -> Tensor:
     if x.ndim == 0:
         return wide.unsqueeze(0)
     return wide if dim == x.ndim - 1 else wide.movedim(dim, -1)
+
+
+def check_scale(scale: str | None) -> None:
+    """Raise ``ValueError`` unless ``scale`` is ``"std"`` or ``None``.
+
+    Example:
+        >>> check_scale("range")
+        Traceback (most recent call last):
+        ValueError: scale must be 'std' or None, got 'range'
+    """
+    if scale not in ("std", None):
+        raise ValueError(f"scale must be 'std' or None, got {scale!r}")
 
 
 def has_infinities(x: Tensor) -> bool:

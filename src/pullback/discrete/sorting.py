@@ -21,13 +21,24 @@ References:
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from pullback.core.checks import check_choice
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
+from pullback.discrete.direct import direct_values
 from pullback.discrete.result import Sorted
-from pullback.discrete.sorted_input import ALL, WITH_MATRIX, SortedInput, hard_requested, has_infinities, place_last
+from pullback.discrete.sorted_input import (
+    ALL,
+    WITH_MATRIX,
+    SortedInput,
+    check_scale,
+    hard_requested,
+    has_infinities,
+    place_last,
+)
 
 __all__ = ["argsort", "permutation_matrix", "rank", "sort", "sort_by", "topk"]
 
@@ -82,9 +93,20 @@ def sort(
         _check_payload("carry", carry, x)
     if hard_requested(temperature, x.dtype):
         return _hard_sort(x, dim, descending, carry)
-    o = SortedInput.of(x, dim, method=method, allowed=ALL, temperature=temperature, scale=scale)
-    values = _back(_direct(o.values(method), descending), x, dim)
-    carried = None if carry is None else _carried(o, carry, x, dim, descending, method)
+
+    @cache
+    def prepared() -> SortedInput:
+        return SortedInput.of(x, dim, method=method, allowed=ALL, temperature=temperature, scale=scale)
+
+    check_scale(scale)
+    last = place_last(x, dim, temperature)
+    ascending = direct_values(
+        last, method, temperature, scale is not None, lambda x: _composed(x, temperature, scale, method)
+    )
+    if ascending is None:
+        ascending = prepared().values(method)
+    values = _back(_direct(ascending, descending), x, dim)
+    carried = None if carry is None else _carried(prepared(), carry, x, dim, descending, method)
     if hard:
         exact = _hard_sort(x.detach(), dim, descending, None if carry is None else carry.detach())
         values = replace_gradient(exact.values, values)
@@ -92,7 +114,7 @@ def sort(
             carried = replace_gradient(exact.carried, carried)
 
     def permutation() -> Tensor:
-        return _matrix(o, x, dim, descending, method, hard)
+        return _matrix(prepared(), x, dim, descending, method, hard)
 
     return Sorted(values, lambda: _hard_indices(x, dim, descending), permutation, carried)
 
@@ -317,6 +339,10 @@ def _check_payload(name: str, payload: Tensor, x: Tensor) -> None:
         raise ValueError(
             f"{name} must have the shape of the keys {tuple(x.shape)}, then features, got {tuple(payload.shape)}"
         )
+
+
+def _composed(last: Tensor, temperature: float, scale: str | None, method: str) -> Tensor:
+    return SortedInput.of(last, -1, method=method, allowed=ALL, temperature=temperature, scale=scale).values(method)
 
 
 def _direct(ascending: Tensor, descending: bool) -> Tensor:

@@ -118,7 +118,8 @@ def _gradient_plain(y: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cut(y: Tensor) -> float:
-    return 60.0 if y.dtype == torch.float64 else 30.0
+    # Relative to the largest weight; n such weights stay below the rounding of the sum.
+    return 1e-22 if y.dtype == torch.float64 else 1e-11
 
 
 @cache
@@ -130,92 +131,108 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
     import numpy as np
 
     @jit
-    def walk(y: Any, i: int, step: int, cut: float, weight: Any) -> int:
-        """Fill ``weight[m]`` for the items i + step m, m >= 1, and return how many there are."""
-        n = y.shape[0]
-        logit = 0.0
-        m = 0
-        j = i
-        while 0 <= j + step < n:
-            logit -= abs(y[j + step] - y[j]) * (2 * m + 1)
-            if logit < -cut:
-                break
-            m += 1
-            j += step
-            weight[m] = np.exp(logit)
-        return m
+    def side(gap: Any, step: int, cut: float, v: Any, total: Any, sums: Any) -> None:
+        """Add the weights above (step 1) or below (step -1) each place to ``total`` and the weighted ``v`` to ``sums``.
+
+        Places are visited so that the distance to every gap grows: the factor ``exp(-(2m + 1) gap)`` of a gap is then
+        updated by one multiplication, and the band of the next place ends no later than this one's.
+        """
+        c, n = v.shape
+        factor, square = np.empty(n), np.empty(n)
+        for j in range(n - 1):
+            factor[j] = np.exp(-gap[j])
+            square[j] = factor[j] * factor[j]
+        for at in range(n):
+            i = n - 1 - at if step == 1 else at
+            weight = 1.0
+            j = i
+            while 0 <= j + step < n:
+                g = j if step == 1 else j - 1
+                weight *= factor[g]
+                if weight < cut:
+                    break
+                factor[g] *= square[g]
+                j += step
+                total[i] += weight
+                for a in range(c):
+                    sums[a, i] += weight * v[a, j]
 
     @jit
     def mean(y: Any, v: Any, cut: float, out: Any) -> None:
         b, c, n = v.shape
-        up, down = np.empty(n + 1), np.empty(n + 1)
+        gap, total, sums = np.empty(n), np.empty(n), np.empty((c, n))
         for k in range(b):
-            for i in range(n):
-                above = walk(y[k], i, 1, cut, up)
-                below = walk(y[k], i, -1, cut, down)
-                total = 1.0
-                for m in range(1, above + 1):
-                    total += up[m]
-                for m in range(1, below + 1):
-                    total += down[m]
+            total[:] = 1.0
+            sums[:] = v[k]
+            for j in range(n - 1):
+                gap[j] = y[k, j + 1] - y[k, j]
+            side(gap, 1, cut, v[k], total, sums)
+            side(gap, -1, cut, v[k], total, sums)
+            for a in range(c):
+                for i in range(n):
+                    out[k, a, i] = sums[a, i] / total[i]
+
+    @jit
+    def side_gradient(
+        gap: Any, step: int, cut: float, v: Any, g: Any, total: Any, centre: Any, into: Any, grad_gap: Any
+    ) -> None:
+        """Add what the weights above or below each place pass back to the channels and to the gaps."""
+        c, n = v.shape
+        factor, square, back = np.empty(n), np.empty(n), np.empty(n)
+        for j in range(n - 1):
+            factor[j] = np.exp(-gap[j])
+            square[j] = factor[j] * factor[j]
+        for at in range(n):
+            i = n - 1 - at if step == 1 else at
+            weight = 1.0 / total[i]
+            least = cut * weight
+            j = i
+            m = 0
+            while 0 <= j + step < n:
+                k = j if step == 1 else j - 1
+                weight *= factor[k]
+                if weight < least:
+                    break
+                factor[k] *= square[k]
+                j += step
+                score = 0.0
                 for a in range(c):
-                    s = 1.0 * v[k, a, i]
-                    for m in range(1, above + 1):
-                        s += up[m] * v[k, a, i + m]
-                    for m in range(1, below + 1):
-                        s += down[m] * v[k, a, i - m]
-                    out[k, a, i] = s / total
+                    score += g[a, i] * v[a, j]
+                    into[a, j] += g[a, i] * weight
+                back[m] = weight * (score - centre[i])
+                m += 1
+            # The logit of an item falls by (2m + 1) times every gap between it and i: sum from the far end.
+            beyond = 0.0
+            for d in range(m - 1, -1, -1):
+                beyond += back[d]
+                k = i + d if step == 1 else i - 1 - d
+                grad_gap[k] -= (2 * d + 1) * beyond
 
     @jit
     def mean_gradient(y: Any, v: Any, g: Any, cut: float, grad_y: Any, grad_v: Any) -> None:
         b, c, n = v.shape
-        up, down = np.empty(n + 1), np.empty(n + 1)
-        gap, into = np.empty(n), np.empty((c, n))
+        gap, total, centre = np.empty(n), np.empty(n), np.empty(n)
+        sums, into, grad_gap = np.empty((c, n)), np.empty((c, n)), np.empty(n)
         for k in range(b):
-            gap[:] = 0.0
-            into[:] = 0.0
+            total[:] = 1.0
+            sums[:] = v[k]
+            grad_gap[:] = 0.0
+            for j in range(n - 1):
+                gap[j] = y[k, j + 1] - y[k, j]
+            side(gap, 1, cut, v[k], total, sums)
+            side(gap, -1, cut, v[k], total, sums)
             for i in range(n):
-                above = walk(y[k], i, 1, cut, up)
-                below = walk(y[k], i, -1, cut, down)
-                total = 1.0
-                for m in range(1, above + 1):
-                    total += up[m]
-                for m in range(1, below + 1):
-                    total += down[m]
-                centre = 0.0
+                centre[i] = 0.0
                 for a in range(c):
-                    centre += g[k, a, i] * v[k, a, i] / total
-                    into[a, i] += g[k, a, i] / total
-                for m in range(1, above + 1):
-                    up[m] /= total
-                    for a in range(c):
-                        centre += g[k, a, i] * up[m] * v[k, a, i + m]
-                        into[a, i + m] += g[k, a, i] * up[m]
-                for m in range(1, below + 1):
-                    down[m] /= total
-                    for a in range(c):
-                        centre += g[k, a, i] * down[m] * v[k, a, i - m]
-                        into[a, i - m] += g[k, a, i] * down[m]
-                # The logit of an item falls by (2m + 1) times every gap between it and i: sum from the far end.
-                beyond = 0.0
-                for m in range(above, 0, -1):
-                    score = 0.0
-                    for a in range(c):
-                        score += g[k, a, i] * v[k, a, i + m]
-                    beyond += up[m] * (score - centre)
-                    gap[i + m - 1] -= (2 * m - 1) * beyond
-                beyond = 0.0
-                for m in range(below, 0, -1):
-                    score = 0.0
-                    for a in range(c):
-                        score += g[k, a, i] * v[k, a, i - m]
-                    beyond += down[m] * (score - centre)
-                    gap[i - m] -= (2 * m - 1) * beyond
+                    centre[i] += g[k, a, i] * sums[a, i] / total[i]
+                    into[a, i] = g[k, a, i] / total[i]
+            side_gradient(gap, 1, cut, v[k], g[k], total, centre, into, grad_gap)
+            side_gradient(gap, -1, cut, v[k], g[k], total, centre, into, grad_gap)
             for i in range(n):
                 if i > 0:
-                    grad_y[k, i] += gap[i - 1]
+                    grad_y[k, i] += grad_gap[i - 1]
                 if i < n - 1:
-                    grad_y[k, i] -= gap[i]
+                    grad_y[k, i] -= grad_gap[i]
                 for a in range(c):
                     grad_v[k, a, i] = into[a, i]
 
