@@ -8,8 +8,19 @@ from typing import Any
 
 from pullback.audit.entry import audit
 from pullback.audit.findings import Finding, LineRecord, ParameterRecord, Report
+from pullback.audit.script import audit_script
+from pullback.audit.target import audit_target, load_target
 
-__all__ = ["Finding", "LineRecord", "ParameterRecord", "Report", "audit"]
+__all__ = [
+    "Finding",
+    "LineRecord",
+    "ParameterRecord",
+    "Report",
+    "audit",
+    "audit_script",
+    "audit_target",
+    "load_target",
+]
 
 
 class _CallableModule(ModuleType):

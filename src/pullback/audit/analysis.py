@@ -64,7 +64,7 @@ def analyse(
         notes: what the audit did not see.
         error: traceback of the user's code, if it raised.
     """
-    return _Analysis(tracer, wrt, names or {}, ignore, verdicts or Verdicts()).report(target, notes, error)
+    return _Analysis(tracer, wrt, {**tracer.names, **(names or {})}, ignore, verdicts or Verdicts()).report(target, notes, error)
 
 
 def site_key(site: Site, op: str) -> tuple[Any, int, str]:
@@ -187,7 +187,8 @@ class _Analysis:
             return
         code = self._code(origin)
         stop = code.partition(".")[2] in ("detach", "data", "no_grad", "inference", "create_graph")
-        fatal = bool(dead_losses & set(members))
+        anew = not set(members) - self.tracer.handled  # torch.func differentiates the detached value anew
+        fatal = bool(dead_losses & set(members)) and not anew
         evidence: dict[str, Any] = {"parameters without gradient": [self._name(i) for i in sorted(dead)][:20]}
         gap = self.verdicts.gaps.get(site_key(origin.site, origin.op))
         if gap is not None:

@@ -21,6 +21,7 @@ __all__ = ["flow_findings"]
 
 SMALL = 1e-6
 LARGE = 1e6
+_PRODUCTS = frozenset("mul mul_ __mul__ __rmul__ div div_ true_divide __truediv__ __rdiv__ __rtruediv__".split())
 _LINKS = frozenset("log_softmax softmax logsumexp sigmoid logsigmoid exp log softplus clamp normalize".split())
 LOOP = 8
 """Visits of one call in a chain from which it counts as a loop."""
@@ -69,7 +70,7 @@ def _head(graph: TraceGraph, inside: set[int], loss: int) -> set[int]:
         if index in head or index not in inside or node.op in ops.WEIGHTED or node.leaf is not None:
             continue
         head.add(index)
-        if "mul" in node.op or "div" in node.op:
+        if node.op in _PRODUCTS:
             stack += node.parents if len(node.parents) == 1 else ()
         elif node.op in ops.LINEAR | ops.LOSSES | _LINKS or node.op.strip("_") in ops.RESIDUAL:
             stack += node.parents

@@ -30,11 +30,11 @@ from pullback.audit.analysis import Verdicts, site_key
 from pullback.audit.custom import check_custom
 from pullback.audit.graph import TraceGraph
 from pullback.audit.program import Program
-from pullback.audit.random import set_random_state
-from pullback.audit.sites import in_branch_test, locate, place
+from pullback.audit.random import random_state, set_random_state
+from pullback.audit.sites import Site, in_branch_test, locate, place
 from pullback.audit.tracer import Exit, Tracer, tensors_in
 
-__all__ = ["probe"]
+__all__ = ["check_customs", "probe"]
 
 Key = tuple[Any, int, str]
 Change = Callable[[Any, int], Any]
@@ -127,14 +127,14 @@ def probe(
     verdicts = Verdicts()
     graph = TraceGraph(tracer)
     trained = {i for i, leaf in tracer.leaves.items() if wrt is None or id(leaf.reference()) in wrt}
-    verdicts.biased = [b for b in (check_custom(c, generator) for c in tracer.custom_calls.values()) if b is not None]
+    verdicts.biased = check_customs(tracer, generator)
     exits, branches = _questions(graph, trained)
     stops = _open_stops(graph, trained)
     if not (exits or branches or stops):
         return verdicts, []
     if tracer.impure:
         return verdicts, ["the program runs backward or changes its parameters itself: probes that replay it were not run"]
-    after = _all_random()
+    after = random_state()
     laboratory = Laboratory(program, tracer, state, budget)
     try:
         first, second = laboratory.loss(), laboratory.loss()
@@ -150,10 +150,10 @@ def probe(
     return verdicts, ["the time budget of the probes was used up"] if laboratory.spent else []
 
 
-def _all_random() -> tuple[Any, ...]:
-    from pullback.audit.random import random_state
-
-    return random_state()
+def check_customs(tracer: Tracer, generator: torch.Generator | None) -> list[tuple[Site, str, dict[str, float]]]:
+    """Return the custom functions of a trace whose backward disagrees with their forward, with the numbers."""
+    found = [check_custom(call, generator) for call in tracer.custom_calls.values()]
+    return [entry for entry in found if entry is not None]
 
 
 def _same(a: float, b: float) -> bool:

@@ -195,10 +195,13 @@ class Tracer(TorchFunctionMode):
         self.mutated: dict[int, Any] = {}
         self.custom_calls: dict[Any, CustomCall] = {}
         self.impure = False
+        self.names: dict[int, str] = {}
+        self._modules: set[int] = set()
         self.handled: set[int] = set()
         self.reentrant = False
         self.notes: list[str] = []
         self.stopped = False
+        self.finished = False
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._exit_visits: dict[tuple[Any, int, str], int] = {}
         self._arrays: list[int] = []
@@ -254,17 +257,25 @@ class Tracer(TorchFunctionMode):
         self._handles.clear()
 
     def _entering(self, module: nn.Module, _inputs: Any) -> None:
+        if id(module) not in self._modules:
+            self._modules.add(id(module))
+            for name, parameter in module.named_parameters():
+                self.names.setdefault(id(parameter), f"{type(module).__name__}.{name}")
         for parameter in module._parameters.values():
             if parameter is not None:
                 self._eval[id(parameter)] = self._eval.get(id(parameter), True) and not module.training
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.stopped:
-            return func(*args, **kwargs)
         name = ops.operation_name(func)
+        if self.stopped:
+            if self.finished and name == "backward":
+                raise StopTracing
+            return func(*args, **kwargs)
         if name in ("backward", "grad") and getattr(func, "__module__", "").startswith("torch"):
             return self._differentiate(name, func, args, kwargs)
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return func(*args, **kwargs)
         if name in ops.IGNORED or (name.startswith("get ") and name[4:] not in ops.VALUE_GETTERS) or name[:4] == "set ":
             return func(*args, **kwargs)
         return self._record(name, func, args, kwargs, sys._getframe(1))
@@ -293,13 +304,14 @@ class Tracer(TorchFunctionMode):
         parents += [n for n in self._python_values(name, args, kwargs) if n not in parents]
         if not parents:
             out = func(*args, **kwargs)
-            if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            if args and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
                 self._forget(args[0])
             return out
         if name in ops.EXITS:
             return self._exit(name, func, args, kwargs, frame, parents[0], bool(live_parents))
         inplace = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in _INPLACE
-        if inplace and isinstance(args[0], Tensor):
+        inplace = inplace and bool(args) and isinstance(args[0], Tensor)
+        if inplace:
             target = args[0]
             if target.is_leaf and target.requires_grad and not enabled:
                 self.impure = True
@@ -318,7 +330,7 @@ class Tracer(TorchFunctionMode):
         site = locate(frame if applied is None else applied.f_back, self.libraries)
         if applied is not None:
             name = self._custom(applied, site)
-        outputs = [args[0]] if inplace and isinstance(args[0], Tensor) else list(tensors_in(out))
+        outputs = [args[0]] if inplace else list(tensors_in(out))
         if isinstance(kwargs.get("out"), Tensor):
             outputs = [kwargs["out"]]
         self._outputs(name, site, frame, outputs, parents, live_parents, has_data, enabled, args, kwargs, inplace)
@@ -647,7 +659,7 @@ class Tracer(TorchFunctionMode):
             key = (site.code, site.instruction)
             self._passes[key] = self._passes.get(key, 0) + 1
             if self.steps is not None and self._passes[key] > self.steps:
-                self.stopped = True
+                self.stopped = self.finished = True
                 raise StopTracing
             for output in outputs:
                 self.note_loss(output, site)
