@@ -259,9 +259,9 @@ def isclose(
     check_positive("atol", atol, zero=True)
 
     def operation(x: Tensor, other: Operand) -> Tensor:
-        other = as_tensor(other, x)
-        close = (x == other) | ((x - other).abs() <= atol + rtol * other.abs()) & torch.isfinite(other)
-        return _flat(close | (x.isnan() & other.isnan()) if equal_nan else close, x, other)
+        dtype = torch.result_type(x, other)
+        reference = other if isinstance(other, Tensor) else torch.full((), other, device=x.device)
+        return _flat(torch.isclose(x.to(dtype), reference.to(dtype), rtol, atol, equal_nan), x, other)
 
     def soft(x: Tensor, other: Operand) -> Tensor:
         other = as_tensor(other, x)
@@ -304,7 +304,6 @@ def _difference(x: Tensor, other: Tensor) -> Tensor:
 
 def _flat(decided: Tensor, x: Tensor, other: Operand) -> Tensor:
     """Return booleans as 0 and 1 of the operands' type, with gradient 0."""
-    other = as_tensor(other, x)
     value = decided.to(torch.result_type(x, other))
-    zero_slope = (torch.sign(x) + torch.sign(other)).to(value.dtype).expand(value.shape)
-    return replace_gradient(value, zero_slope)
+    zero_slope = torch.sign(x) + (torch.sign(other) if isinstance(other, Tensor) else 0)
+    return replace_gradient(value, zero_slope.to(value.dtype))

@@ -210,7 +210,7 @@ def _staircase(x: Tensor, method: str, temperature: float) -> Tensor:
     """Return the sum of steps at the half integers, scaled so that the integers are kept."""
     half_width = 0.5 / temperature
     if half_width < torch.finfo(x.dtype).eps ** (1 / 3):
-        return x.clone()  # the step is a straight line here: its cubic term is below the rounding of the quotient
+        return x.clone()  # a straight line here, up to less than what rounding does to the quotient below
     whole = x.detach().floor()
     fraction = torch.where(torch.isfinite(x), x - whole, 0.0)
     end = soft_step(torch.full((), half_width, dtype=x.dtype, device=x.device), method)

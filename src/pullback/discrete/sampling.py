@@ -365,7 +365,7 @@ def bernoulli(
     if _can_look(p) and bool((~((p >= 0) & (p <= 1))).any()):
         raise ValueError(f"p must be in [0, 1], got minimum {p.min().item()} and maximum {p.max().item()}")
     wide = widen(p)
-    uniform = torch.rand(wide.shape, dtype=wide.dtype, device=p.device, generator=generator)
+    uniform = torch.empty_like(wide.detach()).uniform_(generator=generator)
     return _bernoulli(p, uniform, method, temperature, hard, frozen)
 
 
@@ -425,7 +425,8 @@ def _negative_log(exponential: Tensor) -> Tensor:
 
 def _perturb(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     wide = widen(logits)
-    return wide + gumbel_noise(wide.shape, dtype=wide.dtype, device=wide.device, generator=generator)
+    # empty_like, and not a shape: under vmap with randomness="different" each sample gets noise of its own.
+    return wide + _negative_log(torch.empty_like(wide.detach()).exponential_(generator=generator))
 
 
 def _softmax(x: Tensor, dim: int, temperature: float) -> Tensor:
