@@ -95,6 +95,21 @@ def test_an_error_in_a_loop_is_not_taken_for_its_end(tmp_path: Path) -> None:
     assert list(_lab(tmp_path, resume=True).steps(4, save={"counter": again})) == [0, 1, 2, 3]
 
 
+def test_a_loop_that_was_left_is_not_entered_again(tmp_path: Path) -> None:
+    def left(lab_: Lab) -> tuple[int, float]:
+        entered, counter = 0, torch.zeros(())
+        for step in lab_.steps(10, save={"counter": counter}):
+            entered += 1
+            counter += 1
+            if step == 3:
+                break
+        lab_.note("the lab is called again")
+        return entered, counter.item()
+
+    assert left(_lab(tmp_path, resume=False)) == (4, 4.0)
+    assert left(_lab(tmp_path, resume=True)) == (0, 4.0)
+
+
 def test_streams_forked_before_a_skipped_loop_go_on_after_it(tmp_path: Path) -> None:
     def draws(lab_: Lab) -> list[float]:
         stream = lab_.fork("a")

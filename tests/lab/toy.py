@@ -61,7 +61,7 @@ def run(lab: Lab, config: Config) -> None:
         model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-        state = {"best": float("inf"), "mean": torch.zeros(())}
+        state = {"best": float("inf"), "total": 0.0, "mean": torch.zeros(())}
         save = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "state": state}
         for step in lab.steps(config.steps, f"train {arm}", save=save):
             rows = torch.randint(0, 64, (16,), generator=lab.generator)
@@ -73,6 +73,7 @@ def run(lab: Lab, config: Config) -> None:
             _die(arm, step)
             scheduler.step()
             state["best"] = min(state["best"], loss.item())
+            state["total"] += loss.item()
             state["mean"] += loss.detach() / config.steps
             lab.record("loss", loss, of=arm)
             lab.count("evaluations", 16, of=arm)
@@ -80,6 +81,7 @@ def run(lab: Lab, config: Config) -> None:
                 raise ArithmeticError("asked to fail\nsecond line")
         lab.metric("last loss", lab.last("loss", of=arm), of=arm, better="lower")
         lab.metric("best loss", state["best"], of=arm, better="lower", baseline=arm == "b")
+        lab.metric("total loss", state["total"], of=arm)
         lab.metric("mean loss", state["mean"], of=arm)
         lab.metric("evaluations", lab.count("evaluations", 0, of=arm), of=arm)
     for step in lab.steps(100, "until drawn", save={}):

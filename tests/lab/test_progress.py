@@ -1,0 +1,51 @@
+"""Progress: bars with the latest values on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pullback.lab.progress import Bars, Lines, Silent, display
+
+
+def _show(shown: Silent) -> None:
+    with shown:
+        shown.start("train", 10, 4)
+        shown.advance(5, {"loss (ours)": 0.123456})
+        shown.say("claim held: [bold] is not markup")
+        shown.stop()
+
+
+def test_bars_show_name_steps_and_values() -> None:
+    text = io.StringIO()
+    _show(Bars(Console(file=text, force_terminal=True, width=120, color_system=None)))
+    for part in ("train", "5/10", "loss (ours) 0.1235", "claim held: [bold] is not markup"):
+        assert part in text.getvalue()
+
+
+def test_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(Lines())
+    assert capsys.readouterr().err.splitlines() == [
+        "train: goes on at 4/10",
+        "claim held: [bold] is not markup",
+        "train: 5/10 loss (ours) 0.1235",
+    ]
+
+
+def test_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    lines.interval = 0.0
+    lines.start("train", 3, 0)
+    lines.advance(1, {})
+    assert capsys.readouterr().err == "train: 1/3\n"
+    lines.interval = 1000.0
+    lines.advance(2, {})
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(display(quiet=True))
+    assert capsys.readouterr() == ("", "")
+    assert isinstance(display(), Lines), "standard error is no terminal here"
