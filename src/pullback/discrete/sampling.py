@@ -420,7 +420,7 @@ def _bernoulli(p: Tensor, uniform: Tensor, method: str, temperature: float, hard
 
 def _negative_log(exponential: Tensor) -> Tensor:
     info = torch.finfo(exponential.dtype)
-    return exponential.clamp_(info.tiny, info.max).log_().neg_()
+    return exponential.clamp(info.tiny, info.max).log_().neg_()
 
 
 def _perturb(logits: Tensor, generator: torch.Generator | None) -> Tensor:

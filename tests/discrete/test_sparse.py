@@ -1,0 +1,87 @@
+"""Sparse softmaxes: the compiled kernel against its plain twins, optimality, ends."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pullback import discrete
+from pullback.discrete import sparse
+
+needs_numba = pytest.mark.skipif(not sparse._NUMBA, reason="numba is not installed")
+
+
+@needs_numba
+@pytest.mark.parametrize("alpha", [1.05, 1.3, 1.5, 1.8, 2.0, 3.0])
+@pytest.mark.parametrize("n", [1, 2, 7, 300])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-12)])
+def test_kernel_equals_the_plain_versions(alpha: float, n: int, dtype: torch.dtype, tolerance: float) -> None:
+    x = 3 * torch.randn(2, 10, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(dtype)
+    x[0, 0] = 1.0  # ties
+    x[0, 1, n // 2 :] = -math.inf
+    x[0, 1, 0] = 0.0
+    got = discrete.entmax(x, alpha, method="kernel")
+    assert got.dtype == dtype
+    for method in ("sort", "bisection") if alpha in (1.5, 2.0) else ("bisection",):
+        torch.testing.assert_close(got, discrete.entmax(x, alpha, method=method), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", ["auto", "sort", "bisection"])
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+def test_peer_agrees(method: str, alpha: float) -> None:
+    entmax = pytest.importorskip("entmax")
+    x = torch.randn(20, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    g = torch.randn(20, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = discrete.entmax(x, alpha, method=method)
+    theirs = (entmax.entmax15 if alpha == 1.5 else entmax.sparsemax)(x, dim=-1)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, x, g)[0], torch.autograd.grad(theirs, x, g)[0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(1.02, 4))
+def test_entmax_satisfies_its_optimality_conditions(values: list[float], alpha: float) -> None:
+    """On the support x_i - p_i^(alpha - 1) / (alpha - 1) is one constant, and x_i is not above it elsewhere."""
+    x = torch.tensor(values, dtype=torch.float64)
+    p = discrete.entmax(x, alpha)
+    assert p.sum().item() == pytest.approx(1, abs=1e-9)
+    level = x - p.clamp(min=0) ** (alpha - 1) / (alpha - 1)
+    support = p > 1e-12
+    assert level[support].max() - level[support].min() < 1e-6
+    assert (x[~support] <= level[support].min() + 1e-6).all()
+
+
+def test_alpha_one_is_softmax_and_the_limit_is_continuous() -> None:
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(discrete.entmax(x, 1.0), torch.softmax(x, -1))
+    torch.testing.assert_close(discrete.entmax(x, 1.001), torch.softmax(x, -1), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", ["auto", "sort", "bisection"])
+def test_ends(method: str) -> None:
+    rows = torch.tensor([[0.0, -math.inf], [math.nan, 1.0], [-math.inf, -math.inf]])
+    got = discrete.sparsemax(rows, method=method)
+    assert got[0].tolist() == [1.0, 0.0]
+    assert got[1:].isnan().all()
+    assert discrete.sparsemax(torch.zeros(0, 3), method=method).shape == (0, 3)
+    assert discrete.sparsemax(torch.zeros(3, 0), method=method).shape == (3, 0)
+    assert discrete.sparsemax(torch.tensor(2.0), 0, method=method).tolist() == 1.0
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    swapped = discrete.entmax15(x.transpose(1, 2), method=method).transpose(1, 2)
+    torch.testing.assert_close(discrete.entmax15(x, 1, method=method), swapped)
+
+
+def test_hard_is_the_argmax_with_the_soft_gradient() -> None:
+    x = torch.tensor([0.1, 0.6, 0.5], requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    hard, soft = discrete.sparsemax(x, hard=True), discrete.sparsemax(x)
+    assert hard.tolist() == [0.0, 1.0, 0.0]
+    gradients = [torch.autograd.grad((p * weights).sum(), x)[0] for p in (hard, soft)]
+    assert torch.equal(*gradients)
+    zero = discrete.sparsemax(x, temperature=0.0)
+    assert zero.tolist() == [0.0, 1.0, 0.0]
+    assert torch.autograd.grad((zero * weights).sum(), x)[0].tolist() == [0.0, 0.0, 0.0]
