@@ -1,19 +1,17 @@
 """Five ways to differentiate a solve; each is an argument, the loop does not know of them.
 
-Exact for the discrete solution: ``unrolled`` (autograd keeps everything), ``checkpoint`` (states at accepted steps
-are kept, one step at a time is redone), ``symplectic`` (the same, one stage at a time). Approximations of the
-continuous adjoint ``da/dt = -a^T df/dy``: ``backsolve`` (state and adjoint are solved backwards, nothing is kept) and
-``interpolated`` (the adjoint is solved along the stored dense output). The integral over the parameters' share is
-Gauss quadrature on each step's dense output, so that it costs few evaluations and does not drive the step control.
+Exact for the discrete solution: ``unrolled`` (autograd keeps everything), ``checkpoint`` (states at accepted steps are
+kept, one step at a time is redone), ``symplectic`` (the same, one stage at a time). Approximations of the continuous
+adjoint ``da/dt = -a^T df/dy``: ``backsolve`` (state and adjoint are solved backwards, nothing is kept; the parameters'
+share does not drive the step control) and ``interpolated`` (the adjoint is solved along the stored dense output).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -350,107 +348,130 @@ def _replayed(
     return list(torch.autograd.grad(results, [y0, *params], weights, create_graph=True, allow_unused=True))
 
 
-def _quadrature(order: int) -> tuple[list[float], list[float]]:
-    """Gauss nodes in (0, 1) and weights, exact to the order of the method."""
-    x, w = np.polynomial.legendre.leggauss((order + 1) // 2)
-    return list(0.5 * (x + 1)), list(0.5 * w)
-
-
 def _reversed_control(control: Control) -> Control:
     return Control(control.rtol, control.atol, control.step, control.shared, 10 * control.max_steps)
-
-
-def _backwards(
-    problem: Problem,
-    times: Tensor,
-    outputs: Tensor,
-    bar: Tensor,
-    initial: Callable[[int, Tensor], Tensor],
-    slope: Callable[[Tensor, Tensor], Tensor],
-    on_step: Callable[..., None],
-    adjoint_of: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Solve from each output time to the one before, in u = -t; the adjoint jumps by the cotangent of each output."""
-    for i in range(len(times) - 1, 0, -1):
-        span = -torch.stack([times[i], times[i - 1]])
-        run = integrate(
-            slope, problem.tableau, initial(i, bar), span, _reversed_control(problem.control), on_step=on_step
-        )
-        if run.problem:
-            raise RuntimeError(f"adjoint={problem.adjoint!r}: the reverse solve failed: {run.problem}")
-        bar = adjoint_of(run.final) + torch.nan_to_num(outputs[i - 1])
-    return bar
 
 
 def _backsolve(
     problem: Problem, states: Tensor, times: Tensor, reached: Tensor, params: list[Tensor], outputs: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Chen et al. (2018): [y, a] backwards, y restarted from each output."""
-    size = states.shape[-1]
     pull = StepAdjoint(problem.field, problem.tableau, states[0], params, one_stage=True, tolerance=1e-6)
-    x, w = _quadrature(problem.tableau.order)
-    fractions = [states.new_full((1, 1, 1), v) for v in x]
+    slope = _Augmented(pull, problem.tableau, states.shape[-1])
+    bar = torch.where(reached >= times[-1], outputs[-1], 0.0)
+    step: Tensor | None = None
+    for i in range(len(times) - 1, 0, -1):
+        start = torch.cat([torch.nan_to_num(states[i]), bar], 1)
+        span = -torch.stack([times[i], times[i - 1]])
+        control = _reversed_control(problem.control)
+        run = integrate(
+            slope, problem.tableau, start, span, control, on_step=slope.end_step if params else None, first_step=step
+        )
+        if run.problem:
+            raise RuntimeError(f"adjoint='backsolve': the reverse solve failed: {run.problem}")
+        step = run.step
+        bar = run.final[:, slope.size :] + torch.nan_to_num(outputs[i - 1])
+    return bar, pull.gradients
 
-    def slope(u: Tensor, z: Tensor) -> Tensor:
-        leaf, k = pull.evaluate(-u, z[:, :size])
-        if not k.requires_grad:
-            return torch.cat([-k.detach(), torch.zeros_like(k)], 1)
-        (grad,) = torch.autograd.grad(k, leaf, z[:, size:], allow_unused=True)
+
+class _Augmented:
+    """d[y, a]/du = [-f, a^T df/dy] in u = -t, and the integral of a^T df/dtheta by the weights of the same method.
+
+    One vector-Jacobian product with the cotangent h b_i a at stage i gives both. The parameters' share counts once the
+    step is accepted; where some samples rejected theirs, it is done again for the others.
+    """
+
+    def __init__(self, pull: StepAdjoint, tableau: Tableau, size: int) -> None:
+        self.pull = pull
+        self.weights = tableau.b
+        self.size = size
+        self.h: Tensor | None = None  # of the step under way
+        self.stage = 0
+        self.shares: list[Any] = []
+        self.visited: list[tuple[int, Tensor, Tensor]] = []
+
+    def begin_step(self, h: Tensor) -> None:
+        self.h, self.stage = h, 0
+        self.safe = torch.where(h > 0, h, 1.0)
+        self.shares, self.visited = [], []
+
+    def __call__(self, u: Tensor, z: Tensor) -> Tensor:
+        y, a = z[:, : self.size], z[:, self.size :]
+        leaf, k = self.pull.evaluate(-u, y)
+        grad: Tensor | None = None
+        weight = 0.0
+        if self.h is not None:
+            self.stage += 1
+            weight = self.weights[self.stage]
+        if k.requires_grad and self.h is not None and weight != 0:
+            grads = torch.autograd.grad(k, [leaf, *self.pull.params], (self.h * weight) * a, allow_unused=True)
+            self.shares.append(grads[1:])
+            self.visited.append((self.stage, u, z))
+            grad = grads[0] if grads[0] is None else grads[0] / (self.safe * weight)
+        elif k.requires_grad:
+            (grad,) = torch.autograd.grad(k, leaf, a, allow_unused=True)
         return torch.cat([-k.detach(), torch.zeros_like(k) if grad is None else grad], 1)
 
-    def on_step(u: Tensor, h: Tensor, z: Tensor, stepper: Stepper, stages: Any) -> None:
-        if not params:
-            return
-        for fraction, weight in zip(fractions, w, strict=True):
-            node = stepper.interpolate(fraction, h, z, stages)[0]
-            _, k = pull.evaluate(-(u + fraction[0] * h), node[:, :size])
+    def end_step(self, u: Tensor, h: Tensor, z: Tensor, stepper: Stepper, stages: Any) -> None:
+        whole = h is self.h
+        self.h = None
+        if whole:
+            for share in self.shares:
+                self.pull.add(share)
+        again = [(0, u, z)] if self.weights[0] != 0 else []
+        for stage, at, state in again if whole else again + self.visited:
+            _, k = self.pull.evaluate(-at, state[:, : self.size])
             if k.requires_grad:
-                pull.add(torch.autograd.grad(k, params, (h * weight) * node[:, size:], allow_unused=True))
-
-    last = torch.where(reached >= times[-1], outputs[-1], 0.0)
-    bar = _backwards(
-        problem,
-        times,
-        outputs,
-        last,
-        lambda i, a: torch.cat([torch.nan_to_num(states[i]), a], 1),
-        slope,
-        on_step,
-        lambda z: z[:, size:],
-    )
-    return bar, pull.gradients
+                cotangent = (h * self.weights[stage]) * state[:, self.size :]
+                self.pull.add(torch.autograd.grad(k, self.pull.params, cotangent, allow_unused=True))
 
 
 def _interpolated(
     problem: Problem, steps: Steps, times: Tensor, reached: Tensor, y0: Tensor, params: list[Tensor], outputs: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The adjoint alone is solved backwards, along the dense output of the forward solve."""
-    pull = StepAdjoint(problem.field, problem.tableau, y0, params, one_stage=True, tolerance=1e-6)
-    x, w = _quadrature(problem.tableau.order)
-    fractions = [y0.new_full((1, 1, 1), v) for v in x]
+    """The adjoint alone is solved backwards along the stored dense output, on the accepted steps cut at the outputs.
 
-    def state(t: Tensor) -> Tensor:
-        return dense_state(steps, pull.c.dense, t[None], y0)[0]
+    The steps are known beforehand, so one vector-Jacobian product a stage, weighted by its share in the step, gives the
+    slope of the adjoint and the stage's part of the integral over the parameters.
+    """
+    tableau, samples = problem.tableau, y0.shape[0]
+    pull = StepAdjoint(problem.field, tableau, y0, params, one_stage=True, tolerance=1e-6)
+    count = len(steps.times)
+    nodes = torch.cat([steps.times.expand(-1, samples, 1), torch.minimum(times, reached).expand(-1, samples, 1)])
+    grid, origin = nodes[..., 0].sort(dim=0)
+    late = torch.where(reached >= times, outputs, 0.0)
+    column = torch.arange(samples, device=y0.device)
+    stage = 0
 
-    def slope(u: Tensor, a: Tensor) -> Tensor:
-        leaf, k = pull.evaluate(-u, state(-u))
+    def slope(t: Tensor, a: Tensor) -> Tensor:
+        nonlocal stage
+        leaf, k = pull.evaluate(t, states[stage])
+        weight = tableau.b[stage]
+        stage += 1
         if not k.requires_grad:
             return torch.zeros_like(a)
-        (grad,) = torch.autograd.grad(k, leaf, a, allow_unused=True)
-        return torch.zeros_like(a) if grad is None else grad
+        if weight == 0:
+            (grad,) = torch.autograd.grad(k, leaf, a, allow_unused=True)
+            return torch.zeros_like(a) if grad is None else grad
+        pulled = pull.pull(leaf, k, (h * weight) * a)
+        return torch.zeros_like(a) if pulled is None else pulled / (safe * weight)
 
-    def on_step(u: Tensor, h: Tensor, a: Tensor, stepper: Stepper, stages: Any) -> None:
-        if not params:
-            return
-        for fraction, weight in zip(fractions, w, strict=True):
-            node = stepper.interpolate(fraction, h, a, stages)[0]
-            t = -(u + fraction[0] * h)
-            _, k = pull.evaluate(t, state(t))
-            if k.requires_grad:
-                pull.add(torch.autograd.grad(k, params, (h * weight) * node, allow_unused=True))
-
-    last = torch.where(reached >= times[-1], outputs[-1], 0.0)
-    bar = _backwards(problem, times, outputs, last, lambda i, a: a, slope, on_step, lambda a: a)
+    # da/dt = -a^T df/dy: with the slope's sign turned, a step of h leads from t + h down to t
+    stepper = Stepper(slope, tableau, y0, live=False)
+    bar = torch.zeros_like(y0)
+    for position in reversed(range(len(grid))):
+        output = origin[position] - count  # negative at a node of the solve
+        bar = bar + torch.where((output >= 0).unsqueeze(1), late[output.clamp(min=0), column], 0.0)
+        if position == 0:
+            break
+        t = grid[position].unsqueeze(1)
+        h = t - grid[position - 1].unsqueeze(1)
+        if not bool((h > 0).any()):
+            continue
+        safe = torch.where(h > 0, h, 1.0)
+        states = dense_state(steps, pull.c.dense, t - pull.c.nodes * h, y0)
+        stage = 0
+        bar, _ = stepper.reversed(t, h, bar, slope(t, bar))
     return bar, pull.gradients
 
 

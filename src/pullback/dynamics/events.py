@@ -198,10 +198,8 @@ def solve_with_events(
     rounds, stalled = 0, 0  # rounds in a row in which time hardly moved for a sample (Zeno)
     while bool(alive.any()):
         rounds += 1
-        if rounds > problem.control.max_steps and total is not None:
-            total.problem = (
-                f"more than max_steps={problem.control.max_steps} events, at t={float(t.detach()[alive].min()):.6g}"
-            )
+        if total is not None and (rounds > problem.control.max_steps or stalled > 3):
+            total.problem = f"events accumulate: {rounds - 1} of them up to t={float(t.detach()[alive].min()):.6g}"
             total.converged = total.converged & ~alive
             break
         start = t.detach()

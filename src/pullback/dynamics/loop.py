@@ -51,6 +51,7 @@ class Run:
         samples: for each entry ``None`` (all) or the indices.
         stages: of each accepted step, if asked for.
         problem: why it stopped early, with the numbers.
+        step: ``[M, 1]`` the step that would come next, where steps adapt.
     """
 
     states: Tensor
@@ -65,6 +66,7 @@ class Run:
     samples: list[Tensor | None] = field(default_factory=list)
     stages: list[Tensor] = field(default_factory=list)
     problem: str = ""
+    step: Tensor | None = None
 
 
 _OnStep = Callable[[Tensor, Tensor, Tensor, Stepper, Any], Tensor | None]
@@ -217,8 +219,7 @@ def _adaptive(
             if stepper.solved is not None:
                 solved = stepper.solved.all() if control.shared else stepper.solved
                 accept, norm = accept & solved, torch.where(solved, norm, math.inf)
-            factor = (_SAFETY * norm**exponent).clamp(_SHRINK, _GROW)
-            factor = torch.where(torch.isfinite(norm), factor, _SHRINK)
+            factor = (_SAFETY * norm**exponent).clamp(_SHRINK, _GROW).nan_to_num_(_SHRINK)
             if not all_active:
                 accept = accept & active
             everyone = every(accept)
@@ -264,7 +265,7 @@ def _adaptive(
         last = torch.where(done, y, math.nan)
     else:
         last = y
-    run.reached, run.final = t, y
+    run.reached, run.final, run.step = t, y, h
     run.states = torch.stack([y0, *outputs, last])
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class Stepper:
         self.tableau = tableau
         self.live = live
         self.tolerance = tolerance
+        self._begin: Any = getattr(field, "begin_step", None)
         samples, size = like.shape
         self.c: Coefficients = tableau.coefficients(size, like.dtype, like.device)
         self.solved: Tensor | None = None  # [samples, 1], which implicit stages were solved; None: all
@@ -84,6 +86,8 @@ class Stepper:
         """
         tableau, c = self.tableau, self.c
         count = tableau.stages
+        if self._begin is not None:
+            self._begin(h)
         times = (t + c.nodes * h).unbind(0)
         stages: Any = [first] if self.live else self.buffer
         if not self.live:
@@ -111,6 +115,14 @@ class Stepper:
         if not tableau.ends_at_solution:
             state = torch.addcmul(y, h, self.combine(c.weights, stages))
         return state, stages
+
+    def reversed(self, t: Tensor, h: Tensor, a: Tensor, first: Tensor) -> tuple[Tensor, Any]:
+        """A step of da/dt = -slope from ``t`` down to ``t - h``: the slopes add up as in a step of h, times descend."""
+        nodes, self.c = self.c, replace(self.c, nodes=-self.c.nodes)
+        try:
+            return self(t, h, a, first, last=False)
+        finally:
+            self.c = nodes
 
     def error(self, h: Tensor, stages: Any) -> Tensor:
         """The estimate of the local error ``[samples, size]``."""
