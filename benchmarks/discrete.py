@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.discrete import sorting_network
+from pullback.discrete import entmax15, gumbel_softmax, reinmax, sorting_network, sparsemax
 from pullback.lab.bench import Case
 
 
@@ -67,4 +67,59 @@ NETWORK_CASES = [
     ],
 ]
 
-CASES = [*NETWORK_CASES]
+
+def _descend(block: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    """Forward, and backward of a cotangent that is not symmetric in the classes."""
+
+    def work(x: Tensor) -> None:
+        torch.autograd.grad(block(x), x, x.detach())
+
+    return work
+
+
+def _entmax(name: str) -> Callable[[Tensor], None]:
+    def work(x: Tensor) -> None:
+        import entmax
+
+        torch.autograd.grad(getattr(entmax, name)(x, dim=-1), x, x.detach())
+
+    return work
+
+
+_torch_gumbel = _descend(lambda x: torch.nn.functional.gumbel_softmax(x))
+_torch_gumbel_hard = _descend(lambda x: torch.nn.functional.gumbel_softmax(x, hard=True))
+
+CHOICE_CASES = [
+    Case(
+        "sparsemax, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        _descend(sparsemax),
+        {"entmax": _entmax("sparsemax")},
+    ),
+    Case(
+        "entmax15, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        _descend(entmax15),
+        {"entmax": _entmax("entmax15")},
+    ),
+    Case(
+        "gumbel_softmax, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        _descend(gumbel_softmax),
+        {"torch": _torch_gumbel},
+    ),
+    Case(
+        "gumbel_softmax hard, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        _descend(lambda x: gumbel_softmax(x, hard=True)),
+        {"torch": _torch_gumbel_hard},
+    ),
+    Case(
+        "reinmax, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        _descend(lambda x: reinmax(x).onehot),
+        {"torch gumbel_softmax hard": _torch_gumbel_hard},
+    ),
+]
+
+CASES = [*CHOICE_CASES, *NETWORK_CASES]
