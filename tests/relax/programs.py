@@ -54,7 +54,7 @@ def mask_to(x: Tensor) -> Tensor:
 
 @program
 def mask_type(x: Tensor) -> Tensor:
-    return ((0.3 > x).type(torch.float64) @ WEIGHTS) ** 2
+    return (0.3 > x).type(torch.float64) @ WEIGHTS
 
 
 @program
@@ -433,7 +433,7 @@ def index_compared(x: Tensor) -> Tensor:
 def nested(x: Tensor) -> Tensor:
     scores = torch.where(x > 0, x, 0.1 * x)
     chosen = ROWS[scores.argmax()]
-    return (chosen * torch.relu(scores[:2])).sum() + (scores.round() == 1).double().sum()
+    return (chosen * torch.relu(scores[:2])).sum() + (x.round() == 1).double().sum()
 
 
 @program
@@ -461,3 +461,67 @@ def stacked_masks(x: Tensor) -> Tensor:
 @program
 def python_sum(x: Tensor) -> Tensor:
     return sum(x > 0.1) / 6
+
+
+@program
+def accuracy_of_thresholds(x: Tensor) -> Tensor:
+    predicted = (torch.sigmoid(x) > 0.55).float()
+    return (predicted == torch.tensor([1.0, 0, 1, 1, 0, 1])).float().mean()
+
+
+@program
+def masked_attention(x: Tensor) -> Tensor:
+    scores = (x[:, None] * TABLE[None, :3]).masked_fill(x[:, None] < -0.2, 0.0)
+    return (scores.softmax(0) * ROWS[:, :1]).sum()
+
+
+@program
+def safe_logarithm(x: Tensor) -> Tensor:
+    positive = x > 0.1
+    return (torch.where(positive, x, 1.0).log() * WEIGHTS).sum()
+
+
+@program
+def rank_correlation(x: Tensor) -> Tensor:
+    r = x.argsort().argsort().to(x.dtype)
+    return ((r - r.mean()) * WEIGHTS).sum() / 6
+
+
+@program
+def trimmed_mean(x: Tensor) -> Tensor:
+    return x.sort().values[1:-1].mean() + x.sort().indices[:2].float().mean()
+
+
+@program
+def module_pipeline(x: Tensor) -> Tensor:
+    hidden = nn.Sequential(nn.Unflatten(0, (2, 3)), nn.ReLU6(), nn.Threshold(0.1, 0.0))(2 * x)
+    return (hidden * WEIGHTS.view(2, 3)).sum()
+
+
+@program
+def nearest_prototype(x: Tensor) -> Tensor:
+    distances = (x.view(3, 1, 2) - ROWS).pow(2).sum(-1)
+    return (distances.argmin(1) == torch.tensor([5, 3, 0])).double().sum() + TABLE[distances.argmin(dim=-1)].sum()
+
+
+@program
+def argmin_of_pairs(x: Tensor) -> Tensor:
+    d = (x[:, None] - x[None, :]).abs() + 10 * torch.eye(6, dtype=x.dtype)
+    return WEIGHTS[d.min(dim=1).indices].sum()
+
+
+@program
+def histogram_by_one_hot(x: Tensor) -> Tensor:
+    bins = torch.floor(2 * x + 3).clamp(0, 5).long()
+    return (F.one_hot(bins, 6).sum(0) * WEIGHTS).sum()
+
+
+@program
+def second_best(x: Tensor) -> Tensor:
+    order = torch.argsort(x, descending=True)
+    return TABLE[order[1]] - TABLE[order[0]]
+
+
+@program
+def straight_through_by_hand(x: Tensor) -> Tensor:
+    return ((x + (x.round() - x).detach()) * WEIGHTS).sum()

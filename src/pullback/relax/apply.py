@@ -26,6 +26,7 @@ from pullback.relax.rules import (
     Rule,
     any_active,
     is_active,
+    soft_value,
     tensors_in,
 )
 from pullback.relax.rules_index import set_items
@@ -39,10 +40,9 @@ from pullback.relax.soft_tensors import (
     force_pending,
     plain,
     remember_values,
-    touched,
     untouched,
 )
-from pullback.relax.transforms import keep_in_recomputation, warn_of_compiled_caller
+from pullback.relax.transforms import keep_in_recomputation, keep_in_reentrant_recomputation, warn_of_compiled_caller
 
 __all__ = ["relax_call"]
 
@@ -66,9 +66,10 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
         return _pass(func, args, kwargs)
     if func in catalogue.SILENT or any(not issubclass(kind, SoftTensor) and kind not in _OWN for kind in types):
         return _pass(func, args, kwargs)
-    if not (torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0):
-        return _pass(func, args, kwargs)
     if not any_active((args, kwargs)):
+        return _pass(func, args, kwargs)
+    if not (torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0):
+        keep_in_reentrant_recomputation(context)
         return _pass(func, args, kwargs)
     site = find_site()
     if site is None:
@@ -211,7 +212,7 @@ def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: A
             result = func(*args, **kwargs)
             carry(target, relaxed)
             return result
-        expected = relaxed.probability if isinstance(relaxed, SoftBool) else relaxed.expected
+        expected = soft_value(relaxed)
         result = func(*args, **kwargs)
         carry(target, SoftIndex.make(target, expected=Lazy(lambda: expected), context=context))
         return result
@@ -231,19 +232,6 @@ def carry(target: Tensor, relaxed: SoftTensor) -> None:
     target._carry(relaxed._carried, relaxed._context)  # type: ignore[attr-defined]
 
 
-def _backward(
-    context: Context,
-    tensor: Tensor,
-    gradient: Any = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Any = None,
-) -> None:
-    """``tensor.backward()`` with the context still on, for what it replays (reentrant checkpoints)."""
-    with touched(), context:
-        torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
-
-
 def _leave(func: Any) -> Any:
     def leave(context: Context, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         # The plain program's tensor might not require grad here, and then this is allowed.
@@ -257,10 +245,7 @@ def _leave(func: Any) -> Any:
     return leave
 
 
-_LEAVES: dict[Any, Any] = {
-    Tensor.backward: _backward,
-    **{func: _leave(func) for func in (Tensor.numpy, Tensor.__array__, Tensor.__deepcopy__)},
-}
+_LEAVES: dict[Any, Any] = {func: _leave(func) for func in (Tensor.numpy, Tensor.__array__, Tensor.__deepcopy__)}
 
 
 def _without_flag(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, bool]:

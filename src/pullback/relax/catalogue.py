@@ -38,7 +38,7 @@ SILENT = _named(
     "untyped_storage element_size itemsize nbytes _version detach data names is_cuda is_cpu is_meta is_sparse is_quantized "
     "get_device is_tensor zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones "
     "new_empty new_full new_tensor result_type can_cast promote_types is_same_size register_hook retain_grad retains_grad "
-    "as_subclass __reduce_ex__ is_pinned storage_offset output_nr is_inference is_conj is_neg "
+    "as_subclass __reduce_ex__ is_pinned storage_offset output_nr backward is_inference is_conj is_neg "
     "broadcast_shapes requires_grad_ __class__ type_info is_shared share_memory_ pin_memory _is_view isnan isinf isfinite "
     "isposinf isneginf set_ is_nonzero_ detach_"
 ) | {torch.autograd.grad, torch.autograd.backward}

@@ -17,7 +17,7 @@ from pullback.relax import transforms
 from pullback.relax.apply import relax_call
 from pullback.relax.catalogue import METHODS, groups, operations
 from pullback.relax.report import Calls
-from pullback.relax.settings import SCALES, Settings
+from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import is_untouched
 
 __all__ = ["relaxed"]
@@ -99,7 +99,8 @@ class relaxed:
             check_positive("temperature", temperature)
         if not isinstance(hard, bool):
             raise TypeError(f"hard must be a bool, got {type(hard).__name__}")
-        check_choice("scale", scale, SCALES)
+        if scale is not None and scale != "std":
+            raise ValueError(f"scale must be 'std' or None, got {scale!r}")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
         self.temperature = temperature
@@ -179,8 +180,8 @@ class relaxed:
         return Settings(float(temperature), self.scale, self.hard, self.methods, self.generator)
 
 
-for _method in (relaxed.__enter__, relaxed.__exit__, relaxed.__call__):
-    _method._torchdynamo_disable = True  # type: ignore[attr-defined]
+for _name in ("__enter__", "__exit__", "__call__"):
+    getattr(relaxed, _name)._torchdynamo_disable = True
 
 
 class _RelaxMode(TorchFunctionMode):

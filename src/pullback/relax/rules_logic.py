@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,8 @@ def _comparison(operation: str) -> Callable[..., Any]:
         if operation in ("eq", "ne") and all(isinstance(a, SoftBool) or _is_bool(a) for a in (input, other)):
             return lazy(lambda: _agree(input, other, operation == "ne"), input, other)
 
-        known = [(i, remembered_values(a)) for i, a in enumerate((input, other))]
-        known = [(i, values) for i, values in known if values is not None]
+        remembered = [(i, remembered_values(a)) for i, a in enumerate((input, other))]
+        known = [(i, values) for i, values in remembered if values is not None]
         if len(known) == 1 and not indices and not any(isinstance(a, SoftBool) for a in (input, other)):
             return lazy(lambda: _of_values(function, (input, other), *known[0]), input, other)
 
@@ -212,9 +213,21 @@ def select(condition: Any, input: Any, other: Any) -> Tensor:
         )
         return torch.where(condition, input, other)
     p = condition.probability
-    unsafe = ~(_finite(input, p) & _finite(other, p))
-    p = torch.where(unsafe, plain(condition).to(p.dtype), p)
+    if not (_surely_finite(input) and _surely_finite(other)):
+        finite = _finite(input, p) & _finite(other, p)
+        p = torch.where(finite, p, plain(condition).to(p.dtype))
     return discrete.where(p, input, other)
+
+
+def _surely_finite(branch: Any) -> bool:
+    """Whether one pass over the branch finds nothing infinite or NaN; not asked under ``torch.func``."""
+    if not isinstance(branch, Tensor):
+        return math.isfinite(branch)
+    if not branch.is_floating_point():
+        return True
+    if torch._C._functorch.is_functorch_wrapped_tensor(branch):
+        return False
+    return bool(torch.isfinite(branch.detach().sum()))
 
 
 def _finite(branch: Any, p: Tensor) -> Tensor:

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SCALES", "Settings"]
-
-SCALES = ("std", None)
+__all__ = ["Settings"]
 
 _GAUSSIAN_WIDTH = math.sqrt(2 * math.pi)
 

@@ -207,7 +207,7 @@ class SoftTensor(Tensor):
         with torch._C.DisableTorchFunction():
             return _make(type(self), plain(self).clone(), self._carried, self._context)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({plain(self)!r})"
 
 

@@ -33,14 +33,31 @@ def keep_in_recomputation(context: Any) -> None:
             frame.recompute_fn = _Recompute(recompute, context)
 
 
+def keep_in_reentrant_recomputation(context: Any, depth: int = 100) -> None:
+    """The same for reentrant checkpoints, whose first run is without gradients: ``ctx.run_function`` is replayed."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(depth):
+        if frame is None:
+            return
+        if frame.f_code.co_name == "forward" and frame.f_code.co_filename.endswith(_CHECKPOINT):
+            replayed = frame.f_locals["ctx"]
+            if getattr(replayed.run_function, "context", None) is not context:
+                replayed.run_function = _Recompute(replayed.run_function, context)
+            return
+        frame = frame.f_back
+
+
+_CHECKPOINT = os.path.join("torch", "utils", "checkpoint.py")
+
+
 class _Recompute:
     def __init__(self, function: Callable[..., Any], context: Any) -> None:
         self.function = function
         self.context = context
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with touched(), self.context:
-            return self.function(*args)
+            return self.function(*args, **kwargs)
 
 
 def stay_out_of_compilation() -> None:

@@ -1,0 +1,126 @@
+"""Unchanged programs: the same values to the bit, and a gradient that points where the smoothed program rises."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+import pullback
+from tests.relax.programs import PROGRAMS, ROWS, TABLE, WEIGHTS
+
+TEMPERATURE = 0.1
+SAMPLES = 20_000
+
+
+def points() -> list[Tensor]:
+    drawn = [torch.randn(6, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in range(1, 9)]
+    return [*drawn, torch.tensor([0.21, 0.12, -0.05, 0.33, 0.28, -0.38], dtype=torch.float64)]
+
+
+def smoothed_gradient(f: Callable[[Tensor], Tensor], x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """The gradient of ``E f(x + sigma eps)`` and its standard errors: ``E [(f(x + s e) - f(x - s e)) e / (2 s)]``."""
+    noise = torch.randn(SAMPLES, x.numel(), generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            difference = vmap(f)(x + sigma * noise) - vmap(f)(x - sigma * noise)
+    except RuntimeError:  # data-dependent steps are not for vmap
+        noise = noise[: SAMPLES // 8]
+        difference = torch.stack([torch.as_tensor(f(x + sigma * e) - f(x - sigma * e)) for e in noise])
+    terms = difference.double().unsqueeze(-1) * noise / (2 * sigma)
+    return terms.mean(0), terms.std(0) / len(terms) ** 0.5
+
+
+def relaxed_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pullback.relaxed(temperature=TEMPERATURE):
+            y = f(x)
+    return y.detach(), torch.autograd.grad(y, x)[0]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_values_are_those_of_the_plain_program(name: str) -> None:
+    for x in points():
+        for dtype in (torch.float64, torch.float32):
+            if dtype == torch.float32 and not _takes_float32(PROGRAMS[name], x):
+                continue
+            plain = PROGRAMS[name](x.to(dtype))
+            value, gradient = relaxed_gradient(PROGRAMS[name], x.to(dtype))
+            assert type(value) is Tensor
+            assert value.dtype == plain.dtype
+            assert value.shape == plain.shape
+            assert torch.equal(value, plain.detach())
+            assert torch.isfinite(gradient).all()
+
+
+def _takes_float32(f: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    try:
+        f(x.float())
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_gradient_has_the_direction_of_the_smoothed_program(name: str) -> None:
+    judged = 0
+    for x in points():
+        sigma = TEMPERATURE * x.std().item()
+        reference, error = smoothed_gradient(PROGRAMS[name], x, sigma)
+        if reference.norm() <= max(20 * error.norm().item(), 1e-6):
+            continue  # nothing near a step here: the reference is noise
+        _, gradient = relaxed_gradient(PROGRAMS[name], x)
+        cosine = torch.nn.functional.cosine_similarity(gradient, reference, dim=0)
+        assert cosine > 0.8, (x.tolist(), gradient.tolist(), reference.tolist())
+        judged += 1
+    assert judged >= 1, "no point tells anything about this program"
+
+
+UNTOUCHED: dict[str, Callable[[Tensor], Tensor]] = {
+    "arithmetic": lambda x: (x.sin() * WEIGHTS + x**2).sum(),
+    "softmax of rows": lambda x: (torch.softmax(x, 0) @ ROWS).prod(),
+    "lookup by plain indices": lambda x: x[torch.tensor([1, 1, 4])].prod() + x.gather(0, torch.tensor([2])).sum(),
+    "mask of data": lambda x: torch.where(WEIGHTS > 0, x, 2 * x).sum() + (x * (TABLE > 0)).sum(),
+    "fill by a mask of data": lambda x: x.masked_fill(WEIGHTS > 0, 0.0).square().sum(),
+    "order of data": lambda x: (x * TABLE.argsort()).sum() + x[WEIGHTS.argmax()],
+    "selection by a mask of data": lambda x: x[TABLE > 0].square().sum(),
+    "losses": lambda x: torch.nn.functional.cross_entropy(x.view(2, 3), torch.tensor([0, 2])),
+    "detached": lambda x: (x * (x.detach() > 0) + x.detach().round()).sum(),
+    "matrix": lambda x: torch.linalg.norm(x.view(2, 3) @ x.view(3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", UNTOUCHED)
+def test_programs_without_a_hard_step_are_untouched(name: str) -> None:
+    x = points()[0].requires_grad_()
+    plain = UNTOUCHED[name](x)
+    with pullback.relaxed() as r:
+        y = UNTOUCHED[name](x)
+    assert torch.equal(y, plain)
+    assert torch.equal(torch.autograd.grad(y, x)[0], torch.autograd.grad(plain, x)[0])
+    assert r.calls == []
+    assert y.grad_fn is not None
+    assert type(y.grad_fn) is type(plain.grad_fn)
+
+
+def test_the_harder_the_closer_to_the_hard_gradient() -> None:
+    x = points()[0].requires_grad_()
+
+    def f(x: Tensor) -> Tensor:
+        return (x.relu() * WEIGHTS + x.clamp(-0.5, 0.5) + x.abs()).sum() + x.max()
+
+    hard = torch.autograd.grad(f(x), x)[0]
+    errors = []
+    for temperature in (0.3, 0.03, 0.003):
+        with pullback.relaxed(temperature=temperature):
+            y = f(x)
+        errors.append((torch.autograd.grad(y, x)[0] - hard).norm().item())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-3
