@@ -87,6 +87,7 @@ class _Analysis:
         self.ignore = ignore
         self.names = names
         self.verdicts = verdicts
+        self.certain = wrt is not None
         self.found: list[Finding] = []
         self.silenced = 0
         self.blame: dict[int, Finding] = {}
@@ -193,7 +194,7 @@ class _Analysis:
         gap = self.verdicts.gaps.get(site_key(origin.site, origin.op))
         if gap is not None:
             evidence["hidden share of the derivative"] = gap
-        meant = "" if fatal else intended(graph, members[0], origin)
+        meant = "" if fatal else intended(graph, members[0], origin, starved=bool(dead) and self.certain)
         term = any(self._is_term(m, events) for m in members for events in terms)
         if code.startswith("zero.") and not fatal:
             visited = [self.nodes[self.tracer.origins[m].node] for m in members]

@@ -20,6 +20,8 @@ from pullback.audit.tracer import Node
 __all__ = ["flow_findings"]
 
 SMALL = 1e-6
+SMALL_LINE = 2e-7
+"""For what is not a loop: scaled residual branches start at 1e-6."""
 LARGE = 1e6
 _PRODUCTS = frozenset("mul mul_ __mul__ __rmul__ div div_ true_divide __truediv__ __rdiv__ __rtruediv__".split())
 _LINKS = frozenset("log_softmax softmax logsumexp sigmoid logsigmoid exp log softplus clamp normalize".split())
@@ -56,7 +58,9 @@ def _bounds(graph: TraceGraph, inside: set[int], loss: int) -> tuple[dict[int, f
         norms = {u: graph.nodes[u].cotangent for u in users}
         used = [u for u in users if norms[u] != 0.0] or users
         peak[index] = min(0.0 if u in head else max(peak[u], norms[u] or peak[u]) for u in used)
-        bottleneck[index] = max(min(bottleneck[u], norms[u] or bottleneck[u]) for u in used)
+        bottleneck[index] = max(
+            math.inf if u in head else min(bottleneck[u], norms[u] or bottleneck[u]) for u in used
+        )
     return peak, bottleneck
 
 
@@ -92,7 +96,7 @@ def _one(
         users = [u for u in graph.children[leaf] if u in inside and nodes[u].cotangent and u in peak]
         users = [u for u in users if kind == "exploding" or peak[u] > 0]
         ratios = {u: (nodes[u].cotangent or 0.0) / (peak[u] if kind == "vanishing" else bottleneck[u]) for u in users}
-        if users and kind == "vanishing" and max(ratios.values()) < SMALL:
+        if users and kind == "vanishing" and max(ratios.values()) < SMALL_LINE:
             hit.add(leaf)
             worst[leaf] = max(ratios.values())
         if users and kind == "exploding" and max(ratios.values()) > LARGE:

@@ -14,26 +14,46 @@ from pullback.audit.tracer import Node, Origin
 __all__ = ["intended"]
 
 
-def intended(graph: TraceGraph, index: int, origin: Origin) -> str:
-    """Return why the stop at ``origin`` is meant, or an empty string."""
+def intended(graph: TraceGraph, index: int, origin: Origin, *, starved: bool) -> str:
+    """Return why the stop at ``origin`` is meant, or an empty string.
+
+    Args:
+        graph: the trace.
+        index: of the origin.
+        origin: the stop.
+        starved: whether it leaves a tensor without gradient that is known to be trained (named by the caller, or held by
+            an optimizer that took a step): then no target and no sample is an excuse.
+    """
     meets = graph.merges(index, origin.node)
     if not meets:
         return ""
     if origin.code == "cut.sampling" or origin.op in ("multinomial", "normal", "bernoulli"):
         return "score function" if any(_scored(graph, origin, dead, live) for dead, live in meets) else ""
+    if index in graph.tracer.handled:
+        return "straight-through"
+    if starved:
+        return ""
     if all(_target(graph, dead, live) for dead, live in meets):
         return "target"
     if origin.code in ("cut.detach", "cut.no_grad", "cut.data", "cut.inference") and all(
         _target(graph, dead, live) or _sample(graph, index, dead, live) for dead, live in meets
     ):
         return "sample"
-    if index in graph.tracer.handled:
-        return "straight-through"
     if origin.code == "cut.index" and (
         any(_choice(graph, origin, dead, live) for dead, live in meets) or _values_used(graph, origin)
     ):
         return "choice"
+    if origin.code == "cut.index" and _said(graph, index, origin.node):
+        return "detached"
     return ""
+
+
+def _said(graph: TraceGraph, index: int, start: int) -> bool:
+    """Someone wrote ``detach`` behind a value that has no gradient anyway: a statement of intent."""
+    for node in graph.downstream([start]) & graph.reached:
+        if graph.nodes[node].op in ("detach", "get data") and index in graph.nodes[node].origins:
+            return not graph.nodes[node].live
+    return False
 
 
 def _partners(graph: TraceGraph, dead: Node, live: Node) -> list[Node]:

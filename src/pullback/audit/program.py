@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,8 @@ class Program:
         self.inputs = inputs
         self.kwargs = dict(kwargs)
         self.loss = loss
+        self.number = False
+        """Whether the last output was a plain number or array: a loss that left the tensor world."""
 
     def value(self) -> Tensor | None:
         """Run the function and return the tensor to differentiate, ``None`` if it returned nothing of the kind."""
@@ -49,6 +52,7 @@ class Program:
         if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
             output = output["loss"]
         outputs = list(tensors_in(_fields(output)))
+        self.number = isinstance(output, float | int | np.ndarray)
         if not outputs:
             return None
         first = outputs[0]
@@ -70,7 +74,7 @@ class Program:
             tracer.note_loss(value, site)
             if value.requires_grad:
                 self._gradients(tracer, value)
-        elif not tracer.events:
+        elif not tracer.events and self.number:
             tracer.note_nothing(site)
 
     @staticmethod

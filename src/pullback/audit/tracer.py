@@ -492,6 +492,8 @@ class Tracer(TorchFunctionMode):
             self.mutated.setdefault(id(tensor), weakref.ref(tensor))
 
     def _leaf(self, tensor: Tensor, parent: int | None = None) -> int:
+        if parent is None and self.nodes:
+            parent = self._alias(tensor)
         node = self._node("leaf", None, () if parent is None else (parent,))
         if parent is not None:
             node.origins = self.nodes[parent].origins
@@ -512,6 +514,21 @@ class Tracer(TorchFunctionMode):
 
             self._handles.append(tensor.register_hook(received))
         return node.index
+
+    def _alias(self, tensor: Tensor) -> int | None:
+        """Return the node whose memory a new leaf shares: ``nn.Parameter(h)``, ``Variable(h.data, requires_grad=True)``."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or not tensor.numel() or tensor.is_sparse:
+            return None
+        address = tensor.data_ptr()
+        for reference, index in self._known.values():
+            other = reference()
+            if other is None or other is tensor or self.nodes[index].leaf is not None:
+                continue
+            if torch._C._functorch.is_functorch_wrapped_tensor(other) or other.is_sparse:
+                continue
+            if other.numel() == tensor.numel() and other.data_ptr() == address:
+                return index
+        return None
 
     def _untraced(self, tensor: Tensor) -> int:
         """Make a node for a tensor of unseen origin from what its autograd graph is connected to."""
