@@ -77,7 +77,7 @@ def _spd(a: Tensor) -> Tensor:
 
 
 def _system(generator: torch.Generator) -> list[Call]:
-    return [Call((_randn(generator, 4, 4), _randn(generator, 4)))]
+    return [Call((_randn(generator, 3, 3), _randn(generator, 3)))]
 
 
 def _cubic(x: Tensor, a: Tensor) -> Tensor:

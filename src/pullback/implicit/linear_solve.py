@@ -44,7 +44,7 @@ class Solution(NamedTuple):
 class LinearOptions:
     """How a linear system is solved: the arguments of :func:`linear_solve`, and in ``warn`` the name to warn with."""
 
-    method: LinearMethod = "auto"
+    method: str = "auto"
     tolerance: float | None = None
     max_iterations: int | None = None
     preconditioner: Map | None = None
@@ -78,7 +78,7 @@ def linear_solve(
     matvec: Callable[..., Tensor] | Float[Tensor, "*batch n n"],
     b: Float[Tensor, "..."],
     *,
-    method: LinearMethod = "auto",
+    method: str = "auto",
     tolerance: float | None = None,
     max_iterations: int | None = None,
     preconditioner: Map | None = None,
@@ -166,7 +166,7 @@ def solve_system(operator: Operator, b: Tensor, tensors: tuple[Tensor, ...], opt
     return Solution(*_LinearSolve.apply(operator, options, b, *tensors))
 
 
-def resolve_method(options: LinearOptions, unknowns: int, symmetric: bool) -> LinearMethod:
+def resolve_method(options: LinearOptions, unknowns: int, symmetric: bool) -> str:
     """Return the method that ``"auto"`` stands for, and refuse a dense solve that is too large."""
     if options.method == "lu" and unknowns > DENSE_LIMIT:
         raise ValueError(

@@ -42,7 +42,7 @@ def projection_simplex(x: Float[Tensor, "*batch n"], radius: float | Float[Tenso
     rank = torch.arange(1, x.shape[-1] + 1, dtype=work.dtype, device=work.device)
     support = (ordered * rank > excess).sum(-1, keepdim=True).clamp(min=1)
     tau = excess.gather(-1, support.expand(*excess.shape[:-1], 1) - 1) / support
-    return torch.clamp(work - tau, min=0).to(x.dtype)
+    return torch.where(work > tau, work - tau, 0).to(x.dtype)
 
 
 def projection_box(

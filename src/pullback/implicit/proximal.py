@@ -34,8 +34,7 @@ def prox_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
         Parikh, Boyd (2014), Proximal algorithms, section 6.5.2.
     """
     _check(x, weight)
-    # Differences of clamps, not sign * relu: exact zeros carry no sign, and both branches are linear in x and weight.
-    return torch.clamp(x - weight, min=0) - torch.clamp(-x - weight, min=0)
+    return torch.where(x >= weight, x - weight, torch.where(x <= -weight, x + weight, 0))
 
 
 def prox_ridge(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:

@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 
 from pullback.core.shapes import Tensor
 from pullback.implicit.linear_solve import (
-    LinearMethod,
     LinearOptions,
     Map,
     Operator,
@@ -39,7 +38,7 @@ Optimality = Callable[..., Any]
 def custom_root(
     optimality: Optimality,
     *,
-    solve: LinearMethod = "auto",
+    solve: str = "auto",
     ridge: float = 0.0,
     tolerance: float | None = None,
     max_iterations: int | None = None,
@@ -104,7 +103,7 @@ def custom_root(
 def custom_fixed_point(
     map: Callable[..., Any],
     *,
-    solve: LinearMethod = "auto",
+    solve: str = "auto",
     ridge: float = 0.0,
     tolerance: float | None = None,
     max_iterations: int | None = None,
@@ -150,7 +149,7 @@ def root_jvp(
     theta: tuple[Any, ...],
     v: tuple[Any, ...],
     *,
-    solve: LinearMethod = "auto",
+    solve: str = "auto",
     ridge: float = 0.0,
     tolerance: float | None = None,
     batch_ndim: int = 0,
@@ -187,7 +186,7 @@ def root_vjp(
     theta: tuple[Any, ...],
     w: Any,
     *,
-    solve: LinearMethod = "auto",
+    solve: str = "auto",
     ridge: float = 0.0,
     tolerance: float | None = None,
     batch_ndim: int = 0,

@@ -1,0 +1,162 @@
+"""Different optimality conditions of one problem give one derivative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pullback.implicit import (
+    KKTPoint,
+    custom_fixed_point,
+    custom_root,
+    optimality,
+    projection_box,
+    projection_l1_ball,
+    projection_simplex,
+    prox_group_lasso,
+    prox_lasso,
+)
+
+
+def quadratic(x: Tensor, a: Tensor) -> Tensor:
+    scale = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+    return (scale * (x - a) ** 2).sum() / 2
+
+
+def simplex_solution(a: Tensor) -> Tensor:
+    """Minimise the quadratic over the simplex by bisection on the multiplier (an independent solver)."""
+    scale = torch.arange(1, a.shape[-1] + 1, dtype=a.dtype)
+    low, high = torch.tensor(-100.0, dtype=a.dtype), torch.tensor(100.0, dtype=a.dtype)
+    for _ in range(200):
+        middle = (low + high) / 2
+        if (a - middle / scale).clamp(min=0).sum() > 1:
+            low = middle
+        else:
+            high = middle
+    return (a - low / scale).clamp(min=0)
+
+
+@pytest.fixture
+def target() -> Tensor:
+    return torch.tensor([0.9, 0.5, -0.4, 0.3], dtype=torch.float64, requires_grad=True)
+
+
+def finite_differences(a: Tensor) -> Tensor:
+    eye, h = torch.eye(len(a), dtype=a.dtype), 1e-6
+    return torch.stack([(simplex_solution(a + h * e) - simplex_solution(a - h * e)) / (2 * h) for e in eye], -1)
+
+
+def test_projected_mirror_and_kkt_agree(target: Tensor) -> None:
+    expected = finite_differences(target.detach())
+    projected = custom_fixed_point(
+        optimality.projected_gradient(quadratic, lambda y, a: projection_simplex(y), step=0.3)
+    )(lambda init, a: simplex_solution(a))
+    by_projection = torch.autograd.functional.jacobian(lambda a: projected(None, a), target)
+    torch.testing.assert_close(by_projection, expected, atol=1e-6, rtol=0)
+
+    def solve_kkt(init: None, a: Tensor) -> KKTPoint:
+        x = simplex_solution(a)
+        gradient = torch.func.grad(quadratic)(x, a)
+        nu = -gradient[x > 0].mean()
+        return KKTPoint(x, nu[None], (gradient + nu).clamp(min=0) * (x == 0))
+
+    conditions = optimality.kkt(quadratic, equality=lambda x, a: x.sum()[None] - 1, inequality=lambda x, a: -x)
+    point = solve_kkt(None, target.detach())
+    for part in conditions(point, target.detach()):
+        torch.testing.assert_close(part, torch.zeros_like(part), atol=1e-9, rtol=0)
+    kkt = custom_root(conditions)(solve_kkt)
+    torch.testing.assert_close(
+        torch.autograd.functional.jacobian(lambda a: kkt(None, a).primal, target), expected, atol=1e-6, rtol=0
+    )
+
+
+def test_mirror_descent_in_the_interior(target: Tensor) -> None:
+    def entropic(x: Tensor, a: Tensor) -> Tensor:  # interior solution: softmax(a)
+        return (x * x.log()).sum() - (x * a).sum()
+
+    mirror = custom_fixed_point(optimality.mirror_descent(entropic, step=0.5), ridge=0.0)(
+        lambda init, a: torch.softmax(a, -1)
+    )
+    got = torch.autograd.functional.jacobian(lambda a: mirror(None, a), target)
+    torch.testing.assert_close(got, torch.autograd.functional.jacobian(lambda a: torch.softmax(a, -1), target))
+    with pytest.raises(ValueError, match="must be given together"):
+        optimality.mirror_descent(entropic, mapping=torch.log)
+
+
+def test_proximal_and_block_proximal(target: Tensor) -> None:
+    def loss(x: Tensor, a: Tensor) -> Tensor:
+        return ((x - a) ** 2).sum() / 2
+
+    single = custom_fixed_point(
+        optimality.proximal_gradient(loss, lambda y, step, a: prox_lasso(y, 0.35 * step), step=0.7)
+    )(lambda init, a: prox_lasso(a, 0.35))
+    got = torch.autograd.functional.jacobian(lambda a: single(None, a), target)
+    torch.testing.assert_close(got, torch.diag((target.detach().abs() > 0.35).double()))
+
+    def coupled(blocks: tuple[Tensor, ...], a: Tensor) -> Tensor:
+        u, v = blocks
+        return ((u - a[:2]) ** 2).sum() / 2 + ((v - a[2:]) ** 2).sum() / 2
+
+    blocks = custom_fixed_point(
+        optimality.block_proximal(
+            coupled,
+            [lambda y, step, a: prox_lasso(y, 0.35 * step), lambda y, step, a: prox_group_lasso(y, 0.1 * step)],
+            [0.7, 0.4],
+        )
+    )(lambda init, a: (prox_lasso(a[:2], 0.35), prox_group_lasso(a[2:], 0.1)))
+    got = torch.autograd.functional.jacobian(lambda a: torch.cat(blocks(None, a)), target)
+    expected = torch.autograd.functional.jacobian(
+        lambda a: torch.cat([prox_lasso(a[:2], 0.35), prox_group_lasso(a[2:], 0.1)]), target
+    )
+    torch.testing.assert_close(got, expected)
+    with pytest.raises(ValueError, match="proxes and steps must be of one length, got 1 and 2"):
+        optimality.block_proximal(coupled, [lambda y, step, a: y], [0.1, 0.1])
+
+
+def test_newton_map_and_stationary_agree(target: Tensor) -> None:
+    def objective(x: Tensor, a: Tensor) -> Tensor:
+        return (x**4).sum() / 4 + (x**2).sum() / 2 - (a * x).sum()
+
+    gradient = optimality.stationary(objective)
+    assert gradient.symmetric
+
+    def solver(init: None, a: Tensor) -> Tensor:
+        x = torch.zeros_like(a)
+        for _ in range(50):
+            x = x - (x**3 + x - a) / (3 * x**2 + 1)
+        return x
+
+    root = torch.autograd.functional.jacobian(lambda a: custom_root(gradient)(solver)(None, a), target)
+    fixed = torch.autograd.functional.jacobian(
+        lambda a: custom_fixed_point(optimality.newton(gradient, step=0.5))(solver)(None, a), target
+    )
+    x = solver(None, target.detach())
+    torch.testing.assert_close(root, torch.diag(1 / (3 * x**2 + 1)))
+    torch.testing.assert_close(fixed, root)
+
+
+def test_constraints_are_needed_for_kkt() -> None:
+    with pytest.raises(ValueError, match="use stationary"):
+        optimality.kkt(quadratic)
+
+
+@pytest.mark.parametrize("projection", [projection_simplex, projection_l1_ball, projection_box])
+def test_projections_are_idempotent_and_nonexpansive(projection: object, generator: torch.Generator) -> None:
+    x, y = (3 * torch.randn(200, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    p, q = projection(x), projection(y)  # type: ignore[operator]
+    torch.testing.assert_close(projection(p), p)  # type: ignore[operator]
+    assert ((p - q).norm(dim=-1) <= (x - y).norm(dim=-1) + 1e-12).all()
+
+
+def test_simplex_radius_is_differentiable_and_broadcast() -> None:
+    x = torch.tensor([[0.5, 1.2, -1.0], [3.0, 2.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    radius = torch.tensor([1.0, 4.0], dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(projection_simplex(x, radius).sum(-1), radius)
+    assert torch.autograd.gradcheck(projection_simplex, (x, radius), check_forward_ad=True)
+
+
+def test_simplex_ties_and_size_one() -> None:
+    torch.testing.assert_close(projection_simplex(torch.zeros(4)), torch.full((4,), 0.25))
+    assert projection_simplex(torch.tensor([-7.0])).tolist() == [1.0]
+    assert projection_simplex(torch.zeros(0, 3)).shape == (0, 3)

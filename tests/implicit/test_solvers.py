@@ -1,0 +1,227 @@
+"""The solvers against scipy, closed forms and unrolling; what they say when they fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from pullback.core.errors import ConvergenceError
+from pullback.implicit import find_root, fixed_point, linear_solve, minimize, prox_lasso
+
+
+def rosenbrock(x: Tensor, a: Tensor) -> Tensor:
+    return (100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (a - x[..., :-1]) ** 2).sum(-1)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "newton", "gradient"])
+def test_minimize_rosenbrock(method: Any) -> None:
+    a = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    init = torch.tensor([-1.2, 1.0, 0.5], dtype=torch.float64)
+    solution = minimize(rosenbrock, init, a, method=method, max_iterations=20_000, check=True)
+    torch.testing.assert_close(solution.value.detach(), torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0)
+    (got,) = torch.autograd.grad(solution.value[0], a)
+    step = 1e-4
+    ends = [
+        scipy.optimize.minimize(lambda x, s=s: rosenbrock(torch.tensor(x), 1 + s).item(), np.ones(3), tol=1e-14).x[0]
+        for s in (-step, step)
+    ]
+    assert got.item() == pytest.approx((ends[1] - ends[0]) / (2 * step), rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "newton", "gradient", "fire"])
+def test_minimize_a_batch_of_independent_problems(method: Any, generator: torch.Generator) -> None:
+    a = 1 + torch.rand(5, 1, generator=generator, dtype=torch.float64)
+    init = torch.zeros(5, 2, dtype=torch.float64)
+
+    def objective(x: Tensor, a: Tensor) -> Tensor:
+        return (10 * (x[..., 1] - x[..., 0]) ** 2 + (a[..., 0] - x[..., 0]) ** 2) / 2
+
+    solution = minimize(objective, init, a, method=method, batch_ndim=1, max_iterations=5000, check=True)
+    torch.testing.assert_close(solution.value, a.expand(5, 2), atol=1e-7, rtol=0)
+    assert solution.iterations.shape == (5,)
+    assert len(solution.iterations.unique()) >= 1
+
+
+def test_fire_relaxes_a_cluster_to_a_known_minimum(generator: torch.Generator) -> None:
+    # Three discs with a Lennard-Jones potential: an equilateral triangle of side 2^(1/6), energy -3.
+    def potential(x: Tensor, size: Tensor) -> Tensor:
+        first, second = torch.triu_indices(3, 3, 1)
+        distance = (x[first] - x[second]).norm(dim=-1) / size
+        return 4 * (distance**-12 - distance**-6).sum()
+
+    start = torch.tensor([[0.0, 0.0], [1.3, 0.1], [0.4, 1.2]], dtype=torch.float64)
+    size = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    solution = minimize(potential, start, size, method="fire", step=0.01, max_iterations=5000, ridge=1e-6)
+    assert solution.converged
+    assert potential(solution.value, size).item() == pytest.approx(-3)
+    side = (solution.value[0] - solution.value[1]).norm()
+    assert side.item() == pytest.approx(2 ** (1 / 6))
+    assert torch.autograd.grad(side, size)[0].item() == pytest.approx(2 ** (1 / 6), rel=1e-4)  # all lengths scale
+
+
+def test_lasso_equals_scikit_learn_and_its_closed_jacobian(generator: torch.Generator) -> None:
+    from sklearn.linear_model import Lasso
+
+    x = torch.randn(40, 8, generator=generator, dtype=torch.float64)
+    y = x[:, :3].sum(-1) + 0.1 * torch.randn(40, generator=generator, dtype=torch.float64)
+    weight = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+
+    def loss(w: Tensor, weight: Tensor) -> Tensor:
+        return ((x @ w - y) ** 2).mean() / 2
+
+    solution = minimize(
+        loss,
+        torch.zeros(8, dtype=torch.float64),
+        weight,
+        prox=lambda w, step, weight: prox_lasso(w, step * weight),
+        tolerance=1e-10,
+        check=True,
+    )
+    reference = Lasso(alpha=0.2, fit_intercept=False, tol=1e-12, max_iter=10_000).fit(x.numpy(), y.numpy())
+    torch.testing.assert_close(solution.value.detach(), torch.from_numpy(reference.coef_), atol=1e-7, rtol=0)
+    support = solution.value.detach() != 0
+    assert 0 < support.sum() < 8
+    active = x[:, support]
+    expected = torch.zeros(8, dtype=torch.float64)
+    expected[support] = -torch.linalg.solve(active.T @ active / 40, solution.value.detach()[support].sign())
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: (
+            minimize(
+                loss,
+                solution.value.detach(),
+                v,
+                prox=lambda w, step, weight: prox_lasso(w, step * weight),
+                tolerance=1e-10,
+            ).value
+        ),
+        weight.detach(),
+    )
+    torch.testing.assert_close(jacobian, expected, atol=1e-7, rtol=1e-6)
+
+
+def test_anderson_needs_fewer_iterations_than_picard(generator: torch.Generator) -> None:
+    matrix = torch.randn(20, 20, generator=generator, dtype=torch.float64)
+    matrix = 0.97 * (matrix + matrix.T) / torch.linalg.eigvalsh(matrix + matrix.T).abs().max()
+    b = torch.randn(20, generator=generator, dtype=torch.float64)
+    counts = {}
+    for method in ("picard", "anderson", "newton"):
+        found = fixed_point(lambda x, b: matrix @ x + b, torch.zeros_like(b), b, method=method, max_iterations=5000)  # type: ignore[arg-type]
+        assert found.converged
+        torch.testing.assert_close(found.value, torch.linalg.solve(torch.eye(20) - matrix, b), atol=1e-8, rtol=0)
+        counts[method] = int(found.iterations)
+    assert counts["newton"] <= 2 < counts["anderson"] < counts["picard"] / 2
+
+
+def test_newton_survives_a_start_where_plain_newton_diverges() -> None:
+    # arctan from 3: the undamped iteration overshoots and never comes back.
+    found = find_root(lambda x: torch.atan(x), torch.tensor(3.0, dtype=torch.float64), check=True)
+    assert abs(found.value.item()) < 1e-9
+
+
+def test_a_failure_is_reported_and_can_be_raised() -> None:
+    def nowhere(x: Tensor) -> Tensor:
+        return x**2 + 1
+
+    start = torch.tensor(2.0, dtype=torch.float64)
+    found = find_root(nowhere, start)
+    assert not found.converged
+    assert found.residual >= 1
+    with pytest.raises(
+        ConvergenceError, match=r"find_root: the system did not converge, residual 1.*tolerance"
+    ) as caught:
+        find_root(nowhere, start, check=True)
+    assert caught.value.result.residual >= 1
+    with pytest.raises(ConvergenceError, match="fixed_point"):
+        fixed_point(lambda x: 2 * x + 1, start, method="picard", max_iterations=20, check=True)
+    with pytest.raises(ConvergenceError, match="minimize"):
+        minimize(rosenbrock, torch.tensor([-1.2, 1.0], dtype=torch.float64), start, max_iterations=3, check=True)
+
+
+def test_one_bad_problem_does_not_spoil_the_others() -> None:
+    a = torch.tensor([[4.0], [-1.0], [9.0]], dtype=torch.float64)
+    found = find_root(lambda x, a: x**2 - a, torch.ones_like(a), a, batch_ndim=1)
+    assert found.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(found.value[[0, 2]], a[[0, 2]].sqrt())
+
+
+@pytest.mark.parametrize("method", ["lu", "cg", "normal_cg", "bicgstab", "gmres"])
+def test_linear_solve_on_a_batch_with_different_difficulty(method: Any, generator: torch.Generator) -> None:
+    a = torch.randn(6, 12, 12, generator=generator, dtype=torch.float64)
+    a = a @ a.mT + torch.logspace(-1, 3, 6, dtype=torch.float64)[:, None, None] * torch.eye(12)
+    b = torch.randn(6, 12, generator=generator, dtype=torch.float64)
+    b[3] = 0  # solved before the first iteration
+    solution = linear_solve(a, b, method=method, tolerance=1e-12, max_iterations=400)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, torch.linalg.solve(a, b), atol=1e-9, rtol=1e-7)
+    assert not solution.value[3].any()
+    if method == "cg":
+        assert solution.iterations[5] < solution.iterations[0]
+
+
+@pytest.mark.parametrize("method", ["normal_cg", "bicgstab", "gmres", "lu"])
+def test_linear_solve_of_a_nonsymmetric_function(method: Any, generator: torch.Generator) -> None:
+    a = torch.randn(4, 4, generator=generator, dtype=torch.float64) + 3 * torch.eye(4)
+    b = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+
+    def product(v: Tensor, a: Tensor) -> Tensor:
+        return (a @ v.reshape(4)).reshape(2, 2)
+
+    def solve(a: Tensor, b: Tensor) -> Tensor:
+        return linear_solve(product, b, method=method, tolerance=1e-13, parameters=(a,)).value
+
+    torch.testing.assert_close(solve(a, b).reshape(4), torch.linalg.solve(a, b.reshape(4)))
+    assert torch.autograd.gradcheck(solve, (a.requires_grad_(), b.requires_grad_()), check_forward_ad=True)
+
+
+def test_a_preconditioner_saves_iterations(generator: torch.Generator) -> None:
+    scale = torch.logspace(0, 5, 60, dtype=torch.float64)
+    a = torch.diag(scale) + 0.1 * torch.ones(60, 60, dtype=torch.float64)
+    b = torch.randn(60, generator=generator, dtype=torch.float64)
+    for method in ("cg", "gmres", "bicgstab"):
+        plain = linear_solve(a, b, method=method, max_iterations=2000)  # type: ignore[arg-type]
+        helped = linear_solve(a, b, method=method, preconditioner=lambda v: v / scale)  # type: ignore[arg-type]
+        assert helped.converged
+        assert helped.iterations < plain.iterations
+        torch.testing.assert_close(helped.value, torch.linalg.solve(a, b), atol=1e-7, rtol=1e-6)
+
+
+def test_singular_systems_are_reported(generator: torch.Generator) -> None:
+    column = torch.randn(4, 1, generator=generator, dtype=torch.float64)
+    a, b = column @ column.T, torch.randn(4, generator=generator, dtype=torch.float64)
+    for method in ("lu", "cg", "normal_cg", "bicgstab", "gmres"):
+        assert not linear_solve(a, b, method=method).converged, method  # type: ignore[arg-type]
+        damped = linear_solve(a, b, method=method, ridge=0.1)  # type: ignore[arg-type]
+        assert damped.converged, method
+        normal = (a @ a if method == "normal_cg" else a) + 0.1 * torch.eye(4)
+        torch.testing.assert_close(damped.value, torch.linalg.solve(normal, a @ b if method == "normal_cg" else b))
+    with pytest.raises(ConvergenceError, match="linear_solve"):
+        linear_solve(a, b, method="gmres", check=True)
+
+
+def test_ridge_of_a_consistent_singular_system_is_the_minimum_norm_solution() -> None:
+    a = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    solution = linear_solve(a, torch.tensor([2.0, 2.0], dtype=torch.float64), method="cg")
+    assert solution.converged
+    torch.testing.assert_close(solution.value, torch.ones(2, dtype=torch.float64))
+
+
+def test_bad_arguments_are_named() -> None:
+    x = torch.zeros(2)
+    with pytest.raises(ValueError, match="objective must return one value a problem"):
+        minimize(lambda x: x, x)
+    with pytest.raises(ValueError, match="did you mean 'anderson'"):
+        fixed_point(lambda x: x, x, method="andersen")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"init must hold floating tensors, got torch\.int64"):
+        find_root(lambda x: x, torch.tensor([1]))
+    with pytest.raises(ValueError, match="share 1 leading dimensions"):
+        find_root(lambda x: x, (torch.zeros(2, 1), torch.zeros(3, 1)), batch_ndim=1)
+    weight = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="not in parameters"):
+        linear_solve(lambda v: weight * v, x + 1)
+    with pytest.raises(ValueError, match=r"matvec must return the shape of its argument \(2,\), got \(1,\)"):
+        linear_solve(lambda v: v[:1], x + 1)
