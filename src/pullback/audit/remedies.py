@@ -246,8 +246,10 @@ REMEDIES: tuple[Remedy, ...] = (
         "gradients.evolution_gradient",
         "Beyond the horizon of a chaotic (or biased) step, the gradient of the smoothed loss is the useful one.",
         "from pullback import gradients\n"
-        "estimate = gradients.evolution_gradient(lambda p: p.sin().sum(), {x}.detach(), smoothing=0.1, pairs=16,\n"
-        "                                        generator=torch.Generator().manual_seed(0))",
+        "noise = torch.Generator().manual_seed(0)\n"
+        "estimate = gradients.evolution_gradient(\n"
+        '    lambda p: p["x"].sin().sum(), {"x": {x}.detach()}, smoothing=0.1, pairs=16, generator=noise\n'
+        ').gradient["x"]',
         ("chaotic", "biased"),
         ("chaos", "chaotic", "lyapunov", "horizon", "smoothed", "evolution", "biased"),
     ),
@@ -261,7 +263,7 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy(
         "discrete.straight_through",
         "Any hard function forward, the gradient of a smooth one backwards.",
-        "from pullback import discrete\nhard = discrete.straight_through(torch.round, lambda v: v)({x})",
+        "from pullback import discrete\nhard = discrete.straight_through({x}.detach().round(), {x})",
         ("zero.step", "zero.rounding", "zero.function", "cut.rounding"),
         ("straight_through", "ste", "quantize", "function", "custom"),
     ),
