@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pullback.kernels.isotonic import block_means, pool
-from pullback.kernels.laplace import balance, laplace_product, solve_balanced
-from pullback.kernels.neuralsort import neuralsort_mean, neuralsort_mean_gradient
+from pullback.kernels.laplace import balance, laplace_product, softsort, solve_balanced
+from pullback.kernels.neuralsort import neuralsort_mean_gradient, weighted
 from pullback.kernels.sorting_network import transformed
 from pullback.kernels.standardise import standardise
 
@@ -44,7 +44,7 @@ def direct_values(
     kernels = standardise()
     if method not in METHODS or kernels is None or x.device.type != "cpu" or not x.numel() or transformed(x):
         return None
-    ordered, order = torch.sort(x.detach(), dim=-1, stable=True)
+    ordered, order = torch.sort(x.detach().contiguous(), dim=-1, stable=True)
     n = x.shape[-1]
     rows = ordered.view(-1, n)
     y, spread = torch.empty_like(rows), torch.empty(rows.shape[0], dtype=torch.float64)
@@ -94,26 +94,25 @@ class _Values(torch.autograd.Function):
 
 
 def _softsort(o: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Any]:
-    product = laplace_product(y, torch.stack([o, torch.ones_like(o)], dim=1))
-    values = product[:, 0] / product[:, 1]
-    return values, (values, product[:, 1])
+    values, total = torch.empty_like(o), torch.empty_like(y)
+    softsort()[0](y.numpy(), o.numpy(), values.numpy(), total.numpy())  # type: ignore[index]
+    return values, (values, total)
 
 
 def _softsort_back(g: Tensor, o: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    values, total = rest[-2]
-    g_sum = g / total
-    g_total = -g_sum * values
-    s_o, s_1, s_g, s_t = laplace_product(y, torch.stack([o, torch.ones_like(o), g_sum, g_total], dim=1), True).unbind(1)
-    grad_y = -(g_sum * s_o + g_total * s_1 + o * s_g + s_t)
-    return laplace_product(y, g_sum.unsqueeze(1)).squeeze(1), grad_y
+    grad_o, grad_y = torch.empty_like(o), torch.empty_like(y)
+    arrays = [t.numpy() for t in (y, o, g.contiguous(), *rest[-2], grad_o, grad_y)]
+    softsort()[1](*arrays)  # type: ignore[index]
+    return grad_o, grad_y
 
 
 def _neuralsort(o: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Any]:
-    return neuralsort_mean(y, o.unsqueeze(1)).squeeze(1), None
+    kept = weighted(y, o.unsqueeze(1))
+    return kept[0].squeeze(1), kept
 
 
-def _neuralsort_back(g: Tensor, o: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    grad_y, grad_o = neuralsort_mean_gradient(y, o.unsqueeze(1), g.unsqueeze(1))
+def _neuralsort_back(g: Tensor, o: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    grad_y, grad_o = neuralsort_mean_gradient(y, o.unsqueeze(1), g.unsqueeze(1), rest[-2])
     return grad_o.squeeze(1), grad_y
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pullback.core.checks import check_choice, check_floating
 from pullback.core.shapes import Float
-from pullback.discrete.laplace import batched
+from pullback.discrete.laplace import as_rows, batched
 from pullback.discrete.value_state import INFINITE, NAN, value_state
 from pullback.kernels.isotonic import block_means, pool
 
@@ -103,8 +103,8 @@ def _log_mean_exp(v: Tensor, start: Tensor) -> Tensor:
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(z: Tensor, w: Tensor, entropic: bool) -> Tensor:
-        n = z.shape[-1]
-        return pool(z.reshape(-1, n), w.reshape(-1, n), entropic).view(z.shape)
+        z.shape[-1]
+        return pool(as_rows(z, 1), as_rows(w, 1), entropic).view(z.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
@@ -128,8 +128,8 @@ class _BlockMean(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor, start: Tensor) -> Tensor:
-        n = v.shape[-1]
-        return block_means(v.reshape(-1, n).detach(), start.reshape(-1, n)).view(v.shape)
+        v.shape[-1]
+        return block_means(as_rows(v, 1).detach(), as_rows(start, 1)).view(v.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

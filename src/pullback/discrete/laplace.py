@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pullback.kernels.laplace import laplace_product
 
-__all__ = ["laplace"]
+__all__ = ["as_rows", "batched", "laplace"]
 
 
 def laplace(y: Tensor, v: Tensor, *, signed: bool = False) -> Tensor:
@@ -39,7 +39,7 @@ def laplace(y: Tensor, v: Tensor, *, signed: bool = False) -> Tensor:
 class _Laplace(torch.autograd.Function):
     @staticmethod
     def forward(y: Tensor, v: Tensor, signed: bool) -> Tensor:
-        rows, channels = y.reshape(-1, y.shape[-1]), v.reshape(-1, *v.shape[-2:])
+        rows, channels = as_rows(y, 1), as_rows(v, 2)
         return laplace_product(rows.detach(), channels.detach(), signed).view(v.shape)
 
     @staticmethod
@@ -86,3 +86,13 @@ def batched(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor) -> lis
     return [
         t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for dim, t in zip(in_dims, tensors, strict=True)
     ]
+
+
+def as_rows(t: Tensor, kept: int) -> Tensor:
+    """Return ``t`` with all but its last ``kept`` dimensions merged into one, also where some are empty.
+
+    Example:
+        >>> as_rows(torch.zeros(2, 3, 0), 1).shape
+        torch.Size([6, 0])
+    """
+    return t.reshape(t.shape[: t.ndim - kept].numel(), *t.shape[t.ndim - kept :])

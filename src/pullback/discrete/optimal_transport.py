@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.discrete.laplace import batched, laplace
+from pullback.discrete.laplace import as_rows, batched, laplace
 from pullback.kernels.laplace import balance, solve_balanced
 
 __all__ = ["Transport", "soft_threshold"]
@@ -79,7 +79,7 @@ class _Potential(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor) -> Tensor:
-        return balance(y.reshape(-1, y.shape[-1]).detach()).view(y.shape)
+        return balance(as_rows(y, 1).detach()).view(y.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -109,7 +109,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, f: Tensor, g: Tensor) -> Tensor:
-        rows = [t.reshape(-1, y.shape[-1]).detach() for t in (y, f, g)]
+        rows = [as_rows(t, 1).detach() for t in (y, f, g)]
         return solve_balanced(*rows).view(y.shape)
 
     @staticmethod

@@ -50,8 +50,8 @@ class Sorted:
         return self._indices
 
     @property
-    def permutation(self) -> Float[Tensor, "*batch n n"]:
-        """``[*batch, n, n]``: row = place, column = item. Formed on first reading, O(n^2) memory."""
+    def permutation(self) -> Float[Tensor, "*batch places n"]:
+        """``[*batch, places, n]``: row = place, column = item. Formed on first reading, O(n^2) memory."""
         if not isinstance(self._permutation, Tensor):
             self._permutation = self._permutation()
         return self._permutation

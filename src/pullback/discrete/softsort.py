@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.discrete.laplace import batched, laplace
+from pullback.discrete.laplace import as_rows, batched, laplace
 from pullback.kernels.neuralsort import (
     distance_sums,
     distance_sums_transposed,
@@ -107,7 +107,7 @@ class _NeuralSortMean(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, v: Tensor) -> Tensor:
-        rows, channels = y.reshape(-1, y.shape[-1]), v.reshape(-1, *v.shape[-2:])
+        rows, channels = as_rows(y, 1), as_rows(v, 2)
         return neuralsort_mean(rows.detach(), channels.detach()).view(v.shape)
 
     @staticmethod
@@ -119,9 +119,9 @@ class _NeuralSortMean(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         y, v = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            rows = y.reshape(-1, y.shape[-1])
-            channels = [t.reshape(-1, *t.shape[-2:]) for t in (v, g)]
-            grad_y, grad_v = neuralsort_mean_gradient(rows, *channels)
+            rows = as_rows(y, 1)
+            flat_v, flat_g = (as_rows(t, 2) for t in (v, g))
+            grad_y, grad_v = neuralsort_mean_gradient(rows, flat_v, flat_g)
             return grad_y.view(y.shape), grad_v.view(v.shape)
         p = neuralsort_matrix(y)
         return _logit_cotangent(_softmax_product(p, g.transpose(-1, -2) @ v)), g @ p
@@ -145,7 +145,7 @@ class _NeuralSortTransposed(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, v: Tensor) -> Tensor:
-        rows, channels = y.reshape(-1, y.shape[-1]).detach(), v.reshape(-1, *v.shape[-2:]).detach()
+        rows, channels = as_rows(y, 1).detach(), as_rows(v, 2).detach()
         return neuralsort_mean_gradient(rows, torch.zeros_like(channels), channels)[1].view(v.shape)
 
     @staticmethod
@@ -157,8 +157,8 @@ class _NeuralSortTransposed(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         y, v = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            rows = y.reshape(-1, y.shape[-1])
-            flat_v, flat_g = (t.reshape(-1, *t.shape[-2:]) for t in (v, g))
+            rows = as_rows(y, 1)
+            flat_v, flat_g = (as_rows(t, 2) for t in (v, g))
             # sum(g * P^T v) = sum(v * P g): the roles of channels and cotangent are swapped.
             grad_y, _ = neuralsort_mean_gradient(rows, flat_g, flat_v)
             return grad_y.view(y.shape), neuralsort_mean(rows, flat_g).view(v.shape)

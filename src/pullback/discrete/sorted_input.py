@@ -160,6 +160,8 @@ class SortedInput:
         return torch.where(count > 1, ((count * count - 1) / 12).clamp_min(0.25).sqrt(), 1.0)
 
     def _network(self) -> Sorted:
+        if self.x.shape[-1] == 0:
+            return Sorted(self.x, self.order, self.x.unsqueeze(-1).expand(*self.x.shape, 0))
         finite = torch.isfinite(self.x)
         unit: Any = 1.0 if self.spread is None else self.spread
         scaled = torch.where(finite, torch.where(finite, self.x, 0.0) / unit, self.x.detach())

@@ -200,7 +200,8 @@ def rank(
     """Return the soft place of every entry along ``dim``, from 0: the relaxation of ``argsort(argsort(x))``.
 
     Tied entries share the mean of their places. The ranks of ``"sinkhorn"``, ``"network"`` and ``"isotonic"`` sum to
-    ``n (n - 1) / 2`` at every temperature, so their sum has gradient 0.
+    ``n (n - 1) / 2`` at every temperature, so their sum has gradient 0. Those of ``"isotonic"`` have a slope only where
+    neighbours pool: it trains at temperatures of about 1 and above.
 
     Args:
         x, dim, descending, temperature, scale: as in :func:`sort`; at temperature 0 the gradient is 0.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pullback.kernels.compiled import compiled
 
-__all__ = ["balance", "laplace_product", "laplace_product_plain", "solve_balanced"]
+__all__ = ["balance", "laplace_product", "laplace_product_plain", "softsort", "solve_balanced"]
 
 _BLOCK = 1 << 20
 """Elements of the kernel matrix that the plain form holds at a time."""
@@ -211,3 +211,77 @@ def _scans() -> tuple[Callable[..., Any], ...] | None:
                 out[k, i] = w[i]
 
     return product, balanced, solve
+
+
+@cache
+def softsort() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """Return SoftSort's mean ``K o / K 1`` and its gradient as one compiled pass each, or ``None`` without numba.
+
+    ``mean(y, o, values, total)`` fills ``values [b, n]`` and ``total = K 1``. ``gradient(y, o, g, values, total,
+    grad_o, grad_y)`` fills the last two: with ``p = g / total``, ``q = -p values``, ``grad_o = K p`` and
+    ``grad_y = -(p S o + q S 1 + o S p + S q)``.
+
+    Example:
+        >>> softsort() is None or len(softsort())
+        2
+    """
+    jit = compiled()
+    if jit is None:
+        return None
+    import numpy as np
+
+    @jit
+    def mean(y: Any, o: Any, values: Any, total: Any) -> None:
+        b, n = y.shape
+        decay, weight, moment = np.empty(n + 1), np.empty(n), np.empty(n)
+        for k in range(b):
+            decay[0] = 0.0
+            for i in range(1, n):
+                decay[i] = np.exp(y[k, i - 1] - y[k, i])
+            w, m = 0.0, 0.0
+            for i in range(n):
+                w = w * decay[i] + 1.0
+                m = m * decay[i] + o[k, i]
+                weight[i] = w
+                moment[i] = m
+            w, m = 0.0, 0.0
+            for i in range(n - 1, -1, -1):
+                weight[i] += w
+                total[k, i] = weight[i]
+                values[k, i] = (moment[i] + m) / weight[i]
+                w = (w + 1.0) * decay[i]
+                m = (m + o[k, i]) * decay[i]
+
+    @jit
+    def gradient(y: Any, o: Any, g: Any, values: Any, total: Any, grad_o: Any, grad_y: Any) -> None:
+        b, n = y.shape
+        p, q, decay = np.empty(n), np.empty(n), np.empty(n + 1)
+        into, back = np.empty(n), np.empty(n)
+        for k in range(b):
+            for i in range(n):
+                p[i] = g[k, i] / total[k, i]
+                q[i] = -p[i] * values[k, i]
+                decay[i] = np.exp(y[k, i - 1] - y[k, i]) if i > 0 else 0.0
+            # Sums over the strictly smaller points, then those tied with the current one: ties have sign 0.
+            s_o, s_1, s_p, s_q = 0.0, 0.0, 0.0, 0.0
+            t_o, t_1, t_p, t_q = 0.0, 0.0, 0.0, 0.0
+            for i in range(n):
+                if i > 0 and y[k, i] != y[k, i - 1]:
+                    s_o, s_1 = (s_o + t_o) * decay[i], (s_1 + t_1) * decay[i]
+                    s_p, s_q = (s_p + t_p) * decay[i], (s_q + t_q) * decay[i]
+                    t_o, t_1, t_p, t_q = 0.0, 0.0, 0.0, 0.0
+                back[i] = -(p[i] * s_o + q[i] * s_1 + o[k, i] * s_p + s_q)
+                t_o, t_1, t_p, t_q = t_o + o[k, i], t_1 + 1.0, t_p + p[i], t_q + q[i]
+                into[i] = s_p + t_p
+            s_o, s_1, s_p, s_q = 0.0, 0.0, 0.0, 0.0
+            t_o, t_1, t_p, t_q = 0.0, 0.0, 0.0, 0.0
+            for i in range(n - 1, -1, -1):
+                if i < n - 1 and y[k, i] != y[k, i + 1]:
+                    s_o, s_1 = (s_o + t_o) * decay[i + 1], (s_1 + t_1) * decay[i + 1]
+                    s_p, s_q = (s_p + t_p) * decay[i + 1], (s_q + t_q) * decay[i + 1]
+                    t_o, t_1, t_p, t_q = 0.0, 0.0, 0.0, 0.0
+                grad_y[k, i] = back[i] + p[i] * s_o + q[i] * s_1 + o[k, i] * s_p + s_q
+                grad_o[k, i] = into[i] + s_p + t_p
+                t_o, t_1, t_p, t_q = t_o + o[k, i], t_1 + 1.0, t_p + p[i], t_q + q[i]
+
+    return mean, gradient
