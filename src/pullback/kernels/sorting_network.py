@@ -128,8 +128,9 @@ def _loops() -> ModuleType:
 def _forward(x: Tensor, swaps: Swaps, derivatives: int) -> tuple[Tensor, list[Tensor]]:
     """Return the sorted rows and the first ``derivatives`` of ``q``, ``g``, ``r``."""
     low, high = swaps.pairs
-    blocks = -(-x.shape[0] // 16)
-    kept = [x.new_empty((blocks, low.numel(), 16) if i < derivatives else (0, 0, 0)) for i in range(3)]
+    lanes = min(16, x.shape[0])
+    blocks = -(-x.shape[0] // lanes)
+    kept = [x.new_empty((blocks, low.numel(), lanes) if i < derivatives else (0, 0, 0)) for i in range(3)]
     out = torch.empty_like(x)
     loops = _loops()
     kind = loops.KINDS[swaps.distribution]

@@ -113,7 +113,7 @@ def forward(
     """Send ``x`` ``[rows, n]`` through the swaps ``(low[p], high[p])``.
 
     Writes the outputs to ``sort`` ``[rows, n]`` and, unless they are empty, ``q``, ``g`` and ``r`` ``[blocks, swaps,
-    16]``. ``hard`` swaps without error; then ``q``, ``g`` and ``r`` are those of the soft swap at the hard inputs.
+    min(16, rows)]``. ``hard`` swaps without error; then these are of the soft swap at the hard inputs.
     """
     rows, n = x.shape
     wires = np.zeros((n, _LANES))
@@ -141,10 +141,10 @@ def forward(
                 wires[i, k] = a + moved if soft else min(a, b)
                 wires[j, k] = b - moved if soft else max(a, b)
             if q.size:
-                for k in range(_LANES):
+                for k in range(q.shape[2]):
                     q[block, p, k] = weight[k] - t[k] * slope[k]
             if g.size:
-                for k in range(_LANES):
+                for k in range(g.shape[2]):
                     g[block, p, k] = weight[k]
                     r[block, p, k] = steepness * slope[k]
         for lane in range(width):
@@ -172,7 +172,7 @@ def transposed(cotangent: Any, low: Any, high: Any, q: Any, injected: Any, out: 
             if injected.size:
                 for lane in range(width):
                     extra[lane] = injected[first + lane, p]
-            for lane in range(_LANES):
+            for lane in range(q.shape[2]):
                 a, b = wires[i, lane], wires[j, lane]
                 moved = (b - a) * q[block, p, lane] - extra[lane]
                 wires[i, lane] = a + moved
@@ -184,7 +184,7 @@ def transposed(cotangent: Any, low: Any, high: Any, q: Any, injected: Any, out: 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def matrix(low: Any, high: Any, g: Any, out: Any) -> None:
-    """Apply the swaps with weights ``g`` ``[blocks, swaps, 16]`` to the identity: ``out`` ``[rows, n, n]``."""
+    """Apply the swaps with the weights ``g`` of :func:`forward` to the identity: ``out`` ``[rows, n, n]``."""
     rows, n = out.shape[0], out.shape[1]
     weights = np.empty(low.size)
     columns = np.empty((n, _LANES))

@@ -114,10 +114,11 @@ def run(lab: Lab, config: Config) -> None:
         cauchy=floored["cauchy"].min(),
         logistic=floored["logistic"].min(),
     )
+    steep, exact, cauchy = floored["logistic"].min(), matches["logistic"].min(), matches["cauchy"].min()
     lab.note(
-        "Steep logistic networks fail only with the reference code's loss, whose gradient is cut where "
-        f"P (1 - P) < 1e-12 (exact match at the worst steepness {floored['logistic'].min():.2f}). With permutation_loss "
-        f"they train ({matches['logistic'].min():.2f}; Cauchy at its worst {matches['cauchy'].min():.2f})."
+        "Steep logistic networks fail only with the reference code's loss, whose gradient is cut where P (1 - P) < "
+        f"1e-12 (exact match at the worst steepness {steep:.2f}). With permutation_loss they train ({exact:.2f}; "
+        f"Cauchy at its worst {cauchy:.2f})."
     )
     longer = {s: float(_order_free_scores(lab, config, s, n=16)[1].max()) for s in ("logistic", "cauchy")}
     lab.claim(
