@@ -107,7 +107,7 @@ def test_show_tells_how_to_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["lsit"], 'Unknown command "lsit". Did you mean "list"?'),
         (["find"], ""),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_use_is_one_line_and_status_2(
     words: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

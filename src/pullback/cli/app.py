@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import cyclopts
 
 import pullback
+from pullback.cli.auditing import complete_json
 from pullback.cli.auditing import register as register_audit
 from pullback.cli.benching import register as register_bench
 from pullback.cli.data import register as register_data
@@ -65,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in own
     if debug:
         words.remove("--debug")
+    if words[:1] == ["audit"]:
+        words = complete_json(words)
     try:
         status = (
             run_command(words[1:]) if words[:1] == ["run"] and words[1:] not in (["--help"], ["-h"]) else app(words)
@@ -72,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has left, as in `pullback list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is flushed there at exit
+        return FINE
     except SystemExit as stop:  # from code that was audited, or from an option such as --version
         return stop.code if isinstance(stop.code, int) else FINE if stop.code is None else FOUND
     except (cyclopts.CycloptsError, UsageError) as error:

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
-from pullback.cli.output import UserCodeError, print_json, print_line
+from pullback.cli.output import StandardOutput, UserCodeError, print_json, print_line
 
 if TYPE_CHECKING:
     from pullback.audit import Report
 
-__all__ = ["register"]
+__all__ = ["complete_json", "register"]
 
 _DEMO = Path("pullback-demo")
+
+
+def complete_json(words: Sequence[str]) -> list[str]:
+    """Return the words of ``pullback audit`` with ``--json`` and ``--json -`` as ``--json=-``.
+
+    Example:
+        >>> complete_json(["audit", "train.py", "--json", "--steps", "1", "--", "--json"])
+        ['audit', 'train.py', '--json=-', '--steps', '1', '--', '--json']
+    """
+    end = words.index("--") if "--" in words else len(words)
+    own = list(words[:end])
+    for index, word in enumerate(own):
+        following = own[index + 1] if index + 1 < len(own) else "-"
+        if word == "--json" and following.startswith("-"):
+            own[index] = "--json=-"
+            if own[index + 1 : index + 2] == ["-"]:
+                del own[index + 1]
+    return [*own, *words[end:]]
 
 
 def register(app: cyclopts.App) -> None:
@@ -84,12 +102,14 @@ def find(
 def audit(
     target: Annotated[str, Parameter(help="A script (`train.py`) or a function (`pkg.mod:fn`).")],
     /,
-    *arguments: Annotated[str, Parameter(help="After `--`: the script's own arguments.", allow_leading_hyphen=True)],
+    *arguments: Annotated[str, Parameter(help="After `--`: the script's own arguments.")],
     inputs: Annotated[
         str | None, Parameter(help="`pkg.mod:make_inputs`, called without arguments; its result goes to the function.")
     ] = None,
-    steps: Annotated[int, Parameter(help="How many `.backward()` of a script are audited before it is stopped.")] = 1,
-    json: Annotated[str | None, Parameter(help="Write the report as JSON to this file; `-`: standard output.")] = None,
+    steps: Annotated[int, Parameter(help="Backward passes audited per line; then the script is stopped.")] = 3,
+    json: Annotated[
+        str | None, Parameter(help="Write the report as JSON to this file; `-` or nothing: standard output.")
+    ] = None,
     html: Annotated[Path | None, Parameter(help="Write a self-contained page.")] = None,
     fail_on: Annotated[
         Literal["info", "warning", "error"], Parameter(help="From this severity on, a finding makes the exit status 1.")
@@ -97,6 +117,9 @@ def audit(
     relax: Annotated[
         float | None, Parameter(help="Run the code under `pullback.relaxed` of this temperature and audit that.")
     ] = None,
+    ignore: Annotated[
+        tuple[str, ...], Parameter(help="Places not to report, `model.py:12` or `model.py`.", negative=())
+    ] = (),
     libraries: Annotated[
         bool, Parameter(negative=(), help="Blame lines inside installed libraries, not those that call them.")
     ] = False,
@@ -105,6 +128,7 @@ def audit(
 
     Example: `pullback audit train.py -- --epochs 1`, `pullback audit model:loss --inputs model:make_inputs`
     """
+    from pullback.audit import audit_script
     from pullback.lab.runner import UsageError
 
     if steps < 1:
@@ -119,14 +143,17 @@ def audit(
         raise UsageError(f"no script {target!r}; a function is named pkg.mod:fn")
     if not is_script and ":" not in target:
         raise UsageError(f"target must be a script or pkg.mod:fn, got {target!r}")
+    if arguments and not is_script:
+        raise UsageError(f"arguments after -- belong to a script, got {' '.join(arguments)!r} for {target}")
     if inputs is not None and is_script:
         raise UsageError("--inputs belongs to a function (pkg.mod:fn); a script brings its own")
     # What the audited code prints is for people: with `--json -` it must not reach standard output.
     with contextlib.redirect_stdout(sys.stderr) if json == "-" else contextlib.nullcontext(), _relaxed(relax):
+        options: dict[str, Any] = {"ignore": ignore, "libraries": libraries}
         if is_script:
-            report = _audit_script(target, arguments, steps, libraries)
+            report = audit_script(target, arguments, steps=steps, **options)
         else:
-            report = _audit_function(target, inputs, arguments, libraries)
+            report = _audit_function(target, inputs, options)
     return _show(report, json, html, fail_on)
 
 
@@ -138,38 +165,33 @@ def _relaxed(temperature: float | None) -> Any:
     return relaxed(temperature=temperature)
 
 
-def _audit_script(path: str, arguments: tuple[str, ...], steps: int, libraries: bool) -> Report:
-    from pullback.audit import audit_script
-
-    return audit_script(path, arguments, steps=steps, libraries=libraries)
-
-
-def _audit_function(target: str, inputs: str | None, arguments: tuple[str, ...], libraries: bool) -> Report:
+def _audit_function(target: str, inputs: str | None, options: dict[str, Any]) -> Report:
     """Import and audit; an error of the user's own code keeps its traceback."""
-    from pullback.audit import audit as audit_function
+    from pullback.audit import audit_target, load_target
     from pullback.lab.runner import UsageError
 
-    if arguments:
-        raise UsageError(f"arguments after -- belong to a script, got {' '.join(arguments)!r} for {target}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
-    function = _load(target)
     try:
-        given = _load(inputs)() if inputs is not None else ()
-        given = given if isinstance(given, tuple | list) else (given,)
-        return audit_function(function, *given, libraries=libraries, target=target)
+        for name in (target, inputs):
+            if name is not None:
+                load_target(name)
+        return audit_target(target, inputs, **options)
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        if _raised_by(error, "pullback.audit.target"):
+            raise UsageError(str(error)) from error
+        raise UserCodeError(f"{target} raised {type(error).__name__}: {error}") from error
     except Exception as error:
         raise UserCodeError(f"{target} raised {type(error).__name__}: {error}") from error
 
 
-def _load(target: str) -> Any:
-    from pullback.audit import load_target
-    from pullback.lab.runner import UsageError
-
-    try:
-        return load_target(target)
-    except (ValueError, TypeError, AttributeError, ModuleNotFoundError) as error:
-        raise UsageError(str(error)) from error
+def _raised_by(error: Exception, module: str) -> bool:
+    """Whether the error comes from that module itself, or from the import machinery that it called."""
+    entry, blamed = error.__traceback__, ""
+    while entry is not None:
+        name = entry.tb_frame.f_globals.get("__name__", "")
+        if not name.startswith("importlib"):
+            blamed = name
+        entry = entry.tb_next
+    return blamed == module
 
 
 def _show(report: Report, json: str | None, html: Path | None, fail_on: str) -> int:
@@ -178,7 +200,7 @@ def _show(report: Report, json: str | None, html: Path | None, fail_on: str) -> 
     else:
         from pullback.audit.report_terminal import print_report
 
-        print_report(report)
+        print_report(report, StandardOutput())
         if json is not None:
             Path(json).write_text(report.to_json(), encoding="utf-8")
     if html is not None:

@@ -11,11 +11,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["UserCodeError", "complain", "print_json", "print_line", "print_table"]
+__all__ = ["StandardOutput", "UserCodeError", "complain", "print_json", "print_line", "print_table"]
 
 
 class UserCodeError(RuntimeError):
     """Code that the user gave raised."""
+
+
+class StandardOutput(Console):
+    """Rich on standard output; a reader that has left is for :func:`pullback.cli.app.main` to see.
+
+    In a pipe nobody reads columns: no line is cut or wrapped to a made-up width.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(width=None if sys.stdout.isatty() else 2000)
+
+    def on_broken_pipe(self) -> None:
+        """Pass the error on (Rich itself would exit with status 1)."""
+        raise BrokenPipeError
 
 
 def complain(message: str) -> None:
@@ -30,7 +44,7 @@ def print_json(value: Any) -> None:
 
 def print_line(text: str = "") -> None:
     """Print a line on standard output as it is."""
-    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+    print(text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, fold: Sequence[str] = ()) -> None:
@@ -52,6 +66,4 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, fold: 
         )
     for row in rows:
         table.add_row(*[value if isinstance(value, Text) else Text(str(value)) for value in row])
-    # In a pipe nobody reads columns: no line is cut or wrapped to a made-up width.
-    console = Console() if sys.stdout.isatty() else Console(width=2000)
-    console.print(table)
+    StandardOutput().print(table)

@@ -1,0 +1,164 @@
+"""`pullback audit` and `pullback find`: what a user gets for scripts and functions of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pullback.cli import main
+
+DEAD = """
+import sys
+import torch
+from torch import nn
+
+print("arguments", sys.argv[1:])
+torch.manual_seed(0)
+scorer = nn.Linear(4, 3)
+table = nn.Parameter(torch.arange(3.0))
+optimizer = torch.optim.SGD([*scorer.parameters(), table], lr=0.1)
+for step in range(5):
+    choice = scorer(torch.randn(8, 4)).argmax(-1)
+    loss = (table[choice] - 1).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print("the end")
+"""
+
+FUNCTIONS = """
+import torch
+
+
+def pick(scores, values):
+    return values[scores.argmax()]
+
+
+def smooth(x):
+    return x.square().sum()
+
+
+def broken(x):
+    raise KeyError("of the user")
+
+
+def two():
+    return torch.tensor([0.1, 0.9], requires_grad=True), torch.tensor([1.0, 2.0])
+
+
+def one():
+    return torch.ones(3, requires_grad=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(DEAD)
+    (tmp_path / "functions_of_a_user.py").write_text(FUNCTIONS)
+    yield tmp_path
+    sys.modules.pop("functions_of_a_user", None)
+
+
+def test_a_script_is_audited_with_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "train.py", "--steps", "2", "--", "--epochs", "1"]) == 1
+    text = capsys.readouterr().out
+    assert "arguments ['--epochs', '1']" in text
+    assert "the end" not in text, "the script is stopped"
+    assert "cut.index" in text
+    assert "choice = scorer(torch.randn(8, 4)).argmax(-1)" in text
+
+
+@pytest.mark.parametrize("words", [["--json"], ["--json", "-"], ["--json=-", "--steps", "1"]], ids=" ".join)
+def test_json_is_all_there_is_on_standard_output(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "train.py", *words]) == 1
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert [(f["code"], f["line"]) for f in report["findings"] if f["severity"] == "error"] == [("cut.index", 12)]
+    assert "arguments" in shown.err
+
+
+def test_reports_go_to_files(folder: Path) -> None:
+    assert main(["audit", "train.py", "--json", "report.json", "--html", "report.html"]) == 1
+    assert json.loads((folder / "report.json").read_text())["ok"] is False
+    page = (folder / "report.html").read_text()
+    assert "argmax" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_relaxed_code_has_no_dead_gradient() -> None:
+    assert main(["audit", "train.py", "--relax", "0.1"]) == 0
+
+
+def test_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "functions_of_a_user"
+    assert main(["audit", f"{name}:pick", "--inputs", f"{name}:two"]) == 1
+    assert main(["audit", f"{name}:pick", "--inputs", f"{name}:two", "--ignore", f"{name}.py"]) == 0
+    assert main(["audit", f"{name}:smooth", "--inputs", f"{name}:one", "--fail-on", "info"]) == 0
+    capsys.readouterr()
+    assert main(["audit", f"{name}:broken", "--inputs", f"{name}:one"]) == 3
+    shown = capsys.readouterr().err
+    assert 'raise KeyError("of the user")' in shown, "the user's own traceback is shown"
+    assert shown.splitlines()[-1] == f"pullback: {name}:broken raised KeyError: 'of the user'"
+
+
+def test_a_script_that_raises_is_status_3(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "raises.py").write_text("def inner():\n    raise KeyError('of the user')\n\n\ninner()\n")
+    assert main(["audit", "raises.py"]) == 3
+    shown = capsys.readouterr().err
+    assert "raises.py" in shown
+    assert "KeyError: 'of the user'" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["audit"], "requires an argument"),
+        (["audit", "no.py"], "no script 'no.py'"),
+        (["audit", "train"], "target must be a script or pkg.mod:fn, got 'train'"),
+        (["audit", "functions_of_a_user:pik"], "did you mean 'pick'?"),
+        (["audit", "no_such_module:fn"], "No module named 'no_such_module'"),
+        (["audit", "train.py", "--inputs", "m:f"], "--inputs belongs to a function"),
+        (["audit", "train.py", "--steps", "0"], "steps must be >= 1, got 0"),
+        (["audit", "train.py", "--relax", "0"], "relax must be a temperature > 0, got 0"),
+        (["audit", "train.py", "--html", "no/folder/x.html"], "html must be a file in an existing folder"),
+        (["audit", "train.py", "--json", "no/folder/x.json"], "json must be a file in an existing folder"),
+        (["audit", "train.py", "--fail-on", "all"], 'Invalid value "all" for --fail-on'),
+        (["audit", "train.py", "--epochs", "1"], "Unknown option: --epochs"),
+        (["audit", "functions_of_a_user:one", "--", "-x"], "arguments after -- belong to a script"),
+        (["find", "agrmax"], "no block is known for 'agrmax'; did you mean 'argmax'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_is_one_line_and_status_2(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert line in shown.err
+
+
+def test_find_prints_code_that_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["find", "argmax"]) == 0
+    assert "pullback.discrete.argmax" in capsys.readouterr().out
+    assert main(["find", "argmax", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found[0]["block"] == "discrete.argmax"
+    namespace: dict[str, object] = {}
+    exec("import torch\nx = torch.randn(5, requires_grad=True)\n" + found[0]["code"], namespace)
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "pullback", "find", "argmax"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert listing.stdout is not None
+    listing.stdout.close()
+    assert listing.stderr is not None
+    assert listing.stderr.read() == b""
+    assert listing.wait() == 0
