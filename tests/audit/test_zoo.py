@@ -34,7 +34,9 @@ def _marks(module: ModuleType, build: object) -> set[tuple[int, str]]:
     if "Coder" in text:
         source, first = inspect.getsourcelines(faults_cut.Quantizer)
         blocks.append((first, source))
-    return {(first + i, m.group(1)) for first, body in blocks for i, line in enumerate(body) if (m := _MARK.search(line))}
+    return {
+        (first + i, m.group(1)) for first, body in blocks for i, line in enumerate(body) if (m := _MARK.search(line))
+    }
 
 
 def _audit(build: object) -> pullback.audit.Report:

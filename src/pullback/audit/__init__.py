@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from pullback.audit.chaos import lyapunov
 from pullback.audit.entry import audit
 from pullback.audit.findings import Finding, LineRecord, ParameterRecord, Report
 from pullback.audit.script import audit_script
@@ -20,6 +21,7 @@ __all__ = [
     "audit_script",
     "audit_target",
     "load_target",
+    "lyapunov",
 ]
 
 

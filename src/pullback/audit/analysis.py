@@ -64,7 +64,9 @@ def analyse(
         notes: what the audit did not see.
         error: traceback of the user's code, if it raised.
     """
-    return _Analysis(tracer, wrt, {**tracer.names, **(names or {})}, ignore, verdicts or Verdicts()).report(target, notes, error)
+    return _Analysis(tracer, wrt, {**tracer.names, **(names or {})}, ignore, verdicts or Verdicts()).report(
+        target, notes, error
+    )
 
 
 def site_key(site: Site, op: str) -> tuple[Any, int, str]:
@@ -241,15 +243,13 @@ class _Analysis:
         event, summands = event_terms
         if not event.live or member not in self.nodes[event.node].origins:
             return False
-        joined = {
-            c for i in summands for c in self.graph.children[i] if c in summands and self.nodes[c].op in _SUMS
-        }
+        joined = {c for i in summands for c in self.graph.children[i] if c in summands and self.nodes[c].op in ops.SUMS}
         if any(live.index not in joined for _, live in self.graph.merges(member, self.tracer.origins[member].node)):
             return False
         for index in summands:
             if member not in self.nodes[index].origins or self.nodes[index].straight:
                 continue
-            joins = [c for c in self.graph.children[index] if c in summands and self.nodes[c].op in _SUMS]
+            joins = [c for c in self.graph.children[index] if c in summands and self.nodes[c].op in ops.SUMS]
             if any(self.nodes[c].live for c in joins) and not self._learns(index):
                 return True
         return False
@@ -284,9 +284,17 @@ class _Analysis:
         graph = self.graph
         lost = [e for e in graph.events if not e.live and not self.nodes[e.node].origins]  # type: ignore[index]
         lost += [e for e in self.tracer.events if e.node is None]
+        constants = () if self.verdicts.exits else [i for e in graph.events for i in graph.summands(e)]
+        rebuilt = [i for i in constants if self.nodes[i].constant]  # a term of the loss that came from nowhere
         for exit_ in self.tracer.exits:
             if exit_.linked or exit_.op == "__bool__":
                 continue
+            if rebuilt and exit_.node < min(rebuilt) and self.nodes[exit_.node].origins and exit_.direct:
+                same = [
+                    e for e in self.tracer.exits if e.site.line == exit_.site.line and e.site.code is exit_.site.code
+                ]
+                self._rebuilt(min(same, key=lambda e: min(e.upstream, default=len(self.tracer.origins))))
+                rebuilt = []
             verdict = self.verdicts.exits.get(site_key(exit_.site, exit_.op))
             above = graph.upstream([exit_.source])
             leaves = graph.leaves(above) & self.trained
@@ -301,6 +309,14 @@ class _Analysis:
             if in_test or exit_.op in ("__int__", "__index__"):
                 code = code if origin is not None and origin[0] != "cut.number" else "control-flow.number"
             self._blame(silent, self._add(code, site, op, "error" if silent or verdict else "warning", evidence))
+
+    def _rebuilt(self, exit_: Exit) -> None:
+        """Blame the head of the chain that ends in a number, from which a constant term of the loss was made."""
+        if not self.graph.leaves(self.graph.upstream([exit_.source])) & self.trained:
+            return
+        code, op, site = self._first(exit_) or (self._code_of_exit(exit_), exit_.op, exit_.site)
+        where = place(exit_.site.code, exit_.site.instruction, exit_.site.line)
+        self._add(code, site, op, "error", {"a constant term of the loss is made from": f"{where.file}:{where.line}"})
 
     def _first(self, exit_: Exit) -> tuple[str, str, Site] | None:
         """Return the stop at the head of the chain that ends in an exit."""
@@ -478,5 +494,4 @@ def _exp(value: float) -> float:
     return math.exp(min(max(value, -700.0), 700.0))
 
 
-_SUMS = frozenset("add sub rsub add_ sub_ __iadd__ __isub__ __radd__ __rsub__ stack cat sum mean".split())
 _SILENT = Finding("cut.silenced", "cut", "info", "", 0, 0, 0, "", "", "")

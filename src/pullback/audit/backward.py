@@ -47,6 +47,7 @@ class CotangentHook:
         self.outermost = outermost
 
     def __call__(self, leaving: Any, arriving: Any) -> None:
+        """Measure; autograd calls this with the gradients of the inputs and of the outputs."""
         if self.tracer.stopped:
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():

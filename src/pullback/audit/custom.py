@@ -34,13 +34,11 @@ def copied(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
 
 
-def check_custom(
-    call: CustomCall, generator: torch.Generator | None
-) -> tuple[Site, str, dict[str, float]] | None:
+def check_custom(call: CustomCall, generator: torch.Generator | None) -> tuple[Site, str, dict[str, float]] | None:
     """Compare ``<J^T g, u>`` from the backward with central differences of ``<f, g>`` along ``u``, in float64.
 
-    Not a finding: a forward that returns an input unchanged (gradient reversal, scaling), one whose slope is zero where the
-    backward is not (straight-through), one whose differences do not settle as the step shrinks.
+    Not a finding: a forward that returns an input unchanged (gradient reversal, scaling), one whose slope is zero
+    where the backward is not (straight-through), one whose differences do not settle as the step shrinks.
 
     Returns:
         Site, name and numbers if the two disagree by more than 10 %, else ``None``.

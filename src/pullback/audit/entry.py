@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pullback.audit.analysis import Verdicts, analyse
+from pullback.audit.chaos import chaos_finding
 from pullback.audit.findings import Report
 from pullback.audit.probes import probe
 from pullback.audit.program import Program
@@ -35,19 +37,20 @@ def audit(
 ) -> Report:
     """Run ``fn(*inputs)``, differentiate its result, and report line by line where the gradient is lost.
 
-    The value that is differentiated is ``loss(output)`` if given; else the output if it is a scalar; else a fixed random
-    projection of all outputs that carry a gradient. A function that calls ``backward`` itself is audited at those calls.
+    The value that is differentiated is ``loss(output)`` if given; else the output if it is a scalar; else a fixed
+    random projection of all outputs that carry a gradient. A function that calls ``backward`` itself is audited at
+    those calls.
 
     Args:
         fn: any callable: a function, a closure, an ``nn.Module``, a bound method.
         *inputs: its arguments, left unchanged.
-        wrt: what is trained: a tensor, a module, an optimizer, or nested lists and dicts of them. Default: every leaf that
-            requires grad; if there is none, the floating inputs.
+        wrt: what is trained: a tensor, a module, an optimizer, or nested lists and dicts of them. Default: every
+            leaf that requires grad; if there is none, the floating inputs.
         loss: maps the output to a scalar.
         step: a map from a state to the next one of the same form, whose largest Lyapunov exponent is to be measured,
             starting at the first input.
-        probes: ``"auto"`` replays the function (same random numbers, state restored) where the trace alone cannot decide
-            whether a stop matters; ``"none"`` never runs it twice.
+        probes: ``"auto"`` replays the function (same random numbers, state restored) where the trace alone cannot
+            decide whether a stop matters; ``"none"`` never runs it twice.
         budget: seconds that the probes may take.
         ignore: places not to report, as ``"model.py:12"`` or ``"model.py"``.
         libraries: blame lines inside installed libraries instead of the line of the user that called them.
@@ -77,7 +80,7 @@ def audit(
     check_positive("budget", budget)
     given = dict(kwargs or {})
     wanted = list(_trained(wrt)) if wrt is not None else None
-    name = target or getattr(fn, "__qualname__", type(fn).__name__)
+    name: str = target or getattr(fn, "__qualname__", None) or type(fn).__name__
     program = Program(fn, inputs, given, loss)
     state = random_state()
     opened = [t for t in wanted or () if not t.requires_grad]
@@ -103,7 +106,7 @@ def audit(
             tensor.requires_grad_(False)
     if not tracer.leaves:
         notes.append("nothing differentiable was traced: no tensor that requires grad was used")
-    return analyse(
+    report = analyse(
         tracer,
         target=name,
         wrt=None if wanted is None else {id(t) for t in wanted},
@@ -112,6 +115,13 @@ def audit(
         verdicts=verdicts,
         notes=notes,
     )
+    if step is not None:
+        if not inputs or not isinstance(inputs[0], Tensor):
+            raise TypeError("step needs a tensor as the first input, the state to start from")
+        chaos = chaos_finding(step, inputs[0])
+        if chaos is not None:
+            report = replace(report, findings=(chaos, *report.findings))
+    return report
 
 
 def _run(program: Program, libraries: bool) -> Tracer:
@@ -139,4 +149,3 @@ def _trained(wrt: Any) -> Iterator[Tensor]:
             yield from _trained(value)
     else:
         raise TypeError(f"wrt must be a tensor, module, optimizer or a nest of them, got {type(wrt).__name__}")
-

@@ -58,9 +58,7 @@ def _bounds(graph: TraceGraph, inside: set[int], loss: int) -> tuple[dict[int, f
         norms = {u: graph.nodes[u].cotangent for u in users}
         used = [u for u in users if norms[u] != 0.0] or users
         peak[index] = min(0.0 if u in head else max(peak[u], norms[u] or peak[u]) for u in used)
-        bottleneck[index] = max(
-            math.inf if u in head else min(bottleneck[u], norms[u] or bottleneck[u]) for u in used
-        )
+        bottleneck[index] = max(math.inf if u in head else min(bottleneck[u], norms[u] or bottleneck[u]) for u in used)
     return peak, bottleneck
 
 

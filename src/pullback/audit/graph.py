@@ -71,7 +71,7 @@ class TraceGraph:
         return found
 
     def merges(self, origin: int, start: int) -> list[tuple[Node, Node]]:
-        """Return (dead node, live node) where the value of an origin first meets the graph again, on the way to a loss."""
+        """Return (dead node, live node) where an origin's value first meets the graph again, on the way to a loss."""
         found: list[tuple[Node, Node]] = []
         seen: set[int] = set()
         stack = [start]

@@ -1,8 +1,8 @@
 """Tell a gradient that was stopped on purpose from one that was lost.
 
-Stopping a gradient is right for targets (a teacher, a target network, pseudo labels), for a generator's samples while the
-discriminator learns, and for samples whose log-probability carries the gradient (the score-function estimator). Each has
-a shape in the trace that a lost gradient does not have.
+Stopping a gradient is right for targets (a teacher, a target network, pseudo labels), for a generator's samples
+while the discriminator learns, and for samples whose log-probability carries the gradient (the score-function
+estimator). Each has a shape in the trace that a lost gradient does not have.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def intended(graph: TraceGraph, index: int, origin: Origin, *, starved: bool) ->
         graph: the trace.
         index: of the origin.
         origin: the stop.
-        starved: whether it leaves a tensor without gradient that is known to be trained (named by the caller, or held by
-            an optimizer that took a step): then no target and no sample is an excuse.
+        starved: whether it leaves a tensor without gradient that is known to be trained (named by the caller, or
+            held by an optimizer that took a step): then no target and no sample is an excuse.
     """
     meets = graph.merges(index, origin.node)
     if not meets:
@@ -62,7 +62,7 @@ def _partners(graph: TraceGraph, dead: Node, live: Node) -> list[Node]:
 
 def _target(graph: TraceGraph, dead: Node, live: Node) -> bool:
     """The value is compared with a prediction, and what follows only reduces the comparison to a number."""
-    partners = [p for p in _partners(graph, dead, live) if p.has_data and p.leaf is None or p.leaf and p.has_data]
+    partners = [p for p in _partners(graph, dead, live) if (p.has_data and p.leaf is None) or (p.leaf and p.has_data)]
     if not partners:
         return False
     if live.op in ops.LOSSES:

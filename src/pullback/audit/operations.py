@@ -16,9 +16,10 @@ __all__ = [
     "REBUILDS",
     "RESIDUAL",
     "SAMPLERS",
-    "SINGULAR",
     "SATURATING",
+    "SINGULAR",
     "STEPS",
+    "SUMS",
     "VALUE_GETTERS",
     "WEIGHTED",
     "operation_name",
@@ -28,16 +29,16 @@ VALUE_GETTERS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 """Attributes of a tensor that carry its value; every other attribute is about its form."""
 
 IGNORED = frozenset(
-    """size dim ndimension numel nelement stride storage_offset element_size __len__ __hash__ __repr__ __format__ __dir__
-    is_floating_point is_complex is_contiguous is_signed is_set_to is_pinned is_shared is_inference is_nonzero_ has_names
-    get_device data_ptr untyped_storage storage type_as_ __deepcopy__ __reduce_ex__ __reduce__ __setstate__
-    register_hook register_post_accumulate_grad_hook requires_grad_ retain_grad backward _set_grad_enabled _backward_hooks
-    zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full new_empty
-    new_tensor_ empty_strided result_type can_cast promote_types is_storage is_tensor _is_all_true _is_any_true
-    broadcast_shapes is_same_size split_with_sizes_ __dlpack_device__ share_memory_ pin_memory record_stream
-    set_grad_enabled is_grad_enabled sym_size zero_ fill_ uniform_ normal_ bernoulli_ random_ exponential_ geometric_
-    _has_compatible_shallow_copy_type _debug_has_internal_overlap names_ refine_names rename_ dim_order
-    _is_view _is_zerotensor is_conj is_neg _nested_tensor_size""".split()
+    """size dim ndimension numel nelement stride storage_offset element_size __len__ __hash__ __repr__ __format__
+    __dir__ is_floating_point is_complex is_contiguous is_signed is_set_to is_pinned is_shared is_inference
+    is_nonzero_ has_names get_device data_ptr untyped_storage storage type_as_ __deepcopy__ __reduce_ex__ __reduce__
+    __setstate__ register_hook register_post_accumulate_grad_hook requires_grad_ retain_grad backward
+    _set_grad_enabled _backward_hooks zeros_like ones_like full_like empty_like rand_like randn_like randint_like
+    new_zeros new_ones new_full new_empty new_tensor_ empty_strided result_type can_cast promote_types is_storage
+    is_tensor _is_all_true _is_any_true broadcast_shapes is_same_size split_with_sizes_ __dlpack_device__
+    share_memory_ pin_memory record_stream set_grad_enabled is_grad_enabled sym_size zero_ fill_ uniform_ normal_
+    bernoulli_ random_ exponential_ geometric_ _has_compatible_shallow_copy_type _debug_has_internal_overlap names_
+    refine_names rename_ dim_order _is_view _is_zerotensor is_conj is_neg _nested_tensor_size""".split()
 )
 """Calls whose result does not depend on the tensor's value."""
 
@@ -75,10 +76,10 @@ KINKS = frozenset(
     maximum minimum max min amax amin norm vector_norm linalg_norm prelu l1_loss hinge""".split()
 )
 SINGULAR = {
-    **dict.fromkeys("sqrt rsqrt log log2 log10 log1p pow __pow__ acos asin acosh atanh atan2 norm vector_norm linalg_norm"
-                    " exp tan reciprocal logit std var where cdist normalize".split(), 0),
+    **dict.fromkeys("sqrt rsqrt log log2 log10 log1p pow __pow__ acos asin acosh atanh atan2 exp tan".split(), 0),
+    **dict.fromkeys("norm vector_norm linalg_norm reciprocal logit std var where cdist normalize".split(), 0),
     **dict.fromkeys("div true_divide __truediv__ div_ fmod remainder".split(), 1),
-}  # fmt: skip
+}
 """Have points where the value or the derivative is infinite; which argument decides."""
 
 EXITS = frozenset("item tolist numpy __array__ __bool__ __int__ __float__ __index__ __complex__ is_nonzero".split())
@@ -91,19 +92,22 @@ LOSSES = frozenset(
     multilabel_soft_margin_loss ctc_loss pairwise_distance""".split()
 )
 LINEAR = frozenset(
-    """add sub rsub __radd__ __rsub__ __add__ __sub__ __iadd__ add_ sub_ neg mul div true_divide mul_ div_ sum mean stack
-    cat squeeze unsqueeze reshape view flatten float double to clone contiguous __rmul__ __mul__ __truediv__ expand
-    __getitem__ nanmean nansum""".split()
+    """add sub rsub __radd__ __rsub__ __add__ __sub__ __iadd__ add_ sub_ neg mul div true_divide mul_ div_ sum mean
+    stack cat squeeze unsqueeze reshape view flatten float double to clone contiguous __rmul__ __mul__ __truediv__
+    expand __getitem__ nanmean nansum""".split()
 )
 """A summand stays a summand (products only with what does not depend on the trained values)."""
+
+SUMS = frozenset("add sub rsub add_ sub_ __iadd__ __isub__ __radd__ __rsub__ stack cat sum mean".split())
+"""Their arguments are summands."""
 
 RESIDUAL = frozenset("pow square abs sub rsub norm vector_norm linalg_norm cosh log1p".split())
 """Take a residual to its size: zero derivative at zero residual means that the minimum is reached."""
 
 WEIGHTED = frozenset(
     """linear matmul mm bmm mv dot addmm baddbmm einsum bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    embedding lstm gru rnn_tanh rnn_relu lstm_cell gru_cell __matmul__ __rmatmul__ tensordot multi_head_attention_forward
-    scaled_dot_product_attention embedding_bag batch_norm layer_norm""".split()
+    embedding lstm gru rnn_tanh rnn_relu lstm_cell gru_cell __matmul__ __rmatmul__ tensordot
+    multi_head_attention_forward scaled_dot_product_attention embedding_bag batch_norm layer_norm""".split()
 )
 """Layers: what they take is a feature, not a target."""
 

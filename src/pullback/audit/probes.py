@@ -1,13 +1,13 @@
 """Measurements that need more than one run: does the loss depend on what was cut, and by how much.
 
-The program is replayed with the same random numbers, its inputs and buffers restored, while one thing is changed: a value
-that left for Python, the side of a branch, or a trained tensor with the result of one operation frozen. For a stop ``c``
-the share of the derivative that it hides is, over random directions ``u`` and steps ``s``,
+The program is replayed with the same random numbers, its inputs and buffers restored, while one thing is changed: a
+value that left for Python, the side of a branch, or a trained tensor with the result of one operation frozen. For a
+stop ``c`` the share of the derivative that it hides is, over random directions ``u`` and steps ``s``,
 
     share = rms_u [(L(p + s u) - L_c(p + s u)) - (L(p - s u) - L_c(p - s u))] / rms_u [L(p + s u) - L(p - s u)],
 
-where ``L_c`` has the values of ``c`` frozen at ``p``. A stop that only selects between equal values (a hand-made relu, a
-maximum) hides a share that tends to zero with ``s``; a step or a lost factor does not.
+where ``L_c`` has the values of ``c`` frozen at ``p``. A stop that only selects between equal values (a hand-made
+relu, a maximum) hides a share that tends to zero with ``s``; a step or a lost factor does not.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def probe(
     if not (exits or branches or stops):
         return verdicts, []
     if tracer.impure:
-        return verdicts, ["the program runs backward or changes its parameters itself: probes that replay it were not run"]
+        return verdicts, [
+            "the program runs backward or changes its parameters itself: probes that replay it were not run"
+        ]
     after = random_state()
     laboratory = Laboratory(program, tracer, state, budget)
     try:
@@ -141,7 +143,9 @@ def probe(
         if first is None:
             return verdicts, []
         if second is None or not _same(first, second):
-            return verdicts, ["two runs with the same random numbers differ: probes that replay the program were not run"]
+            return verdicts, [
+                "two runs with the same random numbers differ: probes that replay the program were not run"
+            ]
         _probe_exits(laboratory, exits, first, verdicts)
         _probe_branches(laboratory, branches, first, verdicts)
         _probe_stops(laboratory, graph, stops, trained, generator, verdicts)
@@ -171,7 +175,9 @@ def _questions(graph: TraceGraph, trained: set[int]) -> tuple[dict[Key, Exit], d
             continue
         if not graph.leaves(graph.upstream([exit_.source])) & trained:
             continue
-        tested = exit_.op == "__bool__" or in_branch_test(place(exit_.site.code, exit_.site.instruction, exit_.site.line))
+        tested = exit_.op == "__bool__" or in_branch_test(
+            place(exit_.site.code, exit_.site.instruction, exit_.site.line)
+        )
         if tested and exit_.direct:
             branches[key] = exit_
         if exit_.op != "__bool__" and not exit_.linked:
@@ -300,7 +306,7 @@ def _probe_stops(
 
 @contextlib.contextmanager
 def _moved(tensors: list[Tensor], scale: float, generator: torch.Generator) -> Iterator[Callable[[float], None]]:
-    """Give a function that puts the tensors at ``p + sign * scale * rms(p) * u``; restore them to the bit afterwards."""
+    """Give a function that puts the tensors at ``p + sign * scale * rms(p) * u``; restore them to the bit."""
     with torch.no_grad():
         before = [t.detach().clone() for t in tensors]
         steps = []

@@ -32,8 +32,8 @@ def audit_script(
 ) -> Report:
     """Run ``python path args...`` in this process and report where the gradients of its training steps die.
 
-    The script sees ``__name__ == "__main__"``, its own ``sys.argv`` and folder on ``sys.path``. Trained are the tensors of
-    the optimizers that take a step; if none does, every leaf that requires grad.
+    The script sees ``__name__ == "__main__"``, its own ``sys.argv`` and folder on ``sys.path``. Trained are the
+    tensors of the optimizers that take a step; if none does, every leaf that requires grad.
 
     Args:
         path: the script.
@@ -81,9 +81,7 @@ def audit_script(
     if not tracer.events:
         notes.append("the script made no backward pass")
     verdicts = Verdicts(biased=check_customs(tracer, None))
-    return analyse(
-        tracer, target=str(path), wrt=wrt, ignore=tuple(ignore), verdicts=verdicts, notes=notes, error=error
-    )
+    return analyse(tracer, target=str(path), wrt=wrt, ignore=tuple(ignore), verdicts=verdicts, notes=notes, error=error)
 
 
 @contextlib.contextmanager
@@ -120,8 +118,6 @@ def _traceback(raised: BaseException) -> str:
     """Format the traceback from the script's own first frame on."""
     entry = raised.__traceback__
     own = os.path.dirname(os.path.abspath(__file__))
-    while entry is not None and (
-        entry.tb_frame.f_code.co_filename.startswith((own, "<frozen runpy"))
-    ):
+    while entry is not None and (entry.tb_frame.f_code.co_filename.startswith((own, "<frozen runpy"))):
         entry = entry.tb_next
     return "".join(traceback.format_exception(type(raised), raised, entry or raised.__traceback__))

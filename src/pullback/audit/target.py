@@ -52,7 +52,7 @@ def load_target(spec: str) -> Callable[..., Any]:
         found = getattr(found, name)
     if not callable(found):
         raise TypeError(f"target {spec!r} must be callable, got {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def audit_target(spec: str, inputs: str | None = None, **options: Any) -> Report:
@@ -60,8 +60,8 @@ def audit_target(spec: str, inputs: str | None = None, **options: Any) -> Report
 
     Args:
         spec: the function, an ``nn.Module`` class (built without arguments) or instance.
-        inputs: a function without arguments that returns the inputs: a tuple of positional ones, a dict of keyword ones,
-            or a single value.
+        inputs: a function without arguments that returns the inputs: a tuple of positional ones, a dict of keyword
+            ones, or a single value.
         **options: of :func:`~pullback.audit.entry.audit`.
 
     Raises:

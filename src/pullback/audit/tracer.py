@@ -34,11 +34,12 @@ class Node:
     """One traced operation (or leaf); ``parents`` are indices of the nodes whose values it used."""
 
     __slots__ = (
+        "constant",
         "cotangent",
+        "first_bad",
         "forward",
         "gain_count",
         "gain_log",
-        "first_bad",
         "has_data",
         "index",
         "kinks",
@@ -68,6 +69,7 @@ class Node:
         self.leaf: Leaf | None = None
         self.linear: dict[int, tuple[float, float]] | None = None
         self.straight = False
+        self.constant = False
         self.forward = ""
         self.kinks = 0
         self.size = 0
@@ -221,7 +223,9 @@ class Tracer(TorchFunctionMode):
             parents = self._python_values("from_numpy", (array,), {})
             if parents:
                 site = locate(frame, self.libraries)
-                self._outputs("from_numpy", site, frame, [out], parents, [], False, torch.is_grad_enabled(), (array,), {})
+                self._outputs(
+                    "from_numpy", site, frame, [out], parents, [], False, torch.is_grad_enabled(), (array,), {}
+                )
         return out
 
     def _func_grad(self, outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -236,12 +240,12 @@ class Tracer(TorchFunctionMode):
             if index in self.leaves:
                 inner = unwrapped(gradient)[0]
                 with torch._C.DisableTorchFunction(), torch.no_grad():
-                    self.leaves[index].norm = _norm(inner)  # type: ignore[index]
+                    self.leaves[index].norm = _norm(inner)
         return result
 
     def __enter__(self) -> Tracer:
         self._real_from_numpy = torch.from_numpy
-        torch.from_numpy = self._from_numpy
+        torch.from_numpy = self._from_numpy  # type: ignore[assignment]
         self._real_func_grad = eager_transforms._autograd_grad
         eager_transforms._autograd_grad = self._func_grad
         self._handles.append(nn.modules.module.register_module_forward_pre_hook(self._entering))
@@ -261,9 +265,9 @@ class Tracer(TorchFunctionMode):
             self._modules.add(id(module))
             for name, parameter in module.named_parameters():
                 self.names.setdefault(id(parameter), f"{type(module).__name__}.{name}")
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                self._eval[id(parameter)] = self._eval.get(id(parameter), True) and not module.training
+        for own in module._parameters.values():
+            if own is not None:
+                self._eval[id(own)] = self._eval.get(id(own), True) and not module.training
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -327,7 +331,7 @@ class Tracer(TorchFunctionMode):
             self.notes.append(f"recording stopped after {MAX_NODES} operations")
             return out
         applied = None if enabled else function_apply(frame)
-        site = locate(frame if applied is None else applied.f_back, self.libraries)
+        site = locate(frame if applied is None else applied.f_back or frame, self.libraries)
         if applied is not None:
             name = self._custom(applied, site)
         outputs = [args[0]] if inplace else list(tensors_in(out))
@@ -367,6 +371,7 @@ class Tracer(TorchFunctionMode):
                 for parent in live_parents:
                     self.consumed.setdefault(parent, []).append(node.index)
             self._linear(node, name, args, kwargs)
+            node.constant = live and has_data and name in ops.SUMS and self._adds_constant(args)
             first = split[live][0]
             node.size, node.shape = first.numel(), tuple(first.shape)
             code = self._cut(name, live, live_parents, enabled, frame, site, kwargs)
@@ -516,7 +521,7 @@ class Tracer(TorchFunctionMode):
         return node.index
 
     def _alias(self, tensor: Tensor) -> int | None:
-        """Return the node whose memory a new leaf shares: ``nn.Parameter(h)``, ``Variable(h.data, requires_grad=True)``."""
+        """Return the node whose memory a new leaf shares, as ``nn.Parameter(h)`` does."""
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or not tensor.numel() or tensor.is_sparse:
             return None
         address = tensor.data_ptr()
@@ -551,7 +556,7 @@ class Tracer(TorchFunctionMode):
         outermost = True
         while stack:
             function = stack.pop()
-            metadata = function.metadata
+            metadata: Any = function.metadata
             if metadata.get("pullback", (None,))[0] is self:
                 continue
             metadata["pullback"] = (self, node.index)
@@ -562,8 +567,17 @@ class Tracer(TorchFunctionMode):
             outermost = False
             stack += [f for f in following if f is not None and f.name() != _ACCUMULATE]
 
+    def _adds_constant(self, args: Any) -> bool:
+        """Whether one summand is a single untraced number other than zero."""
+        for value in args[:2]:
+            single = isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
+            if single and self._index(value) is None and not torch._C._functorch.is_functorch_wrapped_tensor(value):
+                with torch._C.DisableTorchFunction():
+                    return float(value.detach()) != 0.0
+        return False
+
     def _linear(self, node: Node, name: str, args: Any, kwargs: Any) -> None:
-        """Follow sums and differences, to see that ``soft + (hard - soft).detach()`` passes soft's gradient on purpose."""
+        """Follow sums and differences: ``soft + (hard - soft).detach()`` passes soft's gradient on purpose."""
         if name in ("add", "add_", "sub", "sub_", "rsub", "neg", "__radd__", "__rsub__"):
             if kwargs.get("alpha", 1) != 1 or len(args) > 2:
                 return
@@ -742,7 +756,9 @@ def _is_parameter(function: Any) -> bool:
     return False
 
 
-_VIEWS = {f"{name}Backward" for name in ("T", "Transpose", "Permute", "View", "Unsqueeze", "Squeeze", "Expand", "Numpy_T")}
+_VIEWS = {
+    f"{name}Backward" for name in ("T", "Transpose", "Permute", "View", "Unsqueeze", "Squeeze", "Expand", "Numpy_T")
+}
 
 
 def _norm(tensor: Tensor) -> float:

@@ -19,8 +19,9 @@ class SavedBytes:
     Attributes:
         total: bytes of all storages saved, each counted once, without parameters and module buffers.
         count: number of storages.
-        by_operation: bytes by the autograd node that saved them first, as ``{"ReluBackward0": 4096}``; a saved tensor that
-            was an input of the graph is listed under the shape and dtype, as ``"input (4, 8) torch.float32"``.
+        by_operation: bytes by the autograd node that saved them first, as ``{"ReluBackward0": 4096}``; a saved
+            tensor that was an input of the graph is listed under the shape and dtype, as ``"input (4, 8)
+            torch.float32"``.
         output: what the function returned.
     """
 
@@ -33,8 +34,9 @@ class SavedBytes:
 def saved_bytes(fn: Callable[..., Any], *args: Any, exclude: tuple[Tensor, ...] = (), **kwargs: Any) -> SavedBytes:
     """Run ``fn`` once and measure the bytes that autograd keeps for its backward pass.
 
-    ``sum over distinct storages s saved by saved_tensors_hooks of bytes(s)``, with leaves that are ``nn.Parameter`` and the
-    tensors of ``exclude`` left out: those exist anyway. A view counts with its whole storage, since it keeps it alive.
+    ``sum over distinct storages s saved by saved_tensors_hooks of bytes(s)``, with leaves that are ``nn.Parameter``
+    and the tensors of ``exclude`` left out: those exist anyway. A view counts with its whole storage, since it keeps
+    it alive.
 
     Args:
         fn: any callable; a module's parameters and buffers are excluded.

@@ -343,7 +343,14 @@ def frozen_by_eval():
 def dropout_and_norms():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)
+        nn.Linear(4, 8),
+        nn.LayerNorm(8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8),
+        nn.GELU(),
+        nn.Linear(8, 3),
     )
     return lambda x: F.cross_entropy(model(x), Y), X
 
@@ -428,7 +435,14 @@ def variational_autoencoder():
 def convolution_with_padding():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     )
     image = torch.zeros(5, 1, 8, 8)
     image[:, :, 2:5, 3:6] = torch.rand(5, 1, 3, 3)
@@ -704,7 +718,9 @@ def safe_where():
     def program(x):
         h = model(x)
         positive = h > 0
-        return torch.where(positive, torch.sqrt(torch.where(positive, h, torch.ones_like(h))), torch.zeros_like(h)).sum()
+        return torch.where(
+            positive, torch.sqrt(torch.where(positive, h, torch.ones_like(h))), torch.zeros_like(h)
+        ).sum()
 
     return program, X
 

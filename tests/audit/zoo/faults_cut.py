@@ -6,6 +6,7 @@ Each function builds one program and returns it with its inputs.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 def _net(*sizes):
     torch.manual_seed(0)
     layers = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

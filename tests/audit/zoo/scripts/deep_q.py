@@ -15,7 +15,7 @@ slow.load_state_dict(online.state_dict())
 optimizer = torch.optim.RMSprop(online.parameters(), 1e-3)
 memory = deque(maxlen=200)
 state = torch.randn(3)
-for step in range(60):
+for _ in range(60):
     if random.random() < 0.2:
         action = random.randrange(2)
     else:

@@ -11,7 +11,7 @@ x, y, z = torch.randn(16, 6), torch.arange(16) % 3, torch.arange(16) % 5
 ALLOWED = {0: {0, 1}, 1: {2, 3}, 2: {4}}
 for _ in range(4):
     upper, lower = parent(x), child(x)
-    up = upper.argmax(dim=1)
+    up = upper.argmax(dim=1)  # <- cut.index
     low = lower.argmax(dim=1)
     wrong = [0.0 if int(b) in ALLOWED[int(a)] else 1.0 for a, b in zip(up, low, strict=True)]
     dependence = torch.FloatTensor(wrong).mean()
