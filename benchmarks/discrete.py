@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.discrete import entmax15, gumbel_softmax, reinmax, sorting_network, sparsemax
+from pullback.discrete import entmax15, gumbel_softmax, rank, reinmax, sort, sorting_network, sparsemax
 from pullback.lab.bench import Case
 
 
@@ -122,4 +122,65 @@ CHOICE_CASES = [
     ),
 ]
 
-CASES = [*CHOICE_CASES, *NETWORK_CASES]
+
+def _softtorch_sort(method: str, mode: str) -> Callable[[Tensor], None]:
+    def work(x: Tensor) -> None:
+        import softtorch
+
+        values = softtorch.sort(x, method=method, mode=mode, softness=0.1, return_indices=False)[0]
+        torch.autograd.grad(values, x, x.detach())
+
+    return work
+
+
+def _torchsort(name: str) -> Callable[[Tensor], None]:
+    def work(x: Tensor) -> None:
+        import torchsort
+
+        # Its regularization strength is an absolute temperature.
+        torch.autograd.grad(getattr(torchsort, name)(x, regularization_strength=0.1), x, x.detach())
+
+    return work
+
+
+_SOFTTORCH_SORT = {
+    "softsort": ("softsort", "smooth"),
+    "neuralsort": ("neuralsort", "smooth"),
+    "sinkhorn": ("ot", "smooth"),
+    "isotonic": ("fast_soft_sort", "c0"),
+}
+
+
+def _sort_peers(method: str, n: int) -> dict[str, Callable[[Tensor], None]]:
+    """The peers that need less than 10 s and 2 GB: those with matrices stop at n = 1024, the transport one at 128."""
+    peers: dict[str, Callable[[Tensor], None]] = {}
+    if n <= {"sinkhorn": 128, "isotonic": 10_000}.get(method, 1024):
+        peers["softtorch"] = _softtorch_sort(*_SOFTTORCH_SORT[method])
+    if method == "isotonic":
+        peers["torchsort"] = _torchsort("soft_sort")
+    return peers
+
+
+ORDER_CASES = [
+    *[
+        Case(
+            f"sort, {method}, forward+backward, n={n}, batch 64",
+            _scores(n),
+            _descend(lambda x, method=method: sort(x, method=method).values),
+            _sort_peers(method, n),
+        )
+        for method in _SOFTTORCH_SORT
+        for n in (8, 32, 128, 1024, 10_000)
+    ],
+    *[
+        Case(
+            f"rank, isotonic, forward+backward, n={n}, batch 64",
+            _scores(n),
+            _descend(lambda x: rank(x, method="isotonic", temperature=0.1, scale=None)),
+            {"torchsort": _torchsort("soft_rank")},
+        )
+        for n in (8, 32, 128, 1024, 10_000)
+    ],
+]
+
+CASES = [*CHOICE_CASES, *NETWORK_CASES, *ORDER_CASES]
