@@ -259,7 +259,8 @@ def _train(lab: Lab, config: Config, best_beta: dict[str, float]) -> tuple[_Scor
         images, labels = data.digits(split) if lab.scale == "smoke" else data.mnist(split, path=lab.data_path)
         small = nn.functional.avg_pool2d(images[:, None], config.shrink)[:, 0] if config.shrink > 1 else images
         digits[split] = (small.to(lab.device), labels.to(lab.device))
-    lab.data("UCI digits, 8 x 8" if lab.scale == "smoke" else f"MNIST, {len(labels)} test digits", origin="real")
+    total = sum(len(labels) for _, labels in digits.values())
+    lab.data(f"{'UCI digits, 8 x 8' if lab.scale == 'smoke' else 'MNIST'}, {total} digits", origin="real")
 
     def sets(split: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         numbers = data.digit_numbers(*digits[split], count * config.set_size, config.places, generator=generator)
@@ -372,14 +373,15 @@ def _draw(lab: Lab, config: Config, matches: dict[str, Tensor], scorer: _Scorer,
     figure, (curves, bars) = lab.subplots(1, 2)
     b = torch.linspace(-1, 1.5, 601)
     for s in SIGMOIDS:
-        (line,) = curves.plot(b, discrete.soft_swap(torch.zeros(601), b, steepness=1.0, distribution=s).low, label=s)
+        low = discrete.soft_swap(torch.zeros(601), b, steepness=1.0, distribution=s).low
+        (line,) = curves.plot(b.numpy(), low.numpy(), label=s)
         bound = torch.clamp(b, max=0) + discrete.STEP_ERRORS[s]
-        curves.plot(b, bound, linestyle=":", linewidth=0.8, color=line.get_color())
-    curves.plot(b, b.clamp(max=0), color="black", linewidth=1, label="min")
+        curves.plot(b.numpy(), bound.numpy(), linestyle=":", linewidth=0.8, color=line.get_color())
+    curves.plot(b.numpy(), b.clamp(max=0).numpy(), color="black", linewidth=1, label="min")
     curves.set(xlabel="b", ylabel="low of soft_swap(0, b)", title="soft minimum; dotted: largest error")
     curves.set_ylim(-0.75, 0.3)
     for name, match in matches.items():
-        bars.plot(config.betas, match, marker="o", linestyle="-" if name in SIGMOIDS else ":", label=name)
+        bars.plot(config.betas, match.numpy(), marker="o", linestyle="-" if name in SIGMOIDS else ":", label=name)
     bars.set(xscale="log", xlabel="steepness", ylabel="exact match", title="scores ordered by gradient alone")
     bars.set_xticks(config.betas, [f"{beta:g}" for beta in config.betas])
     bars.minorticks_off()
@@ -394,7 +396,7 @@ def _draw(lab: Lab, config: Config, matches: dict[str, Tensor], scorer: _Scorer,
     figure, axes = lab.subplots(2, config.set_size, figsize=(1.3 * config.set_size, 2.4))
     for row, places in zip(axes, (torch.arange(config.set_size), order), strict=True):
         for axis, item in zip(row, places.tolist(), strict=True):
-            axis.imshow(images[item], cmap="gray")
+            axis.imshow(images[item].numpy(), cmap="gray")
             axis.set_title(str(int(values[item])), fontsize=9)
             axis.set_axis_off()
     lab.figure("ordered test set", figure, caption="A test set as drawn and as the Cauchy network's CNN orders it.")
