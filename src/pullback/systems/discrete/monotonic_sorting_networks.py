@@ -386,7 +386,7 @@ def _draw(lab: Lab, config: Config, matches: dict[str, Tensor], scorer: _Scorer,
     bars.set_xticks(config.betas, [f"{beta:g}" for beta in config.betas])
     bars.minorticks_off()
     curves.legend()
-    bars.legend(loc="lower left")
+    bars.legend(loc="lower center", fontsize="small")
     bars.set_ylim(bottom=0)
     lab.figure("swaps and ordering", figure, caption="Four swaps at steepness 1, and how well each orders free scores.")
 
