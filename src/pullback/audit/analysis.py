@@ -250,6 +250,7 @@ class _Analysis:
             if member not in self.nodes[index].origins or self.nodes[index].straight:
                 continue
             joins = [c for c in self.graph.children[index] if c in summands and self.nodes[c].op in ops.SUMS]
+            joins = [c for c in joins if self.graph.downstream([c]) & self.graph.ancestry_of(event.node) <= summands]
             if any(self.nodes[c].live for c in joins) and not self._learns(index):
                 return True
         return False
@@ -357,10 +358,19 @@ class _Analysis:
 
     def _zeros(self) -> None:
         """Lines that receive a cotangent and pass on exactly zero."""
+        for node in self.nodes:
+            if node.op == "softmax" and node.index in self.graph.reached and node.cotangent:
+                users = {self.nodes[c].op for c in self.graph.children[node.index] if c in self.graph.reached}
+                faint = node.zero_out or (node.gain_count and node.gain_log / node.gain_count < -11.5)
+                if users <= {"sum", "mean"} and faint and self.graph.leaves(self.graph.upstream([node.index])):
+                    self._add("zero.softmax", node.site, node.op, "error", {"reason": "its sum is always one"})
         customs = {call.function.__name__ for call in self.tracer.custom_calls.values()}
         for leaf in sorted(self.dead - set(self.blame)):
             below = self.graph.downstream([leaf]) & self.graph.reached
             stuck = [self.nodes[i] for i in sorted(below) if self.nodes[i].zero_out and not self._at_rest(i)]
+            stuck = stuck or [
+                self.nodes[i] for i in sorted(below) if self.nodes[i].op in customs and self.nodes[i].cotangent
+            ]
             if not stuck:
                 continue
             node = stuck[-1]
@@ -407,7 +417,7 @@ class _Analysis:
                 continue
             leaves = self.graph.leaves(self.graph.upstream([exit_.source])) & self.trained
             verdict = self.verdicts.branches.get(site_key(exit_.site, exit_.op))
-            if not leaves or verdict is False:
+            if not leaves or verdict is False or self._guards(exit_.source):
                 continue
             silent = {i for i in leaves if not self.tracer.leaves[i].norm} - set(self.blame)
             if any(b is not None and b.severity == "error" for b in (self.blame.get(i) for i in leaves)):
@@ -419,6 +429,16 @@ class _Analysis:
             finding = self._add("control-flow.branch", exit_.site, exit_.op, severity, {"confirmed": bool(verdict)})
             if verdict and finding is not None:
                 self._blame(silent, finding)
+
+    def _guards(self, source: int) -> bool:
+        """``if not isfinite(loss)``: a guard against broken numbers, not a choice."""
+        stack = [source]
+        while stack:
+            node = self.nodes[stack.pop()]
+            if node.op in ("isfinite", "isnan", "isinf", "allclose", "equal"):
+                return True
+            stack += [p for p in node.parents if not self.nodes[p].live]
+        return False
 
     def _unused(self) -> None:
         for index in sorted(self.trained - self.graph.reached):

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pullback.audit.tracer import Node, Tracer
 
-__all__ = ["CotangentHook", "checked", "finite", "graph_functions"]
+__all__ = ["CotangentHook", "checked", "finite", "graph_functions", "norm_of"]
 
 
 def finite(tensor: Tensor) -> str:
@@ -20,8 +20,7 @@ def finite(tensor: Tensor) -> str:
         return ""
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
-    total = tensor.detach().sum()
-    if math.isfinite(abs(total.item())):
+    if math.isfinite(abs(tensor.detach().sum().item())):
         return ""
     if bool(tensor.isnan().any()):
         return "nan"
@@ -32,6 +31,18 @@ def checked(tensor: Tensor) -> tuple[str, float]:
     """Return :func:`finite` and the Euclidean norm of a dense tensor, in one pass where all is well."""
     norm = float(torch.linalg.vector_norm(tensor.detach())) if tensor.numel() else 0.0
     return ("", norm) if math.isfinite(norm) else (finite(tensor), norm)
+
+
+def norm_of(tensor: Tensor) -> float:
+    """Return the Euclidean norm, in float64 where the squares of finite values overflow."""
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    if not tensor.numel():
+        return 0.0
+    norm = float(torch.linalg.vector_norm(tensor))
+    if math.isfinite(norm) or finite(tensor):
+        return norm
+    return float(torch.linalg.vector_norm(tensor.double()))
 
 
 class CotangentHook:
@@ -65,10 +76,7 @@ class CotangentHook:
             self._not_finite(leaving, arriving)
             return
         if not math.isfinite(norm_in):
-            if norm_in == math.inf and not any(finite(g) for g in arriving if g is not None):
-                norm_in = 1e30
-            else:
-                return
+            return
         passed = [n for n, leaf in zip(norms, self.leaves, strict=False) if n is not None and not leaf]
         passed = passed or [n for n in norms if n is not None]
         if norm_in > 1e-20 and (not passed or max(passed) == 0) and all(not n for n in norms):
@@ -95,9 +103,7 @@ def _norm(tensors: Any) -> float | None:
     for tensor in tensors:
         if tensor is None or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             continue
-        if tensor.is_sparse:
-            tensor = tensor.coalesce().values()
-        norm = float(torch.linalg.vector_norm(tensor)) if tensor.numel() else 0.0
+        norm = norm_of(tensor)
         total = norm if total is None else math.hypot(total, norm)
     return total
 

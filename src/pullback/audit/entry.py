@@ -16,7 +16,7 @@ from pullback.audit.probes import probe
 from pullback.audit.program import Program
 from pullback.audit.random import random_state, set_random_state
 from pullback.audit.tracer import Tracer, tensors_in
-from pullback.core.checks import check_choice, check_positive
+from pullback.core.checks import check_choice, check_positive, nearest
 
 __all__ = ["audit"]
 
@@ -44,8 +44,8 @@ def audit(
     Args:
         fn: any callable: a function, a closure, an ``nn.Module``, a bound method.
         *inputs: its arguments, left unchanged.
-        wrt: what is trained: a tensor, a module, an optimizer, or nested lists and dicts of them. Default: every
-            leaf that requires grad; if there is none, the floating inputs.
+        wrt: what is trained: a tensor, a module, an optimizer, the position of an input, the name of a parameter, or
+            nested lists and dicts of them. Default: every leaf that requires grad; if there is none, the floating inputs.
         loss: maps the output to a scalar.
         step: a map from a state to the next one of the same form, whose largest Lyapunov exponent is to be measured,
             starting at the first input.
@@ -79,9 +79,9 @@ def audit(
     check_choice("probes", probes, ("auto", "none"))
     check_positive("budget", budget)
     given = dict(kwargs or {})
-    wanted = list(_trained(wrt)) if wrt is not None else None
     name: str = target or getattr(fn, "__qualname__", None) or type(fn).__name__
     program = Program(fn, inputs, given, loss)
+    wanted = list(_trained(wrt, program)) if wrt is not None else None
     state = random_state()
     opened = [t for t in wanted or () if not t.requires_grad]
     notes: list[str] = []
@@ -131,8 +131,17 @@ def _run(program: Program, libraries: bool) -> Tracer:
     return tracer
 
 
-def _trained(wrt: Any) -> Iterator[Tensor]:
-    if isinstance(wrt, nn.Module):
+def _trained(wrt: Any, program: Program) -> Iterator[Tensor]:
+    if isinstance(wrt, int) and not isinstance(wrt, bool):
+        if not -len(program.inputs) <= wrt < len(program.inputs):
+            raise ValueError(f"wrt must name one of {len(program.inputs)} inputs, got {wrt}")
+        yield from _trained(program.inputs[wrt], program)
+    elif isinstance(wrt, str):
+        found = [t for t in program.tensors() if program.names().get(id(t)) == wrt]
+        if not found:
+            raise ValueError(f"wrt must name a parameter, got {wrt!r}{nearest(wrt, program.names().values())}")
+        yield from found
+    elif isinstance(wrt, nn.Module):
         yield from wrt.parameters()
     elif isinstance(wrt, torch.optim.Optimizer):
         for group in wrt.param_groups:
@@ -143,9 +152,9 @@ def _trained(wrt: Any) -> Iterator[Tensor]:
         yield wrt
     elif isinstance(wrt, Mapping):
         for value in wrt.values():
-            yield from _trained(value)
-    elif isinstance(wrt, Iterable) and not isinstance(wrt, str):
+            yield from _trained(value, program)
+    elif isinstance(wrt, Iterable):
         for value in wrt:
-            yield from _trained(value)
+            yield from _trained(value, program)
     else:
         raise TypeError(f"wrt must be a tensor, module, optimizer or a nest of them, got {type(wrt).__name__}")

@@ -20,7 +20,7 @@ from pullback.audit.tracer import Node
 __all__ = ["flow_findings"]
 
 SMALL = 1e-6
-SMALL_LINE = 2e-7
+SMALL_LINE = 1e-8
 """For what is not a loop: scaled residual branches start at 1e-6."""
 LARGE = 1e6
 _PRODUCTS = frozenset("mul mul_ __mul__ __rmul__ div div_ true_divide __truediv__ __rdiv__ __rtruediv__".split())

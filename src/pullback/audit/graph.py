@@ -22,7 +22,12 @@ class TraceGraph:
                 self.children[parent].append(node.index)
         self.events = [e for e in tracer.events if e.node is not None]
         self.ancestry = [self.upstream([e.node]) for e in self.events if e.node is not None]
+        self._of = {e.node: inside for e, inside in zip(self.events, self.ancestry, strict=True)}
         self.reached: set[int] = set().union(*self.ancestry)
+
+    def ancestry_of(self, loss: int) -> set[int]:
+        """Return everything that a loss depends on, itself included."""
+        return self._of[loss]
 
     def upstream(self, start: Iterable[int], *, live: bool = False) -> set[int]:
         """Return the nodes that ``start`` depends on (themselves included); with ``live``, only along gradients."""

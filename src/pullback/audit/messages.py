@@ -18,6 +18,7 @@ _CUT = {
     "rebuild": "{op} builds a new tensor from values and drops their gradient",
     "sampling": "{op} draws a sample, and no gradient passes through the draw",
     "create_graph": "autograd.grad without create_graph=True returns a constant, and the loss depends on it",
+    "custom": "the custom function {op} returns a result without gradient, and the loss depends on it",
     "operation": "{op} has no derivative, and the loss depends on its result",
 }
 _OTHER = {

@@ -121,6 +121,12 @@ class Program:
             if isinstance(value, nn.Module):
                 yield f"inputs[{index}]", value
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the parameters of those modules and the tensors among the inputs."""
+        for _, module in self.modules():
+            yield from module.parameters()
+        yield from tensors_in(self.inputs)
+
     def names(self) -> dict[int, str]:
         """Return names of parameters and inputs by id."""
         found: dict[int, str] = {}

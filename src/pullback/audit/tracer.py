@@ -19,7 +19,7 @@ from torch._functorch import eager_transforms
 from torch.overrides import TorchFunctionMode
 
 from pullback.audit import operations as ops
-from pullback.audit.backward import CotangentHook, checked, finite, graph_functions
+from pullback.audit.backward import CotangentHook, checked, finite, graph_functions, norm_of
 from pullback.audit.custom import CustomCall, copied
 from pullback.audit.numbers import origin_of, traced
 from pullback.audit.sites import Site, function_apply, locate
@@ -422,8 +422,8 @@ class Tracer(TorchFunctionMode):
         return "cut.operation"
 
     def _stop(self, frame: Any) -> str:
-        if function_apply(frame) is not None:  # the forward of a custom Function, whose backward speaks for itself
-            return ""
+        if function_apply(frame) is not None:
+            return "cut.custom"  # taken back if the Function's output turns out to carry a gradient
         return "cut.inference" if torch.is_inference_mode_enabled() else "cut.no_grad"
 
     def _custom(self, applied: Any, site: Site) -> str:
@@ -459,7 +459,9 @@ class Tracer(TorchFunctionMode):
         if index is not None and live and not self.nodes[index].live and tensor.is_leaf:
             index = self._leaf(tensor, index)  # detach().requires_grad_(): trained anew from here
         if index is not None and live and not self.nodes[index].live:
-            self.nodes[index].live = True  # a custom Function attached its backward after its forward was recorded
+            node = self.nodes[index]
+            node.live = True  # a custom Function attached its backward after its forward was recorded
+            node.origins = frozenset(o for o in node.origins if self.origins[o].code != "cut.custom")
             self._hook(tensor, self.nodes[index])
         return index, live
 
@@ -512,7 +514,9 @@ class Tracer(TorchFunctionMode):
         self._known[id(tensor)] = (weakref.ref(tensor), node.index)
         if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
 
-            def received(gradient: Tensor, leaf: Leaf = leaf) -> None:
+            def received(gradient: Tensor | None, leaf: Leaf = leaf) -> None:
+                if gradient is None:  # a custom Function that returned None for this input
+                    return
                 with torch._C.DisableTorchFunction(), torch.no_grad():
                     norm = _norm(gradient)
                 leaf.norm = norm if leaf.norm is None else math.hypot(leaf.norm, norm)
@@ -762,9 +766,7 @@ _VIEWS = {
 
 
 def _norm(tensor: Tensor) -> float:
-    if tensor.is_sparse:
-        tensor = tensor.coalesce().values()
-    return float(torch.linalg.vector_norm(tensor.detach()))
+    return norm_of(tensor.detach())
 
 
 def _range(value: Any) -> tuple[float, float, float] | None:
