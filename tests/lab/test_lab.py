@@ -139,19 +139,43 @@ def test_an_error_leaves_a_record(tmp_path: Path) -> None:
     assert result.series[0].steps == [0, 1]
 
 
-def test_ctrl_c_ends_the_step_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_terminate_end_the_step_and_save(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = lab.run("toy-regression", runs=tmp_path / "whole", quiet=True)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patched:
-        patched.setattr(toy, "_die", lambda loop, step: signal.raise_signal(signal.SIGINT) if step == 5 else None)
+        patched.setattr(toy, "_die", lambda loop, step: signal.raise_signal(number) if step == 5 else None)
         with pytest.raises(KeyboardInterrupt):
             lab.run("toy-regression", runs=tmp_path / "runs", quiet=True)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     (stopped,) = lab.read_results(tmp_path / "runs")
     assert stopped.status == "interrupted"
     assert stopped.progress["step"] == 6
     resumed = lab.run("toy-regression", runs=tmp_path / "runs", resume=True, quiet=True)
     assert resumed.metrics == expected.metrics
+
+
+def test_outside_of_loops_ctrl_c_is_immediate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(lab_: Lab, *rest: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(Lab, "subplots", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lab.run("toy-regression", runs=tmp_path, quiet=True)
+    (stopped,) = lab.read_results(tmp_path)
+    assert stopped.status == "interrupted"
+    assert len(stopped.claims) == 2
+
+
+def test_one_process_gets_its_objects_back_on_the_device(inline: Lab) -> None:
+    model, rows = torch.nn.Linear(2, 1), torch.arange(5)
+    assert inline.prepare(model) is model
+    assert inline.prepare(model, "anything") == (model, "anything")
+    assert torch.equal(inline.shard(rows), rows)
+    assert torch.equal(inline.mean(rows), rows)
 
 
 def test_data_that_is_missing_is_named_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

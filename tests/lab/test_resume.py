@@ -33,6 +33,7 @@ def test_kill_9_and_resume_give_the_same_numbers(place: str, tmp_path: Path) -> 
     killed = subprocess.run(
         [sys.executable, "-m", "tests.lab.toy", "run", "toy-regression", *options],
         env={**os.environ, "TOY_KILL_AT": place, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         timeout=120,
     )
