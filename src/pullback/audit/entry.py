@@ -45,7 +45,8 @@ def audit(
         fn: any callable: a function, a closure, an ``nn.Module``, a bound method.
         *inputs: its arguments, left unchanged.
         wrt: what is trained: a tensor, a module, an optimizer, the position of an input, the name of a parameter, or
-            nested lists and dicts of them. Default: every leaf that requires grad; if there is none, the floating inputs.
+            nested lists and dicts of them. Default: every leaf that requires grad; if none does, the floating
+            inputs.
         loss: maps the output to a scalar.
         step: a map from a state to the next one of the same form, whose largest Lyapunov exponent is to be measured,
             starting at the first input.
@@ -74,32 +75,27 @@ def audit(
         >>> [finding.code for finding in report.findings]
         ['cut.index']
     """
+    state = random_state()
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {type(fn).__name__}")
     check_choice("probes", probes, ("auto", "none"))
     check_positive("budget", budget)
-    given = dict(kwargs or {})
+    if step is not None and not (inputs and isinstance(inputs[0], Tensor)):
+        raise TypeError("step needs a tensor as the first input, the state to start from")
     name: str = target or getattr(fn, "__qualname__", None) or type(fn).__name__
-    program = Program(fn, inputs, given, loss)
+    program = Program(fn, inputs, dict(kwargs or {}), loss)
     wanted = list(_trained(wrt, program)) if wrt is not None else None
-    state = random_state()
+    ids = None if wanted is None else {id(t) for t in wanted}
     opened = [t for t in wanted or () if not t.requires_grad]
+    verdicts = Verdicts()
     notes: list[str] = []
     try:
-        for tensor in opened:
-            tensor.requires_grad_(True)
-        tracer = _run(program, libraries)
+        tracer = _run(program, opened, libraries, state)
+        after = random_state()
         if wanted is None and not tracer.leaves and not tracer.events_seen:
-            opened = [t for t in tensors_in((inputs, given)) if t.is_floating_point() and t.is_leaf]
-            after = random_state()
-            set_random_state(state)
-            for tensor in opened:
-                tensor.requires_grad_(True)
-            tracer = _run(program, libraries)
-            set_random_state(after)
-        verdicts = Verdicts()
+            opened = [t for t in tensors_in((inputs, program.kwargs)) if t.is_floating_point() and t.is_leaf]
+            tracer = _run(program, opened, libraries, state)
         if probes == "auto":
-            ids = None if wanted is None else {id(t) for t in wanted}
             verdicts, notes = probe(program, tracer, ids, state, budget=budget, generator=generator)
     finally:
         for tensor in opened:
@@ -109,25 +105,31 @@ def audit(
     report = analyse(
         tracer,
         target=name,
-        wrt=None if wanted is None else {id(t) for t in wanted},
+        wrt=ids,
         names=program.names(),
         ignore=tuple(ignore),
         verdicts=verdicts,
         notes=notes,
     )
-    if step is not None:
-        if not inputs or not isinstance(inputs[0], Tensor):
-            raise TypeError("step needs a tensor as the first input, the state to start from")
-        chaos = chaos_finding(step, inputs[0])
-        if chaos is not None:
-            report = replace(report, findings=(chaos, *report.findings))
-    return report
+    chaos = chaos_finding(step, inputs[0]) if step is not None else None
+    set_random_state(after)
+    return report if chaos is None else replace(report, findings=(chaos, *report.findings))
 
 
-def _run(program: Program, libraries: bool) -> Tracer:
+def _run(program: Program, opened: list[Tensor], libraries: bool, state: tuple[Any, ...]) -> Tracer:
+    """Trace one run from a random state, with some tensors made to require grad."""
+    for tensor in opened:
+        tensor.requires_grad_(True)
+    set_random_state(state)
     tracer = Tracer(libraries=libraries)
-    with tracer:
-        program.trace(tracer)
+    try:
+        with tracer:
+            program.trace(tracer)
+    except RuntimeError as error:
+        if not opened or program.copied or "leaf Variable that requires grad" not in str(error):
+            raise
+        program.copied = True  # the program writes into its inputs, which a leaf that requires grad does not allow
+        return _run(program, opened, libraries, state)
     return tracer
 
 

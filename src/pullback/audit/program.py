@@ -37,12 +37,15 @@ class Program:
         self.inputs = inputs
         self.kwargs = dict(kwargs)
         self.loss = loss
+        self.copied = False
+        """Whether the function gets copies of its tensor inputs."""
         self.number = False
         """Whether the last output was a plain number or array: a loss that left the tensor world."""
 
     def value(self) -> Tensor | None:
         """Run the function and return the tensor to differentiate, ``None`` if it returned nothing of the kind."""
-        output = self.fn(*self.inputs, **self.kwargs)
+        inputs = [i.clone() if self.copied and isinstance(i, Tensor) else i for i in self.inputs]
+        output = self.fn(*inputs, **self.kwargs)
         if self.loss is not None:
             value = self.loss(output)
             if not isinstance(value, Tensor) or value.numel() != 1:
