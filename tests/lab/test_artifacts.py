@@ -87,6 +87,7 @@ def test_figures_read_on_light_and_dark(tmp_path: Path) -> None:
     assert artifacts.figure(tmp_path, "f", figure) == ("f.png", "f.svg")
     assert {text.get_color() for text in figure.findobj(Text) if text.get_text()} == {artifacts.INK}
     pixels = np.asarray(Image.open(tmp_path / "f.png"))
+    assert not ((pixels[..., :3] > 240).all(-1) & (pixels[..., 3] > 0)).any(), "nothing is white, not even a legend"
     assert pixels[0, 0, 3] == 0, "the ground is transparent"
     assert (pixels[..., 3] > 0).any()
     assert "<svg" in (tmp_path / "f.svg").read_text()

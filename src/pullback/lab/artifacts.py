@@ -85,12 +85,18 @@ def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, A
 def figure(directory: Path, stem: str, drawn: Figure) -> tuple[str, ...]:
     """Write a matplotlib figure as PNG, and as SVG where that is small."""
     import matplotlib
+    from matplotlib.colors import to_hex
+    from matplotlib.legend import Legend
     from matplotlib.text import Text
 
     with matplotlib.rc_context(STYLE):
+        # Made after `subplots`, in matplotlib's defaults:
         for text in drawn.findobj(Text):
-            if text.get_color() in ("black", "k", "#000000"):  # made after `subplots`, in the default colour
+            if text.get_color() in ("black", "k", "#000000"):
                 text.set_color(INK)
+        for legend in drawn.findobj(Legend):
+            if to_hex(legend.get_frame().get_facecolor()) == "#ffffff":
+                legend.set_frame_on(False)
         png, svg = io.BytesIO(), io.BytesIO()
         drawn.savefig(png, format="png", dpi=144)
         drawn.savefig(svg, format="svg", metadata={"Date": None})
