@@ -11,9 +11,7 @@ from torch import Tensor, nn
 PROGRAMS: dict[str, Callable[[Tensor], Tensor]] = {}
 
 TABLE = torch.tensor([0.3, -1.2, 2.0, 0.7, -0.4, 1.1], dtype=torch.float64)
-ROWS = torch.tensor(
-    [[1.0, 0.2], [-0.5, 1.5], [0.3, -1.0], [2.0, 0.1], [-1.2, 0.4], [0.6, 0.9]], dtype=torch.float64
-)
+ROWS = torch.tensor([[1.0, 0.2], [-0.5, 1.5], [0.3, -1.0], [2.0, 0.1], [-1.2, 0.4], [0.6, 0.9]], dtype=torch.float64)
 WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5, -1.0, 0.8], dtype=torch.float64)
 
 
@@ -476,9 +474,13 @@ def masked_attention(x: Tensor) -> Tensor:
 
 
 @program
-def safe_logarithm(x: Tensor) -> Tensor:
-    positive = x > 0.1
-    return (torch.where(positive, x, 1.0).log() * WEIGHTS).sum()
+def safe_root(x: Tensor) -> Tensor:
+    return (torch.where(x > 0, (x.clamp(min=1e-6) + 1).sqrt(), 0.5) * WEIGHTS).sum()
+
+
+@program
+def invalid_scores(x: Tensor) -> Tensor:
+    return TABLE[torch.where(WEIGHTS > 0, x, -1e9).argmax()]
 
 
 @program
@@ -506,7 +508,7 @@ def nearest_prototype(x: Tensor) -> Tensor:
 
 @program
 def argmin_of_pairs(x: Tensor) -> Tensor:
-    d = (x[:, None] - x[None, :]).abs() + 10 * torch.eye(6, dtype=x.dtype)
+    d = (x[:, None] - x[None, :]).abs() + 1e6 * torch.eye(6, dtype=x.dtype)
     return WEIGHTS[d.min(dim=1).indices].sum()
 
 
@@ -520,8 +522,3 @@ def histogram_by_one_hot(x: Tensor) -> Tensor:
 def second_best(x: Tensor) -> Tensor:
     order = torch.argsort(x, descending=True)
     return TABLE[order[1]] - TABLE[order[0]]
-
-
-@program
-def straight_through_by_hand(x: Tensor) -> Tensor:
-    return ((x + (x.round() - x).detach()) * WEIGHTS).sum()

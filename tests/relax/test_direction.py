@@ -30,7 +30,7 @@ def smoothed_gradient(f: Callable[[Tensor], Tensor], x: Tensor, sigma: float) ->
             warnings.simplefilter("ignore")
             difference = vmap(f)(x + sigma * noise) - vmap(f)(x - sigma * noise)
     except RuntimeError:  # data-dependent steps are not for vmap
-        noise = noise[: SAMPLES // 8]
+        noise = noise[: SAMPLES // 3]
         difference = torch.stack([torch.as_tensor(f(x + sigma * e) - f(x - sigma * e)) for e in noise])
     terms = difference.double().unsqueeze(-1) * noise / (2 * sigma)
     return terms.mean(0), terms.std(0) / len(terms) ** 0.5
@@ -70,17 +70,19 @@ def _takes_float32(f: Callable[[Tensor], Tensor], x: Tensor) -> bool:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_gradient_has_the_direction_of_the_smoothed_program(name: str) -> None:
-    judged = 0
+    references, gradients = [], []
     for x in points():
         sigma = TEMPERATURE * x.std().item()
         reference, error = smoothed_gradient(PROGRAMS[name], x, sigma)
-        if reference.norm() <= max(20 * error.norm().item(), 1e-6):
+        if reference.norm() <= max(12 * error.norm().item(), 1e-6):
             continue  # nothing near a step here: the reference is noise
         _, gradient = relaxed_gradient(PROGRAMS[name], x)
-        cosine = torch.nn.functional.cosine_similarity(gradient, reference, dim=0)
-        assert cosine > 0.8, (x.tolist(), gradient.tolist(), reference.tolist())
-        judged += 1
-    assert judged >= 1, "no point tells anything about this program"
+        assert torch.nn.functional.cosine_similarity(gradient, reference, dim=0) > 0.6, (x, gradient, reference)
+        references.append(reference)
+        gradients.append(gradient)
+    assert references, "no point tells anything about this program"
+    cosine = torch.nn.functional.cosine_similarity(torch.cat(gradients), torch.cat(references), dim=0)
+    assert cosine > 0.8, (name, cosine)
 
 
 UNTOUCHED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -29,6 +29,7 @@ from pullback.relax.rules import (
     soft_value,
     tensors_in,
 )
+from pullback.relax.rules_elementwise import keep_values
 from pullback.relax.rules_index import set_items
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import (
@@ -63,7 +64,11 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
     if not soft and func not in RULES and func not in INPLACE and not catalogue.ends(func, False):
         if func in _LEAVES:
             return _LEAVES[func](context, *args, **kwargs)
-        return _pass(func, args, kwargs)
+        result = _pass(func, args, kwargs)
+        if func in catalogue.KEEPS_VALUES and not kwargs:
+            with untouched():
+                keep_values(func, result, args)
+        return result
     if func in catalogue.SILENT or any(not issubclass(kind, SoftTensor) and kind not in _OWN for kind in types):
         return _pass(func, args, kwargs)
     if not any_active((args, kwargs)):
@@ -127,6 +132,8 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
     try:
         part = rule.soft(context.settings, hard, *args, **kwargs)
         if part is PASS:
+            if func in catalogue.KEEPS_VALUES:
+                keep_values(func, hard, args)
             return hard
         result = _combine(context, hard, part)
     except (Dropped, Stale) as why:
@@ -276,4 +283,5 @@ def _is_inplace(func: Any) -> bool:
 @functools.cache
 def _name(func: Any) -> str:
     name = resolve_name(func) or getattr(func, "__name__", repr(func))
-    return name.removeprefix("torch.").removeprefix("Tensor.")
+    parts = [part for part in name.split(".") if part != "__get__"]
+    return parts[-1].lstrip("_") if parts[-1].startswith("_") and not parts[-1].startswith("__") else parts[-1]

@@ -44,6 +44,11 @@ SILENT = _named(
 ) | {torch.autograd.grad, torch.autograd.backward}
 """Functions that ask for the form of a tensor, not for its values, or cut on purpose: nothing to say about them."""
 
+KEEPS_VALUES = _named(
+    "add sub subtract rsub mul multiply div divide true_divide neg negative __radd__ __rsub__ __rmul__"
+)
+"""Elementwise functions after which a float that takes discrete values still does."""
+
 _CONTROL = "control flow: the branch is taken by the hard value"
 _NUMBER = "a Python number carries no gradient"
 _RAGGED = "its shape depends on the data"

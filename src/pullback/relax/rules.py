@@ -189,13 +189,14 @@ def is_active(value: Any) -> bool:
         return True
     if not value.is_floating_point():
         return False
-    functorch = torch._C._functorch
+    functorch, forward = torch._C._functorch, torch.autograd.forward_ad
+    if forward._current_level >= 0 and forward.unpack_dual(value).tangent is not None:
+        return True
     while functorch.is_functorch_wrapped_tensor(value):
         value = functorch.get_unwrapped(value)
         if value.requires_grad:
             return True
-    forward = torch.autograd.forward_ad
-    return forward._current_level >= 0 and forward.unpack_dual(value).tangent is not None
+    return False
 
 
 def any_active(arguments: Iterable[Any]) -> bool:

@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from pullback.relax.rules import INPLACE_FLAG, PASS, Discrete, Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules import INPLACE_FLAG, PASS, Discrete, Dropped, Integer, is_active, lazy, relaxes, soft_value
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, remembered_values
+from pullback.relax.soft_tensors import (
+    Distribution,
+    Lazy,
+    SoftBool,
+    SoftIndex,
+    SoftTensor,
+    remember_values,
+    remembered_values,
+)
 
-__all__: list[str] = []
+__all__ = ["keep_values"]
 
 
 def _unary(operation: str, block: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -62,6 +70,10 @@ def _relu(settings: Settings, hard: Tensor, input: Tensor) -> Any:
 
 @relaxes("clamp clip", group="elementwise", operation="clamp")
 def _clamp(settings: Settings, hard: Tensor, input: Tensor, min: Any = None, max: Any = None) -> Any:
+    known = remembered_values(input)
+    if known is not None and not any(isinstance(bound, Tensor) and bound.ndim for bound in (min, max)):
+        clamped = Lazy(lambda: _mapped(known(), lambda values: torch.clamp(values, min, max)))
+        return Discrete(clamped().mean(), clamped)
     low, high = soft_value(min), soft_value(max)
     return discrete.clamp(input, low, high, temperature=settings.width(input), **settings.method("clamp"))
 
@@ -175,7 +187,7 @@ def _cast(settings: Settings, hard: Any, input: Tensor, *args: Any, **kwargs: An
         width = settings.width(input)
         return lazy(lambda: discrete.not_equal(input, 0.0, temperature=width, **settings.method("ne")), input)
     if known is not None:
-        return Integer(known, lazy(lambda: input, input))
+        return Integer(Lazy(lambda: _mapped(known(), lambda values: values.to(hard.dtype).long())))
     if bool((input.detach() == hard).all()):  # already whole numbers: the slope they bring is all there is
         return Integer(expected=lazy(lambda: input, input))
     width = settings.width(input)
@@ -200,6 +212,35 @@ def _cast_soft(hard: Tensor, input: SoftTensor) -> Any:
     if isinstance(input, SoftBool):
         return Integer(lazy(lambda: _coin(input.probability)))
     return Integer(*input._current())
+
+
+def _mapped(distribution: Distribution, function: Callable[[Tensor], Tensor]) -> Distribution:
+    return Distribution(distribution.probability, function(distribution.values))
+
+
+def keep_values(function: Callable[..., Any], result: Any, args: Any) -> None:
+    """Let ``result = function(*args)``, elementwise, remember its values where one argument does and the rest is data."""
+    known = [(i, remembered_values(a)) for i, a in enumerate(args)]
+    known = [(i, values) for i, values in known if values is not None]
+    if len(known) != 1 or not isinstance(result, Tensor):
+        return
+    position, values = known[0]
+    others = [a for i, a in enumerate(args) if i != position]
+    if any(is_active(a) or (isinstance(a, Tensor) and a.shape != result.shape and a.ndim) for a in others):
+        return
+    if args[position].shape != result.shape:
+        return
+
+    def distribution() -> Distribution:
+        def apply(support: Tensor) -> Tensor:
+            given = [a.unsqueeze(-1) if isinstance(a, Tensor) and a.ndim else a for a in args]
+            given[position] = support
+            moved: Tensor = function(*given)
+            return moved
+
+        return _mapped(values(), apply)
+
+    remember_values(result, Lazy(distribution, [a for a in others if isinstance(a, Tensor)]))
 
 
 def _unlike_zero(distribution: Distribution) -> Tensor:

@@ -193,10 +193,24 @@ def _topk(
     return _behind(hard[0], values), _rows(settings, "topk", input, dim, largest, slice(0, k))
 
 
+def _place(settings: Settings, operation: str, x: Tensor, place: int, dim: int, keepdim: bool) -> Tensor:
+    """The value at one place of the ascending order: ``sum_j P_j x_j`` with the derivative ``P`` of its expectation.
+
+    ``d E[x_(k)] / d x_j = P(j is at place k)``: the weights are held fixed.
+    """
+    options = settings.ordering(x, operation)
+    if x.ndim == 0 or options.get("method") == "isotonic":
+        return discrete.kthvalue(x, place + 1, dim, keepdim, **options)
+    carried = discrete.sort(x.detach(), dim, carry=x, **options).carried
+    assert carried is not None
+    value = carried.select(dim, place)
+    return value.unsqueeze(dim) if keepdim else value
+
+
 @relaxes("kthvalue", group="order")
 def _kthvalue(settings: Settings, hard: Any, input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
     x = _floating(input)
-    values = discrete.kthvalue(x, k, dim, keepdim, **settings.ordering(x, "kthvalue"))
+    values = _place(settings, "kthvalue", x, k - 1, dim, keepdim)
     return _behind(hard[0], values), _rows(settings, "kthvalue", input, dim, False, k - 1, keepdim)
 
 
@@ -204,9 +218,9 @@ def _kthvalue(settings: Settings, hard: Any, input: Tensor, k: int, dim: int = -
 def _median(settings: Settings, hard: Any, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     x = _floating(input)
     if dim is None:
-        return _behind(hard, discrete.median(x.reshape(-1), 0, **settings.ordering(x, "median")))
-    values = discrete.median(x, dim, keepdim, **settings.ordering(x, "median"))
+        return _behind(hard, _place(settings, "median", x.reshape(-1), (x.numel() - 1) // 2, 0, False))
     middle = ((x.shape[dim] if x.ndim else 1) - 1) // 2
+    values = _place(settings, "median", x, middle, dim, keepdim)
     return _behind(hard[0], values), _rows(settings, "median", input, dim, False, middle, keepdim)
 
 

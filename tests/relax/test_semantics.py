@@ -1,0 +1,362 @@
+"""How ``relaxed`` behaves as a context: nesting, errors, threads, transforms, checkpoints, in-place changes, reports."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import pullback
+from pullback.relax import SoftBool, SoftIndex
+
+TABLE = torch.tensor([1.0, 5.0, 2.0, 3.0])
+
+
+def leaf() -> Tensor:
+    return torch.tensor([0.2, 0.9, 0.4, -0.3], requires_grad=True)
+
+
+def program(x: Tensor) -> Tensor:
+    chosen = TABLE.gather(0, x.argmax(0, keepdim=True)).sum()
+    return chosen + ((x > 0.3) * x).sum() + x.round().sum() + x.sort().values[0] + torch.relu(x).sum()
+
+
+def reference() -> Tensor:
+    x = leaf()
+    with pullback.relaxed():
+        y = program(x)
+    return torch.autograd.grad(y, x)[0]
+
+
+def test_results_have_the_usual_dtype_shape_and_values() -> None:
+    x = leaf()
+    with pullback.relaxed():
+        index, mask, order = x.argmax(), x > 0.3, x.view(2, 2).argsort(dim=1)
+    assert isinstance(index, SoftIndex)
+    assert isinstance(mask, SoftBool)
+    assert (index.dtype, index.shape, index.item()) == (torch.int64, (), 1)
+    assert (mask.dtype, mask.tolist()) == (torch.bool, [False, True, True, False])
+    assert torch.equal(order, x.detach().view(2, 2).argsort(dim=1))
+    assert index.distribution is not None
+    assert torch.allclose(index.distribution.probability.sum(), torch.tensor(1.0))
+    assert mask.probability.shape == (4,)
+    assert not mask.requires_grad
+
+
+def test_exceptions_leave_no_mode_behind() -> None:
+    with pytest.raises(KeyError), pullback.relaxed():
+        raise KeyError
+    assert torch._C._len_torch_function_stack() == 0
+    assert type(leaf() > 0) is Tensor
+
+
+def test_the_inner_context_decides() -> None:
+    x = leaf()
+    with pullback.relaxed() as outer:
+        with pullback.relaxed(ignore=["comparison"]) as inner:
+            assert type(x > 0) is Tensor
+            assert type(x.argmax()) is SoftIndex
+        assert type(x > 0) is SoftBool
+    assert [c.operation for c in inner.calls] == ["argmax"]
+    assert [c.operation for c in outer.calls] == ["gt"]
+
+
+def test_other_threads_are_not_concerned() -> None:
+    x, kinds = leaf(), []
+    with pullback.relaxed():
+        thread = threading.Thread(target=lambda: kinds.append(type(x > 0)))
+        thread.start()
+        thread.join()
+    assert kinds == [Tensor]
+
+
+def test_decorator_with_and_without_arguments() -> None:
+    @pullback.relaxed
+    def first(x: Tensor) -> Tensor:
+        """Doc."""
+        return program(x)
+
+    second = pullback.relaxed(temperature=0.1)(program)
+    for f in (first, second):
+        x = leaf()
+        assert torch.equal(torch.autograd.grad(f(x), x)[0], reference())
+        assert "argmax" in f.report()
+    assert first.__name__ == "first"
+    assert first.__doc__ == "Doc."
+    with pytest.raises(TypeError, match="generator"):
+        pullback.relaxed(lambda: (yield))
+
+
+def test_soft_tensors_go_on_after_the_context() -> None:
+    x = leaf()
+    index = pullback.relaxed(lambda x: x.argmax())(x)
+    gradient = torch.autograd.grad(TABLE[index], x)[0]
+    assert gradient[1] > 0
+    assert gradient[2] < 0
+
+
+def test_func_transforms() -> None:
+    x = leaf().detach()
+    with pullback.relaxed():
+        assert torch.allclose(torch.func.grad(program)(x), reference())
+        twice = torch.stack([x, x])
+        per_sample = torch.func.vmap(torch.func.grad(program))(twice)
+        summed = torch.func.grad(lambda rows: torch.func.vmap(program)(rows).sum())(twice)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            value, tangent = torch.func.jvp(program, (x,), (torch.ones(4),))
+    assert torch.allclose(torch.func.grad(pullback.relaxed(program))(x), reference())
+    # The spread is that of the whole batch, so the widths differ a little.
+    assert torch.nn.functional.cosine_similarity(per_sample[0], reference(), dim=0) > 0.99
+    assert torch.allclose(summed, per_sample)
+    assert torch.equal(value, program(x))
+    assert torch.allclose(tangent, reference().sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_checkpointing(reentrant: bool, inside: bool) -> None:
+    x = leaf()
+    with pullback.relaxed():
+        y = checkpoint(program, x, use_reentrant=reentrant)
+        if inside:
+            y.backward()
+    if not inside:
+        y.backward()
+    assert torch.allclose(x.grad, reference())
+
+
+def test_double_backward() -> None:
+    x = leaf().detach().double().requires_grad_()
+
+    def slope(x: Tensor) -> Tensor:
+        with pullback.relaxed(temperature=0.5, scale=None):
+            y = (x > 0.3).double().sum() + x.round().sum()
+        return torch.autograd.grad(y, x, create_graph=True)[0]
+
+    second = torch.autograd.grad(slope(x).sum(), x)[0]
+    step, numeric = 1e-5, []
+    for e in torch.eye(4).double():
+        numeric.append((slope(x + step * e).sum() - slope(x - step * e).sum()) / (2 * step))
+    assert second.abs().max() > 0.1
+    assert torch.allclose(second, torch.stack(numeric), rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_functions_run_eagerly_with_a_warning() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(program, backend="eager")
+    x = leaf()
+    with pullback.relaxed(), pytest.warns(UserWarning, match="runs eagerly"):
+        y = compiled(x)
+    assert torch.allclose(torch.autograd.grad(y, x)[0], reference())
+
+    def enters(x: Tensor) -> Tensor:
+        with pullback.relaxed():
+            return program(x)
+
+    with pytest.warns(UserWarning, match="runs eagerly"):
+        y = torch.compile(enters, backend="eager")(x)
+    assert torch.allclose(torch.autograd.grad(y, x)[0], reference())
+
+
+def test_printing_copying_and_pickling() -> None:
+    x = leaf()
+    with pullback.relaxed():
+        mask = x > 0.3
+        assert repr(mask) == "SoftBool(tensor([False,  True,  True, False]))"
+        again = copy.deepcopy(mask)
+        back = pickle.loads(pickle.dumps(mask))
+        buffer = io.BytesIO()
+        torch.save(mask, buffer)
+        buffer.seek(0)
+        loaded = torch.load(buffer)
+        array = (mask.float() + 1).numpy()  # the plain program's tensor does not require grad
+    assert type(again) is SoftBool
+    assert type(back) is type(loaded) is Tensor
+    assert torch.equal(again, mask)
+    assert back.tolist() == loaded.tolist() == mask.tolist()
+    assert array.tolist() == [1.0, 2.0, 2.0, 1.0]
+
+
+def test_changes_in_place_keep_values_and_gradients() -> None:
+    x = leaf()
+    with pullback.relaxed():
+        y = x * 1.0
+        mask = y > 0.3
+        y.add_(5.0)  # the mask has not been read yet
+        gradient = torch.autograd.grad(mask.float().sum(), x)[0]
+        fresh = x > 0.3
+        assert torch.allclose(gradient, torch.autograd.grad(fresh.float().sum(), x, retain_graph=True)[0])
+        fresh[1] = False
+        assert torch.autograd.grad(fresh.float().sum(), x)[0][1] == 0
+        index = x.argsort()
+        index += 1
+        assert index.tolist() == [4, 1, 3, 2]
+        assert isinstance(index, SoftIndex)
+
+
+def test_a_change_nobody_saw_drops_the_soft_part_and_says_so() -> None:
+    x = leaf()
+    with pullback.relaxed() as r:
+        mask = x > 0.3
+    with torch._C.DisableTorchFunction():
+        mask.fill_(True)
+    with r:
+        total = mask.float().sum()
+    assert total == 4
+    assert not total.requires_grad
+    assert any("changed in place" in c.reason for c in r.calls)
+
+
+def test_an_assignment_at_a_ragged_mask_has_the_plain_values() -> None:
+    x = leaf()
+    values = torch.tensor([7.0, 8.0])
+    plain = x.detach().clone()
+    plain[plain > 0.3] = values
+    with pullback.relaxed() as r:
+        y = x.clone()
+        y[y > 0.3] = values
+    assert torch.equal(y.detach(), plain)
+    assert any(c.operation == "setitem" and c.status == "dropped" for c in r.calls)
+
+
+def test_the_leaf_error_of_the_plain_program_stays() -> None:
+    x = leaf()
+    with pullback.relaxed(), pytest.raises(RuntimeError, match="leaf"):
+        x[x > 0.3] = 0.0
+    with pullback.relaxed(), pytest.raises(RuntimeError, match="leaf"):
+        x.round_()
+
+
+def test_draws_are_those_of_the_plain_program() -> None:
+    p = torch.tensor([0.2, 0.5, 0.3], requires_grad=True)
+
+    def draw(p: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(3)
+        own = torch.Generator().manual_seed(4)
+        return (
+            torch.bernoulli(p),
+            torch.multinomial(p, 2),
+            torch.multinomial(p, 5, replacement=True, generator=own),
+            (torch.rand(3) < p).float(),
+            torch.rand(2),
+        )
+
+    plain = draw(p.detach())
+    with pullback.relaxed():
+        drawn = draw(p)
+        for a, b in zip(plain, drawn, strict=True):
+            assert torch.equal(a, b.detach())
+            assert a.dtype == b.dtype
+        assert torch.equal(torch.autograd.grad(drawn[0].sum(), p)[0], torch.ones(3))
+        expected = torch.autograd.grad(torch.tensor([1.0, 2.0, 4.0])[drawn[1]].sum(), p)[0]
+    mean = p.detach() @ torch.tensor([1.0, 2.0, 4.0])
+    assert torch.allclose(expected, 2 * (torch.tensor([1.0, 2.0, 4.0]) - mean))
+
+
+def test_report_says_what_was_dropped_and_where() -> None:
+    x = leaf()
+    with pullback.relaxed() as r:
+        mask = x > 0.3
+        if mask[0]:
+            pass
+        x.argmax().item()
+        x[mask]
+        mask.nonzero()
+        torch.where(mask)
+        torch.gt(x, 0, out=torch.empty(4, dtype=torch.bool))
+        [0, 1, 2][x.argmax()]
+        torch.unique(x)
+        x.cummax(0)
+    dropped = {c.operation: c.reason for c in r.calls if c.status == "dropped"}
+    assert "control flow" in dropped["__bool__"]
+    assert {"item", "getitem", "nonzero", "where", "gt", "__index__", "unique", "cummax"} <= set(dropped)
+    assert all(c.file == __file__ and c.line > 0 for c in r.calls)
+    assert "x.argmax().item()" in r.report()
+    assert f"{__file__}:" in r.report()
+
+
+def test_nothing_happens_without_gradients() -> None:
+    x = leaf()
+    with pullback.relaxed() as r, torch.no_grad():
+        assert type(x > 0) is Tensor
+        assert not x.round().requires_grad
+    with pullback.relaxed() as s:
+        assert type(x.detach() > 0) is Tensor
+        assert type(torch.tensor([3, 1]).argsort()) is Tensor
+    assert r.calls == s.calls == []
+
+
+def test_soft_values_forward() -> None:
+    x = leaf()
+    with pullback.relaxed(hard=False):
+        y, z = (x > 0.3).float(), x.round()
+        assert (x > 0.3).tolist() == [False, True, True, False]
+    assert ((y > 0) & (y < 1)).any()
+    assert not torch.equal(z, z.round())
+
+
+def test_only_ignore_methods_and_schedules() -> None:
+    x = leaf()
+    with pullback.relaxed(only=["argmax"]):
+        assert type(x > 0) is Tensor
+        assert TABLE[x.argmax()].requires_grad
+    gradients = []
+    for method in ("logistic", "cauchy"):
+        with pullback.relaxed(methods={"gt": method}):
+            gradients.append(torch.autograd.grad((x > 0.3).float().sum(), x)[0])
+    assert not torch.allclose(*gradients)
+    schedule = pullback.relaxed(temperature=lambda step: 1.0 / (1 + step))
+    slopes = []
+    for _ in range(2):
+        with schedule:
+            slopes.append(torch.autograd.grad((x > 0.4).float().sum(), x)[0][2].item())
+    assert slopes[1] == pytest.approx(2 * slopes[0])
+
+
+def test_invariance_to_the_scale_of_the_argument() -> None:
+    x = leaf()
+    gradients = []
+    for factor in (1.0, 1000.0):
+        with pullback.relaxed():
+            y = (factor * x > 0.3 * factor).float().sum() + TABLE[(factor * x).argmax()]
+        gradients.append(torch.autograd.grad(y, x)[0])
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"temperature": -1.0}, ValueError, "temperature"),
+        ({"temperature": "warm"}, TypeError, "temperature"),
+        ({"temperature": float("nan")}, ValueError, "temperature"),
+        ({"hard": 1}, TypeError, "hard"),
+        ({"scale": "iqr"}, ValueError, "scale"),
+        ({"methods": {"sortt": "softsort"}}, ValueError, "did you mean 'sort'"),
+        ({"methods": {"sort": "sotfsort"}}, ValueError, "did you mean 'softsort'"),
+        ({"only": "sort"}, TypeError, "only"),
+        ({"only": ["sorted"]}, ValueError, "only.*did you mean 'sort'"),
+        ({"ignore": ["comparisons"]}, ValueError, "did you mean 'comparison'"),
+        ({"generator": 3}, TypeError, "generator"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(options: dict, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        pullback.relaxed(**options)
+
+
+def test_infinities_in_unchosen_branches_send_no_nan_back() -> None:
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    with pullback.relaxed():
+        y = torch.where(x > 0, torch.log(x.clamp(min=1e-3)), -torch.inf)
+        z = x.masked_fill(x < 0, -torch.inf).softmax(0)
+    gradient = torch.autograd.grad(y[1] + z[1], x)[0]
+    assert torch.isfinite(gradient).all()
