@@ -54,7 +54,7 @@ def test_bad_arguments_of_the_spectrum(words: dict, error: type[Exception], matc
 def test_a_step_that_changes_form_or_breaks_is_named() -> None:
     with pytest.raises(ValueError, match="step must keep shape"):
         lyapunov_spectrum(lambda x: x[:1], torch.zeros(2), steps=2)
-    with pytest.raises(ValueError, match="not finite after step 3"):
+    with pytest.raises(ValueError, match="not finite after step 2"):
         lyapunov_spectrum(lambda x: x * 1e20, torch.ones(1), steps=9)
 
 
@@ -107,8 +107,6 @@ def test_saved_bytes_names_operations_and_counts_a_network_layer_by_layer() -> N
     assert kept.total == 4 * (5 * 8 + 5 * 16)  # the input and the hidden layer
     assert kept.by_operation["TanhBackward0"] == 4 * 5 * 16
     assert torch.equal(kept.output, model(x))
-    with pytest.raises(TypeError, match="fn must be callable"):
-        saved_bytes(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
