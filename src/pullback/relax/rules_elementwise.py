@@ -220,8 +220,8 @@ def _mapped(distribution: Distribution, function: Callable[[Tensor], Tensor]) ->
 
 def keep_values(function: Callable[..., Any], result: Any, args: Any) -> None:
     """Let ``result = function(*args)``, elementwise, remember its values where one argument does and the rest is data."""
-    known = [(i, remembered_values(a)) for i, a in enumerate(args)]
-    known = [(i, values) for i, values in known if values is not None]
+    remembered = [(i, remembered_values(a)) for i, a in enumerate(args)]
+    known = [(i, distribution) for i, distribution in remembered if distribution is not None]
     if len(known) != 1 or not isinstance(result, Tensor):
         return
     position, values = known[0]

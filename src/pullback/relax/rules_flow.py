@@ -171,7 +171,7 @@ def reshape_distribution(function: Callable[..., Any], hard: Any, args: Any, kwa
     """
     indices = [a for a in _flat(args) if isinstance(a, SoftTensor)]
     if not all(_has_distribution(a) for a in indices) or any(
-        isinstance(a, Tensor) and not isinstance(a, SoftTensor) and not a.ndim == 0 for a in _flat(args)
+        isinstance(a, Tensor) and not isinstance(a, SoftTensor) and a.ndim != 0 for a in _flat(args)
     ):
         return flow(function, hard, args, kwargs)
 
