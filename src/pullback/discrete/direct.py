@@ -46,12 +46,11 @@ def direct_values(
         return None
     n = x.shape[-1]
     flat = x.detach().reshape(-1, n)
-    # numpy's vectorised argsort takes a sixth of torch.sort's time. Its order of ties is any, as is the subgradient of
-    # an isotonic projection there; the other methods treat ties alike.
+    # numpy's vectorised argsort takes a sixth of torch.sort's time; the kernel below makes it stable.
     order = torch.from_numpy(np.argsort(flat.numpy(), axis=-1))
     rows = flat.gather(-1, order)
     y, spread = torch.empty_like(rows), torch.empty(rows.shape[0], dtype=torch.float64)
-    if not kernels[0](rows.numpy(), temperature, relative, y.numpy(), spread.numpy()):
+    if not kernels[0](rows.numpy(), order.numpy(), temperature, relative, y.numpy(), spread.numpy()):
         return None
     result: Tensor = _Values.apply(x, rows, order, y, spread, method, temperature, relative, composed)
     return result

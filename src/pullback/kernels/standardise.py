@@ -16,9 +16,10 @@ __all__ = ["standardise"]
 
 @cache
 def standardise() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-    """Return ``points(o, temperature, relative, y, spread)`` and its transpose, or ``None`` without numba.
+    """Return ``points(o, order, temperature, relative, y, spread)`` and its transpose, or ``None`` without numba.
 
     ``points`` fills ``y [b, n]`` and ``spread [b]`` and returns whether all rows are finite; if not, nothing is filled.
+    It brings the items of a tie in ``order`` into their own order, so that any sort becomes a stable one.
     ``points_transposed(o, order, y, spread, grad_y, grad_spread, temperature, relative, grad_o, grad_x)`` adds to
     ``grad_o`` what comes back through ``y`` and ``spread`` and writes the sum to the items ``order``.
 
@@ -33,12 +34,18 @@ def standardise() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     import numpy as np
 
     @jit
-    def points(o: Any, temperature: float, relative: bool, y: Any, spread: Any) -> bool:
+    def points(o: Any, order: Any, temperature: float, relative: bool, y: Any, spread: Any) -> bool:
         b, n = o.shape
         for k in range(b):
             if not (np.isfinite(o[k, 0]) and np.isfinite(o[k, n - 1])):
                 return False
         for k in range(b):
+            first = 0
+            for i in range(1, n + 1):
+                if i == n or o[k, i] != o[k, first]:
+                    if i - first > 1:
+                        order[k, first:i] = np.sort(order[k, first:i])
+                    first = i
             low, mean, square = float(o[k, 0]), 0.0, 0.0
             unit = float(o[k, n - 1]) - low
             s = 1.0
