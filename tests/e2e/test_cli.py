@@ -212,7 +212,8 @@ def test_ctrl_c_saves_and_exits_130(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "pullback: interrupted"
+    again = f"pullback run toy-regression --resume --runs {tmp_path / 'runs'}"
+    assert err.splitlines()[-1] == f"pullback: interrupted; continue with: {again}"
     result = json.loads(record.read_text())
     assert result["status"] == "interrupted"
     assert result["progress"]["step"] > 0

@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = (
             run_command(words[1:]) if words[:1] == ["run"] and words[1:] not in (["--help"], ["-h"]) else app(words)
         )
-    except KeyboardInterrupt:
-        complain("interrupted")
+    except KeyboardInterrupt as stop:
+        complain(str(stop) or "interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has left, as in `pullback list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is flushed there at exit

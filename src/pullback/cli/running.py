@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,13 +148,19 @@ def _run(system: System, config: dict[str, Any], *, json: bool, **options: Any) 
     from pullback.lab.runner import run
 
     # What a system prints is for people: with --json it must not reach standard output.
-    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
-        result = run(system, config=config, **options)
+    again = f"continue with: pullback run {system.slug} --resume"
+    if options["runs"] != _OPTIONS["runs"][1]:
+        again += f" --runs {shlex.quote(str(options['runs']))}"
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+            result = run(system, config=config, **options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {again}") from None
     if json:
         print_json(result.to_json())
     else:
         print_result(result)
         print_line(f"\n{result.status} in {result.seconds:.1f} s: {result.directory}")
         if result.status != "complete":
-            print_line(f"continue with: pullback run {system.slug} --resume")
+            print_line(again)
     return 1 if result.failed else 0
