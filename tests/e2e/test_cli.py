@@ -104,6 +104,9 @@ def test_show_tells_how_to_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["data", "fetch"], "data fetch needs names, --family FAMILY, --all or --systems"),
         (["data", "fetch", "mnits"], "did you mean 'mnist'?"),
         (["serve", "--port", "70000"], "port must be in [0, 65535], got 70000"),
+        (["demo", "--seed", "-1"], "seed must be an integer >= 0, got -1"),
+        (["demo", "--out", f"{__file__}/x"], "out must be a folder"),
+        (["gallery", "--out", __file__], "out must be a folder"),
         (["lsit"], 'Unknown command "lsit". Did you mean "list"?'),
         (["find"], ""),
     ],
@@ -179,6 +182,14 @@ def test_data_list_is_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"mnist", "digits"} <= {row["name"] for row in rows}
     assert main(["data", "list"]) == 0
     assert "mnist" in capsys.readouterr().out
+
+
+def test_a_demo_without_its_digits_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PULLBACK_DATA", str(tmp_path / "empty"))
+    assert main(["demo"]) == 2
+    assert "bring it with: pullback data fetch mnist" in capsys.readouterr().err
 
 
 def test_import_is_cheap() -> None:

@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 fine, 1 a finding or a failed claim, 2 wrong use, 3 the user's code raised, 70 a defect of pullback itself,
         130 interrupted.
     """
+    from pullback.data.cache import DataMissingError
     from pullback.lab.runner import RunError, UsageError
 
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FINE
     except SystemExit as stop:  # from code that was audited, or from an option such as --version
         return stop.code if isinstance(stop.code, int) else FINE if stop.code is None else FOUND
-    except (cyclopts.CycloptsError, UsageError) as error:
+    except (cyclopts.CycloptsError, UsageError, DataMissingError) as error:
         return _report(error, WRONG_USE, debug)
     except UserCodeError as error:
         cause = error.__cause__ if error.__cause__ is not None else error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from pullback.cli.output import StandardOutput, UserCodeError, print_json, print_line
+from pullback.cli.output import StandardOutput, UserCodeError, check_folder, print_json, print_line
 
 if TYPE_CHECKING:
     from pullback.audit import Report
@@ -56,11 +56,13 @@ def demo(
 
     Example: `pullback demo --out pullback-demo`
     """
-    from pullback.demo import run
     from pullback.lab.runner import UsageError
 
     if seed < 0:
         raise UsageError(f"seed must be an integer >= 0, got {seed}")
+    check_folder("out", out)
+    from pullback.demo.run import run
+
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
         summary = run(out, seed=seed)
     if json:

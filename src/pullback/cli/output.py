@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["StandardOutput", "UserCodeError", "complain", "print_json", "print_line", "print_table"]
+__all__ = ["StandardOutput", "UserCodeError", "check_folder", "complain", "print_json", "print_line", "print_table"]
 
 
 class UserCodeError(RuntimeError):
@@ -30,6 +31,17 @@ class StandardOutput(Console):
     def on_broken_pipe(self) -> None:
         """Pass the error on (Rich itself would exit with status 1)."""
         raise BrokenPipeError
+
+
+def check_folder(name: str, path: Path) -> None:
+    """Raise ``UsageError`` unless ``path`` is a folder or can become one."""
+    from pullback.lab.runner import UsageError
+
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(f"{name} must be a folder, got {str(path)!r}: {existing} is a file")
 
 
 def complain(message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
-from pullback.cli.output import print_line
+from pullback.cli.output import check_folder, print_line
 
 __all__ = ["register"]
 
@@ -31,6 +31,7 @@ def gallery(
 
     Example: `pullback gallery --out site`
     """
+    check_folder("out", out)
     from pullback.lab.gallery import build
 
     index = build(runs, out)
