@@ -1,4 +1,4 @@
-"""Small programs as a user writes them: nothing in them knows about pullback. ``x`` has six entries, results are numbers."""
+"""Small programs as a user writes them, ``x`` of six entries to a number: nothing in them knows about pullback."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def mask_to(x: Tensor) -> Tensor:
 
 @program
 def mask_type(x: Tensor) -> Tensor:
-    return (0.3 > x).type(torch.float64) @ WEIGHTS
+    return (0.3 > x).type(torch.float64) @ WEIGHTS  # noqa: SIM300  a form of its own
 
 
 @program

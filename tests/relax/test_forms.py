@@ -16,7 +16,7 @@ from pullback.relax.rules import tensors_in
 
 FORMS: dict[str, Callable[[Tensor], Any]] = {
     "gt operator": lambda x: x > 0.1,
-    "number first": lambda x: 0.1 < x,
+    "number first": lambda x: 0.1 < x,  # noqa: SIM300
     "torch.ge": lambda x: torch.ge(x, x.flip(0)),
     "greater_equal": lambda x: torch.greater_equal(x, 0),
     "le tensor": lambda x: x.le(torch.tensor([0.1, 0.2, 0.0, 1.0, 0.3, 0.5])),
@@ -110,7 +110,12 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
     "remainder": lambda x: (x % 0.4, torch.fmod(x, 0.4), 3 % (x.abs() + 1)),
     "div floor": lambda x: torch.div(x, 0.3, rounding_mode="floor"),
     "sign": lambda x: (x.sign(), x.sgn(), torch.heaviside(x, torch.zeros(()))),
-    "clamp": lambda x: (x.clamp(-1, 1), torch.clip(x, max=0.5), x.clamp_min(0), x.clamp(torch.zeros(6), x.detach() + 1)),
+    "clamp": lambda x: (
+        x.clamp(-1, 1),
+        torch.clip(x, max=0.5),
+        x.clamp_min(0),
+        x.clamp(torch.zeros(6), x.detach() + 1),
+    ),
     "relu": lambda x: (F.relu(x), x.relu(), torch.relu(x), nn.ReLU6()(x), nn.Hardtanh()(x), nn.Threshold(0.1, 2.0)(x)),
     "abs": lambda x: (abs(x), x.absolute(), torch.abs(x)),
     "in place": lambda x: (x * 1).round_().add_(1).clamp_(0, 2),

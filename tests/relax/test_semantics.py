@@ -1,4 +1,4 @@
-"""How ``relaxed`` behaves as a context: nesting, errors, threads, transforms, checkpoints, in-place changes, reports."""
+"""``relaxed`` as a context: nesting, errors, threads, transforms, checkpoints, in-place changes, reports."""
 
 from __future__ import annotations
 

@@ -35,11 +35,15 @@ def _named(names: str) -> set[Any]:
 SILENT = _named(
     "shape dtype device layout size dim ndim ndimension numel nelement __len__ is_floating_point is_complex is_signed "
     "requires_grad grad_fn grad is_leaf __repr__ __str__ __format__ __hash__ stride is_contiguous data_ptr storage "
-    "untyped_storage element_size itemsize nbytes _version detach data names is_cuda is_cpu is_meta is_sparse is_quantized "
-    "get_device is_tensor zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones "
-    "new_empty new_full new_tensor result_type can_cast promote_types is_same_size register_hook retain_grad retains_grad "
+    "untyped_storage element_size itemsize nbytes _version detach data names is_cuda is_cpu "
+    "is_meta is_sparse is_quantized "
+    "get_device is_tensor zeros_like ones_like empty_like full_like rand_like randn_like "
+    "randint_like new_zeros new_ones "
+    "new_empty new_full new_tensor result_type can_cast promote_types is_same_size "
+    "register_hook retain_grad retains_grad "
     "as_subclass __reduce_ex__ is_pinned storage_offset output_nr backward is_inference is_conj is_neg "
-    "broadcast_shapes requires_grad_ __class__ type_info is_shared share_memory_ pin_memory _is_view isnan isinf isfinite "
+    "broadcast_shapes requires_grad_ __class__ type_info is_shared share_memory_ pin_memory "
+    "_is_view isnan isinf isfinite "
     "isposinf isneginf set_ is_nonzero_ detach_"
 ) | {torch.autograd.grad, torch.autograd.backward}
 """Functions that ask for the form of a tensor, not for its values, or cut on purpose: nothing to say about them."""
@@ -73,7 +77,7 @@ def ends(function: Any, soft: bool) -> bool:
 
 
 def operations(*, consumers: bool = True) -> set[str]:
-    """Names that ``only`` and ``ignore`` take; without ``consumers`` those alone that make something soft of a float."""
+    """Names that ``only`` and ``ignore`` take; without ``consumers`` those that make something soft of a float."""
     return {rule.operation for rule in RULES.values() if consumers or not rule.only_soft}
 
 

@@ -35,9 +35,9 @@ class relaxed:
         y = f(x), \\qquad \\frac{\\partial y}{\\partial x} := \\frac{\\partial f_t(x)}{\\partial x}, \\qquad
         f_t(x) \\approx \\mathbb E_{\\varepsilon \\sim N(0, 1)} f(x + t \\, s \\, \\varepsilon)
 
-    with the temperature ``t`` and the spread ``s`` of the argument. Integer and boolean results are tensors of the usual
-    dtype and shape that carry a distribution or a probability (:class:`~pullback.relax.SoftIndex`,
-    :class:`~pullback.relax.SoftBool`), so that ``table[scores.argmax()]`` or ``(x > c).float().mean()`` have a gradient.
+    with the temperature ``t`` and the spread ``s`` of the argument. Integer and boolean results are tensors of the
+    usual dtype and shape that carry a distribution or a probability (:class:`~pullback.relax.SoftIndex`,
+    :class:`~pullback.relax.SoftBool`): ``table[scores.argmax()]`` and ``(x > c).float().mean()`` have a gradient.
     Where that cannot be carried on (``if``, ``.item()``, ``x[mask]``, ...) the plain value is used and a line is added
     to :meth:`report`. Tensors that do not require grad are left alone, as is code under ``torch.no_grad()``.
 
@@ -71,7 +71,7 @@ class relaxed:
 
     References:
         Bengio, Leonard, Courville (2013), Estimating or propagating gradients through stochastic neurons (straight-
-        through); Berthet, Blondel, Teboul, Cuturi, Vert, Bach (2020), Learning with differentiable perturbed optimizers.
+        through); Berthet et al. (2020), Learning with differentiable perturbed optimizers.
     """
 
     def __new__(cls, function: Any = _UNSET, /, **options: Any) -> Any:
@@ -214,7 +214,8 @@ def _checked_methods(methods: Mapping[str, str] | None) -> dict[str, str]:
         if operation not in METHODS:
             allowed = ", ".join(sorted(METHODS))
             raise ValueError(
-                f"methods must name operations with a method ({allowed}), got {operation!r}{nearest(operation, METHODS)}"
+                f"methods must name operations with a method ({allowed}), got {operation!r}"
+                + nearest(operation, METHODS)
             )
         check_choice(f"methods[{operation!r}]", method, METHODS[operation])
     return methods

@@ -116,7 +116,7 @@ class Calls:
 
 
 def find_site() -> Site | None:
-    """Return the line that called torch, or ``None`` where that line must stay plain (blocks, distributions, optimizers).
+    """Return the line that called torch, or ``None`` where it must stay plain (blocks, distributions, optimizers).
 
     Frames of torch's wrappers and of this package are passed over. Code of the blocks already is differentiable;
     library code that checks or draws for itself is not the user's program.

@@ -144,7 +144,7 @@ def register_inplace(name: str, function: Any) -> None:
 
 
 def functions_named(name: str) -> Iterator[Any]:
-    """Yield the functions called ``name`` of ``torch``, ``torch.Tensor``, ``torch.nn.functional`` and ``torch.special``.
+    """Yield the functions called ``name`` of torch, ``Tensor``, ``nn.functional`` and ``special``.
 
     Example:
         >>> torch.argmax in list(functions_named("argmax"))

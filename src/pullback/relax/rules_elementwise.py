@@ -1,4 +1,4 @@
-"""Rounding, steps and bends: float results with the gradient of a smooth curve, casts to integers with a distribution."""
+"""Rounding, steps, bends: float results with the gradient of a smooth curve; casts with a distribution."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def _mapped(distribution: Distribution, function: Callable[[Tensor], Tensor]) ->
 
 
 def keep_values(function: Callable[..., Any], result: Any, args: Any) -> None:
-    """Let ``result = function(*args)``, elementwise, remember its values where one argument does and the rest is data."""
+    """Let ``result = function(*args)`` remember its values where one argument does and the rest is data."""
     remembered = [(i, remembered_values(a)) for i, a in enumerate(args)]
     known = [(i, distribution) for i, distribution in remembered if distribution is not None]
     if len(known) != 1 or not isinstance(result, Tensor):

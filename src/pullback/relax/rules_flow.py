@@ -25,7 +25,8 @@ from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex,
 __all__ = ["flow", "push_forward"]
 
 ELEMENTWISE = (
-    "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow neg negative abs absolute "
+    "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow "
+    "neg negative abs absolute "
     "square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan "
     "sigmoid erf lerp addcmul addcdiv clamp clamp_min clamp_max clip minimum maximum fmin fmax sign sgn "
     "bitwise_left_shift bitwise_right_shift "
@@ -35,9 +36,12 @@ ELEMENTWISE = (
 """On a distribution: applied to every value it may take."""
 
 SHAPES = (
-    "view reshape view_as reshape_as permute transpose swapaxes swapdims t T mT H movedim moveaxis flatten ravel unflatten "
-    "squeeze unsqueeze expand expand_as repeat tile repeat_interleave stack cat concat concatenate hstack vstack dstack "
-    "chunk split split_with_sizes tensor_split unbind flip fliplr flipud roll rot90 diag diagonal diag_embed contiguous "
+    "view reshape view_as reshape_as permute transpose swapaxes swapdims t T mT H movedim "
+    "moveaxis flatten ravel unflatten "
+    "squeeze unsqueeze expand expand_as repeat tile repeat_interleave stack cat concat "
+    "concatenate hstack vstack dstack "
+    "chunk split split_with_sizes tensor_split unbind flip fliplr flipud roll rot90 diag "
+    "diagonal diag_embed contiguous "
     "clone narrow select broadcast_to broadcast_tensors atleast_1d atleast_2d atleast_3d tril triu "
     "cpu cuda resolve_conj unfold adjoint"
 )

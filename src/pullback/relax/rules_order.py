@@ -41,7 +41,7 @@ def _matrix(settings: Settings, operation: str, x: Tensor, dim: int, descending:
 def _rows(
     settings: Settings, operation: str, input: Tensor, dim: int, descending: bool, rows: Any, keepdim: bool = True
 ) -> Integer:
-    """The distributions of the places ``rows`` of an ordering: a slice, or one place (``dim`` goes, or stays with size 1)."""
+    """The distributions of the places ``rows`` of an ordering: a slice, or one (``dim`` goes, or stays as 1)."""
     x = _floating(input)
     if x.ndim == 0:
         return Integer(Lazy(lambda: Distribution(torch.ones(1, dtype=x.dtype, device=x.device))))

@@ -142,7 +142,7 @@ class Distribution(NamedTuple):
         return (self.probability * self.values).sum(-1)
 
     def dense(self, size: int) -> Tensor:
-        """``[*shape, size]`` the probability of each position of a dimension of ``size``; negative ones count from the end.
+        """``[*shape, size]`` the probability of each position of a dimension; negative ones count from the end.
 
         Values outside of the dimension count as the nearest end: they are what noise makes of an index at the border.
         """
