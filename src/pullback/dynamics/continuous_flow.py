@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from pullback.dynamics.odeint import odeint
 __all__ = ["ContinuousFlow", "FlowSample", "GatedField"]
 
 
+@runtime_checkable
 class _Base(Protocol):
     def log_prob(self, z: Tensor) -> Tensor: ...
 

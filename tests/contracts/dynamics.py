@@ -1,0 +1,174 @@
+"""Contracts of ``pullback.dynamics``: the linear field has a closed form, the matrix exponential."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.core.errors import ConvergenceError
+from pullback.dynamics import ContinuousFlow, Event, GatedField, odeint
+from tests.contracts.contract import Bad, Call, Contract
+
+
+def linear(method: str, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """y(1) of dy/dt = A y."""
+
+    def block(y0: Tensor, matrix: Tensor, **more: Any) -> Tensor:
+        fine = y0.dtype == torch.float64  # half precision is solved in float32
+        settings = {**({"rtol": 1e-10, "atol": 1e-12} if fine else {"rtol": 1e-4}), **options, **more}
+        return odeint(lambda t, y: y @ matrix.mT, y0, [0.0, 1.0], method=method, **settings).y[-1]
+
+    return block
+
+
+def exact(y0: Tensor, matrix: Tensor, **_: Any) -> Tensor:
+    return y0 @ torch.matrix_exp(matrix).mT
+
+
+def samples(g: torch.Generator) -> list[Call]:
+    y0 = torch.randn(3, 2, generator=g, dtype=torch.float64)
+    return [Call((y0, 0.5 * torch.randn(2, 2, generator=g, dtype=torch.float64)))]
+
+
+def times(y0: Tensor, t: Tensor) -> Tensor:
+    """A field that depends on time, at three times that are differentiated themselves."""
+    return odeint(lambda s, y: -y * torch.cos(s), y0, t, rtol=1e-10, atol=1e-12).y
+
+
+def times_exact(y0: Tensor, t: Tensor) -> Tensor:
+    return y0 * torch.exp(torch.sin(t[0]) - torch.sin(t))[:, None, None]
+
+
+def fall(height: Tensor, gravity: Tensor) -> tuple[Tensor, Tensor]:
+    """Time and speed at which a ball dropped from ``height`` meets the ground."""
+    start = torch.stack([height, torch.zeros_like(height)], -1)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[..., 1], -gravity.expand_as(y[..., 1])], -1)
+
+    solution = odeint(field, start, [0.0, 9.0], events=Event(lambda t, y: y[..., 0]), rtol=1e-9, atol=1e-9)
+    return solution.event_times[0], solution.event_states[0, ..., 1]
+
+
+def fall_exact(height: Tensor, gravity: Tensor) -> tuple[Tensor, Tensor]:
+    return (2 * height / gravity).sqrt(), -(2 * height * gravity).sqrt()
+
+
+FLOW = ContinuousFlow(
+    GatedField(2, 6, generator=torch.Generator().manual_seed(0)), 2, method="rk4", step=0.125
+).double()
+COMPILE = "a solve decides on its steps from data; what is worth compiling is the field (tested in tests/dynamics)"
+
+
+CONTRACTS = [
+    *(
+        Contract(
+            f"dynamics.odeint[{method}, {adjoint}]",
+            linear(method, adjoint=adjoint, **({"step": 0.1} if method in ("rk4", "implicit_midpoint") else {})),
+            samples,
+            reference=exact,
+            tolerance=tolerance,
+            forward_mode=True,
+            compile=False,
+            why=COMPILE,
+            bad=bad,
+        )
+        for method, adjoint, tolerance, bad in (
+            (
+                "dopri5",
+                "checkpoint",
+                1e-8,
+                (
+                    Bad(
+                        (torch.ones(2, 2), torch.eye(2)),
+                        {"rtol": -1.0},
+                        ValueError,
+                        "rtol must be > 0, got -1.0",
+                    ),
+                    Bad((torch.ones(2, 2), torch.eye(2)), {"step": 0.0}, ValueError, "step must be > 0"),
+                    Bad(
+                        (torch.ones(2, 2), torch.eye(2)), {"max_steps": 1}, ConvergenceError, "max_steps=1 .* sample 0"
+                    ),
+                    Bad((torch.ones(2, 2), torch.eye(2)), {"batch_ndim": 5}, ValueError, "batch_ndim must be between"),
+                    Bad((torch.full((2, 2), torch.nan), torch.eye(2)), {}, ValueError, "y0 must be finite"),
+                ),
+            ),
+            ("tsit5", "symplectic", 1e-8, ()),
+            ("bosh3", "unrolled", 1e-7, ()),
+            ("rk4", "checkpoint", 1e-5, ()),
+            ("implicit_midpoint", "checkpoint", 2e-2, ()),
+        )
+    ),
+    Contract(
+        "dynamics.odeint[kvaerno3]",
+        linear("kvaerno3", rtol=1e-5, atol=1e-7),
+        samples,
+        reference=exact,
+        tolerance=1e-4,
+        gradcheck=False,
+        gradgradcheck=False,
+        compile=False,
+        why=f"adaptive steps move by the tolerance when an input moves, which finite differences see; {COMPILE}",
+    ),
+    *(
+        Contract(
+            f"dynamics.odeint[{adjoint}]",
+            linear("dopri5", adjoint=adjoint),
+            samples,
+            reference=exact,
+            gradgradcheck=False,
+            compile=False,
+            why=f"the continuous adjoints are not differentiable twice and say so; {COMPILE}",
+        )
+        for adjoint in ("backsolve", "interpolated")
+    ),
+    Contract(
+        "dynamics.odeint[times]",
+        times,
+        lambda g: [
+            Call(
+                (
+                    torch.randn(3, 2, generator=g, dtype=torch.float64),
+                    torch.tensor([0.2, 0.7, 1.1], dtype=torch.float64),
+                )
+            )
+        ],
+        reference=times_exact,
+        batched=False,
+        compile=False,
+        why=f"times come first in the result, so the stack is not in front; {COMPILE}",
+        half=False,
+    ),
+    Contract(
+        "dynamics.Event",
+        fall,
+        lambda g: [
+            Call(
+                (
+                    torch.rand(3, generator=g, dtype=torch.float64) + 0.5,
+                    torch.tensor([9.81], dtype=torch.float64),
+                )
+            )
+        ],
+        reference=fall_exact,
+        gradgradcheck=False,
+        forward_mode=False,
+        vmap=False,
+        compile=False,
+        why=f"the implicit function theorem is applied to first order, and the search for roots reads values; {COMPILE}",
+    ),
+    Contract(
+        "dynamics.ContinuousFlow.log_prob",
+        lambda x: FLOW.to(x.dtype).log_prob(x),
+        lambda g: [Call((torch.randn(4, 2, generator=g, dtype=torch.float64),))],
+        batched=False,
+        half=False,
+        forward_mode=True,
+        vmap=False,
+        compile=False,
+        why=f"a density takes a matrix of points, with parameters of one precision; {COMPILE}",
+    ),
+]

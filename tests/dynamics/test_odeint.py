@@ -1,0 +1,271 @@
+"""Solves against closed forms, scipy and torchdiffeq; step control; errors; what the field may be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import RK45, solve_ivp
+from torch import Tensor, nn
+
+from pullback.core.errors import ConvergenceError
+from pullback.dynamics import NeuralODE, odeint
+from pullback.dynamics.tableaux import METHODS
+
+ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.error is not None]
+
+
+def van_der_pol(t: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([y[..., 1], (1 - y[..., 0].square()) * y[..., 1] - y[..., 0]], -1)
+
+
+def rate_numpy(mu: float):
+    return lambda t, y: [y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tableaux_fulfil_the_order_conditions(name: str) -> None:
+    tableau = METHODS[name]
+    sets = [(tableau.a, tableau.b)]
+    if tableau.partitioned:
+        sets.append((tableau.a_second, tableau.b_second))
+    for a, b in sets:
+        a, b, c = np.array(a), np.array(b), np.array(tableau.c)
+        rows = a if not tableau.partitioned else np.diag(c) @ np.ones_like(a) / len(c)
+        if not tableau.partitioned:
+            assert np.allclose(a.sum(1), c, atol=1e-14)
+        conditions = {
+            1: [(b.sum(), 1)],
+            2: [(b @ c, 1 / 2)],
+            3: [(b @ c**2, 1 / 3), (b @ rows @ c, 1 / 6)],
+            4: [(b @ c**3, 1 / 4), ((b * c) @ a @ c, 1 / 8), (b @ a @ c**2, 1 / 12), (b @ a @ a @ c, 1 / 24)],
+            5: [
+                (b @ c**4, 1 / 5),
+                ((b * c**2) @ a @ c, 1 / 10),
+                (b @ (a @ c) ** 2, 1 / 20),
+                ((b * c) @ a @ c**2, 1 / 15),
+                (b @ a @ c**3, 1 / 20),
+                ((b * c) @ a @ a @ c, 1 / 30),
+                (b @ a @ (c * (a @ c)), 1 / 40),
+                (b @ a @ a @ c**2, 1 / 60),
+                (b @ a @ a @ a @ c, 1 / 120),
+            ],
+        }
+        for order in range(1, tableau.order + 1):
+            for got, wanted in conditions[order]:
+                assert got == pytest.approx(wanted, abs=1e-13)
+    if tableau.error is not None:
+        embedded = np.array(tableau.b) - np.array(tableau.error)
+        for order in range(tableau.order - 1):
+            assert embedded @ np.array(tableau.c) ** order == pytest.approx(1 / (order + 1), abs=1e-13)
+
+
+def test_dopri5_has_scipys_coefficients() -> None:
+    tableau = METHODS["dopri5"]
+    assert np.allclose(np.array(tableau.a)[:6, :5], RK45.A)
+    assert np.allclose(tableau.error, -RK45.E)
+    assert np.allclose(tableau.dense, RK45.P)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3", "kvaerno3"])
+def test_agrees_with_dop853(method: str) -> None:
+    t = torch.linspace(0, 5, 7, dtype=torch.float64)
+    truth = solve_ivp(rate_numpy(1.0), (0, 5), [2.0, 0.0], "DOP853", t.numpy(), rtol=1e-12, atol=1e-12).y.T
+    y0 = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    solution = odeint(van_der_pol, y0, t, method=method, rtol=1e-6, atol=1e-8)
+    assert np.abs(solution.y.numpy() - truth).max() < 2e-5
+    assert solution.accepted.shape == () and bool(solution.converged)
+
+
+def test_stiff_problem_takes_few_steps_with_kvaerno3() -> None:
+    mu = 200.0
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[..., 1], mu * (1 - y[..., 0].square()) * y[..., 1] - y[..., 0]], -1)
+
+    y0 = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    solution = odeint(field, y0, [0.0, 50.0], method="kvaerno3", rtol=1e-4, atol=1e-6)
+    truth = solve_ivp(rate_numpy(mu), (0, 50), [2.0, 0.0], "Radau", rtol=1e-9, atol=1e-10).y[:, -1]
+    assert np.abs(solution.y[-1].numpy() - truth).max() < 1e-3
+    assert int(solution.accepted) < 300
+    with pytest.raises(ConvergenceError, match="kvaerno3"):
+        odeint(field, y0, [0.0, 50.0], method="dopri5", max_steps=300)
+
+
+def test_a_sample_does_not_depend_on_its_company(generator: torch.Generator) -> None:
+    rates = torch.logspace(0, 2.5, 16, dtype=torch.float64).unsqueeze(1)
+    y0 = torch.rand(16, 2, generator=generator, dtype=torch.float64)
+    together = odeint(lambda t, y: -rates * (y - torch.cos(t)), y0, [0.0, 1.0, 2.0])
+    for i in range(16):
+        alone = odeint(lambda t, y, i=i: -rates[i] * (y - torch.cos(t)), y0[i], [0.0, 1.0, 2.0])
+        assert torch.allclose(together.y[:, i], alone.y, atol=1e-12, rtol=0)
+        assert together.accepted[i] == alone.accepted
+        assert together.rejected[i] == alone.rejected
+    shared = odeint(lambda t, y: -rates * (y - torch.cos(t)), y0, [0.0, 1.0, 2.0], shared_step=True)
+    assert (shared.y - together.y).abs().max() > 1e-7
+    assert len(set(shared.accepted.tolist())) == 1
+    assert len(set(together.accepted.tolist())) > 3
+
+
+def test_error_follows_the_tolerance() -> None:
+    y0 = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    truth = solve_ivp(rate_numpy(1.0), (0, 8), [2.0, 0.0], "DOP853", rtol=1e-13, atol=1e-13).y[:, -1]
+    evaluations = []
+    for rtol in (1e-3, 1e-5, 1e-7):
+        solution = odeint(van_der_pol, y0, [0.0, 8.0], rtol=rtol, atol=1e-2 * rtol)
+        assert np.abs(solution.y[-1].numpy() - truth).max() < 30 * rtol
+        evaluations.append(solution.evaluations)
+    assert evaluations == sorted(set(evaluations))
+
+
+def test_backwards_and_per_sample_times(generator: torch.Generator) -> None:
+    y0 = torch.rand(3, 2, generator=generator, dtype=torch.float64)
+    t = torch.tensor([[0.0, 0.3, 1.0], [2.0, 1.0, -1.0], [0.5, 0.5, 0.5]], dtype=torch.float64)
+    for options in ({"rtol": 1e-10, "atol": 1e-12}, {"method": "rk4", "step": 0.01}):
+        solution = odeint(lambda s, y: y * torch.cos(s), y0, t, **options)
+        exact = y0 * torch.exp(torch.sin(t) - torch.sin(t[:, :1])).T.unsqueeze(-1)
+        assert torch.allclose(solution.y, exact, atol=1e-8)
+
+
+def test_trees_and_images(generator: torch.Generator) -> None:
+    y0 = {"a": torch.rand(3, 2, generator=generator), "b": (torch.rand(3, 4, generator=generator),)}
+    solution = odeint(lambda t, y: {"a": -y["a"], "b": (y["b"][0] * t,)}, y0, [0.0, 1.0])
+    assert torch.allclose(solution.y["a"][-1], y0["a"] * math.exp(-1), atol=1e-5)
+    assert torch.allclose(solution.y["b"][0][-1], y0["b"][0] * math.exp(0.5), atol=1e-4)
+    image = torch.rand(2, 3, 4, 4, generator=generator)
+    convolution = nn.Conv2d(3, 3, 3, padding=1)
+    plain = odeint(lambda t, y: convolution(y) * t, image, [0.0, 1.0], batch_ndim=1, rtol=1e-6)
+    assert plain.accepted.shape == (2,)
+    alone = odeint(lambda t, y: convolution(y) * t, image[:1], [0.0, 1.0], batch_ndim=1, rtol=1e-6)
+    assert torch.allclose(plain.y[:, :1], alone.y, atol=1e-6)
+
+
+def test_dense_output_is_as_good_as_the_solution() -> None:
+    y0 = torch.tensor([[2.0, 0.0], [1.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    query = torch.linspace(0.1, 4.9, 11, dtype=torch.float64)
+    for method in ADAPTIVE:
+        solution = odeint(van_der_pol, y0, [0.0, 5.0], method=method, dense=True, rtol=1e-7, atol=1e-9)
+        wanted = odeint(van_der_pol, y0, [0.0, *query.tolist()], rtol=1e-11, atol=1e-12).y[1:]
+        got = solution.interpolate(query)
+        assert (got - wanted).abs().max() < 2e-5
+        (a,) = torch.autograd.grad(got.sum(), y0, retain_graph=True)
+        (b,) = torch.autograd.grad(wanted.sum(), y0)
+        assert torch.allclose(a, b, rtol=1e-3)
+        assert torch.equal(solution.interpolate(float(query[3])), got[3])
+    with pytest.raises(ValueError, match="inside the solve"):
+        solution.interpolate(5.5)
+    with pytest.raises(ValueError, match="dense=True"):
+        odeint(van_der_pol, y0, [0.0, 1.0]).interpolate(0.5)
+
+
+def test_partial_solution_instead_of_an_exception() -> None:
+    rates = torch.tensor([[1.0], [3000.0]], dtype=torch.float64)
+    y0 = torch.ones(2, 1, dtype=torch.float64)
+    with pytest.raises(ConvergenceError, match=r"max_steps=50 .*sample 1 stopped at t=.*kvaerno3") as caught:
+        odeint(lambda t, y: -rates * y, y0, [0.0, 1.0], max_steps=50)
+    for solution in (
+        caught.value.result,
+        odeint(lambda t, y: -rates * y, y0, [0.0, 1.0], max_steps=50, check=False),
+    ):
+        assert solution.converged.tolist() == [True, False]
+        assert solution.y[-1, 0].item() == pytest.approx(math.exp(-1), abs=1e-5)
+        assert math.isnan(solution.y[-1, 1].item())
+        assert 0 < solution.reached[1] < 1
+        assert solution.final[1].item() == pytest.approx(math.exp(-3000 * float(solution.reached[1])), abs=1e-5)
+
+
+def test_nan_names_sample_and_time() -> None:
+    y0 = torch.tensor([[1.0], [0.5]], dtype=torch.float64)
+
+    def root(t: Tensor, y: Tensor) -> Tensor:  # falls to zero at t = 2 sqrt(y0), then has no real root
+        return -torch.sqrt(y)
+
+    with pytest.raises(ConvergenceError, match=r"sample 1 stopped at t=1\.41.*NaN"):
+        odeint(lambda t, y: -torch.sqrt(y) - 0 * t, y0, [0.0, 1.8])
+    with pytest.raises(ConvergenceError, match=r"NaN or infinite in sample 1, component 0 at t=1\.5"):
+        odeint(root, y0, [0.0, 1.8], method="euler", step=0.1)
+
+
+def test_blow_up_is_named() -> None:
+    with pytest.raises(ConvergenceError, match=r"resolution of time; sample 0 stopped at t=1"):
+        odeint(lambda t, y: y.square(), torch.ones(1, 1, dtype=torch.float64), [0.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"t": [0.0, 2.0, 1.0]}, "t must be monotone, got 2.0 before 1.0"),
+        ({"t": [0.0]}, "t must hold at least two times"),
+        ({"t": torch.zeros(5, 2)}, r"t must have shape \[times\]"),
+        ({"method": "dopri"}, "method must be one of 'dopri5', 'tsit5', 'bosh3', 'rk4'.*did you mean 'dopri5'"),
+        ({"adjoint": "adjoint"}, "adjoint must be one of 'checkpoint'"),
+        ({"adjoint": "backsolve", "method": "kvaerno3"}, "adjoint must be 'checkpoint', 'symplectic' or 'unrolled'"),
+        ({"adjoint": "backsolve", "dense": True}, "with dense=True"),
+        ({"max_steps": 0}, "max_steps must be an integer >= 1"),
+        ({"field": lambda t, y: y[:, :1]}, "field must return the structure and shapes of y"),
+        ({"y0": torch.tensor(1.0)}, "at least one dimension"),
+        ({"method": "leapfrog"}, "separable"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict, match: str) -> None:
+    call = {"field": lambda t, y: -y, "y0": torch.ones(3, 2), "t": [0.0, 1.0], **arguments}
+    with pytest.raises(ValueError, match=match):
+        odeint(call.pop("field"), call.pop("y0"), call.pop("t"), **call)
+
+
+def test_symplectic_methods_keep_the_energy() -> None:
+    y0 = (torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[0.0]], dtype=torch.float64))
+    t = torch.linspace(0, 200, 41, dtype=torch.float64)
+
+    def energy(y: tuple[Tensor, Tensor]) -> Tensor:
+        return (0.5 * y[1] ** 2 - torch.cos(y[0])).flatten()
+
+    for method in ("leapfrog", "implicit_midpoint"):
+        y = odeint(lambda s, y: (y[1], -torch.sin(y[0])), y0, t, method=method, step=0.1).y
+        assert (energy(y) - energy(y)[0]).abs().max() < 2e-3
+    drifting = odeint(lambda s, y: (y[1], -torch.sin(y[0])), y0, t, method="heun", step=0.1).y
+    assert (energy(drifting) - energy(drifting)[0]).abs().max() > 1e-2
+
+
+def test_half_precision_states_are_solved_in_float32(generator: torch.Generator) -> None:
+    y0 = torch.rand(4, 3, generator=generator).to(torch.bfloat16)
+    seen = []
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        seen.append(y.dtype)
+        return -y
+
+    y = odeint(field, y0, [0.0, 1.0], rtol=1e-4).y
+    assert y.dtype == torch.bfloat16 and set(seen) == {torch.bfloat16}
+    assert torch.allclose(y[-1].float(), y0.float() * math.exp(-1), rtol=2e-2)
+
+
+def test_compiled_field_gives_the_same(generator: torch.Generator) -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    compiled = torch.compile(net, backend="aot_eager")
+    y0 = torch.rand(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for f in (net, compiled):
+        end = odeint(lambda t, y, f=f: f(y), y0, [0.0, 1.0]).y[-1]
+        grads.append(torch.autograd.grad(end.sum(), [y0, *net.parameters()]))
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+def test_module_counts_its_evaluations_in_the_result() -> None:
+    class Field(nn.Linear):
+        calls = 0
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            Field.calls += 1
+            return super().forward(y)
+
+    block = NeuralODE(Field(3, 3), [0.0, 1.0])
+    solution = block(torch.ones(2, 3))
+    assert solution.evaluations == Field.calls
+    solution.y[-1].sum().backward()
+    assert solution.evaluations + solution.backward_evaluations == Field.calls
+    with pytest.raises(TypeError, match="field must be a torch.nn.Module"):
+        NeuralODE(lambda t, y: y)
