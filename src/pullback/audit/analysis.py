@@ -12,8 +12,9 @@ from pullback.audit import operations as ops
 from pullback.audit.findings import SEVERITIES, Finding, LineRecord, ParameterRecord, Report
 from pullback.audit.flow import flow_findings
 from pullback.audit.graph import TraceGraph
-from pullback.audit.intent import intended
+from pullback.audit.intent import intended, wasted
 from pullback.audit.messages import explain
+from pullback.audit.remedies import with_remedies
 from pullback.audit.sites import Place, Site, in_branch_test, place, silenced
 from pullback.audit.tracer import Exit, Leaf, Origin, Tracer
 
@@ -116,9 +117,18 @@ class _Analysis:
         lines, edges = self._lines()
         parameters = tuple(self._parameter(i, self.tracer.leaves[i]) for i in sorted(self.trained))
         every = (*self.tracer.notes, *notes, *self._blind_spots())
-        return Report(
-            target, tuple(self.found), lines, edges, parameters, every, self.silenced, len(self.tracer.events), error
+        report = Report(
+            target=target,
+            findings=tuple(self.found),
+            lines=lines,
+            edges=edges,
+            parameters=parameters,
+            notes=every,
+            silenced=self.silenced,
+            steps=len(self.tracer.events),
+            error=error,
         )
+        return with_remedies(report)
 
     def _add(
         self, code: str, site: Site | None, op: str, severity: str, evidence: Mapping[str, Any], **words: Any
@@ -217,7 +227,7 @@ class _Analysis:
                 for _, live in self.graph.merges(members[0], origin.node)
             )
             severity = "error" if gap > 0.1 and not stop and not chosen else "info"
-        elif code.startswith("zero.") and not self._wraps(members):
+        elif (code.startswith("zero.") and not self._wraps(members)) or wasted(self.graph, members):
             severity = "warning"
         else:
             severity = "info"
@@ -446,6 +456,9 @@ class _Analysis:
             if leaf.norm or index in self.blame or not self.graph.events:
                 continue
             users = [self.nodes[c] for c in self.graph.children[index] if self.nodes[c].site is not None]
+            users = [
+                u for u in users if u.op not in ("clone", "detach", "get data", "copy_", "to")
+            ]  # copies of a module
             if users:
                 evidence = {"shape": list(leaf.shape)}
                 self._blame(

@@ -11,7 +11,7 @@ from pullback.audit import operations as ops
 from pullback.audit.graph import TraceGraph
 from pullback.audit.tracer import Node, Origin
 
-__all__ = ["intended"]
+__all__ = ["intended", "wasted"]
 
 
 def intended(graph: TraceGraph, index: int, origin: Origin, *, starved: bool) -> str:
@@ -46,6 +46,30 @@ def intended(graph: TraceGraph, index: int, origin: Origin, *, starved: bool) ->
     if origin.code == "cut.index" and _said(graph, index, origin.node):
         return "detached"
     return ""
+
+
+def wasted(graph: TraceGraph, members: list[int]) -> bool:
+    """Whether a detached value was computed for layers that get it from nowhere else, as a code for its decoder.
+
+    Not so where the value itself is used with its gradient too (a probe on features), where the layers made the value
+    (truncated backpropagation), or where they also take other data (a discriminator).
+    """
+    for index in members:
+        origin = graph.tracer.origins[index]
+        meets = graph.merges(index, origin.node)
+        if origin.code not in ("cut.detach", "cut.data") or not meets:
+            return False
+        made_by = graph.leaves(graph.upstream(origin.sources))
+        if set(origin.sources) & made_by:
+            return False
+        children = [c for s in origin.sources for c in graph.children[s]]
+        if any(graph.nodes[c].live and c in graph.reached for c in children):
+            return False
+        for dead, live in meets:
+            weights = {p.index for p in _partners(graph, dead, live) if p.leaf is not None}
+            if live.op not in ops.WEIGHTED or not weights or weights & made_by or _sample(graph, index, dead, live):
+                return False
+    return True
 
 
 def _said(graph: TraceGraph, index: int, start: int) -> bool:

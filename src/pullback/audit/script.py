@@ -67,7 +67,7 @@ def audit_script(
     hook = register_optimizer_step_pre_hook(stepping)
     try:
         with _as_main(script, args), eager(), tracer:
-            runpy.run_path(str(script), run_name="__main__")
+            runpy.run_path(str(script.resolve()), run_name="__main__")
     except StopTracing:
         notes.append(f"the script was stopped after {steps} audited passes of one backward() call")
     except SystemExit as stop:

@@ -746,3 +746,13 @@ def input_gradient():
 
 def plain_function():
     return lambda x: (x.sin() * x).sum(), torch.tensor([0.3, 0.4])
+
+
+def probe_on_detached_features():
+    body, head, probe = _net(4, 6), _net(6, 3), _net(6, 3)
+
+    def program(x):
+        h = body(x)
+        return F.cross_entropy(head(h), Y) + F.cross_entropy(probe(h.detach()), Y)
+
+    return program, X

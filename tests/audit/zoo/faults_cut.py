@@ -646,3 +646,15 @@ def hard_threshold_of_shared_features():
         return head(bits).square().mean()
 
     return program, X
+
+
+def code_detached_before_its_decoder():
+    encoder, decoder = _net(4, 6), _net(3, 4)
+
+    def program(x):
+        mean, log_std = encoder(x).chunk(2, dim=1)
+        code = mean + log_std.exp() * torch.randn_like(mean)
+        kl = 0.5 * (mean.pow(2) + (2 * log_std).exp() - 2 * log_std - 1).sum(1).mean()
+        return F.mse_loss(decoder(code.detach()), x) + kl  # <- cut.detach
+
+    return program, X
