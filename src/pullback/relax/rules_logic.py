@@ -75,7 +75,9 @@ def _of_values(
 def _comparison_width(settings: Settings, x: Tensor, y: Any, indices: list[SoftIndex]) -> float:
     if indices and not isinstance(y, Tensor):  # an expected count against a number: a step of one unit
         return 1.0
-    return settings.width(x.detach() - (y.detach() if isinstance(y, Tensor) else y))
+    if not isinstance(y, Tensor) or y.numel() == 1:  # a shift has no part in the spread
+        return settings.width(x)
+    return settings.width(x.detach() - y.detach())
 
 
 def _floating(value: Any) -> bool:

@@ -66,8 +66,7 @@ class Settings:
 def _spread(x: Tensor) -> float:
     """The standard deviation without the elements that stand for something else: infinities, ``-1e9`` of a mask.
 
-    Those beyond twelve median deviations (eight standard deviations of a Gaussian) from the median are left out. Of
-    large tensors a regular sample is taken.
+    Those beyond a thousand median deviations from the median are left out. Of large tensors a regular sample is taken.
     """
     x = x.reshape(-1)
     if x.numel() > 2 * _SAMPLE:
@@ -76,7 +75,7 @@ def _spread(x: Tensor) -> float:
     if x.numel() < 2:
         return 0.0
     deviation = (x - x.median()).abs()
-    usual = x[deviation <= 12 * deviation.median()]
+    usual = x[deviation <= 1000 * deviation.median()]
     spread = usual.std().item() if len(usual) > 1 else 0.0
     return spread if spread > 0 else x.std().item()
 
