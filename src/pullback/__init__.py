@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from pullback.core.errors import ConvergenceError
 
 if TYPE_CHECKING:
-    from pullback import causal, core, data, discrete, dynamics, gradients, implicit, kernels, lab, render
+    from pullback import causal, core, data, discrete, dynamics, geometry, gradients, implicit, kernels, lab, render
     from pullback.audit import audit
     from pullback.relax import relaxed
 
 __version__ = "0.1.0"
 
-FAMILIES = ("causal", "discrete", "dynamics", "gradients", "implicit", "render")
+FAMILIES = ("causal", "discrete", "dynamics", "geometry", "gradients", "implicit", "render")
 """Names of the families of blocks, each a subpackage."""
 
 _SUBPACKAGES = (*FAMILIES, "audit", "core", "data", "kernels", "lab")  # `pullback.audit` is a module one can call
@@ -36,6 +36,7 @@ __all__ = [
     "data",
     "discrete",
     "dynamics",
+    "geometry",
     "gradients",
     "implicit",
     "kernels",

@@ -1,0 +1,264 @@
+"""Blending of spheres, compiled: parallel over tiles of the image, each with its list of spheres, nearest first.
+
+The readable twin is ``pullback.render.spheres``' ``method="reference"``; the tests hold them equal. A backward pass
+walks the same lists again; each pair of a tile and a sphere has its own row of partial gradients, which are added up
+sphere by sphere in the order of the tiles: no atomics, so the same input gives the same gradient, bit by bit.
+
+All arithmetic is in float64, whatever the arrays are.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+__all__ = ["backward", "forward", "parallel"]
+
+_lock = threading.Lock()  # numba's work queue must not be entered from two threads
+
+
+class parallel:
+    """Context in which the kernels run on as many threads as torch would use, one caller at a time."""
+
+    def __enter__(self) -> None:
+        _lock.acquire()
+        self._before = numba.get_num_threads()
+        numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+
+    def __exit__(self, *_: Any) -> None:
+        numba.set_num_threads(self._before)
+        _lock.release()
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _intersect(cx: float, cy: float, cz: float, vx: float, vy: float) -> Any:
+    """Return ``(b^2, t, px, py, pz, |v|^2)`` of a ray ``(vx, vy, 1)`` and a centre: ``p = c - t v`` is orthogonal."""
+    square = vx * vx + vy * vy + 1.0
+    t = (cx * vx + cy * vy + cz) / square
+    px, py, pz = cx - t * vx, cy - t * vy, cz - t
+    return px * px + py * py + pz * pz, t, px, py, pz, square
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath={"contract"})
+def forward(
+    centers: Any,
+    radii: Any,
+    opacity: Any,
+    features: Any,
+    background: Any,
+    rays: Any,
+    offsets: Any,
+    indices: Any,
+    pixels: Any,
+    columns: int,
+    tile: int,
+    near: float,
+    far: float,
+    gamma: float,
+    floor: float,
+    allowed: float,
+    image: Any,
+    depth: Any,
+    scale: Any,
+    total: Any,
+    kept: Any,
+    last: Any,
+    winner: Any,
+    hits: Any,
+) -> None:
+    """Fill ``image [H, W, C]``, ``depth [H, W]``, the largest exponent ``scale`` and sum of weights ``total [H, W]``.
+
+    ``kept [H, W, k]`` are the places in ``indices`` of the strongest spheres, strongest first (-1: fewer than k), and
+    ``winner [H, W]`` is the strongest sphere, -1 where the background's weight is larger. A pixel stops at the place
+    ``last [H, W]`` in ``indices``, where the rest of the list cannot change it by more than ``allowed``.
+    ``hits [pairs]`` is how many pixels of the tile meet the sphere before. ``floor`` is the background's exponent.
+    """
+    height, width, channels = image.shape
+    strongest = kept.shape[2]
+    for number in numba.prange(offsets.size - 1):
+        top, left = (number // columns) * tile, (number % columns) * tile
+        bottom, right = min(top + tile, height) - 1, min(left + tile, width) - 1
+        weights = np.zeros((tile * tile, strongest))
+        sums = np.empty((tile * tile, channels + 1))
+        running = np.zeros(tile * tile, np.bool_)
+        for y in range(top, bottom + 1):
+            for x in range(left, right + 1):
+                place = (y - top) * tile + x - left
+                scale[y, x] = floor
+                total[y, x] = 1.0
+                running[place] = True
+                last[y, x] = offsets[number + 1]
+                for c in range(channels):
+                    sums[place, c] = background[c]
+                sums[place, channels] = far
+                for k in range(strongest):
+                    kept[y, x, k] = -1
+        first, end = offsets[number], offsets[number + 1]
+        for pair in range(first, end):
+            i = indices[pair]
+            cx, cy, cz = float(centers[i, 0]), float(centers[i, 1]), float(centers[i, 2])
+            r, o = float(radii[i]), float(opacity[i])
+            if allowed > 0.0 and (pair - first) % 16 == 15:
+                # No sphere from here on is nearer than this one's front, so none has a larger exponent.
+                bound = min(1.0, (far - (cz - r)) / (far - near)) / gamma
+                alive = False
+                for y in range(top, bottom + 1):
+                    for x in range(left, right + 1):
+                        place = (y - top) * tile + x - left
+                        if running[place]:
+                            rest = (end - pair) * np.exp(bound - scale[y, x])
+                            running[place] = rest > allowed * (total[y, x] + rest)
+                            alive = alive or running[place]
+                            if not running[place]:
+                                last[y, x] = pair
+                if not alive:
+                    break
+            met = 0
+            for y in range(max(top, pixels[i, 1]), min(bottom, pixels[i, 3]) + 1):
+                for x in range(max(left, pixels[i, 0]), min(right, pixels[i, 2]) + 1):
+                    place = (y - top) * tile + x - left
+                    if not running[place]:
+                        continue
+                    square, t, _, _, _, length = _intersect(cx, cy, cz, rays[y, x, 0], rays[y, x, 1])
+                    distance = np.sqrt(square)
+                    if not distance < r:
+                        continue
+                    front = t - np.sqrt((r - distance) * (r + distance) / length)
+                    if not near <= front <= far:
+                        continue
+                    met += 1
+                    exponent = o * (far - front) / ((far - near) * gamma)
+                    if exponent > scale[y, x]:
+                        shrink = np.exp(scale[y, x] - exponent)
+                        scale[y, x] = exponent
+                        total[y, x] *= shrink
+                        for c in range(channels + 1):
+                            sums[place, c] *= shrink
+                        for k in range(strongest):
+                            weights[place, k] *= shrink
+                    weight = o * (1.0 - distance / r) * np.exp(exponent - scale[y, x])
+                    total[y, x] += weight
+                    for c in range(channels):
+                        sums[place, c] += weight * features[i, c]
+                    sums[place, channels] += weight * front
+                    k = strongest - 1
+                    if weight > weights[place, k]:
+                        while k > 0 and weight > weights[place, k - 1]:
+                            weights[place, k] = weights[place, k - 1]
+                            kept[y, x, k] = kept[y, x, k - 1]
+                            k -= 1
+                        weights[place, k] = weight
+                        kept[y, x, k] = pair
+            hits[pair] = met
+        for y in range(top, bottom + 1):
+            for x in range(left, right + 1):
+                place = (y - top) * tile + x - left
+                for c in range(channels):
+                    image[y, x, c] = sums[place, c] / total[y, x]
+                depth[y, x] = sums[place, channels] / total[y, x]
+                winner[y, x] = -1
+                if weights[place, 0] > np.exp(floor - scale[y, x]):
+                    winner[y, x] = indices[kept[y, x, 0]]
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath={"contract"})
+def backward(
+    centers: Any,
+    radii: Any,
+    opacity: Any,
+    features: Any,
+    rays: Any,
+    offsets: Any,
+    indices: Any,
+    pixels: Any,
+    columns: int,
+    tile: int,
+    near: float,
+    far: float,
+    gamma: float,
+    scale: Any,
+    total: Any,
+    kept: Any,
+    last: Any,
+    tracked: bool,
+    mean: Any,
+    grad_image: Any,
+    grad_alpha: Any,
+    grad_depth: Any,
+    order: Any,
+    starts: Any,
+    partial: Any,
+    grad_rays: Any,
+    out: Any,
+) -> None:
+    """Fill ``grad_rays [H, W, 3]`` and ``out [n, 5 + C]``: the gradients to centre, radius, opacity and features.
+
+    ``mean [H, W]`` is the cotangents' product with the blended values. The pairs of sphere ``i`` are
+    ``order[starts[i] : starts[i + 1]]``; ``partial [pairs, 5 + C]`` is scratch. With ``tracked`` only the spheres in
+    ``kept`` receive a gradient from a pixel.
+    """
+    height, width, channels = grad_image.shape
+    for number in numba.prange(offsets.size - 1):
+        top, left = (number // columns) * tile, (number % columns) * tile
+        bottom, right = min(top + tile, height) - 1, min(left + tile, width) - 1
+        for pair in range(offsets[number], offsets[number + 1]):
+            i = indices[pair]
+            cx, cy, cz = float(centers[i, 0]), float(centers[i, 1]), float(centers[i, 2])
+            r, o = float(radii[i]), float(opacity[i])
+            row = partial[pair]
+            row[:] = 0.0
+            for y in range(max(top, pixels[i, 1]), min(bottom, pixels[i, 3]) + 1):
+                for x in range(max(left, pixels[i, 0]), min(right, pixels[i, 2]) + 1):
+                    if pair >= last[y, x]:
+                        continue
+                    vx, vy = float(rays[y, x, 0]), float(rays[y, x, 1])
+                    square, t, px, py, pz, length = _intersect(cx, cy, cz, vx, vy)
+                    distance = np.sqrt(square)
+                    if not distance < r:
+                        continue
+                    half = np.sqrt((r - distance) * (r + distance) / length)
+                    front = t - half
+                    if not near <= front <= far:
+                        continue
+                    if tracked:
+                        found = False
+                        for k in range(kept.shape[2]):
+                            found = found or kept[y, x, k] == pair
+                        if not found:
+                            continue
+                    z = (far - front) / (far - near)
+                    share = np.exp(o * z / gamma - scale[y, x]) / total[y, x]
+                    closeness = 1.0 - distance / r
+                    weight = o * closeness * share
+                    value = grad_alpha[y, x] + grad_depth[y, x] * front - mean[y, x]
+                    for c in range(channels):
+                        value += grad_image[y, x, c] * features[i, c]
+                        row[5 + c] += weight * grad_image[y, x, c]
+                    to_closeness = value * o * share
+                    row[4] += value * closeness * share * (1.0 + o * z / gamma)
+                    to_front = weight * (grad_depth[y, x] - value * o / (gamma * (far - near)))
+                    # b^2 = |p|^2, front = t - half, half^2 = (r^2 - b^2) / |v|^2.
+                    chord = to_front / (half * length) if half > 0.0 else 0.0
+                    row[3] += to_closeness * distance / (r * r) - chord * r
+                    to_square = 0.5 * chord
+                    if distance > 0.0:
+                        to_square -= 0.5 * to_closeness / (r * distance)
+                    along = to_front / length
+                    row[0] += 2.0 * to_square * px + along * vx
+                    row[1] += 2.0 * to_square * py + along * vy
+                    row[2] += 2.0 * to_square * pz + along
+                    across = along - 2.0 * to_square * t
+                    back = along * (half - t)
+                    grad_rays[y, x, 0] += across * px + back * vx
+                    grad_rays[y, x, 1] += across * py + back * vy
+                    grad_rays[y, x, 2] += across * pz + back
+    for i in numba.prange(out.shape[0]):
+        for c in range(out.shape[1]):
+            added = 0.0
+            for place in range(starts[i], starts[i + 1]):
+                added += partial[order[place], c]
+            out[i, c] = added
