@@ -28,6 +28,7 @@ __all__ = [
     "Series",
     "new_directory",
     "read_results",
+    "run_directories",
     "write_atomically",
 ]
 
@@ -269,12 +270,17 @@ def read_results(runs: Path, slug: str | None = None) -> Iterator[RunResult]:
     A directory without a result is a run about to start; a file that is no record of this schema (of an older release,
     or damaged) is passed over with a warning.
     """
-    paths = runs.glob(f"{slug or '*'}/*/result.json")
-    for path in sorted(paths, key=lambda p: (_natural(p.parent.name), p.parent.parent.name), reverse=True):
+    for directory in run_directories(runs, slug):
         try:
-            yield RunResult.read(path.parent)
+            yield RunResult.read(directory)
         except ValueError as error:
             warnings.warn(str(error), stacklevel=2)
+
+
+def run_directories(runs: Path, slug: str | None = None) -> list[Path]:
+    """Return the directories in a store that hold a record, newest first."""
+    directories = [path.parent for path in runs.glob(f"{slug or '*'}/*/result.json")]
+    return sorted(directories, key=lambda d: (_natural(d.name), d.parent.name), reverse=True)
 
 
 def _natural(name: str) -> tuple[str, int]:
