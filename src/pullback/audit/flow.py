@@ -71,6 +71,8 @@ def _head(graph: TraceGraph, inside: set[int], loss: int) -> set[int]:
         node = graph.nodes[index]
         if index in head or index not in inside or node.op in ops.WEIGHTED or node.leaf is not None:
             continue
+        if node.op in _PRODUCTS and node.gain_count and abs(node.gain_log / node.gain_count) > math.log(LARGE):
+            continue  # a factor of a million is not the size of a residual
         head.add(index)
         if node.op in _PRODUCTS:
             stack += node.parents if len(node.parents) == 1 else ()

@@ -412,3 +412,12 @@ def cross_entropy_of_probabilities_rounded():
         return F.nll_loss(torch.log(p + 1e-3), Y)
 
     return program, X
+
+
+def division_by_almost_nothing():
+    model = _net(4, 3)
+
+    def program(x):
+        return (model(x) / 1e-9).mean()  # <- exploding.line
+
+    return program, X
