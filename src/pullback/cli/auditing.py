@@ -61,7 +61,7 @@ def demo(
     if seed < 0:
         raise UsageError(f"seed must be an integer >= 0, got {seed}")
     check_folder("out", out)
-    from pullback.demo.run import run
+    from pullback.demo.tour import run
 
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
         summary = run(out, seed=seed)
