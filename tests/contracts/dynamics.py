@@ -158,7 +158,7 @@ CONTRACTS = [
         forward_mode=False,
         vmap=False,
         compile=False,
-        why=f"the implicit function theorem is applied to first order, and the search for roots reads values; {COMPILE}",
+        why=f"the implicit function theorem to first order only; the search for roots reads values; {COMPILE}",
     ),
     Contract(
         "dynamics.ContinuousFlow.log_prob",

@@ -76,22 +76,22 @@ def test_agrees_with_dop853(method: str) -> None:
     y0 = torch.tensor([2.0, 0.0], dtype=torch.float64)
     solution = odeint(van_der_pol, y0, t, method=method, rtol=1e-6, atol=1e-8)
     assert np.abs(solution.y.numpy() - truth).max() < 2e-5
-    assert solution.accepted.shape == () and bool(solution.converged)
+    assert solution.accepted.shape == ()
+    assert bool(solution.converged)
 
 
 def test_stiff_problem_takes_few_steps_with_kvaerno3() -> None:
-    mu = 200.0
+    def field(t: Tensor, y: Tensor) -> Tensor:  # falls at once onto a slow, nonlinear curve
+        return torch.stack([-1e4 * (y[..., 0] - y[..., 1].square()), -y[..., 1]], -1)
 
-    def field(t: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([y[..., 1], mu * (1 - y[..., 0].square()) * y[..., 1] - y[..., 0]], -1)
-
-    y0 = torch.tensor([2.0, 0.0], dtype=torch.float64)
-    solution = odeint(field, y0, [0.0, 50.0], method="kvaerno3", rtol=1e-4, atol=1e-6)
-    truth = solve_ivp(rate_numpy(mu), (0, 50), [2.0, 0.0], "Radau", rtol=1e-9, atol=1e-10).y[:, -1]
-    assert np.abs(solution.y[-1].numpy() - truth).max() < 1e-3
-    assert int(solution.accepted) < 300
+    y0 = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    solution = odeint(field, y0, [0.0, 2.0], method="kvaerno3", rtol=1e-4, atol=1e-6)
+    rest = math.exp(-2.0)
+    assert solution.y[-1, 1].item() == pytest.approx(rest, rel=1e-3)
+    assert solution.y[-1, 0].item() == pytest.approx(rest**2 * 1e4 / (1e4 - 2), rel=1e-3)
+    assert int(solution.accepted) < 100
     with pytest.raises(ConvergenceError, match="kvaerno3"):
-        odeint(field, y0, [0.0, 50.0], method="dopri5", max_steps=300)
+        odeint(field, y0, [0.0, 2.0], method="dopri5", max_steps=100)
 
 
 def test_a_sample_does_not_depend_on_its_company(generator: torch.Generator) -> None:
@@ -238,7 +238,8 @@ def test_half_precision_states_are_solved_in_float32(generator: torch.Generator)
         return -y
 
     y = odeint(field, y0, [0.0, 1.0], rtol=1e-4).y
-    assert y.dtype == torch.bfloat16 and set(seen) == {torch.bfloat16}
+    assert y.dtype == torch.bfloat16
+    assert set(seen) == {torch.bfloat16}
     assert torch.allclose(y[-1].float(), y0.float() * math.exp(-1), rtol=2e-2)
 
 
@@ -267,5 +268,5 @@ def test_module_counts_its_evaluations_in_the_result() -> None:
     assert solution.evaluations == Field.calls
     solution.y[-1].sum().backward()
     assert solution.evaluations + solution.backward_evaluations == Field.calls
-    with pytest.raises(TypeError, match="field must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"field must be a torch\.nn\.Module"):
         NeuralODE(lambda t, y: y)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.dynamics.steps import Stepper, every, physical, some
+from pullback.dynamics.steps import Stepper, every, physical, quietly, some
 from pullback.dynamics.tableaux import Tableau
 
 __all__ = ["Control", "Run", "integrate"]
@@ -326,7 +326,7 @@ def _first_step(stepper: Stepper, t: Tensor, span: Tensor, y: Tensor, k: Tensor,
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6 * span, 0.01 * d0 / torch.where(tiny, 1.0, d1))
         h0 = torch.minimum(h0, span)
-        slope = stepper.field(t + h0, y + h0 * k)
+        slope = quietly(stepper.field, t + h0, y + h0 * k)
         d2 = norm(slope.detach() - k) / torch.where(h0 > 0, h0, 1.0)
         most = torch.maximum(d1, d2)
         h1 = torch.where(

@@ -13,7 +13,7 @@ from pullback.dynamics.captures import check_known, known_edges
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.tableaux import Coefficients, Tableau
 
-__all__ = ["StepAdjoint", "Stepper", "every", "interpolation_weights", "physical", "some"]
+__all__ = ["StepAdjoint", "Stepper", "every", "interpolation_weights", "physical", "quietly", "some"]
 
 _Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -196,7 +196,7 @@ class _Newton:
             for iteration in range(20):
                 if iteration % 5 == 4:
                     self.factorise(t.detach(), y)
-                change = self.update(y - start - scale * _quiet(field, t.detach(), y))
+                change = self.update(y - start - scale * quietly(field, t.detach(), y))
                 y = y - change
                 size = (change.abs() / (1 + y.abs())).amax(1, keepdim=True)
                 done = size <= bound
@@ -206,7 +206,7 @@ class _Newton:
                 good = size <= 1e-3 * step.tolerance
                 step.solved = good if step.solved is None else step.solved & good
         if not step.live:
-            return y, _quiet(field, t, y)
+            return y, quietly(field, t, y)
         self.factorise(t.detach(), y)
         for _ in range(
             2
@@ -219,7 +219,8 @@ def _transformed() -> bool:
     return torch._C._functorch.maybe_current_level() is not None
 
 
-def _quiet(field: _Field, t: Tensor, y: Tensor) -> Tensor:
+def quietly(field: _Field, t: Tensor, y: Tensor) -> Tensor:
+    """The field without a graph, also where it differentiates inside."""
     with torch.no_grad():
         return field.quiet(t, y) if isinstance(field, FlatField) else field(t, y)
 

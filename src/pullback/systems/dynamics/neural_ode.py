@@ -1,16 +1,17 @@
 """Neural ordinary differential equations: a network's layers become one differential equation, solved adaptively.
 
-The hidden state follows dy/dt = f(y, t; theta); a solver chooses its evaluations by a tolerance and the gradient comes from
-an adjoint solve. Three models of the paper are trained: an ODE-net classifier, a continuous normalising flow, and a latent
-ODE of irregular time series. Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS 2018.
+The hidden state follows dy/dt = f(y, t; theta); a solver chooses its evaluations by a tolerance and the gradient
+comes from an adjoint solve. Three models of the paper are trained: an ODE-net classifier, a continuous normalising
+flow, and a latent ODE of irregular time series. Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS 2018.
 
-Smaller here: the classifier sees the real 8 x 8 digits of scikit-learn (paper: MNIST) with six channels, the flow has 32
-hidden units on two generated planar densities, the spirals (generated as in the paper, clockwise and anti-clockwise, noisy,
-at irregular times) are fewer and trained for less than a minute.
+Smaller here: the classifier sees the real 8 x 8 digits of scikit-learn (paper: MNIST) with six channels, the flow
+has 32 hidden units on two generated planar densities, the spirals (generated as in the paper, clockwise and
+anti-clockwise, noisy, at irregular times) are fewer and trained for less than a minute.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -143,7 +144,8 @@ def solvers(lab: Lab) -> None:
     axes[0].legend(fontsize=7)
     lab.metric("error / rtol, worst", worst, of="odeint", better="lower")
     lab.claim(
-        "the error against DOP853 at rtol 1e-12 is at most 20 rtol for rtol 1e-3 to 1e-8 on Lotka-Volterra and van der Pol",
+        "the error against DOP853 at rtol 1e-12 is at most 20 rtol for rtol 1e-3 to 1e-8 on Lotka-Volterra "
+        "and van der Pol",
         worst <= 20,
         scale="smoke",
         worst_ratio=worst,
@@ -187,7 +189,8 @@ def solvers(lab: Lab) -> None:
     lab.metric("steps, fewest and most of 64 samples", float(batch.accepted.min()), of="fewest")
     lab.metric("steps, fewest and most of 64 samples", float(batch.accepted.max()), of="most")
     lab.claim(
-        "in a batch of 64 systems of mixed stiffness each sample equals its solo solution (1e-6); with a shared step it does not",
+        "in a batch of 64 systems of mixed stiffness each sample equals its solo solution (1e-6); "
+        "with a shared step it does not",
         apart <= 1e-6 < together,
         scale="smoke",
         per_sample=apart,
@@ -195,7 +198,7 @@ def solvers(lab: Lab) -> None:
     )
     lab.claim(
         "evaluations grow as the tolerance falls",
-        all(a < b for a, b in zip(evaluations, evaluations[1:], strict=False)),
+        all(a < b for a, b in itertools.pairwise(evaluations)),
         scale="smoke",
         evaluations=", ".join(map(str, evaluations)),
     )
@@ -259,7 +262,8 @@ def adjoints(lab: Lab) -> None:
         "gradients",
         ["adjoint", "difference to unrolled", "error, linear, rtol 1e-5", "time / unrolled", "bytes kept"],
         [[a, f"{difference[a]:.1e}", f"{linear[a][2]:.1e}", f"{ratio[a]:.2f}", kept[a]] for a in ADJOINTS],
-        caption="128 states of 16 numbers, a field of 64 tanh units, float64, rtol 1e-5; the linear system has a closed form.",
+        caption="128 states of 16 numbers, a field of 64 tanh units, float64, rtol 1e-5; "
+        "the linear system has a closed form.",
     )
     for a in ADJOINTS:
         lab.metric("forward and backward time / unrolled", ratio[a], of=a, better="lower", baseline=a == "unrolled")
@@ -272,7 +276,8 @@ def adjoints(lab: Lab) -> None:
     lab.figure("adjoints", figure, caption="Gradient error against the closed form.")
     bound = steps * (16 + 2) * 8
     lab.claim(
-        "the checkpoint gradient equals the unrolled one to 1e-10 and keeps at most accepted steps x (state + 2 numbers)",
+        "the checkpoint gradient equals the unrolled one to 1e-10 and keeps at most accepted steps x "
+        "(state + 2 numbers)",
         difference["checkpoint"] <= 1e-10 and kept["checkpoint"] <= bound,
         scale="smoke",
         difference=difference["checkpoint"],
@@ -285,7 +290,8 @@ def adjoints(lab: Lab) -> None:
     loose, tight = (saved_bytes(solve, "backsolve", rtol).total for rtol in (1e-3, 1e-8))
     slope = float(np.polyfit(np.log(tolerances), np.log(linear["backsolve"]), 1)[0])
     lab.claim(
-        "backsolve keeps the same bytes at rtol 1e-3 and 1e-8, and its gradient error falls with rtol (log-log slope >= 0.6)",
+        "backsolve keeps the same bytes at rtol 1e-3 and 1e-8, and its gradient error falls with rtol "
+        "(log-log slope >= 0.6)",
         loose == tight and slope >= 0.6,
         scale="smoke",
         bytes_loose=loose,
@@ -542,7 +548,7 @@ def densities(lab: Lab, config: Config) -> None:
 
 
 class Spirals(NamedTuple):
-    """Times ``[n, steps]``, clean and noisy states ``[n, steps, 2]``; the first half is observed, the second foretold."""
+    """Times ``[n, steps]``, clean and noisy states ``[n, steps, 2]``; the first half is observed."""
 
     times: Tensor
     clean: Tensor
@@ -563,7 +569,7 @@ def spirals(n: int, generator: torch.Generator) -> Spirals:
 
 
 def observed(sequence: Spirals, points: int, half: int, generator: torch.Generator) -> Spirals:
-    """``points`` samples of one half of each sequence, without replacement, in order: the two halves are equally dense."""
+    """``points`` samples of one half of each sequence, without replacement, in order."""
     chosen = (
         100 * half + torch.rand(len(sequence.times), 100, generator=generator).argsort(1)[:, :points].sort(1).values
     )
