@@ -5,41 +5,66 @@ from __future__ import annotations
 from pullback.data.archives import DataFetchError
 from pullback.data.cache import DataMissingError, cache_root, is_present, load, missing, origin
 from pullback.data.fetching import Entry, catalogue, fetch
-from pullback.data.images import LabelledImages, digits, mnist
-from pullback.data.networks import GaussianNetwork, Sachs, ecoli70, sachs
+from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
+from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
+from pullback.data.networks import GaussianNetwork, Sachs, bayesian_network, ecoli70, sachs
 from pullback.data.numbers import Numbers, digit_numbers
+from pullback.data.photographs import Calibration, calibration, photo
+from pullback.data.shapes3d import Body, Mesh, Scan, body, mesh, scan
 from pullback.data.sources import SOURCES, Member, Package, Source
+from pullback.data.speech import Prompt, prompts
 from pullback.data.stereo import StereoPair, motorcycle
-from pullback.data.tables import Table, breast_cancer, diabetes, wine
+from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, survival, wine
 
 __all__ = [
     "SOURCES",
+    "Body",
+    "Calibration",
+    "Columns",
     "DataFetchError",
     "DataMissingError",
     "Entry",
     "GaussianNetwork",
     "LabelledImages",
+    "LanguageModel",
     "Member",
+    "Mesh",
     "Numbers",
     "Package",
+    "Prompt",
     "Sachs",
+    "Scan",
     "Source",
     "StereoPair",
     "Table",
+    "bayesian_network",
+    "body",
     "breast_cancer",
     "cache_root",
+    "calibration",
     "catalogue",
     "diabetes",
     "digit_numbers",
     "digits",
     "ecoli70",
+    "efficientnet_lite0",
+    "fairness",
+    "fashion_mnist",
     "fetch",
     "is_present",
     "load",
+    "mesh",
     "missing",
     "mnist",
     "motorcycle",
+    "opencv_digits",
     "origin",
+    "photo",
+    "prompts",
+    "resemblyzer",
     "sachs",
+    "scan",
+    "smollm2",
+    "survival",
     "wine",
 ]

