@@ -208,9 +208,12 @@ def _refuse_nan(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must not be NaN, got nan at index {tuple(x.isnan().nonzero()[0].tolist())}")
 
 
-@torch.compiler.assume_constant_result
 def _layers(network: str, n: int) -> tuple[Tensor, tuple[int, ...]]:
     return _cached_layers(network, n)
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler (over a second) with this module.
+_layers._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
