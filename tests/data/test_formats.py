@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
+import subprocess
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +121,54 @@ def test_words_and_gaps_in_tables() -> None:
     assert table["words kind"].tolist() == ["a", "b"]
 
 
+def _compress(content: bytes) -> bytes:
+    """Compress as Unix ``compress -b 16`` does, without the header (an encoder written for this test)."""
+    table = {bytes([i]): i for i in range(256)}
+    following, width, codes, word = 257, 9, [], b""
+    for byte in content:
+        longer = word + bytes([byte])
+        if longer in table:
+            word = longer
+            continue
+        codes.append((table[word], following))
+        table[longer] = following
+        following += 1
+        word = bytes([byte])
+    codes.append((table[word], following))
+    bits: list[int] = []
+    group = 0
+    for code, known in codes:
+        if known - 1 >= 1 << width:  # the decoder's dictionary is one entry behind
+            bits += [0] * ((-group % 8) * width)
+            width, group = width + 1, 0
+        bits += [code >> i & 1 for i in range(width)]
+        group += 1
+    bits += [0] * (-len(bits) % 8)
+    return bytes(sum(bit << i for i, bit in enumerate(bits[j : j + 8])) for j in range(0, len(bits), 8))
+
+
+def test_lzw_undoes_compress_and_agrees_with_gzip() -> None:
+    rng = np.random.default_rng(0)
+    words = [bytes(rng.integers(97, 123, rng.integers(2, 8)).astype(np.uint8)) for _ in range(300)]
+    text = b" ".join(words[i] for i in rng.integers(0, 300, 3000)) + b"aaaaaaaaaaaaaaaa"
+    packed = _compress(text)
+    assert len(packed) < 0.8 * len(text)
+    assert text_formats.lzw(packed) == text
+    if shutil.which("gzip"):
+        judged = subprocess.run(["gzip", "-dc"], input=b"\x1f\x9d\x90" + packed, capture_output=True, check=False)
+        assert judged.stdout == text
+    with pytest.raises(ValueError, match="not in the dictionary"):
+        text_formats.lzw(bytes([65, 255, 255]))
+
+
+def _verses() -> None:
+    verses = data.bible()
+    assert len(verses) == 31_102
+    assert verses[0] == data.Verse("Ge", 1, 1, "In the beginning God created the heaven and the earth.")
+    assert verses[-1].book == "Rev"
+    assert len({verse.book for verse in verses}) == 66
+
+
 def _adult() -> None:
     adult = data.fairness("adult")
     assert adult.values.shape == (48_842, 106)
@@ -215,6 +265,7 @@ def _language() -> None:
 @pytest.mark.parametrize(
     ("name", "check"),
     [
+        ("bible", _verses),
         ("fairness", _adult),
         ("body", _bodies),
         ("meshes", _meshes),

