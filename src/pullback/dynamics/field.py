@@ -102,7 +102,7 @@ class FlatField:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/du at times ``[samples or 1, 1]``, with gradients as they are switched on by the caller."""
         self.forward_evaluations += 1
-        if self._plain and t.shape[0] == y.shape[0]:
+        if self._plain and t.shape[0] == y.shape[0] and y.dtype == self.layout.dtype:
             out = self.field(t, y)
             if isinstance(out, Tensor) and out.shape == y.shape and out.dtype == y.dtype:
                 return out
@@ -114,7 +114,7 @@ class FlatField:
         layout = self.layout
         if t.shape[0] != layout.samples:
             t = t.expand(layout.samples, 1)
-        if self._plain:
+        if self._plain and y.dtype == layout.dtype:
             out = self.field(t, y)
             if isinstance(out, Tensor) and out.shape == y.shape and out.dtype == y.dtype:
                 return out

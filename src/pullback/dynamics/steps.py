@@ -50,6 +50,9 @@ class Stepper:
         self.tableau = tableau
         self.live = live
         self.tolerance = tolerance
+        # implicit stages need the Jacobian, so the field with its graph, where ``field`` is FlatField.quiet without
+        owner = getattr(field, "__self__", None)
+        self.graph: _Field = owner if isinstance(owner, FlatField) else field
         self._begin: Any = getattr(field, "begin_step", None)
         samples, size = like.shape
         self.c: Coefficients = tableau.coefficients(size, like.dtype, like.device)
@@ -171,7 +174,7 @@ class _Newton:
         self.factors: Any = None
 
     def factorise(self, t: Tensor, y: Tensor) -> None:
-        slopes = jacobian(self.stepper.field, t, y)
+        slopes = jacobian(self.stepper.graph, t, y)
         eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
         matrix = eye - self.scale.unsqueeze(-1) * slopes
         # a non-finite Jacobian is no system to solve: the residual will say so
@@ -272,6 +275,7 @@ class StepAdjoint:
         self.params = params
         self.one_stage = one_stage
         self.stepper = Stepper(self._quiet, tableau, like, live=False, tolerance=tolerance)
+        self.stepper.graph = self._uncounted
         self.c = self.stepper.c
         self.gradients: list[Tensor | None] = [None] * len(params)
         self.known = known_edges(params)
