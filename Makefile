@@ -26,8 +26,6 @@ $(BENCH): $(STAMP)
 	@touch $@
 
 demo: $(STAMP)  ## audit, relax and train the demo pipeline on real digits; writes an HTML page
-	@echo "== fetching the demo's data (kept in the user's cache)"
-	$(BIN)/pullback data fetch mnist
 	@echo "== running the demo"
 	OMP_NUM_THREADS=2 $(BIN)/pullback demo
 

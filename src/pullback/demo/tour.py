@@ -58,7 +58,6 @@ def run(
     *,
     seed: int = 0,
     steps: int = 1000,
-    plain_steps: int = 150,
     sets: int = 32,
     test_sets: int = 500,
 ) -> Summary:
@@ -67,8 +66,7 @@ def run(
     Args:
         out: folder of ``index.html`` and ``audit.html``; made if missing.
         seed: of every random draw.
-        steps: training steps under :func:`pullback.relaxed`.
-        plain_steps: training steps of the pipeline as it is (it does not learn, so more would only take longer).
+        steps: training steps, the same number as it is and under :func:`pullback.relaxed`.
         sets: sets of five numbers a step.
         test_sets: held-out sets, made of digit images that training never sees.
 
@@ -79,7 +77,7 @@ def run(
         DataMissingError: scikit-learn, which ships the digits, is not installed.
         ValueError: a number is not positive.
     """
-    for name, value in (("steps", steps), ("plain_steps", plain_steps), ("sets", sets), ("test_sets", test_sets)):
+    for name, value in (("steps", steps), ("sets", sets), ("test_sets", test_sets)):
         check_positive(name, value)
     began = time.monotonic()
     out = Path(out)
@@ -94,8 +92,8 @@ def run(
     print_report(report)
     audit_page = write_html(report, out / "audit.html")
 
-    print(f"\n2. Train it as it is: {plain_steps} steps")
-    plain = _train(model, train, (images, values), plain_steps, sets, seed, relaxed=False)
+    print(f"\n2. Train it as it is: {steps} steps")
+    plain = _train(model, train, (images, values), steps, sets, seed, relaxed=False)
     print(f"\n3. Train the same code under pullback.relaxed: {steps} steps")
     model = _model(seed)
     relaxed = _train(model, train, (images, values), steps, sets, seed, relaxed=True)
