@@ -213,8 +213,8 @@ def minimize(
 
     Example:
         >>> a = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
-        >>> solution = minimize(lambda x, a: ((x - a) ** 2).sum() + (x**2).sum(), torch.zeros(2, dtype=torch.float64),
-        a)
+        >>> objective = lambda x, a: ((x - a) ** 2).sum() + (x**2).sum()
+        >>> solution = minimize(objective, torch.zeros(2, dtype=torch.float64), a)
         >>> torch.autograd.grad(solution.value.sum(), a)[0]
         tensor([0.5000, 0.5000], dtype=torch.float64)
 
