@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pullback.lab.gallery.pages import Pages
+from pullback.lab.gallery.pages import Pages, assets
 from pullback.lab.gallery.site import build
-from pullback.lab.gallery.store import Entry, Store
+from pullback.lab.gallery.store import Entry, Store, artifact_files
 
-__all__ = ["Entry", "Pages", "Store", "build"]
+__all__ = ["Entry", "Pages", "Store", "artifact_files", "assets", "build"]

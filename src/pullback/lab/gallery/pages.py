@@ -107,6 +107,7 @@ class Pages:
             bars=bars(shown.metrics) if shown else [],
             charts=curves(shown.series) if shown else [],
             artifacts=_artifacts(shown) if shown else {},
+            panoramas=_panoramas(shown) if shown else set(),
             changed=changed,
             usual=usual,
             command=command(entry.slug, shown.scale, shown.seed, changed) if shown else f"pullback run {entry.slug}",
@@ -187,6 +188,21 @@ def _artifacts(run: RunResult) -> dict[str, list[tuple[Artifact, dict[str, str]]
         files = {Path(name).suffix.lower(): name for name in artifact_files(run, artifact)}
         kinds.setdefault(artifact.kind, []).append((artifact, files))
     return kinds
+
+
+def _panoramas(run: RunResult) -> set[str]:
+    """Names of the figures of several panels side by side, which need the whole width of the page."""
+    wide = set()
+    for artifact in run.artifacts:
+        for name in artifact_files(run, artifact) if artifact.kind == "figure" else []:
+            if name.endswith(".png") and run.directory is not None:
+                with (run.directory / name).open("rb") as file:
+                    header = file.read(24)
+                # The first chunk of a PNG is IHDR: width and height follow its name, big-endian.
+                width, height = (int.from_bytes(header[i : i + 4], "big") for i in (16, 20))
+                if width > 1.8 * height:
+                    wide.add(artifact.name)
+    return wide
 
 
 def _thumbnail(entry: Entry) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 __all__ = ["inline", "prose"]
 
-_CODE = re.compile(r"``([^`]+)``|`([^`]+)`")
+_CODE = re.compile(r"``([^`]+)``|(?::[a-z]+:)?`~?([^`]+)`")  # `code`, and roles such as :func:`name`
 _ITEM = re.compile(r"[*-] +")
 
 

@@ -1,0 +1,68 @@
+"""What stands before the local server's pages: only requests of this machine's own pages come through.
+
+A page of another site can make a browser send requests to 127.0.0.1 (cross-site forms), or point a name of its own
+there (DNS rebinding). Both show in the headers ``Host``, ``Origin`` and ``Sec-Fetch-Site``, which no page can forge.
+"""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["Guard"]
+
+LONGEST_ADDRESS = 2048
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'self'; "
+    "script-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class Guard:
+    """Refuses foreign and over-long requests, and adds security headers to every response.
+
+    Args:
+        app: what answers the others.
+        port: that the server listens on.
+    """
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self._app = app
+        self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
+        if port == 80:
+            self._hosts |= {"127.0.0.1", "localhost"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or refuse a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refused = self._refuse(scope)
+        await (self._app if refused is None else refused)(scope, receive, send_with_headers)
+
+    def _refuse(self, scope: Scope) -> PlainTextResponse | None:
+        headers = Headers(scope=scope)
+        if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) > LONGEST_ADDRESS:
+            return PlainTextResponse(f"the address is longer than {LONGEST_ADDRESS} bytes\n", 414)
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
+            return PlainTextResponse("this server answers only under its own address on this machine\n", 403)
+        foreign = any(origin.lower() not in {f"http://{host}" for host in self._hosts} for origin in origins)
+        changes = scope["method"] not in ("GET", "HEAD")
+        if foreign or (changes and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")):
+            return PlainTextResponse("this server answers only its own pages\n", 403)
+        return None

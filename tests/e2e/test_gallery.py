@@ -1,0 +1,291 @@
+"""The gallery as files, and the gallery and the server in headless Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from pullback.lab import registry
+from pullback.lab.gallery import Pages, Store, build
+from pullback.lab.gallery.charts import bars, curves
+from pullback.lab.result import Claim, Metric, Series, read_results
+from pullback.lab.runner import UsageError
+from tests.e2e import ensure_chromium
+from tests.lab import toy  # noqa: F401
+from tests.lab.records import NASTY, record, served
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("gallery") / "runs"
+    record(runs)
+    record(runs, "20260102-120000", status="failed", error="ValueError: no", claims=[], artifacts=[], seed=3)
+    record(runs, slug="system-of-old", title="A System of Old", artifacts=[])
+    (runs.parent.parent / "secret.png").write_bytes(b"secret")
+    return runs
+
+
+@pytest.fixture(scope="module")
+def site(store: Path) -> Path:
+    return build(store, store.parent / "site").parent
+
+
+def test_every_system_has_a_page_and_only_named_files_are_copied(site: Path, store: Path) -> None:
+    assert {path.name for path in (site / "systems").iterdir()} == {*registry.slugs(), "system-of-old"}
+    run = site / "systems" / "cosmo" / "20260101-120000"
+    assert {path.name for path in run.iterdir()} == {
+        "index.html",
+        "figure-two.png",
+        "figure-two.svg",
+        "image-ramp.png",
+        "animation-t.png",
+        "audio-tone.wav",
+        "mesh-corner.ply",
+        "table-n.csv",
+    }
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert NASTY not in text
+        assert "http" not in text.replace("http-equiv", ""), "nothing points out of the site"
+
+
+def test_the_run_that_speaks_for_a_system(tmp_path: Path) -> None:
+    own = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(registry.load("cosmo").configure("smoke")).items()
+    }
+    larger = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(registry.load("cosmo").configure("default")).items()
+    }
+
+    def shown() -> str:
+        entry = Store(tmp_path).entry("cosmo")
+        assert entry is not None
+        assert entry.shown is not None
+        assert entry.shown.directory is not None
+        return entry.shown.directory.name
+
+    record(tmp_path, "20260101-000001", status="failed", config=own, artifacts=[])
+    assert shown() == "20260101-000001"
+    record(tmp_path, "20260101-000002", config={**larger, "nodes": 3}, scale="default", artifacts=[])
+    assert shown() == "20260101-000002"
+    record(tmp_path, "20260101-000003", config=own, artifacts=[])
+    assert shown() == "20260101-000003"
+    record(tmp_path, "20260101-000004", config=larger, scale="default", artifacts=[])
+    record(tmp_path, "20260101-000005", config=own, artifacts=[])
+    record(tmp_path, "20260101-000006", config=larger, scale="default", status="killed", artifacts=[])
+    assert shown() == "20260101-000004"
+
+
+def test_seeds_are_counted(tmp_path: Path) -> None:
+    for seed, verdict in enumerate(("held", "failed", "held")):
+        record(tmp_path, f"20260101-00000{seed}", seed=seed, claims=[Claim("it works", verdict, "smoke")], artifacts=[])
+    entry = Store(tmp_path).entry("cosmo")
+    assert entry is not None
+    assert "held with 2 of 3 seeds" in Pages().system(entry)
+
+
+def test_a_failed_build_leaves_the_old_site(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "site"
+    build(store, out)
+    before = (out / "index.html").read_text()
+
+    def broken(*arguments: Any) -> str:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pages, "system", broken)
+        with pytest.raises(OSError, match="disk full"):
+            build(store, out)
+    assert (out / "index.html").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+    record(tmp_path / "runs", slug="another-system", artifacts=[])
+    build(tmp_path / "runs", out)
+    assert (out / "systems" / "another-system").is_dir()
+    assert not (out / "systems" / "system-of-old").exists()
+
+
+def test_other_folders_are_not_replaced(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="out must be a new or empty folder, or a site built before"):
+        build(store, tmp_path)
+    with pytest.raises(UsageError, match="out must not overlap with the results store"):
+        build(store, store)
+    with pytest.raises(UsageError, match="out must not overlap with the results store"):
+        build(store, store / "site")
+    with pytest.raises(UsageError, match="out must be a new or empty folder"):
+        build(store, tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_bars_are_proportional() -> None:
+    found = bars([Metric("a", 2.0, "x", "higher"), Metric("a", 8.0, "y", "higher", baseline=True)])[0]
+    assert [(bar.start, bar.length, bar.best) for bar in found.rows] == [(0, 25, False), (0, 100, True)]
+    signed = bars([Metric("a", -1.0, "x", "lower"), Metric("a", 3.0, "y", "lower")])[0]
+    assert [(bar.start, bar.length, bar.best) for bar in signed.rows] == [(0, 25, True), (25, 75, False)]
+    decades = bars([Metric("a", v, str(v)) for v in (1e-3, 1.0)])[0]
+    assert decades.logarithmic
+    assert [bar.length for bar in decades.rows] == [25, 100]
+    odd = bars([Metric("a", v, str(i)) for i, v in enumerate((float("nan"), float("inf"), 1.7e308, 0.0))])[0]
+    assert [bar.text for bar in odd.rows][:2] == ["NaN", "∞"]
+    assert all(0 <= bar.start <= 100 and 0 <= bar.length <= 100 for bar in odd.rows)
+
+
+def test_curves_keep_spikes_and_gaps() -> None:
+    values = [1.0] * 5000
+    values[1234] = 50.0
+    (chart,) = curves([Series("loss", "", list(range(5000)), values)])
+    heights = [float(point.split()[1]) for point in chart.lines[0].path.replace("M", "L").split("L")[1:]]
+    assert len(heights) < 1000
+    assert (min(heights), max(heights)) == (chart.top, chart.bottom)
+    (gap,) = curves([Series("loss", "", [0, 1, 2, 3], [1.0, float("nan"), 2.0, 3.0])])
+    assert gap.lines[0].path.count("M") == 2
+    assert "h0" in gap.lines[0].path
+    assert [tick.text for tick in gap.horizontal] == ["0", "1", "2", "3"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = ensure_chromium.find()
+    if path is None:
+        pytest.fail("no Chromium in PATH: make browser")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, origin: str, *, expected: str = "nothing", **options: Any) -> Iterator[Page]:
+    """A page; at the end: nothing but the expected went wrong on it, and all that it asked for was its own."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    # A page that is left while it loads aborts its requests.
+    page.on("requestfailed", lambda r: None if "ABORTED" in str(r.failure) else wrong.append(f"{r.url}: {r.failure}"))
+    page.on("request", lambda request: None if request.url.startswith(origin) else wrong.append(request.url))
+    yield page
+    context.close()
+    assert [text for text in wrong if expected not in text] == []
+
+
+def _no_overflow(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("innerWidth")
+
+
+@pytest.mark.browser
+def test_search_and_theme(browser: Browser, site: Path) -> None:
+    with opened(browser, site.as_uri(), color_scheme="light") as page:
+        page.goto((site / "index.html").as_uri())
+        cards = page.locator(".system:visible")
+        expect(cards).to_have_count(len(registry.slugs()) + 1)
+        expect(page.locator(".intro .count.failed")).to_have_text("✗ 2 failed")
+        page.get_by_role("searchbox").fill("BEATS acyclicity")
+        expect(cards).to_have_count(1)
+        expect(cards).to_contain_text("cosmo")
+        expect(page.get_by_role("status")).to_contain_text("1 of ")
+        expect(page.locator(".family:visible")).to_have_count(1)
+        page.get_by_role("searchbox").fill("no such thing")
+        expect(cards).to_have_count(0)
+        page.get_by_role("searchbox").fill("")
+        expect(page.locator("[data-slug=toy-regression]")).to_contain_text("pullback run toy-regression")
+
+        background = "getComputedStyle(document.body).backgroundColor"
+        light = page.evaluate(background)
+        page.get_by_role("button", name="Switch between light and dark").click()
+        dark = page.evaluate(background)
+        assert sum(map(int, dark[4:-1].split(","))) < 150 < 600 < sum(map(int, light[4:-1].split(",")))
+        page.get_by_text("A System of Old").click()
+        expect(page.locator(".notice.failed")).to_contain_text("This version of the library has no system")
+        assert page.evaluate(background) == dark, "the choice is remembered"
+        page.get_by_role("searchbox").fill("cosmo")
+        page.get_by_role("searchbox").press("Enter")
+        expect(cards).to_have_count(1)
+    with opened(browser, site.as_uri(), color_scheme="dark") as page:
+        page.goto((site / "index.html").as_uri())
+        assert page.evaluate(background) == dark
+
+
+@pytest.mark.browser
+def test_page_of_a_system(browser: Browser, site: Path) -> None:
+    with opened(browser, site.as_uri()) as page:
+        page.goto((site / "systems" / "cosmo" / "index.html").as_uri())
+        verdicts = page.locator(".claims .verdict")
+        assert [text.strip() for text in verdicts.all_inner_texts()] == ["✓ held", "✗ failed", "– not judged"]
+        expect(page.locator(".claims")).to_contain_text(NASTY)
+        expect(page.locator(".claims")).to_contain_text("0.93")
+        widths = [page.locator(".metric rect.method").nth(i).bounding_box() for i in range(3)]
+        track = page.locator(".metric rect.track").first.bounding_box()
+        assert track is not None
+        assert all(box is not None and 0 < box["width"] <= track["width"] for box in widths)
+        baseline = page.locator(".metric rect.baseline").first.bounding_box()
+        assert baseline is not None
+        assert widths[0] is not None
+        assert baseline["width"] / widths[0]["width"] == pytest.approx(0.81 / 0.93, abs=0.02)
+        expect(page.locator("#curves path.line")).to_have_count(2)
+        for image in page.locator("main img").all():
+            image.scroll_into_view_if_needed()
+            page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
+        expect(page.locator("audio")).to_have_count(1)
+        assert page.evaluate("document.querySelector('audio').duration") != 0
+        for origin in ("real", "simulated", "stand-in"):
+            expect(page.locator(f"#data .origin.{origin}")).to_be_visible()
+        for text in (
+            "CSV",
+            "corner (PLY)",
+            "pullback.causal.",
+            "--nodes",
+            "its file is gone",
+            "a remark",
+            "evaluations",
+        ):
+            expect(page.locator("main")).to_contain_text(text)
+        expect(page.locator(".head .notice")).to_contain_text("a newer one (smoke scale, seed 3, failed)")
+        page.get_by_role("link", name="20260102-120000").click()
+        expect(page.locator(".notice.failed")).to_have_text("ValueError: no")
+        page.get_by_role("link", name="cosmo", exact=True).click()
+        expect(page.locator(".claims")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_on_a_phone(browser: Browser, site: Path) -> None:
+    with opened(browser, site.as_uri(), viewport={"width": 360, "height": 740}) as page:
+        for path in ("index.html", *(f"systems/{slug}/index.html" for slug in ("cosmo", "toy-regression"))):
+            page.goto((site / path).as_uri())
+            _no_overflow(page)
+            expect(page.locator("h1")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_start_a_run_and_watch_it(browser: Browser, tmp_path: Path) -> None:
+    with served(tmp_path / "runs") as server, opened(browser, server.address, expected="400") as page:
+        page.goto(f"{server.address}/systems/toy-regression/index.html")
+        expect(page.locator("main")).to_contain_text("Not run yet")
+        page.get_by_role("link", name="Run it here").click()
+        expect(page.locator("form#run")).to_contain_text("Steps of each loop. [smoke: 3; default: 12; full: 20]")
+        page.get_by_label("lr").fill("-1")
+        page.get_by_role("button", name="Start").click()
+        expect(page.get_by_role("alert")).to_have_text("lr must be > 0, got -1.0")
+        page.get_by_label("lr").fill("0.1")
+        page.get_by_label("steps").fill("400")
+        page.get_by_role("button", name="Start").click()
+        expect(page.locator("#found path.line").first).to_be_attached(timeout=30_000)
+        expect(page.locator("#status")).to_have_text("complete", timeout=30_000)
+        expect(page.locator("#log")).to_contain_text("train a: 400/400")
+        expect(page.locator("#found .verdict.held")).to_have_count(1)
+        page.get_by_role("link", name="Show the result").click()
+        expect(page.locator(".head .status")).to_have_text("complete")
+        expect(page.locator("#figures img")).to_be_visible()
+        page.wait_for_function("document.querySelector('#figures img').naturalWidth > 0")
+        expect(page.locator("tr.changed").first).to_contain_text("--steps")
+        (result,) = read_results(tmp_path / "runs")
+        assert (result.config["steps"], result.config["lr"]) == (400, 0.1)

@@ -1,0 +1,284 @@
+"""The local server over a real socket: what it serves, starts and stops, and what it refuses."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from pullback.lab.request import RunRequest, parse_request
+from pullback.lab.result import read_results
+from pullback.lab.runner import UsageError
+from tests.lab import toy  # noqa: F401
+from tests.lab.records import NASTY, Served, record, served
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("serve") / "runs"
+    record(runs)
+    (runs.parent / "secret.png").write_bytes(b"secret")
+    (runs / "cosmo" / "20260101-120000" / "unnamed.txt").write_text("secret")
+    return runs
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[Served]:
+    with served(store) as running:
+        yield running
+
+
+def ask(
+    server: Served, path: str, method: str = "GET", body: str | bytes = "", **headers: str
+) -> tuple[int, dict[str, str], str]:
+    """One request; ``_`` in a header's name stands for ``-``; no client library tidies the path up."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.putrequest(method, path, skip_host="Host" in named)
+    for name, value in named.items():
+        connection.putheader(name, value)
+    content = body.encode() if isinstance(body, str) else body
+    if method == "POST":
+        connection.putheader("Content-Length", str(len(content)))
+    connection.endheaders(content)
+    answer = connection.getresponse()
+    text = answer.read().decode(errors="replace")
+    assert "Traceback" not in text
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, text
+
+
+def post(server: Served, path: str, form: dict[str, Any], **headers: str) -> tuple[int, dict[str, str], str]:
+    return ask(server, path, "POST", urlencode(form), **{**FORM, **headers})
+
+
+def wait_until(server: Served, address: str, condition: Any) -> dict[str, Any]:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        state = json.loads(ask(server, f"{address}/state")[2])
+        if condition(state):
+            return state
+        time.sleep(0.1)
+    raise AssertionError(f"never so: {state}")
+
+
+def test_pages_and_files(server: Served) -> None:
+    status, headers, page = ask(server, "/")
+    assert status == 200
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert 'href="systems/cosmo/index.html"' in page
+    for path in ("/systems/cosmo/", "/systems/cosmo/index.html", "/systems/cosmo/20260101-120000/index.html"):
+        status, _, page = ask(server, path)
+        assert status == 200
+        assert "the method beats the baseline" in page
+        assert NASTY not in page
+    folder = "/systems/cosmo/20260101-120000"
+    kinds = {"figure-two.svg": "image/svg+xml", "image-ramp.png": "image/png", "audio-tone.wav": "audio/wav"}
+    for name, kind in kinds.items():
+        status, headers, _ = ask(server, f"{folder}/{name}")
+        assert (status, headers["content-type"].partition(";")[0]) == (200, kind)
+    for name in ("gallery.css", "gallery.js", "live.js", "icon.svg", "start", "start?system=toy-regression"):
+        assert ask(server, f"/{name}")[0] == 200
+    assert ask(server, "/", "HEAD")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/systems/../../secret.png",
+        "/systems/cosmo/20260101-120000/../../../secret.png",
+        "/systems/cosmo/20260101-120000/%2e%2e%2f%2e%2e%2fsecret.png",
+        "/systems/cosmo/20260101-120000/..%5c..%5csecret.png",
+        "/systems/%2e%2e/index.html",
+        "/systems/cosmo/..",
+        "/systems/cosmo/%2e%2e/index.html",
+        "/systems/cosmo/20260101-120000/result.json",
+        "/systems/cosmo/20260101-120000/unnamed.txt",
+        "/systems/cosmo/20260101-120000/image-lost.png",
+        "/systems/cosmo/20260101-120000/x%00y",
+        "/systems/no-such-system/index.html",
+        "/systems/cosmo/19990101-000000/index.html",
+        "/systems/%FF%FE/index.html",
+        "/systems/*/index.html",
+        "//etc/passwd",
+        "/etc/passwd",
+        "/start?system=no-such-system",
+        "/start?system=../../etc",
+        "/started/0",
+        "/started/-1",
+        "/started/1e3/state",
+        "/started/99999999999999999999/state",
+        "/started/%D9%A1",
+        "/gallery.css/x",
+    ],
+)
+def test_unknown_and_escaping_addresses_are_404(server: Served, path: str) -> None:
+    status, _, text = ask(server, path)
+    assert status == 404
+    assert "secret" not in text.replace("secret.png", "")
+
+
+def test_over_long_addresses_and_forms(server: Served) -> None:
+    assert ask(server, "/" + "a" * 3000)[0] == 414
+    assert ask(server, "/start?system=" + "a" * 3000)[0] == 414
+    assert ask(server, "/systems/" + "a" * 1900)[0] == 404
+    assert post(server, "/start", {"system": "a" * 70_000})[0] == 413
+    status, _, text = post(server, "/start", {"system": "toy-regression", "option.arms": "a" * 501})
+    assert (status, "at most 500 characters" in text) == (400, True)
+    assert post(server, "/start", {f"option.{i}": "1" for i in range(300)})[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/"), ("DELETE", "/systems/cosmo/"), ("PUT", "/start"), ("GET", "/started/1/stop"), ("PATCH", "/start")],
+)
+def test_wrong_methods(server: Served, method: str, path: str) -> None:
+    status, headers, _ = ask(server, path, method)
+    assert status == 405
+    assert headers["allow"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:{port}"},
+        {"Host": "127.0.0.1:1"},
+        {"Host": "127.0.0.1.evil.example:{port}"},
+        {"Host": ""},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "https://127.0.0.1:{port}"},
+    ],
+    ids=str,
+)
+def test_foreign_hosts_and_origins(server: Served, headers: dict[str, str]) -> None:
+    headers = {name: value.format(port=server.port) for name, value in headers.items()}
+    assert ask(server, "/", **headers)[0] == 403
+    form = {"system": "toy-regression", "scale": "smoke"}
+    assert post(server, "/start", form, **headers)[0] == 403
+    assert not list(read_results(Path("nowhere")))
+
+
+def test_cross_site_forms_and_own_ones(server: Served) -> None:
+    own = f"http://127.0.0.1:{server.port}"
+    assert post(server, "/start", {"system": "nothing"}, Sec_Fetch_Site="cross-site")[0] == 403
+    assert post(server, "/start", {"system": "nothing"}, Sec_Fetch_Site="same-site")[0] == 403
+    assert post(server, "/start", {"system": "nothing"}, Origin=own, Sec_Fetch_Site="same-origin")[0] == 400
+    assert ask(server, "/", Host=f"localhost:{server.port}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({}, "no system"),
+        ({"system": "toy-regresion"}, "toy-regression"),
+        ({"system": "../toy"}, "no system"),
+        ({"seed": "-1"}, "seed must be in [0,"),
+        ({"seed": "1e3"}, "seed must be an integer"),
+        ({"seed": "9" * 40}, "seed must be an integer"),
+        ({"seed": "٣"}, "seed must be an integer"),
+        ({"scale": "huge"}, "scale must be one of"),
+        ({"option.steps": "many"}, "steps must be an integer"),
+        ({"option.lr": "nan"}, "lr must be a finite number"),
+        ({"option.lr": "-1"}, "lr must be &gt; 0, got -1.0"),
+        ({"option.fail": "maybe"}, "fail must be one of"),
+        ({"option.arms": ","}, "arms must be"),
+        ({"option.arms": "a\x1b[2J"}, "printable"),
+        ({"option.nothing": "1"}, "no option"),
+        ({"runs": "/etc"}, "unknown field"),
+        ({"option.lr": NASTY}, "lr must be a finite number"),
+    ],
+    ids=str,
+)
+def test_bad_forms_are_400_and_say_why(server: Served, form: dict[str, str], message: str) -> None:
+    status, _, text = post(server, "/start", {"system": "toy-regression", **form} if form else form)
+    assert status == 400
+    assert message in text
+    assert NASTY not in text
+    assert 'role="alert"' in text
+
+
+def test_malformed_bodies(server: Served) -> None:
+    assert ask(server, "/start", "POST", "{}", Content_Type="application/json")[0] == 415
+    assert ask(server, "/start", "POST", b"system=\xff", **FORM)[0] == 400
+    assert ask(server, "/start", "POST", "system=%FF", **FORM)[0] == 400
+    assert ask(server, "/start", "POST", "system=a&system=b", **FORM)[0] == 400
+
+
+def test_start_watch_and_stop(server: Served, store: Path) -> None:
+    status, headers, _ = post(server, "/start", {"system": "toy-regression", "option.steps": "3", "option.arms": "x y"})
+    assert status == 303
+    first = headers["location"]
+    done = wait_until(server, first, lambda state: state["over"])
+    assert done["status"] == "complete"
+    assert "train x: 3/3" in done["log"]
+    assert "every arm ends below the bound" in done["found"]
+    assert "<path" in done["found"]
+    assert ask(server, done["page"])[0] == 200
+    (result,) = read_results(store, "toy-regression")
+    assert result.config["arms"] == ["x", "y"]
+
+    _, headers, _ = post(server, "/start", {"system": "toy-regression", "option.steps": "200000"})
+    second = headers["location"]
+    assert second != first
+    going = wait_until(server, second, lambda state: state["step"] > 0)
+    assert (going["status"], going["loop"], going["steps"]) == ("running", "train a", 200000)
+    status, _, text = post(server, "/start", {"system": "toy-regression"})
+    assert (status, "toy-regression is still running" in text) == (409, True)
+    assert ask(server, f"{second}/stop", "POST", **FORM)[0] == 303
+    assert wait_until(server, second, lambda state: state["over"])["status"] == "interrupted"
+
+
+def test_a_run_that_fails_shows_why(server: Served) -> None:
+    _, headers, _ = post(server, "/start", {"system": "toy-regression", "option.fail": "true"})
+    state = wait_until(server, headers["location"], lambda state: state["over"])
+    assert state["status"] == "failed"
+    assert "ArithmeticError: asked to fail" in state["found"]
+
+
+def test_words_are_what_the_command_understands(server: Served) -> None:
+    wanted = parse_request({"system": "toy-regression", "scale": "smoke", "option.lr": "0.5", "option.steps": "3"})
+    assert wanted == RunRequest("toy-regression", "smoke", 0, {"lr": 0.5})  # three steps are the scale's own
+    with pytest.raises(UsageError, match="toy-regression has no option 'stepz'"):
+        parse_request({"system": "toy-regression", "option.stepz": "3"})
+
+
+def test_serve_prints_its_address_and_ends_with_its_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pullback", "serve", "--port", "0", "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
+        assert found
+        there = Served(int(found[1]))
+        assert ask(there, "/start")[0] == 200
+        taken = subprocess.run([*command[:-3], str(there.port)], capture_output=True, text=True, cwd=tmp_path)
+        assert taken.returncode == 2
+        assert f"port {there.port} cannot be used" in taken.stderr
+        assert taken.stderr.count("\n") == 1
+        _, headers, _ = post(there, "/start", {"system": "cosmo", "option.steps": "1000000"})
+        wait_until(there, headers["location"], lambda state: state["status"] == "running")
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    (result,) = read_results(tmp_path / "runs")
+    assert result.status in ("interrupted", "complete")
+    with pytest.raises(ProcessLookupError):
+        os.kill(result.process["pid"], 0)
