@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pullback.audit.tracer import Node, Tracer
+    from pullback.audit.records import Node
+    from pullback.audit.tensor_table import TensorTable
 
 __all__ = ["CotangentHook", "checked", "finite", "graph_functions", "norm_of"]
 
@@ -50,7 +51,9 @@ class CotangentHook:
 
     __slots__ = ("function", "leaves", "node", "outermost", "tracer")
 
-    def __init__(self, tracer: Tracer, node: Node, function: str, leaves: tuple[bool, ...], outermost: bool) -> None:
+    def __init__(
+        self, tracer: TensorTable, node: Node, function: str, leaves: tuple[bool, ...], outermost: bool
+    ) -> None:
         self.tracer = tracer
         self.node = node
         self.function = function
@@ -86,7 +89,7 @@ class CotangentHook:
             node.gain_count += 1
 
     def _not_finite(self, leaving: Any, arriving: Any) -> None:
-        from pullback.audit.tracer import NotFinite
+        from pullback.audit.records import NotFinite
 
         for gradient in leaving:
             what = finite(gradient) if gradient is not None else ""
@@ -108,7 +111,7 @@ def _norm(tensors: Any) -> float | None:
     return total
 
 
-def graph_functions(tensor: Tensor, tracer: Tracer) -> tuple[list[int], list[Tensor]]:
+def graph_functions(tensor: Tensor, tracer: TensorTable) -> tuple[list[int], list[Tensor]]:
     """Return the traced nodes and the leaf tensors that the graph of ``tensor`` is connected to."""
     nodes: list[int] = []
     leaves: list[Tensor] = []

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pullback.audit.analysis import Verdicts, analyse
+from pullback.audit.analysis import analyse
 from pullback.audit.chaos import chaos_finding
 from pullback.audit.findings import Report
 from pullback.audit.probes import probe
 from pullback.audit.program import Program
 from pullback.audit.random import random_state, set_random_state
-from pullback.audit.tracer import Tracer, tensors_in
+from pullback.audit.records import tensors_in
+from pullback.audit.tracer import Tracer
+from pullback.audit.verdicts import Verdicts
 from pullback.core.checks import check_choice, check_positive, nearest
 
 __all__ = ["audit"]

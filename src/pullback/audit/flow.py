@@ -15,7 +15,7 @@ from typing import Any
 
 from pullback.audit import operations as ops
 from pullback.audit.graph import TraceGraph
-from pullback.audit.tracer import Node
+from pullback.audit.records import Node
 
 __all__ = ["flow_findings"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pullback.audit import operations as ops
-from pullback.audit.tracer import Event, Node, Tracer
+from pullback.audit.records import Event, Node
+from pullback.audit.tracer import Tracer
 
 __all__ = ["TraceGraph"]
 

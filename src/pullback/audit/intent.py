@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pullback.audit import operations as ops
 from pullback.audit.graph import TraceGraph
-from pullback.audit.tracer import Node, Origin
+from pullback.audit.records import Node, Origin
 
 __all__ = ["intended", "wasted"]
 

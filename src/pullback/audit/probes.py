@@ -26,13 +26,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pullback.audit import operations as ops
-from pullback.audit.analysis import Verdicts, site_key
 from pullback.audit.custom import check_custom
 from pullback.audit.graph import TraceGraph
 from pullback.audit.program import Program
 from pullback.audit.random import random_state, set_random_state
+from pullback.audit.records import Exit, tensors_in
 from pullback.audit.sites import Site, in_branch_test, locate, place
-from pullback.audit.tracer import Exit, Tracer, tensors_in
+from pullback.audit.tracer import Tracer
+from pullback.audit.verdicts import Verdicts, site_key
 
 __all__ = ["check_customs", "probe"]
 

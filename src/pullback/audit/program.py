@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pullback.audit.records import tensors_in
 from pullback.audit.sites import locate
-from pullback.audit.tracer import Tracer, tensors_in
+from pullback.audit.tracer import Tracer
 
 __all__ = ["Program"]
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pullback.audit.analysis import Verdicts, analyse
+from pullback.audit.analysis import analyse
 from pullback.audit.findings import Report
 from pullback.audit.probes import check_customs
 from pullback.audit.tracer import StopTracing, Tracer
+from pullback.audit.verdicts import Verdicts
 
 __all__ = ["audit_script", "eager"]
 

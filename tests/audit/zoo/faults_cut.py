@@ -658,3 +658,37 @@ def code_detached_before_its_decoder():
         return F.mse_loss(decoder(code.detach()), x) + kl  # <- cut.detach
 
     return program, X
+
+
+def rounded_then_ordered_and_compared():
+    net = _net(4, 5)
+    true_places = torch.arange(5).repeat(12, 1)
+
+    def program(x):
+        readings = net(x).mul(10).round()  # <- zero.round
+        places = readings.argsort(-1).argsort(-1)  # <- cut.index
+        above = readings.unsqueeze(-1) > readings.unsqueeze(-2)  # <- cut.comparison
+        return (places - true_places).float().square().mean() + above.float().sum((-2, -1)).mean()
+
+    return program, X
+
+
+def two_detaches_in_series():
+    first, second, head = _net(4, 5), _net(5, 5), _net(5, 1)
+
+    def program(x):
+        h = first(x).detach()  # <- cut.detach
+        h = second(h).detach()  # <- cut.detach
+        return head(h).square().mean()
+
+    return program, X
+
+
+def rounded_then_detached():
+    first, head = _net(4, 5), _net(5, 1)
+
+    def program(x):
+        h = first(x).floor()  # <- zero.floor
+        return head(h.detach()).square().mean()  # <- cut.detach
+
+    return program, X

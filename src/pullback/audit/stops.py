@@ -1,0 +1,140 @@
+"""Cuts and steps whose value flows into a loss: which of them are faults."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from pullback.audit import operations as ops
+from pullback.audit.intent import intended, wasted
+from pullback.audit.ledger import SILENT, Ledger
+from pullback.audit.records import Origin
+from pullback.audit.verdicts import site_key
+
+__all__ = ["find_stops"]
+
+
+def find_stops(ledger: Ledger) -> None:
+    """Cuts and steps whose value flows into a loss."""
+    graph = ledger.graph
+    flowing: set[int] = set()
+    dead_losses: set[int] = set()
+    for event in graph.events:
+        assert event.node is not None
+        flowing |= ledger.nodes[event.node].origins
+        if not event.live:
+            dead_losses |= ledger.nodes[event.node].origins
+    terms = [(event, graph.summands(event)) for event in graph.events]
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for index in sorted(flowing):
+        origin = ledger.tracer.origins[index]
+        region = origin.region if origin.code in ("cut.no_grad", "cut.inference") else 0
+        key = (origin.code, region) if region else (origin.code, origin.site.code, origin.site.instruction)
+        groups[key].append(index)
+    for members in groups.values():
+        _stop(ledger, members, dead_losses, terms)
+
+
+def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list[Any]) -> None:
+    graph, origin = ledger.graph, ledger.tracer.origins[members[0]]
+    sources = [s for m in members for s in ledger.tracer.origins[m].sources]
+    above = graph.upstream(sources, live=True)
+    leaves = graph.leaves(above) & ledger.trained
+    if not leaves:
+        return
+    dead = leaves & ledger.dead
+    code = _code(ledger, origin)
+    stop = code.partition(".")[2] in ("detach", "data", "no_grad", "inference", "create_graph")
+    anew = not set(members) - ledger.tracer.handled  # torch.func differentiates the detached value anew
+    fatal = bool(dead_losses & set(members)) and not anew
+    evidence: dict[str, Any] = {"parameters without gradient": [ledger.name_of(i) for i in sorted(dead)][:20]}
+    gap = ledger.verdicts.gaps.get(site_key(origin.site, origin.op))
+    if gap is not None:
+        evidence["hidden share of the derivative"] = gap
+    meant = "" if fatal else intended(graph, members[0], origin, starved=bool(dead) and ledger.certain)
+    term = any(_is_term(ledger, m, events) for m in members for events in terms)
+    if code.startswith("zero.") and not fatal:
+        visited = [ledger.nodes[ledger.tracer.origins[m].node] for m in members]
+        if not any(n.cotangent for n in visited) and not dead:
+            return
+    if fatal or (term and meant not in ("score function", "sample")):
+        severity = "error"
+    elif dead:
+        frozen = stop and all(ledger.tracer.leaves[i].frozen for i in dead) and len(dead) < len(ledger.trained)
+        severity = "info" if meant or frozen else "error"
+    elif meant:
+        severity = "info"
+    elif code == "cut.sampling":
+        severity = "error"
+    elif gap is not None:
+        chosen = origin.code == "cut.comparison" and all(
+            live.op in ("where", "masked_fill", "masked_fill_", "masked_scatter", "__getitem__", "__setitem__")
+            for _, live in ledger.graph.merges(members[0], origin.node)
+        )
+        severity = "error" if gap > 0.1 and not stop and not chosen else "info"
+    elif (code.startswith("zero.") and not _wraps(ledger, members)) or wasted(ledger.graph, members):
+        severity = "warning"
+    else:
+        severity = "info"
+    if meant:
+        evidence["intended"] = meant
+    added = ledger.add(code, origin.site, origin.op, severity, evidence)
+    if added is not None and severity == "error":
+        ledger.charge(dead, added)
+    elif added is None or meant or severity == "info":
+        for leaf in dead:
+            ledger.blame.setdefault(leaf, added) if added else ledger.blame.setdefault(leaf, SILENT)
+
+
+def _code(ledger: Ledger, origin: Origin) -> str:
+    """A detach on the way to NumPy or to a number on the same line is that exit."""
+    if origin.code not in ("cut.detach", "cut.data", "cut.no_grad"):
+        return origin.code
+    for exit_ in ledger.tracer.exits:
+        if exit_.linked and exit_.site.line == origin.site.line and exit_.site.code is origin.site.code:
+            return "cut.numpy" if exit_.op in ("numpy", "__array__") else "cut.item"
+    return origin.code
+
+
+def _is_term(ledger: Ledger, member: int, event_terms: Any) -> bool:
+    event, summands = event_terms
+    if not event.live or member not in ledger.nodes[event.node].origins:
+        return False
+    joined = {c for i in summands for c in ledger.graph.children[i] if c in summands and ledger.nodes[c].op in ops.SUMS}
+    if any(live.index not in joined for _, live in ledger.graph.merges(member, ledger.tracer.origins[member].node)):
+        return False
+    for index in summands:
+        if member not in ledger.nodes[index].origins or ledger.nodes[index].straight:
+            continue
+        joins = [c for c in ledger.graph.children[index] if c in summands and ledger.nodes[c].op in ops.SUMS]
+        joins = [c for c in joins if ledger.graph.downstream([c]) & ledger.graph.ancestry_of(event.node) <= summands]
+        if any(ledger.nodes[c].live for c in joins) and not _learns(ledger, index):
+            return True
+    return False
+
+
+def _learns(ledger: Ledger, index: int) -> bool:
+    """Whether a gradient from this node reaches a trained tensor without passing a step."""
+    steps = {o.node for o in ledger.tracer.origins if o.code.startswith("zero.") or ledger.nodes[o.node].live}
+    seen: set[int] = set()
+    stack = [index]
+    while stack:
+        current = stack.pop()
+        if current in seen or not ledger.nodes[current].live or current in steps:
+            continue
+        if current in ledger.trained:
+            return True
+        seen.add(current)
+        stack += ledger.nodes[current].parents
+    return False
+
+
+def _wraps(ledger: Ledger, members: list[int]) -> bool:
+    """``x - floor(x)`` and interpolation weights: the step only moves the origin of a remainder."""
+    for member in members:
+        origin = ledger.tracer.origins[member]
+        for child in ledger.graph.children[origin.node]:
+            node = ledger.nodes[child]
+            if node.op in ("sub", "rsub", "add", "add_", "sub_") and set(node.parents) & set(origin.sources):
+                return True
+    return False
