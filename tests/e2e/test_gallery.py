@@ -124,6 +124,29 @@ def test_other_folders_are_not_replaced(store: Path, tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_damaged_records_are_passed_over(tmp_path: Path) -> None:
+    good = record(tmp_path, artifacts=[])
+    assert good.directory is not None
+    text = (good.directory / "result.json").read_text()
+    damaged = {
+        "1": text[:-30],
+        "2": "[]",
+        "3": text.replace('"complete"', '"no such status"'),
+        "4": text.replace('"held"', '"perhaps"'),
+        "5": text.replace('"seconds": 12.5', '"seconds": "long"'),
+        "6": text.replace('"slug": "cosmo"', '"slug": "neural-ode"'),
+        "7": text.replace('"scale": "smoke"', '"scale": "huge"'),
+        "8": text.replace('"counts": {', '"counts": {"evaluations": 3}, "notes": {'),
+    }
+    for name, content in damaged.items():
+        (tmp_path / "cosmo" / name).mkdir()
+        (tmp_path / "cosmo" / name / "result.json").write_text(content)
+    with pytest.warns(UserWarning, match="no result of"):
+        entry = Store(tmp_path).entry("cosmo")
+    assert entry is not None
+    assert [run.directory for run in entry.runs] == [good.directory]
+
+
 def test_bars_are_proportional() -> None:
     found = bars([Metric("a", 2.0, "x", "higher"), Metric("a", 8.0, "y", "higher", baseline=True)])[0]
     assert [(bar.start, bar.length, bar.best) for bar in found.rows] == [(0, 25, False), (0, 100, True)]
@@ -141,9 +164,13 @@ def test_curves_keep_spikes_and_gaps() -> None:
     values = [1.0] * 5000
     values[1234] = 50.0
     (chart,) = curves([Series("loss", "", list(range(5000)), values)])
-    heights = [float(point.split()[1]) for point in chart.lines[0].path.replace("M", "L").split("L")[1:]]
+    heights = [float(point.split()[1]) for point in chart.lines[0].noise.replace("M", "L").split("L")[1:]]
     assert len(heights) < 1000
     assert (min(heights), max(heights)) == (chart.top, chart.bottom)
+    means = [float(point.split()[1]) for point in chart.lines[0].path.replace("M", "L").split("L")[1:]]
+    assert means[0] == chart.bottom
+    height = (chart.bottom - min(means)) / (chart.bottom - chart.top)
+    assert height == pytest.approx(0.01, abs=2e-3), "one value of a hundred in a stretch"
     (gap,) = curves([Series("loss", "", [0, 1, 2, 3], [1.0, float("nan"), 2.0, 3.0])])
     assert gap.lines[0].path.count("M") == 2
     assert "h0" in gap.lines[0].path

@@ -68,9 +68,12 @@ class Launched:
 
     def result(self) -> RunResult | None:
         """Return the record that the process has written so far; none before its first."""
-        if self._directory is None:
-            self._directory = self._find()
-        return RunResult.read(self._directory) if self._directory is not None else None
+        try:
+            if self._directory is None:
+                self._directory = self._find()
+            return RunResult.read(self._directory) if self._directory is not None else None
+        except FileNotFoundError:  # the run was removed from the store meanwhile
+            return None
 
     def log(self) -> str:
         """Return the end of what the process printed."""

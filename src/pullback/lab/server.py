@@ -274,11 +274,8 @@ def _fields(system: registry.System) -> list[dict[str, Any]]:
         {
             "name": option.name,
             "help": option.help,
-            "defaults": {
-                scale: getattr(system.configure(scale), option.name)
-                for scale in registry.SCALES
-                if scale == "default" or option.name in system.scales[scale]
-            },
+            "defaults": {scale: getattr(system.configure(scale), option.name) for scale in registry.SCALES},
+            "told": [s for s in registry.SCALES if s == "default" or option.name in system.scales[s]],
             "choices": choices(option.type),
             "editable": is_editable(option.type),
         }

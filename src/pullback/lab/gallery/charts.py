@@ -10,9 +10,10 @@ from pullback.lab.result import Metric, Series
 
 __all__ = ["Bar", "Bars", "Chart", "Line", "Tick", "bars", "curves", "format_number"]
 
-WIDTH, HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 30
+WIDTH, HEIGHT = 400, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
 _MOST_POINTS = 400
+_AVERAGED_FROM = 200
 _LOGARITHMIC_FROM = 100.0
 """Largest ratio of positive values that is drawn on a linear axis."""
 
@@ -52,11 +53,15 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: an SVG path, its name and last value, and the number of its colour."""
+    """A curve: an SVG path, its name and last value, and the number of its colour.
+
+    A long curve is drawn twice: ``noise`` holds its values, ``path`` their moving mean.
+    """
 
     label: str
     last: str
     path: str
+    noise: str
     colour: int
 
 
@@ -67,6 +72,7 @@ class Chart:
     name: str
     logarithmic: bool
     drawn: bool
+    averaged: bool
     lines: tuple[Line, ...]
     horizontal: tuple[Tick, ...]
     vertical: tuple[Tick, ...]
@@ -162,18 +168,22 @@ def _chart(name: str, group: list[Series]) -> Chart:
     def y(height: float) -> float:
         return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (height - low) / (high - low)
 
+    def draw(points: Sequence[tuple[int, float]]) -> str:
+        height = math.log10 if logarithmic else float
+        return _path([(x(step), y(height(value))) if _drawable(value) else None for step, value in points])
+
     lines = []
     for colour, one in enumerate(group):
-        points: list[tuple[float, float] | None] = [
-            (x(step), y(math.log10(value) if logarithmic else value)) if math.isfinite(value) else None
-            for step, value in _thinned(one)
-        ]
-        lines.append(Line(one.of or name, format_number(one.values[-1]), _path(points), colour % 8))
+        points = list(zip(one.steps, one.values, strict=True))
+        values, mean = draw(_thinned(points)), _moving_mean(points, logarithmic)
+        path, noise = (draw(mean), values) if mean else (values, "")
+        lines.append(Line(one.of or name, format_number(one.values[-1]), path, noise, colour % 8))
     vertical = _decades(low, high) if logarithmic else [(t, t) for t in _ticks(low, high)]
     return Chart(
         name,
         logarithmic,
         len(set(steps)) > 1,
+        any(line.noise for line in lines),
         tuple(lines),
         horizontal=tuple(Tick(round(x(t), 1), format_number(t)) for t in _ticks(first, last) if t == int(t)),
         vertical=tuple(Tick(round(y(t), 1), _short(shown)) for t, shown in vertical),
@@ -185,9 +195,8 @@ def _drawable(value: float) -> bool:
     return abs(value) < 1e300
 
 
-def _thinned(series: Series) -> list[tuple[int, float]]:
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """At most ``_MOST_POINTS`` points: of each stretch the smallest and the largest value, so that no spike is lost."""
-    points = list(zip(series.steps, series.values, strict=True))
     if len(points) <= _MOST_POINTS:
         return points
     size = math.ceil(2 * len(points) / _MOST_POINTS)
@@ -198,6 +207,23 @@ def _thinned(series: Series) -> list[tuple[int, float]]:
         extremes = {min(real, key=lambda p: p[1]), max(real, key=lambda p: p[1])} if real else {stretch[0]}
         kept += sorted(extremes)
     return kept
+
+
+def _moving_mean(points: list[tuple[int, float]], logarithmic: bool) -> list[tuple[int, float]]:
+    """Means over stretches of a 50th of a long curve; of logarithms where these are drawn. Empty for a short curve."""
+    real = [(step, value) for step, value in points if _drawable(value)]
+    if len(real) < _AVERAGED_FROM:
+        return []
+    size = len(real) // 50
+    means = []
+    for begin in range(0, len(real) - size + 1, max(1, size // 2)):
+        stretch = real[begin : begin + size]
+        if logarithmic:
+            value = 10.0 ** (sum(math.log10(v) for _, v in stretch) / size)
+        else:
+            value = sum(v / size for _, v in stretch)
+        means.append((stretch[size // 2][0], value))
+    return means
 
 
 def _path(points: Sequence[tuple[float, float] | None]) -> str:

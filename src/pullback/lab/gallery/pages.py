@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import pullback
 from pullback.lab.gallery.charts import bars, curves, format_number
 from pullback.lab.gallery.prose import inline, prose
-from pullback.lab.gallery.store import Entry, artifact_files, block_summary, family_summary
+from pullback.lab.gallery.store import VERDICTS, Entry, artifact_files, block_summary, family_summary
 from pullback.lab.result import Artifact, Claim, RunResult
 
 __all__ = ["ORIGINS", "Pages", "assets", "command"]
@@ -160,7 +160,7 @@ def _name(run: RunResult) -> str:
 
 
 def _verdicts(claims: Sequence[Claim]) -> dict[str, int]:
-    return {verdict: sum(c.verdict == verdict for c in claims) for verdict in ("held", "failed", "not judged")}
+    return {verdict: sum(c.verdict == verdict for c in claims) for verdict in VERDICTS}
 
 
 def _over_seeds(entry: Entry, shown: RunResult) -> dict[str, tuple[int, int]]:

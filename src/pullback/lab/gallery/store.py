@@ -14,12 +14,14 @@ from pathlib import Path
 import pullback
 from pullback.lab import registry
 from pullback.lab.registry import SCALES, System
-from pullback.lab.result import Artifact, RunResult, run_directories
+from pullback.lab.result import STATUSES, Artifact, RunResult, run_directories
 
-__all__ = ["Entry", "Store", "artifact_files", "block_summary", "family_summary"]
+__all__ = ["VERDICTS", "Entry", "Store", "artifact_files", "block_summary", "family_summary"]
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 """Names of slugs, runs and files that become part of a page's address."""
+
+VERDICTS = ("held", "failed", "not judged")
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,33 @@ class Store:
                 result = RunResult.read(directory)
             except FileNotFoundError:  # removed since the folder was listed
                 continue
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 warnings.warn(str(error), stacklevel=2)
                 continue
-            if result.slug != slug or result.scale not in SCALES:
-                warnings.warn(f"{record} is no result of {slug}", stacklevel=2)
+            if result.slug != slug or not _is_sound(result):
+                warnings.warn(f"{record} is no result of {slug}, or is damaged", stacklevel=2)
                 continue
             if result.status != "running":
                 self._finished[directory] = (changed, result)
             yield result
+
+
+def _is_sound(run: RunResult) -> bool:
+    """Whether the values of a record are of the kinds that a page shows."""
+    tables = (run.config, run.versions, run.progress, run.counts, *(c.numbers for c in run.claims))
+    if not all(isinstance(table, dict) for table in (*tables, *run.counts.values())):
+        return False
+    numbers = [run.started, run.seconds, *(m.value for m in run.metrics), *(v for s in run.series for v in s.steps)]
+    numbers += [count for arms in run.counts.values() for count in arms.values()]
+    texts = [run.title, run.paper, *run.notes, *(c.statement for c in run.claims), *(m.name for m in run.metrics)]
+    return (
+        run.scale in SCALES
+        and run.status in STATUSES
+        and all(claim.verdict in VERDICTS for claim in run.claims)
+        and all(len(series.steps) == len(series.values) for series in run.series)
+        and all(isinstance(number, int | float) for number in numbers)
+        and all(isinstance(text, str) for text in [*texts, *(name for a in run.artifacts for name in a.files)])
+    )
 
 
 def artifact_files(run: RunResult, artifact: Artifact) -> list[str]:

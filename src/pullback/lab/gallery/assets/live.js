@@ -19,6 +19,7 @@
     if (state.found !== found) get("found").innerHTML = found = state.found;
     if (state.page) get("page").href = state.page;
     get("page").hidden = !state.page;
+    get("page").textContent = state.over ? "Show the result" : "Show its page so far";
     get("stop").hidden = state.over;
     get("again").hidden = !state.over;
   }
