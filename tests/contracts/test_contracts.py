@@ -111,6 +111,31 @@ def test_gradgradcheck(contract: Contract) -> None:
         assert gradgradcheck(function, inputs, atol=1e-4, rtol=1e-3)
 
 
+@_having(lambda c: c.forward_mode and c.gradgradcheck)
+def test_nested_forward_mode_equals_forward_over_reverse(contract: Contract) -> None:
+    for call in _calls(contract)[:1]:
+        inputs, function = _function(contract, call)
+        points = tuple(t.detach() for t in inputs)
+        g = torch.Generator().manual_seed(1)
+        first, second = (tuple(torch.randn(t.shape, generator=g, dtype=t.dtype) for t in points) for _ in range(2))
+
+        def total(*tensors: Tensor, function: Any = function) -> Tensor:
+            return torch.stack(
+                [(o * torch.linspace(1, 2, o.numel()).view(o.shape)).sum() for o in function(*tensors)]
+            ).sum()
+
+        def along_first(*tensors: Tensor, total: Any = total, first: Any = first) -> Tensor:
+            return torch.func.jvp(total, tensors, first)[1]
+
+        def reverse_along_first(*tensors: Tensor, total: Any = total, first: Any = first) -> Tensor:
+            gradients = torch.func.grad(total, argnums=tuple(range(len(tensors))))(*tensors)
+            return torch.stack([(g * d).sum() for g, d in zip(gradients, first, strict=True)]).sum()
+
+        got = torch.func.jvp(along_first, points, second)[1]
+        expected = torch.func.jvp(reverse_along_first, points, second)[1]
+        _close(got, expected, 1e-7)
+
+
 @_having(lambda c: c.batched or c.vmap)
 def test_batch_equals_loop_and_vmap(contract: Contract) -> None:
     for call in _calls(contract)[:1]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pullback.core.checks import check_choice, check_floating, check_positive, check_shape
+from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.shapes import Float, Tensor
 
 __all__ = ["acyclicity"]
@@ -106,8 +107,9 @@ class _LogDeterminant(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:
-        (inverse,) = ctx.saved_tensors
-        return (inverse.mT * tangent).sum((-2, -1)), -inverse @ tangent @ inverse
+        with nested_forward_mode():
+            (inverse,) = primals(ctx.saved_tensors)
+            return (inverse.mT * tangent).sum((-2, -1)), -inverse @ tangent @ inverse
 
 
 class _TraceExponential(torch.autograd.Function):
@@ -135,8 +137,9 @@ class _TraceExponential(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
-        _, exponential = ctx.saved_tensors
-        return (exponential.mT * tangent).sum((-2, -1)), None
+        with nested_forward_mode():  # the exponential again, tied to its input for a second derivative
+            exponential = torch.linalg.matrix_exp(primals(ctx.saved_tensors)[0])
+            return (exponential.mT * tangent).sum((-2, -1)), None
 
 
 class _TracePower(torch.autograd.Function):
@@ -164,8 +167,9 @@ class _TracePower(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
-        _, power = ctx.saved_tensors
-        return (power.mT * tangent).sum((-2, -1)), None
+        with nested_forward_mode():
+            power = _shifted_power(primals(ctx.saved_tensors)[0])[1]
+            return (power.mT * tangent).sum((-2, -1)), None
 
 
 def _shifted_power(matrix: Tensor) -> tuple[Tensor, Tensor]:

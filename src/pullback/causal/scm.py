@@ -9,6 +9,7 @@ import torch
 
 from pullback.causal.graphs import topological_order
 from pullback.core.checks import check_choice, check_floating, check_positive, check_shape
+from pullback.core.numerics import solve
 from pullback.core.shapes import Bool, Float, Shaped, Tensor
 
 __all__ = ["LinearSCM", "NonlinearSCM", "random_weights"]
@@ -73,13 +74,14 @@ class LinearSCM:
         """Draw ``n`` reparametrised samples; ``interventions`` sets nodes to values (``do``), cutting their arcs."""
         *batch, nodes, _ = self.weights.shape
         z = self.noise_scale * _draw(self.noise, (*batch, n, nodes), self.weights.dtype, generator)
-        weights = self.weights
+        weights, targets = self.weights, None
         if interventions:
             targets = _targets(interventions, nodes)
             z = torch.where(targets, _values(interventions, z), z)
             weights = weights * ~targets
         identity = torch.eye(nodes, dtype=weights.dtype)
-        return torch.linalg.solve(identity - weights, z, left=False)
+        x = solve((identity - weights).mT, z.mT).mT
+        return torch.where(targets, z, x) if targets is not None else x  # exactly the value, not up to rounding
 
     def log_prob(
         self, x: Float[Tensor, "*#batch d"], *, targets: Bool[Tensor, "*#batch d"] | None = None

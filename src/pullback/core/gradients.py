@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["replace_gradient"]
+__all__ = ["nested_forward_mode", "primals", "replace_gradient"]
 
 
 class _ReplaceGradient(torch.autograd.Function):
@@ -27,7 +27,8 @@ class _ReplaceGradient(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, hard_tangent: Tensor | None, soft_tangent: Tensor) -> Tensor:
-        return soft_tangent.clone()
+        with nested_forward_mode():
+            return soft_tangent.clone()
 
 
 def replace_gradient(hard: Tensor, soft: Tensor) -> Tensor:
@@ -61,3 +62,17 @@ def replace_gradient(hard: Tensor, soft: Tensor) -> Tensor:
         )
     result: Tensor = _ReplaceGradient.apply(hard.detach(), soft)
     return result
+
+
+def nested_forward_mode() -> Any:
+    """Return a context for the body of a ``jvp`` rule, so that forward derivatives of it exist.
+
+    torch switches forward mode off inside a rule, which would silently make the outer derivative of a nested forward
+    derivative zero. Saved tensors then still carry the tangent of the level being differentiated: see :func:`primals`.
+    """
+    return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
+
+
+def primals(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return saved tensors without the tangent of the level that is being differentiated (outer levels stay)."""
+    return tuple(torch.autograd.forward_ad.unpack_dual(t).primal for t in tensors)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_choice, check_floating
+from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.shapes import Float
 from pullback.discrete.laplace import as_rows, batched
 from pullback.discrete.value_state import INFINITE, NAN, value_state
@@ -143,8 +144,8 @@ class _BlockMean(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dv: Tensor, _: None) -> Tensor:
-        (start,) = ctx.saved_tensors
-        return _mean(dv, start)
+        with nested_forward_mode():
+            return _mean(dv, *primals(ctx.saved_tensors))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None], v: Tensor, start: Tensor) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.gradients import nested_forward_mode, primals
 from pullback.kernels.laplace import laplace_product
 
 __all__ = ["as_rows", "batched", "laplace"]
@@ -63,12 +64,13 @@ class _Laplace(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dy: Tensor | None, dv: Tensor | None, _: None) -> Tensor:
-        y, v = ctx.saved_tensors
-        out = torch.zeros_like(v) if dv is None else laplace(y, dv, signed=ctx.signed)
-        if dy is not None:
-            dy = dy.unsqueeze(-2)
-            out = out + laplace(y, dy * v, signed=not ctx.signed) - dy * laplace(y, v, signed=not ctx.signed)
-        return out
+        with nested_forward_mode():
+            y, v = primals(ctx.saved_tensors)
+            out = torch.zeros_like(v) if dv is None else laplace(y, dv, signed=ctx.signed)
+            if dy is not None:
+                dy = dy.unsqueeze(-2)
+                out = out + laplace(y, dy * v, signed=not ctx.signed) - dy * laplace(y, v, signed=not ctx.signed)
+            return out
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None, None], y: Tensor, v: Tensor, signed: bool) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating, check_positive
@@ -209,7 +210,9 @@ def _refuse_nan(name: str, x: Tensor) -> None:
 
 
 def _layers(network: str, n: int) -> tuple[Tensor, tuple[int, ...]]:
-    return _cached_layers(network, n)
+    # A tensor of its own for every call: one made and kept under a transform would belong to that transform.
+    pairs, sizes = _cached_layers(network, n)
+    return torch.from_numpy(pairs), sizes
 
 
 # What torch.compiler.assume_constant_result does, which would import the compiler (over a second) with this module.
@@ -217,8 +220,8 @@ _layers._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
-def _cached_layers(network: str, n: int) -> tuple[Tensor, tuple[int, ...]]:
-    wires = torch.arange(n, dtype=torch.int32)
+def _cached_layers(network: str, n: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    wires = np.arange(n, dtype=np.int32)
     partners = []
     if network == "odd_even":
         partners = [((wires + layer) ^ 1) - layer for layer in (0, 1)] * ((n + 1) // 2)
@@ -227,6 +230,8 @@ def _cached_layers(network: str, n: int) -> tuple[Tensor, tuple[int, ...]]:
         for merged in range(1, (n - 1).bit_length() + 1):
             # Each merge first swaps mirrored wires, then wires at halved distances.
             partners += [wires ^ (2**merged - 1)] + [wires ^ (1 << k) for k in range(merged - 2, -1, -1)]
-    layers = [torch.stack([wires, p])[:, (p > wires) & (p < n)] for p in partners]
+    layers = [np.stack([wires, p])[:, (p > wires) & (p < n)] for p in partners]
     layers = [layer for layer in layers if layer.shape[1]]
-    return torch.cat([wires.new_empty(2, 0), *layers], dim=1), tuple(layer.shape[1] for layer in layers)
+    return np.concatenate([np.empty((2, 0), dtype=np.int32), *layers], axis=1), tuple(
+        layer.shape[1] for layer in layers
+    )

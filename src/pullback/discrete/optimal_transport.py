@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.gradients import nested_forward_mode, primals
 from pullback.discrete.laplace import as_rows, batched, laplace
 from pullback.kernels.laplace import balance, solve_balanced
 
@@ -95,9 +96,12 @@ class _Potential(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dy: Tensor) -> Tensor:
-        y, f = ctx.saved_tensors
-        u = f.exp()
-        return _solve(y, f, dy * u * _kernel(y, u, True) - u * _kernel(y, dy * u, True))
+        with nested_forward_mode():
+            y, f = ctx.saved_tensors  # f is the output: its tangent is not known yet
+            y = primals((y,))[0]
+            f = _potential(y) if torch.autograd.forward_ad.unpack_dual(y).tangent is not None else f
+            u = f.exp()
+            return _solve(y, f, dy * u * _kernel(y, u, True) - u * _kernel(y, dy * u, True))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], y: Tensor) -> Any:
@@ -128,7 +132,12 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dy: Tensor | None, df: Tensor | None, dg: Tensor | None) -> Tensor:
-        y, f, w = ctx.saved_tensors
+        with nested_forward_mode():
+            return _Solve._tangent(primals(ctx.saved_tensors), dy, df, dg)
+
+    @staticmethod
+    def _tangent(saved: tuple[Tensor, ...], dy: Tensor | None, df: Tensor | None, dg: Tensor | None) -> Tensor:
+        y, f, w = saved
         u = f.exp()
         right = torch.zeros_like(w) if dg is None else dg
         if df is not None:
@@ -204,8 +213,9 @@ class _Threshold(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dy: Tensor, _: None) -> Tensor:
-        y, theta = ctx.saved_tensors
-        return (_Threshold._share(y, theta) * dy).sum(-1, keepdim=True)
+        with nested_forward_mode():
+            y, theta = primals(ctx.saved_tensors)
+            return (_Threshold._share(y, theta) * dy).sum(-1, keepdim=True)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, None], y: Tensor, k: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating, check_tensor
-from pullback.core.gradients import replace_gradient
+from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
 from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.discrete.softness import is_hard, widen
 
@@ -391,8 +391,9 @@ class _Heun(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *unused: Any) -> Tensor:
-        onehot, tempered, probabilities = ctx.saved_tensors
-        return _heun(onehot, tempered, probabilities, tangent, ctx.dim, ctx.shared)  # the Jacobian is symmetric
+        with nested_forward_mode():
+            onehot, tempered, probabilities = primals(ctx.saved_tensors)
+            return _heun(onehot, tempered, probabilities, tangent, ctx.dim, ctx.shared)  # the Jacobian is symmetric
 
 
 def _heun(onehot: Tensor, tempered: Tensor, probabilities: Tensor, g: Tensor, dim: int, shared: bool) -> Tensor:

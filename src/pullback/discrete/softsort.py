@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.gradients import nested_forward_mode, primals
 from pullback.discrete.laplace import as_rows, batched, laplace
 from pullback.kernels.neuralsort import (
     distance_sums,
@@ -128,12 +129,13 @@ class _NeuralSortMean(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dy: Tensor | None, dv: Tensor | None) -> Tensor:
-        y, v = ctx.saved_tensors
-        p = neuralsort_matrix(y)
-        out = torch.zeros_like(v) if dv is None else dv @ p.transpose(-1, -2)
-        if dy is not None:
-            out = out + v @ _softmax_product(p, _logit_tangent(y, dy)).transpose(-1, -2)
-        return out
+        with nested_forward_mode():
+            y, v = primals(ctx.saved_tensors)
+            p = neuralsort_matrix(y)
+            out = torch.zeros_like(v) if dv is None else dv @ p.transpose(-1, -2)
+            if dy is not None:
+                out = out + v @ _softmax_product(p, _logit_tangent(y, dy)).transpose(-1, -2)
+            return out
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None], y: Tensor, v: Tensor) -> Any:
@@ -167,12 +169,13 @@ class _NeuralSortTransposed(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dy: Tensor | None, dv: Tensor | None) -> Tensor:
-        y, v = ctx.saved_tensors
-        p = neuralsort_matrix(y)
-        out = torch.zeros_like(v) if dv is None else dv @ p
-        if dy is not None:
-            out = out + v @ _softmax_product(p, _logit_tangent(y, dy))
-        return out
+        with nested_forward_mode():
+            y, v = primals(ctx.saved_tensors)
+            p = neuralsort_matrix(y)
+            out = torch.zeros_like(v) if dv is None else dv @ p
+            if dy is not None:
+                out = out + v @ _softmax_product(p, _logit_tangent(y, dy))
+            return out
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None], y: Tensor, v: Tensor) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating
-from pullback.core.gradients import replace_gradient
+from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
 from pullback.core.shapes import Float, Tensor
 from pullback.discrete.softness import is_hard, widen
 
@@ -164,7 +164,8 @@ class _Entmax(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *unused: None) -> Tensor:
-        return _jacobian_product(ctx.saved_tensors[0], tangent, ctx.alpha)
+        with nested_forward_mode():
+            return _jacobian_product(*primals(ctx.saved_tensors), tangent, ctx.alpha)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, alpha: float, method: str) -> tuple[Tensor, int]:

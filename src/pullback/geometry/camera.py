@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from pullback.core.checks import check_floating, check_positive, check_shape
+from pullback.core.numerics import solve
 from pullback.core.shapes import Float, Tensor
 
 __all__ = ["Camera", "Projection", "Rays", "look_at"]
@@ -125,7 +126,7 @@ class Camera:
     def position(self) -> Float[Tensor, "*batch 3"]:
         """The centre in the world: ``-A^-1 t`` for the pose ``[A t]``."""
         matrix, shift = self.camera_from_world[..., :3, :3], self.camera_from_world[..., :3, 3]
-        return -torch.linalg.solve(matrix, shift)
+        return -solve(matrix, shift[..., None])[..., 0]
 
     def transform(self, points: Float[Tensor, "*batch n 3"]) -> Float[Tensor, "*result n 3"]:
         """Return world points ``[*batch, n, 3]`` in the camera's axes."""
@@ -154,7 +155,7 @@ class Camera:
         check_shape("pixels", pixels, (None, 2))
         seen = self.pixel_directions(pixels) * depth[..., None]
         matrix, shift = self.camera_from_world[..., :3, :3], self.camera_from_world[..., :3, 3]
-        return torch.linalg.solve(matrix, (seen - shift[..., None, :]).mT).mT
+        return solve(matrix, (seen - shift[..., None, :]).mT).mT
 
     def pixel_directions(self, pixels: Float[Tensor, "*batch n 2"] | None = None) -> Float[Tensor, "*result 3"]:
         """Return the directions ``[*batch, n, 3]`` with depth 1, in the camera's axes, in which pixels look.
@@ -183,7 +184,7 @@ class Camera:
         """
         seen = self.pixel_directions(pixels)
         flat = seen if pixels is not None else seen.flatten(-3, -2)
-        directions = torch.linalg.solve(self.camera_from_world[..., :3, :3], flat.mT).mT
+        directions = solve(self.camera_from_world[..., :3, :3], flat.mT).mT
         origins = (self.position[..., None, :] + 0.0).expand(directions.shape)
         if pixels is None:
             directions, origins = (t.unflatten(-2, self.size) for t in (directions, origins))

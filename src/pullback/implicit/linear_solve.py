@@ -12,6 +12,7 @@ from torch.func import vjp, vmap
 
 from pullback.core.checks import check_choice, check_floating, check_positive
 from pullback.core.errors import ConvergenceError
+from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.implicit import krylov
 
@@ -245,18 +246,6 @@ class _LinearSolve(torch.autograd.Function):
         return loop_over_batch(
             info.batch_size, in_dims[2:], tensors, lambda *t: _LinearSolve.apply(operator, options, *t)
         )
-
-
-def nested_forward_mode() -> Any:
-    """Return a context for the body of a ``jvp`` rule: torch switches forward mode off there, which would silently make
-    the outer derivative of a nested forward derivative zero.
-    """
-    return torch.autograd.forward_ad._set_fwd_grad_enabled(True)
-
-
-def primals(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return saved tensors without the tangent of the level that is being differentiated (outer levels stay)."""
-    return tuple(torch.autograd.forward_ad.unpack_dual(t).primal for t in tensors)
 
 
 def _product_vjp(operator: Operator, x: Tensor, tensors: Sequence[Tensor], w: Tensor) -> tuple[Tensor, ...]:

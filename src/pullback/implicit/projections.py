@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pullback.core.checks import check_floating, check_positive
+from pullback.core.numerics import solve
 from pullback.core.shapes import Float, Tensor
 
 __all__ = ["projection_affine", "projection_box", "projection_l1_ball", "projection_l2_ball", "projection_simplex"]
@@ -158,7 +159,7 @@ def projection_affine(
             f"got {tuple(matrix.shape)} and {tuple(offset.shape)}"
         )
     gap = (matrix @ x[..., None])[..., 0] - offset
-    multiplier = torch.linalg.solve(matrix @ matrix.mT, gap[..., None])
+    multiplier = solve(matrix @ matrix.mT, gap[..., None])
     return x - (matrix.mT @ multiplier)[..., 0]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch.func import vjp
 from torch.utils import _pytree as pytree
 
+from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.shapes import Tensor
 from pullback.implicit.linear_solve import (
     LinearOptions,
@@ -24,8 +25,6 @@ from pullback.implicit.linear_solve import (
     Operator,
     Solution,
     loop_over_batch,
-    nested_forward_mode,
-    primals,
     solve_system,
 )
 from pullback.implicit.rows import Rows, check_like
