@@ -116,7 +116,7 @@ def served(runs: Path) -> Iterator[Served]:
     listening.bind(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     config = uvicorn.Config(
-        create_app(runs, port, program=TOY), http="h11", ws="none", log_level="warning", timeout_graceful_shutdown=1
+        create_app(runs, port, program=TOY), http="h11", ws="none", log_level="error", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

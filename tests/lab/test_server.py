@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,6 +220,40 @@ def test_malformed_bodies(server: Served) -> None:
     assert ask(server, "/start", "POST", b"system=\xff", **FORM)[0] == 400
     assert ask(server, "/start", "POST", "system=%FF", **FORM)[0] == 400
     assert ask(server, "/start", "POST", "system=a&system=b", **FORM)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"GET / HTTP/1.1",
+        b"GARBAGE",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nHost: evil.example",
+        b"GET /systems/\xff\xfe/ HTTP/1.1\r\nHost: 127.0.0.1:PORT",
+        b"GET /no\x00thing HTTP/1.1\r\nHost: 127.0.0.1:PORT",
+        b"GET http://evil.example/ HTTP/1.1\r\nHost: 127.0.0.1:PORT",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nX: " + b"a" * 100_000,
+        b"POST /start HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nContent-Length: -5",
+        b"POST /start HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nContent-Length: 5\r\nContent-Length: 6",
+        b"GET /systems/cosmo/ HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nOrigin: http://127.0.0.1:PORT\r\nOrigin: null",
+    ],
+    ids=lambda lines: lines[:60].decode(errors="replace"),
+)
+def test_malformed_requests(server: Served, lines: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(lines.replace(b"PORT", str(server.port).encode()) + b"\r\nConnection: close\r\n\r\n")
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):  # it need not read all of a request that is too large
+            while part := connection.recv(65_536):
+                answer += part
+    assert re.match(rb"HTTP/1.1 4\d\d ", answer), answer[:300]
+    assert b"Traceback" not in answer
+
+
+def test_a_browser_that_leaves_while_it_sends(server: Served) -> None:
+    head = f"POST /start HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: {FORM['Content-Type']}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\nsystem=".encode())
+    assert ask(server, "/start")[0] == 200
 
 
 def test_start_watch_and_stop(server: Served, store: Path) -> None:

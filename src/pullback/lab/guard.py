@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["Guard"]
 
 LONGEST_ADDRESS = 2048
+LONGEST_HEADERS = 32_768
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'self'; "
@@ -58,6 +59,8 @@ class Guard:
         headers = Headers(scope=scope)
         if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) > LONGEST_ADDRESS:
             return PlainTextResponse(f"the address is longer than {LONGEST_ADDRESS} bytes\n", 414)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEADERS:
+            return PlainTextResponse(f"the headers are longer than {LONGEST_HEADERS} bytes\n", 431)
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             return PlainTextResponse("this server answers only under its own address on this machine\n", 403)
