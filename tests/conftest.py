@@ -12,7 +12,7 @@ if os.environ.get("PULLBACK_CHECK_SHAPES", "1") == "1":
     from jaxtyping import install_import_hook
 
     _FAMILIES = ("causal", "discrete", "dynamics", "geometry", "gradients", "implicit", "render", "core")
-    install_import_hook([f"pullback.{family}" for family in _FAMILIES], "beartype.beartype")
+    install_import_hook([f"pullback.{family}" for family in _FAMILIES], "tests.shapes.check")
 
 torch.set_num_threads(1)
 

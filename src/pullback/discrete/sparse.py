@@ -165,7 +165,7 @@ class _Entmax(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *unused: None) -> Tensor:
         with nested_forward_mode():
-            return _jacobian_product(*primals(ctx.saved_tensors), tangent, ctx.alpha)
+            return _jacobian_product(primals(ctx.saved_tensors)[0], tangent, ctx.alpha)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, alpha: float, method: str) -> tuple[Tensor, int]:
