@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+import tests.shapes  # noqa: F401 (the checker that the hook below names)
+
 # Before any family is imported: every call of an annotated function in these packages is checked by beartype.
 if os.environ.get("PULLBACK_CHECK_SHAPES", "1") == "1":
     from jaxtyping import install_import_hook
