@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from pullback.lab import registry
+from pullback.lab import artifacts, registry
 from pullback.lab.gallery import Pages, Store, build
 from pullback.lab.gallery.charts import bars, curves
+from pullback.lab.gallery.meshes import preview
 from pullback.lab.result import Claim, Metric, Series, read_results
 from pullback.lab.runner import UsageError
 from tests.e2e import ensure_chromium
@@ -160,6 +162,24 @@ def test_bars_are_proportional() -> None:
     assert all(0 <= bar.start <= 100 and 0 <= bar.length <= 100 for bar in odd.rows)
 
 
+def test_meshes_for_the_page(tmp_path: Path) -> None:
+    corners = np.array([[0, 0, 0], [2, 0, 0], [0, 4, 0]], float)
+    path = tmp_path / artifacts.mesh(tmp_path, "m", corners, [[0, 1, 2]], np.eye(3))[0]
+    found = preview(path)
+    assert found is not None
+    assert found["faces"] == [[0, 1, 2]]
+    assert found["colours"] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert np.allclose(found["points"], (corners - [1, 2, 0]) / 5**0.5, atol=1e-4)
+    many = np.stack([np.arange(50_000.0)] * 3, 1)
+    sample = preview(tmp_path / artifacts.mesh(tmp_path, "many", many)[0])
+    assert sample is not None
+    assert len(sample["points"]) == 4000
+    path.write_bytes(path.read_bytes()[:-1])
+    assert preview(path) is None
+    path.write_bytes(b"ply\nformat ascii 1.0\nend_header\n")
+    assert preview(path) is None
+
+
 def test_curves_keep_spikes_and_gaps() -> None:
     values = [1.0] * 5000
     values[1234] = 50.0
@@ -264,11 +284,17 @@ def test_page_of_a_system(browser: Browser, site: Path) -> None:
             page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
         expect(page.locator("audio")).to_have_count(1)
         assert page.evaluate("document.querySelector('audio').duration") != 0
+        canvas = page.locator("canvas.mesh")
+        pixels = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter(Boolean).length"
+        assert canvas.evaluate(pixels) > 10_000
+        before = canvas.evaluate("canvas => canvas.toDataURL()")
+        canvas.press("ArrowLeft")
+        assert canvas.evaluate("canvas => canvas.toDataURL()") != before
         for origin in ("real", "simulated", "stand-in"):
             expect(page.locator(f"#data .origin.{origin}")).to_be_visible()
         for text in (
             "CSV",
-            "corner (PLY)",
+            "corner",
             "pullback.causal.",
             "--nodes",
             "its file is gone",

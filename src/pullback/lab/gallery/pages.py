@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import pullback
 from pullback.lab.gallery.charts import bars, curves, format_number
+from pullback.lab.gallery.meshes import preview
 from pullback.lab.gallery.prose import inline, prose
 from pullback.lab.gallery.store import VERDICTS, Entry, artifact_files, block_summary, family_summary
 from pullback.lab.result import Artifact, Claim, RunResult
@@ -107,6 +108,7 @@ class Pages:
             bars=bars(shown.metrics) if shown else [],
             charts=curves(shown.series) if shown else [],
             artifacts=_artifacts(shown) if shown else {},
+            meshes=_meshes(shown) if shown else {},
             panoramas=_panoramas(shown) if shown else set(),
             changed=changed,
             usual=usual,
@@ -188,6 +190,16 @@ def _artifacts(run: RunResult) -> dict[str, list[tuple[Artifact, dict[str, str]]
         files = {Path(name).suffix.lower(): name for name in artifact_files(run, artifact)}
         kinds.setdefault(artifact.kind, []).append((artifact, files))
     return kinds
+
+
+def _meshes(run: RunResult) -> dict[str, dict[str, Any] | None]:
+    """Name of each mesh to what the viewer draws."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for artifact in run.artifacts:
+        if artifact.kind == "mesh" and run.directory is not None:
+            files = artifact_files(run, artifact)
+            found[artifact.name] = preview(run.directory / files[0]) if files else None
+    return found
 
 
 def _panoramas(run: RunResult) -> set[str]:
