@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from pullback import discrete
-from pullback.discrete.sorting import _composed
+from pullback.discrete.sorted_input import SortedInput
 
 METHODS = ("softsort", "neuralsort", "sinkhorn", "network", "isotonic")
 WITH_MATRIX = METHODS[:-1]
@@ -129,18 +127,54 @@ def test_size_one_empty_and_scalar(method: str) -> None:
     assert discrete.sort(torch.tensor(3.0), 0, method=method).values.item() == 3.0
 
 
-def test_the_direct_form_equals_the_composed_form(generator: torch.Generator) -> None:
-    for method, scale, n in itertools.product(
-        ("softsort", "neuralsort", "sinkhorn", "isotonic"), ("std", None), (2, 9)
-    ):
-        x = _random(generator, 2, n).requires_grad_()
-        x.data[0, 1] = x.data[0, 0]
-        weight = _random(generator, 2, n)
-        direct, composed = discrete.sort(x, method=method, scale=scale).values, _composed(x, 0.1, scale, method)
-        assert type(direct.grad_fn) is not type(composed.grad_fn)
-        torch.testing.assert_close(direct, composed, rtol=1e-12, atol=1e-12)
-        pair = [torch.autograd.grad((v * weight).sum(), x)[0] for v in (direct, composed)]
-        torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("n", [2, 9, 70])
+@pytest.mark.parametrize("scale", ["std", None])
+@pytest.mark.parametrize("method", ["softsort", "neuralsort", "sinkhorn", "isotonic"])
+def test_the_direct_form_equals_the_composed_form(
+    method: str, scale: str | None, n: int, generator: torch.Generator
+) -> None:
+    x = _random(generator, 2, n).requires_grad_()
+    x.data[0, 1] = x.data[0, 0]
+    weight = _random(generator, 2, n)
+    temperature = 1.5
+
+    def composed(x: Tensor) -> SortedInput:
+        return SortedInput.of(x, -1, method=method, allowed=METHODS, temperature=temperature, scale=scale)
+
+    options = {"method": method, "temperature": temperature, "scale": scale}
+    pairs = {"sort": (discrete.sort(x, **options).values, composed(x).values(method))}
+    pairs["rank"] = (discrete.rank(x, **options), composed(x).ranks(method))
+    for name, (direct, plain) in pairs.items():
+        assert type(direct.grad_fn) is not type(plain.grad_fn) or (name, method) == ("rank", "neuralsort")
+        torch.testing.assert_close(direct, plain, rtol=1e-11, atol=1e-11)
+        gradients = [torch.autograd.grad(v, x, weight, retain_graph=True)[0] for v in (direct, plain)]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+        batched = torch.func.vmap(lambda g, v=direct: torch.autograd.grad(v, x, g, retain_graph=True)[0])(
+            torch.stack([weight, 2 * weight])
+        )
+        torch.testing.assert_close(batched, torch.stack([gradients[0], 2 * gradients[0]]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["softsort", "neuralsort", "sinkhorn", "isotonic"])
+@pytest.mark.parametrize("operation", ["sort", "rank"])
+def test_rows_in_threads_are_rows_in_one(operation: str, method: str, generator: torch.Generator) -> None:
+    x = _random(generator, 7, 12_000, dtype=torch.float32).requires_grad_()
+    weight = _random(generator, 7, 12_000, dtype=torch.float32)
+
+    def work() -> tuple[Tensor, Tensor]:
+        result = getattr(discrete, operation)(x, method=method, temperature=1.0)
+        values = result if operation == "rank" else result.values
+        return values.detach(), torch.autograd.grad(values, x, weight)[0]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = work()
+        torch.set_num_threads(3)
+        together = work()
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,172 +1,234 @@
-"""Soft-sorted values as one compiled operation: the common case of a finite input on the CPU, differentiated once.
+"""Soft-sorted values and ranks as one compiled operation: the common case of a finite input on the CPU, differentiated
+once.
 
 Everything here has its plain, composed form in ``sorted_input.py``, which is taken under ``torch.func``, forward mode
-and ``torch.compile``, for infinities, on other devices, without numba, and for derivatives of second order.
+and ``torch.compile``, for infinities, on other devices, without numba, and for derivatives of second order. All arrays
+are numpy's: for small inputs the overhead of an operation is what counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pullback.kernels.isotonic import block_means, pool
+from pullback.kernels.compiled import over_rows
+from pullback.kernels.isotonic import isotonic
 from pullback.kernels.laplace import balance, laplace_product, softsort, solve_balanced
 from pullback.kernels.neuralsort import neuralsort_mean_gradient, weighted
 from pullback.kernels.sorting_network import transformed
 from pullback.kernels.standardise import standardise
 
-__all__ = ["direct_values"]
+__all__ = ["direct"]
 
-METHODS = ("softsort", "neuralsort", "sinkhorn", "isotonic")
+_VALUES = ("softsort", "neuralsort", "sinkhorn", "isotonic")
+_RANKS = ("softsort", "sinkhorn", "isotonic")
+_INSERTION = 24
+"""Up to this size insertion in the kernel takes less time than a call of numpy's sort."""
 
 
-def direct_values(
-    x: Tensor, method: str, temperature: float, relative: bool, composed: Callable[[Tensor], Tensor]
+class _Rows(NamedTuple):
+    """The sorted input of one call: ``o``, ``order`` and ``y`` ``[b, n]``, ``spread [b]``, and the options."""
+
+    o: np.ndarray
+    order: np.ndarray
+    y: np.ndarray
+    spread: np.ndarray
+    temperature: float
+    relative: bool
+    ranks: bool
+
+    @property
+    def unit(self) -> float:
+        """The standard deviation of the places, in which the isotonic temperature is measured if it is relative."""
+        n = self.o.shape[1]
+        return math.sqrt((n * n - 1) / 12) if self.relative and n > 1 else 1.0
+
+    def payload(self) -> np.ndarray:
+        """What is averaged: the values themselves, or their places."""
+        if not self.ranks:
+            return self.o
+        return np.tile(np.arange(self.o.shape[1], dtype=self.o.dtype), (self.o.shape[0], 1))
+
+
+def direct(
+    x: Tensor,
+    method: str,
+    temperature: float,
+    relative: bool,
+    composed: Callable[[Tensor], Tensor],
+    *,
+    ranks: bool = False,
 ) -> Tensor | None:
-    """Return the ascending soft-sorted values ``[*batch, n]``, or ``None`` where this form does not apply.
+    """Return the ascending soft-sorted values, or the soft ranks, ``[*batch, n]``; ``None`` where this form does not
+    apply.
 
     Args:
         x: ``[*batch, n]`` of single or double precision.
-        method: one of the five; there is no such form of ``"network"`` here.
+        method: one of the five; there is no such form of ``"network"``, nor of the ranks of ``"neuralsort"``.
         temperature: > 0.
         relative: the temperature is in units of the standard deviation.
         composed: the plain form, for derivatives of second order.
+        ranks: return the place of every item and not the values.
 
     Example:
-        >>> direct_values(torch.tensor([1.0, float("nan")]), "softsort", 0.1, True, lambda x: x) is None
+        >>> direct(torch.tensor([1.0, float("nan")]), "softsort", 0.1, True, lambda x: x) is None
         True
     """
     kernels = standardise()
-    if method not in METHODS or kernels is None or x.device.type != "cpu" or not x.numel() or transformed(x):
+    known = _RANKS if ranks else _VALUES
+    if method not in known or kernels is None or x.device.type != "cpu" or not x.numel() or transformed(x):
         return None
     n = x.shape[-1]
-    flat = x.detach().reshape(-1, n)
-    # numpy's vectorised argsort takes a sixth of torch.sort's time; the kernel below makes it stable.
-    order = torch.from_numpy(np.argsort(flat.numpy(), axis=-1))
-    rows = flat.gather(-1, order)
-    y, spread = torch.empty_like(rows), torch.empty(rows.shape[0], dtype=torch.float64)
-    if not kernels[0](rows.numpy(), order.numpy(), temperature, relative, y.numpy(), spread.numpy()):
+    flat = _rows_of(x, n)
+    o, y, spread = np.empty_like(flat), np.empty_like(flat), np.empty(flat.shape[0])
+    if n > _INSERTION:
+        # numpy's vectorised argsort takes a sixth of torch.sort's time; the kernel below makes it stable.
+        order = np.empty(flat.shape, np.int64)
+        over_rows(_argsort, flat, order)
+    else:
+        order = np.full(flat.shape, -1)
+    if not all(over_rows(kernels[0], flat, order, temperature, relative, o, y, spread)):
         return None
-    result: Tensor = _Values.apply(x, rows, order, y, spread, method, temperature, relative, composed)
+    result: Tensor = _Direct.apply(x, _Rows(o, order, y, spread, temperature, relative, ranks), method, composed)
     return result
 
 
-class _Values(torch.autograd.Function):
+def _rows_of(x: Tensor, n: int) -> np.ndarray:
+    rows = x.detach().numpy()
+    return np.ascontiguousarray(rows if rows.ndim == 2 else rows.reshape(-1, n))
+
+
+def _shaped(rows: np.ndarray, like: Tensor) -> Tensor:
+    result = torch.from_numpy(rows)
+    return result if like.ndim == 2 else result.view(like.shape)
+
+
+def _argsort(rows: np.ndarray, order: np.ndarray) -> None:
+    order[:] = rows.argsort(-1)
+
+
+class _Direct(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        ordered: Tensor,
-        order: Tensor,
-        y: Tensor,
-        spread: Tensor,
-        method: str,
-        temperature: float,
-        relative: bool,
-        composed: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        values, ctx.kept = _FORWARD[method](ordered, y, spread, temperature, relative)
+    def forward(ctx: Any, x: Tensor, rows: _Rows, method: str, composed: Callable[[Tensor], Tensor]) -> Tensor:
+        result, kept = _FORWARD[method](rows)
         ctx.save_for_backward(x)
-        ctx.parts = ordered, order, y, spread
-        ctx.options = method, temperature, relative, composed
-        return values.view(x.shape)
+        ctx.parts = rows, method, composed, kept
+        return _shaped(result, x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        method, temperature, relative, composed = ctx.options
-        if torch.is_grad_enabled():
-            (grad,) = torch.autograd.grad(composed(x), x, g, create_graph=True)
-            return (grad, *[None] * 8)
-        ordered, order, y, spread = ctx.parts
-        flat = g.reshape(ordered.shape)
-        grad_spread = np.zeros(spread.shape)
-        grad_o, grad_y = _BACKWARD[method](flat, ordered, y, spread, temperature, relative, ctx.kept, grad_spread)
-        grad = torch.empty_like(ordered)
-        arrays = [t.numpy() for t in (ordered, order, y, spread, grad_y)]
-        standardise()[1](  # type: ignore[index]
-            *arrays, grad_spread, temperature, relative, grad_o.contiguous().numpy(), grad.numpy()
-        )
-        return (grad.view(x.shape), *[None] * 8)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        rows, method, composed, kept = ctx.parts
+        if torch.is_grad_enabled() or transformed(g):
+            (x,) = ctx.saved_tensors
+            with torch.enable_grad():
+                plain = composed(x)
+            (grad,) = torch.autograd.grad(plain, x, g, create_graph=torch.is_grad_enabled())
+            return grad, None, None, None
+        flat = _rows_of(g, rows.o.shape[1])
+        grad_o, grad_y, grad_spread = _BACKWARD[method](rows, flat, kept)
+        out = np.empty_like(rows.o)
+        options = rows.temperature, rows.relative
+        arrays = rows.o, rows.order, rows.y, rows.spread, grad_y, grad_spread
+        over_rows(standardise()[1], *arrays, *options, grad_o, out)  # type: ignore[index]
+        return _shaped(out, g), None, None, None
 
 
-def _softsort(o: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Any]:
-    values, total = torch.empty_like(o), torch.empty_like(y)
-    softsort()[0](y.numpy(), o.numpy(), values.numpy(), total.numpy())  # type: ignore[index]
-    return values, (values, total)
+_Gradients = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""What goes back to the sorted values, to the scaled points and to the spread."""
 
 
-def _softsort_back(g: Tensor, o: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    grad_o, grad_y = torch.empty_like(o), torch.empty_like(y)
-    arrays = [t.numpy() for t in (y, o, g.contiguous(), *rest[-2], grad_o, grad_y)]
-    softsort()[1](*arrays)  # type: ignore[index]
-    return grad_o, grad_y
+def _to_items(rows: _Rows, by_place: np.ndarray) -> np.ndarray:
+    if not rows.ranks:
+        return by_place
+    out = np.empty_like(by_place)
+    over_rows(standardise()[2], by_place, rows.order, out)  # type: ignore[index]
+    return out
 
 
-def _neuralsort(o: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Any]:
-    kept = weighted(y, o.unsqueeze(1))
-    return kept[0].squeeze(1), kept
+def _to_places(rows: _Rows, by_item: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(by_item, rows.order, -1) if rows.ranks else by_item
 
 
-def _neuralsort_back(g: Tensor, o: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    grad_y, grad_o = neuralsort_mean_gradient(y, o.unsqueeze(1), g.unsqueeze(1), rest[-2])
-    return grad_o.squeeze(1), grad_y
+def _gradients(rows: _Rows, grad_o: np.ndarray, grad_y: np.ndarray) -> _Gradients:
+    return np.zeros_like(grad_o) if rows.ranks else grad_o, grad_y, np.zeros(rows.spread.shape)
 
 
-def _sinkhorn(o: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Any]:
+def _softsort(rows: _Rows) -> tuple[np.ndarray, Any]:
+    values, total = np.empty_like(rows.o), np.empty_like(rows.y)
+    payload = rows.payload()
+    over_rows(softsort()[0], rows.y, payload, values, total)  # type: ignore[index]
+    return _to_items(rows, values), (payload, values, total)
+
+
+def _softsort_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
+    payload, values, total = kept
+    grad_o, grad_y = np.empty_like(rows.o), np.empty_like(rows.y)
+    over_rows(softsort()[1], rows.y, payload, _to_places(rows, g), values, total, grad_o, grad_y)  # type: ignore[index]
+    return _gradients(rows, grad_o, grad_y)
+
+
+def _neuralsort(rows: _Rows) -> tuple[np.ndarray, Any]:
+    kept = weighted(torch.from_numpy(rows.y), torch.from_numpy(rows.o).unsqueeze(1))
+    return kept[0].squeeze(1).numpy(), kept
+
+
+def _neuralsort_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
+    y, o, cotangent = (torch.from_numpy(a) for a in (rows.y, rows.o, g))
+    grad_y, grad_o = neuralsort_mean_gradient(y, o.unsqueeze(1), cotangent.unsqueeze(1), kept)
+    return _gradients(rows, grad_o.squeeze(1).numpy(), grad_y.numpy())
+
+
+def _sinkhorn(rows: _Rows) -> tuple[np.ndarray, Any]:
+    y, payload = torch.from_numpy(rows.y), torch.from_numpy(rows.payload())
     f = balance(y)
     u = f.exp()
-    values = u * laplace_product(y, (u * o).unsqueeze(1)).squeeze(1)
-    return values, (f, u, values)
+    values = u * laplace_product(y, (u * payload).unsqueeze(1)).squeeze(1)
+    return _to_items(rows, values.numpy()), (payload, f, u, values)
 
 
-def _sinkhorn_back(g: Tensor, o: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    f, u, values = rest[-2]
-    u_g, u_o = u * g, u * o
+def _sinkhorn_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
+    o, f, u, values = kept
+    y, cotangent = torch.from_numpy(rows.y), torch.from_numpy(_to_places(rows, g))
+    u_g, u_o = u * cotangent, u * o
     p_g = u * laplace_product(y, u_g.unsqueeze(1)).squeeze(1)
-    w = solve_balanced(y, f, g * values + o * p_g)
+    w = solve_balanced(y, f, cotangent * values + o * p_g)
     u_w = u * w
     s_g, s_o, s_w, s_1 = laplace_product(y, torch.stack([u_g, u_o, u_w, u], dim=1), True).unbind(1)
-    return p_g, u * s_w + u_w * s_1 - u_g * s_o - u_o * s_g
+    return _gradients(rows, p_g.numpy(), (u * s_w + u_w * s_1 - u_g * s_o - u_o * s_g).numpy())
 
 
-def _slope(spread: Tensor, n: int, temperature: float, relative: bool) -> Tensor:
-    unit = math.sqrt((n * n - 1) / 12) if relative and n > 1 else 1.0
-    return (spread if relative else torch.ones_like(spread)).unsqueeze(-1) / (temperature * unit)
+def _isotonic(rows: _Rows) -> tuple[np.ndarray, Any]:
+    if rows.ranks:
+        slope = rows.unit / (rows.temperature * rows.spread)
+    else:
+        slope = rows.spread / (rows.temperature * rows.unit)
+    out, start = np.empty_like(rows.o), np.empty(rows.o.shape, np.int32)
+    over_rows(isotonic()[0], rows.o, rows.order, slope, rows.ranks, out, start)  # type: ignore[index]
+    return out, start
 
 
-def _isotonic(o: Tensor, y: Tensor, spread: Tensor, temperature: float, relative: bool) -> tuple[Tensor, Any]:
-    n = o.shape[-1]
-    z = torch.arange(n, dtype=torch.float64) * _slope(spread, n, temperature, relative)
-    w = o.double()
-    start = pool(z, w)
-    return (z - block_means(z - w, start)).to(o.dtype), start
+def _isotonic_back(rows: _Rows, g: np.ndarray, start: Any) -> _Gradients:
+    pooled, moment = np.empty_like(g), np.empty(rows.spread.shape)
+    over_rows(isotonic()[1], g, rows.order, start, rows.ranks, rows.unit, pooled, moment)  # type: ignore[index]
+    none = np.zeros(pooled.shape, pooled.dtype)
+    if rows.ranks:
+        return none, pooled, np.zeros(moment.shape)
+    moment *= float(rows.relative) / (rows.temperature * rows.unit)
+    return pooled, none, moment
 
 
-def _isotonic_back(
-    g: Tensor, o: Tensor, y: Tensor, spread: Tensor, temperature: float, relative: bool, start: Any, grad_spread: Any
-) -> tuple[Tensor, Tensor]:
-    mean = block_means(g.contiguous(), start)
-    if relative:
-        n = o.shape[-1]
-        places = torch.arange(n, dtype=torch.float64)
-        slope_of_spread = _slope(torch.ones_like(spread), n, temperature, relative).squeeze(-1)
-        grad_spread += (((g - mean) @ places.to(g.dtype)).double() * slope_of_spread).numpy()
-    return mean, torch.zeros_like(y)
-
-
-_FORWARD: dict[str, Callable[..., tuple[Tensor, Any]]] = {
+_FORWARD: dict[str, Callable[[_Rows], tuple[np.ndarray, Any]]] = {
     "softsort": _softsort,
     "neuralsort": _neuralsort,
     "sinkhorn": _sinkhorn,
     "isotonic": _isotonic,
 }
-_BACKWARD: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+_BACKWARD: dict[str, Callable[[_Rows, np.ndarray, Any], _Gradients]] = {
     "softsort": _softsort_back,
     "neuralsort": _neuralsort_back,
     "sinkhorn": _sinkhorn_back,

@@ -21,6 +21,7 @@ from pullback.kernels.neuralsort import (
     neuralsort_mean,
     neuralsort_mean_gradient,
 )
+from pullback.kernels.sorting_network import transformed
 
 __all__ = ["NeuralSort", "SoftSort"]
 
@@ -119,7 +120,7 @@ class _NeuralSortMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         y, v = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() or transformed(g)):
             rows = as_rows(y, 1)
             flat_v, flat_g = (as_rows(t, 2) for t in (v, g))
             grad_y, grad_v = neuralsort_mean_gradient(rows, flat_v, flat_g)
@@ -158,7 +159,7 @@ class _NeuralSortTransposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         y, v = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() or transformed(g)):
             rows = as_rows(y, 1)
             flat_v, flat_g = (as_rows(t, 2) for t in (v, g))
             # sum(g * P^T v) = sum(v * P g): the roles of channels and cotangent are swapped.

@@ -28,7 +28,7 @@ import torch
 from pullback.core.checks import check_choice
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
-from pullback.discrete.direct import direct_values
+from pullback.discrete.direct import direct
 from pullback.discrete.result import Sorted
 from pullback.discrete.sorted_input import (
     ALL,
@@ -100,9 +100,7 @@ def sort(
 
     check_scale(scale)
     last = place_last(x, dim, temperature)
-    ascending = direct_values(
-        last, method, temperature, scale is not None, lambda x: _composed(x, temperature, scale, method)
-    )
+    ascending = direct(last, method, temperature, scale is not None, lambda x: _composed(x, temperature, scale, method))
     if ascending is None:
         ascending = prepared().values(method)
     values = _back(_direct(ascending, descending), x, dim)
@@ -229,12 +227,20 @@ def rank(
         last = place_last(x, dim, temperature)
         has_infinities(last)
         return _back(_hard_ranks(last, descending), x, dim)
-    o = SortedInput.of(x, dim, method=method, allowed=ALL, temperature=temperature, scale=scale)
-    ranks = o.ranks(method)
+    check_scale(scale)
+    last = place_last(x, dim, temperature)
+
+    def composed(last: Tensor) -> Tensor:
+        o = SortedInput.of(last, -1, method=method, allowed=ALL, temperature=temperature, scale=scale)
+        return o.ranks(method)
+
+    ranks = direct(last, method, temperature, scale is not None, composed, ranks=True)
+    if ranks is None:
+        ranks = composed(last)
     if descending:
         ranks = (ranks.shape[-1] - 1) - ranks
     ranks = _back(ranks, x, dim)
-    return replace_gradient(_back(_hard_ranks(o.x.detach(), descending), x, dim), ranks) if hard else ranks
+    return replace_gradient(_back(_hard_ranks(last.detach(), descending), x, dim), ranks) if hard else ranks
 
 
 def topk(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pullback.kernels.compiled import compiled
 
-__all__ = ["block_means", "pool"]
+__all__ = ["block_means", "isotonic", "pool"]
 
 
 def pool(z: Tensor, w: Tensor, entropic: bool = False) -> Tensor:
@@ -122,3 +122,71 @@ def _means(v: Any, start: Any, out: Any) -> None:
             for j in range(i, end):
                 out[k, j] = total / (end - i)
             i = end
+
+
+@cache
+def isotonic() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """Return soft sorting and ranking of sorted rows and the transpose, one pass each, or ``None`` without numba.
+
+    ``project(o, order, slope, ranks, out, start)``, for the places ``i``: the values ``z - m(z - o)`` with ``z = slope
+    i``, or the ranks ``z - m(z - i)`` with ``z = slope (o - o_0)``, sent to their items. ``m`` is the mean over the
+    blocks, of which ``start [b, n]`` gets the first places. ``transpose(g, order, start, ranks, unit, out, moment)``:
+    ``m(g)`` in ``out`` and ``sum_i i (g - m(g))_i`` in ``moment [b]``; for ranks ``unit (g - m(g))`` of ``g`` by place.
+
+    Example:
+        >>> isotonic() is None or len(isotonic())
+        2
+    """
+    jit = compiled()
+    if jit is None:
+        return None
+
+    @jit
+    def project(o: Any, order: Any, slope: Any, ranks: bool, out: Any, start: Any) -> None:
+        b, n = o.shape
+        first, total = np.empty(n + 1, np.int64), np.empty(n)
+        for k in range(b):
+            low = np.float64(o[k, 0])
+            top = -1
+            for i in range(n):
+                top += 1
+                first[top] = i
+                value = (np.float64(o[k, i]) - low) * slope[k] - i if ranks else i * slope[k] - np.float64(o[k, i])
+                while top > 0 and total[top - 1] * (i + 1 - first[top]) > value * (first[top] - first[top - 1]):
+                    value += total[top - 1]
+                    top -= 1
+                total[top] = value
+            first[top + 1] = n
+            for block in range(top + 1):
+                left, end = first[block], first[block + 1]
+                mean = total[block] / (end - left)
+                for i in range(left, end):
+                    start[k, i] = left
+                    if ranks:
+                        out[k, order[k, i]] = (np.float64(o[k, i]) - low) * slope[k] - mean
+                    else:
+                        out[k, i] = i * slope[k] - mean
+
+    @jit
+    def transpose(g: Any, order: Any, start: Any, ranks: bool, unit: float, out: Any, moment: Any) -> None:
+        b, n = g.shape
+        for k in range(b):
+            left = 0
+            product = 0.0
+            while left < n:
+                end = left
+                total = 0.0
+                while end < n and start[k, end] == left:
+                    total += g[k, order[k, end]] if ranks else g[k, end]
+                    end += 1
+                mean = total / (end - left)
+                for i in range(left, end):
+                    if ranks:
+                        out[k, i] = unit * (g[k, order[k, i]] - mean) if end - left > 1 else 0.0
+                    else:
+                        out[k, i] = mean
+                        product += i * (g[k, i] - mean)
+                left = end
+            moment[k] = product
+
+    return project, transpose

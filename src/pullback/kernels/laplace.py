@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.kernels.compiled import compiled
+from pullback.kernels.compiled import compiled, over_rows
 
 __all__ = ["balance", "laplace_product", "laplace_product_plain", "softsort", "solve_balanced"]
 
@@ -42,8 +42,7 @@ def laplace_product(y: Tensor, v: Tensor, signed: bool = False) -> Tensor:
     if y.device.type != "cpu" or _scans() is None:
         return laplace_product_plain(y, v, signed)
     out = torch.zeros_like(v, memory_format=torch.contiguous_format)
-    product = _scans()[0]  # type: ignore[index]
-    product(y.contiguous().numpy(), v.contiguous().numpy(), signed, out.numpy())
+    over_rows(_scans()[0], y.contiguous().numpy(), v.contiguous().numpy(), signed, out.numpy())  # type: ignore[index]
     return out
 
 
@@ -74,7 +73,7 @@ def balance(y: Tensor) -> Tensor:
     tolerance = 1e-14 if y.dtype == torch.float64 else 1e-7
     if y.device.type == "cpu" and _scans() is not None:
         f = torch.empty_like(y, memory_format=torch.contiguous_format)
-        _scans()[1](y.contiguous().numpy(), tolerance, f.numpy())  # type: ignore[index]
+        over_rows(_scans()[1], y.contiguous().numpy(), tolerance, f.numpy())  # type: ignore[index]
         return f
     u = laplace_product_plain(y, torch.ones_like(y).unsqueeze(1)).squeeze(1).rsqrt()
     for _ in range(80):
@@ -101,7 +100,7 @@ def solve_balanced(y: Tensor, f: Tensor, g: Tensor) -> Tensor:
     if y.device.type == "cpu" and _scans() is not None:
         out = torch.empty_like(g, memory_format=torch.contiguous_format)
         arrays = [t.contiguous().numpy() for t in (y, f, g)]
-        _scans()[2](*arrays, steps, out.numpy())  # type: ignore[index]
+        over_rows(_scans()[2], *arrays, steps, out.numpy())  # type: ignore[index]
         return out
     u = f.exp()
     w, residual, direction, rho = torch.zeros_like(g), g, g / 1.5, 1 / 3

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.kernels.compiled import compiled
+from pullback.kernels.compiled import compiled, over_rows
 
 __all__ = ["neuralsort_matrix", "neuralsort_mean", "neuralsort_mean_gradient", "neuralsort_mean_plain", "weighted"]
 
@@ -70,7 +70,7 @@ def weighted(y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """
     out, totals = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty(y.shape, dtype=torch.float64)
     arrays = [y.contiguous().numpy(), v.contiguous().numpy()]
-    _bands()[0](*arrays, _cut(y), out.numpy(), totals.numpy())  # type: ignore[index]
+    over_rows(_bands()[0], *arrays, _cut(y), out.numpy(), totals.numpy())  # type: ignore[index]
     return out, totals
 
 
@@ -102,7 +102,7 @@ def neuralsort_mean_gradient(
     grad_y = torch.zeros_like(y, memory_format=torch.contiguous_format)
     grad_v = torch.zeros_like(v, memory_format=torch.contiguous_format)
     arrays = [t.contiguous().numpy() for t in (y, v, g, *(kept or weighted(y, v)))]
-    _bands()[1](*arrays, _cut(y), grad_y.numpy(), grad_v.numpy())  # type: ignore[index]
+    over_rows(_bands()[1], *arrays, _cut(y), grad_y.numpy(), grad_v.numpy())  # type: ignore[index]
     return grad_y, grad_v
 
 
@@ -149,17 +149,15 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
     import numpy as np
 
     @jit
-    def side(gap: Any, step: int, cut: float, v: Any, total: Any, sums: Any) -> None:
+    def side(base: Any, factor: Any, step: int, cut: float, v: Any, total: Any, sums: Any) -> None:
         """Add the weights above (step 1) or below (step -1) each place to ``total`` and the weighted ``v`` to ``sums``.
 
         Places are visited so that the distance to every gap grows: the factor ``exp(-(2m + 1) gap)`` of a gap is then
         updated by one multiplication, and the band of the next place ends no later than this one's.
         """
         c, n = v.shape
-        factor, square = np.empty(n), np.empty(n)
         for j in range(n - 1):
-            factor[j] = np.exp(-gap[j])
-            square[j] = factor[j] * factor[j]
+            factor[j] = base[j]
         for at in range(n):
             i = n - 1 - at if step == 1 else at
             weight = 1.0
@@ -169,7 +167,7 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
                 weight *= factor[g]
                 if weight < cut:
                     break
-                factor[g] *= square[g]
+                factor[g] *= base[g] * base[g]
                 j += step
                 total[i] += weight
                 for a in range(c):
@@ -178,14 +176,14 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
     @jit
     def mean(y: Any, v: Any, cut: float, out: Any, totals: Any) -> None:
         b, c, n = v.shape
-        gap, total, sums = np.empty(n), np.empty(n), np.empty((c, n))
+        base, factor, total, sums = np.empty(n), np.empty(n), np.empty(n), np.empty((c, n))
         for k in range(b):
             total[:] = 1.0
             sums[:] = v[k]
             for j in range(n - 1):
-                gap[j] = y[k, j + 1] - y[k, j]
-            side(gap, 1, cut, v[k], total, sums)
-            side(gap, -1, cut, v[k], total, sums)
+                base[j] = np.exp(np.float64(y[k, j]) - np.float64(y[k, j + 1]))
+            side(base, factor, 1, cut, v[k], total, sums)
+            side(base, factor, -1, cut, v[k], total, sums)
             totals[k] = total
             for a in range(c):
                 for i in range(n):
@@ -193,14 +191,22 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
 
     @jit
     def side_gradient(
-        gap: Any, step: int, cut: float, v: Any, g: Any, total: Any, centre: Any, into: Any, grad_gap: Any
+        base: Any,
+        factor: Any,
+        back: Any,
+        step: int,
+        cut: float,
+        v: Any,
+        g: Any,
+        total: Any,
+        centre: Any,
+        into: Any,
+        grad_gap: Any,
     ) -> None:
         """Add what the weights above or below each place pass back to the channels and to the gaps."""
         c, n = v.shape
-        factor, square, back = np.empty(n), np.empty(n), np.empty(n)
         for j in range(n - 1):
-            factor[j] = np.exp(-gap[j])
-            square[j] = factor[j] * factor[j]
+            factor[j] = base[j]
         for at in range(n):
             i = n - 1 - at if step == 1 else at
             weight = 1.0 / total[i]
@@ -212,7 +218,7 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
                 weight *= factor[k]
                 if weight < least:
                     break
-                factor[k] *= square[k]
+                factor[k] *= base[k] * base[k]
                 j += step
                 score = 0.0
                 for a in range(c):
@@ -230,20 +236,20 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
     @jit
     def mean_gradient(y: Any, v: Any, g: Any, out: Any, totals: Any, cut: float, grad_y: Any, grad_v: Any) -> None:
         b, c, n = v.shape
-        gap, centre = np.empty(n), np.empty(n)
+        base, factor, back, centre = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
         into, grad_gap = np.empty((c, n)), np.empty(n)
         for k in range(b):
             total = totals[k]
             grad_gap[:] = 0.0
             for j in range(n - 1):
-                gap[j] = y[k, j + 1] - y[k, j]
+                base[j] = np.exp(np.float64(y[k, j]) - np.float64(y[k, j + 1]))
             for i in range(n):
                 centre[i] = 0.0
                 for a in range(c):
                     centre[i] += g[k, a, i] * out[k, a, i]
                     into[a, i] = g[k, a, i] / total[i]
-            side_gradient(gap, 1, cut, v[k], g[k], total, centre, into, grad_gap)
-            side_gradient(gap, -1, cut, v[k], g[k], total, centre, into, grad_gap)
+            side_gradient(base, factor, back, 1, cut, v[k], g[k], total, centre, into, grad_gap)
+            side_gradient(base, factor, back, -1, cut, v[k], g[k], total, centre, into, grad_gap)
             for i in range(n):
                 if i > 0:
                     grad_y[k, i] += grad_gap[i - 1]

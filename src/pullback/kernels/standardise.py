@@ -15,18 +15,20 @@ __all__ = ["standardise"]
 
 
 @cache
-def standardise() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-    """Return ``points(o, order, temperature, relative, y, spread)`` and its transpose, or ``None`` without numba.
+def standardise() -> tuple[Callable[..., Any], ...] | None:
+    """Return ``points(x, order, temperature, relative, o, y, spread)``, its transpose and ``to_items(by_place, order,
+    out)``, or ``None`` without numba.
 
-    ``points`` fills ``y [b, n]`` and ``spread [b]`` and returns whether all rows are finite; if not, nothing is filled.
-    It brings the items of a tie in ``order`` into their own order, so that any sort becomes a stable one.
+    ``points`` fills ``o`` and ``y [b, n]`` and ``spread [b]`` and returns whether all rows are finite; if not, what is
+    filled is of no use. ``order [b, n]`` is an ascending order of the items, or -1 to have it found here. The items of
+    a tie are brought into their own order, so that any sort becomes a stable one.
     ``points_transposed(o, order, y, spread, grad_y, grad_spread, temperature, relative, grad_o, grad_x)`` adds to
     ``grad_o`` what comes back through ``y`` and ``spread`` and writes the sum to the items ``order``.
 
     Example:
         >>> kernels = standardise()
         >>> kernels is None or len(kernels)
-        2
+        3
     """
     jit = compiled()
     if jit is None:
@@ -34,16 +36,31 @@ def standardise() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     import numpy as np
 
     @jit
-    def points(o: Any, order: Any, temperature: float, relative: bool, y: Any, spread: Any) -> bool:
-        b, n = o.shape
+    def insert(x: Any, order: Any) -> None:
+        """Sort one short row; equal items keep their order."""
+        for i in range(x.shape[0]):
+            at = i
+            while at > 0 and x[order[at - 1]] > x[i]:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = i
+
+    @jit
+    def points(x: Any, order: Any, temperature: float, relative: bool, o: Any, y: Any, spread: Any) -> bool:
+        b, n = x.shape
         for k in range(b):
-            if not (np.isfinite(o[k, 0]) and np.isfinite(o[k, n - 1])):
-                return False
-        for k in range(b):
+            for i in range(n):
+                if not np.isfinite(x[k, i]):
+                    return False
+            found = order[k, 0] < 0
+            if found:
+                insert(x[k], order[k])
+            for i in range(n):
+                o[k, i] = x[k, order[k, i]]
             first = 0
             for i in range(1, n + 1):
                 if i == n or o[k, i] != o[k, first]:
-                    if i - first > 1:
+                    if i - first > 1 and not found:
                         order[k, first:i] = np.sort(order[k, first:i])
                     first = i
             low, mean, square = float(o[k, 0]), 0.0, 0.0
@@ -89,4 +106,11 @@ def standardise() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
                 back = grad_y[k, i] / (s * temperature) + share * (o[k, i] - low - mean) / (n * s)
                 grad_x[k, order[k, i]] = grad_o[k, i] + back
 
-    return points, points_transposed
+    @jit
+    def to_items(by_place: Any, order: Any, out: Any) -> None:
+        b, n = order.shape
+        for k in range(b):
+            for i in range(n):
+                out[k, order[k, i]] = by_place[k, i]
+
+    return points, points_transposed, to_items
