@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.bench-installed
+REFERENCE := audit relax discrete implicit dynamics render geometry causal gradients lab data core
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
@@ -56,8 +57,11 @@ test-all: lint data browser  ## the slow tests too
 bench: $(BENCH)  ## every block against its peers, as ratios
 	OMP_NUM_THREADS=2 $(BIN)/pullback bench
 
-docs: $(STAMP)  ## build the static site of the systems from the results in runs/
+docs: $(STAMP)  ## build site/: the systems' pages from the results in runs/, and the reference in site/api/
+	@echo "== the systems' pages"
 	$(BIN)/pullback gallery --out site
+	@echo "== the reference, from the docstrings"
+	$(BIN)/pdoc -d google --math -o site/api $(addprefix pullback.,$(REFERENCE))
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) site build dist
