@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from pullback.cli import main
 from pullback.lab import artifacts, registry
 from pullback.lab.gallery import Pages, Store, build
 from pullback.lab.gallery.charts import bars, curves
@@ -113,8 +114,12 @@ def test_a_failed_build_leaves_the_old_site(store: Path, tmp_path: Path, monkeyp
     assert not (out / "systems" / "system-of-old").exists()
 
 
-def test_other_folders_are_not_replaced(store: Path, tmp_path: Path) -> None:
+def test_other_folders_are_not_replaced(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(["gallery", "--runs", str(store), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("pullback: out must be a new or empty folder")
+    assert main(["gallery", "--runs", str(store), "--out", str(tmp_path / "deep" / "site")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "deep" / "site" / "index.html")
     with pytest.raises(UsageError, match="out must be a new or empty folder, or a site built before"):
         build(store, tmp_path)
     with pytest.raises(UsageError, match="out must not overlap with the results store"):
@@ -138,6 +143,9 @@ def test_damaged_records_are_passed_over(tmp_path: Path) -> None:
         "5": text.replace('"seconds": 12.5', '"seconds": "long"'),
         "6": text.replace('"slug": "cosmo"', '"slug": "neural-ode"'),
         "7": text.replace('"scale": "smoke"', '"scale": "huge"'),
+        "9": text.replace(
+            '"artifacts": []', '"artifacts": [{"kind": "table", "name": "t", "files": [], "content": 1}]'
+        ),
         "8": text.replace('"counts": {', '"counts": {"evaluations": 3}, "notes": {'),
     }
     for name, content in damaged.items():

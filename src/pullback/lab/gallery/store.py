@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pullback
 from pullback.lab import registry
@@ -140,9 +141,17 @@ def _is_sound(run: RunResult) -> bool:
         and run.status in STATUSES
         and all(claim.verdict in VERDICTS for claim in run.claims)
         and all(len(series.steps) == len(series.values) for series in run.series)
+        and all(_is_table(a.content) for a in run.artifacts if a.kind == "table" and a.content is not None)
         and all(isinstance(number, int | float) for number in numbers)
         and all(isinstance(text, str) for text in [*texts, *(name for a in run.artifacts for name in a.files)])
     )
+
+
+def _is_table(content: Any) -> bool:
+    if not isinstance(content, dict) or not {"columns", "rows"} <= set(content):
+        return False
+    lines = [content["columns"], *content["rows"]]
+    return all(isinstance(line, list) and len(line) == len(content["columns"]) for line in lines)
 
 
 def artifact_files(run: RunResult, artifact: Artifact) -> list[str]:
