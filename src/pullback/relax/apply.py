@@ -13,6 +13,7 @@ from torch.overrides import resolve_name
 
 from pullback.core.gradients import replace_gradient
 from pullback.relax import catalogue
+from pullback.relax.lifting import FOLLOWS, any_lifted, follow, lift, pure, remember_jump
 from pullback.relax.report import Calls, Site, find_site
 from pullback.relax.rules import (
     FLOW,
@@ -65,6 +66,9 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
         if func in _LEAVES:
             return _LEAVES[func](context, *args, **kwargs)
         result = _pass(func, args, kwargs)
+        if func in FOLLOWS and any_lifted((args, kwargs)):
+            with untouched(subclasses=True):
+                result = follow(func, result, args, kwargs)
         if func in catalogue.KEEPS_VALUES and not kwargs:
             with untouched():
                 keep_values(func, result, args)
@@ -113,8 +117,13 @@ def _relax(context: Context, site: Site, func: Any, args: Any, kwargs: Any, soft
         context.calls.add(site, _name(func), "dropped", reason)
         return func(*args, **kwargs)
     if not _concerned(context, rule, soft):
-        return func(*args, **kwargs)
+        return _unruled(func, func(*args, **kwargs), args, kwargs)
     return _apply(context, site, rule, func, args, kwargs)
+
+
+def _unruled(func: Any, hard: Any, args: Any, kwargs: Any) -> Any:
+    """The plain result; after a jump with the derivative at the right place."""
+    return follow(func, hard, args, kwargs) if func in FOLLOWS and any_lifted((args, kwargs)) else hard
 
 
 def _rule(func: Any, soft: bool) -> Rule | None:
@@ -130,12 +139,20 @@ def _concerned(context: Context, rule: Rule, soft: bool) -> bool:
 def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
     hard = func(*args, **kwargs)
     try:
-        part = rule.soft(context.settings, hard, *args, **kwargs)
+        given, named = args, kwargs
+        lifted = rule.operation != "cast" and any_lifted((args, kwargs))
+        if lifted:
+            half_way = pure((args, kwargs))
+            given, named = lift(args, half_way), lift(kwargs, half_way)
+        part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
+            result = _unruled(func, hard, args, kwargs)
             if func in catalogue.KEEPS_VALUES:
-                keep_values(func, hard, args)
-            return hard
+                keep_values(func, result, args)
+            return result
         result = _combine(context, hard, part)
+        if context.settings.hard and (lifted or rule.operation not in catalogue.CONTINUOUS):
+            _remember_jumps(rule, result, hard, part, (args, kwargs))
     except (Dropped, Stale) as why:
         context.calls.add(site, rule.operation, "dropped", str(why))
         return hard
@@ -167,6 +184,22 @@ def _combine(context: Context, hard: Any, part: Any) -> Any:
     if part.shape != hard.shape:
         part = part.expand(hard.shape)
     return replace_gradient(hard, part) if context.settings.hard else part
+
+
+def _remember_jumps(rule: Rule, result: Any, hard: Any, part: Any, arguments: Any) -> None:
+    """Note what stands behind the float results of a rule."""
+    if not isinstance(hard, Tensor):
+        for r, h, p in zip(result, hard, part, strict=True):
+            _remember_jumps(rule, r, h, p, arguments)
+        return
+    unit = 1.0
+    if isinstance(part, Discrete):
+        part, unit = part.value, part.unit
+    if not isinstance(part, Tensor):
+        return
+    carries = rule.only_soft or rule.group == "cast" or rule.operation in catalogue.CONTINUOUS
+    is_pure = pure(arguments) if carries else rule.operation != "threshold"
+    remember_jump(result, hard, part.to(hard.dtype).expand(hard.shape), arguments, unit=unit, is_pure=is_pure)
 
 
 def _relax_inplace(context: Context, site: Site, func: Any, out_of_place: Any, args: Any, kwargs: Any) -> Any:
@@ -229,6 +262,9 @@ def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: A
             func(hard, *args[1:], **kwargs)
         soft = relaxed.to(hard.dtype).expand(hard.shape)
         target.copy_(replace_gradient(hard, soft) if context.settings.hard else soft)
+        mean = lift(relaxed, False)
+        if context.settings.hard and mean is not relaxed:
+            remember_jump(target, hard, mean, (), unit=1.0, is_pure=False)
         return target
     return func(*args, **kwargs)
 

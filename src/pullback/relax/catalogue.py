@@ -53,6 +53,12 @@ KEEPS_VALUES = _named(
 )
 """Elementwise functions after which a float that takes discrete values still does."""
 
+CONTINUOUS = {
+    *("relu", "abs", "clamp", "maximum", "minimum", "max", "min", "sort", "topk", "kthvalue", "median", "quantile"),
+    *("frac", "remainder"),
+}
+"""Operations whose float results move with their argument: their soft values are no better points than the hard ones."""
+
 _CONTROL = "control flow: the branch is taken by the hard value"
 _NUMBER = "a Python number carries no gradient"
 _RAGGED = "its shape depends on the data"

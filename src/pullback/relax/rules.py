@@ -52,6 +52,8 @@ class Discrete(NamedTuple):
 
     value: Tensor
     distribution: Lazy[Distribution]
+    unit: float = 1.0
+    """Size of a jump."""
 
 
 class Integer(NamedTuple):

@@ -47,11 +47,16 @@ for _operation, _block, _names in (
 ):
     relaxes(_names, group="rounding", operation=_operation)(_rounding(_operation, _block))
 relaxes("frac", group="rounding")(_unary("frac", discrete.frac))
-for _operation, _block, _names in (
-    ("sign", discrete.sign, "sign sgn"),
-    ("abs", discrete.abs, "abs absolute"),
-):
-    relaxes(_names, group="elementwise", operation=_operation)(_unary(_operation, _block))
+relaxes("abs absolute", group="elementwise", operation="abs")(_unary("abs", discrete.abs))
+
+
+@relaxes("sign sgn", group="elementwise", operation="sign")
+def _sign(settings: Settings, hard: Tensor, input: Tensor) -> Any:
+    value = discrete.sign(input, temperature=settings.width(input), **settings.method("sign"))
+    if value.is_complex():
+        return value
+    ends = torch.tensor([-1, 1], device=input.device)
+    return Discrete(value, Lazy(lambda: Distribution(_coin((value + 1) / 2).probability, ends)), unit=2.0)
 
 
 @relaxes("round", group="rounding")
@@ -110,7 +115,8 @@ for _name, _position in (("relu", 1), ("relu6", 1), ("hardtanh", 3), ("threshold
 
 @relaxes("heaviside", group="elementwise")
 def _heaviside(settings: Settings, hard: Tensor, input: Tensor, values: Tensor) -> Any:
-    return discrete.heaviside(input, values, temperature=settings.width(input), **settings.method("heaviside"))
+    value = discrete.heaviside(input, values, temperature=settings.width(input), **settings.method("heaviside"))
+    return Discrete(value, Lazy(lambda: _coin(value)))
 
 
 @relaxes("maximum fmax", group="elementwise", operation="maximum")

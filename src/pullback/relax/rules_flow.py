@@ -25,7 +25,7 @@ from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex,
 __all__ = ["flow", "push_forward"]
 
 ELEMENTWISE = (
-    "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow "
+    "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow __pow__ "
     "neg negative abs absolute "
     "square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan "
     "sigmoid erf lerp addcmul addcdiv clamp clamp_min clamp_max clip minimum maximum fmin fmax sign sgn "
@@ -43,7 +43,7 @@ SHAPES = (
     "chunk split split_with_sizes tensor_split unbind flip fliplr flipud roll rot90 diag "
     "diagonal diag_embed contiguous "
     "clone narrow select broadcast_to broadcast_tensors atleast_1d atleast_2d atleast_3d tril triu "
-    "cpu cuda resolve_conj unfold adjoint"
+    "cpu cuda resolve_conj unfold adjoint __reversed__"
 )
 """On a distribution: applied to the probability of every value."""
 
