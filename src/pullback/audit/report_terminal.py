@@ -49,10 +49,9 @@ def print_report(report: Report, console: Console | None = None, *, context: int
 
 
 def _body(report: Report, context: int, width: int) -> Iterable[RenderableType]:
-    from rich.rule import Rule
     from rich.text import Text
 
-    yield Rule(Text(f"audit of {report.target}", style="bold"), align="left")
+    yield Text(f"audit of {report.target}", style="bold reverse")
     by_file: dict[str, list[LineRecord]] = {}
     for record in report.lines:
         by_file.setdefault(record.file, []).append(record)
@@ -133,8 +132,9 @@ def _finding(finding: Finding) -> Iterable[RenderableType]:
     head.append(f"  {finding.file}:{finding.line}", style="bold")
     yield head
     yield Text(f"  {finding.message}")
-    if finding.evidence:
-        yield Text("  " + ", ".join(f"{k} = {number(v)}" for k, v in finding.evidence.items()), style="dim")
+    evidence = {name: value for name, value in finding.evidence.items() if value not in ([], ())}
+    if evidence:
+        yield Text("  " + ", ".join(f"{k} = {number(v)}" for k, v in evidence.items()), style="dim")
     for remedy in finding.remedies:
         yield Text(f"  fits here: {remedy['block']}. {remedy['what']}")
         yield Text("\n".join(f"      {line}" for line in remedy["code"].splitlines()), style="green")
