@@ -227,19 +227,15 @@ def _moving_mean(points: list[tuple[int, float]], logarithmic: bool) -> list[tup
 
 
 def _path(points: Sequence[tuple[float, float] | None]) -> str:
-    """An SVG path; a point alone between gaps becomes a dot (round line caps draw a line of no length)."""
+    """An SVG path; a point alone between gaps becomes a short dash."""
     parts: list[str] = []
-    drawing = False
-    for index, point in enumerate(points):
-        if point is None:
-            drawing = False
-            continue
-        place = f"{point[0]:.1f} {point[1]:.1f}"
-        parts.append(f"L{place}" if drawing else f"M{place}")
-        alone = not drawing and (index + 1 == len(points) or points[index + 1] is None)
-        if alone:
-            parts.append("h0")
-        drawing = True
+    former = None
+    for point, following in zip(points, [*points[1:], None], strict=True):
+        if point is not None and former is None and following is None:
+            parts.append(f"M{point[0] - 3:.1f} {point[1]:.1f}h6")
+        elif point is not None:
+            parts.append(f"{'M' if former is None else 'L'}{point[0]:.1f} {point[1]:.1f}")
+        former = point
     return "".join(parts)
 
 
