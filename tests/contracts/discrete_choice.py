@@ -52,6 +52,13 @@ def _exact(logits: Tensor) -> Tensor:
     return torch.nn.functional.one_hot((logits + _noise(tuple(logits.shape))).argmax(-1), logits.shape[-1]).double()
 
 
+def _inverted(logits: Tensor) -> Tensor:
+    """The seeded one-hot sample by inversion: class i where the uniform falls between the sums up to i - 1 and i."""
+    uniform = torch.rand(*logits.shape[:-1], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    index = (torch.softmax(logits, -1).cumsum(-1) <= uniform).sum(-1)
+    return torch.nn.functional.one_hot(index, logits.shape[-1]).double()
+
+
 def _simplex_projection(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
     """Sparsemax by trying every support size: the largest k whose k-th entry stays positive (Martins and Astudillo)."""
     rows = []
@@ -154,6 +161,27 @@ CONTRACTS = [
         vmap=False,
         why=_RANDOM,
     ),
+    *[
+        Contract(
+            f"discrete.categorical[{method}]",
+            _seeded(discrete.categorical),
+            lambda g, method=method: [Call((_logits(g),), {"method": method, "temperature": 1.3})],
+            reference=lambda x, method, temperature: _exact(x) if method == "gumbel" else _inverted(x),
+            bad=[
+                *_bad_logits(),
+                *_BAD_ROW,
+                Bad((torch.zeros(2),), {"temperature": 0.0}, ValueError, "temperature must be > 0"),
+                Bad((torch.zeros(2),), {"method": "gumble"}, ValueError, "method must be one of 'gumbel', 'straight_"),
+            ],
+            gradcheck=False,
+            gradgradcheck=False,
+            batched=False,
+            vmap=False,
+            half=False,
+            why=_RANDOM + "; the value is constant between jumps, the gradient that of the estimator (test_sampling)",
+        )
+        for method in ("gumbel", "straight_through", "reinmax")
+    ],
     Contract(
         "discrete.bernoulli",
         _seeded(discrete.bernoulli),

@@ -121,6 +121,16 @@ CONTRACTS = [
         hard=torch.remainder,
         bad=_bad(2),
     ),
+    Contract(
+        "discrete.fmod",
+        discrete.fmod,
+        _calls(1.1, temperature=0.2),
+        reference=lambda x, d, temperature: (
+            x - d * (_stairs(x / d - 0.5, "cauchy", temperature) + _cdf(-x / d / temperature, "cauchy"))
+        ),
+        hard=torch.fmod,
+        bad=_bad(2),
+    ),
     *[
         Contract(
             f"discrete.sign[{method}]",

@@ -76,3 +76,22 @@ def test_choose_raises_the_score_of_a_better_value() -> None:
     loss.backward()
     assert scores.grad.argmin() == 2
     assert scores.grad.argmax() == 1
+
+
+def test_an_infinite_row_of_weight_zero_does_not_matter() -> None:
+    weights = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    table = torch.tensor([[1.0, 2.0], [3.0, 4.0], [torch.inf, torch.nan]], requires_grad=True)
+    mean = discrete.lookup(weights, table)
+    assert mean.tolist() == [[2.0, 3.0], [3.0, 4.0]]
+    mean.sum().backward()
+    assert torch.isfinite(weights.grad).all()
+    assert torch.isfinite(table.grad).all()
+    assert discrete.lookup(torch.tensor([0.5, 0.0, 0.5]), table)[0] == torch.inf
+
+
+def test_temperature_zero_keeps_the_sign_of_zero() -> None:
+    scores = torch.tensor([0.0, 1.0], requires_grad=True)
+    chosen = discrete.choose(scores, torch.tensor([1.0, -0.0]), temperature=0.0)
+    assert torch.signbit(chosen)
+    chosen.backward()
+    assert scores.grad.tolist() == [0.0, 0.0]

@@ -24,6 +24,7 @@ PAIRS: list[tuple[str, Callable[..., Tensor], Callable[..., Tensor]]] = [
     ("trunc", discrete.trunc, torch.trunc),
     ("frac", discrete.frac, torch.frac),
     ("remainder", lambda x, **k: discrete.remainder(x, 0.7, **k), lambda x: torch.remainder(x, 0.7)),
+    ("fmod", lambda x, **k: discrete.fmod(x, 0.7, **k), lambda x: torch.fmod(x, 0.7)),
     ("sign", discrete.sign, torch.sign),
     ("heaviside", discrete.heaviside, lambda x: torch.heaviside(x, torch.full_like(x, 0.5))),
     ("abs", discrete.abs, torch.abs),

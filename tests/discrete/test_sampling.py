@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from pullback.discrete import sampling
+from pullback.discrete import estimators, sampling
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -128,7 +128,7 @@ def _mean_estimate(
     total = torch.zeros_like(logits)
     for k, p in enumerate(logits.softmax(-1)):
         onehot = torch.eye(len(logits)).to(logits)[k]
-        monkeypatch.setattr(sampling, "_draw", lambda *_, onehot=onehot: onehot)
+        monkeypatch.setattr(estimators, "draw", lambda *_, onehot=onehot: onehot)
         x = logits.detach().requires_grad_()
         total += p * torch.autograd.grad(f(discrete.categorical(x, method=method)), x)[0]
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
+from pullback.discrete.estimators import Sample, categorical, reinmax
 from pullback.discrete.isotonic import project_permutahedron
 from pullback.discrete.logic import (
     all,
@@ -21,17 +22,8 @@ from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, s
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss
 from pullback.discrete.piecewise import abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.result import Sorted
-from pullback.discrete.rounding import ceil, floor, frac, remainder, round, trunc
-from pullback.discrete.sampling import (
-    Sample,
-    bernoulli,
-    categorical,
-    gumbel_noise,
-    gumbel_softmax,
-    multinomial,
-    reinmax,
-    straight_through,
-)
+from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
+from pullback.discrete.sampling import bernoulli, gumbel_noise, gumbel_softmax, multinomial, straight_through
 from pullback.discrete.selection import (
     Partition,
     argmax,
@@ -74,6 +66,7 @@ __all__ = [
     "entmax15",
     "equal",
     "floor",
+    "fmod",
     "frac",
     "gather",
     "greater",

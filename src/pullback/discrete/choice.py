@@ -12,6 +12,7 @@ from pullback.core.checks import check_choice, check_dim, check_floating, check_
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
 from pullback.discrete.softness import is_hard, widen
+from pullback.discrete.value_state import FINITE, value_state
 
 __all__ = ["choose", "embedding", "gather", "index_select", "lookup", "one_hot", "take", "take_along_dim"]
 
@@ -76,9 +77,10 @@ def choose(
         return chosen.squeeze(len(batch) - 1).to(dtype)
 
     if frozen:
-        connection = torch.sign(wide).sum(-1).reshape(*scores.shape[:-1], *[1] * features)
         chosen = exact()
-        return chosen + (connection - connection.detach()).to(dtype)
+        # A path to the scores on which only zeros flow; a sum with it would turn -0.0 into 0.0.
+        connection = torch.sign(wide).sum(-1).reshape((*scores.shape[:-1], *[1] * features)).to(dtype)
+        return replace_gradient(chosen.detach(), chosen + connection)
     top = wide.detach().amax(-1, keepdim=True)
     tied = wide.isinf() & (wide == top)
     # Infinite scores: only the largest are chosen from, equally.
@@ -92,7 +94,8 @@ def lookup(weights: Float[Tensor, "*batch n"], table: Float[Tensor, "n *features
 
     Args:
         weights: ``[*batch, n]`` distributions (a softmax, a Gumbel-softmax sample, a row of a permutation).
-        table: ``[n, *features]``, differentiable too.
+        table: ``[n, *features]``, differentiable too. Infinite and NaN entries do not matter where a weight is exactly
+            0; a table that has such (or is seen by ``torch.compile``) takes O(batch n features) memory.
 
     Returns:
         ``[*batch, *features]``.
@@ -112,7 +115,12 @@ def lookup(weights: Float[Tensor, "*batch n"], table: Float[Tensor, "n *features
     dtype = torch.promote_types(weights.dtype, table.dtype)
     a, b = widen(weights), widen(table)
     wide = torch.promote_types(a.dtype, b.dtype)
-    return torch.tensordot(a.to(wide), b.to(wide), dims=1).to(dtype)
+    a, b = a.to(wide), b.to(wide)
+    if value_state(b) == FINITE:
+        return torch.tensordot(a, b, dims=1).to(dtype)
+    rows = a.reshape(*a.shape, *[1] * (b.ndim - 1))
+    ignored = (rows == 0) & ~torch.isfinite(b)
+    return (rows * torch.where(ignored, 0.0, b)).sum(a.ndim - 1).to(dtype)
 
 
 def one_hot(

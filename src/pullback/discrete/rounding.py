@@ -9,7 +9,7 @@ from pullback.core.shapes import Float, Tensor
 from pullback.discrete.softness import relax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 
-__all__ = ["ceil", "floor", "frac", "remainder", "round", "trunc"]
+__all__ = ["ceil", "floor", "fmod", "frac", "remainder", "round", "trunc"]
 
 
 def round(
@@ -204,6 +204,42 @@ def remainder(
 
     check_choice("method", method, STEP_ERRORS)
     return relax(torch.remainder, soft, x, divisor, temperature=temperature, hard=hard)
+
+
+def fmod(
+    x: Float[Tensor, "*shape"],
+    divisor: Tensor | float | int,
+    *,
+    method: str = "cauchy",
+    temperature: float = 0.1,
+    hard: bool = False,
+) -> Float[Tensor, "..."]:
+    r"""Return the remainder ``x - divisor * soft_trunc(x / divisor)``, which has the sign of ``x``.
+
+    Args:
+        x: ``[*shape]`` any floating dtype.
+        divisor: a number or a tensor that broadcasts with ``x``; 0 gives NaN as in torch.
+        method: the step, see :func:`round`.
+        temperature: width of a jump in units of ``x / divisor``, >= 0; 0 is ``torch.fmod`` with its gradient.
+        hard: return ``torch.fmod(x, divisor)``, bit for bit, with the gradient of the relaxation.
+
+    Returns:
+        The broadcast shape of ``x`` and ``divisor``.
+
+    Raises:
+        TypeError: ``x`` is not a floating tensor.
+        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+
+    Example:
+        >>> fmod(torch.tensor([-1.0, 1.0, 7.0]), 3, temperature=1e-6)
+        tensor([-1.0000,  1.0000,  1.0000])
+    """
+
+    def soft(x: Tensor, divisor: Tensor | float | int) -> Tensor:
+        return x - divisor * trunc(x / divisor, method=method, temperature=temperature)
+
+    check_choice("method", method, STEP_ERRORS)
+    return relax(torch.fmod, soft, x, divisor, temperature=temperature, hard=hard)
 
 
 def _staircase(x: Tensor, method: str, temperature: float) -> Tensor:

@@ -1,40 +1,27 @@
-"""Samples of a discrete distribution with a gradient: straight-through, Gumbel-softmax, ReinMax, concrete Bernoulli."""
+"""Samples of a discrete distribution with a gradient: straight-through, Gumbel-softmax, Gumbel top-k, concrete
+Bernoulli."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating, check_tensor
-from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
+from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.discrete.softness import is_hard, widen
 
 __all__ = [
-    "Sample",
     "bernoulli",
-    "categorical",
+    "check_rows",
+    "draw",
     "gumbel_noise",
     "gumbel_softmax",
     "multinomial",
-    "reinmax",
     "straight_through",
+    "tempered_softmax",
 ]
-
-
-class Sample(NamedTuple):
-    """A sampled choice.
-
-    Attributes:
-        onehot: exactly 0 and 1 in value, with the estimator's gradient.
-        probabilities: what it was drawn from, with their own gradient (for entropies and divergences).
-    """
-
-    onehot: Float[Tensor, "*batch n"]
-    probabilities: Float[Tensor, "*batch n"]
 
 
 def straight_through(hard: Shaped[Tensor, "*shape"], soft: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -139,116 +126,12 @@ def gumbel_softmax(
     """
     dim = check_dim(check_floating("logits", logits), dim)
     frozen = is_hard(temperature, widen(logits).dtype)
-    _check_rows("logits", logits, dim)
+    check_rows("logits", logits, dim)
     perturbed = _perturb(logits, generator)
     if frozen:
         return replace_gradient(_one_hot_max(perturbed, dim).to(logits.dtype), torch.sign(logits))
-    soft = _softmax(perturbed, dim, temperature).to(logits.dtype)
+    soft = tempered_softmax(perturbed, dim, temperature).to(logits.dtype)
     return replace_gradient(_one_hot_max(perturbed, dim).to(logits.dtype), soft) if hard else soft
-
-
-def reinmax(
-    logits: Float[Tensor, "..."],
-    *,
-    temperature: float = 1.0,
-    dim: int = -1,
-    generator: torch.Generator | None = None,
-) -> Sample:
-    r"""Sample an exact one-hot vector with a second-order gradient estimate (Heun's rule).
-
-    With ``D`` the sample, ``pi = softmax(logits)``, ``pi_t = softmax(logits / t)``, ``g`` the cotangent at ``D`` and
-    ``J(p) g = p (g - <p, g>)`` the gradient is
-
-    .. math:: 2\, J\big(\tfrac{\pi_t + D}{2}\big)\, g - \tfrac12 J(\pi)\, g,
-
-    at ``t = 1`` unbiased for every quadratic function of ``D`` (straight-through: for every linear one).
-
-    Args:
-        logits: ``[..., n, ...]`` unnormalised log probabilities; ``-inf`` is never drawn and gets gradient 0.
-        temperature: > 0, usually in ``[1, 2]``: larger has less variance. Below 1 warns. It does not change the draw.
-        dim: the dimension of the classes.
-        generator: torch's default one if ``None``.
-
-    Returns:
-        :class:`Sample`: the one-hot sample, and ``softmax(logits)`` with its own gradient.
-
-    Raises:
-        IndexError: ``dim`` is out of range.
-        TypeError: ``logits`` is not a floating tensor.
-        ValueError: ``temperature`` is not positive and finite; a row of logits is all ``-inf`` or has NaN or ``inf``
-            (not checked under ``torch.func`` transforms and ``torch.compile``).
-
-    Example:
-        >>> logits = torch.tensor([0.5, 0.0, -0.5], requires_grad=True)
-        >>> sample = reinmax(logits, generator=torch.Generator().manual_seed(0))
-        >>> sample.onehot.sum().item(), sample.probabilities.sum().item()
-        (1.0, 1.0)
-
-    References:
-        Liu, Dong, Liu, Yu, Gao (2023), Bridging discrete and backpropagation: straight-through and beyond, theorem 3.2
-        and algorithm 2.
-    """
-    dim = check_dim(check_floating("logits", logits), dim)
-    if is_hard(temperature):
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    if temperature < 1:
-        warnings.warn(f"ReinMax is meant for a temperature >= 1, got {temperature}", UserWarning, stacklevel=2)
-    _check_rows("logits", logits, dim)
-    wide = widen(logits)
-    probabilities = torch.softmax(wide, dim)
-    onehot = _draw(probabilities.detach(), dim, generator)
-    tempered = probabilities if temperature == 1 else torch.softmax(wide / temperature, dim)
-    estimated: Tensor = _Heun.apply(wide, onehot, tempered, probabilities, dim)
-    return Sample(estimated.to(logits.dtype), probabilities.to(logits.dtype))
-
-
-def categorical(
-    logits: Float[Tensor, "..."],
-    *,
-    method: str = "gumbel",
-    temperature: float = 1.0,
-    dim: int = -1,
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, "..."]:
-    r"""Sample an exact one-hot vector of ``softmax(logits)``; ``method`` is the estimator of its gradient.
-
-    Args:
-        logits: ``[..., n, ...]`` unnormalised log probabilities; ``-inf`` is never drawn.
-        method: ``"gumbel"`` (gradient of the Gumbel-softmax of the same noise), ``"straight_through"`` (gradient of
-            ``softmax(logits / temperature)``) or ``"reinmax"``.
-        temperature: > 0 of the estimator; it does not change the draw.
-        dim: the dimension of the classes.
-        generator: torch's default one if ``None``.
-
-    Returns:
-        The shape of ``logits``, exactly 0 and 1.
-
-    Raises:
-        IndexError: ``dim`` is out of range.
-        TypeError: ``logits`` is not a floating tensor.
-        ValueError: ``method`` is unknown, ``temperature`` is not positive, or a row of logits is not a distribution.
-
-    Example:
-        >>> categorical(torch.tensor([0.0, -torch.inf]), method="straight_through")
-        tensor([1., 0.])
-
-    References:
-        Jang, Gu, Poole (2017); Bengio, Leonard, Courville (2013); Liu et al. (2023): see :func:`gumbel_softmax`,
-        :func:`straight_through`, :func:`reinmax`.
-    """
-    check_choice("method", method, ("gumbel", "straight_through", "reinmax"))
-    if is_hard(temperature):
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    if method == "gumbel":
-        return gumbel_softmax(logits, temperature=temperature, hard=True, dim=dim, generator=generator)
-    if method == "reinmax":
-        return reinmax(logits, temperature=temperature, dim=dim, generator=generator).onehot
-    dim = check_dim(check_floating("logits", logits), dim)
-    _check_rows("logits", logits, dim)
-    wide = widen(logits)
-    soft = _softmax(wide, dim, temperature)
-    onehot = _draw((soft if temperature == 1 else torch.softmax(wide, dim)).detach(), dim, generator)
-    return replace_gradient(onehot.to(logits.dtype), soft.to(logits.dtype))
 
 
 def multinomial(
@@ -320,7 +203,7 @@ def multinomial(
     exact = _one_hot_max(perturbed, -1).to(p.dtype)
     if frozen:
         return replace_gradient(exact, torch.sign(p).unsqueeze(-2).expand(exact.shape))
-    soft = _softmax(perturbed, -1, temperature).to(p.dtype)
+    soft = tempered_softmax(perturbed, -1, temperature).to(p.dtype)
     return replace_gradient(exact, soft) if hard else soft
 
 
@@ -369,43 +252,6 @@ def bernoulli(
     return _bernoulli(p, uniform, method, temperature, hard, frozen)
 
 
-class _Heun(torch.autograd.Function):
-    """The sample in the forward pass; ReinMax's map from its cotangent to that of the logits in the backward pass."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits: Tensor, onehot: Tensor, tempered: Tensor, probabilities: Tensor, dim: int) -> Tensor:
-        return onehot.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:4])
-        ctx.save_for_forward(*inputs[1:4])
-        ctx.dim, ctx.shared = inputs[4], inputs[2] is inputs[3]
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
-        onehot, tempered, probabilities = ctx.saved_tensors
-        return _heun(onehot, tempered, probabilities, cotangent, ctx.dim, ctx.shared), None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *unused: Any) -> Tensor:
-        with nested_forward_mode():
-            onehot, tempered, probabilities = primals(ctx.saved_tensors)
-            return _heun(onehot, tempered, probabilities, tangent, ctx.dim, ctx.shared)  # the Jacobian is symmetric
-
-
-def _heun(onehot: Tensor, tempered: Tensor, probabilities: Tensor, g: Tensor, dim: int, shared: bool) -> Tensor:
-    """Return ``2 J((tempered + onehot) / 2) g - J(probabilities) g / 2``, sharing the passes over ``g``."""
-    mean = (probabilities * g).sum(dim, keepdim=True)
-    drawn = (onehot * g).sum(dim, keepdim=True)
-    if shared:
-        return probabilities * ((g - drawn) / 2) + onehot * ((drawn - mean) / 2)
-    middle = ((tempered * g).sum(dim, keepdim=True) + drawn) / 2
-    return (tempered + onehot) * (g - middle) - probabilities * ((g - mean) / 2)
-
-
 def _bernoulli(p: Tensor, uniform: Tensor, method: str, temperature: float, hard: bool, frozen: bool) -> Tensor:
     wide = widen(p)
     exact = (uniform < wide).to(p.dtype)
@@ -430,7 +276,13 @@ def _perturb(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     return wide + _negative_log(torch.empty_like(wide.detach()).exponential_(generator=generator))
 
 
-def _softmax(x: Tensor, dim: int, temperature: float) -> Tensor:
+def tempered_softmax(x: Tensor, dim: int, temperature: float) -> Tensor:
+    """Return ``softmax(x / temperature)``, also for the smallest temperatures.
+
+    Example:
+        >>> tempered_softmax(torch.tensor([1e3, 0.0]), 0, 1e-37).tolist()
+        [1.0, 0.0]
+    """
     if temperature < 1e-20:  # the quotient would overflow
         x = x - x.detach().amax(dim, keepdim=True)
     return torch.softmax(x if temperature == 1 else x / temperature, dim)
@@ -441,8 +293,13 @@ def _one_hot_max(x: Tensor, dim: int) -> Tensor:
     return torch.zeros_like(x, requires_grad=False).scatter(dim, index, 1.0)
 
 
-def _draw(probabilities: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
-    """Return an exact one-hot sample by inverting the cumulative distribution, with one uniform a row."""
+def draw(probabilities: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
+    """Return an exact one-hot sample by inverting the cumulative distribution, with one uniform a row.
+
+    Example:
+        >>> draw(torch.tensor([0.0, 1.0, 0.0]), 0, None).tolist()
+        [0.0, 1.0, 0.0]
+    """
     rows = probabilities.movedim(dim, -1)
     total = rows.cumsum(-1, dtype=torch.float64)
     end = total[..., -1:]
@@ -458,7 +315,14 @@ def _can_look(x: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
-def _check_rows(name: str, logits: Tensor, dim: int) -> None:
+def check_rows(name: str, logits: Tensor, dim: int) -> None:
+    """Raise ``ValueError`` unless each row along ``dim`` has a finite largest entry, as a distribution's logits have.
+
+    Example:
+        >>> check_rows("logits", torch.full((2,), -torch.inf), 0)
+        Traceback (most recent call last):
+        ValueError: logits must have a finite largest entry in each row, got -inf in row ()
+    """
     if logits.ndim and logits.shape[dim] == 0:
         raise ValueError(f"{name} must have at least one class along dimension {dim}, got shape {tuple(logits.shape)}")
     if not _can_look(logits) or not logits.numel():
