@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pullback.core.errors import ConvergenceError
 from pullback.dynamics import Event, odeint
 from pullback.dynamics.tableaux import METHODS
 from pullback.gradients import saved_bytes
@@ -154,9 +155,8 @@ def test_double_backward_is_refused_where_it_would_be_wrong() -> None:
     net = network()
     for adjoint in ("backsolve", "interpolated"):
         end = odeint(lambda t, y: net(y), y0, [0.0, 1.0], adjoint=adjoint).y[-1]
-        (grad,) = torch.autograd.grad(end.square().sum(), y0, create_graph=True)
-        with pytest.raises(RuntimeError):
-            grad.square().sum().backward()
+        with pytest.raises(RuntimeError, match=f"adjoint='{adjoint}' is not differentiable twice"):
+            torch.autograd.grad(end.square().sum(), y0, create_graph=True)
 
 
 GRAVITY = 9.81
@@ -236,7 +236,7 @@ def test_terminal_event_time_is_differentiable_in_the_condition() -> None:
 
 
 def test_zeno_is_named() -> None:
-    with pytest.raises(Exception, match="events accumulate"):
+    with pytest.raises(ConvergenceError, match="events accumulate.* t=1.40142"):  # the ball comes to rest
         odeint(
             falling,
             torch.tensor([[0.3, 0.0]], dtype=torch.float64),

@@ -18,7 +18,7 @@ from torch import Tensor
 from pullback.dynamics.captures import captured_tensors, reachable_parameters
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.loop import Control, Run, crossed, integrate
-from pullback.dynamics.steps import StepAdjoint, Stepper, interpolation_weights
+from pullback.dynamics.steps import StepAdjoint, Stepper, interpolation_weights, some
 from pullback.dynamics.tableaux import Tableau
 
 __all__ = ["ADJOINTS", "Problem", "Steps", "solve"]
@@ -366,11 +366,12 @@ def _backsolve(
         span = -torch.stack([times[i], times[i - 1]])
         control = _reversed_control(problem.control)
         run = integrate(
-            slope, problem.tableau, start, span, control, on_step=slope.end_step if params else None, first_step=step
+            slope, problem.tableau, start, span, control, on_step=slope.end_step, first_step=step
         )
         if run.problem:
             raise RuntimeError(f"adjoint='backsolve': the reverse solve failed: {run.problem}")
-        step = run.step
+        # a sample without an interval here (times of its own) has no step to hand on
+        step = None if run.step is None or some(run.step <= 0) else run.step
         bar = run.final[:, slope.size :] + torch.nan_to_num(outputs[i - 1])
     return bar, pull.gradients
 
@@ -416,6 +417,8 @@ class _Augmented:
     def end_step(self, u: Tensor, h: Tensor, z: Tensor, stepper: Stepper, stages: Any) -> None:
         whole = h is self.h
         self.h = None
+        if not self.pull.params:
+            return
         if whole:
             for share in self.shares:
                 self.pull.add(share)

@@ -15,7 +15,7 @@ from pullback.dynamics.adjoints import Problem, solve
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.loop import Control, Run, integrate
 from pullback.dynamics.odeint import shifted_end, shifted_start
-from pullback.dynamics.steps import Stepper
+from pullback.dynamics.steps import Stepper, some
 
 __all__ = ["Event", "solve_with_events"]
 
@@ -195,10 +195,12 @@ def solve_with_events(
     record: list[tuple[Tensor, Tensor, Tensor]] = []
     total: Run | None = None
     terminal = torch.tensor([e.terminal for e in chosen], device=y0.device)
-    rounds, stalled = 0, 0  # rounds in a row in which time hardly moved for a sample (Zeno)
+    # events in a row that followed the one before at once: below this gap a bounce cannot be told from rest (Zeno)
+    rounds, stalled = 0, torch.zeros(samples, dtype=torch.int64, device=y0.device)
+    gap = torch.finfo(y0.dtype).eps ** 0.5 * (1 + fixed.abs().amax(0))[:, 0]
     while bool(alive.any()):
         rounds += 1
-        if total is not None and (rounds > problem.control.max_steps or stalled > 3):
+        if total is not None and (rounds > problem.control.max_steps or some(stalled > 3)):
             total.problem = f"events accumulate: {rounds - 1} of them up to t={float(t.detach()[alive].min()):.6g}"
             total.converged = total.converged & ~alive
             break
@@ -216,7 +218,7 @@ def solve_with_events(
             outputs[i + 1] = torch.where(reached[i], states[i + 1], outputs[i + 1])
         y = torch.where(alive.unsqueeze(1), states[-1], y)
         t = torch.where(alive.unsqueeze(1), target, t)
-        stalled = stalled + 1 if bool((alive & hit & (target - start <= slack)[:, 0]).any()) else 0
+        stalled = torch.where(alive & hit & ((target - start)[:, 0] <= gap), stalled + 1, 0)
         alive = alive & run.converged.expand(samples) & hit
         if bool(alive.any()):
             event_time, event_state = _differentiable(condition, field, found.index.clamp(min=0), t, y)
