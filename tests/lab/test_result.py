@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pullback.lab.result import Claim, Metric, RunResult, Series, new_directory, read_results, write_atomically
+from pullback.core.files import write_atomically
+from pullback.lab.result import Claim, Metric, RunResult, Series, new_directory, read_results
 
 
 def _result(directory: Path, **changes: object) -> RunResult:

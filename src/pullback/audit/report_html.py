@@ -11,6 +11,7 @@ from typing import Any
 
 from pullback.audit.findings import Finding, LineRecord, Report
 from pullback.audit.report_terminal import MARKS, number, source_lines
+from pullback.core.files import write_atomically
 
 __all__ = ["to_html", "write_html"]
 
@@ -28,9 +29,7 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
         OSError: the folder is missing or not writable.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(to_html(report), encoding="utf-8")
-    temporary.replace(target)
+    write_atomically(target, to_html(report).encode())
     return target
 
 

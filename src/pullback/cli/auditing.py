@@ -12,6 +12,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from pullback.cli.output import StandardOutput, UserCodeError, check_folder, print_json, print_line
+from pullback.core.files import write_atomically
 
 if TYPE_CHECKING:
     from pullback.audit import Report
@@ -197,18 +198,19 @@ def _raised_by(error: Exception, module: str) -> bool:
 
 
 def _show(report: Report, json: str | None, html: Path | None, fail_on: str) -> int:
+    # Files first: a reader that closes the pipe must not cost them.
+    if html is not None:
+        from pullback.audit.report_html import write_html
+
+        write_html(report, html)
     if json == "-":
         print(report.to_json())
     else:
         from pullback.audit.report_terminal import print_report
 
-        print_report(report, StandardOutput())
         if json is not None:
-            Path(json).write_text(report.to_json(), encoding="utf-8")
-    if html is not None:
-        from pullback.audit.report_html import write_html
-
-        write_html(report, html)
+            write_atomically(Path(json), report.to_json().encode())
+        print_report(report, StandardOutput())
     if report.error is not None:
         print(report.error.rstrip(), file=sys.stderr)
     return report.exit_code(fail_on)

@@ -22,8 +22,8 @@ from pullback.audit.remedies import with_remedies
 from pullback.audit.report_html import write_html
 from pullback.audit.report_terminal import print_report
 from pullback.core.checks import check_positive
+from pullback.core.files import write_atomically
 from pullback.demo import pipeline
-from pullback.lab.result import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

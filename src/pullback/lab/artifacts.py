@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pullback.lab.result import write_atomically
+from pullback.core.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

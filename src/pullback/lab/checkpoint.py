@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from pullback.lab.result import write_atomically
+from pullback.core.files import write_atomically
 
 __all__ = ["capture", "check_savable", "detached", "read", "restore", "write"]
 
@@ -117,6 +117,7 @@ def write(path: Path, state: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _flatten(state, "", tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, serialize(tensors, {"tree": json.dumps(tree, allow_nan=False)}))
 
 

@@ -10,13 +10,14 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from pullback.core.files import write_atomically
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -29,7 +30,6 @@ __all__ = [
     "new_directory",
     "read_results",
     "run_directories",
-    "write_atomically",
 ]
 
 SCHEMA_VERSION = 1
@@ -172,6 +172,7 @@ class RunResult:
         """Write ``result.json`` into the run's directory, atomically; nothing without a directory."""
         if self.directory is not None:
             text = json.dumps(self.to_json(), indent=1, allow_nan=False)
+            self.directory.mkdir(parents=True, exist_ok=True)
             write_atomically(self.directory / "result.json", text.encode())
 
     @staticmethod
@@ -233,22 +234,6 @@ def _alive(process: dict[str, Any], record: Path) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def new_directory(runs: Path, slug: str) -> Path:
