@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.dynamics.adjoints import Problem, solve
+from pullback.dynamics.adjoints import solve
 from pullback.dynamics.field import FlatField
-from pullback.dynamics.loop import Control, Run, integrate
+from pullback.dynamics.loop import Control, Problem, Run, integrate
 from pullback.dynamics.odeint import shifted_end, shifted_start
 from pullback.dynamics.steps import Stepper, some
 

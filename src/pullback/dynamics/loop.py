@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.dynamics.field import FlatField
 from pullback.dynamics.steps import Stepper, every, physical, quietly, some
 from pullback.dynamics.tableaux import Tableau
 
-__all__ = ["Control", "Run", "integrate"]
+__all__ = ["Control", "Problem", "Run", "crossed", "integrate"]
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
 
@@ -34,6 +35,17 @@ class Control:
     step: float | None
     shared: bool
     max_steps: int
+
+
+@dataclass
+class Problem:
+    """All that defines a solve but its differentiable inputs."""
+
+    field: FlatField
+    tableau: Tableau
+    control: Control
+    adjoint: str
+    dense: bool
 
 
 @dataclass
