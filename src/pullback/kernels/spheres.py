@@ -1,37 +1,48 @@
-"""Blending of spheres, compiled: parallel over tiles of the image, each with its list of spheres, nearest first.
+"""Blending of spheres, compiled: tiles of the image side by side, each with its list of spheres, nearest first.
 
 The readable twin is ``pullback.render.spheres``' ``method="reference"``; the tests hold them equal. A backward pass
 walks the same lists again; each pair of a tile and a sphere has its own row of partial gradients, which are added up
 sphere by sphere in the order of the tiles: no atomics, so the same input gives the same gradient, bit by bit.
 
-All arithmetic is in float64, whatever the arrays are.
+All arithmetic is in float64, whatever the arrays are. The threads are Python's (the loops run without its lock), not
+numba's: those of its OpenMP layer spin while they wait, which takes five times the CPU time where cores are shared.
 """
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 
-__all__ = ["backward", "forward", "parallel"]
-
-_lock = threading.Lock()  # numba's work queue must not be entered from two threads
+__all__ = ["add_up", "backward", "forward", "in_parallel"]
 
 
-class parallel:
-    """Context in which the kernels run on as many threads as torch would use, one caller at a time."""
+def in_parallel(work: Callable[[int, int], None], count: int) -> None:
+    """Call ``work(begin, end)`` on parts of ``range(count)``, on as many threads as torch would use.
 
-    def __enter__(self) -> None:
-        _lock.acquire()
-        self._before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+    Example:
+        >>> seen = []
+        >>> in_parallel(lambda begin, end: seen.extend(range(begin, end)), 5)
+        >>> sorted(seen)
+        [0, 1, 2, 3, 4]
+    """
+    threads = min(torch.get_num_threads(), max(1, count))
+    if threads == 1:
+        work(0, count)
+        return
+    # Four parts a thread, so that one with a crowded part does not keep the others waiting.
+    bounds = [count * k // (4 * threads) for k in range(4 * threads + 1)]
+    list(_pool(threads).map(work, bounds[:-1], bounds[1:]))
 
-    def __exit__(self, *_: Any) -> None:
-        numba.set_num_threads(self._before)
-        _lock.release()
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "pullback-spheres")
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -43,8 +54,10 @@ def _intersect(cx: float, cy: float, cz: float, vx: float, vy: float) -> Any:
     return px * px + py * py + pz * pz, t, px, py, pz, square
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath={"contract"})
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def forward(
+    begin: int,
+    stop: int,
     centers: Any,
     radii: Any,
     opacity: Any,
@@ -70,7 +83,9 @@ def forward(
     winner: Any,
     hits: Any,
 ) -> None:
-    """Fill ``image [H, W, C]``, ``depth [H, W]``, the largest exponent ``scale`` and sum of weights ``total [H, W]``.
+    """Fill tiles ``begin`` to ``stop`` of ``image [H, W, C]`` and ``depth [H, W]``.
+
+    Likewise ``scale [H, W]``, a pixel's largest exponent, and ``total [H, W]``, its weights' sum without it.
 
     ``kept [H, W, k]`` are the places in ``indices`` of the strongest spheres, strongest first (-1: fewer than k), and
     ``winner [H, W]`` is the strongest sphere, -1 where the background's weight is larger. A pixel stops at the place
@@ -79,7 +94,7 @@ def forward(
     """
     height, width, channels = image.shape
     strongest = kept.shape[2]
-    for number in numba.prange(offsets.size - 1):
+    for number in range(begin, stop):
         top, left = (number // columns) * tile, (number % columns) * tile
         bottom, right = min(top + tile, height) - 1, min(left + tile, width) - 1
         weights = np.zeros((tile * tile, strongest))
@@ -165,8 +180,10 @@ def forward(
                     winner[y, x] = indices[kept[y, x, 0]]
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath={"contract"})
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def backward(
+    begin: int,
+    stop: int,
     centers: Any,
     radii: Any,
     opacity: Any,
@@ -189,20 +206,17 @@ def backward(
     grad_image: Any,
     grad_alpha: Any,
     grad_depth: Any,
-    order: Any,
-    starts: Any,
     partial: Any,
     grad_rays: Any,
-    out: Any,
 ) -> None:
-    """Fill ``grad_rays [H, W, 3]`` and ``out [n, 5 + C]``: the gradients to centre, radius, opacity and features.
+    """Fill ``grad_rays [H, W, 3]`` of tiles ``begin`` to ``stop`` and ``partial [pairs, 5 + C]`` of their pairs.
 
-    ``mean [H, W]`` is the cotangents' product with the blended values. The pairs of sphere ``i`` are
-    ``order[starts[i] : starts[i + 1]]``; ``partial [pairs, 5 + C]`` is scratch. With ``tracked`` only the spheres in
-    ``kept`` receive a gradient from a pixel.
+    A row of ``partial`` is a tile's share of the gradients to a sphere's centre, radius, opacity and features.
+    ``mean [H, W]`` is the cotangents' product with the blended values. With ``tracked`` only the spheres in ``kept``
+    receive a gradient from a pixel.
     """
     height, width, channels = grad_image.shape
-    for number in numba.prange(offsets.size - 1):
+    for number in range(begin, stop):
         top, left = (number // columns) * tile, (number % columns) * tile
         bottom, right = min(top + tile, height) - 1, min(left + tile, width) - 1
         for pair in range(offsets[number], offsets[number + 1]):
@@ -256,7 +270,15 @@ def backward(
                     grad_rays[y, x, 0] += across * px + back * vx
                     grad_rays[y, x, 1] += across * py + back * vy
                     grad_rays[y, x, 2] += across * pz + back
-    for i in numba.prange(out.shape[0]):
+
+
+@numba.njit(cache=True, nogil=True)
+def add_up(begin: int, stop: int, order: Any, starts: Any, partial: Any, out: Any) -> None:
+    """Fill rows ``begin`` to ``stop`` of ``out [n, 5 + C]``: each the sum of the rows of ``partial`` of one sphere.
+
+    The pairs of sphere ``i`` are ``order[starts[i] : starts[i + 1]]``, by tile; they are added in that order.
+    """
+    for i in range(begin, stop):
         for c in range(out.shape[1]):
             added = 0.0
             for place in range(starts[i], starts[i + 1]):

@@ -22,7 +22,7 @@ __all__ = ["ZBuffer", "render_spheres", "zbuffer_spheres"]
 _BACKGROUND_DEPTH = 1e-6
 """The epsilon of the blending: the background's normalised depth."""
 
-_CHUNK = 1 << 21
+_CHUNK = 1 << 18
 """Pairs of a pixel and a sphere that the reference holds at a time."""
 
 
@@ -280,8 +280,7 @@ def _intersections(rays: Tensor, centers: Tensor, radii: Tensor, options: _Optio
     """
     square = rays.square().sum(-1, keepdim=True)
     t = rays @ centers.mT / square
-    across = centers - t[..., None] * rays[:, None, :]
-    b_square = across.square().sum(-1)
+    b_square = sum((c - t * v[:, None]).square() for c, v in zip(centers.unbind(-1), rays.unbind(-1), strict=True))
     b = torch.where(b_square > 0, torch.where(b_square > 0, b_square, 1.0).sqrt(), 0.0)
     inside = b < radii
     b = torch.where(inside, b, 0.0)
@@ -444,16 +443,17 @@ class _Spheres(torch.autograd.Function):
         pair_hits = torch.zeros(len(lists.indices), dtype=torch.int64)
         floor = _BACKGROUND_DEPTH / options.gamma
         limits = (options.near, options.far, options.gamma)
-        with spheres.parallel():
-            spheres.forward(  # type: ignore[call-arg]
-                *_arrays(*scene, background.detach().contiguous(), rays, lists.offsets, lists.indices, lists.pixels),
-                lists.shape[1],
-                lists.tile,
-                *limits,
-                floor,
-                options.allowed,
-                *_arrays(image, depth, scale, total, kept, last, strongest, pair_hits),
-            )
+        tiles = lists.shape[0] * lists.shape[1]
+        arguments = [
+            *_arrays(*scene, background.detach().contiguous(), rays, lists.offsets, lists.indices, lists.pixels),
+            lists.shape[1],
+            lists.tile,
+            *limits,
+            floor,
+            options.allowed,
+            *_arrays(image, depth, scale, total, kept, last, strongest, pair_hits),
+        ]
+        spheres.in_parallel(lambda begin, end: spheres.forward(begin, end, *arguments), tiles)
         alpha = (1 - (floor - scale).exp() / total).to(image.dtype)
         hits = torch.zeros(len(radii), dtype=torch.int64).index_add_(0, lists.indices, pair_hits)
         ctx.lists, ctx.options, ctx.floor = lists, options, floor
@@ -477,18 +477,21 @@ class _Spheres(torch.autograd.Function):
         partial = torch.empty(len(lists.indices), width, dtype=torch.float64)
         grad_rays = torch.zeros_like(rays, dtype=torch.float64)
         out = torch.empty(n, width, dtype=torch.float64)
-        with spheres.parallel():
-            spheres.backward(  # type: ignore[call-arg]
-                *_arrays(*scene, rays, lists.offsets, lists.indices, lists.pixels),
-                lists.shape[1],
-                lists.tile,
-                options.near,
-                options.far,
-                options.gamma,
-                *_arrays(scale, total, kept, last),
-                options.track is not None,
-                *_arrays(mean, *cotangents, order, starts, partial, grad_rays, out),
-            )
+        tiles = lists.shape[0] * lists.shape[1]
+        arguments = [
+            *_arrays(*scene, rays, lists.offsets, lists.indices, lists.pixels),
+            lists.shape[1],
+            lists.tile,
+            options.near,
+            options.far,
+            options.gamma,
+            *_arrays(scale, total, kept, last),
+            options.track is not None,
+            *_arrays(mean, *cotangents, partial, grad_rays),
+        ]
+        spheres.in_parallel(lambda begin, end: spheres.backward(begin, end, *arguments), tiles)
+        sums = _arrays(order, starts, partial, out)
+        spheres.in_parallel(lambda begin, end: spheres.add_up(begin, end, *sums), n)
         ground = (ctx.floor - scale).exp() / total
         grad_background = (ground[..., None] * grad_image).sum((0, 1))
         gradients = (out[:, :3], out[:, 3], out[:, 4], out[:, 5:], grad_background, grad_rays)
