@@ -236,7 +236,7 @@ def test_terminal_event_time_is_differentiable_in_the_condition() -> None:
 
 
 def test_zeno_is_named() -> None:
-    with pytest.raises(ConvergenceError, match="events accumulate.* t=1.40142"):  # the ball comes to rest
+    with pytest.raises(ConvergenceError, match=r"events accumulate.* t=1\.40142"):  # the ball comes to rest
         odeint(
             falling,
             torch.tensor([[0.3, 0.0]], dtype=torch.float64),

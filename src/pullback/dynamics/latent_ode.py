@@ -15,7 +15,7 @@ from pullback.core.checks import check_positive, check_shape
 from pullback.core.shapes import Float, Num
 from pullback.dynamics.odeint import odeint
 
-__all__ = ["BackwardsEncoder", "EvidenceLowerBound", "LatentODE"]
+__all__ = ["BackwardsEncoder", "EvidenceLowerBound", "LatentODE", "NeuralField"]
 
 
 class EvidenceLowerBound(NamedTuple):
@@ -43,7 +43,7 @@ class BackwardsEncoder(nn.Module):
 
     def __init__(self, dim: int, latent: int, *, hidden: int = 25) -> None:
         super().__init__()
-        self.cell = nn.GRUCell(dim + 1, hidden)
+        self.gru = nn.GRU(dim + 1, hidden, batch_first=True)
         self.head = nn.Linear(hidden, 2 * latent)
 
     def forward(
@@ -52,16 +52,18 @@ class BackwardsEncoder(nn.Module):
         values: Float[Tensor, "batch steps dim"],
         mask: Num[Tensor, "batch steps"],
     ) -> Float[Tensor, "batch twice_latent"]:
-        """``[batch, 2 latent]``; masked observations leave the state as it is."""
-        state = values.new_zeros(values.shape[0], self.cell.hidden_size)
-        later = times[:, -1]
-        for i in reversed(range(values.shape[1])):
-            seen = mask[:, i : i + 1] > 0
-            gap = (later - times[:, i]).unsqueeze(1)
-            read = self.cell(torch.cat([values[:, i], gap], 1), state)
-            state = torch.where(seen, read, state)
-            later = torch.where(seen[:, 0], times[:, i], later)
-        return self.head(state)
+        """``[batch, 2 latent]``; masked observations are not read."""
+        # what is seen comes first, the latest in front, so that one fused pass reads it without holes
+        seen, order = (mask.flip(1) > 0).sort(dim=1, descending=True, stable=True)
+        t = times.flip(1).gather(1, order)
+        x = values.flip(1).gather(1, order.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+        gap = F.pad(t[:, :-1] - t[:, 1:], (1, 0))
+        read = torch.cat([x, gap.unsqueeze(-1)], -1)
+        states, _ = self.gru(torch.where(seen.unsqueeze(-1), read, 0.0))
+        count = seen.sum(1)
+        last = (count - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
+        state = states.gather(1, last)[:, 0]
+        return self.head(torch.where(count.unsqueeze(1) > 0, state, 0.0))
 
 
 class LatentODE(nn.Module):
@@ -75,7 +77,8 @@ class LatentODE(nn.Module):
         start: the time t0 of z0, at or before all others.
         noise: standard deviation of an observation.
         intensity: ``[..., latent] -> [..., 1]``, log of the rate lambda(z(t)) of observation times: a Poisson process
-            whose compensator is integrated by the same solve. ``None`` takes the times as given.
+            on (start, last time of the row], whose compensator is integrated by the same solve. ``None`` takes the
+            times as given.
         method, rtol, atol, step, adjoint: as in :func:`odeint`.
 
     Example:
@@ -160,6 +163,7 @@ class LatentODE(nn.Module):
             generator: of the sample.
         """
         mask = torch.ones_like(times) if mask is None else mask
+        values = torch.where(mask.unsqueeze(-1) > 0, values, 0.0)  # what was not observed may be NaN
         q = self.posterior(times, values, mask)
         noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype).to(q.mean.device)
         z0 = q.mean + q.stddev * noise

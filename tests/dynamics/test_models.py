@@ -1,0 +1,175 @@
+"""Flow and latent model against closed forms: linear fields, constant rates, a recurrent cell stepped by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+
+from pullback.dynamics import BackwardsEncoder, ContinuousFlow, GatedField, LatentODE, NeuralField
+
+
+class Linear(nn.Module):
+    """dz/dt = A z."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(matrix)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return z @ self.matrix.T
+
+
+class Drift(nn.Module):
+    """dz/dt = c."""
+
+    def __init__(self, rate: Tensor) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(rate)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.rate + 0 * z
+
+
+MATRIX = torch.tensor([[0.3, -0.8, 0.1], [0.5, -0.2, 0.4], [0.0, 0.7, 0.1]], dtype=torch.float64)
+
+
+def test_a_linear_flow_is_a_gaussian(generator: torch.Generator) -> None:
+    flow = ContinuousFlow(Linear(MATRIX.clone()), 3, rtol=1e-9, atol=1e-11)
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+
+    def exact(matrix: Tensor) -> Tensor:
+        transport = torch.matrix_exp(matrix)
+        return MultivariateNormal(torch.zeros(3, dtype=torch.float64), transport @ transport.T).log_prob(x)
+
+    matrix = MATRIX.clone().requires_grad_()
+    assert torch.allclose(flow.log_prob(x), exact(MATRIX), atol=1e-7)
+    (got,) = torch.autograd.grad(flow.log_prob(x).sum(), flow.field.matrix)
+    assert torch.allclose(got, torch.autograd.grad(exact(matrix).sum(), matrix)[0], atol=1e-6)
+    assert torch.allclose(flow.inverse(x), x @ torch.matrix_exp(-MATRIX).T, atol=1e-8)
+    sample = flow.sample(4, generator=generator)
+    assert torch.allclose(flow.log_prob(sample.x), sample.log_prob, atol=1e-7)
+
+
+def test_hutchinson_is_exact_for_a_diagonal_jacobian(generator: torch.Generator) -> None:
+    diagonal = Linear(torch.diag(torch.tensor([0.4, -0.7], dtype=torch.float64)))
+    x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    estimate = ContinuousFlow(diagonal, 2, trace="hutchinson").log_prob(x, generator=generator)
+    deviation = torch.tensor([0.4, -0.7], dtype=torch.float64).exp()
+    assert torch.allclose(estimate, Normal(0.0, deviation).log_prob(x).sum(1), atol=1e-6)
+
+
+def test_hutchinson_is_unbiased(generator: torch.Generator) -> None:
+    # in the plane e^T J e = J11 + J22 +- (J12 + J21), each sign with probability 1/2: their middle is the exact trace
+    field = GatedField(2, 6, generator=generator).double()
+    options = {"rtol": 1e-9, "atol": 1e-11}
+    x = torch.tensor([[0.4, -0.3]], dtype=torch.float64)
+    estimates = ContinuousFlow(field, 2, trace="hutchinson", **options).log_prob(x.expand(40, 2), generator=generator)
+    low, high = estimates.min(), estimates.max()
+    near_low, near_high = (estimates - low).abs() < 1e-6, (estimates - high).abs() < 1e-6
+    assert bool((near_low | near_high).all())
+    assert high - low > 1e-2
+    assert abs(int(near_low.sum()) - 20) <= 12  # four standard deviations of a fair coin
+    exact = ContinuousFlow(field, 2, **options).log_prob(x)
+    assert torch.allclose((low + high) / 2, exact, atol=1e-6)
+
+
+def test_hutchinson_gradient_is_that_of_its_estimate(generator: torch.Generator) -> None:
+    flow = ContinuousFlow(Linear(MATRIX.clone()), 3, trace="hutchinson", rtol=1e-9, atol=1e-11)
+    x = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+
+    def value() -> Tensor:
+        return flow.log_prob(x, generator=torch.Generator().manual_seed(3)).sum()
+
+    (grad,) = torch.autograd.grad(value(), flow.field.matrix)
+    step, direction = 1e-5, torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        flow.field.matrix.add_(step * direction)
+        up = value()
+        flow.field.matrix.sub_(2 * step * direction)
+        down = value()
+    assert ((up - down) / (2 * step)).item() == pytest.approx((grad * direction).sum().item(), rel=1e-5)
+
+
+def test_hutchinson_needs_a_generator() -> None:
+    with pytest.raises(ValueError, match="generator must be given where trace='hutchinson'"):
+        ContinuousFlow(Linear(MATRIX.clone()), 3, trace="hutchinson").log_prob(torch.zeros(1, 3, dtype=torch.float64))
+
+
+def test_encoder_reads_what_is_seen_from_the_last_to_the_first(generator: torch.Generator) -> None:
+    encoder = BackwardsEncoder(2, 3, hidden=7)
+    times = torch.rand(4, 6, generator=generator).sort(1).values
+    values = torch.randn(4, 6, 2, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]])
+    cell = nn.GRUCell(3, 7)
+    for name, parameter in cell.named_parameters():
+        parameter.data = getattr(encoder.gru, f"{name}_l0").data
+    rows = []
+    for t, x, seen in zip(times, values, mask, strict=True):
+        state, later = torch.zeros(1, 7), None
+        for i in reversed(range(6)):
+            if seen[i]:
+                gap = torch.zeros(1) if later is None else later - t[i : i + 1]
+                state, later = cell(torch.cat([x[i], gap])[None], state), t[i : i + 1]
+        rows.append(encoder.head(state))
+    assert torch.allclose(encoder(times, values, mask), torch.cat(rows), atol=1e-6)
+
+
+def latent_model(**options: object) -> LatentODE:
+    """A drifting latent state that is known: the encoder says N(mu, exp(-10)) whatever it reads."""
+
+    class Known(nn.Module):
+        def forward(self, times: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+            return torch.tensor([0.5, -0.2, -10.0, -10.0], dtype=torch.float64).expand(len(times), 4)
+
+    decoder = nn.Linear(2, 1).double()
+    return LatentODE(Known(), Drift(torch.tensor([0.3, -1.0], dtype=torch.float64)), decoder, latent=2, **options)
+
+
+def test_bound_of_a_drifting_state(generator: torch.Generator) -> None:
+    model = latent_model(noise=0.2, rtol=1e-9, atol=1e-11)
+    times = torch.tensor([[0.1, 0.7, 1.5], [0.2, 0.3, 2.0]], dtype=torch.float64)
+    values = torch.randn(2, 3, 1, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 1]])
+    values[1, 1] = math.nan  # not observed
+    bound = model.elbo(times, values, mask, kl_weight=0.5, generator=generator)
+    start = torch.tensor([0.5, -0.2], dtype=torch.float64)
+    mean = model.decoder(start + times.unsqueeze(-1) * model.field.rate)
+    log_p = torch.where(mask > 0, Normal(mean, 0.2).log_prob(values.nan_to_num()).squeeze(-1), 0.0).sum(1)
+    assert torch.allclose(bound.log_likelihood, log_p, atol=1e-2)  # z0 has the deviation exp(-10)
+    q = Normal(start, math.exp(-10.0))
+    kl = kl_divergence(q, Normal(torch.zeros(2).double(), torch.ones(2).double())).sum()
+    assert torch.allclose(bound.kl, kl.expand(2))
+    assert torch.allclose(bound.bound, bound.log_likelihood - 0.5 * kl)
+    assert bound.event_log_likelihood is None
+    bound.bound.sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
+def test_intensity_has_the_likelihood_of_a_poisson_process(generator: torch.Generator) -> None:
+    intensity = nn.Linear(2, 1).double()
+    model = latent_model(intensity=intensity, rtol=1e-9, atol=1e-11)
+    times = torch.tensor([[0.1, 0.7, 1.5], [0.2, 0.3, 2.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 1]])
+    bound = model.elbo(times, torch.zeros(2, 3, 1, dtype=torch.float64), mask, generator=generator)
+
+    # log lambda(t) = p + q t along the drift: the integral to T is e^p (e^(q T) - 1) / q
+    p = intensity(torch.tensor([0.5, -0.2], dtype=torch.float64))
+    q = (intensity.weight @ model.field.rate).squeeze()
+    log_rate = torch.where(mask > 0, p + q * times, 0.0).sum(1)
+    exact = log_rate - p.exp() * torch.expm1(q * times[:, -1]) / q
+    assert torch.allclose(bound.event_log_likelihood, exact, atol=1e-3)  # z0 has the deviation exp(-10)
+    assert torch.allclose(bound.bound, bound.log_likelihood - bound.kl + bound.event_log_likelihood)
+    wanted = torch.autograd.grad(exact.sum(), [intensity.weight, intensity.bias, model.field.rate])
+    got = torch.autograd.grad(bound.event_log_likelihood.sum(), [intensity.weight, intensity.bias, model.field.rate])
+    for a, b in zip(got, wanted, strict=True):
+        assert torch.allclose(a, b, atol=2e-3)
+
+
+def test_latent_ode_refuses_times_before_its_start() -> None:
+    model = LatentODE(BackwardsEncoder(1, 2), NeuralField(2), nn.Linear(2, 1), latent=2, start=1.0)
+    with pytest.raises(ValueError, match=r"must not lie before start=1\.0"):
+        model.decode(torch.zeros(1, 2), torch.tensor([[0.5, 2.0]]))
