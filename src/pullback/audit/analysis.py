@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from pullback.audit.exits import find_branches, find_exits
 from pullback.audit.findings import SEVERITIES, LineRecord, ParameterRecord, Report
@@ -32,6 +32,7 @@ def analyse(
     verdicts: Verdicts | None = None,
     notes: Iterable[str] = (),
     error: str | None = None,
+    unfed: Collection[int] = (),
 ) -> Report:
     """Return the report of a trace.
 
@@ -44,7 +45,11 @@ def analyse(
         verdicts: results of the probes, where they ran.
         notes: what the audit did not see.
         error: traceback of the user's code, if it raised.
+        unfed: ids of tensors whose optimizer took its steps without a gradient for them.
     """
+    for leaf in tracer.leaves.values():
+        if leaf.norm is None and id(leaf.reference()) not in unfed:
+            leaf.norm = leaf.inner  # the program updates by hand what autograd.grad returned
     ledger = Ledger(tracer, wrt, {**tracer.names, **(names or {})}, ignore, verdicts or Verdicts())
     return _report(ledger, target, notes, error)
 

@@ -11,19 +11,19 @@ from pullback.audit import operations as ops
 from pullback.audit.graph import TraceGraph
 from pullback.audit.records import Node, Origin
 
-__all__ = ["intended", "wasted"]
+__all__ = ["intended", "lost_feature", "wasted"]
 
 
-def intended(graph: TraceGraph, index: int, origin: Origin, *, starved: bool) -> str:
-    """Return why the stop at ``origin`` is meant, or an empty string.
+def intended(graph: TraceGraph, members: list[int], *, starved: bool) -> str:
+    """Return why a stop is meant, or an empty string.
 
     Args:
         graph: the trace.
-        index: of the origin.
-        origin: the stop.
+        members: indices of the stops of one line.
         starved: whether it leaves a tensor without gradient that is known to be trained (named by the caller, or
             held by an optimizer that took a step): then no target and no sample is an excuse.
     """
+    index, origin = members[0], graph.tracer.origins[members[0]]
     meets = graph.merges(index, origin.node)
     if not meets:
         return ""
@@ -36,7 +36,7 @@ def intended(graph: TraceGraph, index: int, origin: Origin, *, starved: bool) ->
     if all(_target(graph, dead, live) for dead, live in meets):
         return "target"
     if origin.code in ("cut.detach", "cut.no_grad", "cut.data", "cut.inference") and all(
-        _target(graph, dead, live) or _sample(graph, index, dead, live) for dead, live in meets
+        _target(graph, dead, live) or _sample(graph, set(members), dead, live) for dead, live in meets
     ):
         return "sample"
     if origin.code == "cut.index" and (
@@ -57,19 +57,42 @@ def wasted(graph: TraceGraph, members: list[int]) -> bool:
     for index in members:
         origin = graph.tracer.origins[index]
         meets = graph.merges(index, origin.node)
-        if origin.code not in ("cut.detach", "cut.data") or not meets:
+        if origin.code not in ("cut.detach", "cut.data") or not meets or _shared(graph, origin):
             return False
-        made_by = graph.leaves(graph.upstream(origin.sources))
-        if set(origin.sources) & made_by:
+        if not all(_feature(graph, members, dead, live) for dead, live in meets):
             return False
-        children = [c for s in origin.sources for c in graph.children[s]]
-        if any(graph.nodes[c].live and c in graph.reached for c in children):
-            return False
-        for dead, live in meets:
-            weights = {p.index for p in _partners(graph, dead, live) if p.leaf is not None}
-            if live.op not in ops.WEIGHTED or not weights or weights & made_by or _sample(graph, index, dead, live):
-                return False
     return True
+
+
+def lost_feature(graph: TraceGraph, members: list[int]) -> bool:
+    """Whether positions, truth values or whole numbers, found for nothing else, enter a layer as its input."""
+    for index in members:
+        origin = graph.tracer.origins[index]
+        meets = graph.merges(index, origin.node)
+        if _shared(graph, origin) or not any(_feature(graph, members, dead, live) for dead, live in meets):
+            return False
+    return True
+
+
+def _shared(graph: TraceGraph, origin: Origin) -> bool:
+    """Whether what was cut is also used with its gradient, or is a trained tensor itself."""
+    if any(graph.nodes[s].leaf is not None for s in origin.sources):
+        return True
+    children = [c for s in origin.sources for c in graph.children[s]]
+    return any(graph.nodes[c].live and c in graph.reached for c in children)
+
+
+def _feature(graph: TraceGraph, members: list[int], dead: Node, live: Node) -> bool:
+    """A layer takes the value that did not make it and sees no data otherwise, or a product (attention) does."""
+    if live.op not in ops.WEIGHTED:
+        return False
+    origin = graph.tracer.origins[members[0]]
+    made_by = graph.leaves(graph.upstream(origin.sources))
+    partners = _partners(graph, dead, live)
+    weights = {p.index for p in partners if p.leaf is not None}
+    if not weights:
+        return bool(graph.leaves(graph.upstream(p.index for p in partners)) & made_by)
+    return not weights & made_by and not _sample(graph, set(members), dead, live)
 
 
 def _said(graph: TraceGraph, index: int, start: int) -> bool:
@@ -102,13 +125,13 @@ def _target(graph: TraceGraph, dead: Node, live: Node) -> bool:
     return not any(graph.nodes[n].op in ops.WEIGHTED and n != live.index for n in later)
 
 
-def _sample(graph: TraceGraph, index: int, dead: Node, live: Node) -> bool:
+def _sample(graph: TraceGraph, members: set[int], dead: Node, live: Node) -> bool:
     """The layer that takes the value also takes real data elsewhere: a discriminator, a contrastive encoder."""
     weights = [p for p in _partners(graph, dead, live) if p.leaf is not None]
     for weight in weights:
         for user in graph.tracer.consumed.get(weight.index, ()):
             node = graph.nodes[user]
-            if user != live.index and user in graph.reached and index not in node.origins and node.has_data:
+            if user != live.index and user in graph.reached and not members & node.origins and node.has_data:
                 return True
     return False
 
@@ -119,8 +142,16 @@ def _scored(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
     related = {n for s in origin.sources for n in graph.upstream([s], live=True) if graph.nodes[n].leaf is None}
     partners = _partners(graph, dead, live)
     if live.op in ("gather", "take_along_dim", "__getitem__", "nll_loss", "cross_entropy", "sub", "rsub"):
-        return any(p.index in related or graph.upstream([p.index]) & related for p in partners if p.leaf is None)
+        if any(p.index in related or graph.upstream([p.index]) & related for p in partners if p.leaf is None):
+            return True
+        # a later pass over stored observations: the same layers give the probability of the same draw again
+        layers = graph.leaves(sources)
+        again = [graph.leaves(graph.upstream([p.index], live=True)) for p in partners if p.leaf is None]
+        return bool(layers) and live.op in _PICKS and any(layers <= leaves for leaves in again)
     return live.op == "binary_cross_entropy_with_logits" and bool({p.index for p in partners} & sources)
+
+
+_PICKS = ("gather", "take_along_dim", "__getitem__")
 
 
 def _values_used(graph: TraceGraph, origin: Origin) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "CASTS",
     "COMPARISONS",
+    "CONVERSIONS",
     "EXITS",
     "IGNORED",
     "INDICES",
@@ -57,6 +58,9 @@ COMPARISONS = frozenset(
     signbit any all""".split()
 )
 CASTS = frozenset("to long int short char byte bool type type_as half bfloat16 float double".split())
+CONVERSIONS = CASTS | {"contiguous", "cpu", "cuda"}
+"""Return the tensor itself where nothing has to be done."""
+
 SAMPLERS = frozenset("multinomial bernoulli normal poisson binomial _standard_gamma _sample_dirichlet".split())
 REBUILDS = frozenset("tensor as_tensor asarray from_numpy new_tensor scalar_tensor FloatTensor".split())
 STEPS = frozenset(

@@ -53,10 +53,14 @@ class BackwardPasses(TensorTable):
                 raise StopTracing
             for output in outputs:
                 self.note_loss(output, site)
-        result = func(*args, **kwargs)
+        self.inner_pass = name == "grad"
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.inner_pass = False
         if name == "grad":
             self._gradients(site, args, kwargs, outputs, result, keeps_graph, wrapped)
-        self._known = {k: v for k, v in self._known.items() if v[0]() is not None}
+        self.drop_dead()
         return result
 
     def note_loss(self, output: Tensor, site: Site) -> None:

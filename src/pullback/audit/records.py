@@ -79,6 +79,8 @@ class Leaf:
     reference: Any
     name: str = ""
     norm: float | None = None
+    inner: float | None = None
+    """Norm of what ``torch.autograd.grad`` returned without a graph: an optimizer never sees it."""
     frozen: bool = False
     gradient: Tensor | None = None
 

@@ -58,10 +58,12 @@ def audit_script(
         raise ValueError(f"steps must be >= 1 or None, got {steps}")
     tracer = Tracer(libraries=libraries, steps=steps)
     optimizers: list[Any] = []
+    fed: set[int] = set()
 
     def stepping(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if not any(optimizer is known for known in optimizers):
             optimizers.append(optimizer)
+        fed.update(id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
     error: str | None = None
     notes: list[str] = []
@@ -81,8 +83,18 @@ def audit_script(
     wrt = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]} or None
     if not tracer.events:
         notes.append("the script made no backward pass")
+    unfed = (wrt or set()) - fed
     verdicts = Verdicts(biased=check_customs(tracer, None))
-    return analyse(tracer, target=str(path), wrt=wrt, ignore=tuple(ignore), verdicts=verdicts, notes=notes, error=error)
+    return analyse(
+        tracer,
+        target=str(path),
+        wrt=wrt,
+        ignore=tuple(ignore),
+        verdicts=verdicts,
+        notes=notes,
+        error=error,
+        unfed=unfed,
+    )
 
 
 @contextlib.contextmanager

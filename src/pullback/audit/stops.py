@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from pullback.audit import operations as ops
-from pullback.audit.intent import intended, wasted
+from pullback.audit.intent import intended, lost_feature, wasted
 from pullback.audit.ledger import SILENT, Ledger
 from pullback.audit.records import Origin
 from pullback.audit.verdicts import site_key
@@ -31,15 +31,14 @@ def find_stops(ledger: Ledger) -> None:
         region = origin.region if origin.code in ("cut.no_grad", "cut.inference") else 0
         key = (origin.code, region) if region else (origin.code, origin.site.code, origin.site.instruction)
         groups[key].append(index)
+    starving = {i for i in flowing if _leaves_of(ledger, [i]) & ledger.dead}
     for members in groups.values():
-        _stop(ledger, members, dead_losses, terms)
+        _stop(ledger, members, dead_losses, terms, starving)
 
 
-def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list[Any]) -> None:
+def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list[Any], starving: set[int]) -> None:
     graph, origin = ledger.graph, ledger.tracer.origins[members[0]]
-    sources = [s for m in members for s in ledger.tracer.origins[m].sources]
-    above = graph.upstream(sources, live=True)
-    leaves = graph.leaves(above) & ledger.trained
+    leaves = _leaves_of(ledger, members)
     if not leaves:
         return
     dead = leaves & ledger.dead
@@ -51,8 +50,8 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
     gap = ledger.verdicts.gaps.get(site_key(origin.site, origin.op))
     if gap is not None:
         evidence["hidden share of the derivative"] = gap
-    meant = "" if fatal else intended(graph, members[0], origin, starved=bool(dead) and ledger.certain)
-    term = any(_is_term(ledger, m, events) for m in members for events in terms)
+    meant = "" if fatal else intended(graph, members, starved=bool(dead) and ledger.certain)
+    term = any(_is_term(ledger, m, events, starving) for m in members for events in terms)
     if code.startswith("zero.") and not fatal:
         visited = [ledger.nodes[ledger.tracer.origins[m].node] for m in members]
         if not any(n.cotangent for n in visited) and not dead:
@@ -72,6 +71,8 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
             for _, live in ledger.graph.merges(members[0], origin.node)
         )
         severity = "error" if gap > 0.1 and not stop and not chosen else "info"
+    elif code.partition(".")[2] in ("index", "comparison", "cast", "rebuild") and lost_feature(graph, members):
+        severity = "error"
     elif (code.startswith("zero.") and not _wraps(ledger, members)) or wasted(ledger.graph, members):
         severity = "warning"
     else:
@@ -86,6 +87,12 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
             ledger.blame.setdefault(leaf, added) if added else ledger.blame.setdefault(leaf, SILENT)
 
 
+def _leaves_of(ledger: Ledger, members: list[int]) -> set[int]:
+    """Return the trained tensors that reach a stop along live values."""
+    sources = [s for m in members for s in ledger.tracer.origins[m].sources]
+    return ledger.graph.leaves(ledger.graph.upstream(sources, live=True)) & ledger.trained
+
+
 def _code(ledger: Ledger, origin: Origin) -> str:
     """A detach on the way to NumPy or to a number on the same line is that exit."""
     if origin.code not in ("cut.detach", "cut.data", "cut.no_grad"):
@@ -96,7 +103,8 @@ def _code(ledger: Ledger, origin: Origin) -> str:
     return origin.code
 
 
-def _is_term(ledger: Ledger, member: int, event_terms: Any) -> bool:
+def _is_term(ledger: Ledger, member: int, event_terms: Any, starving: set[int]) -> bool:
+    """Whether a summand of the loss is constant because of this stop, and not because of another one behind it."""
     event, summands = event_terms
     if not event.live or member not in ledger.nodes[event.node].origins:
         return False
@@ -106,11 +114,25 @@ def _is_term(ledger: Ledger, member: int, event_terms: Any) -> bool:
     for index in summands:
         if member not in ledger.nodes[index].origins or ledger.nodes[index].straight:
             continue
+        if any(_takes_over(ledger, member, rival, starving) for rival in ledger.nodes[index].origins - {member}):
+            continue
         joins = [c for c in ledger.graph.children[index] if c in summands and ledger.nodes[c].op in ops.SUMS]
         joins = [c for c in joins if ledger.graph.downstream([c]) & ledger.graph.ancestry_of(event.node) <= summands]
         if any(ledger.nodes[c].live for c in joins) and not _learns(ledger, index):
             return True
     return False
+
+
+def _takes_over(ledger: Ledger, member: int, rival: int, starving: set[int]) -> bool:
+    """Whether ``rival`` is to blame for the constant term that both flow into.
+
+    It is if it leaves parameters without gradient and ``member`` does not, or if ``member``'s value had met the graph
+    again before ``rival`` cut it.
+    """
+    origins, nodes = ledger.tracer.origins, ledger.nodes
+    if rival in starving and member not in starving:
+        return origins[rival].site != origins[member].site
+    return any(nodes[s].live and member in nodes[s].origins for s in origins[rival].sources)
 
 
 def _learns(ledger: Ledger, index: int) -> bool:

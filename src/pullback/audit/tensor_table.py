@@ -35,7 +35,9 @@ class TensorTable:
         self.stopped = False
         self.handled: set[int] = set()
         self.reentrant = False
+        self.inner_pass = False
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._shared: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], str]] = {}
         self._handles: list[Any] = []
         self._eval: dict[int, bool] = {}
 
@@ -102,6 +104,47 @@ class TensorTable:
         if isinstance(tensor, Tensor) and tensor._base is None and not tensor.requires_grad:
             self.mutated.setdefault(id(tensor), weakref.ref(tensor))
 
+    def share(self, alias: Tensor, source: Tensor, by: str) -> None:
+        """Note that ``alias`` (made by ``detach`` or ``data``) has the memory of ``source``."""
+        self._shared[id(alias)] = (weakref.ref(alias), weakref.ref(source), by)
+
+    def drop_dead(self) -> None:
+        """Forget tensors that are gone."""
+        self._known = {k: v for k, v in self._known.items() if v[0]() is not None}
+        self._shared = {k: v for k, v in self._shared.items() if v[0]() is not None}
+
+    def write_through(self, target: Tensor, site: Site, live_parents: tuple[int, ...]) -> None:
+        """After a write into ``h.data`` or ``h.detach()``: ``h`` has the written value, and no gradient to it."""
+        for tensor in (target, target._base):
+            alias, source, by = self._shared.get(id(tensor), (None, None, ""))
+            if tensor is None or alias is None or source is None or alias() is not tensor:
+                continue
+            owner = source()
+            written = self.index_of(target)
+            if owner is None or written is None or isinstance(owner, nn.Parameter):
+                continue
+            if owner.is_leaf and owner.requires_grad:
+                continue
+            before = self.index_of(owner)
+            node = self.new_node(by, site, (written,) if before in (None, written) else (before, written))
+            node.live = owner.requires_grad
+            node.size, node.shape = owner.numel(), tuple(owner.shape)
+            node.origins = frozenset().union(*(self.nodes[p].origins for p in node.parents))
+            if live_parents:
+                code = "cut.data" if by == "get data" else "cut.detach"
+                self.origins.append(Origin(node.index, code, by, site, live_parents))
+                node.origins = node.origins | {len(self.origins) - 1}
+            self.remember(owner, node.index, inplace=True)
+
+    def reborn(self, parameter: Tensor, data: Tensor, frame: Any) -> None:
+        """Record a parameter made from a value that was computed from data: its gradient ends there."""
+        index, live = self.lookup(data)
+        if index is None or not live or self.nodes[index].leaf is not None or not self.nodes[index].has_data:
+            return
+        leaf = self.new_leaf(parameter, index)
+        self.origins.append(Origin(leaf, "cut.rebuild", "Parameter", locate(frame, self.libraries), (index,)))
+        self.nodes[leaf].origins = self.nodes[leaf].origins | {len(self.origins) - 1}
+
     def new_leaf(self, tensor: Tensor, parent: int | None = None) -> int:
         """Make a node for a trained tensor, whose gradient is measured from now on."""
         if parent is None and self.nodes:
@@ -124,7 +167,10 @@ class TensorTable:
                     return
                 with torch._C.DisableTorchFunction(), torch.no_grad():
                     norm = norm_of(gradient.detach())
-                leaf.norm = norm if leaf.norm is None else math.hypot(leaf.norm, norm)
+                if self.inner_pass:
+                    leaf.inner = math.hypot(leaf.inner or 0.0, norm)
+                else:
+                    leaf.norm = math.hypot(leaf.norm or 0.0, norm)
 
             self._handles.append(tensor.register_hook(received))
         return node.index

@@ -6,6 +6,7 @@ No tensor is kept alive: nodes hold numbers, tensors are known by weak reference
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from typing import Any
@@ -84,6 +85,7 @@ class Tracer(Departures, TorchFunctionMode):
         self._real_func_grad = eager_transforms._autograd_grad
         eager_transforms._autograd_grad = self._func_grad
         self._handles.append(nn.modules.module.register_module_forward_pre_hook(self._entering))
+        self._patch_parameter()
         super().__enter__()
         return self
 
@@ -91,9 +93,23 @@ class Tracer(Departures, TorchFunctionMode):
         super().__exit__(*exception)
         torch.from_numpy = self._real_from_numpy
         eager_transforms._autograd_grad = self._real_func_grad
+        nn.Parameter.__new__ = self._real_new  # type: ignore[method-assign]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _patch_parameter(self) -> None:
+        """See ``nn.Parameter(h)``, which no mode can: a trained tensor anew, from a computed value."""
+        self._real_new = new = nn.Parameter.__new__
+
+        @functools.wraps(new)
+        def made(cls: Any, data: Any = None, *options: Any, **words: Any) -> Any:
+            out = new(cls, data, *options, **words)
+            if not self.stopped and isinstance(data, Tensor):
+                self.reborn(out, data, sys._getframe(1))
+            return out
+
+        nn.Parameter.__new__ = made  # type: ignore[method-assign]
 
     def _entering(self, module: nn.Module, _inputs: Any) -> None:
         if id(module) not in self._modules:
@@ -133,6 +149,8 @@ class Tracer(Departures, TorchFunctionMode):
         for tensor in tensors_in((args, kwargs) if kwargs else args):
             index, live = self.lookup(tensor)
             signs.append(index)
+            if index is None and not live:
+                index = self.rebuilt(tensor, frame)
             if index is None:
                 has_data = True
                 continue
@@ -143,6 +161,8 @@ class Tracer(Departures, TorchFunctionMode):
         parents += [n for n in self.python_values(name, args, kwargs) if n not in parents]
         if not parents:
             out = func(*args, **kwargs)
+            if name in ("get data", "detach"):
+                self.share(out, args[0], name)
             if args and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
                 self._forget(args[0])
             return out
@@ -160,7 +180,13 @@ class Tracer(Departures, TorchFunctionMode):
         if name == "batch_norm":
             for buffer in tensors_in(args[1:3]):
                 self.mutated.setdefault(id(buffer), weakref.ref(buffer))
-        out = func(*args, **kwargs)
+        if name in ("get data", "detach"):
+            out = func(*args, **kwargs)
+            self.share(out, args[0], name)
+        else:
+            out = func(*args, **kwargs)
+        if name in ops.CONVERSIONS and out is args[0]:
+            return out
         if len(self.nodes) > MAX_NODES:
             self.stopped = True
             self.notes.append(f"recording stopped after {MAX_NODES} operations")
@@ -173,6 +199,8 @@ class Tracer(Departures, TorchFunctionMode):
         if isinstance(kwargs.get("out"), Tensor):
             outputs = [kwargs["out"]]
         self._outputs(name, site, frame, outputs, parents, live_parents, has_data, enabled, args, kwargs, inplace)
+        if inplace:
+            self.write_through(args[0], site, tuple(live_parents))
         return out
 
     def _outputs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pullback.audit import operations as ops
 from pullback.audit.ledger import SILENT, Ledger
+from pullback.audit.records import Node
 
 __all__ = ["find_kinks", "find_not_finite", "find_zeros"]
 
@@ -78,7 +79,7 @@ def find_kinks(ledger: Ledger) -> None:
             continue
         if any(ledger.nodes[p].leaf is not None and ledger.nodes[p].leaf.parameter for p in node.parents):  # type: ignore[union-attr]
             continue
-        whole = node.kinks >= node.size
+        whole = node.kinks >= node.size and not _same_sources(ledger, node)
         if not whole and node.op.strip("_") in ("relu", "leaky_relu", "clamp", "clamp_min", "relu6", "hardtanh"):
             continue
         if not ledger.graph.leaves(ledger.graph.upstream([node.index], live=True)) & ledger.trained:
@@ -86,3 +87,11 @@ def find_kinks(ledger: Ledger) -> None:
         words = {"count": node.kinks, "size": node.size}
         severity = "warning" if whole else "info"
         ledger.add(f"kink.{node.op.strip('_')}", node.site, node.op, severity, dict(words), **words)
+
+
+def _same_sources(ledger: Ledger, node: Node) -> bool:
+    """A tie of two values made by the same tensors (a ratio and its clipped self): either side carries the gradient."""
+    if node.op.strip("_") not in ("maximum", "minimum", "max", "min") or len(node.parents) < 2:
+        return False
+    leaves = [ledger.graph.leaves(ledger.graph.upstream([p], live=True)) for p in node.parents]
+    return bool(leaves[0]) and all(found == leaves[0] for found in leaves)
