@@ -280,7 +280,8 @@ def _intersections(rays: Tensor, centers: Tensor, radii: Tensor, options: _Optio
     """
     square = rays.square().sum(-1, keepdim=True)
     t = rays @ centers.mT / square
-    b_square = sum((c - t * v[:, None]).square() for c, v in zip(centers.unbind(-1), rays.unbind(-1), strict=True))
+    across = [c - t * v[:, None] for c, v in zip(centers.unbind(-1), rays.unbind(-1), strict=True)]
+    b_square = across[0].square() + across[1].square() + across[2].square()
     b = torch.where(b_square > 0, torch.where(b_square > 0, b_square, 1.0).sqrt(), 0.0)
     inside = b < radii
     b = torch.where(inside, b, 0.0)
