@@ -362,8 +362,8 @@ def _speed(lab: Lab, config: Config) -> None:
         gradients=max(errors),
     )
     lab.claim(
-        f"the kernel takes at most 1/10 of the CPU time of the reference at {n} spheres, {size} x {size} (the reference "
-        "timed on an eighth of the rows)",
+        f"the kernel takes at most 1/10 of the CPU time of the reference at {n} spheres, {size} x {size} (the "
+        "reference timed on an eighth of the rows)",
         fast * 10 <= slow,
         ratio=slow / fast,
     )
