@@ -61,7 +61,8 @@ def test_temperature_zero_is_torch(generator: torch.Generator) -> None:
     (got,) = torch.autograd.grad((result.values * torch.arange(6.0)).sum(), x)
     assert torch.equal(got, x.argsort(-1).argsort(-1).double())
     assert torch.equal(discrete.rank(x, temperature=0.0), x.argsort(-1).argsort(-1).double())
-    assert not discrete.rank(x, temperature=0.0).requires_grad
+    for flat in (discrete.rank, discrete.argsort, discrete.argmax, lambda x, **o: discrete.soft_topk(x, 2, **o)):
+        assert (torch.autograd.grad(flat(x, temperature=0.0).square().sum(), x)[0] == 0).all()
     assert torch.equal(discrete.argsort(x, temperature=0.0) @ x.unsqueeze(-1), torch.sort(x).values.unsqueeze(-1))
 
 

@@ -44,7 +44,8 @@ def choose(
 
     Raises:
         TypeError: ``scores`` or ``values`` is not a floating tensor.
-        ValueError: ``features`` does not fit ``values``, ``temperature`` is negative or not finite.
+        ValueError: there is nothing to choose from, ``features`` does not fit ``values``, ``temperature`` is negative
+            or not finite.
 
     Example:
         >>> scores = torch.tensor([0.0, 2.0, 1.0], requires_grad=True)
@@ -59,6 +60,8 @@ def choose(
         raise ValueError(f"features must be in [0, {max(values.ndim, 1) - 1}] for values {tuple(values.shape)}")
     if not scores.ndim or not values.ndim or scores.shape[-1] != values.shape[values.ndim - features - 1]:
         raise ValueError(f"scores and values must agree in n, got {tuple(scores.shape)} and {tuple(values.shape)}")
+    if not scores.shape[-1]:
+        raise ValueError(f"scores must have at least one entry, got shape {tuple(scores.shape)}")
     wide = widen(scores)
     frozen = is_hard(temperature, wide.dtype)
     dtype = torch.result_type(scores, values)
@@ -304,7 +307,8 @@ def take_along_dim(
     Forms the weights ``[..., m, n]`` of all ``m`` indices over the ``n`` entries.
 
     Args:
-        x: ``[..., n, ...]``, not empty along ``dim``; differentiable too.
+        x: ``[..., n, ...]``, not empty along ``dim``; differentiable too. Infinite and NaN entries do not matter where
+            their weight is exactly 0.
         index: ``[..., m, ...]`` floating, of as many dimensions as ``x``, broadcast with it outside ``dim``.
         dim: the dimension that is indexed.
         method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
@@ -333,7 +337,9 @@ def take_along_dim(
     n = x.shape[dim]
     weights = widen(one_hot(index.movedim(dim, -1), n, method=method, temperature=temperature))
     rows = widen(x).movedim(dim, -1).unsqueeze(-2)
-    soft = (weights * rows).sum(-1).movedim(-1, dim).to(torch.promote_types(x.dtype, index.dtype))
+    ignored = (weights == 0) & ~torch.isfinite(rows)
+    mean = (weights * torch.where(ignored, 0.0, rows)).sum(-1)
+    soft = mean.movedim(-1, dim).to(torch.promote_types(x.dtype, index.dtype))
     if not hard:
         return soft
     nearest = index.detach().round().clamp(0, n - 1).long()

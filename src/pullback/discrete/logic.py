@@ -346,6 +346,7 @@ def _logical(
     hard: bool,
 ) -> Tensor:
     check_choice("method", method, _NORMS)
+    check_floating("p", p)
     check_floating("q", q)
 
     def decided(p: Tensor, q: Tensor) -> Tensor:
@@ -358,7 +359,8 @@ def _logical(
 def _dims(x: Tensor, dim: _Dims) -> tuple[int, ...]:
     if dim is None:
         return tuple(range(x.ndim))
-    return tuple(check_dim(x, d) for d in ((dim,) if isinstance(dim, int) else dim)) if x.ndim else ()
+    dims = tuple(check_dim(x, d) for d in (dim if isinstance(dim, tuple | list) else (dim,)))
+    return dims if x.ndim else ()
 
 
 def _conjunction(p: Tensor, dims: tuple[int, ...], keepdim: bool, method: str) -> Tensor:
@@ -368,7 +370,7 @@ def _conjunction(p: Tensor, dims: tuple[int, ...], keepdim: bool, method: str) -
         elif p.shape[d]:
             p = torch.amin(p, d, keepdim)
         else:
-            p = torch.ones_like(p.sum(d, keepdim))
+            p = 1 + p.sum(d, keepdim)
     return p
 
 

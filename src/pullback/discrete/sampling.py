@@ -174,7 +174,7 @@ def multinomial(
         Kool, van Hoof, Welling (2019), Stochastic beams and where to find them, section 2. Xie, Ermon (2019),
         Reparameterizable subset sampling via continuous relaxations.
     """
-    n = check_floating("p", p).shape[-1] if p.ndim else 0
+    n = p.shape[-1] if check_floating("p", p).ndim else 0
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples must be an integer >= 1, got {num_samples}")
     if n < (1 if replacement else num_samples):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_choice
+from pullback.core.checks import check_choice, check_floating
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
 from pullback.discrete.isotonic import increasing_regression
@@ -184,6 +184,7 @@ def quantile(
         >>> float(quantile(torch.tensor([1.0, 4.0, 2.0]), 0.75, hard=True))
         3.0
     """
+    check_floating("x", x)
     check_choice("interpolation", interpolation, _INTERPOLATIONS)
     levels = q if isinstance(q, Tensor) else torch.tensor(float(q), dtype=torch.float64)
     if levels.ndim > 1:
@@ -245,7 +246,7 @@ def argmax(
     last = place_last(x, dim, temperature)
     if hard_requested(temperature, x.dtype):
         has_infinities(last)
-        return _as(_first_largest(last), x, dim)
+        return replace_gradient(_as(_first_largest(last.detach()), x, dim), torch.sign(x))
     o = SortedInput.of(x, dim, method=method, allowed=ALL, temperature=temperature, scale=scale)
     soft = _as(_largest(o, method), x, dim)
     return replace_gradient(_as(_first_largest(last.detach()), x, dim), soft) if hard else soft
@@ -331,7 +332,7 @@ def soft_topk(
         soft = _as(_mask(o, k, method), x, dim)
         return replace_gradient(_as(_first_k(last.detach(), k, largest), x, dim), soft) if hard else soft
     has_infinities(last)
-    return _as(_first_k(last, k, largest), x, dim)
+    return replace_gradient(_as(_first_k(last.detach(), k, largest), x, dim), torch.sign(x))
 
 
 class Partition(NamedTuple):

@@ -25,7 +25,7 @@ from functools import cache
 
 import torch
 
-from pullback.core.checks import check_choice
+from pullback.core.checks import check_choice, check_floating
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
 from pullback.discrete.direct import direct
@@ -91,7 +91,7 @@ def sort(
     check_choice("method", method, ALL if carry is None else WITH_MATRIX)
     if carry is not None:
         _check_payload("carry", carry, x)
-    if hard_requested(temperature, x.dtype):
+    if hard_requested(temperature, check_floating("x", x).dtype):
         return _hard_sort(x, dim, descending, carry)
 
     @cache
@@ -132,7 +132,7 @@ def argsort(
     Rows sum to 1; with ``"sinkhorn"`` and ``"network"`` so do columns. The matrix takes O(n^2) memory.
 
     Args:
-        x, dim, descending, temperature, scale: as in :func:`sort`.
+        x, dim, descending, temperature, scale: as in :func:`sort`; at temperature 0 the gradient is 0.
         method: all but ``"isotonic"``, which has no matrix.
         hard: return the permutation matrix of ``torch.argsort`` with the gradient of the relaxation.
 
@@ -150,10 +150,11 @@ def argsort(
         Prillo, Eisenschlos (2020), SoftSort, eq. 4.
     """
     check_choice("method", method, WITH_MATRIX)
-    if hard_requested(temperature, x.dtype):
+    if hard_requested(temperature, check_floating("x", x).dtype):
         last = place_last(x, dim, temperature)
         has_infinities(last)
-        return _one_hot(_hard_indices(last, -1, descending), x)
+        exact = _one_hot(_hard_indices(last, -1, descending), x)
+        return replace_gradient(exact, torch.sign(last).to(x.dtype).unsqueeze(-2).expand_as(exact))
     o = SortedInput.of(x, dim, method=method, allowed=WITH_MATRIX, temperature=temperature, scale=scale)
     return _matrix(o, x, dim, descending, method, hard)
 
@@ -223,10 +224,10 @@ def rank(
         ``"sinkhorn"``.
     """
     check_choice("method", method, ALL)
-    if hard_requested(temperature, x.dtype):
+    if hard_requested(temperature, check_floating("x", x).dtype):
         last = place_last(x, dim, temperature)
         has_infinities(last)
-        return _back(_hard_ranks(last, descending), x, dim)
+        return replace_gradient(_back(_hard_ranks(last.detach(), descending), x, dim), torch.sign(x))
     check_scale(scale)
     last = place_last(x, dim, temperature)
 
@@ -316,6 +317,7 @@ def sort_by(
         >>> sort_by(torch.tensor([2.0, 1.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), hard=True).tolist()
         [[3.0, 4.0], [1.0, 2.0]]
     """
+    check_floating("key", key)
     _check_payload("values", values, key)
     ordered = sort(
         key, dim, descending, method=method, temperature=temperature, scale=scale, hard=hard, carry=values
@@ -410,7 +412,7 @@ def _carried(o: SortedInput, carry: Tensor, x: Tensor, dim: int, descending: boo
     wide = torch.promote_types(o.x.dtype, carry.dtype)
     # [*batch, n, *features] -> [*batch, c, n]
     moved = carry.unsqueeze(0) if x.ndim == 0 else carry.movedim(at, x.ndim - 1)
-    flat = moved.reshape(*o.x.shape, -1).transpose(-1, -2).to(wide)
+    flat = moved.reshape(*o.x.shape, features.numel()).transpose(-1, -2).to(wide)
     if wide != o.x.dtype:
         raise TypeError(f"carry must not be of higher precision than x ({x.dtype}), got {carry.dtype}")
     ordered = _direct(o.carried(flat, method), descending).transpose(-1, -2).reshape(*o.x.shape, *features)
