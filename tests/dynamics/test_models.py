@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from pullback.dynamics import BackwardsEncoder, ContinuousFlow, GatedField, LatentODE, NeuralField
+from pullback.dynamics import BackwardsEncoder, ContinuousFlow, ConvolutionalField, GatedField, LatentODE, NeuralField
 
 
 class Linear(nn.Module):
@@ -173,3 +173,21 @@ def test_latent_ode_refuses_times_before_its_start() -> None:
     model = LatentODE(BackwardsEncoder(1, 2), NeuralField(2), nn.Linear(2, 1), latent=2, start=1.0)
     with pytest.raises(ValueError, match=r"must not lie before start=1\.0"):
         model.decode(torch.zeros(1, 2), torch.tensor([[0.5, 2.0]]))
+
+
+def test_convolutional_field_sees_the_time_as_a_channel(generator: torch.Generator) -> None:
+    field = ConvolutionalField(2)
+    y = torch.randn(3, 2, 4, 4, generator=generator)
+    t = torch.tensor([0.0, 0.5, 2.0]).view(3, 1, 1, 1)
+
+    def normed(x: Tensor) -> Tensor:
+        mean, variance = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt()
+
+    x = y
+    for convolution in field.convolutions:
+        state, time = convolution.weight.split([2, 1], 1)
+        x = nn.functional.conv2d(normed(x).relu(), state, convolution.bias, padding=1)
+        x = x + t * nn.functional.conv2d(torch.ones(1, 1, 4, 4), time, padding=1)
+    assert torch.allclose(field(t, y), normed(x), atol=1e-5)
+    assert torch.allclose(field(t[2:], y)[2], field(t, y)[2], atol=1e-6)  # one time for all

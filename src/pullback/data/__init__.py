@@ -13,6 +13,7 @@ from pullback.data.photographs import Calibration, calibration, photo
 from pullback.data.shapes3d import Body, Mesh, Scan, body, mesh, scan
 from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
+from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
 from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, survival, wine
 from pullback.data.text import Verse, bible
@@ -36,6 +37,7 @@ __all__ = [
     "Sachs",
     "Scan",
     "Source",
+    "Spirals",
     "StereoPair",
     "Table",
     "Verse",
@@ -68,6 +70,7 @@ __all__ = [
     "sachs",
     "scan",
     "smollm2",
+    "spirals",
     "survival",
     "wine",
 ]

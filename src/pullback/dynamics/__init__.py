@@ -5,7 +5,8 @@ from __future__ import annotations
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.events import Event
-from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE, NeuralField
+from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
+from pullback.dynamics.networks import ConvolutionalField, NeuralField
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
 
@@ -13,6 +14,7 @@ __all__ = [
     "BackwardsEncoder",
     "ContinuousFlow",
     "ConvergenceOrder",
+    "ConvolutionalField",
     "Event",
     "EvidenceLowerBound",
     "FlowSample",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from pullback.core.checks import check_positive, check_shape
 from pullback.core.shapes import Float, Num
 from pullback.dynamics.odeint import odeint
 
-__all__ = ["BackwardsEncoder", "EvidenceLowerBound", "LatentODE", "NeuralField"]
+__all__ = ["BackwardsEncoder", "EvidenceLowerBound", "LatentODE"]
 
 
 class EvidenceLowerBound(NamedTuple):
@@ -82,6 +81,7 @@ class LatentODE(nn.Module):
         method, rtol, atol, step, adjoint: as in :func:`odeint`.
 
     Example:
+        >>> from pullback.dynamics import NeuralField
         >>> model = LatentODE(BackwardsEncoder(2, 4), NeuralField(4), torch.nn.Linear(4, 2), latent=4, method="rk4")
         >>> times = torch.linspace(0, 1, 10).expand(3, 10)
         >>> model.posterior(times, torch.zeros(3, 10, 2)).mean.shape, model.decode(torch.zeros(3, 4), times).shape
@@ -200,25 +200,3 @@ class LatentODE(nn.Module):
         z, compensator = states[..., :-1], states[-1, :, -1]
         log_rate = intensity(z).squeeze(-1).T
         return z, torch.where(mask > 0, log_rate, 0.0).sum(1) - compensator
-
-
-class NeuralField(nn.Module):
-    """An autonomous field of one hidden tanh layer, ``f(z) = W2 tanh(W1 z + b1) + b2``.
-
-    Args:
-        dim: of z.
-        hidden: units.
-
-    Example:
-        >>> NeuralField(4)(torch.zeros(1), torch.zeros(3, 4)).shape
-        torch.Size([3, 4])
-    """
-
-    def __init__(self, dim: int, *, hidden: int = 20) -> None:
-        super().__init__()
-        self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        nn.init.normal_(self.outer.weight, std=0.5 / math.sqrt(hidden))
-
-    def forward(self, t: Tensor, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """dz/dt."""
-        return self.outer(torch.tanh(self.inner(z)))
