@@ -1,4 +1,4 @@
-"""Small programs of practice: metrics, losses and lookups, each with inputs of its own shape, written without pullback."""
+"""Small programs of practice: metrics, losses, lookups, each with an input of its own shape; nothing knows pullback."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.overrides import resolve_name
 
 from pullback.core.gradients import replace_gradient
-from pullback.relax import catalogue
-from pullback.relax.lifting import FOLLOWS, any_lifted, follow, lift, pure, remember_jump
+from pullback.relax import catalogue, lifting, ranking, soft_tensors
+from pullback.relax.lifting import FOLLOWS, MEAN, NEAREST_HALF_WAY, any_lifted, follow, lift, pure, remember_jump
+from pullback.relax.ranking import MOVES, Statistic, follow_places, remember_places
 from pullback.relax.report import Calls, Site, find_site
 from pullback.relax.rules import (
     FLOW,
@@ -66,9 +67,13 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
         if func in _LEAVES:
             return _LEAVES[func](context, *args, **kwargs)
         result = _pass(func, args, kwargs)
+        if func not in _NOTED or not anything_known():
+            return result
         if func in FOLLOWS and any_lifted((args, kwargs)):
             with untouched(subclasses=True):
                 result = follow(func, result, args, kwargs)
+        if func in MOVES:
+            follow_places(func, result, args, kwargs)
         if func in catalogue.KEEPS_VALUES and not kwargs:
             with untouched():
                 keep_values(func, result, args)
@@ -89,6 +94,16 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
     with untouched():
         return _relax(context, site, func, args, kwargs, soft)
 
+
+_NOTED = FOLLOWS | MOVES | catalogue.KEEPS_VALUES
+
+
+def anything_known() -> bool:
+    """Return whether it is known of any float alive what stands behind it."""
+    return any(table.data for table in _TABLES)
+
+
+_TABLES = (lifting.known_jumps, ranking.known_statistics, soft_tensors.known_values)
 
 _OWN = (Tensor, torch.nn.Parameter)
 
@@ -123,7 +138,11 @@ def _relax(context: Context, site: Site, func: Any, args: Any, kwargs: Any, soft
 
 def _unruled(func: Any, hard: Any, args: Any, kwargs: Any) -> Any:
     """The plain result; after a jump with the derivative at the right place."""
-    return follow(func, hard, args, kwargs) if func in FOLLOWS and any_lifted((args, kwargs)) else hard
+    if func in FOLLOWS and any_lifted((args, kwargs)):
+        hard = follow(func, hard, args, kwargs)
+    if func in MOVES:
+        follow_places(func, hard, args, kwargs)
+    return hard
 
 
 def _rule(func: Any, soft: bool) -> Rule | None:
@@ -142,8 +161,8 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
         given, named = args, kwargs
         lifted = rule.operation != "cast" and any_lifted((args, kwargs))
         if lifted:
-            half_way = pure((args, kwargs))
-            given, named = lift(args, half_way), lift(kwargs, half_way)
+            point = NEAREST_HALF_WAY if pure((args, kwargs)) else MEAN
+            given, named = lift(args, point), lift(kwargs, point)
         part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
             result = _unruled(func, hard, args, kwargs)
@@ -176,6 +195,11 @@ def _combine(context: Context, hard: Any, part: Any) -> Any:
         return SoftBool.make(hard, part, context)
     if isinstance(part, Integer):
         return SoftIndex.make(hard, part.distribution, part.expected, context)
+    if isinstance(part, Statistic):
+        result = _combine(context, hard, part.value)
+        if context.settings.hard:
+            remember_places(result, part)
+        return result
     if isinstance(part, Discrete):
         result = _combine(context, hard, part.value)
         remember_values(result, part.distribution)
@@ -193,6 +217,8 @@ def _remember_jumps(rule: Rule, result: Any, hard: Any, part: Any, arguments: An
             _remember_jumps(rule, r, h, p, arguments)
         return
     unit = 1.0
+    if isinstance(part, Statistic):
+        part = part.value
     if isinstance(part, Discrete):
         part, unit = part.value, part.unit
     if not isinstance(part, Tensor):
@@ -262,7 +288,7 @@ def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: A
             func(hard, *args[1:], **kwargs)
         soft = relaxed.to(hard.dtype).expand(hard.shape)
         target.copy_(replace_gradient(hard, soft) if context.settings.hard else soft)
-        mean = lift(relaxed, False)
+        mean = lift(relaxed, MEAN)
         if context.settings.hard and mean is not relaxed:
             remember_jump(target, hard, mean, (), unit=1.0, is_pure=False)
         return target

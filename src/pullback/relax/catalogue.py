@@ -57,7 +57,7 @@ CONTINUOUS = {
     *("relu", "abs", "clamp", "maximum", "minimum", "max", "min", "sort", "topk", "kthvalue", "median", "quantile"),
     *("frac", "remainder"),
 }
-"""Operations whose float results move with their argument: their soft values are no better points than the hard ones."""
+"""Operations whose float results move with their argument, without jumps."""
 
 _CONTROL = "control flow: the branch is taken by the hard value"
 _NUMBER = "a Python number carries no gradient"

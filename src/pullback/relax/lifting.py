@@ -8,7 +8,8 @@ in ``{0, 1}`` and ``P(h = 1) = m``, a function ``g`` of it has
 
 which for every quadratic ``g`` is ``g'(1/2)``; ``g'(h)`` may have the wrong sign. So the derivative of a nonlinear
 function is taken *half way*, at ``h + (m - h) / (2 p)`` with ``p`` the largest probability of a jump in the tensor: the
-element that is nearest to its jump is half way, those that will not jump stay. Where something smooth is mixed in
+element that is nearest to its jump is half way, those that will not jump stay; as long as the function acts on each
+element by itself, each is half way. Where something smooth is mixed in
 (``(codes - x) ** 2``), which needs its own derivative at the right place, and in products of jumping values, which are
 exact there if they are independent, it is taken at the mean ``m``. Linear functions need neither.
 
@@ -29,7 +30,17 @@ from pullback.relax.rules import functions_named, is_active, tensors_in
 from pullback.relax.rules_flow import ELEMENTWISE, SHAPES, VALUES
 from pullback.relax.soft_tensors import SoftBool, SoftIndex, SoftTensor, plain, remember_values, remembered_values
 
-__all__ = ["FOLLOWS", "any_lifted", "follow", "lift", "pure", "remember_jump"]
+__all__ = [
+    "FOLLOWS",
+    "MEAN",
+    "NEAREST_HALF_WAY",
+    "any_lifted",
+    "follow",
+    "known_jumps",
+    "lift",
+    "pure",
+    "remember_jump",
+]
 
 
 def _named(names: str) -> frozenset[Any]:
@@ -43,8 +54,8 @@ _LINEAR = _named(
 """Their own gradient is right at any value; their results may be views."""
 
 _MULTILINEAR = _named(
-    "mul multiply __rmul__ dot mv mm bmm matmul __matmul__ __rmatmul__ inner outer ger tensordot einsum kron cross linear "
-    "bilinear conv1d conv2d conv3d addmm addmv baddbmm addcmul lerp"
+    "mul multiply __rmul__ dot mv mm bmm matmul __matmul__ __rmatmul__ inner outer ger tensordot einsum kron cross "
+    "linear bilinear conv1d conv2d conv3d addmm addmv baddbmm addcmul lerp"
 )
 """Linear in each argument."""
 
@@ -53,9 +64,9 @@ _QUOTIENTS = _named("div divide true_divide __rdiv__ __rtruediv__")
 _REFLECTED = _named("__rdiv__ __rtruediv__")
 
 _SMOOTH = _named(
-    f"{ELEMENTWISE} {VALUES} cross_entropy nll_loss softplus gelu silu elu selu celu mish leaky_relu logsigmoid softmin "
-    "softsign tanhshrink hardsigmoid hardswish logit sinc logaddexp logaddexp2 pairwise_distance group_norm rms_norm "
-    "hinge_embedding_loss margin_ranking_loss cosine_embedding_loss triplet_margin_loss soft_margin_loss "
+    f"{ELEMENTWISE} {VALUES} cross_entropy nll_loss softplus gelu silu elu selu celu mish leaky_relu logsigmoid "
+    "softmin softsign tanhshrink hardsigmoid hardswish logit sinc logaddexp logaddexp2 pairwise_distance group_norm "
+    "rms_norm hinge_embedding_loss margin_ranking_loss cosine_embedding_loss triplet_margin_loss soft_margin_loss "
     "multi_margin_loss poisson_nll_loss gaussian_nll_loss conv_transpose1d conv_transpose2d where masked_fill scatter "
     "scatter_add index_add index_copy index_fill embedding logcumsumexp det inverse logdet "
     "scaled_dot_product_attention"
@@ -65,33 +76,43 @@ FOLLOWS = _LINEAR | _MULTILINEAR | _QUOTIENTS | _SMOOTH
 """Functions without draws and side effects through which it is known what stands behind a float."""
 
 
+_JOINS = _MULTILINEAR - _named("mul multiply __rmul__ addcmul lerp") | _named(
+    "sum mean nansum nanmean cumsum diff trace norm var std cdist softmax log_softmax logsumexp layer_norm prod "
+    "cumprod cross_entropy cosine_similarity normalize"
+)
+"""Functions of several elements together."""
+
+MEAN, NEAREST_HALF_WAY, EACH_HALF_WAY = range(3)
+"""Where a derivative is taken: at the mean; with the nearest jump half way; with every jump half way."""
+
+
 class _Behind:
     """What stands behind one float tensor, computed when a nonlinear function asks for it."""
 
-    __slots__ = ("_compute", "_versions", "_values", "pure", "version")
+    __slots__ = ("_compute", "_values", "_versions", "pure", "version")
 
-    def __init__(self, compute: Callable[[bool], Any], sources: list[Tensor], version: int, pure: bool) -> None:
+    def __init__(self, compute: Callable[[int], Any], sources: list[Tensor], version: int, pure: bool) -> None:
         self._compute = compute
         self._versions = [(t, t._version) for t in sources]
-        self._values: dict[bool, Any] = {}
+        self._values: dict[int, Any] = {}
         self.version = version
         self.pure = pure
 
-    def value(self, half_way: bool) -> Any:
-        """The mean, or the point half way to the jump; ``None`` where a source was changed in place since."""
-        if half_way not in self._values:
+    def value(self, point: int) -> Any:
+        """The mean, or a point half way; ``None`` where a source was changed in place since."""
+        if point not in self._values:
             if any(t._version != version for t, version in self._versions):
                 return None
             with torch.no_grad():
-                self._values[half_way] = self._compute(half_way)
-        return self._values[half_way]
+                self._values[point] = self._compute(point)
+        return self._values[point]
 
 
-_behind: WeakIdKeyDictionary = WeakIdKeyDictionary()
+known_jumps: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def _known(value: Any) -> _Behind | None:
-    behind: _Behind | None = _behind.get(value)
+    behind: _Behind | None = known_jumps.get(value)
     return behind if behind is not None and behind.version == value._version else None
 
 
@@ -106,10 +127,15 @@ def remember_jump(result: Tensor, hard: Tensor, mean: Tensor, arguments: Any, *,
     mean = mean.detach()
     soft = [t for t in tensors_in(arguments) if isinstance(t, SoftTensor)]
 
-    def compute(half_way: bool) -> Tensor:
-        if not half_way or mean.numel() == 0:
+    def compute(point: int) -> Tensor:
+        if point == MEAN or mean.numel() == 0:
             return mean
         deviation = mean - hard
+        if point == EACH_HALF_WAY:
+            each = deviation.abs() / unit if not soft else _own_probability(soft, hard.shape)
+            if each is not None:
+                near = torch.isfinite(deviation) & (each > torch.finfo(mean.dtype).eps)
+                return torch.where(near, hard + deviation * (0.5 / torch.where(near, each, 1.0).to(mean.dtype)), hard)
         p = (
             torch.stack([_jump_probability(t).to(mean.dtype) for t in soft]).amax()
             if soft
@@ -119,7 +145,15 @@ def remember_jump(result: Tensor, hard: Tensor, mean: Tensor, arguments: Any, *,
         factor = torch.where(usable, 0.5 / torch.where(usable, p, 1.0), 1.0)
         return torch.where(torch.isfinite(deviation), hard + factor * deviation, mean)
 
-    _behind[result] = _Behind(compute, [], result._version, is_pure)
+    known_jumps[result] = _Behind(compute, [], result._version, is_pure)
+
+
+def _own_probability(soft: list[SoftTensor], shape: torch.Size) -> Tensor | None:
+    """The probability of a jump of each element, where it is one mask of that shape that makes it."""
+    if len(soft) != 1 or not isinstance(soft[0], SoftBool) or soft[0].shape != shape:
+        return None
+    p = soft[0].probability.detach()
+    return (p - plain(soft[0]).to(p.dtype)).abs()
 
 
 def _jump_probability(soft: SoftTensor) -> Tensor:
@@ -137,7 +171,9 @@ def _jump_probability(soft: SoftTensor) -> Tensor:
 
 def any_lifted(arguments: Any) -> bool:
     """Return whether it is known for any float of the nested arguments what stands behind it."""
-    return bool(_behind.data) and any(t.is_floating_point() and _known(t) is not None for t in tensors_in(arguments))
+    return bool(known_jumps.data) and any(
+        t.is_floating_point() and _known(t) is not None for t in tensors_in(arguments)
+    )
 
 
 def pure(arguments: Any) -> bool:
@@ -150,11 +186,11 @@ def pure(arguments: Any) -> bool:
     return True
 
 
-def lift(arguments: Any, half_way: bool) -> Any:
+def lift(arguments: Any, point: int) -> Any:
     """Return nested arguments with the values of what stands behind them; the gradient goes where it went."""
     if isinstance(arguments, Tensor):
         behind = _known(arguments)
-        value = None if behind is None else behind.value(half_way)
+        value = None if behind is None else behind.value(point)
         if value is None:
             return arguments
         lifted, values = replace_gradient(value, arguments), remembered_values(arguments)
@@ -162,9 +198,9 @@ def lift(arguments: Any, half_way: bool) -> Any:
             remember_values(lifted, values)
         return lifted
     if isinstance(arguments, dict):
-        return {key: lift(item, half_way) for key, item in arguments.items()}
+        return {key: lift(item, point) for key, item in arguments.items()}
     if isinstance(arguments, tuple | list):
-        items = [lift(item, half_way) for item in arguments]
+        items = [lift(item, point) for item in arguments]
         return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
     return arguments
 
@@ -174,28 +210,32 @@ def follow(function: Any, hard: Any, args: Any, kwargs: Any) -> Any:
     given = (args, kwargs)
     only_jumps = pure(given)
     if not _is_linear(function, args, kwargs):
-        half_way = only_jumps and function not in _MULTILINEAR
-        lifted_args, lifted_kwargs = lift(args, half_way), lift(kwargs, half_way)
+        point = MEAN
+        if only_jumps and function not in _MULTILINEAR:
+            point = NEAREST_HALF_WAY if function in _JOINS else EACH_HALF_WAY
+        lifted_args, lifted_kwargs = lift(args, point), lift(kwargs, point)
         soft = function(*lifted_args, **lifted_kwargs)
         hard = _replaced(hard, soft)
 
-    def compute(half_way: bool) -> Any:
-        return function(*lift(args, half_way), **lift(kwargs, half_way))
+    def compute(point: int) -> Any:
+        if point == EACH_HALF_WAY and function in _JOINS:
+            point = NEAREST_HALF_WAY
+        return function(*lift(args, point), **lift(kwargs, point))
 
     sources = list(tensors_in(given))
     if isinstance(hard, Tensor):
         if hard.is_floating_point() and all(hard is not t for t in sources):
-            _behind[hard] = _Behind(compute, sources, hard._version, only_jumps)
+            known_jumps[hard] = _Behind(compute, sources, hard._version, only_jumps)
     else:
         for i, item in enumerate(hard):
             if isinstance(item, Tensor) and item.is_floating_point():
                 part = _item(compute, i)
-                _behind[item] = _Behind(part, sources, item._version, only_jumps)
+                known_jumps[item] = _Behind(part, sources, item._version, only_jumps)
     return hard
 
 
-def _item(compute: Callable[[bool], Any], i: int) -> Callable[[bool], Any]:
-    return lambda half_way: compute(half_way)[i]
+def _item(compute: Callable[[int], Any], i: int) -> Callable[[int], Any]:
+    return lambda point: compute(point)[i]
 
 
 def _is_linear(function: Any, args: Any, kwargs: Any) -> bool:
@@ -211,6 +251,6 @@ def _is_linear(function: Any, args: Any, kwargs: Any) -> bool:
 def _replaced(hard: Any, soft: Any) -> Any:
     if not isinstance(hard, Tensor):
         return type(hard)([_replaced(h, s) for h, s in zip(hard, soft, strict=True)])
-    if not hard.is_floating_point() or not soft.requires_grad:
+    if not hard.is_floating_point() or not is_active(soft):
         return hard
     return replace_gradient(hard, soft)

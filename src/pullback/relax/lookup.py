@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -31,24 +32,28 @@ def dense(index: SoftIndex, size: int) -> Tensor:
 
 
 class Layout(NamedTuple):
-    """An indexing ``x[index]`` with one soft index, taken apart.
+    """An indexing ``x[index]`` with soft indices, taken apart.
 
     Attributes:
         view: ``x`` with the basic indices (integers, slices, None, Ellipsis) applied, then permuted: dimensions of the
-            other tensor indices first, plain dimensions, the softly indexed dimension last.
+            other tensor indices first, plain dimensions, the softly indexed dimensions, as one, last.
         others: the other tensor indices, expanded to ``shape``.
         shape: broadcast shape of all tensor indices.
         position: where the dimensions of ``shape`` are in the result.
+        soft: the soft indices.
+        sizes: of the dimensions they index.
     """
 
     view: Tensor
     others: tuple[Tensor, ...]
     shape: torch.Size
     position: int
+    soft: tuple[SoftIndex, ...]
+    sizes: list[int]
 
 
-def parse(x: Tensor, index: tuple[Any, ...], soft: SoftIndex) -> Layout:
-    """Take ``x[index]`` apart; ``soft`` is one element of ``index``, other soft indices count as plain.
+def parse(x: Tensor, index: tuple[Any, ...]) -> Layout:
+    """Take ``x[index]`` apart.
 
     Raises:
         Dropped: a mask among the indices makes the shape depend on the data.
@@ -66,7 +71,7 @@ def parse(x: Tensor, index: tuple[Any, ...], soft: SoftIndex) -> Layout:
         if a is Ellipsis:
             basic.extend([slice(None)] * (x.ndim - consumed))
             dimension += x.ndim - consumed
-        elif isinstance(a, Tensor) and not (a.ndim == 0 and a is not soft and not isinstance(a, SoftIndex)):
+        elif isinstance(a, Tensor) and (a.ndim > 0 or isinstance(a, SoftIndex)):
             tensors[dimension] = a
             basic.append(slice(None))
             dimension += 1
@@ -80,33 +85,52 @@ def parse(x: Tensor, index: tuple[Any, ...], soft: SoftIndex) -> Layout:
     view = x[tuple(basic)]
     places = list(tensors)
     adjacent = places == list(range(places[0], places[0] + len(places)))
-    soft_place = next(d for d, a in tensors.items() if a is soft)
-    other_places = [d for d in places if d != soft_place]
+    soft_places = [d for d, a in tensors.items() if isinstance(a, SoftIndex)]
+    other_places = [d for d in places if d not in soft_places]
     shape = torch.broadcast_shapes(*(a.shape for a in tensors.values()))
     rest = [d for d in range(view.ndim) if d not in tensors]
-    view = view.permute(*other_places, *rest, soft_place)
-    others = tuple(plain(tensors[d]).long().expand(shape) for d in other_places)
-    return Layout(view, others, shape, places[0] if adjacent else 0)
+    sizes = [view.shape[d] for d in soft_places]
+    entries = math.prod([*shape, *sizes])
+    if len(sizes) > 1 and entries > MAX_JOINT:
+        raise Dropped(f"the joint distribution of {len(sizes)} indices has {entries:.1e} elements")
+    view = view.permute(*other_places, *rest, *soft_places).flatten(-len(sizes))
+    others = tuple(tensors[d].long().expand(shape) for d in other_places)
+    soft = tuple(tensors[d] for d in soft_places)
+    return Layout(view, others, shape, places[0] if adjacent else 0, soft, sizes)  # type: ignore[arg-type]
 
 
-def read(x: Tensor, index: tuple[Any, ...], soft: SoftIndex) -> Tensor:
-    """``sum_v P(v) x[..., v, ...]``: ``x[index]`` with ``soft`` replaced by its distribution."""
-    layout = parse(x, index, soft)
-    weights = dense(soft, layout.view.shape[-1])
+MAX_JOINT = 2**26
+"""Elements of the largest joint distribution of several indices that is formed."""
+
+
+def _weights(layout: Layout) -> Tensor:
+    """``[*shape, n]`` the probability of each position, of several (independent) indices of each combination."""
+    first, *more = (dense(a, size) for a, size in zip(layout.soft, layout.sizes, strict=True))
+    if not more and not layout.others:
+        return first
+    weights = first.expand(*layout.shape, first.shape[-1])
+    for other in more:
+        weights = (weights.unsqueeze(-1) * other.expand(*layout.shape, other.shape[-1]).unsqueeze(-2)).flatten(-2)
+    return weights
+
+
+def read(x: Tensor, index: tuple[Any, ...]) -> Tensor:
+    """``sum_v P(v) x[..., v, ...]``: ``x[index]`` with soft indices replaced by their distributions."""
+    layout = parse(x, index)
+    weights = _weights(layout)
     table = layout.view.to(torch.promote_types(x.dtype, weights.dtype))
     weights = weights.to(table.dtype)
     if not layout.others:
         result = torch.tensordot(weights, table, dims=([-1], [-1]))  # [*shape, rest]
     else:
         rows = table[layout.others]  # [*shape, rest, n]
-        weights = weights.expand(*layout.shape, weights.shape[-1])
         weights = weights.reshape(*layout.shape, *[1] * (rows.ndim - len(layout.shape) - 1), weights.shape[-1])
         result = (rows * weights).sum(-1)
     return _to_position(result, len(layout.shape), layout.position)
 
 
-def write(x: Tensor, index: tuple[Any, ...], soft: SoftIndex, value: Any, *, accumulate: bool = False) -> Tensor:
-    """``x`` after ``x[index] = value`` with ``soft`` replaced by its distribution.
+def write(x: Tensor, index: tuple[Any, ...], value: Any, *, accumulate: bool = False) -> Tensor:
+    """``x`` after ``x[index] = value`` with soft indices replaced by their distributions.
 
     Position ``v`` becomes ``(1 - P(v)) x[v] + P(v) value``; with ``accumulate`` it is ``x[v] + P(v) value``.
 
@@ -115,8 +139,8 @@ def write(x: Tensor, index: tuple[Any, ...], soft: SoftIndex, value: Any, *, acc
     """
     if any((isinstance(a, slice) and a != slice(None)) or a is None or isinstance(a, int) for a in index):
         raise Dropped("a write at a soft position of a slice")
-    layout = parse(x, index, soft)
-    weights = dense(soft, layout.view.shape[-1])
+    layout = parse(x, index)
+    weights = _weights(layout)
     weights = weights.expand(*layout.shape, weights.shape[-1])
     table = layout.view
     rest = table.shape[len(layout.others) : -1]
@@ -137,12 +161,12 @@ def write(x: Tensor, index: tuple[Any, ...], soft: SoftIndex, value: Any, *, acc
         hit = hit + (broad.sum(dims) if dims else broad)
         given = given + (contribution.sum(dims) if dims else contribution)
     changed = table + given if accumulate else table * (1 - hit.clamp(max=1)) + given
-    return _unpermute(changed, x, index, soft)
+    return _unpermute(changed, x, index)
 
 
-def _unpermute(changed: Tensor, x: Tensor, index: tuple[Any, ...], soft: SoftIndex) -> Tensor:
+def _unpermute(changed: Tensor, x: Tensor, index: tuple[Any, ...]) -> Tensor:
     numbered = torch.arange(x.numel(), device=x.device).view(x.shape)
-    order = parse(numbered, index, soft).view.reshape(-1)
+    order = parse(numbered, index).view.reshape(-1)
     flat = changed.reshape(-1)
     return torch.zeros_like(flat).scatter(0, order, flat).view(x.shape)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch.overrides import TorchFunctionMode
 
 from pullback.core.checks import check_choice, check_positive, nearest
@@ -51,7 +50,6 @@ class relaxed:
         only: names of operations (``"sort"``) or groups (``"comparison"``) to relax; ``None`` for all.
         ignore: names of operations or groups to leave plain.
         scale: ``"std"``: temperature in standard deviations of the argument; ``None``: in the argument's own units.
-        generator: for methods that draw noise. The program's own draws use what they would use without ``relaxed``.
 
     Returns:
         The object itself as context, with :meth:`report` and :attr:`calls`; or the decorated function, which has the
@@ -91,7 +89,6 @@ class relaxed:
         only: Iterable[str] | None = None,
         ignore: Iterable[str] | None = None,
         scale: str | None = "std",
-        generator: torch.Generator | None = None,
     ) -> None:
         if function is not _UNSET:
             temperature = function
@@ -101,12 +98,9 @@ class relaxed:
             raise TypeError(f"hard must be a bool, got {type(hard).__name__}")
         if scale is not None and scale != "std":
             raise ValueError(f"scale must be 'std' or None, got {scale!r}")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
         self.temperature = temperature
         self.hard = hard
         self.scale = scale
-        self.generator = generator
         self.methods = _checked_methods(methods)
         self._chosen = _chosen(only, ignore)
         self._calls = Calls()
@@ -177,7 +171,7 @@ class relaxed:
             temperature = temperature(self._entries) if takes else temperature()
             check_positive("temperature", temperature)
         self._entries += 1
-        return Settings(float(temperature), self.scale, self.hard, self.methods, self.generator)
+        return Settings(float(temperature), self.scale, self.hard, self.methods)
 
 
 for _name in ("__enter__", "__exit__", "__call__"):

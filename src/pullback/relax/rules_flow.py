@@ -10,9 +10,11 @@ from torch import Tensor
 
 from pullback.relax.rules import (
     FLOW,
+    Discrete,
     Integer,
     Rule,
     functions_named,
+    is_active,
     lazy,
     one_dtype,
     register_inplace,
@@ -20,7 +22,7 @@ from pullback.relax.rules import (
     soft_value,
 )
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain
 
 __all__ = ["flow", "push_forward"]
 
@@ -91,14 +93,25 @@ def push_forward(function: Callable[..., Any], hard: Tensor, args: Any, kwargs: 
         distribution = index.distribution
         assert distribution is not None
         support = distribution.values
-        rest = [support if a is index else _trailing(soft_or_hard(a)) for a in args]
-        result = function(*rest, **{k: _trailing(soft_or_hard(v)) for k, v in kwargs.items()})
+        result = at(support)
+        if result.is_floating_point() and not bool(torch.isfinite(result.detach()).all()):
+            # A value at which the function has none (`x / count` at 0) counts as no change.
+            support = torch.where(torch.isfinite(result.detach()), support, plain(index).unsqueeze(-1))
+            result = at(support)
         return distribution.probability, result
+
+    def at(support: Tensor) -> Tensor:
+        given = [support if a is index else _trailing(soft_or_hard(a)) for a in args]
+        result: Tensor = function(*given, **{k: _trailing(soft_or_hard(v)) for k, v in kwargs.items()})
+        return result
 
     def expected() -> Tensor:
         probability, result = values()
         return (probability * result.to(torch.promote_types(result.dtype, probability.dtype))).sum(-1)
 
+    if hard.is_floating_point() and function in _AFFINE and not any(is_active(a) for a in args if a is not index):
+        given = [index.expected if a is index else a for a in args]
+        return Discrete(function(*given, **kwargs), lazy(lambda: Distribution(*values()), args))
     if hard.is_floating_point():
         return expected()
     if hard.dtype == torch.bool:
@@ -109,6 +122,42 @@ def push_forward(function: Callable[..., Any], hard: Tensor, args: Any, kwargs: 
         return Distribution(probability.expand(*hard.shape, probability.shape[-1]), result)
 
     return Integer(lazy(distribution, args))
+
+
+_AFFINE = frozenset(
+    f
+    for name in "add sub subtract rsub mul multiply div divide neg negative __radd__ __rsub__ __rmul__".split()
+    for f in functions_named(name)
+)
+
+
+def count(hard: Tensor, input: SoftBool, args: Any, kwargs: Any) -> Integer | None:
+    """Return the part behind the number of true elements, which are taken to be independent; ``None`` for many.
+
+    The distribution of the number (Poisson binomial) takes one step an element: ``P(s) <- (1 - p) P(s) + p P(s - 1)``.
+    """
+    dim = args[0] if args else kwargs.get("dim")
+    if hard.numel() == 0 or not 0 < input.numel() // hard.numel() <= _MAX_COUNTED:
+        return None
+    dims = range(input.ndim) if dim is None or dim in ((), []) else dim if isinstance(dim, tuple | list) else (dim,)
+    reduced = sorted({d % input.ndim for d in dims}) if input.ndim else []
+    rest = [d for d in range(input.ndim) if d not in reduced]
+
+    def distribution() -> Distribution:
+        p = input.probability.permute(*rest, *reduced).reshape(*hard.shape, -1)
+        number = torch.ones_like(p[..., :1])
+        for one in p.unbind(-1):
+            one = one.unsqueeze(-1)
+            zero = torch.zeros_like(one)
+            number = torch.cat([number * (1 - one), zero], -1) + torch.cat([zero, number * one], -1)
+        return Distribution(number)
+
+    return Integer(
+        lazy(distribution), lazy(lambda: torch.sum(input.probability, *args, **_without_integer_dtype(kwargs)))
+    )
+
+
+_MAX_COUNTED = 64
 
 
 def soft_or_hard(value: Any) -> Any:
@@ -147,9 +196,16 @@ def _rule(function: Any, kind: str) -> Callable[..., Any]:
             return push_forward(function, hard, args, kwargs)
         if kind == "shape" and any(_has_distribution(a) for a in _flat(args)):
             return reshape_distribution(function, hard, args, kwargs)
+        if function in _SUMS and isinstance(args[0], SoftBool) and not hard.is_floating_point():
+            counted = count(hard, args[0], args[1:], kwargs)
+            if counted is not None:
+                return counted
         return flow(function, hard, args, kwargs, numbers=kind == "value")
 
     return soft
+
+
+_SUMS = frozenset(functions_named("sum"))
 
 
 def _single(args: Any) -> bool:

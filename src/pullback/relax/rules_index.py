@@ -21,20 +21,14 @@ def _getitem(settings: Settings, hard: Tensor, input: Tensor, index: Any) -> Any
     index = index if isinstance(index, tuple) else (index,)
     if any(isinstance(a, SoftBool) for a in index):
         raise Dropped("x[mask] has a shape that depends on the data; x * mask or where(mask, x, 0) has not")
-    soft = [a for a in index if isinstance(a, SoftIndex)]
-    if not soft:
+    if not any(isinstance(a, SoftIndex) for a in index):
         if isinstance(input, SoftIndex) and input.has_distribution:
-            return reshape_distribution(Tensor.__getitem__, hard, (input, index), {})
+            part = reshape_distribution(Tensor.__getitem__, hard, (input, index), {})
+            if all(isinstance(a, slice) or a is Ellipsis for a in index) and part.distribution is not None:
+                part.distribution.exclusive = input._current()[0].exclusive
+            return part
         return flow(Tensor.__getitem__, hard, (input, index), {})
-    return _read(hard, input, lambda table: _expected(table, index, soft, hard), (index,))
-
-
-def _expected(table: Tensor, index: tuple[Any, ...], soft: list[SoftIndex], hard: Tensor) -> Tensor:
-    """One soft index: its expectation. Several: the sum of the changes that each one makes alone."""
-    total = lookup.read(table, index, soft[0])
-    for other in soft[1:]:
-        total = total + lookup.read(table, index, other) - hard.to(total.dtype)
-    return total
+    return _read(hard, input, lambda table: lookup.read(table, index), (index,))
 
 
 def _read(hard: Tensor, input: Any, read: Any, reads: Any) -> Any:
@@ -67,7 +61,7 @@ def _take_along_dim(settings: Settings, hard: Tensor, input: Tensor, indices: Te
 
     def read(table: Tensor) -> Tensor:
         if dim is None:
-            return lookup.read(table.reshape(-1), (indices,), indices).reshape(hard.shape)
+            return lookup.read(table.reshape(-1), (indices,)).reshape(hard.shape)
         place = dim % table.ndim
         shape = torch.broadcast_shapes(
             table.shape[:place] + table.shape[place + 1 :], indices.shape[:place] + indices.shape[place + 1 :]
@@ -91,7 +85,7 @@ def _expanded(index: SoftIndex, shape: tuple[int, ...]) -> SoftIndex:
 def _take(settings: Settings, hard: Tensor, input: Tensor, index: Tensor) -> Any:
     if not isinstance(index, SoftIndex):
         return flow(torch.take, hard, (input, index), {})
-    return _read(hard, input, lambda table: lookup.read(table.reshape(-1), (index,), index), index)
+    return _read(hard, input, lambda table: lookup.read(table.reshape(-1), (index,)), index)
 
 
 @relaxes("index_select", group="index", only_soft=True)
@@ -101,7 +95,7 @@ def _index_select(settings: Settings, hard: Tensor, input: Tensor, dim: int, ind
 
     def read(table: Tensor) -> Tensor:
         place = dim % table.ndim
-        result = lookup.read(table, (*[slice(None)] * place, index), index)
+        result = lookup.read(table, (*[slice(None)] * place, index))
         return result if index.ndim else result.unsqueeze(place)
 
     return _read(hard, input, read, index)
@@ -126,7 +120,7 @@ def _embedding(
     if padding_idx is not None and padding_idx >= -len(weight):
         keep = torch.arange(len(weight), device=weight.device) == padding_idx % len(weight)
         weight = torch.where(keep.unsqueeze(-1), weight.detach(), weight)
-    return lookup.read(weight, (input,), input)
+    return lookup.read(weight, (input,))
 
 
 @relaxes("one_hot", group="index", only_soft=True)
@@ -161,7 +155,7 @@ def _index_add(
     if not isinstance(index, SoftIndex):
         return flow(torch.index_add, hard, (input, dim, index, source), {"alpha": alpha})
     place = (*[slice(None)] * (dim % input.ndim), index)
-    return _write(hard, input, source, lambda x, v: lookup.write(x, place, index, alpha * v, accumulate=True), index)
+    return _write(hard, input, source, lambda x, v: lookup.write(x, place, alpha * v, accumulate=True), index)
 
 
 @relaxes("index_copy", group="index", only_soft=True)
@@ -169,7 +163,7 @@ def _index_copy(settings: Settings, hard: Tensor, input: Tensor, dim: int, index
     if not isinstance(index, SoftIndex):
         return flow(torch.index_copy, hard, (input, dim, index, source), {})
     place = (*[slice(None)] * (dim % input.ndim), index)
-    return _write(hard, input, source, lambda x, v: lookup.write(x, place, index, v), index)
+    return _write(hard, input, source, lambda x, v: lookup.write(x, place, v), index)
 
 
 @relaxes("index_fill", group="index", only_soft=True)
@@ -177,7 +171,7 @@ def _index_fill(settings: Settings, hard: Tensor, input: Tensor, dim: int, index
     if not isinstance(index, SoftIndex):
         return flow(torch.index_fill, hard, (input, dim, index, value), {})
     place = (*[slice(None)] * (dim % input.ndim), index)
-    return _write(hard, input, value, lambda x, v: lookup.write(x, place, index, v), index)
+    return _write(hard, input, value, lambda x, v: lookup.write(x, place, v), index)
 
 
 @relaxes("index_put", group="index", only_soft=True)
@@ -194,10 +188,8 @@ def set_items(settings: Settings, hard: Tensor, input: Tensor, index: Any, value
     soft = [a for a in index if isinstance(a, SoftIndex)]
     if masks:
         return _set_masked(hard, input, index, value, accumulate)
-    if len(soft) > 1:
-        raise Dropped("a write at several soft positions")
     if soft:
-        return _write(hard, input, value, lambda x, v: lookup.write(x, index, soft[0], v, accumulate=accumulate), index)
+        return _write(hard, input, value, lambda x, v: lookup.write(x, index, v, accumulate=accumulate), index)
     if any(isinstance(a, Tensor) and a.dtype == torch.bool for a in index):
         raise Dropped("soft values written at a plain mask")
     return _overwrite(hard, input, index, value, accumulate)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from pullback.relax.rules import PASS, Dropped, Integer, lazy, relaxes, soft_value
+from pullback.core.gradients import replace_gradient
+from pullback.relax.ranking import compare_with_places
+from pullback.relax.rules import PASS, Dropped, Integer, is_active, lazy, relaxes, soft_value
 from pullback.relax.rules_flow import push_forward
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain, remembered_values
@@ -36,7 +38,10 @@ def _comparison(operation: str) -> Callable[..., Any]:
             return PASS
         indices = [a for a in (input, other) if isinstance(a, SoftIndex)]
         if len(indices) == 1 and indices[0].has_distribution and not _floating(input) and not _floating(other):
-            return push_forward(function, hard, (input, other), {})
+            late = push_forward(function, hard, (input, other), {})
+            if operation == "eq":
+                late.exclusive = _exclusive(indices[0], other if indices[0] is input else input)
+            return late
         if operation in ("eq", "ne") and len(indices) == 2 and all(i.has_distribution for i in indices):
             return lazy(lambda: _same(indices[0], indices[1], operation == "ne"))
         if operation in ("eq", "ne") and all(isinstance(a, SoftBool) or _is_bool(a) for a in (input, other)):
@@ -47,11 +52,20 @@ def _comparison(operation: str) -> Callable[..., Any]:
         if len(known) == 1 and not indices and not any(isinstance(a, SoftBool) for a in (input, other)):
             return lazy(lambda: _of_values(function, (input, other), *known[0]), input, other)
 
+        by_places = compare_with_places(operation, input, other)
+        if by_places is not None:
+            return lazy(by_places, input, other)
+
         def compute() -> Tensor:
             x, y = soft_value(input), soft_value(other)
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 x = torch.as_tensor(x, device=hard.device).to(y.dtype)
-            return block(x, y, temperature=_comparison_width(settings, x, y, indices), **settings.method(operation))
+            p = block(x, y, temperature=_comparison_width(settings, x, y, indices), **settings.method(operation))
+            if operation in ("eq", "ne") or not (is_active(x) and is_active(y)):
+                return p
+            # An entry compared with itself is certain, `scores > scores[label]`; derivatives of distinct ones stay.
+            certain = replace_gradient(plain(hard).to(p.dtype), p)
+            return torch.where(x.detach() == y.detach(), certain, p)
 
         return lazy(compute, input, other)
 
@@ -60,6 +74,15 @@ def _comparison(operation: str) -> Callable[..., Any]:
 
 for _operation, (_, _, _names) in _COMPARISONS.items():
     relaxes(_names, group="comparison", operation=_operation)(_comparison(_operation))
+
+
+def _exclusive(index: SoftIndex, other: Any) -> int | None:
+    """The dimension along which at most one element of ``index`` equals ``other``."""
+    places = index._current()[0]
+    dim: int | None = None if places is None else places.exclusive
+    if dim is None or not isinstance(other, Tensor) or other.ndim == 0:
+        return dim
+    return dim if other.ndim == index.ndim and other.shape[dim] == 1 else None
 
 
 def _of_values(
@@ -160,6 +183,9 @@ def _reduction(block: Callable[..., Tensor]) -> Callable[..., Any]:
         if not isinstance(input, SoftBool):
             raise Dropped("a condition from numbers")
         dims = tuple(dim) if isinstance(dim, list) else dim
+        exclusive = input._current().exclusive
+        if block is discrete.any and exclusive is not None and (exclusive == dims or input.ndim == 1):
+            return lazy(lambda: input.probability.sum(exclusive, keepdim).clamp(max=1))
         return lazy(lambda: block(input.probability, dims, keepdim, **settings.method("logical")))
 
     return soft

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
+from pullback.relax.ranking import Places, Statistic, places_of_rows
 from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_elementwise import _maximum, _minimum
 from pullback.relax.settings import Settings
@@ -33,8 +34,8 @@ def _matrix(settings: Settings, operation: str, x: Tensor, dim: int, descending:
     if x.numel() * n > MAX_MATRIX:
         raise Dropped(f"the distribution behind the indices of {n} sorted entries has {x.numel() * n:.1e} elements")
     options = settings.ordering(x, operation)
-    if options.get("method") == "isotonic":
-        del options["method"]  # it has no matrix
+    if options.get("method", "isotonic") == "isotonic":  # it has no matrix
+        options["method"] = "sinkhorn"  # doubly stochastic: an entry that leaves one place arrives at another
     return discrete.argsort(x, dim, descending, **options)
 
 
@@ -53,7 +54,41 @@ def _rows(
             return Distribution(row.unsqueeze(dim % x.ndim) if keepdim else row)
         return Distribution(matrix[..., rows, :].movedim(-2, dim % x.ndim))
 
-    return Integer(lazy(distribution, x))
+    late = lazy(distribution, x)
+    if not isinstance(rows, int):
+        late.exclusive = dim % x.ndim  # no entry is at two places
+    return Integer(late)
+
+
+def _statistic(
+    settings: Settings, operation: str, input: Any, value: Any, dim: int | None, rows: Any, keepdim: bool = True
+) -> Any:
+    """``value`` as the order statistics at ``rows`` of the ascending order of ``input``, where they are floats."""
+    if not isinstance(value, Tensor) or input.ndim == 0:
+        return value
+    along = None if dim is None else dim % input.ndim
+
+    def places() -> Places:
+        x = input.reshape(-1) if along is None else input
+        place = 0 if along is None else along
+        return places_of_rows(_matrix(settings, operation, x, place, False), rows, place, keepdim and along is not None)
+
+    return Statistic(value, input, along, lazy(places, input))
+
+
+def _extreme_statistic(settings: Settings, operation: str, input: Any, value: Any, dim: Any, keepdim: bool) -> Any:
+    """``value`` as the extreme of ``input`` along ``dim``."""
+    if not isinstance(value, Tensor) or input.ndim == 0:
+        return value
+    along = None if dim is None else dim % input.ndim
+
+    def places() -> Places:
+        part = _extreme_position(settings, operation, input, along, keepdim and along is not None, operation == "max")
+        assert part.distribution is not None
+        at = part.distribution().probability
+        return Places(at, torch.zeros_like(at) if operation == "max" else 1 - at)
+
+    return Statistic(value, input, along, lazy(places, input))
 
 
 def _extreme_position(
@@ -93,10 +128,14 @@ def _extreme(largest: bool) -> Callable[..., Any]:
             return two(settings, hard, _floating(input), soft_value(other))
         x = _values_of(input)
         if other is None:
-            return _behind(hard, block(x.reshape(-1), 0, **settings.ordering(x, operation)))
+            value = _behind(hard, block(x.reshape(-1), 0, **settings.ordering(x, operation)))
+            return _extreme_statistic(settings, operation, input, value, None, False)
         keepdim = args[1] if len(args) > 1 else kwargs.get("keepdim", False)
         values = block(x, other, keepdim, **settings.ordering(x, operation))
-        return _behind(hard[0], values), _extreme_position(settings, operation, input, other, keepdim, largest)
+        return (
+            _extreme_statistic(settings, operation, input, _behind(hard[0], values), other, keepdim),
+            _extreme_position(settings, operation, input, other, keepdim, largest),
+        )
 
     return soft
 
@@ -125,7 +164,10 @@ def _reduced(largest: bool) -> Callable[..., Any]:
         dims = tuple(d % max(x.ndim, 1) for d in dims) if x.ndim else ()
         rest = [d for d in range(x.ndim) if d not in dims]
         flat = x.permute(*rest, *dims).reshape(*(x.shape[d] for d in rest), -1)
-        return _behind(hard, block(flat, -1, **settings.ordering(x, operation)).reshape(hard.shape))
+        value = _behind(hard, block(flat, -1, **settings.ordering(x, operation)).reshape(hard.shape))
+        if rest and len(dims) != 1:
+            return value
+        return _extreme_statistic(settings, operation, input, value, dims[0] if rest else None, keepdim)
 
     return soft
 
@@ -149,7 +191,25 @@ def _sort(
 ) -> Any:
     x = _floating(input)
     ordered = discrete.sort(x, dim, descending, **settings.ordering(x, "sort"))
-    return _behind(hard[0], ordered.values), _rows(settings, "sort", input, dim, descending, slice(None))
+    values = _behind(hard[0], ordered.values)
+    if not descending:
+        values = _statistic(settings, "sort", input, values, dim, slice(None))
+    else:
+        values = _reversed_statistic(settings, "sort", input, values, dim, None)
+    return values, _rows(settings, "sort", input, dim, descending, slice(None))
+
+
+def _reversed_statistic(settings: Settings, operation: str, input: Any, value: Any, dim: int, k: int | None) -> Any:
+    """The ``k`` largest, the largest first."""
+    ascending = _statistic(settings, operation, input, value, dim, slice(None))
+    if not isinstance(ascending, Statistic):
+        return value
+    along = dim % input.ndim
+
+    def places() -> Places:
+        return Places(*(p.flip(along).narrow(along, 0, p.shape[along] if k is None else k) for p in ascending.places()))
+
+    return ascending._replace(places=lazy(places, input))
 
 
 @relaxes("msort", group="order", operation="sort")
@@ -190,7 +250,12 @@ def _topk(
 ) -> Any:
     x = _floating(input)
     values = discrete.topk(x, k, dim, largest, **settings.ordering(x, "topk")).values
-    return _behind(hard[0], values), _rows(settings, "topk", input, dim, largest, slice(0, k))
+    soft = _behind(hard[0], values)
+    if largest:
+        soft = _reversed_statistic(settings, "topk", input, soft, dim, k)
+    else:
+        soft = _statistic(settings, "topk", input, soft, dim, slice(0, k))
+    return soft, _rows(settings, "topk", input, dim, largest, slice(0, k))
 
 
 def _place(settings: Settings, operation: str, x: Tensor, place: int, dim: int, keepdim: bool) -> Tensor:
@@ -211,17 +276,21 @@ def _place(settings: Settings, operation: str, x: Tensor, place: int, dim: int, 
 def _kthvalue(settings: Settings, hard: Any, input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
     x = _floating(input)
     values = _place(settings, "kthvalue", x, k - 1, dim, keepdim)
-    return _behind(hard[0], values), _rows(settings, "kthvalue", input, dim, False, k - 1, keepdim)
+    soft = _statistic(settings, "kthvalue", input, _behind(hard[0], values), dim, k - 1, keepdim)
+    return soft, _rows(settings, "kthvalue", input, dim, False, k - 1, keepdim)
 
 
 @relaxes("median", group="order")
 def _median(settings: Settings, hard: Any, input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     x = _floating(input)
     if dim is None:
-        return _behind(hard, _place(settings, "median", x.reshape(-1), (x.numel() - 1) // 2, 0, False))
+        middle = (x.numel() - 1) // 2
+        value = _behind(hard, _place(settings, "median", x.reshape(-1), middle, 0, False))
+        return _statistic(settings, "median", input, value, None, middle)
     middle = ((x.shape[dim] if x.ndim else 1) - 1) // 2
     values = _place(settings, "median", x, middle, dim, keepdim)
-    return _behind(hard[0], values), _rows(settings, "median", input, dim, False, middle, keepdim)
+    soft = _statistic(settings, "median", input, _behind(hard[0], values), dim, middle, keepdim)
+    return soft, _rows(settings, "median", input, dim, False, middle, keepdim)
 
 
 @relaxes("nanmedian", group="order", operation="median")
@@ -243,7 +312,12 @@ def _quantile(
     interpolation: str = "linear",
 ) -> Any:
     x, levels = _floating(input), soft_value(q)
-    return discrete.quantile(x, levels, dim, keepdim, interpolation=interpolation, **settings.ordering(x, "quantile"))
+    value = discrete.quantile(x, levels, dim, keepdim, interpolation=interpolation, **settings.ordering(x, "quantile"))
+    if not isinstance(q, float) or interpolation != "linear" or not hard.is_floating_point():
+        return value
+    place = q * ((x.numel() if dim is None else x.shape[dim]) - 1)
+    rows = int(place) if place == int(place) else (int(place), int(place) + 1)
+    return _statistic(settings, "quantile", input, value, dim, rows, keepdim)
 
 
 @relaxes("nanquantile", group="order", operation="quantile")

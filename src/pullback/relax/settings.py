@@ -24,14 +24,12 @@ class Settings:
         scale: ``"std"``: relative to the standard deviation of the argument; ``None``: absolute.
         hard: hard values forward.
         methods: operation -> method of its block.
-        generator: for blocks that draw.
     """
 
     temperature: float = 0.1
     scale: str | None = "std"
     hard: bool = True
     methods: Mapping[str, str] = field(default_factory=dict)
-    generator: torch.Generator | None = None
 
     def spread(self, x: Tensor) -> float:
         """The standard deviation of the usual elements of ``x``; 1 where there is none (one element, all equal)."""
@@ -66,18 +64,26 @@ class Settings:
 def _spread(x: Tensor) -> float:
     """The standard deviation without the elements that stand for something else: infinities, ``-1e9`` of a mask.
 
-    Those beyond a thousand median deviations from the median are left out. Of large tensors a regular sample is taken.
+    Those beyond a hundred median deviations from the median are left out. Of large tensors a regular sample is taken.
     """
     x = x.reshape(-1)
     if x.numel() > 2 * _SAMPLE:
         x = x[:: x.numel() // _SAMPLE]
-    x = x[torch.isfinite(x)].double()
+    if x.dtype != torch.float64:
+        x = x.float()
     if x.numel() < 2:
         return 0.0
+    if not math.isfinite(x.sum()):
+        x = x[torch.isfinite(x)]
+        if len(x) < 2:
+            return 0.0
     deviation = (x - x.median()).abs()
-    usual = x[deviation <= 1000 * deviation.median()]
-    spread = usual.std().item() if len(usual) > 1 else 0.0
-    return spread if spread > 0 else x.std().item()
+    limit = 100 * deviation.median()
+    if deviation.amax() > limit:
+        usual = x[deviation <= limit]
+        spread = usual.std().item() if len(usual) > 1 else 0.0
+        return spread if spread > 0 else x.std().item()
+    return x.std().item()
 
 
 _SAMPLE = 4096

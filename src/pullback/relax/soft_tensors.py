@@ -24,6 +24,7 @@ __all__ = [
     "Stale",
     "force_pending",
     "is_untouched",
+    "known_values",
     "plain",
     "remember_values",
     "remembered_values",
@@ -91,11 +92,13 @@ class Lazy(Generic[T]):
         3
     """
 
-    __slots__ = ("__weakref__", "_compute", "_value", "_versions")
+    __slots__ = ("__weakref__", "_compute", "_value", "_versions", "exclusive")
 
     def __init__(self, compute: Callable[[], T], sources: Sequence[Tensor] = ()) -> None:
         self._compute: Callable[[], T] | None = compute
         self._value: T | None = None
+        self.exclusive: int | None = None
+        """Dimension along which at most one of the elements can have a given value, or be true."""
         if _in_transform():  # levels of torch.func end before the value may be asked for
             self._versions: list[tuple[Tensor, int]] = []
             self()
@@ -201,6 +204,16 @@ class SoftTensor(Tensor):
         copy = self.duplicate()
         memo[id(self)] = copy
         return copy
+
+    def __copy__(self) -> SoftTensor:
+        """Share the values, as a copy of a tensor does, and what they carry."""
+        return _make(type(self), plain(self), self._carried, self._context)
+
+    def __str__(self) -> str:
+        return str(plain(self))
+
+    def __format__(self, specification: str) -> str:
+        return format(plain(self), specification)
 
     def duplicate(self) -> SoftTensor:
         """Return a copy of the values that carries the same."""
@@ -308,7 +321,7 @@ def plain(value: Any) -> Any:
         return value.as_subclass(Tensor)
 
 
-_discrete: WeakIdKeyDictionary = WeakIdKeyDictionary()
+known_values: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def remember_values(result: Tensor, distribution: Lazy[Distribution]) -> None:
@@ -316,14 +329,14 @@ def remember_values(result: Tensor, distribution: Lazy[Distribution]) -> None:
 
     Its gradient says where its mean moves; a later comparison or cast to integers needs the single values.
     """
-    _discrete[result] = (distribution, result._version)
+    known_values[result] = (distribution, result._version)
 
 
 def remembered_values(value: Any) -> Lazy[Distribution] | None:
     """Return the distribution behind a float tensor that takes discrete values, where it is known."""
-    if not isinstance(value, Tensor):
+    if not known_values.data or not isinstance(value, Tensor):
         return None
-    distribution, version = _discrete.get(value, (None, 0))
+    distribution, version = known_values.get(value, (None, 0))
     return distribution if distribution is not None and version == value._version else None
 
 
