@@ -37,8 +37,11 @@ def test_the_users_own_expression_stands_in_the_example() -> None:
 def test_the_advice_for_an_operation_comes_alone_where_there_is_one() -> None:
     blocks = [r["block"] for r in remedies_for(_finding("k = x.topk(2)", "cut.index", "topk"))]
     assert blocks == ["discrete.soft_topk", "relaxed"]
-    blocks = [r["block"] for r in remedies_for(_finding("k = x.round()", "zero.rounding", "round"))]
-    assert blocks[0] == "discrete.round"
+    for operation in ("round", "floor", "sign", "heaviside", "clamp"):
+        finding = _finding(f"k = x.{operation}()", f"zero.{operation}", operation)
+        assert remedies_for(finding)[0]["block"] == f"discrete.{operation}"
+    assert remedies_for(_finding("k = x.clamp_(0)", "zero.clamp", "clamp_"))[0]["block"] == "discrete.clamp"
+    assert remedies_for(_finding("k = f(x)", "zero.custom", "custom"))[0]["block"] == "discrete.straight_through"
 
 
 @pytest.mark.parametrize("code", sorted({c for r in REMEDIES for c in r.codes}))

@@ -42,7 +42,7 @@ _RELAXED = Remedy(
     "relaxed",
     "Keeps the code and its values as they are and sends soft gradients back through it.",
     "import pullback\n\nwith pullback.relaxed(temperature=0.1):\n    loss = compute_loss()  # your unchanged code",
-    ("cut.index", "cut.comparison", "cut.cast", "cut.sampling", "cut.control_flow", "control-flow", "zero.step"),
+    ("cut.index", "cut.comparison", "cut.cast", "cut.sampling", "cut.control_flow", "control-flow", "zero"),
     ("relaxed", "relax", "unchanged"),
 )
 
@@ -81,7 +81,7 @@ REMEDIES: tuple[Remedy, ...] = (
         "discrete.greater",
         "The probability that the comparison holds: exact in the forward pass with hard=True, a gradient backwards.",
         "from pullback import discrete\ngate = discrete.greater({x}, 0.0, temperature=0.1, hard=True)",
-        ("cut.comparison", "zero.step"),
+        ("cut.comparison", "zero"),
         ("gt", "ge", "lt", "le", "greater", "less", "comparison", "threshold", "mask", "bool", "compare"),
     ),
     Remedy(
@@ -100,59 +100,66 @@ REMEDIES: tuple[Remedy, ...] = (
         ("where", "if", "branch", "masked_fill", "masked_select", "nonzero", "while", "bool", "__bool__"),
     ),
     Remedy(
+        "discrete.straight_through",
+        "Any hard function forward, the gradient of a smooth one backwards.",
+        "from pullback import discrete\nhard = discrete.straight_through({x}.detach().round(), {x})",
+        ("zero", "cut.rounding", "cut.custom", "cut.operation"),
+        ("straight_through", "ste", "quantize", "function", "custom"),
+    ),
+    Remedy(
         "discrete.round",
         "Rounded values forward, the slope of a smooth staircase backwards.",
         "from pullback import discrete\nrounded = discrete.round({x}, temperature=0.1, hard=True)",
-        ("zero.step", "zero.rounding", "cut.cast", "cut.rounding"),
+        ("zero", "cut.cast", "cut.rounding"),
         ("round", "long", "int", "to", "type", "quantize", "cast", "__int__", "byte", "short", "bool"),
     ),
     Remedy(
         "discrete.floor",
         "Floor (ceil and trunc alike) forward, the slope of a smooth staircase backwards.",
         "from pullback import discrete\nlower = discrete.floor({x}, temperature=0.1, hard=True)",
-        ("zero.step", "zero.rounding", "cut.rounding"),
+        ("zero", "cut.rounding"),
         ("floor", "ceil", "trunc", "fix", "floor_divide", "div", "frac", "__floordiv__"),
     ),
     Remedy(
         "discrete.sign",
         "The sign forward, the slope of a smooth step backwards.",
         "from pullback import discrete\nsigns = discrete.sign({x}, temperature=0.1, hard=True)",
-        ("zero.step", "zero.rounding"),
+        ("zero",),
         ("sign", "sgn", "signbit"),
     ),
     Remedy(
         "discrete.heaviside",
         "The step forward, the slope of a smooth step backwards.",
         "from pullback import discrete\nstep = discrete.heaviside({x}, torch.zeros(()), temperature=0.1, hard=True)",
-        ("zero.step", "zero.rounding"),
+        ("zero",),
         ("heaviside", "step"),
     ),
     Remedy(
         "discrete.clamp",
         "The clamped value with a gradient that fades outside of the bounds instead of stopping at them.",
         "from pullback import discrete\nbounded = discrete.clamp({x}, 0.0, 1.0, temperature=0.1)",
-        ("zero.saturated",),
+        ("zero",),
         ("clamp", "clip", "clamp_", "clamp_min", "clamp_max", "hardtanh", "hardsigmoid", "relu6"),
     ),
     Remedy(
         "torch.nn.functional.leaky_relu",
         "Every unit of this layer is off for every sample; a leak (or a smaller step or bias) lets it come back.",
         "import torch.nn.functional as F\nactive = F.leaky_relu({x}, 0.01)",
-        ("zero.saturated",),
+        ("zero",),
         ("relu", "relu_", "threshold", "maximum"),
     ),
     Remedy(
         "torch.nn.functional.binary_cross_entropy_with_logits",
         "The output is saturated: take the loss of the logits, not of the squashed value.",
         "import torch.nn.functional as F\nloss = F.binary_cross_entropy_with_logits({x}, torch.ones_like({x}))",
-        ("zero.saturated", "vanishing"),
+        ("zero", "vanishing"),
         ("sigmoid", "tanh", "softmax", "hardsigmoid"),
     ),
     Remedy(
         "a term that varies",
         "The value is the same for every input (a sum of ranks or of a softmax): weight the entries differently.",
         "weights = torch.linspace(0, 1, {x}.shape[-1])\nvalue = (torch.softmax({x}, -1) * weights).sum()",
-        ("zero.invariant",),
+        ("zero",),
         ("invariant", "sum", "softmax"),
     ),
     Remedy(
@@ -194,7 +201,7 @@ REMEDIES: tuple[Remedy, ...] = (
         "the tensor itself",
         "Keep the value a tensor: a Python number carries no gradient.",
         "value = {x}.sum()  # instead of {x}.sum().item()",
-        ("cut.item",),
+        ("cut.item", "cut.number"),
         ("item", "tolist", "float", "__float__", "__int__", "__index__", "int"),
     ),
     Remedy(
@@ -261,11 +268,11 @@ REMEDIES: tuple[Remedy, ...] = (
         ("relu", "abs", "kink", "l1_loss", "max", "min", "maximum", "minimum"),
     ),
     Remedy(
-        "discrete.straight_through",
-        "Any hard function forward, the gradient of a smooth one backwards.",
-        "from pullback import discrete\nhard = discrete.straight_through({x}.detach().round(), {x})",
-        ("zero.step", "zero.rounding", "zero.function", "cut.rounding"),
-        ("straight_through", "ste", "quantize", "function", "custom"),
+        "torch.autograd.grad",
+        "Keep the graph of the inner gradient, so that what is computed from it can be differentiated.",
+        "(inner,) = torch.autograd.grad({x}.square().sum(), {x}, create_graph=True)",
+        ("cut.create_graph",),
+        ("grad", "create_graph", "penalty", "backward"),
     ),
     _RELAXED,
 )
@@ -305,16 +312,18 @@ def suggest(word: str) -> list[str]:
 def remedies_for(finding: Finding) -> tuple[dict[str, str], ...]:
     """Return what fits a finding, at most three, with the user's own expression in the examples.
 
-    An entry fits if it answers the finding's code; those that also name its operation come first, and alone where
-    there is one.
+    An entry fits if it answers the finding's code and names its operation; where none names the operation, those that
+    answer the very code, then those that answer its kind.
     """
-    operation = finding.operation.rpartition(".")[2].lower()
+    operation = finding.operation.rpartition(".")[2].strip("_").lower()
     fitting = [r for r in REMEDIES if any(_answers(code, finding.code) for code in r.codes)]
-    specific = [r for r in fitting if operation in {o.lower() for o in r.operations}]
-    general = [r for r in fitting if r is _RELAXED]
-    chosen = list(dict.fromkeys([*(specific or fitting[:2]), *general]))[:3]
+    named = [r for r in fitting if operation in {o.strip("_").lower() for o in r.operations}]
+    exact = [r for r in fitting if finding.code in r.codes and r is not _RELAXED]
+    chosen = named or exact or [r for r in fitting if r is not _RELAXED]
+    if _RELAXED in fitting:
+        chosen = [*chosen[:2], _RELAXED]
     expression = _expression(finding)
-    return tuple(remedy.for_expression(expression) for remedy in chosen)
+    return tuple(remedy.for_expression(expression) for remedy in dict.fromkeys(chosen[:3]))
 
 
 def with_remedies(report: Report) -> Report:
