@@ -13,6 +13,9 @@ from torch import Tensor
 from pullback.discrete import entmax15, gumbel_softmax, rank, reinmax, sort, sorting_network, sparsemax
 from pullback.lab.bench import Case
 
+SIZES = (8, 32, 128, 1024, 10_000)
+_ALONE = " (no peer: each would need over 2 GB or 10 s)"
+
 
 def _scores(n: int, batch: int = 64) -> Callable[[], Tensor]:
     return lambda: torch.randn(batch, n, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -45,16 +48,23 @@ def _network_matrix(x: Tensor) -> None:
     torch.autograd.grad(sorting_network(x).permutation.square().sum(), x)
 
 
+def _network_peers(n: int) -> dict[str, Callable[[Tensor], None]]:
+    """At n = 1024 diffsort would keep 55 layers of 64 matrices of 1024 x 1024 (over 100 GB); at n = 10 000 softtorch
+    keeps 105 layers of temporaries (over 2 GB)."""
+    peers: dict[str, Callable[[Tensor], None]] = {"softtorch": _softtorch} if n <= 1024 else {}
+    return peers | ({"diffsort": lambda x: _diffsort(x, 0)} if n <= 128 else {})
+
+
+# The matrix stops at n = 128: from 1024 on, 64 matrices and their cotangents take over 500 MB and minutes.
 NETWORK_CASES = [
     *[
         Case(
-            f"sorting network (bitonic, Cauchy), values, forward+backward, n={n}, batch 64",
+            f"sorting network (bitonic, Cauchy), values, forward+backward, n={n}, batch 64" + _ALONE * (n > 1024),
             _scores(n),
             _network_values,
-            # At n=1024 diffsort would keep 55 layers of 64 matrices of 1024 x 1024: over 100 GB.
-            {"softtorch": _softtorch} | ({"diffsort": lambda x: _diffsort(x, 0)} if n <= 128 else {}),
+            _network_peers(n),
         )
-        for n in (8, 32, 128, 1024)
+        for n in SIZES
     ],
     *[
         Case(
@@ -63,7 +73,8 @@ NETWORK_CASES = [
             _network_matrix,
             {"diffsort": lambda x: _diffsort(x, 1)},
         )
-        for n in (8, 32, 128)
+        for n in SIZES
+        if n <= 128
     ],
 ]
 
@@ -133,6 +144,16 @@ def _softtorch_sort(method: str, mode: str) -> Callable[[Tensor], None]:
     return work
 
 
+def _softtorch_rank(method: str, mode: str) -> Callable[[Tensor], None]:
+    def work(x: Tensor) -> None:
+        import softtorch
+
+        ranks = softtorch.rank(x, dim=-1, method=method, mode=mode, softness=0.1, descending=False)
+        torch.autograd.grad(ranks, x, x.detach())
+
+    return work
+
+
 def _torchsort(name: str) -> Callable[[Tensor], None]:
     def work(x: Tensor) -> None:
         import torchsort
@@ -143,7 +164,7 @@ def _torchsort(name: str) -> Callable[[Tensor], None]:
     return work
 
 
-_SOFTTORCH_SORT = {
+_SOFTTORCH = {
     "softsort": ("softsort", "smooth"),
     "neuralsort": ("neuralsort", "smooth"),
     "sinkhorn": ("ot", "smooth"),
@@ -151,35 +172,39 @@ _SOFTTORCH_SORT = {
 }
 
 
-def _sort_peers(method: str, n: int) -> dict[str, Callable[[Tensor], None]]:
-    """The peers that need less than 10 s and 2 GB: those with matrices stop at n = 1024, the transport one at 128."""
+def _order_peers(operation: str, method: str, n: int) -> dict[str, Callable[[Tensor], None]]:
+    """The peers that need less than 10 s and 2 GB: those with matrices stop at n = 1024 (at 128 for ranks, which would
+    double the time of the whole benchmark), the transport one at 128."""
     peers: dict[str, Callable[[Tensor], None]] = {}
-    if n <= {"sinkhorn": 128, "isotonic": 10_000}.get(method, 1024):
-        peers["softtorch"] = _softtorch_sort(*_SOFTTORCH_SORT[method])
+    if n <= {"sinkhorn": 128, "isotonic": 10_000}.get(method, 1024 if operation == "sort" else 128):
+        peers["softtorch"] = {"sort": _softtorch_sort, "rank": _softtorch_rank}[operation](*_SOFTTORCH[method])
     if method == "isotonic":
-        peers["torchsort"] = _torchsort("soft_sort")
+        peers["torchsort"] = _torchsort(f"soft_{operation}")
     return peers
+
+
+def _order_case(operation: str, method: str, n: int, ours: Callable[[Tensor], Tensor]) -> Case:
+    peers = _order_peers(operation, method, n)
+    name = f"{operation}, {method}, forward+backward, n={n}, batch 64"
+    return Case(name if peers else name + _ALONE, _scores(n), _descend(ours), peers)
 
 
 ORDER_CASES = [
     *[
-        Case(
-            f"sort, {method}, forward+backward, n={n}, batch 64",
-            _scores(n),
-            _descend(lambda x, method=method: sort(x, method=method).values),
-            _sort_peers(method, n),
-        )
-        for method in _SOFTTORCH_SORT
-        for n in (8, 32, 128, 1024, 10_000)
+        _order_case("sort", method, n, lambda x, method=method: sort(x, method=method).values)
+        for method in _SOFTTORCH
+        for n in SIZES
     ],
     *[
-        Case(
-            f"rank, isotonic, forward+backward, n={n}, batch 64",
-            _scores(n),
-            _descend(lambda x: rank(x, method="isotonic", temperature=0.1, scale=None)),
-            {"torchsort": _torchsort("soft_rank")},
+        # The isotonic peers take an absolute temperature.
+        _order_case(
+            "rank",
+            method,
+            n,
+            lambda x, method=method, scale=scale: rank(x, method=method, temperature=0.1, scale=scale),
         )
-        for n in (8, 32, 128, 1024, 10_000)
+        for method, scale in (("softsort", "std"), ("neuralsort", "std"), ("sinkhorn", "std"), ("isotonic", None))
+        for n in SIZES
     ],
 ]
 
