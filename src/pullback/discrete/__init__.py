@@ -1,4 +1,4 @@
-"""Blocks of the discrete family."""
+"""Discrete choices with a gradient: sorting, ranking, top-k, comparisons, logic, rounding, indexing, sampling."""
 
 from __future__ import annotations
 

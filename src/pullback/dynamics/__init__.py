@@ -1,4 +1,4 @@
-"""Blocks of the dynamics family."""
+"""Time with a gradient: ODE solvers and their adjoints, events, neural and latent ODEs, continuous flows."""
 
 from __future__ import annotations
 

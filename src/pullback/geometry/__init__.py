@@ -1,4 +1,4 @@
-"""Cameras and the geometry of views. Conventions: OpenCV axes (x right, y down, z forward), metres, radians."""
+"""Cameras and poses with a gradient: world to pixels and back. OpenCV axes (x right, y down, z forward), metres."""
 
 from pullback.geometry.camera import Camera, Projection, Rays, look_at
 

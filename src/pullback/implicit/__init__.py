@@ -1,4 +1,4 @@
-"""Blocks of the implicit family: differentiate through a solver without unrolling it."""
+"""Solvers as layers: roots, optima, projections and linear systems, differentiated without unrolling the iterations."""
 
 from __future__ import annotations
 

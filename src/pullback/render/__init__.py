@@ -1,4 +1,4 @@
-"""Renderers that are differentiable in all their inputs, the camera included; one result type."""
+"""Rendering with a gradient: from an image back to shapes, colours, opacity and the camera. One result type."""
 
 from pullback.render.density import Densified, Spheres, SphereStatistics, prune_and_split
 from pullback.render.result import Rendered
