@@ -17,6 +17,10 @@ from pullback.audit.tensor_table import TensorTable
 __all__ = ["BackwardPasses", "StopTracing"]
 
 
+INNER = 16
+"""Calls of ``torch.autograd.grad`` from one line that count as one step: inner loops come before the outer one."""
+
+
 class StopTracing(BaseException):
     """Raised in the user's script when the wanted number of steps was audited."""
 
@@ -48,7 +52,8 @@ class BackwardPasses(TensorTable):
         if (name == "backward" or not keeps_graph) and not wrapped:
             key = (site.code, site.instruction)
             self._passes[key] = self._passes.get(key, 0) + 1
-            if self.steps is not None and self._passes[key] > self.steps:
+            most = None if self.steps is None else self.steps * (INNER if name == "grad" else 1)
+            if most is not None and self._passes[key] > most:
                 self.stopped = self.finished = True
                 raise StopTracing
             for output in outputs:

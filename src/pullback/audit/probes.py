@@ -13,17 +13,13 @@ relu, a maximum) hides a share that tends to zero with ``s``; a step or a lost f
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pullback.audit import operations as ops
 from pullback.audit.custom import check_custom
@@ -31,76 +27,19 @@ from pullback.audit.graph import TraceGraph
 from pullback.audit.program import Program
 from pullback.audit.random import random_state, set_random_state
 from pullback.audit.records import Exit, tensors_in
-from pullback.audit.sites import Site, in_branch_test, locate, place
+from pullback.audit.replay import Change, Key, Laboratory, same
+from pullback.audit.sites import Site, in_branch_test, place
+from pullback.audit.threshold import crosses_a_jump, loss_depends
 from pullback.audit.tracer import Tracer
 from pullback.audit.verdicts import Verdicts, site_key
 
 __all__ = ["check_customs", "probe"]
-
-Key = tuple[Any, int, str]
-Change = Callable[[Any, int], Any]
 
 SCALES = (0.01, 0.05, 0.3)
 """Steps of the directions, relative to the root mean square of each trained tensor."""
 DIRECTIONS = 6
 MOST = 24
 """Sites probed one by one."""
-
-
-class Replay(TorchFunctionMode):
-    """Runs a program with the results at chosen call sites passed through a function of (result, visit)."""
-
-    def __init__(self, changes: dict[Key, Change], libraries: bool) -> None:
-        super().__init__()
-        self.changes = changes
-        self.names = {key[2] for key in changes}
-        self.libraries = libraries
-        self.visits: dict[Key, int] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = ops.operation_name(func)
-        if name not in self.names:
-            return out
-        key = site_key(locate(sys._getframe(1), self.libraries), name)
-        change = self.changes.get(key)
-        if change is None:
-            return out
-        visit = self.visits[key] = self.visits.get(key, -1) + 1
-        return change(out, visit)
-
-
-class Laboratory:
-    """Replays of one program from one state."""
-
-    def __init__(self, program: Program, tracer: Tracer, state: tuple[Any, ...], budget: float) -> None:
-        self.program = program
-        self.libraries = tracer.libraries
-        self.state = state
-        self.until = time.monotonic() + budget
-        buffers = [reference() for reference in tracer.mutated.values()]
-        self.saved = [(b, b.detach().clone()) for b in buffers if b is not None and b.numel() < 10**7]
-
-    @property
-    def spent(self) -> bool:
-        """Whether the time budget is used up."""
-        return time.monotonic() > self.until
-
-    def loss(self, changes: dict[Key, Change] | None = None) -> float | None:
-        """Return the loss of a replay, ``None`` if the changed program raised or returned no number."""
-        set_random_state(self.state)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), Replay(changes or {}, self.libraries):
-                value = self.program.value()
-        except Exception:
-            if not changes:
-                raise
-            return None  # an assertion or a bounds check of the program refused the changed value
-        finally:
-            with torch.no_grad():
-                for tensor, copy in self.saved:
-                    tensor.copy_(copy)
-        return None if value is None else float(value.detach().sum())
 
 
 def probe(
@@ -131,7 +70,8 @@ def probe(
     verdicts.biased = check_customs(tracer, generator)
     exits, branches = _questions(graph, trained)
     stops = _open_stops(graph, trained)
-    if not (exits or branches or stops):
+    shut = _shut_stops(graph, trained, stops)
+    if not (exits or branches or stops or shut):
         return verdicts, []
     if tracer.impure:
         return verdicts, [
@@ -143,12 +83,15 @@ def probe(
         first, second = laboratory.loss(), laboratory.loss()
         if first is None:
             return verdicts, []
-        if second is None or not _same(first, second):
+        if second is None or not same(first, second):
             return verdicts, [
                 "two runs with the same random numbers differ: probes that replay the program were not run"
             ]
         _probe_exits(laboratory, exits, first, verdicts)
         _probe_branches(laboratory, branches, first, verdicts)
+        for key in shut:
+            noise = torch.Generator().manual_seed(1) if generator is None else generator
+            verdicts.matters[key] = loss_depends(laboratory, key, first, noise)
         _probe_stops(laboratory, graph, stops, trained, generator, verdicts)
     finally:
         set_random_state(after)
@@ -159,10 +102,6 @@ def check_customs(tracer: Tracer, generator: torch.Generator | None) -> list[tup
     """Return the custom functions of a trace whose backward disagrees with their forward, with the numbers."""
     found = [check_custom(call, generator) for call in tracer.custom_calls.values()]
     return [entry for entry in found if entry is not None]
-
-
-def _same(a: float, b: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= 1e-6 * max(abs(a), abs(b))
 
 
 def _questions(graph: TraceGraph, trained: set[int]) -> tuple[dict[Key, Exit], dict[Key, Exit]]:
@@ -200,18 +139,31 @@ def _open_stops(graph: TraceGraph, trained: set[int]) -> dict[Key, int]:
     return dict(list(found.items())[:MOST])
 
 
+def _shut_stops(graph: TraceGraph, trained: set[int], opened: dict[Key, int]) -> list[Key]:
+    """Return the stops that leave a trained tensor without a gradient: does the loss depend on them at all?"""
+    found: list[Key] = []
+    for event in graph.events:
+        for index in sorted(graph.nodes[event.node].origins) if event.node is not None else ():
+            origin = graph.tracer.origins[index]
+            key = site_key(origin.site, origin.op)
+            leaves = graph.leaves(graph.upstream(origin.sources, live=True)) & trained
+            if key not in found and key not in opened and any(not graph.tracer.leaves[i].norm for i in leaves):
+                found.append(key)
+    return found[:MOST]
+
+
 def _probe_exits(laboratory: Laboratory, exits: dict[Key, Exit], base: float, verdicts: Verdicts) -> None:
     if not exits:
         return
     together = laboratory.loss({key: lambda out, visit: _perturbed(out, 1.0) for key in exits})
-    if together is not None and _same(together, base):
+    if together is not None and same(together, base):
         verdicts.exits = dict.fromkeys(exits, False)
         return
     for key in exits:
         if laboratory.spent:
             return
         moved = [laboratory.loss({key: lambda out, visit, s=s: _perturbed(out, s)}) for s in (1.0, -1.0)]  # type: ignore[misc]
-        verdicts.exits[key] = any(m is None or not _same(m, base) for m in moved)
+        verdicts.exits[key] = any(m is None or not same(m, base) for m in moved)
 
 
 def _perturbed(value: Any, sign: float) -> Any:
@@ -303,6 +255,13 @@ def _probe_stops(
             share = math.sqrt(sum(h * h for h in hidden[key])) / whole
             gaps[key].append(min(share, math.sqrt(sum(j * j for j in together)) / whole))
     verdicts.gaps = {key: min(values) for key, values in gaps.items() if values and all(map(math.isfinite, values))}
+    for key in stops:
+        if key[2] in ops.COMPARISONS and gaps[key] and not laboratory.spent:
+            jump = crosses_a_jump(laboratory, key)
+            if jump is False:
+                verdicts.gaps[key] = 0.0
+            elif jump and math.isfinite(gaps[key][-1]):
+                verdicts.gaps[key] = max(gaps[key])
 
 
 @contextlib.contextmanager

@@ -51,12 +51,19 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
     if gap is not None:
         evidence["hidden share of the derivative"] = gap
     meant = "" if fatal else intended(graph, members, starved=bool(dead) and ledger.certain)
+    if dead and not fatal and not meant and _lost_elsewhere(ledger, members, dead, starving):
+        meant = intended(graph, members, starved=False)
     term = any(_is_term(ledger, m, events, starving) for m in members for events in terms)
     if code.startswith("zero.") and not fatal:
         visited = [ledger.nodes[ledger.tracer.origins[m].node] for m in members]
         if not any(n.cotangent for n in visited) and not dead:
             return
-    if fatal or (term and meant not in ("score function", "sample")):
+    inner = code == "cut.create_graph" and dead <= _leaves_of(
+        ledger, [i for i in starving if ledger.tracer.origins[i].code != code]
+    )
+    if inner and dead:
+        severity = "info"  # first order on purpose: another stop takes the gradient away
+    elif fatal or (term and meant not in ("score function", "sample")):
         severity = "error"
     elif dead:
         frozen = stop and all(ledger.tracer.leaves[i].frozen for i in dead) and len(dead) < len(ledger.trained)
@@ -67,16 +74,20 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
         severity = "error"
     elif gap is not None:
         chosen = origin.code == "cut.comparison" and all(
-            live.op in ("where", "masked_fill", "masked_fill_", "masked_scatter", "__getitem__", "__setitem__")
+            live.op in ("masked_fill", "masked_fill_", "masked_scatter", "__getitem__", "__setitem__")
             for _, live in ledger.graph.merges(members[0], origin.node)
         )
-        severity = "error" if gap > 0.1 and not stop and not chosen else "info"
+        broken = bool(ledger.tracer.not_finite)  # then no slope of the loss says anything
+        severity = "error" if gap > 0.1 and not broken and not stop and not chosen else "info"
     elif code.partition(".")[2] in ("index", "comparison", "cast", "rebuild") and lost_feature(graph, members):
         severity = "error"
     elif (code.startswith("zero.") and not _wraps(ledger, members)) or wasted(ledger.graph, members):
         severity = "warning"
     else:
         severity = "info"
+    matters = ledger.verdicts.matters.get(site_key(origin.site, origin.op))
+    if matters is not None:
+        evidence["loss moves with its input"] = matters
     if meant:
         evidence["intended"] = meant
     added = ledger.add(code, origin.site, origin.op, severity, evidence)
@@ -91,6 +102,19 @@ def _leaves_of(ledger: Ledger, members: list[int]) -> set[int]:
     """Return the trained tensors that reach a stop along live values."""
     sources = [s for m in members for s in ledger.tracer.origins[m].sources]
     return ledger.graph.leaves(ledger.graph.upstream(sources, live=True)) & ledger.trained
+
+
+def _lost_elsewhere(ledger: Ledger, members: list[int], dead: set[int], starving: set[int]) -> bool:
+    """Whether another loss, or a stop that looks like no target and no sample, explains the missing gradients."""
+    graph = ledger.graph
+    found: set[int] = set()
+    for event in graph.events:
+        if event.live and event.node is not None and not set(members) & ledger.nodes[event.node].origins:
+            found |= graph.leaves(graph.upstream([event.node], live=True))
+    for rival in starving - set(members):
+        if ledger.tracer.origins[rival].site != ledger.tracer.origins[members[0]].site and not dead <= found:
+            found |= set() if intended(graph, [rival], starved=False) else _leaves_of(ledger, [rival])
+    return dead <= found
 
 
 def _code(ledger: Ledger, origin: Origin) -> str:

@@ -18,6 +18,7 @@ class Verdicts:
         exits: for a value that left for Python: whether changing it changes the loss.
         branches: for a branch on a value: whether taking the other side changes the loss.
         gaps: for a stop: the share of the smoothed derivative that it hides (0: none).
+        matters: for a stop: whether the loss moves when the input of the stopped operation does.
         agree: whether autograd agrees with the smoothed derivative as a whole; ``None`` if not measured.
         biased: custom functions whose backward disagrees with their forward, with the numbers.
         evidence: further numbers of the whole function.
@@ -26,6 +27,7 @@ class Verdicts:
     exits: dict[tuple[Any, int, str], bool] = field(default_factory=dict)
     branches: dict[tuple[Any, int, str], bool] = field(default_factory=dict)
     gaps: dict[tuple[Any, int, str], float] = field(default_factory=dict)
+    matters: dict[tuple[Any, int, str], bool | None] = field(default_factory=dict)
     agree: bool | None = None
     biased: list[tuple[Site, str, dict[str, float]]] = field(default_factory=list)
     evidence: dict[str, float] = field(default_factory=dict)

@@ -756,3 +756,47 @@ def probe_on_detached_features():
         return F.cross_entropy(head(h), Y) + F.cross_entropy(probe(h.detach()), Y)
 
     return program, X
+
+
+def continuous_where():
+    net = _net(4, 8, 3)
+
+    def program(x):
+        error = net(x) - 0.3
+        huber = torch.where(error.abs() < 1, 0.5 * error**2, error.abs() - 0.5)
+        return (huber + torch.where(error > 0, error, error.exp() - 1)).mean()
+
+    return program, X
+
+
+def hardest_half():
+    net = _net(4, 8, 3)
+
+    def program(x):
+        losses = net(x).square().sum(1)
+        return (losses * (losses > losses.median()).float()).mean()
+
+    return program, X
+
+
+def clipped_ratio_at_one():
+    policy = _net(4, 3)
+
+    def program(x):
+        probability = policy(x).softmax(1)[:, 0]
+        ratio = probability / probability.detach()
+        advantage = x[:, 0]
+        return -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+
+    return program, X
+
+
+def moved_module():
+    net = _net(4, 8, 1).to("cpu").float()
+    return lambda x: net(x).square().mean(), X
+
+
+def parameter_from_a_parameter():
+    first = nn.Linear(4, 4)
+    second = nn.Parameter(first.weight.clone())
+    return lambda x: (first(x) @ second).square().mean(), X

@@ -692,3 +692,67 @@ def rounded_then_detached():
         return head(h.detach()).square().mean()  # <- cut.detach
 
     return program, X
+
+
+def branches_that_jump():
+    net = _net(4, 8, 3)
+
+    def program(x):
+        y = net(x)
+        return torch.where(y > 0.1, y + 3.0, y).square().mean()  # <- cut.comparison
+
+    return program, X
+
+
+def written_through_data():
+    net, head = _net(4, 5), _net(5, 1)
+
+    def program(x):
+        out = torch.zeros(12, 5)
+        out.data[:] = net(x)  # <- cut.data
+        return head(out).square().mean()
+
+    return program, X
+
+
+def copied_into_a_buffer():
+    net, head = _net(4, 5), _net(5, 1)
+
+    def program(x):
+        buffer = torch.empty(12, 5)
+        with torch.no_grad():
+            buffer.copy_(net(x))  # <- cut.no_grad
+        return head(buffer).square().mean()
+
+    return program, X
+
+
+def wrapped_as_a_parameter():
+    net, head = _net(4, 5), _net(5, 1)
+    return lambda x: head(nn.Parameter(net(x))).square().mean(), X  # <- cut.rebuild
+
+
+def rebuilt_by_the_constructor():
+    net, head = _net(4, 5), _net(5, 1)
+    return lambda x: head(torch.Tensor(net(x).tolist())).square().mean(), X  # <- cut.item
+
+
+def rebuilt_from_floats_by_the_constructor():
+    net, head = _net(4, 5), _net(5, 1)
+
+    def program(x):
+        rows = [[float(v) for v in row] for row in net(x)]  # <- cut.item
+        return head(torch.FloatTensor(rows)).square().mean()
+
+    return program, X
+
+
+def attention_detached_in_one_matrix():
+    joint = nn.Linear(4, 12)
+
+    def program(x):
+        query, key, value = joint(x).split(4, 1)
+        weights = (query @ key.T).softmax(1).detach()  # <- cut.detach
+        return (weights @ value).square().mean()
+
+    return program, X
