@@ -49,19 +49,21 @@ def torchdiffeq(problem: Problem, *, adjoint: bool) -> None:
 BOUNDED = {"torchdiffeq odeint_adjoint": partial(torchdiffeq, adjoint=True)}
 PLAIN = {"torchdiffeq odeint": partial(torchdiffeq, adjoint=False)}
 
+# the same memory, the same step control (one step for all samples), then what bounds the memory or gives each its step
+WAYS = (
+    ("unrolled, shared step", {"adjoint": "unrolled", "shared_step": True}, PLAIN),
+    ("unrolled", {"adjoint": "unrolled"}, PLAIN),
+    ("checkpoint", {"adjoint": "checkpoint"}, {**BOUNDED, **PLAIN}),
+    ("backsolve", {"adjoint": "backsolve"}, BOUNDED),
+)
+
 CASES = [
-    *(
-        Case(
-            f"odeint forward+backward, {adjoint}, {batch} x {dim}, {hidden} tanh, {times} times",
-            partial(setup, batch, dim, hidden, times),
-            partial(ours, adjoint=adjoint),
-            peers,
-        )
-        for batch, dim, hidden, times in ((1, 4, 20, 2), (128, 16, 64, 2), (128, 16, 64, 20))
-        for adjoint, peers in (
-            ("checkpoint", {**BOUNDED, **PLAIN}),
-            ("backsolve", BOUNDED),
-            ("unrolled", PLAIN),
-        )
-    ),
+    Case(
+        f"odeint forward+backward, {name}, {batch} x {dim}, {hidden} tanh, {times} times",
+        partial(setup, batch, dim, hidden, times),
+        partial(ours, **options),
+        peers,
+    )
+    for batch, dim, hidden, times in ((1, 4, 20, 2), (128, 16, 64, 2), (128, 16, 64, 20))
+    for name, options, peers in WAYS
 ]

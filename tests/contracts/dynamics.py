@@ -57,9 +57,13 @@ def fall_exact(height: Tensor, gravity: Tensor) -> tuple[Tensor, Tensor]:
     return (2 * height / gravity).sqrt(), -(2 * height * gravity).sqrt()
 
 
-FLOW = ContinuousFlow(
-    GatedField(2, 6, generator=torch.Generator().manual_seed(0)), 2, method="rk4", step=0.125
-).double()
+def flow(dtype: torch.dtype) -> ContinuousFlow:
+    field = GatedField(2, 6, generator=torch.Generator().manual_seed(0))
+    return ContinuousFlow(field, 2, method="rk4", step=0.125).to(dtype)
+
+
+# made beforehand: a module moved inside of a transform of torch.func would keep tensors of that transform
+FLOWS = {dtype: flow(dtype) for dtype in (torch.float32, torch.float64)}
 COMPILE = "a solve decides on its steps from data; what is worth compiling is the field (tested in tests/dynamics)"
 
 
@@ -162,7 +166,7 @@ CONTRACTS = [
     ),
     Contract(
         "dynamics.ContinuousFlow.log_prob",
-        lambda x: FLOW.to(x.dtype).log_prob(x),
+        lambda x: FLOWS[x.dtype].log_prob(x),
         lambda g: [Call((torch.randn(4, 2, generator=g, dtype=torch.float64),))],
         batched=False,
         half=False,

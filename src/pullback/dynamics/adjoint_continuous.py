@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pullback.dynamics.accepted import Steps, dense_state
 from pullback.dynamics.loop import Control, Problem, integrate
-from pullback.dynamics.steps import StepAdjoint, Stepper, some
+from pullback.dynamics.steps import StepAdjoint, Stepper
 from pullback.dynamics.tableaux import Tableau
+from pullback.dynamics.transforms import some
 
 __all__ = ["backsolve_adjoint", "interpolated_adjoint"]
 

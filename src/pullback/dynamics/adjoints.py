@@ -20,8 +20,9 @@ from pullback.dynamics.captures import captured_tensors, reachable_parameters
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.loop import Problem, Run, integrate
 from pullback.dynamics.steps import Stepper
+from pullback.dynamics.transforms import transformed
 
-__all__ = ["ADJOINTS", "solve", "transformed"]
+__all__ = ["ADJOINTS", "solve"]
 
 ADJOINTS = ("checkpoint", "backsolve", "interpolated", "unrolled", "symplectic")
 
@@ -170,8 +171,3 @@ class _Solve(torch.autograd.Function):
                     problem, aligned(run), times, reached, y0, params, cotangents[0]
                 )
         return None, None, None, y_bar, *gradients
-
-
-def transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation is under way."""
-    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0

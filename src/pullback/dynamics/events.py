@@ -15,7 +15,8 @@ from pullback.dynamics.adjoints import solve
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.loop import Control, Problem, Run, integrate
 from pullback.dynamics.odeint import shifted_end, shifted_start
-from pullback.dynamics.steps import Stepper, some
+from pullback.dynamics.steps import Stepper
+from pullback.dynamics.transforms import some
 
 __all__ = ["Event", "solve_with_events"]
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pullback.dynamics.field import FlatField
-from pullback.dynamics.steps import Stepper, every, physical, quietly, some
+from pullback.dynamics.steps import Stepper, quietly
 from pullback.dynamics.tableaux import Tableau
+from pullback.dynamics.transforms import every, physical, some
 
 __all__ = ["Control", "Problem", "Run", "crossed", "integrate"]
 

@@ -13,11 +13,11 @@ from pullback.core.checks import check_choice, check_positive
 from pullback.core.errors import ConvergenceError
 from pullback.core.shapes import Bool, Float, Int
 from pullback.dynamics.accepted import Steps, dense_state
-from pullback.dynamics.adjoints import ADJOINTS, solve, transformed
+from pullback.dynamics.adjoints import ADJOINTS, solve
 from pullback.dynamics.field import FlatField, Layout
 from pullback.dynamics.loop import Control, Problem, Run
-from pullback.dynamics.steps import every, some
 from pullback.dynamics.tableaux import METHODS, Tableau
+from pullback.dynamics.transforms import every, some, transformed
 
 if TYPE_CHECKING:
     from pullback.dynamics.events import Event

@@ -12,8 +12,9 @@ from torch import Tensor
 from pullback.dynamics.captures import check_known, known_edges
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.tableaux import Coefficients, Tableau
+from pullback.dynamics.transforms import every, transformed
 
-__all__ = ["StepAdjoint", "Stepper", "every", "interpolation_weights", "physical", "quietly", "some"]
+__all__ = ["StepAdjoint", "Stepper", "interpolation_weights", "quietly"]
 
 _Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -142,7 +143,7 @@ class Stepper:
 
 def jacobian(field: _Field, t: Tensor, y: Tensor) -> Tensor:
     """df/dy of each sample, ``[samples, size, size]``, row by row (one vector-Jacobian product a row)."""
-    if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
+    if transformed():
         linear: Any = torch.func.vjp(lambda z: field(t, z), y)
         rows = [linear[1](_unit(y, i))[0] for i in range(y.shape[1])]
         return torch.stack(rows, 1)
@@ -179,7 +180,9 @@ class _Newton:
         matrix = eye - self.scale.unsqueeze(-1) * slopes
         # a non-finite Jacobian is no system to solve: the residual will say so
         matrix = torch.where(torch.isfinite(matrix).all(-1, keepdim=True).all(-2, keepdim=True), matrix, eye)
-        self.factors = torch.linalg.lu_factor(matrix.detach() if not _transformed() else matrix)
+        self.factors = torch.linalg.lu_factor(
+            matrix.detach() if torch._C._functorch.maybe_current_level() is None else matrix
+        )
 
     def update(self, residual: Tensor) -> Tensor:
         return torch.linalg.lu_solve(*self.factors, residual.unsqueeze(-1)).squeeze(-1)
@@ -218,31 +221,10 @@ class _Newton:
         return y, field(t, y)
 
 
-def _transformed() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None
-
-
 def quietly(field: _Field, t: Tensor, y: Tensor) -> Tensor:
     """The field without a graph, also where it differentiates inside."""
     with torch.no_grad():
         return field.quiet(t, y) if isinstance(field, FlatField) else field(t, y)
-
-
-def every(mask: Tensor) -> bool:
-    """Whether ``mask`` holds everywhere, below every transform of ``torch.func``: the loop decides for all samples."""
-    return bool(physical(mask).all())
-
-
-def some(mask: Tensor) -> bool:
-    """Whether ``mask`` holds anywhere, below every transform of ``torch.func``."""
-    return bool(physical(mask).any())
-
-
-def physical(x: Tensor) -> Tensor:
-    """The tensor below every transform of ``torch.func``."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
 
 
 class StepAdjoint:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pullback.dynamics.transforms import physical
+
 __all__ = ["METHODS", "Coefficients", "Tableau"]
 
 _Rows = tuple[tuple[float, ...], ...]
@@ -105,7 +107,8 @@ def _hermite(b: tuple[float, ...]) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _coefficients(tableau: Tableau, size: int, dtype: torch.dtype, device: torch.device) -> Coefficients:
     def tensor(values: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(values), dtype=dtype, device=device)
+        # the cache outlives the transform of torch.func that may be under way
+        return physical(torch.as_tensor(np.ascontiguousarray(values), dtype=dtype, device=device))
 
     def per_coordinate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return np.stack([first] * (size // 2) + [second] * (size // 2), -1)
@@ -122,7 +125,7 @@ def _coefficients(tableau: Tableau, size: int, dtype: torch.dtype, device: torch
     for i in reversed(range(s)):
         used[i] |= any(used[j] and np.any(a[j, i] != 0) for j in range(i + 1, s))
     return Coefficients(
-        nodes=tensor(np.array(tableau.c)).view(-1, 1, 1),
+        nodes=tensor(np.array(tableau.c).reshape(-1, 1, 1)),
         rows=[tensor(a[i, :i]) for i in range(s)],
         weights=tensor(b),
         error=tensor(np.array(tableau.error)) if tableau.error else None,

@@ -158,14 +158,14 @@ def solvers(lab: Lab) -> None:
         worst_ratio=worst,
     )
     y0 = torch.tensor([[1.2, 0.3]], dtype=torch.float64)
-    exact = odeint(duffing, y0, [0.0, 4.0], rtol=1e-13, atol=1e-14).y[-1]
+    exact = odeint(duffing, y0, [0.0, 2.0], rtol=1e-13, atol=1e-14).y[-1]
     rows, gap = [], 0.0
     for method, nominal in NOMINAL.items():
         # the asymptotic range: small steps, but for order 5 large enough to stay clear of rounding
         steps = [0.1, 0.08, 0.05, 0.04, 0.025] if nominal == 5 else [0.02, 0.0125, 0.01, 0.008, 0.005]
 
         def end(h: float, method: str = method) -> Tensor:
-            return odeint(duffing, y0, [0.0, 4.0], method=method, step=h).y[-1]
+            return odeint(duffing, y0, [0.0, 2.0], method=method, step=h).y[-1]
 
         fit = convergence_order(end, exact, steps)
         gap = max(gap, abs(fit.order - nominal))
@@ -255,11 +255,13 @@ def adjoints(lab: Lab) -> None:
         "the linear system has a closed form.",
     )
     for a in ADJOINTS:
-        lab.metric("forward and backward time / unrolled", ratio[a], of=a, better="lower", baseline=a == "unrolled")
+        lab.metric(
+            "forward and backward time / unrolled", ratio[a], unit="x", of=a, better="lower", baseline=a == "unrolled"
+        )
         lab.metric("bytes kept for the gradient", kept[a], of=a, better="lower", baseline=a == "unrolled")
     figure, axes = lab.subplots(1, 1, figsize=(5.5, 3.8))
-    for a in ADJOINTS:
-        axes.loglog(TOLERANCES, linear[a], "o-", label=a, alpha=0.7)
+    for a, marker, width in zip(ADJOINTS, "o^vsx", (7, 2, 2, 4, 1), strict=True):  # the three exact ones coincide
+        axes.loglog(TOLERANCES, linear[a], marker=marker, linewidth=width, label=a)
     axes.set(xlabel="rtol", ylabel="relative error of the gradient, linear system")
     axes.legend()
     lab.figure("adjoints", figure, caption="Gradient error against the closed form.")
@@ -340,7 +342,7 @@ def classifiers(lab: Lab, config: Config) -> None:
 
     makers = {"ODE-net": ode_net, "residual net": residual_net, "perceptron": perceptron}
     accuracy: dict[str, list[float]] = {name: [] for name in makers}
-    batch, rate = 64, 1e-2  # RATE
+    batch, rate = 32, 3e-2  # of 1e-2 and 3e-2, on seeds 100 and 101 and a part of the training digits held out
     for seed in range(config.seeds):
         for name, make in makers.items():
             with torch.random.fork_rng(devices=[]):
@@ -498,7 +500,8 @@ class RecurrentDecoder(LatentODE):
 
 def sequences(lab: Lab, config: Config) -> None:
     """Extrapolation of noisy spirals from 30 and from 100 irregular observations."""
-    noise, batch, rate = 0.3, 64, 2e-2  # RATE
+    noise, batch = 0.3, 64
+    rates = {"latent ODE": 2e-2, "RNN-VAE": 1e-2}  # each the better of the two, on seed 101
     train = data.spirals(config.spirals, noise=noise, generator=lab.fork("train spirals"))
     test = data.spirals(max(config.spirals // 10, 4), noise=noise, generator=lab.fork("test spirals"))
     error: dict[tuple[str, str], float] = {}
@@ -525,8 +528,8 @@ def sequences(lab: Lab, config: Config) -> None:
                         atol=1e-3,
                         adjoint="unrolled",
                     )
-            optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(steps, 1))
+            optimizer = torch.optim.Adam(model.parameters(), lr=rates[arm])
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates[arm], total_steps=max(steps, 1))
             draws = lab.fork(f"draws {points}")
             saved = {"model": model, "optimizer": optimizer, "schedule": schedule, "draws": draws}
             for step in lab.steps(steps, f"{arm}, {points} points", save=saved):
@@ -554,7 +557,8 @@ def sequences(lab: Lab, config: Config) -> None:
                 axis.plot(*foretold["as sparse"][i].T, label=arm)
                 axis.plot(*past.noisy[i].T, ".", ms=4, label="observed")
                 axis.set(aspect="equal")
-                axis.legend(fontsize=7)
+                if i == 0:
+                    axis.legend(fontsize=7)
     lab.figure("spirals", figure, caption="Four held-out spirals from 30 noisy observations of their first half.")
     for kind, wording in (("all", "all of the next 100 steps"), ("as sparse", "30 of the next 100 steps")):
         ours, baseline = error[f"30 {kind}", "latent ODE"], error[f"30 {kind}", "RNN-VAE"]
