@@ -34,11 +34,15 @@ def copied(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
 
 
-def check_custom(call: CustomCall, generator: torch.Generator | None) -> tuple[Site, str, dict[str, float]] | None:
+def check_custom(
+    call: CustomCall, generator: torch.Generator | None, notes: list[str]
+) -> tuple[Site, str, dict[str, float]] | None:
     """Compare ``<J^T g, u>`` from the backward with central differences of ``<f, g>`` along ``u``, in float64.
 
     Not a finding: a forward that returns an input unchanged (gradient reversal, scaling), one whose slope is zero
     where the backward is not (straight-through), one whose differences do not settle as the step shrinks.
+
+    A function that cannot be run alone in float64 is not judged, and ``notes`` says so.
 
     Returns:
         Site, name and numbers if the two disagree by more than 10 %, else ``None``.
@@ -82,7 +86,9 @@ def check_custom(call: CustomCall, generator: torch.Generator | None) -> tuple[S
                 assert plus is not None
                 assert minus is not None
                 slopes.append(float(((plus - minus).double() * cotangent.double()).sum()) / (2 * step))
-    except Exception:  # a function for one dtype or device only, or with state: its backward cannot be judged alone
+    except Exception as error:  # a function for one dtype or device only, or with state
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        notes.append(f"the backward of {call.function.__name__} was not checked by itself, it raised {reason}")
         return None
     finally:
         torch.set_rng_state(state)

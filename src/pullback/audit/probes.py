@@ -31,7 +31,8 @@ from pullback.audit.replay import Change, Key, Laboratory, same
 from pullback.audit.sites import Site, in_branch_test, place
 from pullback.audit.threshold import crosses_a_jump, loss_depends
 from pullback.audit.tracer import Tracer
-from pullback.audit.verdicts import Verdicts, site_key
+from pullback.audit.trial import try_relaxed
+from pullback.audit.verdicts import RELAXABLE, Verdicts, site_key
 
 __all__ = ["check_customs", "probe"]
 
@@ -93,14 +94,21 @@ def probe(
             noise = torch.Generator().manual_seed(1) if generator is None else generator
             verdicts.matters[key] = loss_depends(laboratory, key, first, noise)
         _probe_stops(laboratory, graph, stops, trained, generator, verdicts)
+        notes: list[str] = []
+        if _relaxable(graph, [*shut, *(key for key, gap in verdicts.gaps.items() if gap > 0.1)]):
+            tensors = [t for i in sorted(trained) if (t := tracer.leaves[i].reference()) is not None]
+            tensors = [t for t in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(t)]
+            noise = torch.Generator().manual_seed(2) if generator is None else generator
+            verdicts.relaxed, note = try_relaxed(program, laboratory, tensors, noise)
+            notes += [note] if note else []
     finally:
         set_random_state(after)
-    return verdicts, ["the time budget of the probes was used up"] if laboratory.spent else []
+    return verdicts, [*notes, *(["the time budget of the probes was used up"] if laboratory.spent else [])]
 
 
 def check_customs(tracer: Tracer, generator: torch.Generator | None) -> list[tuple[Site, str, dict[str, float]]]:
     """Return the custom functions of a trace whose backward disagrees with their forward, with the numbers."""
-    found = [check_custom(call, generator) for call in tracer.custom_calls.values()]
+    found = [check_custom(call, generator, tracer.notes) for call in tracer.custom_calls.values()]
     return [entry for entry in found if entry is not None]
 
 
@@ -150,6 +158,15 @@ def _shut_stops(graph: TraceGraph, trained: set[int], opened: dict[Key, int]) ->
             if key not in found and key not in opened and any(not graph.tracer.leaves[i].norm for i in leaves):
                 found.append(key)
     return found[:MOST]
+
+
+def _relaxable(graph: TraceGraph, keys: list[Key]) -> bool:
+    """Whether one of the stops is of a kind that ``relaxed`` is recommended for."""
+    wanted = set(keys)
+    return any(
+        RELAXABLE & {origin.code, origin.code.partition(".")[0]} and site_key(origin.site, origin.op) in wanted
+        for origin in graph.tracer.origins
+    )
 
 
 def _probe_exits(laboratory: Laboratory, exits: dict[Key, Exit], base: float, verdicts: Verdicts) -> None:

@@ -71,6 +71,12 @@ class Laboratory:
         """Whether the time budget is used up."""
         return time.monotonic() > self.until
 
+    def restore(self) -> None:
+        """Put the buffers that the program writes into back to what they were."""
+        with torch.no_grad():
+            for tensor, copy in self.saved:
+                tensor.copy_(copy)
+
     def loss(self, changes: dict[Key, Change] | None = None, before: dict[Key, Before] | None = None) -> float | None:
         """Return the loss of a replay, ``None`` if the changed program raised or returned no number."""
         set_random_state(self.state)
@@ -82,9 +88,7 @@ class Laboratory:
                 raise
             return None  # an assertion or a bounds check of the program refused the changed value
         finally:
-            with torch.no_grad():
-                for tensor, copy in self.saved:
-                    tensor.copy_(copy)
+            self.restore()
         return None if value is None else float(value.detach().sum())
 
 

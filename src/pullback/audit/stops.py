@@ -9,7 +9,7 @@ from pullback.audit import operations as ops
 from pullback.audit.intent import intended, lost_feature, wasted
 from pullback.audit.ledger import SILENT, Ledger
 from pullback.audit.records import Origin
-from pullback.audit.verdicts import site_key
+from pullback.audit.verdicts import RELAXABLE, site_key
 
 __all__ = ["find_stops"]
 
@@ -88,6 +88,8 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
     matters = ledger.verdicts.matters.get(site_key(origin.site, origin.op))
     if matters is not None:
         evidence["loss moves with its input"] = matters
+    if severity == "error" and RELAXABLE & {code, code.partition(".")[0]}:
+        evidence.update(ledger.verdicts.relaxed)
     if meant:
         evidence["intended"] = meant
     added = ledger.add(code, origin.site, origin.op, severity, evidence)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from itertools import pairwise
+from typing import Any
+
 from pullback.audit import operations as ops
+from pullback.audit.flow import LOOP
 from pullback.audit.ledger import SILENT, Ledger
 from pullback.audit.records import Node
 
@@ -17,6 +23,12 @@ def find_not_finite(ledger: Ledger) -> None:
         first = next((n for n in sorted(inside) if ledger.nodes[n].first_bad), None)
         if first is not None:
             node = ledger.nodes[first]
+            grown = _growing_loop(ledger, inside, first)
+            if grown is not None:
+                looped, growth = grown
+                evidence = {"what": node.forward, "growth of the value": f"{growth:.1e}", "loop": True}
+                ledger.add("exploding.loop", looped.site, looped.op, "error", evidence, factor=f"{growth:.1e}")
+                return
             evidence = {"what": node.forward, **_values(node.values)}
             ledger.add("nan.forward", node.site, node.op, "error", evidence)
             return
@@ -26,6 +38,25 @@ def find_not_finite(ledger: Ledger) -> None:
         evidence = {"function": entry.function, "what": entry.what, **_values(node.values)}
         ledger.add(code, node.site, node.op, "error", evidence)
         return
+
+
+def _growing_loop(ledger: Ledger, inside: set[int], first: int) -> tuple[Node, float] | None:
+    """Return the call of a loop whose values grew steadily until they overflowed, and by how much."""
+    visits: dict[tuple[Any, int, str], list[Node]] = defaultdict(list)
+    for index in sorted(inside):
+        node = ledger.nodes[index]
+        if index <= first and node.site is not None and node.live:
+            visits[node.site.code, node.site.instruction, node.op].append(node)
+    best: tuple[Node, float] | None = None
+    for nodes in visits.values():
+        sizes = [n.scale for n in nodes if n.scale > 0 and math.isfinite(n.scale)]
+        if len(sizes) < LOOP or sizes[-1] < 1e15:  # the norm overflows in float32 from 1e19 on
+            continue
+        growth = sizes[-1] / sizes[0]
+        rising = sum(a < b for a, b in pairwise(sizes)) >= 0.9 * (len(sizes) - 1)
+        if rising and growth > 1e10 and (best is None or growth > best[1]):
+            best = nodes[-1], growth
+    return best
 
 
 def _values(values: tuple[float, float, float] | None) -> dict[str, float]:

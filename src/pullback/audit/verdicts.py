@@ -7,7 +7,11 @@ from typing import Any
 
 from pullback.audit.sites import Site
 
-__all__ = ["Verdicts", "site_key"]
+__all__ = ["RELAXABLE", "Verdicts", "site_key"]
+
+
+RELAXABLE = frozenset({"cut.index", "cut.comparison", "zero", "cut.sampling"})
+"""Codes and kinds of the stops that :func:`pullback.relaxed` replaces."""
 
 
 @dataclass
@@ -19,18 +23,16 @@ class Verdicts:
         branches: for a branch on a value: whether taking the other side changes the loss.
         gaps: for a stop: the share of the smoothed derivative that it hides (0: none).
         matters: for a stop: whether the loss moves when the input of the stopped operation does.
-        agree: whether autograd agrees with the smoothed derivative as a whole; ``None`` if not measured.
         biased: custom functions whose backward disagrees with their forward, with the numbers.
-        evidence: further numbers of the whole function.
+        relaxed: gradient norm under ``relaxed`` and its cosine with the slope of the smoothed loss, if tried.
     """
 
     exits: dict[tuple[Any, int, str], bool] = field(default_factory=dict)
     branches: dict[tuple[Any, int, str], bool] = field(default_factory=dict)
     gaps: dict[tuple[Any, int, str], float] = field(default_factory=dict)
     matters: dict[tuple[Any, int, str], bool | None] = field(default_factory=dict)
-    agree: bool | None = None
     biased: list[tuple[Site, str, dict[str, float]]] = field(default_factory=list)
-    evidence: dict[str, float] = field(default_factory=dict)
+    relaxed: dict[str, float] = field(default_factory=dict)
 
 
 def site_key(site: Site, op: str) -> tuple[Any, int, str]:

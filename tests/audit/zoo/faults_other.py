@@ -421,3 +421,17 @@ def division_by_almost_nothing():
         return (model(x) / 1e-9).mean()  # <- exploding.line
 
     return program, X
+
+
+def overflowing_recurrence():
+    cell = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        cell.weight.copy_(3 * torch.eye(4))
+
+    def program(x):
+        h = x
+        for _ in range(200):
+            h = cell(h)  # <- exploding.loop
+        return (h - 1).square().mean()
+
+    return program, X
