@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 import pullback
 from tests.relax.programs import PROGRAMS, ROWS, TABLE, WEIGHTS
-
-TEMPERATURE = 0.1
-SAMPLES = 20_000
+from tests.relax.smoothing import TEMPERATURE, relaxed_gradient, smoothed_gradient
 
 
 def points() -> list[Tensor]:
     drawn = [torch.randn(6, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in range(1, 9)]
     return [*drawn, torch.tensor([0.21, 0.12, -0.05, 0.33, 0.28, -0.38], dtype=torch.float64)]
-
-
-def smoothed_gradient(f: Callable[[Tensor], Tensor], x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """The gradient of ``E f(x + sigma eps)`` and its standard errors: ``E [(f(x + s e) - f(x - s e)) e / (2 s)]``."""
-    noise = torch.randn(SAMPLES, x.numel(), generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            difference = vmap(f)(x + sigma * noise) - vmap(f)(x - sigma * noise)
-    except RuntimeError:  # data-dependent steps are not for vmap
-        noise = noise[: SAMPLES // 10]
-        difference = torch.stack([torch.as_tensor(f(x + sigma * e) - f(x - sigma * e)) for e in noise])
-    terms = difference.double().unsqueeze(-1) * noise / (2 * sigma)
-    return terms.mean(0), terms.std(0) / len(terms) ** 0.5
-
-
-def relaxed_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pullback.relaxed(temperature=TEMPERATURE):
-            y = f(x)
-    return y.detach(), torch.autograd.grad(y, x)[0]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -68,13 +41,7 @@ def _takes_float32(f: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     return True
 
 
-# Each soft index is averaged with the other one held hard: wrong where both are close to a tie at once.
-_JOINT = pytest.mark.xfail(reason="two soft indices in one lookup: no joint expectation", strict=False)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=_JOINT) if n == "two_soft_indices" else pytest.param(n) for n in PROGRAMS]
-)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_gradient_has_the_direction_of_the_smoothed_program(name: str) -> None:
     references, gradients = [], []
     for x in points():

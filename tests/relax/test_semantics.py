@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import dataclasses
+import gc
 import io
 import pickle
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pullback
 from pullback.relax import SoftBool, SoftIndex
+from pullback.relax.rules import RULES
 
 TABLE = torch.tensor([1.0, 5.0, 2.0, 3.0])
 
@@ -292,6 +297,157 @@ def test_nothing_happens_without_gradients() -> None:
         assert type(x.detach() > 0) is Tensor
         assert type(torch.tensor([3, 1]).argsort()) is Tensor
     assert r.calls == s.calls == []
+
+
+def test_a_soft_counterpart_that_fails_leaves_the_plain_value_and_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    rule = RULES[torch.round]
+    monkeypatch.setitem(RULES, torch.round, dataclasses.replace(rule, soft=broken))
+    x = leaf()
+    with warnings.catch_warnings(record=True) as caught, pullback.relaxed() as r:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            y = torch.round(x)
+    assert torch.equal(y.detach(), x.detach().round())
+    assert len(caught) == 1
+    line = next(c for c in r.calls if c.operation == "round")
+    assert line.count == 3
+    assert f"{__file__}:{line.line}: round" in str(caught[0].message)
+    assert "broken on purpose" in line.reason
+
+
+def test_nothing_is_kept_alive_and_no_cycle_is_made() -> None:
+    def once() -> list[weakref.ref[Tensor]]:
+        x = leaf()
+        with pullback.relaxed():
+            y = x * 1
+            values = y.topk(2).values
+            mask, index = y >= values[-1], y.argsort()
+            count, rounded = mask.sum(), y.round()
+            loss = (mask.float() @ TABLE) ** 2 + TABLE[index][0] + count**2 + (rounded - 1).square().sum()
+        loss.backward()
+        return [weakref.ref(t) for t in (y, values, mask, index, count, rounded, loss)]
+
+    once()  # what is imported and cached on first use
+    gc.collect()
+    gc.disable()
+    try:
+        assert [ref() for ref in once()] == [None] * 7
+    finally:
+        gc.enable()
+
+
+def test_hooks_and_retained_gradients_of_jumping_values_are_served() -> None:
+    x, seen = leaf(), []
+    with pullback.relaxed():
+        mask = (x > 0.3).float()
+        mask.retain_grad()
+        mask.register_hook(lambda gradient: seen.append(gradient))
+        loss = (mask @ TABLE) ** 2
+    loss.backward()
+    assert len(seen) == 1
+    assert torch.equal(mask.grad, seen[0])
+    assert (mask.grad > 0).all()
+
+
+def test_the_derivative_of_a_square_is_the_difference_between_its_two_values() -> None:
+    x = torch.tensor([0.31, -2.0, 2.0], requires_grad=True)
+    for target in (0.2, 0.8):
+        with pullback.relaxed(temperature=0.1, scale=None):
+            mask = x > 0.3
+            loss = (mask.float()[0] - target) ** 2
+        slope = torch.autograd.grad(mask.probability[0], x, retain_graph=True)[0][0]
+        difference = (1 - target) ** 2 - target**2
+        assert torch.autograd.grad(loss, x)[0][0].item() == pytest.approx(slope.item() * difference, rel=1e-4)
+
+
+def test_views_and_changes_in_place_of_jumping_values_keep_the_plain_values() -> None:
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.zeros(4)
+        y.copy_((x > 0.3).float())
+        v = y.view(2, 2)
+        v[0] = 7
+        y[3] += 1
+        v.t().mul_(2)
+        return y, v.square().sum()
+
+    x = leaf()
+    with pullback.relaxed():
+        relaxed = f(x)
+    for a, b in zip(f(x.detach()), relaxed, strict=True):
+        assert torch.equal(a, b.detach())
+
+
+def test_format_and_print_are_those_of_the_plain_tensor() -> None:
+    x = leaf()
+    with pullback.relaxed():
+        index, mask = x.argmax(), x > 0.3
+        assert f"{index:3d} {index} {mask[0]} {mask}" == "  1 1 False tensor([False,  True,  True, False])"
+        assert str(mask) == "tensor([False,  True,  True, False])"
+        assert type(copy.copy(mask)) is SoftBool
+
+
+def test_modes_of_torch_inside_and_outside() -> None:
+    x = leaf()
+    with pullback.relaxed(), torch.inference_mode():
+        assert not program(x).requires_grad
+    with torch.inference_mode():
+        data = torch.ones(4)
+        with pullback.relaxed():
+            assert program(data) == program(data.clone())
+    with pullback.relaxed(), torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = torch.nn.Linear(4, 4)(x)
+        y = ((hidden > 0) * hidden).sum() + hidden.round().sum()
+    assert torch.isfinite(torch.autograd.grad(y.float(), x)[0]).all()
+
+
+def test_random_layers_and_running_statistics_are_visited_once() -> None:
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
+    twin = copy.deepcopy(net)
+    torch.manual_seed(0)
+    plain = twin((x > 0).float())
+    torch.manual_seed(0)
+    with pullback.relaxed():
+        relaxed = net((x.requires_grad_() > 0).float())
+    assert torch.equal(plain, relaxed)
+    assert torch.equal(net[0].running_mean, twin[0].running_mean)
+    assert net[0].num_batches_tracked == 1
+
+
+def test_coroutines_and_threads_share_one_object() -> None:
+    r = pullback.relaxed()
+    gradients: list[Tensor] = []
+
+    async def work() -> None:
+        x = leaf()
+        with pullback.relaxed():
+            y = program(x)
+            await asyncio.sleep(0)
+            y = y + program(x)
+        gradients.append(torch.autograd.grad(y, x)[0] / 2)
+
+    async def together() -> None:
+        await asyncio.gather(work(), work())
+
+    def thread() -> None:
+        x = leaf()
+        for _ in range(5):
+            with r:
+                y = program(x)
+        gradients.append(torch.autograd.grad(y, x)[0])
+
+    asyncio.run(together())
+    threads = [threading.Thread(target=thread) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(gradients) == 5
+    assert all(torch.allclose(g, reference()) for g in gradients)
+    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_soft_values_forward() -> None:

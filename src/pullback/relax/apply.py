@@ -69,15 +69,8 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
         result = _pass(func, args, kwargs)
         if func not in _NOTED or not anything_known():
             return result
-        if func in FOLLOWS and any_lifted((args, kwargs)):
-            with untouched(subclasses=True):
-                result = follow(func, result, args, kwargs)
-        if func in MOVES:
-            follow_places(func, result, args, kwargs)
-        if func in catalogue.KEEPS_VALUES and not kwargs:
-            with untouched():
-                keep_values(func, result, args)
-        return result
+        with untouched(subclasses=True):
+            return _noted(context, func, result, args, kwargs)
     if func in catalogue.SILENT or any(not issubclass(kind, SoftTensor) and kind not in _OWN for kind in types):
         return _pass(func, args, kwargs)
     if not any_active((args, kwargs)):
@@ -145,6 +138,29 @@ def _unruled(func: Any, hard: Any, args: Any, kwargs: Any) -> Any:
     return hard
 
 
+def _noted(context: Context, func: Any, result: Any, args: Any, kwargs: Any) -> Any:
+    """The result of a function without a rule, with what is known of its arguments handed on."""
+    try:
+        result = _unruled(func, result, args, kwargs)
+        if func in catalogue.KEEPS_VALUES and not kwargs:
+            keep_values(func, result, args)
+    except _FAILURES as error:
+        site = find_site()
+        if site is not None:
+            _tell_failure(context, site, _name(func), error)
+    return result
+
+
+_FAILURES = (RuntimeError, TypeError, ValueError, NotImplementedError)
+
+
+def _tell_failure(context: Context, site: Site, operation: str, error: Exception) -> None:
+    """The plain program runs here, so the relaxed one must: warn, once a line, and report."""
+    reason = f"its soft counterpart failed: {type(error).__name__}: {error}"
+    if context.calls.add(site, operation, "dropped", reason):
+        warnings.warn(f"relaxed: {site}: {operation}: {reason}", stacklevel=2)
+
+
 def _rule(func: Any, soft: bool) -> Rule | None:
     return FLOW[func] if soft and func in FLOW else RULES.get(func)
 
@@ -175,11 +191,8 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
     except (Dropped, Stale) as why:
         context.calls.add(site, rule.operation, "dropped", str(why))
         return hard
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        # The plain program runs here, so the relaxed one must; what went wrong is told twice.
-        reason = f"its soft counterpart failed: {type(error).__name__}: {error}"
-        warnings.warn(f"relaxed: {site}: {rule.operation}: {reason}", stacklevel=2)
-        context.calls.add(site, rule.operation, "dropped", reason)
+    except _FAILURES as error:
+        _tell_failure(context, site, rule.operation, error)
         return hard
     context.calls.add(site, rule.operation, "relaxed")
     return result

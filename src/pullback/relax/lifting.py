@@ -89,14 +89,18 @@ MEAN, NEAREST_HALF_WAY, EACH_HALF_WAY = range(3)
 class _Behind:
     """What stands behind one float tensor, computed when a nonlinear function asks for it."""
 
-    __slots__ = ("_compute", "_values", "_versions", "pure", "version")
+    __slots__ = ("_compute", "_values", "_versions", "pure", "together", "version")
 
-    def __init__(self, compute: Callable[[int], Any], sources: list[Tensor], version: int, pure: bool) -> None:
+    def __init__(
+        self, compute: Callable[[int], Any], sources: list[Tensor], version: int, pure: bool, together: int
+    ) -> None:
         self._compute = compute
         self._versions = [(t, t._version) for t in sources]
         self._values: dict[int, Any] = {}
         self.version = version
         self.pure = pure
+        self.together = together
+        """How many of the last dimensions jump together, as the entries of a looked-up row do."""
 
     def value(self, point: int) -> Any:
         """The mean, or a point half way; ``None`` where a source was changed in place since."""
@@ -145,15 +149,40 @@ def remember_jump(result: Tensor, hard: Tensor, mean: Tensor, arguments: Any, *,
         factor = torch.where(usable, 0.5 / torch.where(usable, p, 1.0), 1.0)
         return torch.where(torch.isfinite(deviation), hard + factor * deviation, mean)
 
-    known_jumps[result] = _Behind(compute, [], result._version, is_pure)
+    known_jumps[result] = _Behind(compute, [], result._version, is_pure, _together(soft, hard.shape))
+
+
+def _together(soft: list[SoftTensor], shape: torch.Size) -> int:
+    if len(soft) != 1 or not isinstance(soft[0], SoftIndex):
+        return 0
+    index = soft[0]
+    if index.has_distribution:
+        return len(shape) - index.ndim if shape[: index.ndim] == index.shape else 0
+    return int(index._carried[1].exclusive == index.ndim - 1 and index.shape == shape)
 
 
 def _own_probability(soft: list[SoftTensor], shape: torch.Size) -> Tensor | None:
-    """The probability of a jump of each element, where it is one mask of that shape that makes it."""
-    if len(soft) != 1 or not isinstance(soft[0], SoftBool) or soft[0].shape != shape:
+    """The probability of a jump of each element, or, of those that jump together, as dimensions of size 1."""
+    if len(soft) != 1:
         return None
-    p = soft[0].probability.detach()
-    return (p - plain(soft[0]).to(p.dtype)).abs()
+    (one,) = soft
+    hard = plain(one)
+    if isinstance(one, SoftBool):
+        p = one.probability.detach()
+        return (p - hard.to(p.dtype)).abs() if one.shape == shape else None
+    assert isinstance(one, SoftIndex)
+    together = _together(soft, shape)
+    if one.has_distribution:
+        return _leaves(one).reshape((*one.shape, *[1] * together)) if shape[: one.ndim] == one.shape else None
+    return (one.expected.detach() - hard).abs().amax(-1, keepdim=True) if together else None  # a one-hot vector
+
+
+def _leaves(index: SoftIndex) -> Tensor:
+    """The probability of each element that it is another."""
+    distribution = index.distribution
+    assert distribution is not None
+    stays = distribution.probability.detach() * (distribution.values == plain(index).unsqueeze(-1))
+    return 1 - stays.sum(-1)
 
 
 def _jump_probability(soft: SoftTensor) -> Tensor:
@@ -162,11 +191,7 @@ def _jump_probability(soft: SoftTensor) -> Tensor:
     if isinstance(soft, SoftBool):
         return (soft.probability.detach() - hard.to(soft.probability.dtype)).abs().amax()
     assert isinstance(soft, SoftIndex)
-    distribution = soft.distribution
-    if distribution is None:
-        return (soft.expected.detach() - hard).abs().amax()
-    stays = (distribution.probability.detach() * (distribution.values == hard.unsqueeze(-1))).sum(-1)
-    return (1 - stays).amax()
+    return _leaves(soft).amax() if soft.has_distribution else (soft.expected.detach() - hard).abs().amax()
 
 
 def any_lifted(arguments: Any) -> bool:
@@ -209,29 +234,45 @@ def follow(function: Any, hard: Any, args: Any, kwargs: Any) -> Any:
     """Return ``hard = function(*args, **kwargs)``, one of :data:`FOLLOWS`, with its derivative at the right place."""
     given = (args, kwargs)
     only_jumps = pure(given)
+    together = _kept_together(function, args, kwargs)
+    joins = function in _JOINS and not together
     if not _is_linear(function, args, kwargs):
         point = MEAN
         if only_jumps and function not in _MULTILINEAR:
-            point = NEAREST_HALF_WAY if function in _JOINS else EACH_HALF_WAY
+            point = NEAREST_HALF_WAY if joins else EACH_HALF_WAY
         lifted_args, lifted_kwargs = lift(args, point), lift(kwargs, point)
         soft = function(*lifted_args, **lifted_kwargs)
         hard = _replaced(hard, soft)
 
     def compute(point: int) -> Any:
-        if point == EACH_HALF_WAY and function in _JOINS:
+        if point == EACH_HALF_WAY and joins:
             point = NEAREST_HALF_WAY
         return function(*lift(args, point), **lift(kwargs, point))
 
     sources = list(tensors_in(given))
     if isinstance(hard, Tensor):
         if hard.is_floating_point() and all(hard is not t for t in sources):
-            known_jumps[hard] = _Behind(compute, sources, hard._version, only_jumps)
+            known_jumps[hard] = _Behind(compute, sources, hard._version, only_jumps, together)
     else:
         for i, item in enumerate(hard):
             if isinstance(item, Tensor) and item.is_floating_point():
                 part = _item(compute, i)
-                known_jumps[item] = _Behind(part, sources, item._version, only_jumps)
+                known_jumps[item] = _Behind(part, sources, item._version, only_jumps, 0)
     return hard
+
+
+def _kept_together(function: Any, args: Any, kwargs: Any) -> int:
+    """How many last dimensions of the result jump together: all that one does who jumps so, through one matrix."""
+    first = _known(args[0]) if args and isinstance(args[0], Tensor) else None
+    if first is None or not first.together or any_lifted((args[1:], kwargs)):
+        return 0
+    if function in _MATRIX:
+        return first.together if len(args) > 1 and args[1].ndim <= 2 else 0
+    return 0 if function in _JOINS or function in _REARRANGES else first.together
+
+
+_MATRIX = _named("matmul __matmul__ mm mv linear")
+_REARRANGES = _named(f"{SHAPES} __getitem__ gather index_select take_along_dim take")
 
 
 def _item(compute: Callable[[int], Any], i: int) -> Callable[[int], Any]:

@@ -40,6 +40,23 @@ class relaxed:
     Where that cannot be carried on (``if``, ``.item()``, ``x[mask]``, ...) the plain value is used and a line is added
     to :meth:`report`. Tensors that do not require grad are left alone, as is code under ``torch.no_grad()``.
 
+    Nonlinear functions of such values (``((x > 0).float() @ w - 1) ** 2``) are differentiated half way between the
+    value and where it would jump, as a difference quotient would; a comparison of ``x`` with its own order statistics
+    (``x >= x.topk(k).values[-1]``) asks for the place of each entry.
+
+    Limits. The gradient is right where one jump is near, or several that do not depend on each other.
+
+    * Steps that share their noise (two choices by the same distance, a median of values computed from the same few
+      numbers, a strongly curved function of a sum of several near jumps) are taken as independent.
+    * The width of a step is relative to the spread of what it meets, or of the tensor that it is a slice of. Where the
+      noise that matters is several times wider, the direction loses accuracy: raise the temperature.
+    * ``relaxed`` cannot look ahead: a value far from every jump has almost no gradient.
+    * Where control flow, a Python number, NumPy or a shape depends on a value, its gradient ends: see :meth:`report`.
+    * A generator or coroutine that suspends inside of ``with relaxed()`` leaves the context active in its thread until
+      it goes on.
+
+    Should a soft counterpart itself fail, the plain value is used, with a warning and a line in the report.
+
     Args:
         function: the function to decorate (``@relaxed``); a number is taken as ``temperature``.
         temperature: > 0, the width of the smoothing relative to the spread of each argument. As it tends to 0 the

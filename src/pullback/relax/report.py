@@ -71,11 +71,13 @@ class Calls:
         self._sites: set[Site] = set()
         self._lock = threading.Lock()
 
-    def add(self, site: Site, operation: str, status: str, reason: str = "") -> None:
-        """Count one call."""
+    def add(self, site: Site, operation: str, status: str, reason: str = "") -> bool:
+        """Count one call; return whether it is the first of its kind on this line."""
         key = (site, operation, status, reason)
         with self._lock:
-            self._counts[key] = self._counts.get(key, 0) + 1
+            before = self._counts.get(key, 0)
+            self._counts[key] = before + 1
+        return before == 0
 
     def is_new(self, site: Site) -> bool:
         """Return whether nothing has been asked about this line before."""

@@ -125,7 +125,9 @@ def _embedding(
 
 @relaxes("one_hot", group="index", only_soft=True)
 def _one_hot(settings: Settings, hard: Tensor, tensor: SoftIndex, num_classes: int = -1) -> Any:
-    return Integer(expected=lazy(lambda: lookup.dense(tensor, hard.shape[-1])))
+    late = lazy(lambda: lookup.dense(tensor, hard.shape[-1]))
+    late.exclusive = tensor.ndim
+    return Integer(expected=late)
 
 
 def _scatter(settings: Settings, hard: Tensor, input: Any, dim: int, index: Any, src: Any = None, **kwargs: Any) -> Any:

@@ -32,12 +32,16 @@ class Settings:
     methods: Mapping[str, str] = field(default_factory=dict)
 
     def spread(self, x: Tensor) -> float:
-        """The standard deviation of the usual elements of ``x``; 1 where there is none (one element, all equal)."""
+        """The standard deviation of the usual elements of ``x``, or of what it is a view of.
+
+        1 where there is none: one element, all equal.
+        """
         if self.scale is None:
             return 1.0
         functorch = torch._C._functorch
         with torch.no_grad():
-            x = x.detach()
+            # A slice has the spread of what it was cut from: a loop over rows gets what the batch gets.
+            x = x.detach() if x._base is None else x._base.detach()
             while functorch.is_functorch_wrapped_tensor(x):
                 x = functorch.get_unwrapped(x)
             spread = _spread(x)
