@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.errors import ConvergenceError
-from pullback.dynamics import ContinuousFlow, Event, GatedField, odeint
+from pullback.dynamics import ContinuousFlow, Event, GatedField, PlanarFlow, odeint
 from tests.contracts.contract import Bad, Call, Contract
 
 
@@ -64,6 +64,10 @@ def flow(dtype: torch.dtype) -> ContinuousFlow:
 
 # made beforehand: a module moved inside of a transform of torch.func would keep tensors of that transform
 FLOWS = {dtype: flow(dtype) for dtype in (torch.float32, torch.float64)}
+PLANAR = {
+    dtype: PlanarFlow(2, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for dtype in (torch.float32, torch.float64)
+}
 COMPILE = "a solve decides on its steps from data; what is worth compiling is the field (tested in tests/dynamics)"
 
 
@@ -174,5 +178,15 @@ CONTRACTS = [
         vmap=False,
         compile=False,
         why=f"a density takes a matrix of points, with parameters of one precision; {COMPILE}",
+    ),
+    Contract(
+        "dynamics.PlanarFlow.log_prob",
+        lambda x: PLANAR[x.dtype].log_prob(x),
+        lambda g: [Call((torch.randn(4, 2, generator=g, dtype=torch.float64),))],
+        batched=False,
+        half=False,
+        forward_mode=True,
+        vmap=False,
+        why="a density takes a matrix of points, with parameters of one precision",
     ),
 ]

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from pullback.dynamics import BackwardsEncoder, ContinuousFlow, ConvolutionalField, GatedField, LatentODE, NeuralField
+from pullback.dynamics import (
+    BackwardsEncoder,
+    ContinuousFlow,
+    ConvolutionalField,
+    GatedField,
+    LatentODE,
+    NeuralField,
+    PlanarFlow,
+    compare_adjoints,
+    odeint,
+)
 
 
 class Linear(nn.Module):
@@ -191,3 +201,40 @@ def test_convolutional_field_sees_the_time_as_a_channel(generator: torch.Generat
         x = x + t * nn.functional.conv2d(torch.ones(1, 1, 4, 4), time, padding=1)
     assert torch.allclose(field(t, y), normed(x), atol=1e-5)
     assert torch.allclose(field(t[2:], y)[2], field(t, y)[2], atol=1e-6)  # one time for all
+
+
+def test_planar_flow_has_the_determinant_of_its_jacobian(generator: torch.Generator) -> None:
+    flow = PlanarFlow(3, 5, generator=generator).double()
+    with torch.no_grad():
+        flow.u.mul_(20.0)  # far from the identity, u . w of either sign
+    x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    z, change = flow(x)
+    for i in range(6):
+        jacobian = torch.autograd.functional.jacobian(lambda y: flow(y[None])[0][0], x[i])
+        assert torch.allclose(torch.linalg.det(jacobian).log(), change[i], atol=1e-10)
+    base = MultivariateNormal(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    assert torch.allclose(flow.log_prob(x), base.log_prob(z) + change)
+
+
+def test_compare_adjoints_reports_what_saved_bytes_and_gradients_say(generator: torch.Generator) -> None:
+    matrix = torch.randn(3, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    y0 = torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(y @ matrix)
+
+    adjoints = ("checkpoint", "backsolve")
+    result = compare_adjoints(field, y0, [0.0, 1.0], [matrix], adjoints=adjoints, repeats=1, rtol=1e-3, atol=1e-4)
+    assert result["checkpoint"].difference < 1e-12
+    grads = []
+    for adjoint in ("unrolled", "backsolve"):
+        end = odeint(field, y0, [0.0, 1.0], adjoint=adjoint, rtol=1e-3, atol=1e-4).y[-1]
+        grads.append(torch.autograd.grad(end.sin().sum(), [y0, matrix]))
+    expected = max(float((b - a).norm() / a.norm()) for a, b in zip(*grads, strict=True))
+    assert result["backsolve"].difference == pytest.approx(expected, rel=1e-6)
+    assert expected > 1e-7
+    assert result["checkpoint"].time_ratio > 0
+    with pytest.raises(ValueError, match="repeats must be >= 1, got 0"):
+        compare_adjoints(field, y0, [0.0, 1.0], [matrix], repeats=0)
+    with pytest.raises(ValueError, match="y0 must require a gradient"):
+        compare_adjoints(field, y0.detach(), [0.0, 1.0], [matrix])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pullback.dynamics.comparison import AdjointComparison, compare_adjoints
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.events import Event
@@ -9,8 +10,10 @@ from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, L
 from pullback.dynamics.networks import ConvolutionalField, NeuralField
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
+from pullback.dynamics.planar_flow import PlanarFlow
 
 __all__ = [
+    "AdjointComparison",
     "BackwardsEncoder",
     "ContinuousFlow",
     "ConvergenceOrder",
@@ -23,6 +26,8 @@ __all__ = [
     "NeuralField",
     "NeuralODE",
     "ODESolution",
+    "PlanarFlow",
+    "compare_adjoints",
     "convergence_order",
     "odeint",
 ]

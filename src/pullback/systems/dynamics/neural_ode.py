@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +22,6 @@ import torch
 from scipy.integrate import solve_ivp
 from sklearn.datasets import make_circles, make_moons
 from torch import Tensor, nn
-from torch.distributions import Normal
 from torch.nn import functional as F
 
 from pullback import data
@@ -36,6 +34,8 @@ from pullback.dynamics import (
     NeuralField,
     NeuralODE,
     ODESolution,
+    PlanarFlow,
+    compare_adjoints,
     convergence_order,
     odeint,
 )
@@ -79,6 +79,7 @@ class Config:
         "dynamics.NeuralODE",
         "dynamics.ContinuousFlow",
         "dynamics.LatentODE",
+        "dynamics.compare_adjoints",
         "dynamics.convergence_order",
         "gradients.saved_bytes",
     ),
@@ -229,56 +230,49 @@ def adjoints(lab: Lab) -> None:
         parameter.data = torch.randn(parameter.shape, generator=g, dtype=torch.float64) / math.sqrt(parameter.shape[-1])
     y0 = torch.randn(128, 16, generator=g, dtype=torch.float64).requires_grad_()
 
-    def solve(adjoint: str, rtol: float = 1e-5) -> Tensor:
-        return odeint(field, y0, [0.0, 1.0], rtol=rtol, atol=1e-2 * rtol, adjoint=adjoint).y[-1]
-
-    grads = {a: torch.autograd.grad(solve(a).sin().sum(), [y0, *field.parameters()]) for a in ADJOINTS}
-    times: dict[str, list[float]] = {a: [] for a in ADJOINTS}
-    for _ in range(9):
-        for adjoint in ADJOINTS:
-            begin = time.process_time()
-            torch.autograd.grad(solve(adjoint).sin().sum(), [y0, *field.parameters()])
-            times[adjoint].append(time.process_time() - begin)
-    ratio = {a: statistics.median(x / y for x, y in zip(times[a], times["unrolled"], strict=True)) for a in ADJOINTS}
-    kept = {a: saved_bytes(solve, a).total for a in ADJOINTS}
-    steps = int(odeint(field, y0, [0.0, 1.0], rtol=1e-5, atol=1e-7).accepted.sum())
-    difference = {
-        a: max(float((x - y).norm() / y.norm()) for x, y in zip(grads[a], grads["unrolled"], strict=True))
-        for a in ADJOINTS
-    }
+    cost = compare_adjoints(field, y0, [0.0, 1.0], list(field.parameters()), adjoints=ADJOINTS)
+    steps = int(odeint(field, y0, [0.0, 1.0]).accepted.sum())
     linear = {a: [linear_error(a, rtol) for rtol in TOLERANCES] for a in ADJOINTS}
+    rows = [
+        [a, f"{c.difference:.1e}", f"{linear[a][2]:.1e}", f"{c.time_ratio:.2f}", c.saved_bytes] for a, c in cost.items()
+    ]
     lab.table(
         "gradients",
         ["adjoint", "difference to unrolled", "error, linear, rtol 1e-5", "time / unrolled", "bytes kept"],
-        [[a, f"{difference[a]:.1e}", f"{linear[a][2]:.1e}", f"{ratio[a]:.2f}", kept[a]] for a in ADJOINTS],
+        rows,
         caption="128 states of 16 numbers, a field of 64 tanh units, float64, rtol 1e-5; "
         "the linear system has a closed form.",
     )
-    for a in ADJOINTS:
-        lab.metric(
-            "forward and backward time / unrolled", ratio[a], unit="x", of=a, better="lower", baseline=a == "unrolled"
-        )
-        lab.metric("bytes kept for the gradient", kept[a], of=a, better="lower", baseline=a == "unrolled")
+    for a, c in cost.items():
+        plain = a == "unrolled"
+        lab.metric("forward and backward time / unrolled", c.time_ratio, unit="x", of=a, better="lower", baseline=plain)
+        lab.metric("bytes kept for the gradient", c.saved_bytes, of=a, better="lower", baseline=plain)
     figure, axes = lab.subplots(1, 1, figsize=(5.5, 3.8))
     for a, marker, width in zip(ADJOINTS, "o^vsx", (7, 2, 2, 4, 1), strict=True):  # the three exact ones coincide
         axes.loglog(TOLERANCES, linear[a], marker=marker, linewidth=width, label=a)
     axes.set(xlabel="rtol", ylabel="relative error of the gradient, linear system")
     axes.legend()
     lab.figure("adjoints", figure, caption="Gradient error against the closed form.")
-    bound = steps * (16 + 2) * 8
+    checkpoint, bound = cost["checkpoint"], steps * (16 + 2) * 8
     lab.claim(
         "the checkpoint gradient equals the unrolled one to 1e-10 and keeps at most accepted steps x "
         "(state + 2 numbers)",
-        difference["checkpoint"] <= 1e-10 and kept["checkpoint"] <= bound,
+        checkpoint.difference <= 1e-10 and checkpoint.saved_bytes <= bound,
         scale="smoke",
-        difference=difference["checkpoint"],
-        bytes=kept["checkpoint"],
+        difference=checkpoint.difference,
+        bytes=checkpoint.saved_bytes,
         bound=bound,
     )
     lab.claim(
-        "checkpoint takes at most 1.6 x the time of unrolled", ratio["checkpoint"] <= 1.6, ratio=ratio["checkpoint"]
+        "checkpoint takes at most 1.6 x the time of unrolled",
+        checkpoint.time_ratio <= 1.6,
+        ratio=checkpoint.time_ratio,
     )
-    loose, tight = (saved_bytes(solve, "backsolve", rtol).total for rtol in (1e-3, 1e-8))
+
+    def backsolve(rtol: float) -> Tensor:
+        return odeint(field, y0, [0.0, 1.0], rtol=rtol, atol=1e-2 * rtol, adjoint="backsolve").y[-1]
+
+    loose, tight = (saved_bytes(backsolve, rtol).total for rtol in (1e-3, 1e-8))
     slope = float(np.polyfit(np.log(TOLERANCES), np.log(linear["backsolve"]), 1)[0])
     lab.claim(
         "backsolve keeps the same bytes at rtol 1e-3 and 1e-8, and its gradient error falls with rtol "
@@ -403,27 +397,6 @@ def classifiers(lab: Lab, config: Config) -> None:
     )
 
 
-class PlanarFlow(nn.Module):
-    """K planar layers z + u tanh(w^T z + b), invertible for u . w >= -1, from the data to the base."""
-
-    def __init__(self, dim: int, layers: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(layers, dim, generator=generator))
-        self.u = nn.Parameter(0.1 * torch.randn(layers, dim, generator=generator))
-        self.b = nn.Parameter(torch.randn(layers, generator=generator))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log N(z) + sum log |det|."""
-        inner = (self.w * self.u).sum(1)
-        u = self.u + ((F.softplus(inner) - 1 - inner) / self.w.square().sum(1)).unsqueeze(1) * self.w
-        change = torch.zeros_like(x[:, 0])
-        for w, v, b in zip(self.w, u, self.b, strict=True):
-            h = torch.tanh(x @ w + b)
-            change = change + torch.log1p((1 - h.square()) * (v @ w))
-            x = x + h.unsqueeze(1) * v
-        return Normal(0.0, 1.0).log_prob(x).sum(1) + change
-
-
 def _planar_set(name: str, n: int, seed: int) -> Tensor:
     if name == "moons":
         x = make_moons(n, noise=0.08, random_state=seed)[0] * 1.5 - [0.75, 0.375]
@@ -444,7 +417,7 @@ def densities(lab: Lab, config: Config) -> None:
             "continuous flow": ContinuousFlow(
                 GatedField(2, config.flow_units, generator=g), 2, method="rk4", step=0.125
             ),
-            "planar flow": PlanarFlow(2, config.flow_units, g),
+            "planar flow": PlanarFlow(2, config.flow_units, generator=g),
         }
         likelihood[name] = {}
         axes[row, 0].scatter(*test.T, s=2)
