@@ -11,6 +11,7 @@ from torch.autograd import gradcheck
 
 from pullback import discrete
 from pullback.discrete.sorted_input import SortedInput
+from pullback.kernels.compiled import compiled
 
 METHODS = ("softsort", "neuralsort", "sinkhorn", "network", "isotonic")
 WITH_MATRIX = METHODS[:-1]
@@ -146,7 +147,8 @@ def test_the_direct_form_equals_the_composed_form(
     pairs = {"sort": (discrete.sort(x, **options).values, composed(x).values(method))}
     pairs["rank"] = (discrete.rank(x, **options), composed(x).ranks(method))
     for name, (direct, plain) in pairs.items():
-        assert type(direct.grad_fn) is not type(plain.grad_fn) or (name, method) == ("rank", "neuralsort")
+        if compiled() is not None and (name, method) != ("rank", "neuralsort"):
+            assert type(direct.grad_fn) is not type(plain.grad_fn)
         torch.testing.assert_close(direct, plain, rtol=1e-11, atol=1e-11)
         gradients = [torch.autograd.grad(v, x, weight, retain_graph=True)[0] for v in (direct, plain)]
         torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
@@ -159,8 +161,8 @@ def test_the_direct_form_equals_the_composed_form(
 @pytest.mark.parametrize("method", ["softsort", "neuralsort", "sinkhorn", "isotonic"])
 @pytest.mark.parametrize("operation", ["sort", "rank"])
 def test_rows_in_threads_are_rows_in_one(operation: str, method: str, generator: torch.Generator) -> None:
-    x = _random(generator, 7, 12_000, dtype=torch.float32).requires_grad_()
-    weight = _random(generator, 7, 12_000, dtype=torch.float32)
+    x = _random(generator, 70, 6_000, dtype=torch.float32).requires_grad_()
+    weight = _random(generator, 70, 6_000, dtype=torch.float32)
 
     def work() -> tuple[Tensor, Tensor]:
         result = getattr(discrete, operation)(x, method=method, temperature=1.0)

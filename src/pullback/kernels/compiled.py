@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["compiled", "over_rows"]
 
-_WORTH_A_THREAD = 1 << 15
+_WORTH_A_THREAD = 1 << 17
 """Elements below which starting threads takes longer than the loops."""
 
 
