@@ -245,3 +245,56 @@ def test_a_program_that_cannot_be_replayed_says_so() -> None:
 def test_nothing_differentiable_is_a_note() -> None:
     report = pullback.audit(lambda i: i.sum(), torch.arange(3))
     assert any("nothing differentiable" in note for note in report.notes)
+
+
+def test_every_stop_of_the_demo_is_named_and_relaxed_was_tried_on_it() -> None:
+    from pullback.demo.pipeline import NumberReader, ordering_loss
+
+    torch.manual_seed(0)
+    images, values = torch.rand(6, 5, 8, 32), torch.randint(0, 9999, (6, 5)).float()
+    report = pullback.audit(ordering_loss, NumberReader(), images, values)
+    errors = [f for f in report.findings if f.severity == "error"]
+    assert {f.code for f in errors} == {"zero.round", "cut.index", "cut.comparison"}
+    for finding in errors:
+        assert finding.evidence["loss moves with its input"] is True
+        assert finding.evidence["relaxed_gradient"] > 0
+        assert finding.evidence["relaxed_cosine"] > 2 * finding.evidence["relaxed_cosine_error"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_jump_is_told_from_a_kink_whatever_the_weights(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(12, 4)
+
+    def strong(program: object) -> list[str]:
+        report = pullback.audit(program, x)
+        return [f.code for f in report.findings if f.severity != "info"]
+
+    assert strong(lambda x: torch.where(net(x) > 0.1, net(x) + 1, net(x)).square().mean()) == ["cut.comparison"]
+    assert strong(lambda x: (torch.where(net(x) > 0, net(x), net(x).exp() - 1) - 0.3).square().mean()) == []
+
+
+def test_a_custom_function_that_cannot_be_checked_alone_is_noted() -> None:
+    class OnlySingle(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            if x.dtype != torch.float32:
+                raise TypeError("float32 only")
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    report = pullback.audit(lambda x: OnlySingle.apply(x).sum(), torch.ones(3, requires_grad=True))
+    assert report.ok
+    assert any("OnlySingle" in note and "float32 only" in note for note in report.notes)
+
+
+def test_parameters_made_while_tracing_are_ordinary_ones() -> None:
+    new = nn.Parameter.__new__
+    report = pullback.audit(lambda x: nn.Linear(3, 1)(x).sum(), torch.ones(2, 3, requires_grad=True))
+    assert report.ok
+    assert nn.Parameter.__new__ is new
+    assert type(nn.Parameter(torch.ones(2))) is nn.Parameter
