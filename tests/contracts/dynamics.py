@@ -45,11 +45,12 @@ def times_exact(y0: Tensor, t: Tensor) -> Tensor:
 def fall(height: Tensor, gravity: Tensor) -> tuple[Tensor, Tensor]:
     """Time and speed at which a ball dropped from ``height`` meets the ground."""
     start = torch.stack([height, torch.zeros_like(height)], -1)
+    rtol = 1e-9 if height.dtype == torch.float64 else 1e-4  # half precision is solved in float32
 
     def field(t: Tensor, y: Tensor) -> Tensor:
         return torch.stack([y[..., 1], -gravity.expand_as(y[..., 1])], -1)
 
-    solution = odeint(field, start, [0.0, 9.0], events=Event(lambda t, y: y[..., 0]), rtol=1e-9, atol=1e-9)
+    solution = odeint(field, start, [0.0, 9.0], events=Event(lambda t, y: y[..., 0]), rtol=rtol, atol=rtol)
     return solution.event_times[0], solution.event_states[0, ..., 1]
 
 
@@ -75,7 +76,9 @@ CONTRACTS = [
     *(
         Contract(
             f"dynamics.odeint[{method}, {adjoint}]",
-            linear(method, adjoint=adjoint, **({"step": 0.1} if method in ("rk4", "implicit_midpoint") else {})),
+            linear(
+                method, adjoint=adjoint, **({"step": 0.1} if method in ("bosh3", "rk4", "implicit_midpoint") else {})
+            ),
             samples,
             reference=exact,
             tolerance=tolerance,
@@ -105,7 +108,7 @@ CONTRACTS = [
                 ),
             ),
             ("tsit5", "symplectic", 1e-8, ()),
-            ("bosh3", "unrolled", 1e-7, ()),
+            ("bosh3", "unrolled", 1e-4, ()),
             ("rk4", "checkpoint", 1e-5, ()),
             ("implicit_midpoint", "checkpoint", 2e-2, ()),
         )
