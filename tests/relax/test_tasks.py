@@ -9,8 +9,9 @@ from torch import Tensor
 from tests.relax.smoothing import TEMPERATURE, relaxed_gradient, smoothed_gradient
 from tests.relax.tasks import TASKS
 
-# What the docstring of ``relaxed`` calls limits: steps that share their noise are taken as independent.
+# What the docstring of ``relaxed`` calls limits.
 _LIMITS = {
+    "hard_attention": "a square of rows chosen among three that are nearly equal",
     "nearest_pair": "two rows of one distance matrix choose by the same distance",
 }
 
