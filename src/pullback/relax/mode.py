@@ -48,7 +48,7 @@ class relaxed:
 
     * Steps that share their noise (two choices by the same distance, a median of values computed from the same few
       numbers, a strongly curved function of a sum of several near jumps) are taken as independent.
-    * Nonlinear functions see one alternative to a choice: the square of a row chosen among three that are nearly equal is
+    * Nonlinear functions see one alternative to a choice: the square of a row chosen among three nearly equal ones is
       differentiated towards the mean of the other two.
     * The width of a step is relative to the spread of what it meets, or of the tensor that it is a slice of. Where the
       noise that matters is several times wider, the direction loses accuracy: raise the temperature.
