@@ -53,6 +53,8 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
     meant = "" if fatal else intended(graph, members, starved=bool(dead) and ledger.certain)
     if dead and not fatal and not meant and _lost_elsewhere(ledger, members, dead, starving):
         meant = intended(graph, members, starved=False)
+    if dead and not fatal and not meant and _stored(ledger, members, dead, starving):
+        meant = "stored"
     term = any(_is_term(ledger, m, events, starving) for m in members for events in terms)
     if code.startswith("zero.") and not fatal:
         visited = [ledger.nodes[ledger.tracer.origins[m].node] for m in members]
@@ -114,9 +116,26 @@ def _lost_elsewhere(ledger: Ledger, members: list[int], dead: set[int], starving
         if event.live and event.node is not None and not set(members) & ledger.nodes[event.node].origins:
             found |= graph.leaves(graph.upstream([event.node], live=True))
     for rival in starving - set(members):
+        code = ledger.tracer.origins[rival].code
+        if code in ("cut.item", "cut.number", "cut.numpy"):
+            continue  # an action that left for the world
         if ledger.tracer.origins[rival].site != ledger.tracer.origins[members[0]].site and not dead <= found:
             found |= set() if intended(graph, [rival], starved=False) else _leaves_of(ledger, [rival])
     return dead <= found
+
+
+def _stored(ledger: Ledger, members: list[int], dead: set[int], starving: set[int]) -> bool:
+    """Whether the value left as a number and came back as data (an action, the probability it had then).
+
+    So only if another stop, which is not in front of this one, explains the missing gradients.
+    """
+    origins, nodes = ledger.tracer.origins, ledger.nodes
+    departed = {o for e in ledger.tracer.exits if e.linked for o in nodes[e.node].origins}
+    if not set(members) <= departed:
+        return False
+    before = {o for m in members for s in origins[m].sources for o in nodes[s].origins}
+    rivals = starving - set(members) - before - departed
+    return any(dead <= _leaves_of(ledger, [r]) for r in rivals)
 
 
 def _code(ledger: Ledger, origin: Origin) -> str:
