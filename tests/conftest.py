@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,6 +18,10 @@ if os.environ.get("PULLBACK_CHECK_SHAPES", "1") == "1":
     install_import_hook([f"pullback.{family}" for family in _FAMILIES], "tests.shapes.check")
 
 torch.set_num_threads(1)
+
+# Draws repeat from run to run, and no test fails because the machine was busy.
+hypothesis.settings.register_profile("pullback", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("pullback")
 
 
 @pytest.fixture
