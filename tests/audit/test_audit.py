@@ -171,7 +171,7 @@ def test_wrt_decides_what_must_get_a_gradient() -> None:
     ("arguments", "error", "match"),
     [
         ({"fn": 3}, TypeError, "fn must be callable"),
-        ({"fn": torch.sin, "probes": "all"}, ValueError, "probes must be one of"),
+        ({"fn": torch.sin, "probes": "some"}, ValueError, "probes must be one of"),
         ({"fn": torch.sin, "budget": -1.0}, ValueError, "budget must be > 0"),
         ({"fn": torch.sin, "wrt": 4}, ValueError, "wrt must name one of 1 inputs"),
         ({"fn": torch.sin, "wrt": "weigth"}, ValueError, "wrt must name a parameter"),

@@ -69,6 +69,7 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
             continue
         ledger.add("biased.custom", site, op, "error", evidence)
     find_branches(ledger)
+    _bias(ledger)
     _unused(ledger)
     ledger.found.sort(key=lambda f: (-SEVERITIES.index(f.severity), f.file, f.line, f.code))
     lines, edges = _lines(ledger)
@@ -86,6 +87,31 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
         error=error,
     )
     return with_remedies(report)
+
+
+def _bias(ledger: Ledger) -> None:
+    """Say that the gradient is not that of the smoothed loss, unless an error says why.
+
+    A stop that was meant (a target, a straight-through estimator) biases it on purpose: that is for information. With
+    no stop in sight something unseen is wrong: a hook, compiled code.
+    """
+    bias = ledger.verdicts.bias
+    if not bias or not all(b.biased for b in bias) or any(f.severity == "error" for f in ledger.found):
+        return
+    event = next((e for e in reversed(ledger.graph.events) if e.node is not None), None)
+    if event is None or event.node is None:
+        return
+    narrow = bias[0]
+    evidence = {
+        "smoothed over autograd": narrow.ratio,
+        "confidence interval": [narrow.ratio - 1.96 * narrow.error, narrow.ratio + 1.96 * narrow.error],
+        "cosine": narrow.cosine,
+        "smoothing": narrow.smoothing,
+    }
+    inside = ledger.graph.downstream(ledger.trained) & ledger.graph.reached
+    meant = bool(ledger.tracer.exits) or any(not ledger.nodes[i].live for i in inside)
+    loss = ledger.nodes[event.node]
+    ledger.add("biased.gradient", loss.site, loss.op, "info" if meant else "warning", evidence)
 
 
 def _unused(ledger: Ledger) -> None:

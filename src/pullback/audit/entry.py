@@ -53,7 +53,8 @@ def audit(
         step: a map from a state to the next one of the same form, whose largest Lyapunov exponent is to be measured,
             starting at the first input.
         probes: ``"auto"`` replays the function (same random numbers, state restored) where the trace alone cannot
-            decide whether a stop matters; ``"none"`` never runs it twice.
+            decide whether a stop matters; ``"all"`` also compares the whole gradient with that of the smoothed loss
+            where nothing is suspect; ``"none"`` never runs it twice.
         budget: seconds that the probes may take.
         ignore: places not to report, as ``"model.py:12"`` or ``"model.py"``.
         libraries: blame lines inside installed libraries instead of the line of the user that called them.
@@ -80,7 +81,7 @@ def audit(
     state = random_state()
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {type(fn).__name__}")
-    check_choice("probes", probes, ("auto", "none"))
+    check_choice("probes", probes, ("auto", "all", "none"))
     check_positive("budget", budget)
     if step is not None and not (inputs and isinstance(inputs[0], Tensor)):
         raise TypeError("step needs a tensor as the first input, the state to start from")
@@ -97,8 +98,9 @@ def audit(
         if wanted is None and not tracer.leaves and not tracer.events_seen:
             opened = [t for t in tensors_in((inputs, program.kwargs)) if t.is_floating_point() and t.is_leaf]
             tracer = _run(program, opened, libraries, state)
-        if probes == "auto":
-            verdicts, notes = probe(program, tracer, ids, state, budget=budget, generator=generator)
+        if probes != "none":
+            every = probes == "all"
+            verdicts, notes = probe(program, tracer, ids, state, budget=budget, generator=generator, everything=every)
     finally:
         for tensor in opened:
             tensor.requires_grad_(False)

@@ -50,5 +50,7 @@ def explain(code: str, **words: object) -> str:
                 "zero times infinity makes the gradient NaN"
             )
         return f"{words['op']} receives a finite cotangent and passes on one that is not finite"
+    if code == "biased.gradient":
+        return "the gradient of this value is not that of its randomly smoothed form: something on the way biases it"
     template = _CUT.get(detail, _CUT["operation"]) if kind == "cut" else _OTHER[kind]
     return template.format(**words)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pullback.audit import operations as ops
+from pullback.audit.bias import measure_bias
 from pullback.audit.custom import check_custom
 from pullback.audit.graph import TraceGraph
 from pullback.audit.program import Program
@@ -51,6 +52,7 @@ def probe(
     *,
     budget: float,
     generator: torch.Generator | None,
+    everything: bool = False,
 ) -> tuple[Verdicts, list[str]]:
     """Decide by replays what the trace leaves open.
 
@@ -61,6 +63,7 @@ def probe(
         state: random state before the traced run.
         budget: seconds.
         generator: of the directions.
+        everything: measure the bias of the gradient also where the trace raises no question.
 
     Returns:
         The verdicts, and notes on what could not be probed.
@@ -72,7 +75,7 @@ def probe(
     exits, branches = _questions(graph, trained)
     stops = _open_stops(graph, trained)
     shut = _shut_stops(graph, trained, stops)
-    if not (exits or branches or stops or shut):
+    if not (exits or branches or stops or shut or everything):
         return verdicts, []
     if tracer.impure:
         return verdicts, [
@@ -95,9 +98,10 @@ def probe(
             verdicts.matters[key] = loss_depends(laboratory, key, first, noise)
         _probe_stops(laboratory, graph, stops, trained, generator, verdicts)
         notes: list[str] = []
+        tensors = [t for i in sorted(trained) if (t := tracer.leaves[i].reference()) is not None]
+        tensors = [t for t in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(t)]
+        verdicts.bias = measure_bias(program, laboratory, tensors, torch.Generator().manual_seed(3))
         if _relaxable(graph, [*shut, *(key for key, gap in verdicts.gaps.items() if gap > 0.1)]):
-            tensors = [t for i in sorted(trained) if (t := tracer.leaves[i].reference()) is not None]
-            tensors = [t for t in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(t)]
             noise = torch.Generator().manual_seed(2) if generator is None else generator
             verdicts.relaxed, note = try_relaxed(program, laboratory, tensors, noise)
             notes += [note] if note else []

@@ -14,7 +14,7 @@ from pullback.audit.random import set_random_state
 from pullback.audit.replay import Laboratory
 from pullback.relax import relaxed
 
-__all__ = ["try_relaxed"]
+__all__ = ["random_steps", "try_relaxed"]
 
 DIRECTIONS = 24
 SMOOTHING = 0.3
@@ -56,7 +56,7 @@ def try_relaxed(
     for _ in range(DIRECTIONS):
         if laboratory.spent:
             return {"relaxed_gradient": norm}, "the time budget did not reach for the smoothed reference of relaxed"
-        with _steps(tensors, generator) as steps:
+        with random_steps(tensors, SMOOTHING, generator) as steps:
             expected.append(
                 sum(
                     float((g.double() * s.double()).sum())
@@ -85,15 +85,15 @@ def try_relaxed(
 
 
 @contextmanager
-def _steps(tensors: list[Tensor], generator: torch.Generator) -> Iterator[list[Tensor]]:
-    """Give one random step for each tensor; restore the tensors to the bit."""
+def random_steps(tensors: list[Tensor], scale: float, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """Give each tensor a random step of ``scale`` times its root mean square; restore the tensors to the bit."""
     with torch.no_grad():
         before = [t.detach().clone() for t in tensors]
         steps = []
         for start in before:
             size = float(start.double().square().mean().sqrt()) if start.numel() else 0.0
             noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)
-            steps.append((SMOOTHING * (size or 0.1) * noise).to(start))
+            steps.append((scale * (size or 0.1) * noise).to(start))
     try:
         yield steps
     finally:

@@ -7,11 +7,33 @@ from typing import Any
 
 from pullback.audit.sites import Site
 
-__all__ = ["RELAXABLE", "Verdicts", "site_key"]
+__all__ = ["RELAXABLE", "Bias", "Verdicts", "site_key"]
 
 
 RELAXABLE = frozenset({"cut.index", "cut.comparison", "zero", "cut.sampling"})
 """Codes and kinds of the stops that :func:`pullback.relaxed` replaces."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """How the smoothed loss rises where autograd says it does, at one smoothing.
+
+    Attributes:
+        ratio: slope of the smoothed loss along autograd's gradient over the slope autograd claims; 1 is unbiased.
+        error: its standard error.
+        cosine: between the two gradients, estimated from the same directions.
+        smoothing: relative to the root mean square of each trained tensor.
+    """
+
+    ratio: float
+    error: float
+    cosine: float
+    smoothing: float
+
+    @property
+    def biased(self) -> bool:
+        """Whether the ratio differs from 1 by more than three standard errors and by more than 10 %."""
+        return abs(self.ratio - 1) > max(3 * self.error, 0.1)
 
 
 @dataclass
@@ -24,6 +46,7 @@ class Verdicts:
         gaps: for a stop: the share of the smoothed derivative that it hides (0: none).
         matters: for a stop: whether the loss moves when the input of the stopped operation does.
         biased: custom functions whose backward disagrees with their forward, with the numbers.
+        bias: of the whole gradient against the smoothed loss, one entry a smoothing, if measured.
         relaxed: gradient norm under ``relaxed`` and its cosine with the slope of the smoothed loss, if tried.
     """
 
@@ -32,6 +55,7 @@ class Verdicts:
     gaps: dict[tuple[Any, int, str], float] = field(default_factory=dict)
     matters: dict[tuple[Any, int, str], bool | None] = field(default_factory=dict)
     biased: list[tuple[Site, str, dict[str, float]]] = field(default_factory=list)
+    bias: list[Bias] = field(default_factory=list)
     relaxed: dict[str, float] = field(default_factory=dict)
 
 
