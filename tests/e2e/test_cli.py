@@ -187,9 +187,10 @@ def test_data_list_is_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_demo_without_its_digits_names_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PULLBACK_DATA", str(tmp_path / "empty"))
-    assert main(["demo"]) == 2
-    assert "bring it with: pullback data fetch mnist" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # scikit-learn, which ships them, is not installed
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert "bring it with: pip install 'pullback[lab]'" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_import_is_cheap() -> None:

@@ -476,8 +476,8 @@ class RecurrentDecoder(LatentODE):
 def sequences(lab: Lab, config: Config) -> None:
     """Extrapolation of noisy spirals from 30 and from 100 irregular observations."""
     noise, batch = 0.3, 64
-    # tried on seed 101: the latent ODE is better at 2e-2 than at 1e-2, the RNN-VAE as good; on 102 and 103 the latent
-    # ODE at 4e-2 is once better and once worse
+    # Tried on other seeds, few runs each: the latent ODE was better at 2e-2 than at 1e-2, and at 4e-2 once better and
+    # once worse; the RNN-VAE was as good at 1e-2 as at 2e-2, and at 4e-2 (tried once) not better.
     rates = {"latent ODE": 2e-2, "RNN-VAE": 1e-2}
     train = data.spirals(config.spirals, noise=noise, generator=lab.fork("train spirals"))
     test = data.spirals(max(config.spirals // 10, 4), noise=noise, generator=lab.fork("test spirals"))
