@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,3 +67,15 @@ def test_only_errors_and_warnings_get_remedies_and_existing_ones_stay() -> None:
     assert report.findings[0].remedies
     assert not report.findings[1].remedies
     assert with_remedies(report) == report
+
+
+def test_relaxed_is_not_offered_where_it_was_tried_in_vain() -> None:
+    finding = _finding("k = x.argmax()", "cut.index", "argmax")
+
+    def offered(**evidence: float) -> bool:
+        return "relaxed" in [r["block"] for r in remedies_for(replace(finding, evidence=evidence))]
+
+    assert offered()
+    assert offered(relaxed_gradient=1.0, relaxed_cosine=0.4, relaxed_cosine_error=0.2)
+    assert not offered(relaxed_gradient=0.0)
+    assert not offered(relaxed_gradient=1.0, relaxed_cosine=-0.6, relaxed_cosine_error=0.2)

@@ -317,13 +317,21 @@ def remedies_for(finding: Finding) -> tuple[dict[str, str], ...]:
     """
     operation = finding.operation.rpartition(".")[2].strip("_").lower()
     fitting = [r for r in REMEDIES if any(_answers(code, finding.code) for code in r.codes)]
-    named = [r for r in fitting if operation in {o.strip("_").lower() for o in r.operations}]
+    named = [r for r in fitting if r is not _RELAXED and operation in {o.strip("_").lower() for o in r.operations}]
     exact = [r for r in fitting if finding.code in r.codes and r is not _RELAXED]
     chosen = named or exact or [r for r in fitting if r is not _RELAXED]
-    if _RELAXED in fitting:
+    if _RELAXED in fitting and not _tried_in_vain(finding):
         chosen = [*chosen[:2], _RELAXED]
     expression = _expression(finding)
     return tuple(remedy.for_expression(expression) for remedy in dict.fromkeys(chosen[:3]))
+
+
+def _tried_in_vain(finding: Finding) -> bool:
+    """Whether the program under ``relaxed`` had no gradient, or one that surely points away from the smoothed loss's."""
+    evidence = finding.evidence
+    if evidence.get("relaxed_gradient") == 0:
+        return True
+    return evidence.get("relaxed_cosine", 0.0) + 2 * evidence.get("relaxed_cosine_error", 0.0) < 0
 
 
 def with_remedies(report: Report) -> Report:
