@@ -327,7 +327,7 @@ def remedies_for(finding: Finding) -> tuple[dict[str, str], ...]:
 
 
 def _tried_in_vain(finding: Finding) -> bool:
-    """Whether the program under ``relaxed`` had no gradient, or one that surely points away from the smoothed loss's."""
+    """Whether under ``relaxed`` there was no gradient, or one that surely points away from the smoothed one."""
     evidence = finding.evidence
     if evidence.get("relaxed_gradient") == 0:
         return True
