@@ -71,6 +71,18 @@ def test_kernel_equals_reference_at_a_hundred_thousand_spheres(generator: torch.
     assert torch.equal(a.extras["hits"], b.extras["hits"])
 
 
+@pytest.mark.slow
+def test_kernel_equals_reference_at_five_thousand_spheres_and_two_threads(generator: torch.Generator) -> None:
+    scene = _scene(5000, generator)
+    scene[5] = torch.tensor([[128.0, 0.0, 64.0], [0.0, 128.0, 64.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        _assert_equal(scene, size=(128, 128), gamma=0.01)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("gamma", [1e-5, 1e-3, 1.0])
 @pytest.mark.parametrize("track", [None, 1, 5])
 def test_kernel_equals_reference_for_every_softness(
