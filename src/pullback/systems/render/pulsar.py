@@ -12,8 +12,8 @@ seen at all: a sphere 0.1 m too near is displaced between the views by up to two
 
 Positions start with isotropic noise of 5 % of their depth. Both arms start from the same spheres and take the better,
 on the training views, of the same grid of step sizes and radii. A sphere that no view sees has no gradient, so its
-centre cannot be mended: the claim on distances is about the spheres that the training views see at the end, each
-against its own start; the mean over all spheres is a metric.
+centre cannot be mended: the distances are claimed twice, for all spheres and for those that the training views see at
+the end, each against its own start.
 """
 
 from __future__ import annotations
@@ -236,8 +236,12 @@ def _distances(lab: Lab, config: Config, start: Tensor, soft: _Fit, train: Views
         after[seen].mean() <= 0.7 * before[seen].mean(),
         distance_mm=1e3 * after[seen].mean(),
         distance_before_mm=1e3 * before[seen].mean(),
-        all_mm=1e3 * after.mean(),
-        all_before_mm=1e3 * before.mean(),
+    )
+    lab.claim(
+        "the mean distance to the true surface of all centres, hidden ones included, falls by at least 30 %",
+        after.mean() <= 0.7 * before.mean(),
+        distance_mm=1e3 * after.mean(),
+        distance_before_mm=1e3 * before.mean(),
     )
 
 
