@@ -227,3 +227,20 @@ def test_a_cyclic_result_raises_with_the_cycle() -> None:
     result = causal.StructureResult(cyclic, torch.arange(2), zero, cyclic[None], zero[None], {})
     with pytest.raises(ConvergenceError, match="0 -> 1 -> 0"):
         result.graph()
+
+
+@pytest.mark.parametrize("hidden", [None, 3])
+def test_a_smooth_acyclic_model_has_right_gradients(hidden: int | None, generator: torch.Generator) -> None:
+    model = causal.SmoothAcyclicSCM(3, hidden=hidden, restarts=2, shift=0.1, generator=generator).double()
+    x = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    names = [name for name, _ in model.named_parameters()]
+
+    def function(*parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, tuple(model.parameters()))
+
+
+def test_the_temperature_falls_along_a_cosine_and_stays_at_its_ends() -> None:
+    values = [causal.cosine_temperature(p, start=1.0, end=0.1) for p in (-1.0, 0.0, 0.25, 0.5, 1.0, 2.0)]
+    assert values == pytest.approx([1.0, 1.0, 0.55 + 0.45 * 2**-0.5, 0.55, 0.1, 0.1])

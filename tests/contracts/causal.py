@@ -26,6 +26,16 @@ def _by_eigenvalues(function: object) -> object:
     return reference
 
 
+def _regressions(covariance: Tensor) -> Tensor:
+    """Each node regressed on all others, one ridge system a node."""
+    weights = torch.zeros_like(covariance)
+    for node in range(4):
+        others = [i for i in range(4) if i != node]
+        system = covariance[others][:, others] + 0.1 * torch.eye(3, dtype=covariance.dtype)
+        weights[others, node] = torch.linalg.solve(system, covariance[others, node])
+    return weights
+
+
 _NOT_SQUARE = Bad((torch.zeros(2, 3),), {}, ValueError, "weights must have shape")
 _BAD_WEIGHTS = [
     _NOT_SQUARE,
@@ -90,6 +100,15 @@ CONTRACTS = [
         lambda g: [Call((torch.randn(4, 4, generator=g, dtype=torch.float64), _covariance(g)))],
         reference=lambda w, c: torch.trace((torch.eye(4) - w).T @ c @ (torch.eye(4) - w)) / 4,
         half_tolerance=6e-2,
+    ),
+    Contract(
+        "causal.ridge_weights",
+        lambda c, **kwargs: causal.ridge_weights(c, **{"penalty": 0.1, **kwargs}),
+        lambda g: [Call((_covariance(g),))],
+        reference=_regressions,
+        bad=[Bad((torch.eye(2),), {"penalty": 0.0}, ValueError, "penalty must be > 0")],
+        half=False,
+        why=_LAPACK,
     ),
     Contract(
         "causal.score_order",

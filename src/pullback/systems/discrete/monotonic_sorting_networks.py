@@ -103,6 +103,12 @@ def run(lab: Lab, config: Config) -> None:
         cauchy=matches["cauchy"].max(),
         logistic=matches["logistic"].max(),
     )
+    lab.claim(
+        "free scores, the worst steepness of each: exact match of Cauchy is at least logistic + 0.2",
+        matches["cauchy"].min() >= matches["logistic"].min() + 0.2,
+        cauchy=matches["cauchy"].min(),
+        logistic=matches["logistic"].min(),
+    )
     # The reference code trains with torch's cross entropy, whose gradient is cut where P (1 - P) < 1e-12. That, and not
     # the logistic sigmoid alone, is why its steep logistic networks do not train: permutation_loss has no such floor.
     floored = {s: _order_free_scores(lab, config, s, n=8, loss=_reference_loss)[0] for s in ("logistic", "cauchy")}
