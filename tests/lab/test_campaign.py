@@ -68,7 +68,6 @@ def test_processes_give_the_same_numbers_and_one_may_die(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_ray_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
     system = lab.load("toy-regression")

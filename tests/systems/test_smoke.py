@@ -9,7 +9,6 @@ import pytest
 
 import pullback
 from pullback import lab
-from pullback.data import missing
 from pullback.lab.result import RunResult
 
 _TIMES = ("s", "ms", "us", "µs", "seconds", "x")
@@ -34,10 +33,6 @@ def test_system_runs_and_resumes(slug: str, tmp_path: Path) -> None:
     for block in system.blocks:
         family, _, name = block.partition(".")
         assert name in getattr(pullback, family).__all__, f"blocks names {block}, which is not public"
-    absent = missing(system.data)
-    if absent:
-        pytest.skip(f"pullback data fetch {' '.join(absent)}")
-
     result = lab.run(slug, scale="smoke", seed=1, runs=tmp_path, quiet=True)
 
     assert result.status == "complete"
