@@ -1,6 +1,6 @@
-"""The contract of a block: what it claims, as data. ``test_contracts.py`` puts every block through the same laws.
+"""The contract of a block: what it claims, as data. ``laws.py`` puts every block through the same laws.
 
-An entry is one :class:`Contract` in the list ``CONTRACTS`` of ``tests/contracts/<family>.py``.
+An entry is one :class:`Contract` in the list ``CONTRACTS`` of ``tests/contracts/<family>/<topic>.py``.
 """
 
 from __future__ import annotations

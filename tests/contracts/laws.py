@@ -1,40 +1,38 @@
-"""Every block through the same laws. The entries are in ``tests/contracts/<family>.py``."""
+"""The laws: tests that every entry of a table goes through. A table is ``CONTRACTS`` of ``<family>/<topic>.py``."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-import tests.contracts as package
 from tests.contracts.contract import Bad, Call, Contract
 
-_SKIPPED = {"contract", "test_contracts"}
-_MODULES = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _SKIPPED)
-CONTRACTS: list[Contract] = [
-    contract for name in _MODULES for contract in importlib.import_module(f"tests.contracts.{name}").CONTRACTS
-]
+
+@dataclass(frozen=True)
+class Law:
+    """A test and the entries that it holds for: ``cases`` picks (name, arguments) from the entries of a table."""
+
+    test: Callable[..., None]
+    cases: Callable[[Sequence[Any]], list[tuple[str, tuple[Any, ...]]]]
 
 
-@pytest.fixture
-def without_shape_checks() -> Iterator[None]:
-    """The block as a user calls it: its own checks speak, and a compiler sees no wrapper."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+LAWS: dict[str, Law] = {}
 
 
-def _having(condition: Any) -> Any:
-    chosen = [c for c in CONTRACTS if condition(c)]
-    return pytest.mark.parametrize("contract", chosen, ids=[c.name for c in chosen])
+def _having(condition: Callable[[Contract], bool]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a test a law of the contracts that ``condition`` picks."""
+
+    def register(test: Callable[..., None]) -> Callable[..., None]:
+        LAWS[test.__name__] = Law(test, lambda table: [(c.name, (c,)) for c in table if condition(c)])
+        return test
+
+    return register
 
 
 def _calls(contract: Contract) -> list[Call]:
@@ -70,11 +68,6 @@ def _function(contract: Contract, call: Call) -> tuple[list[Tensor], Any]:
 
 def _close(got: Any, expected: Any, tolerance: float) -> None:
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, check_dtype=False, equal_nan=True)
-
-
-def test_names_are_unique() -> None:
-    names = [c.name for c in CONTRACTS]
-    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})
 
 
 @_having(lambda c: c.reference is not None)
@@ -197,10 +190,14 @@ def test_inputs_are_not_changed(contract: Contract) -> None:
                 assert torch.equal(a, b) or (a.isnan() == b.isnan()).all()
 
 
-_BAD = [(c, bad) for c in CONTRACTS for bad in c.bad]
+def _each_bad_call(test: Callable[..., None]) -> Callable[..., None]:
+    LAWS[test.__name__] = Law(
+        test, lambda table: [(f"{c.name}-{i}", (c, bad)) for c in table for i, bad in enumerate(c.bad)]
+    )
+    return test
 
 
-@pytest.mark.parametrize(("contract", "bad"), _BAD, ids=[f"{c.name}-{i}" for i, (c, _) in enumerate(_BAD)])
+@_each_bad_call
 def test_bad_input_is_refused_by_name(contract: Contract, bad: Bad, without_shape_checks: None) -> None:
     with pytest.raises(bad.error, match=bad.match):
         contract.block(*bad.args, **bad.kwargs)

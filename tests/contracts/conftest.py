@@ -1,0 +1,57 @@
+"""Collects a table of contracts, ``<family>/<topic>.py``, as the tests of its laws.
+
+``pytest tests/contracts`` goes through all tables, ``pytest tests/contracts/discrete`` and
+``pytest tests/contracts/discrete/order.py`` import no more than that family and that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.register_assert_rewrite("tests.contracts.laws")
+
+from tests.contracts.laws import LAWS  # noqa: E402 (its assertions are rewritten by the line above)
+
+_HERE = Path(__file__).parent
+
+
+class Table(pytest.Module):
+    """A module with ``CONTRACTS``: every law that holds for one of its entries is a test of it."""
+
+    def collect(self) -> Any:
+        for name, law in LAWS.items():
+            if law.cases(self.obj.CONTRACTS):
+                setattr(self.obj, name, law.test)
+        return super().collect()
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    is_table = module_path.parent.parent == _HERE and module_path.name != "__init__.py"
+    return Table.from_parent(parent, path=module_path) if is_table else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    law = LAWS.get(metafunc.function.__name__)
+    if law is None or metafunc.function is not law.test:
+        return
+    cases = law.cases(metafunc.module.CONTRACTS)
+    names = ("contract", "bad")[: len(cases[0][1])]
+    metafunc.parametrize(names, [case for _, case in cases], ids=[name for name, _ in cases])
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """The block as a user calls it: its own checks speak, and a compiler sees no wrapper."""
+    try:
+        import jaxtyping
+    except ModuleNotFoundError:  # a machine with torch and pytest alone, where no call is wrapped
+        yield
+        return
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
