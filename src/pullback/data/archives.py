@@ -26,7 +26,8 @@ def download(package: Package, into: Path) -> Path:
     """Download the archive of ``package`` into the folder ``into`` and return its path, its SHA-256 checked.
 
     ``pip download`` with this interpreter, or ``apt-get download`` (no root needed). Where apt has no package lists, as
-    on a new machine, or old ones, current lists are brought into a folder beside ``into``: the machine's are left alone.
+    on a new machine, or old ones, current lists are brought into a folder beside ``into``; the machine's stay as
+    they are.
 
     Raises:
         DataFetchError: the tool or the network is missing, the version is not in the index, or the hash is wrong.
