@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pullback.lab.bench import Case
     from pullback.lab.campaign import Job, Outcome, count_claims, execute, grid, seeds
+    from pullback.lab.config import above, at_least, at_most, below
     from pullback.lab.lab import Lab
-    from pullback.lab.registry import SCALES, System, families, load, slugs, system
-    from pullback.lab.result import RunResult, read_results
+    from pullback.lab.registry import System, families, load, slugs, system
+    from pullback.lab.result import SCALES, RunResult, read_results
     from pullback.lab.runner import RunError, UsageError, run
 
 _HOMES = {
@@ -24,9 +25,13 @@ _HOMES = {
     "Outcome": "campaign",
     "RunError": "runner",
     "RunResult": "result",
-    "SCALES": "registry",
+    "SCALES": "result",
     "System": "registry",
     "UsageError": "runner",
+    "above": "config",
+    "at_least": "config",
+    "at_most": "config",
+    "below": "config",
     "count_claims": "campaign",
     "execute": "campaign",
     "families": "registry",
@@ -49,6 +54,10 @@ __all__ = [
     "RunResult",
     "System",
     "UsageError",
+    "above",
+    "at_least",
+    "at_most",
+    "below",
     "count_claims",
     "execute",
     "families",

@@ -9,8 +9,6 @@ import ast
 import dataclasses
 import importlib
 import inspect
-import textwrap
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import pullback
 from pullback.core.checks import check_choice, nearest
+from pullback.lab.config import Option, options
+from pullback.lab.result import SCALES
 
 if TYPE_CHECKING:
     from pullback.lab.lab import Lab
 
 __all__ = ["SCALES", "System", "families", "load", "slugs", "system"]
-
-SCALES = ("smoke", "default", "full")
-"""Seconds, about a minute on two cores, the paper's sizes."""
 
 RESERVED_OPTIONS = (
     *("budget", "checkpoint_every", "data", "debug", "device", "help", "json", "resume", "runs", "scale", "seed"),
@@ -49,6 +46,7 @@ class System:
         scales: what ``smoke`` and ``full`` change in the config.
         data: names of data sets (``pullback data list``) that must be there before it starts.
         blocks: the public blocks it is composed of, as ``family.block``.
+        takes_data: what ``--data`` gives it, in words; empty where it takes nothing.
     """
 
     slug: str
@@ -60,6 +58,7 @@ class System:
     scales: Mapping[str, Mapping[str, Any]]
     data: tuple[str, ...]
     blocks: tuple[str, ...]
+    takes_data: str = ""
 
     @cached_property
     def description(self) -> str:
@@ -69,65 +68,22 @@ class System:
     @cached_property
     def options(self) -> dict[str, Option]:
         """The fields of the config, in order."""
-        return _options(self.config)
+        return options(self.config)
 
     def configure(self, scale: str = "default", **changes: Any) -> Any:
-        """Return the config of a scale with some fields changed.
+        """Return the config of a scale with some fields changed, each compared with its type and range.
 
         Raises:
-            ValueError: unknown scale or field.
+            ValueError: unknown scale or field, or a value out of range.
+            TypeError: a value of another type.
         """
         check_choice("scale", scale, SCALES)
         for name in changes:
             if name not in self.options:
                 listed = ", ".join(self.options) or "none"
                 raise ValueError(f"{self.slug} has no option {name!r}{nearest(name, self.options)} (options: {listed})")
-        return self.config(**{**self.scales.get(scale, {}), **changes})
-
-
-@dataclass(frozen=True)
-class Option:
-    """A field of a config: its type, default and docstring."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-def _options(config: type) -> dict[str, Option]:
-    hints = typing.get_type_hints(config)
-    help_texts = _field_docstrings(config)
-    defaults = config()
-    return {
-        field.name: Option(field.name, hints[field.name], getattr(defaults, field.name), help_texts.get(field.name, ""))
-        for field in dataclasses.fields(config)
-        if field.init
-    }
-
-
-def _field_docstrings(config: type) -> dict[str, str]:
-    """The string literal below each field, as written in the source."""
-    texts: dict[str, str] = {}
-    for base in reversed(config.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        try:
-            source = inspect.getsource(base)
-        except OSError:  # a class typed at a prompt has none
-            continue
-        body = ast.parse(textwrap.dedent(source)).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, following in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(following, ast.Expr)
-                and isinstance(following.value, ast.Constant)
-                and isinstance(following.value.value, str)
-            ):
-                texts[statement.target.id] = " ".join(inspect.cleandoc(following.value.value).split())
-    return texts
+        given = {**self.scales.get(scale, {}), **changes}
+        return self.config(**{name: self.options[name].conform(value) for name, value in given.items()})
 
 
 _DEFINED: dict[str, System] = {}
@@ -144,6 +100,7 @@ def system(
     full: Mapping[str, Any] | None = None,
     data: Sequence[str] = (),
     blocks: Sequence[str] = (),
+    takes_data: str = "",
 ) -> Callable[[Callable[[Lab, Any], None]], Callable[[Lab, Any], None]]:
     """Declare the decorated function of ``(lab, config)`` as a system.
 
@@ -157,13 +114,16 @@ def system(
         full: fields that differ at scale ``full`` (the paper's sizes).
         data: names of the data sets that it needs.
         blocks: the blocks it is composed of, as ``family.block``.
+        takes_data: what the user can give with ``--data`` (``lab.data_path``), such as ``"a folder of MNIST in IDX
+            format"``; where it is empty, ``--data`` is refused.
 
     Returns:
         The decorator; it returns the function as it is.
 
     Raises:
-        TypeError: ``config`` is no frozen dataclass, or a field has no default.
-        ValueError: unknown family or field, a reserved field name, or a file name that is not the slug.
+        TypeError: ``config`` is no frozen dataclass, a field has no default or a type that no option can have.
+        ValueError: unknown family or field, a reserved field name, a default or the value of a scale that is out of
+            range, or a file name that is not the slug.
     """
     if not (dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise TypeError(f"config of {slug!r} must be a frozen dataclass, got {config!r}")
@@ -187,7 +147,7 @@ def system(
         ):
             expected = f"systems/{family}/{slug.replace('-', '_')}.py"
             raise ValueError(f"system {slug!r} of family {family!r} belongs in {expected}, not in {run.__module__}")
-        _DEFINED[slug] = System(
+        declared = System(
             slug=slug,
             family=family,
             title=title or slug.replace("-", " ").capitalize(),
@@ -197,7 +157,11 @@ def system(
             scales={"smoke": dict(smoke or {}), "default": {}, "full": dict(full or {})},
             data=tuple(data),
             blocks=tuple(blocks),
+            takes_data=takes_data,
         )
+        for scale in SCALES:
+            declared.configure(scale)
+        _DEFINED[slug] = declared
         return run
 
     return declare

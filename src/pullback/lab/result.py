@@ -10,9 +10,10 @@ import json
 import math
 import os
 import platform
+import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from typing import Any
 from pullback.core.files import write_atomically
 
 __all__ = [
+    "SCALES",
     "SCHEMA_VERSION",
+    "STATUSES",
+    "VERDICTS",
     "Artifact",
     "Claim",
     "Data",
@@ -30,9 +34,15 @@ __all__ = [
     "new_directory",
     "read_results",
     "run_directories",
+    "spread",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+SCALES = ("smoke", "default", "full")
+"""Seconds, about a minute on one core, the paper's sizes."""
+
+VERDICTS = ("held", "failed", "not judged")
 
 STATUSES = ("running", "complete", "out of time", "interrupted", "failed", "killed")
 """``killed`` is never written: it is a run that says ``running`` and whose process is gone."""
@@ -40,7 +50,10 @@ STATUSES = ("running", "complete", "out of time", "interrupted", "failed", "kill
 
 @dataclass(frozen=True)
 class Metric:
-    """A measured number: ``of`` an arm, ``better`` higher or lower (or neither), a ``baseline`` or the method."""
+    """A measured number: ``of`` an arm, ``better`` higher or lower (or neither), a ``baseline`` or the method.
+
+    Over replicates ``values`` holds all of them and ``value`` is their mean.
+    """
 
     name: str
     value: float
@@ -48,16 +61,26 @@ class Metric:
     better: str | None = None
     unit: str = ""
     baseline: bool = False
+    values: tuple[float, ...] = ()
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the replicates; ``None`` where there are fewer than two."""
+        return spread(self.values)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with its verdict (``held``, ``failed``, ``not judged`` below its scale) and the numbers behind it."""
+    """A claim with its verdict (``held``, ``failed``, ``not judged`` below its scale) and the numbers behind it.
+
+    ``spreads`` has the standard deviation of those numbers that are means over replicates.
+    """
 
     statement: str
     verdict: str
     scale: str
     numbers: dict[str, Any] = field(default_factory=dict)
+    spreads: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,12 +104,13 @@ class Artifact:
 
 @dataclass
 class Series:
-    """Values recorded over steps."""
+    """Values recorded over steps, in one replicate where there are several."""
 
     name: str
     of: str = ""
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    replicate: int | None = None
 
 
 @dataclass
@@ -101,6 +125,9 @@ class RunResult:
         counts: operations by kind and arm, ``{"evaluations": {"ours": 300}}``; ``"cpu seconds"`` is one of them.
         progress: the loop that runs, ``{"loop": name, "step": i, "steps": n}``.
         started, seconds: Unix time of the start, seconds of this process.
+        cpu_seconds: CPU seconds of all processes that worked on the run, one after the other.
+        threads: that torch computed with.
+        peak_memory: largest resident memory of a process of the run, in bytes.
         resumed: how often the run was continued.
         versions: of pullback, torch and Python.
         error: one line, where the run failed.
@@ -126,6 +153,9 @@ class RunResult:
     progress: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    threads: int = 0
+    peak_memory: int = 0
     resumed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     process: dict[str, Any] = field(default_factory=dict)
@@ -161,8 +191,13 @@ class RunResult:
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {version!r}")
         values = {name: value for name, value in values.items() if name != "schema_version"}
-        values["metrics"] = [Metric(**{**m, "value": _number(m["value"])}) for m in values["metrics"]]
-        values["claims"] = [Claim(**{**c, "numbers": _decode(c["numbers"])}) for c in values["claims"]]
+        values["metrics"] = [
+            Metric(**{**m, "value": _number(m["value"]), "values": tuple(_number(v) for v in m["values"])})
+            for m in values["metrics"]
+        ]
+        values["claims"] = [
+            Claim(**{**c, "numbers": _decode(c["numbers"]), "spreads": _decode(c["spreads"])}) for c in values["claims"]
+        ]
         values["data"] = [Data(**d) for d in values["data"]]
         values["series"] = [Series(**{**s, "values": [_number(v) for v in s["values"]]}) for s in values["series"]]
         values["artifacts"] = [Artifact(**{**a, "files": tuple(a["files"])}) for a in values["artifacts"]]
@@ -191,6 +226,18 @@ class RunResult:
         if result.status == "running" and not _alive(result.process, path):
             result.status = "killed"
         return result
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Return the standard deviation (over n - 1), ``None`` of fewer than two values, NaN where one is not finite.
+
+    Example:
+        >>> spread([1.0, 2.0, 3.0])
+        1.0
+    """
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -19,10 +19,11 @@ import torch
 import pullback
 from pullback.core.checks import check_choice
 from pullback.data.cache import DataMissingError, missing
+from pullback.lab.config import plain
 from pullback.lab.lab import Lab, Limits, RunStopped
 from pullback.lab.progress import display
-from pullback.lab.registry import SCALES, System, load
-from pullback.lab.result import RunResult, new_directory, read_results, this_process
+from pullback.lab.registry import System, load
+from pullback.lab.result import SCALES, RunResult, new_directory, read_results, this_process
 
 __all__ = ["RunError", "UsageError", "check_ready", "run"]
 
@@ -84,18 +85,18 @@ def run(
         if scale is not None:
             check_choice("scale", scale, SCALES)
         _check_arguments(seed, device, budget, checkpoint_every, data)
-        system.configure(scale or "default", **(config or {}))
+        settings = system.configure(scale or "default", **(config or {}))
+        if data is not None and not system.takes_data:
+            raise UsageError(f"{system.slug} takes no data of yours: leave out --data")
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     if data is None:
         check_ready(system)
     if resume:
         result = _unfinished(system, Path(runs), scale, seed, config or {})
-        # The stored config went through JSON: the dataclass makes tuples of its lists again.
-        settings = system.configure(result.scale, **_fitting(system, result.config))
+        settings = _stored_settings(system, result)
         result.device = device or result.device
     else:
-        settings = system.configure(scale or "default", **(config or {}))
         result = _new(system, scale or "default", seed or 0, device or "cpu", settings)
     limits = Limits(budget=budget, checkpoint_every=checkpoint_every)
     with _directory(result, Path(runs)) as directory, display(quiet=quiet or not _is_main()) as shown:
@@ -160,7 +161,7 @@ def _new(system: System, scale: str, seed: int, device: str, settings: Any) -> R
         scale=scale,
         seed=seed,
         device=device,
-        config={name: _plain(value) for name, value in dataclasses.asdict(settings).items()},
+        config={name: plain(getattr(settings, name)) for name in system.options},
         started=time.time(),
         versions=_versions(),
         process=this_process(),
@@ -178,7 +179,7 @@ def _unfinished(
     wanted = {"scale": scale, "seed": seed}
     for former in read_results(runs, system.slug):
         agrees = all(value is None or getattr(former, name) == value for name, value in wanted.items())
-        agrees = agrees and all(former.config.get(name) == _plain(value) for name, value in config.items())
+        agrees = agrees and all(former.config.get(name) == plain(value) for name, value in config.items())
         if former.status not in UNFINISHED or not agrees:
             continue
         return dataclasses.replace(
@@ -201,17 +202,17 @@ def _unfinished(
     raise UsageError(f"resume: no unfinished run of {system.slug} in {runs}{f' with {asked}' if asked else ''}")
 
 
-def _plain(value: Any) -> Any:
-    """As the value looks after a round through JSON."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _fitting(system: System, stored: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: value for name, value in stored.items() if name in system.options}
-    return {
-        name: tuple(value) if isinstance(value, list) and isinstance(system.options[name].default, tuple) else value
-        for name, value in fields.items()
-    }
+def _stored_settings(system: System, former: RunResult) -> Any:
+    """The config of a former run; refused where the system has got other options since."""
+    new = [name for name in system.options if name not in former.config]
+    reason = f"it has no option {new[0]!r}" if new else ""
+    try:
+        settings = system.configure(former.scale, **former.config)
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+    if reason:
+        raise UsageError(f"resume: {system.slug} has changed since {former.directory}: {reason}; start a new run")
+    return settings
 
 
 def _is_main() -> bool:

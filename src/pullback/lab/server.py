@@ -25,7 +25,7 @@ from pullback.lab.gallery import Entry, Pages, Store, artifact_files, assets
 from pullback.lab.guard import Guard
 from pullback.lab.launcher import PROGRAM, BusyError, Launched, Launcher
 from pullback.lab.request import choices, is_editable, parse_request
-from pullback.lab.result import RunResult
+from pullback.lab.result import SCALES, RunResult
 from pullback.lab.runner import UsageError, check_ready
 
 __all__ = ["create_app", "serve"]
@@ -274,8 +274,8 @@ def _fields(system: registry.System) -> list[dict[str, Any]]:
         {
             "name": option.name,
             "help": option.help,
-            "defaults": {scale: getattr(system.configure(scale), option.name) for scale in registry.SCALES},
-            "told": [s for s in registry.SCALES if s == "default" or option.name in system.scales[s]],
+            "defaults": {scale: getattr(system.configure(scale), option.name) for scale in SCALES},
+            "told": [s for s in SCALES if s == "default" or option.name in system.scales[s]],
             "choices": choices(option.type),
             "editable": is_editable(option.type),
         }

@@ -16,8 +16,8 @@ import pullback
 from pullback.lab.gallery.charts import bars, curves, format_number
 from pullback.lab.gallery.meshes import preview
 from pullback.lab.gallery.prose import inline, prose
-from pullback.lab.gallery.store import VERDICTS, Entry, artifact_files, block_summary, family_summary
-from pullback.lab.result import Artifact, Claim, RunResult
+from pullback.lab.gallery.store import Entry, artifact_files, block_summary, family_summary
+from pullback.lab.result import VERDICTS, Artifact, Claim, RunResult
 
 __all__ = ["ORIGINS", "Pages", "assets", "command"]
 

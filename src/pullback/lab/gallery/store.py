@@ -14,15 +14,13 @@ from typing import Any
 
 import pullback
 from pullback.lab import registry
-from pullback.lab.registry import SCALES, System
-from pullback.lab.result import STATUSES, Artifact, RunResult, run_directories
+from pullback.lab.registry import System
+from pullback.lab.result import SCALES, STATUSES, VERDICTS, Artifact, RunResult, run_directories
 
 __all__ = ["VERDICTS", "Entry", "Store", "artifact_files", "block_summary", "family_summary"]
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 """Names of slugs, runs and files that become part of a page's address."""
-
-VERDICTS = ("held", "failed", "not judged")
 
 
 @dataclass(frozen=True)

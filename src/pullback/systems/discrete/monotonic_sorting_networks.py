@@ -77,6 +77,7 @@ class Config:
     full={"steps": 100_000, "places": 4, "sets": 100, "channels": (32, 64), "hidden": 64, "shrink": 1}
     | {"learning_rate": 10**-3.5},
     data=("mnist",),
+    takes_data="a folder with the MNIST files in IDX format",
     blocks=(
         "discrete.sorting_network",
         "discrete.soft_swap",
