@@ -46,7 +46,7 @@ def test_a_store_with_a_foreign_file_can_be_read(tmp_path: Path) -> None:
     good, bad = new_directory(tmp_path, "x"), new_directory(tmp_path, "x")
     _result(good, status="complete").write()
     (bad / "result.json").write_text('{"schema_version": 0}')
-    with pytest.warns(UserWarning, match="schema_version must be 1, got 0"):
+    with pytest.warns(UserWarning, match="schema_version must be 2, got 0"):
         assert [r.directory for r in read_results(tmp_path)] == [good]
 
 
