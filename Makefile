@@ -1,9 +1,14 @@
 # Each target makes .venv when it is missing, is quick when it is there, and prints what it does.
-PYTHON ?= python3.11
+# The first of these that runs; a peer of the benchmarks needs 3.12 or newer.
+runs = $(shell for p in $(1); do $$p -c 'import sys; sys.exit(sys.version_info < ($(2)))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(or $(call runs,python3.11 python3.12 python3.13 python3,3$(comma)11),python3.11)
+comma  := ,
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-BENCH  := $(VENV)/.bench-installed
+BENCH_VENV = .venv-bench
+BENCH  := $(BENCH_VENV)/.installed
+BENCH_PYTHON ?= $(or $(call runs,python3.13 python3.12 python3 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3),3$(comma)12),$(PYTHON))
 REFERENCE := audit relax discrete implicit dynamics render geometry causal gradients lab data core
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
@@ -21,9 +26,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,kernels,dist,dev]'
 	@touch $@
 
-$(BENCH): $(STAMP)
-	@echo "== installing the peers that the benchmarks compare with"
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+$(BENCH): pyproject.toml constraints.txt
+	@echo "== installing pullback and the peers that the benchmarks compare with into $(BENCH_VENV), on $(BENCH_PYTHON)"
+	@test -x $(BENCH_VENV)/bin/python || $(BENCH_PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install -q --upgrade pip setuptools wheel
+	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e '.[lab,kernels,bench]'
+	@# A C++ extension, built against this torch. The short PATH hides nvcc: its CPU part is what is compared.
+	@PATH=/usr/bin:/bin $(BENCH_VENV)/bin/python -m pip install -q --no-build-isolation --no-deps 'torchsort>=0.1.10' \
+		|| echo "make: torchsort could not be built (is there a C++ compiler?): its rows will say so"
 	@touch $@
 
 demo: $(STAMP)  ## audit, relax and train the demo pipeline on real digits; writes an HTML page
@@ -55,7 +65,7 @@ test-all: lint data browser  ## the slow tests too
 	$(BIN)/python -m pytest -q -n 2
 
 bench: $(BENCH)  ## every block against its peers, as ratios
-	OMP_NUM_THREADS=2 $(BIN)/pullback bench
+	OMP_NUM_THREADS=1 $(BENCH_VENV)/bin/pullback bench
 
 docs: $(STAMP)  ## build site/: the systems' pages from the results in runs/, and the reference in site/api/
 	@echo "== the systems' pages"
@@ -64,4 +74,4 @@ docs: $(STAMP)  ## build site/: the systems' pages from the results in runs/, an
 	$(BIN)/pdoc -d google --math -o site/api $(addprefix pullback.,$(REFERENCE))
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) site build dist
+	rm -rf $(VENV) $(BENCH_VENV) site build dist
