@@ -199,7 +199,7 @@ def test_intervening_cuts_the_arcs_into_the_node(generator: torch.Generator) -> 
     (gradient,) = torch.autograd.grad(x[:, 2].mean(), weights)
     assert gradient[0, 1] == 0
     assert gradient[1, 2].item() == pytest.approx(1, rel=1e-3)
-    with pytest.raises(ValueError, match=r"nodes in 0\.\.2, got 7"):
+    with pytest.raises(ValueError, match=r"interventions must be in 0\.\.2, got 7"):
         causal.LinearSCM(weights).rsample(2, interventions={7: 0.0})
 
 

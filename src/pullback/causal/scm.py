@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from pullback.causal.graphs import topological_order
-from pullback.core.checks import check_choice, check_floating, check_positive, check_shape
+from pullback.core.checks import check_choice, check_floating, check_integer, check_positive, check_shape
 from pullback.core.numerics import solve
 from pullback.core.shapes import Bool, Float, Shaped, Tensor
 
@@ -189,8 +189,7 @@ def _log_density(noise: str, z: Tensor) -> Tensor:
 def _targets(interventions: Mapping[int, float | Tensor], nodes: int) -> Tensor:
     targets = torch.zeros(nodes, dtype=torch.bool)
     for node in interventions:
-        if not 0 <= node < nodes:
-            raise ValueError(f"interventions must name nodes in 0..{nodes - 1}, got {node}")
+        check_integer("a node of interventions", node, 0, nodes - 1)
         targets[node] = True
     return targets
 

@@ -15,6 +15,7 @@ __all__ = [
     "check_dim",
     "check_finite",
     "check_floating",
+    "check_integer",
     "check_positive",
     "check_range",
     "check_shape",
@@ -46,6 +47,26 @@ def check_floating(name: str, value: Any) -> Tensor:
     """
     if not check_tensor(name, value).is_floating_point():
         raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
+    return value
+
+
+def check_integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """Return ``value`` if it is an integer in ``low..high`` (``None``: no bound), else raise.
+
+    ``TypeError`` for what is no integer, booleans and whole floats included; ``ValueError`` outside the bounds.
+
+    Example:
+        >>> check_integer("k", 4, 0, 3)
+        Traceback (most recent call last):
+        ValueError: k must be in 0..3, got 4
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = (
+            f"an integer >= {low}" if high is None else f"an integer <= {high}" if low is None else f"in {low}..{high}"
+        )
+        raise ValueError(f"{name} must be {bounds}, got {value}")
     return value
 
 
@@ -115,8 +136,7 @@ def check_dim(x: Tensor, dim: int, name: str = "dim") -> int:
         >>> check_dim(torch.zeros(2, 3), -1)
         1
     """
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"{name} must be an integer, got {type(dim).__name__}")
+    check_integer(name, dim)
     rank = max(x.ndim, 1)
     if not -rank <= dim < rank:
         raise IndexError(f"{name} must be in [{-rank}, {rank - 1}] for shape {tuple(x.shape)}, got {dim}")

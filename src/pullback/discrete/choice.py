@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from pullback.core.checks import check_choice, check_dim, check_floating, check_tensor
+from pullback.core.checks import check_choice, check_dim, check_floating, check_integer, check_tensor
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
 from pullback.discrete.softness import is_hard, widen
@@ -56,8 +56,7 @@ def choose(
     """
     check_floating("scores", scores)
     check_floating("values", values)
-    if isinstance(features, bool) or not isinstance(features, int) or not 0 <= features < max(values.ndim, 1):
-        raise ValueError(f"features must be in [0, {max(values.ndim, 1) - 1}] for values {tuple(values.shape)}")
+    check_integer("features", features, 0, max(values.ndim, 1) - 1)
     if not scores.ndim or not values.ndim or scores.shape[-1] != values.shape[values.ndim - features - 1]:
         raise ValueError(f"scores and values must agree in n, got {tuple(scores.shape)} and {tuple(values.shape)}")
     if not scores.shape[-1]:
@@ -165,8 +164,7 @@ def one_hot(
     """
     check_floating("index", index)
     check_choice("method", method, KERNELS)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes}")
+    check_integer("num_classes", num_classes, 1)
     wide = widen(index)
     frozen = is_hard(temperature, wide.dtype)
     classes = torch.arange(num_classes, dtype=wide.dtype, device=index.device)

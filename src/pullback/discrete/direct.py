@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import is_transformed
 from pullback.kernels.compiled import over_rows
 from pullback.kernels.isotonic import isotonic
 from pullback.kernels.laplace import balance, laplace_product, softsort, solve_balanced
 from pullback.kernels.neuralsort import neuralsort_mean_gradient, weighted
-from pullback.kernels.sorting_network import transformed
 from pullback.kernels.standardise import standardise
 
 __all__ = ["direct"]
@@ -81,7 +81,7 @@ def direct(
     """
     kernels = standardise()
     known = _RANKS if ranks else _VALUES
-    if method not in known or kernels is None or x.device.type != "cpu" or not x.numel() or transformed(x):
+    if method not in known or kernels is None or x.device.type != "cpu" or not x.numel() or is_transformed(x):
         return None
     n = x.shape[-1]
     flat = _rows_of(x, n)
@@ -123,7 +123,7 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         rows, method, composed, kept = ctx.parts
-        if torch.is_grad_enabled() or transformed(g):
+        if torch.is_grad_enabled() or is_transformed(g):
             (x,) = ctx.saved_tensors
             with torch.enable_grad():
                 plain = composed(x)

@@ -11,10 +11,11 @@ import torch
 from pullback.core.checks import check_choice, check_dim, check_floating, check_positive
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Int, Tensor
+from pullback.core.transforms import is_transformed
 from pullback.discrete.result import Sorted
 from pullback.discrete.softness import widen
 from pullback.discrete.steps import STEP_ERRORS, soft_step
-from pullback.kernels.sorting_network import Swaps, sorted_values, sorting_matrix, transformed
+from pullback.kernels.sorting_network import Swaps, sorted_values, sorting_matrix
 
 __all__ = ["NETWORKS", "Swap", "comparators", "soft_swap", "sorting_network"]
 
@@ -205,7 +206,7 @@ def sorting_network(
 
 
 def _refuse_nan(name: str, x: Tensor) -> None:
-    if not transformed(x) and bool(x.isnan().any()):
+    if not is_transformed(x) and bool(x.isnan().any()):
         raise ValueError(f"{name} must not be NaN, got nan at index {tuple(x.isnan().nonzero()[0].tolist())}")
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_floating, check_shape, check_tensor
+from pullback.core.checks import check_floating, check_integer, check_shape, check_tensor
 from pullback.core.shapes import Float, Num, Tensor
+from pullback.core.transforms import is_transformed
 from pullback.discrete.softness import widen
-from pullback.kernels.sorting_network import transformed
 
 __all__ = ["OrderingMetrics", "ordering_metrics", "permutation_loss"]
 
@@ -74,7 +74,7 @@ def permutation_loss(permutation: Float[Tensor, "*batch n n"], target: Num[Tenso
         if target.shape != permutation.shape[:-1]:
             raise ValueError(f"target must have shape {tuple(permutation.shape[:-1])}, got {tuple(target.shape)}")
         places = torch.arange(n, device=target.device)
-        if not transformed(permutation) and not bool((target.sort(dim=-1).values == places).all()):
+        if not is_transformed(permutation) and not bool((target.sort(dim=-1).values == places).all()):
             raise ValueError(f"target must hold every index 0..{n - 1} once in every row")
         truth = (target[..., None] == places).to(permutation.dtype)
     p, truth = widen(permutation), truth.to(widen(permutation).dtype)
@@ -115,8 +115,8 @@ def ordering_metrics(
     if scores.numel() == 0:
         raise ValueError(f"scores must not be empty, got shape {tuple(scores.shape)}")
     n = scores.shape[-1]
-    if subset is not None and not 1 <= subset <= n:
-        raise ValueError(f"subset must be in 1..{n}, got {subset}")
+    if subset is not None:
+        check_integer("subset", subset, 1, n)
     predicted = truth.gather(-1, torch.argsort(scores, dim=-1, stable=True))
     right = predicted == truth.sort(dim=-1).values
     subset_match = None

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from pullback.core.checks import check_choice, check_dim, check_floating, check_tensor
+from pullback.core.checks import check_choice, check_dim, check_floating, check_integer, check_tensor
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Shaped, Tensor
+from pullback.core.transforms import can_look
 from pullback.discrete.softness import is_hard, widen
 
 __all__ = [
@@ -175,12 +176,11 @@ def multinomial(
         Reparameterizable subset sampling via continuous relaxations.
     """
     n = p.shape[-1] if check_floating("p", p).ndim else 0
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples must be an integer >= 1, got {num_samples}")
+    check_integer("num_samples", num_samples, 1)
     if n < (1 if replacement else num_samples):
         raise ValueError(f"num_samples must be at most the number of classes {n}, got {num_samples}")
     frozen = is_hard(temperature, widen(p).dtype)
-    if _can_look(p):
+    if can_look(p):
         positive = (p > 0).sum(-1)
         if bool((~(p >= 0) | p.isinf()).any()):
             raise ValueError(f"p must be >= 0 and finite, got minimum {p.min().item()} and maximum {p.max().item()}")
@@ -245,7 +245,7 @@ def bernoulli(
     check_floating("p", p)
     check_choice("method", method, ("concrete", "straight_through"))
     frozen = is_hard(temperature, widen(p).dtype)
-    if _can_look(p) and bool((~((p >= 0) & (p <= 1))).any()):
+    if can_look(p) and bool((~((p >= 0) & (p <= 1))).any()):
         raise ValueError(f"p must be in [0, 1], got minimum {p.min().item()} and maximum {p.max().item()}")
     wide = widen(p)
     uniform = torch.empty_like(wide.detach()).uniform_(generator=generator)
@@ -310,11 +310,6 @@ def draw(probabilities: Tensor, dim: int, generator: torch.Generator | None) -> 
     return torch.zeros_like(rows).scatter(-1, index, 1.0).movedim(-1, dim)
 
 
-def _can_look(x: Tensor) -> bool:
-    """Return whether values may be looked at: not inside ``torch.func`` transforms, not while compiling."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
-
-
 def check_rows(name: str, logits: Tensor, dim: int) -> None:
     """Raise ``ValueError`` unless each row along ``dim`` has a finite largest entry, as a distribution's logits have.
 
@@ -325,7 +320,7 @@ def check_rows(name: str, logits: Tensor, dim: int) -> None:
     """
     if logits.ndim and logits.shape[dim] == 0:
         raise ValueError(f"{name} must have at least one class along dimension {dim}, got shape {tuple(logits.shape)}")
-    if not _can_look(logits) or not logits.numel():
+    if not can_look(logits) or not logits.numel():
         return
     top = logits.detach().amax(dim)
     if not bool(torch.isfinite(top).all()):

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_choice, check_floating
+from pullback.core.checks import check_choice, check_floating, check_integer
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
 from pullback.discrete.isotonic import increasing_regression
 from pullback.discrete.optimal_transport import Transport, soft_threshold
 from pullback.discrete.sorted_input import ALL, SortedInput, hard_requested, has_infinities, place_last
-from pullback.discrete.sorting import check_count, sort
+from pullback.discrete.sorting import sort
 from pullback.kernels.neuralsort import distance_sums
 
 __all__ = ["Partition", "argmax", "argmin", "kthvalue", "max", "median", "min", "partition", "quantile", "soft_topk"]
@@ -117,7 +117,7 @@ def kthvalue(
         2.0
     """
     n = _size(x, dim, temperature)
-    check_count("k", k, 1, n)
+    check_integer("k", k, 1, n)
     return _place(x, k - 1, dim, keepdim, method, temperature, scale, hard)
 
 
@@ -325,7 +325,7 @@ def soft_topk(
     check_choice("method", method, _MASKS)
     last = place_last(x, dim, temperature)
     n = last.shape[-1]
-    check_count("k", k, 0, n)
+    check_integer("k", k, 0, n)
     if not hard_requested(temperature, x.dtype):
         signed = x if largest else -x
         o = SortedInput.of(signed, dim, method=method, allowed=_MASKS, temperature=temperature, scale=scale)

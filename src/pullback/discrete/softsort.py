@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.gradients import nested_forward_mode, primals
+from pullback.core.transforms import is_transformed
 from pullback.discrete.laplace import as_rows, batched, laplace
 from pullback.kernels.neuralsort import (
     distance_sums,
@@ -21,7 +22,6 @@ from pullback.kernels.neuralsort import (
     neuralsort_mean,
     neuralsort_mean_gradient,
 )
-from pullback.kernels.sorting_network import transformed
 
 __all__ = ["NeuralSort", "SoftSort"]
 
@@ -120,7 +120,7 @@ class _NeuralSortMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         y, v = ctx.saved_tensors
-        if not (torch.is_grad_enabled() or transformed(g)):
+        if not (torch.is_grad_enabled() or is_transformed(g)):
             rows = as_rows(y, 1)
             flat_v, flat_g = (as_rows(t, 2) for t in (v, g))
             grad_y, grad_v = neuralsort_mean_gradient(rows, flat_v, flat_g)
@@ -159,7 +159,7 @@ class _NeuralSortTransposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         y, v = ctx.saved_tensors
-        if not (torch.is_grad_enabled() or transformed(g)):
+        if not (torch.is_grad_enabled() or is_transformed(g)):
             rows = as_rows(y, 1)
             flat_v, flat_g = (as_rows(t, 2) for t in (v, g))
             # sum(g * P^T v) = sum(v * P g): the roles of channels and cotangent are swapped.

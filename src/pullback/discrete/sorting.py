@@ -25,7 +25,7 @@ from functools import cache
 
 import torch
 
-from pullback.core.checks import check_choice, check_floating
+from pullback.core.checks import check_choice, check_floating, check_integer
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Tensor
 from pullback.discrete.direct import direct
@@ -275,7 +275,7 @@ def topk(
     """
     check_choice("method", method, ALL)
     n = place_last(x, dim, temperature).shape[-1]
-    check_count("k", k, 0, n)
+    check_integer("k", k, 0, n)
     ordered = sort(x, dim, largest, method=method, temperature=temperature, scale=scale, hard=hard)
 
     def first(t: Tensor, at: int) -> Tensor:
@@ -324,20 +324,6 @@ def sort_by(
     ).carried
     assert ordered is not None
     return ordered
-
-
-def check_count(name: str, value: int, low: int, high: int) -> None:
-    """Raise unless ``value`` is an integer in ``low..high``.
-
-    Example:
-        >>> check_count("k", 4, 0, 3)
-        Traceback (most recent call last):
-        ValueError: k must be in 0..3, got 4
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be in {low}..{high}, got {value}")
 
 
 def _check_payload(name: str, payload: Tensor, x: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import transform_running
 from pullback.dynamics.accepted import Steps, accepted_steps, aligned
 from pullback.dynamics.adjoint_continuous import backsolve_adjoint, interpolated_adjoint
 from pullback.dynamics.adjoint_discrete import discrete_adjoint, replayed_adjoint
@@ -20,7 +21,6 @@ from pullback.dynamics.captures import captured_tensors, reachable_parameters
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.loop import Problem, Run, integrate
 from pullback.dynamics.steps import Stepper
-from pullback.dynamics.transforms import transformed
 
 __all__ = ["ADJOINTS", "solve"]
 
@@ -42,10 +42,10 @@ def solve(
         States ``[times, samples, size]``, the run and, where dense output was asked for, the steps.
     """
     field, tableau, control = problem.field, problem.tableau, problem.control
-    if not torch.is_grad_enabled() and not transformed():
+    if not torch.is_grad_enabled() and not transform_running():
         run = integrate(field.quiet, tableau, y0, times, control, keep="stages" if problem.dense else "nothing")
         return run.states, run, aligned(run) if problem.dense else None
-    if transformed():
+    if transform_running():
         return _unrolled(problem, y0, times)
     leaf = y0.detach().requires_grad_()
     start = times[0]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import physical
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.steps import Stepper, quietly
 from pullback.dynamics.tableaux import Tableau
-from pullback.dynamics.transforms import every, physical, some
+from pullback.dynamics.transforms import every, some
 
 __all__ = ["Control", "Problem", "Run", "crossed", "integrate"]
 

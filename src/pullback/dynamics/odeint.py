@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_choice, check_positive
+from pullback.core.checks import check_choice, check_integer, check_positive
 from pullback.core.errors import ConvergenceError
+from pullback.core.rows import Rows
 from pullback.core.shapes import Bool, Float, Int
+from pullback.core.transforms import transform_running
 from pullback.dynamics.accepted import Steps, dense_state
 from pullback.dynamics.adjoints import ADJOINTS, solve
-from pullback.dynamics.field import FlatField, Layout
+from pullback.dynamics.field import FlatField
 from pullback.dynamics.loop import Control, Problem, Run
 from pullback.dynamics.tableaux import METHODS, Tableau
-from pullback.dynamics.transforms import every, some, transformed
+from pullback.dynamics.transforms import every, some
 
 if TYPE_CHECKING:
     from pullback.dynamics.events import Event
@@ -83,10 +85,10 @@ class ODESolution:
         if self._dense is None:
             raise ValueError("interpolate needs odeint(..., dense=True)")
         steps, coefficients, y0 = self._dense
-        layout = self._field.layout
+        rows = self._field.rows
         times = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
         number = times.ndim == 0
-        u = _columns("t", times.reshape(1) if number else times, layout) * self._field.sign
+        u = _columns("t", times.reshape(1) if number else times, rows) * self._field.sign
         low, high = steps.times[0], steps.times[-1]
         slack = 16 * torch.finfo(y0.dtype).eps * torch.maximum(low.abs(), high.abs())
         if some((u < low - slack) | (u > high + slack)):
@@ -94,7 +96,7 @@ class ODESolution:
                 f"t must lie inside the solve, from {float(low.min())} to {float(high.max())} (times the direction), "
                 f"got {times.tolist()}"
             )
-        states = layout.unflatten(dense_state(steps, coefficients, u, y0).to(layout.dtype))
+        states = rows.unpack(dense_state(steps, coefficients, u, y0).to(rows.dtype))
         return torch.utils._pytree.tree_map(lambda x: x[0], states) if number else states
 
 
@@ -180,17 +182,16 @@ def odeint(
     check_positive("atol", atol, zero=True)
     if step is not None:
         check_positive("step", step)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be an integer >= 1, got {max_steps!r}")
+    check_integer("max_steps", max_steps, 1)
     tableau = METHODS[method]
     if adjoint in ("backsolve", "interpolated"):
         _check_continuous(adjoint, tableau, dense)
-    layout = Layout(y0, batch_ndim)
-    if tableau.partitioned and not (layout.single and layout.size % 2 == 0) and layout.sizes[:1] != layout.sizes[1:]:
+    rows = Rows.of(y0, batch_ndim, "y0")
+    if tableau.partitioned and not (rows.single and rows.size % 2 == 0) and rows.sizes[:1] != rows.sizes[1:]:
         raise ValueError(
-            f"y0 must be a pair (position, momentum) of equal sizes for method='leapfrog', got sizes {layout.sizes}"
+            f"y0 must be a pair (position, momentum) of equal sizes for method='leapfrog', got sizes {rows.sizes}"
         )
-    flat = layout.flatten(y0)
+    flat = rows.pack(y0)
     if flat.dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
     if not every(torch.isfinite(flat.detach())):
@@ -202,17 +203,17 @@ def odeint(
         if isinstance(t, Tensor)
         else torch.stack([torch.as_tensor(v, dtype=flat.dtype, device=flat.device) for v in t])
     )
-    live_times = _columns("t", t.to(flat.dtype), layout)
+    live_times = _columns("t", t.to(flat.dtype), rows)
     if len(live_times) < 2:
         raise ValueError(f"t must hold at least two times, got {len(live_times)}")
     sign = _direction(live_times)
     live_times = live_times * sign
-    flat_field = FlatField(field, layout, sign)
+    flat_field = FlatField(field, rows, sign)
     problem = Problem(flat_field, tableau, Control(rtol, atol, step, shared_step, max_steps), adjoint, dense)
     if tableau.partitioned:
         _check_separable(flat_field, live_times[0].detach(), flat.detach())
     explicit = list(params) if params is not None else None
-    timed = live_times.requires_grad or (transformed() and given)
+    timed = live_times.requires_grad or (transform_running() and given)
     if events is not None:
         from pullback.dynamics.events import solve_with_events
 
@@ -228,7 +229,7 @@ def odeint(
         if timed:
             ends = [shifted_end(flat_field, y, u) for y, u in zip(states[1:], live_times[1:], strict=True)]
             states = torch.stack([flat, *ends])
-    solution = _solution(layout, flat_field, tableau, flat, t, states, run, steps, record)
+    solution = _solution(rows, flat_field, tableau, flat, t, states, run, steps, record)
     if run.problem and check:
         raise ConvergenceError(f"odeint(method={method!r}): {run.problem}", solution)
     return solution
@@ -243,13 +244,13 @@ def _check_continuous(adjoint: str, tableau: Tableau, dense: bool) -> None:
         raise ValueError(f"adjoint must be 'checkpoint', 'symplectic' or 'unrolled' with dense=True, got {adjoint!r}")
 
 
-def _columns(name: str, t: Tensor, layout: Layout) -> Tensor:
+def _columns(name: str, t: Tensor, rows: Rows) -> Tensor:
     """Times ``[m]`` or ``[*batch, m]`` as ``[m, samples or 1, 1]``."""
     if t.ndim == 1:
         return t.reshape(-1, 1, 1)
-    if tuple(t.shape[:-1]) != layout.batch:
-        raise ValueError(f"{name} must have shape [times] or {[*layout.batch, 'times']}, got {tuple(t.shape)}")
-    return t.reshape(layout.samples, -1).T.unsqueeze(-1)
+    if tuple(t.shape[:-1]) != rows.batch:
+        raise ValueError(f"{name} must have shape [times] or {[*rows.batch, 'times']}, got {tuple(t.shape)}")
+    return t.reshape(rows.count, -1).T.unsqueeze(-1)
 
 
 def _direction(times: Tensor) -> float | Tensor:
@@ -267,7 +268,7 @@ def _direction(times: Tensor) -> float | Tensor:
         sign = torch.where(forward, 1.0, -1.0).to(times.dtype)
     steps = times.diff(dim=0) * sign
     if some(steps < 0):
-        if transformed():
+        if transform_running():
             raise ValueError("t must be monotone")
         i, sample = (int(v) for v in (steps[..., 0] < 0).nonzero()[0])
         raise ValueError(
@@ -313,7 +314,7 @@ def shifted_end(field: FlatField, y: Tensor, t: Tensor) -> Tensor:
 
 
 def _solution(
-    layout: Layout,
+    rows: Rows,
     field: FlatField,
     tableau: Tableau,
     y0: Tensor,
@@ -323,27 +324,24 @@ def _solution(
     steps: Steps | None,
     record: tuple[Tensor, Tensor, Tensor] | None,
 ) -> ODESolution:
-    def counts(x: Tensor) -> Tensor:
-        return x.expand(layout.samples).reshape(layout.batch)
-
-    reached = (run.reached * field.sign).expand(layout.samples, 1)[:, 0].reshape(layout.batch)
+    reached = rows.per_row((run.reached * field.sign)[:, 0])
     event_times = event_states = event_index = None
     if record is not None:
-        event_times = record[0].reshape(-1, *layout.batch).to(layout.dtype)
-        event_states = layout.unflatten(record[1].to(layout.dtype))
-        event_index = record[2].reshape(-1, *layout.batch)
+        event_times = record[0].reshape(-1, *rows.batch).to(rows.dtype)
+        event_states = rows.unpack(record[1].to(rows.dtype))
+        event_index = record[2].reshape(-1, *rows.batch)
     return ODESolution(
-        y=layout.unflatten(states.to(layout.dtype)),
+        y=rows.unpack(states.to(rows.dtype)),
         t=t,
-        accepted=counts(run.accepted),
-        rejected=counts(run.rejected),
-        converged=counts(run.converged),
+        accepted=rows.per_row(run.accepted),
+        rejected=rows.per_row(run.rejected),
+        converged=rows.per_row(run.converged),
         reached=reached.detach(),
-        final=layout.unflatten(run.final.detach().to(layout.dtype)),
+        final=rows.unpack(run.final.detach().to(rows.dtype)),
         message=run.problem,
         event_times=event_times,
         event_states=event_states,
         event_index=event_index,
         _field=field,
-        _dense=None if steps is None else (steps, tableau.coefficients(layout.size, y0.dtype, y0.device).dense, y0),
+        _dense=None if steps is None else (steps, tableau.coefficients(rows.size, y0.dtype, y0.device).dense, y0),
     )

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import transform_running
 from pullback.dynamics.captures import check_known, known_edges
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.tableaux import Coefficients, Tableau
-from pullback.dynamics.transforms import every, transformed
+from pullback.dynamics.transforms import every
 
 __all__ = ["StepAdjoint", "Stepper", "interpolation_weights", "quietly"]
 
@@ -143,7 +144,7 @@ class Stepper:
 
 def jacobian(field: _Field, t: Tensor, y: Tensor) -> Tensor:
     """df/dy of each sample, ``[samples, size, size]``, row by row (one vector-Jacobian product a row)."""
-    if transformed():
+    if transform_running():
         linear: Any = torch.func.vjp(lambda z: field(t, z), y)
         rows = [linear[1](_unit(y, i))[0] for i in range(y.shape[1])]
         return torch.stack(rows, 1)
@@ -180,9 +181,7 @@ class _Newton:
         matrix = eye - self.scale.unsqueeze(-1) * slopes
         # a non-finite Jacobian is no system to solve: the residual will say so
         matrix = torch.where(torch.isfinite(matrix).all(-1, keepdim=True).all(-2, keepdim=True), matrix, eye)
-        self.factors = torch.linalg.lu_factor(
-            matrix.detach() if torch._C._functorch.maybe_current_level() is None else matrix
-        )
+        self.factors = torch.linalg.lu_factor(matrix.detach() if not transform_running() else matrix)
 
     def update(self, residual: Tensor) -> Tensor:
         return torch.linalg.lu_solve(*self.factors, residual.unsqueeze(-1)).squeeze(-1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pullback.dynamics.transforms import physical
+from pullback.core.transforms import physical
 
 __all__ = ["METHODS", "Coefficients", "Tableau"]
 

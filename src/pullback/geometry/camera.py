@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_floating, check_positive, check_shape
+from pullback.core.checks import check_floating, check_integer, check_positive, check_shape
 from pullback.core.numerics import solve
 from pullback.core.shapes import Float, Tensor
 
@@ -73,8 +73,10 @@ class Camera:
     def __post_init__(self) -> None:
         check_shape("intrinsics", check_floating("intrinsics", self.intrinsics), (3, 3))
         check_shape("camera_from_world", check_floating("camera_from_world", self.camera_from_world), (4, 4))
-        if len(self.size) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in self.size):
-            raise ValueError(f"size must be (height, width), two integers >= 1, got {self.size}")
+        if len(self.size) != 2:
+            raise ValueError(f"size must be (height, width), got {self.size}")
+        for name, pixels in zip(("height", "width"), self.size, strict=True):
+            check_integer(f"{name} of size", pixels, 1)
         try:
             _ = self.batch_shape
         except RuntimeError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_positive
+from pullback.core.checks import check_integer, check_positive
 
 __all__ = ["EvolutionGradient", "evolution_gradient"]
 
@@ -70,8 +70,7 @@ def evolution_gradient(
         Metz, Freeman, Schoenholz, Kachman (2021), Gradients are not all you need, section 4.
     """
     check_positive("smoothing", smoothing)
-    if pairs < 2:
-        raise ValueError(f"pairs must be >= 2, got {pairs}")
+    check_integer("pairs", pairs, 2)
     for name, tensor in parameters.items():
         if not tensor.is_floating_point():
             raise TypeError(f"parameters[{name!r}] must be floating, got {tensor.dtype}")

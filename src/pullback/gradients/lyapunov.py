@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_floating, check_positive
+from pullback.core.checks import check_floating, check_integer, check_positive
 from pullback.core.shapes import Float
 
 __all__ = ["LyapunovSpectrum", "lyapunov_spectrum"]
@@ -79,13 +79,11 @@ def lyapunov_spectrum(
     check_floating("state", state)
     check_positive("dt", dt)
     size = state.numel()
-    count = size if count is None else count
-    if not 1 <= count <= size:
-        raise ValueError(f"count must be in [1, {size}], got {count}")
-    if every < 1 or steps < 1 or steps % every:
-        raise ValueError(f"steps must be a positive multiple of every, got steps={steps}, every={every}")
-    if burn_in < 0:
-        raise ValueError(f"burn_in must be >= 0, got {burn_in}")
+    count = check_integer("count", size if count is None else count, 1, size)
+    check_integer("every", every, 1)
+    if check_integer("steps", steps, 1) % every:
+        raise ValueError(f"steps must be a multiple of every, got steps={steps}, every={every}")
+    check_integer("burn_in", burn_in, 0)
     x = state.detach().clone()
     basis = torch.eye(size, count, dtype=x.dtype, device=x.device)
     for index in range(burn_in):

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pullback.core.gradients import replace_gradient
+from pullback.core.transforms import is_transformed
 from pullback.kernels.compiled import compiled
 
-__all__ = ["Swaps", "reference", "sorted_values", "sorting_matrix", "transformed"]
+__all__ = ["Swaps", "reference", "sorted_values", "sorting_matrix"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,20 +41,6 @@ class Swaps:
     distribution: str
     steepness: float
     hard: bool
-
-
-def transformed(x: Tensor) -> bool:
-    """Return whether ``x`` is under a transform (``torch.func``, forward mode, ``torch.compile``): no values to see.
-
-    Example:
-        >>> transformed(torch.zeros(2)), torch.func.vmap(lambda x: x + transformed(x))(torch.zeros(1)).item()
-        (False, 1.0)
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad.unpack_dual(x).tangent is not None
-    )
 
 
 def sorted_values(x: Tensor, swaps: Swaps) -> Tensor:
@@ -114,7 +101,7 @@ def _is_compiled(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.numel() > 0
-        and not transformed(x)
+        and not is_transformed(x)
         and compiled() is not None
     )
 
@@ -157,7 +144,7 @@ class _Values(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, None]:
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed(cotangent):
+        if torch.is_grad_enabled() or is_transformed(cotangent):
             return _through_reference(x, cotangent, ctx.swaps, matrix=False), None
         rows = _rows(cotangent)
         low, high = ctx.swaps.pairs
@@ -187,7 +174,7 @@ class _Matrix(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, None]:
         (x,) = ctx.saved_tensors
         swaps: Swaps = ctx.swaps
-        if torch.is_grad_enabled() or transformed(cotangent):
+        if torch.is_grad_enabled() or is_transformed(cotangent):
             return _through_reference(x, cotangent, swaps, matrix=True), None
         loops = _loops()
         rows = _rows(x)

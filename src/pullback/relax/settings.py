@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import physical
+
 __all__ = ["Settings"]
 
 _GAUSSIAN_WIDTH = math.sqrt(2 * math.pi)
@@ -38,13 +40,10 @@ class Settings:
         """
         if self.scale is None:
             return 1.0
-        functorch = torch._C._functorch
         with torch.no_grad():
             # A slice has the spread of what it was cut from: a loop over rows gets what the batch gets.
             x = x.detach() if x._base is None else x._base.detach()
-            while functorch.is_functorch_wrapped_tensor(x):
-                x = functorch.get_unwrapped(x)
-            spread = _spread(x)
+            spread = _spread(physical(x))
         return spread if math.isfinite(spread) and spread > 0 else 1.0
 
     def width(self, x: Tensor) -> float:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pullback.core.transforms import transform_running
+
 __all__ = [
     "Distribution",
     "Lazy",
@@ -99,7 +101,7 @@ class Lazy(Generic[T]):
         self._value: T | None = None
         self.exclusive: int | None = None
         """Dimension along which at most one of the elements can have a given value, or be true."""
-        if _in_transform():  # levels of torch.func end before the value may be asked for
+        if transform_running():  # levels of torch.func end before the value may be asked for
             self._versions: list[tuple[Tensor, int]] = []
             self()
             return
@@ -340,10 +342,6 @@ def remembered_values(value: Any) -> Lazy[Distribution] | None:
     return distribution if distribution is not None and version == value._version else None
 
 
-def _in_transform() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 _pending: dict[int, list[weakref.ref[Lazy[Any]]]] = {}
 _MAX_PENDING = 4096
 
@@ -360,7 +358,7 @@ def _watch(source: Tensor, lazy: Lazy[Any]) -> None:
 
 def force_pending(target: Tensor) -> None:
     """Compute every soft counterpart that still reads ``target``, which is about to be changed in place."""
-    if not _pending or _in_transform():
+    if not _pending or transform_running():
         return
     for ref in _pending.pop(target.untyped_storage()._cdata, ()):
         lazy = ref()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pullback.core.checks import check_floating, check_shape
+from pullback.core.checks import check_floating, check_integer, check_shape
 from pullback.core.shapes import Float, Tensor
 
 __all__ = ["NeuralShader"]
@@ -35,8 +35,7 @@ class NeuralShader(nn.Module):
     def __init__(self, channels: int, hidden: int = 16) -> None:
         super().__init__()
         for name, value in (("channels", channels), ("hidden", hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+            check_integer(name, value, 1)
         self.channels = channels
         self.fine = _twice(channels, hidden)
         self.coarse = _twice(hidden, 2 * hidden)

@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from pullback.core.checks import check_choice, check_finite, check_floating, check_positive, check_range, check_shape
+from pullback.core.checks import (
+    check_choice,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_positive,
+    check_range,
+    check_shape,
+)
 from pullback.core.shapes import Float, Int, Tensor
+from pullback.core.transforms import is_transformed
 from pullback.geometry import Camera
 from pullback.kernels.compiled import compiled
-from pullback.kernels.sorting_network import transformed
 from pullback.render.result import Rendered
 from pullback.render.tiles import TileLists, tile_primitives
 
@@ -198,8 +206,8 @@ def _checked_options(gamma: float, depth_range: tuple[float, float], track: int 
     near, far = depth_range
     if not (0 <= near < far < math.inf):
         raise ValueError(f"depth_range must be (near, far) with 0 <= near < far, got {depth_range}")
-    if track is not None and (isinstance(track, bool) or not isinstance(track, int) or track < 1):
-        raise ValueError(f"track must be an integer >= 1 or None, got {track!r}")
+    if track is not None:
+        check_integer("track", track, 1)
     check_range("allowed_difference", allowed, 0.0, 1.0)
     if allowed == 1.0:
         raise ValueError("allowed_difference must be < 1, got 1.0")
@@ -228,7 +236,7 @@ def _checked(
         if (value.dtype, value.device) != (centers.dtype, centers.device):
             wanted = f"{centers.dtype} on {centers.device}"
             raise ValueError(f"{name} must be {wanted} as centers is, got {value.dtype} on {value.device}")
-    if not any(map(transformed, tensors)):  # values can be looked at
+    if not any(map(is_transformed, tensors)):  # values can be looked at
         check_finite("centers", centers)
         if n:
             check_positive("radii", radii)
@@ -243,7 +251,7 @@ def _method(method: str | None, inputs: tuple[Tensor, ...]) -> str:
     if method is not None:
         check_choice("method", method, ("kernel", "reference"))
     obstacle = None
-    if any(map(transformed, inputs)):
+    if any(map(is_transformed, inputs)):
         obstacle = "it has no rule for torch.func transforms, forward mode and torch.compile"
     elif inputs[0].device.type != "cpu":
         obstacle = f"it runs on the CPU, and the tensors are on {inputs[0].device}"
@@ -345,7 +353,7 @@ def _reference(
     scene = (centers, radii, opacity, features, background)
     parts = rays.flatten(0, 1).split(max(1, _CHUNK // n))
     # Each part is computed again in the backward pass, so that only one is in memory at a time.
-    again = len(parts) > 1 and torch.is_grad_enabled() and not any(map(transformed, (*scene, rays)))
+    again = len(parts) > 1 and torch.is_grad_enabled() and not any(map(is_transformed, (*scene, rays)))
     blocks = []
     hits: Tensor | int = 0
     for part in parts:

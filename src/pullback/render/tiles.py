@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_floating, check_shape
+from pullback.core.checks import check_floating, check_integer, check_shape
 from pullback.core.shapes import Float, Int, Tensor
 
 __all__ = ["TileLists", "tile_primitives"]
@@ -62,8 +62,7 @@ def tile_primitives(
     """
     check_shape("boxes", check_floating("boxes", boxes), (None, 4))
     check_shape("depths", check_floating("depths", depths), (boxes.shape[0],))
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
-        raise ValueError(f"tile must be an integer >= 1, got {tile!r}")
+    check_integer("tile", tile, 1)
     height, width = size
     boxes, depths = boxes.detach(), depths.detach()
     # A NaN fails every comparison: its primitive gets the empty range [0, -1].

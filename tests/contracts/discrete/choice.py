@@ -273,7 +273,7 @@ CONTRACTS = [
             Bad((_INT, torch.zeros(3)), {}, TypeError, "scores must be a floating tensor"),
             Bad((torch.zeros(3), _INT), {}, TypeError, "values must be a floating tensor"),
             Bad((torch.zeros(3), torch.zeros(2)), {}, ValueError, "scores and values must agree in n"),
-            Bad((torch.zeros(3), torch.zeros(3)), {"features": 1}, ValueError, r"features must be in \[0, 0\]"),
+            Bad((torch.zeros(3), torch.zeros(3)), {"features": 1}, ValueError, r"features must be in 0\.\.0"),
             Bad((torch.zeros(3), torch.zeros(3)), {"temperature": -1.0}, ValueError, "temperature must be >= 0"),
         ],
     ),

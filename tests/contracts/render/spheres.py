@@ -149,7 +149,7 @@ _BAD = [
     Bad(_with(3, 1 + _ARGS[3]), {}, ValueError, r"opacity must be in \[0, 1\] everywhere, got 1\."),
     Bad(_ARGS, {"depth_range": (2.0, 2.0)}, ValueError, r"depth_range must be .* got \(2.0, 2.0\)"),
     Bad(_ARGS, {"depth_range": (-1.0, 2.0)}, ValueError, "depth_range"),
-    Bad(_ARGS, {"track": 0}, ValueError, "track must be an integer >= 1 or None, got 0"),
+    Bad(_ARGS, {"track": 0}, ValueError, "track must be an integer >= 1, got 0"),
     Bad(_ARGS, {"allowed_difference": 1.0}, ValueError, "allowed_difference"),
     Bad(_with(0, _ARGS[0][:, :2]), {}, ValueError, "centers must have shape"),
     Bad(_with(0, _ARGS[0] * torch.nan), {}, ValueError, "centers must be finite"),
