@@ -8,14 +8,16 @@ import hypothesis
 import pytest
 import torch
 
-import tests.shapes  # noqa: F401 (the checker that the hook below names)
+import pullback
 
 # Before any family is imported: every call of an annotated function in these packages is checked by beartype.
+# Where the checkers are not installed (tests/device), PULLBACK_CHECK_SHAPES=0 does without.
 if os.environ.get("PULLBACK_CHECK_SHAPES", "1") == "1":
     from jaxtyping import install_import_hook
 
-    _FAMILIES = ("causal", "discrete", "dynamics", "geometry", "gradients", "implicit", "render", "core")
-    install_import_hook([f"pullback.{family}" for family in _FAMILIES], "tests.shapes.check")
+    import tests.shapes  # noqa: F401 (the checker that the hook names)
+
+    install_import_hook([f"pullback.{family}" for family in (*pullback.FAMILIES, "core")], "tests.shapes.check")
 
 torch.set_num_threads(1)
 

@@ -20,7 +20,7 @@ from pullback.discrete.logic import (
 )
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss
-from pullback.discrete.piecewise import abs, clamp, heaviside, maximum, minimum, relu, sign
+from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
 from pullback.discrete.sampling import bernoulli, gumbel_noise, gumbel_softmax, multinomial, straight_through
@@ -42,6 +42,7 @@ from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = [
     "NETWORKS",
+    "RAMPS",
     "STEP_ERRORS",
     "OrderingMetrics",
     "Partition",

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from pullback.discrete.piecewise import RAMPS
-from pullback.discrete.steps import STEP_ERRORS
+from pullback.discrete import RAMPS, STEP_ERRORS
 from pullback.relax import rules_elementwise, rules_flow, rules_index, rules_logic, rules_order, rules_sampling  # noqa: F401  they register
 from pullback.relax.rules import RULES, functions_named
 
