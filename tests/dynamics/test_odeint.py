@@ -204,7 +204,7 @@ def test_blow_up_is_named() -> None:
         ({"adjoint": "backsolve", "method": "kvaerno3"}, "adjoint must be 'checkpoint', 'symplectic' or 'unrolled'"),
         ({"adjoint": "backsolve", "dense": True}, "with dense=True"),
         ({"max_steps": 0}, "max_steps must be an integer >= 1"),
-        ({"field": lambda t, y: y[:, :1]}, "field must return the structure and shapes of y"),
+        ({"field": lambda t, y: y[:, :1]}, "field must return the shape of y"),
         ({"y0": torch.tensor(1.0)}, "at least one dimension"),
         ({"method": "leapfrog"}, "separable"),
     ],

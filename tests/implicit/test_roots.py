@@ -217,7 +217,7 @@ def test_a_shape_that_does_not_fit_is_refused() -> None:
         custom_root(lambda x, a: (x, x))(lambda init, a: a)(None, torch.ones(3))
     with pytest.raises(ValueError, match=r"map must return the shape of x, \(3,\), got \(2,\)"):
         custom_fixed_point(lambda x, a: x[:2])(lambda init, a: a)(None, torch.ones(3))
-    with pytest.raises(TypeError, match="must hold floating tensors"):
+    with pytest.raises(TypeError, match="must be a floating tensor"):
         custom_root(lambda x, a: x)(lambda init, a: a.long())(None, torch.ones(3))
 
 

@@ -216,9 +216,9 @@ def test_bad_arguments_are_named() -> None:
         minimize(lambda x: x, x)
     with pytest.raises(ValueError, match="did you mean 'anderson'"):
         fixed_point(lambda x: x, x, method="andersen")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"init must hold floating tensors, got torch\.int64"):
+    with pytest.raises(TypeError, match=r"init must be a floating tensor or a nesting of them, got torch\.int64"):
         find_root(lambda x: x, torch.tensor([1]))
-    with pytest.raises(ValueError, match="share 1 leading dimensions"):
+    with pytest.raises(ValueError, match="share their first 1 dimensions"):
         find_root(lambda x: x, (torch.zeros(2, 1), torch.zeros(3, 1)), batch_ndim=1)
     weight = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="not in parameters"):

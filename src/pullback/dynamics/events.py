@@ -78,18 +78,18 @@ class _Condition:
         self.field = field
 
     def __call__(self, u: Tensor, y: Tensor) -> Tensor:
-        layout = self.field.layout
-        t = (u * self.field.sign).expand(layout.samples, 1).reshape(layout.time_shape).to(layout.dtype)
-        state = layout.unflatten(y.to(layout.dtype))
+        rows = self.field.rows
+        t = (u * self.field.sign).expand(rows.count, 1).reshape(self.field.time_shape).to(rows.dtype)
+        state = rows.unpack(y.to(rows.dtype))
         values = []
         for number, event in enumerate(self.events):
             value = event.condition(t, state)
-            if not isinstance(value, Tensor) or value.numel() != layout.samples:
+            if not isinstance(value, Tensor) or value.numel() != rows.count:
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
-                    f"condition of event {number} must return {layout.batch}, one number a sample, got {got}"
+                    f"condition of event {number} must return {rows.batch}, one number a sample, got {got}"
                 )
-            values.append(value.reshape(layout.samples).to(y.dtype))
+            values.append(value.reshape(rows.count).to(y.dtype))
         return torch.stack(values)
 
     def rate(self, u: Tensor, y: Tensor, k: Tensor) -> Tensor:
@@ -289,14 +289,14 @@ def _differentiable(
 
 
 def _reset(events: Sequence[Event], field: FlatField, index: Tensor, alive: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    layout = field.layout
+    rows = field.rows
     for number, event in enumerate(events):
         if event.reset is None:
             continue
         here = alive & (index == number)
         if bool(here.any()):
-            time = (t * field.sign).reshape(layout.time_shape).to(layout.dtype)
-            new = layout.flatten(event.reset(time, layout.unflatten(y.to(layout.dtype)))).to(y.dtype)
+            time = (t * field.sign).reshape(field.time_shape).to(rows.dtype)
+            new = rows.pack(event.reset(time, rows.unpack(y.to(rows.dtype)))).to(y.dtype)
             y = torch.where(here.unsqueeze(1), new, y)
     return y
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from pullback.core.gradients import nested_forward_mode, primals
+from pullback.core.rows import Rows
 from pullback.core.shapes import Tensor
 from pullback.implicit.linear_solve import (
     LinearOptions,
@@ -27,7 +28,6 @@ from pullback.implicit.linear_solve import (
     loop_over_batch,
     solve_system,
 )
-from pullback.implicit.rows import Rows, check_like
 
 __all__ = ["custom_fixed_point", "custom_root", "root_jvp", "root_vjp"]
 
@@ -128,7 +128,7 @@ def custom_fixed_point(
     def optimality(x: Any, *theta: Any) -> Any:
         # x - T rather than T - x: the root is the same, and its Jacobian I - dT/dx is what a ridge makes more definite.
         value = map(x, *theta)
-        check_like(value, x, "map")
+        Rows.of(x, batch_ndim).check(value, "map")
         return pytree.tree_map(lambda a, b: a - b, x, value)
 
     return custom_root(
@@ -263,7 +263,7 @@ class _Problem:
         with torch.enable_grad():
             _, theta = self.rebuild(*(t.detach() for t in tensors))
             value = self.optimality(x, *theta)
-        check_like(value, x, "optimality")
+        self.rows.check(value, "optimality")
         if any(leaf.requires_grad for leaf in pytree.tree_leaves(value)) and not _own_graph(self, x, tensors):
             raise ValueError(
                 "optimality uses a tensor that requires grad and is no argument; pass it to the solver as part of theta"
@@ -273,7 +273,7 @@ class _Problem:
         return tuple(o.clone() if id(o) in inputs else o for o in outputs)
 
     def flat(self, heads: int, tensors: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        """Return ``F`` on rows: ``(x [*batch, n], *theta leaves) -> [*batch, n]``."""
+        """Return ``F`` on rows: ``(x [problems, n], *theta leaves) -> [problems, n]``."""
         initial = tensors[:heads]
 
         def function(rows: Tensor, *theta_leaves: Tensor) -> Tensor:
@@ -352,8 +352,14 @@ def _saved(
 
 
 def _rows_options(problem: _Problem, warn: str) -> LinearOptions:
-    o = problem.options
-    return LinearOptions(o.method, o.tolerance, o.max_iterations, o.preconditioner, o.ridge, o.batch_ndim, warn)
+    """Return the options of a solve on the matrix of rows."""
+    given, rows = problem.options.preconditioner, problem.rows
+
+    def precondition(v: Tensor) -> Tensor:
+        assert given is not None  # only used then
+        return given(v.reshape(*rows.batch, rows.size)).reshape(v.shape)
+
+    return replace(problem.options, preconditioner=None if given is None else precondition, batch_ndim=1, warn=warn)
 
 
 def _own_graph(problem: _Problem, x: Any, tensors: tuple[Tensor, ...]) -> bool:

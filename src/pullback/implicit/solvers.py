@@ -7,7 +7,6 @@ exact solution in ``theta`` (reverse, forward, every order, ``vmap``); the memor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pullback.core.checks import check_choice, check_positive
 from pullback.core.errors import ConvergenceError
+from pullback.core.rows import Rows
 from pullback.core.shapes import Tensor
 from pullback.implicit import descent, optimality
 from pullback.implicit.linear_solve import (
@@ -26,7 +26,6 @@ from pullback.implicit.linear_solve import (
     describe,
 )
 from pullback.implicit.roots import custom_fixed_point, custom_root
-from pullback.implicit.rows import Rows, check_like
 
 __all__ = ["find_root", "fixed_point", "minimize"]
 
@@ -77,11 +76,11 @@ def find_root(
     References:
         Dennis, Schnabel (1983), Numerical methods for unconstrained optimization and nonlinear equations, chapter 6.
     """
-    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, batch_ndim))
+    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, 1))
 
     @custom_root(function, solve=solve, ridge=ridge, batch_ndim=batch_ndim)
     def solver(init: Any, *theta: Any) -> Solution:
-        rows = Rows.of(init, batch_ndim)
+        rows = Rows.of(init, batch_ndim, "init")
         return limits.run("find_root", rows, init, lambda x, t: _newton(function, rows, x, theta, t, limits))
 
     result: Solution = solver(init, *theta)
@@ -139,11 +138,11 @@ def fixed_point(
     check_choice("method", method, get_args(FixedPointMethod))
     check_positive("damping", damping)
     check_positive("memory", memory)
-    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, batch_ndim))
+    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, 1))
 
     @custom_fixed_point(map, solve=solve, ridge=ridge, batch_ndim=batch_ndim)
     def solver(init: Any, *theta: Any) -> Solution:
-        rows = Rows.of(init, batch_ndim)
+        rows = Rows.of(init, batch_ndim, "init")
 
         def step(x: Tensor) -> Tensor:
             return _packed(map, rows, x, theta, "map")
@@ -156,7 +155,7 @@ def fixed_point(
 
             def gap(x: Any, *theta: Any) -> Any:
                 value = map(x, *theta)
-                check_like(value, x, "map")
+                rows.check(value, "map")
                 return pytree.tree_map(lambda a, b: a - b, x, value)
 
             return _newton(gap, rows, x, theta, t, limits)
@@ -228,7 +227,7 @@ def minimize(
             f"method {chosen!r} and prox do not go together: 'proximal_gradient' takes prox, the others do not"
         )
     check_positive("step", step)
-    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, batch_ndim))
+    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, 1))
     if prox is None:
         decorate = custom_root(optimality.stationary(objective), solve=solve, ridge=ridge, batch_ndim=batch_ndim)
     else:
@@ -237,7 +236,7 @@ def minimize(
 
     @decorate
     def solver(init: Any, *theta: Any) -> Solution:
-        rows = Rows.of(init, batch_ndim)
+        rows = Rows.of(init, batch_ndim, "init")
         evaluate = _objective(objective, rows, theta)
 
         def iterate(x: Tensor, t: float) -> descent.Found:
@@ -282,7 +281,8 @@ class _Limits:
         tolerance = self.tolerance if self.tolerance is not None else default * default_tolerance(start.dtype)
         with torch.no_grad():
             found = iterate(start, tolerance)
-        solution = Solution(rows.unpack(found.x), found.residual, found.iterations, found.residual <= tolerance)
+        residual, iterations = rows.per_row(found.residual), rows.per_row(found.iterations)
+        solution = Solution(rows.unpack(found.x), residual, iterations, residual <= tolerance)
         if self.check and not bool(solution.converged.all()):
             raise ConvergenceError(f"{describe(name, solution)} (tolerance {tolerance:.3g})", solution)
         return solution
@@ -294,14 +294,12 @@ def _newton(
     def flat(x: Tensor) -> Tensor:
         return _packed(function, rows, x, theta, "function")
 
-    linear = replace(limits.linear, batch_ndim=x.ndim - 1)
-    return descent.newton_root(flat, _jacobian(flat), x, tolerance, limits.max_iterations, linear)
+    return descent.newton_root(flat, _jacobian(flat), x, tolerance, limits.max_iterations, limits.linear)
 
 
 def _packed(function: Function, rows: Rows, x: Tensor, theta: tuple[Any, ...], name: str) -> Tensor:
-    point = rows.unpack(x)
-    value = function(point, *theta)
-    check_like(value, point, name)
+    value = function(rows.unpack(x), *theta)
+    rows.check(value, name)
     return rows.pack(value)
 
 
@@ -322,10 +320,10 @@ def _jacobian(function: Callable[[Tensor], Tensor], symmetric: bool = False) -> 
 def _objective(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> descent.Objective:
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
         value = objective(rows.unpack(x), *theta)
-        if not isinstance(value, Tensor) or value.shape != x.shape[:-1]:
+        if not isinstance(value, Tensor) or tuple(value.shape) != rows.batch:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"objective must return one value a problem, shape {tuple(x.shape[:-1])}, got {got}")
-        return value.sum(), value
+            raise ValueError(f"objective must return one value a problem, shape {rows.batch}, got {got}")
+        return value.sum(), value.reshape(rows.count)
 
     gradient = torch.func.grad_and_value(total, has_aux=True)
 
