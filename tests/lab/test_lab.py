@@ -75,7 +75,10 @@ def test_progress_and_series(inline: Lab) -> None:
     inline.note("done")
     record = _record(inline)
     assert record["progress"] == {"loop": "train", "step": 3, "steps": 3}
-    assert record["series"][0] == {"name": "loss", "of": "ours", "steps": [0, 1, 2], "values": [1.5, 1.5, 1.5]}
+    assert record["series"][0] == {"name": "loss", "of": "ours", "replicate": None} | {
+        "steps": [0, 1, 2],
+        "values": [1.5, 1.5, 1.5],
+    }
     assert record["series"][1]["steps"] == [10]
     assert inline.last("after") == 1
 
@@ -98,11 +101,14 @@ def test_cpu_time_and_counts_add_up(inline: Lab) -> None:
         (lambda x: x.metric("a", "1"), TypeError, "a must be a number, got str"),
         (lambda x: [x.claim("a", True), x.claim("a", True)], ValueError, "claim 'a' was stated before"),
         (lambda x: x.claim("a", True, scale="big"), ValueError, "scale must be one of"),
+        (lambda x: x.claim("a"), TypeError, "claim 'a' needs a condition"),
+        (lambda x: x.claim("a", 1.0), TypeError, "a condition of claim 'a' must be true or false, got float"),
+        (lambda x: x.claim("a", torch.tensor([True, False])), TypeError, "must be one truth value, got"),
         (lambda x: x.data("d", origin="fake"), ValueError, "origin must be one of 'real', 'simulated', 'stand-in'"),
-        (lambda x: x.steps(-1), ValueError, "count must be >= 0, got -1"),
+        (lambda x: x.steps(-1), ValueError, "count must be an integer >= 0, got -1"),
         (lambda x: x.steps(2.0), TypeError, "count must be an integer, got float"),
-        (lambda x: x.steps(2, save={"lr": 0.1}), TypeError, r"save\['lr'\] must have state_dict"),
-        (lambda x: [list(x.steps(1)) for _ in x.steps(1)], RuntimeError, "inside another lab.steps"),
+        (lambda x: x.steps(2, save={"lr": 0.1}), TypeError, "state 'lr' of the loop 'steps' must have state_dict"),
+        (lambda x: [list(x.steps(1)) for _ in x.steps(1)], RuntimeError, "inside another loop of steps"),
         (lambda x: x.last("loss"), KeyError, "no series 'loss'"),
     ],
 )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pullback.lab.runner import RunError, UsageError, run
 
 _HOMES = {
+    "Arm": "arm",
+    "Measured": "measured",
+    "Verdict": "measured",
     "Case": "bench",
     "Job": "campaign",
     "Lab": "lab",
