@@ -14,7 +14,7 @@ from torch import nn
 
 import pullback
 from pullback.audit import Report
-from pullback.audit.tracer import Tracer
+from pullback.audit.trace.tracer import Tracer
 
 
 def _training(steps: int, tracer: bool) -> tuple[list[float], dict[str, torch.Tensor], float]:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pullback.audit.findings import Finding, Report
-from pullback.audit.remedies import REMEDIES, find, remedies_for, suggest, with_remedies
+from pullback.audit.report.findings import Finding, Report
+from pullback.audit.report.remedies import REMEDIES, find, remedies_for, suggest, with_remedies
 
 
 def _finding(source: str, code: str, operation: str, column: int = 0, end_column: int = 0) -> Finding:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pullback.audit.findings import Finding, LineRecord, ParameterRecord, Report
-from pullback.audit.remedies import with_remedies
-from pullback.audit.report_html import to_html, write_html
-from pullback.audit.report_terminal import print_report
+from pullback.audit.report.findings import Finding, LineRecord, ParameterRecord, Report
+from pullback.audit.report.html import to_html, write_html
+from pullback.audit.report.remedies import with_remedies
+from pullback.audit.report.terminal import print_report
 
 _SOURCE = """import torch
 

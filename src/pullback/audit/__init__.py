@@ -6,9 +6,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from pullback.audit.chaos import lyapunov
 from pullback.audit.entry import audit
-from pullback.audit.findings import Finding, LineRecord, ParameterRecord, Report
+from pullback.audit.probe.chaos import lyapunov
+from pullback.audit.report.findings import Finding, LineRecord, ParameterRecord, Report
 from pullback.audit.script import audit_script
 from pullback.audit.target import audit_target, load_target
 

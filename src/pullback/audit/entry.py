@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pullback.audit.analysis import analyse
-from pullback.audit.chaos import chaos_finding
-from pullback.audit.findings import Report
-from pullback.audit.probes import probe
-from pullback.audit.program import Program
-from pullback.audit.random import random_state, set_random_state
-from pullback.audit.records import tensors_in
-from pullback.audit.tracer import Tracer
-from pullback.audit.verdicts import Verdicts
+from pullback.audit.judge.analysis import analyse
+from pullback.audit.judge.verdicts import Verdicts
+from pullback.audit.probe.chaos import chaos_finding
+from pullback.audit.probe.probes import probe
+from pullback.audit.probe.program import Program
+from pullback.audit.probe.random import random_state, set_random_state
+from pullback.audit.report.findings import Report
+from pullback.audit.trace.records import tensors_in
+from pullback.audit.trace.tracer import Tracer
 from pullback.core.checks import check_choice, check_positive, nearest
 
 __all__ = ["audit"]

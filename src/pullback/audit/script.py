@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pullback.audit.analysis import analyse
-from pullback.audit.findings import Report
-from pullback.audit.probes import check_customs
-from pullback.audit.tracer import StopTracing, Tracer
-from pullback.audit.verdicts import Verdicts
+from pullback.audit.judge.analysis import analyse
+from pullback.audit.judge.verdicts import Verdicts
+from pullback.audit.probe.probes import check_customs
+from pullback.audit.report.findings import Report
+from pullback.audit.trace.tracer import StopTracing, Tracer
 
 __all__ = ["audit_script", "eager"]
 

@@ -81,8 +81,8 @@ def find(
 
     Example: `pullback find argmax`
     """
-    from pullback.audit.remedies import find as remedies
-    from pullback.audit.remedies import suggest
+    from pullback.audit.report.remedies import find as remedies
+    from pullback.audit.report.remedies import suggest
     from pullback.lab.runner import UsageError
 
     found = [remedy.for_expression() for remedy in remedies(word)]
@@ -200,13 +200,13 @@ def _raised_by(error: Exception, module: str) -> bool:
 def _show(report: Report, json: str | None, html: Path | None, fail_on: str) -> int:
     # Files first: a reader that closes the pipe must not cost them.
     if html is not None:
-        from pullback.audit.report_html import write_html
+        from pullback.audit.report.html import write_html
 
         write_html(report, html)
     if json == "-":
         print(report.to_json())
     else:
-        from pullback.audit.report_terminal import print_report
+        from pullback.audit.report.terminal import print_report
 
         if json is not None:
             write_atomically(Path(json), report.to_json().encode())

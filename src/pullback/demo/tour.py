@@ -18,9 +18,9 @@ from torch import Tensor
 import pullback
 from pullback import data
 from pullback.audit import Finding, Report
-from pullback.audit.remedies import with_remedies
-from pullback.audit.report_html import write_html
-from pullback.audit.report_terminal import print_report
+from pullback.audit.report.html import write_html
+from pullback.audit.report.remedies import with_remedies
+from pullback.audit.report.terminal import print_report
 from pullback.core.checks import check_positive
 from pullback.core.files import write_atomically
 from pullback.demo import pipeline

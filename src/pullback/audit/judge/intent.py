@@ -1,0 +1,167 @@
+"""Tell a gradient that was stopped on purpose from one that was lost.
+
+Stopping a gradient is right for targets (a teacher, a target network, pseudo labels), for a generator's samples
+while the discriminator learns, and for samples whose log-probability carries the gradient (the score-function
+estimator). Each has a shape in the trace that a lost gradient does not have.
+"""
+
+from __future__ import annotations
+
+from pullback.audit.judge.deliberate import PICKS, READS, kind_of
+from pullback.audit.trace import operations as ops
+from pullback.audit.trace.graph import TraceGraph
+from pullback.audit.trace.records import Node, Origin
+
+__all__ = ["intended", "lost_feature", "wasted"]
+
+
+def intended(graph: TraceGraph, members: list[int], *, starved: bool) -> str:
+    """Return why a stop is meant, or an empty string.
+
+    Args:
+        graph: the trace.
+        members: indices of the stops of one line.
+        starved: whether it leaves a tensor without gradient that is known to be trained (named by the caller, or
+            held by an optimizer that took a step): then no target and no sample is an excuse.
+    """
+    index, origin = members[0], graph.tracer.origins[members[0]]
+    meets = graph.merges(index, origin.node)
+    if not meets:
+        return ""
+    kind = kind_of(origin.code)
+    if kind.drawn or origin.op in ops.SAMPLERS:
+        return "score function" if any(_scored(graph, origin, dead, live) for dead, live in meets) else ""
+    if index in graph.tracer.handled:
+        return "straight-through"
+    if starved:
+        return ""
+    if all(_target(graph, dead, live) for dead, live in meets):
+        return "target"
+    if kind.sample and all(
+        _target(graph, dead, live) or _sample(graph, set(members), dead, live) for dead, live in meets
+    ):
+        return "sample"
+    if kind.found and (any(_choice(graph, origin, dead, live) for dead, live in meets) or _values_used(graph, origin)):
+        return "choice"
+    if kind.found and _said(graph, index, origin.node):
+        return "detached"
+    return ""
+
+
+def wasted(graph: TraceGraph, members: list[int]) -> bool:
+    """Whether a detached value was computed for layers that get it from nowhere else, as a code for its decoder.
+
+    Not so where the value itself is used with its gradient too (a probe on features), where the layers made the value
+    (truncated backpropagation), or where they also take other data (a discriminator).
+    """
+    for index in members:
+        origin = graph.tracer.origins[index]
+        meets = graph.merges(index, origin.node)
+        if not kind_of(origin.code).value or not meets or _shared(graph, origin):
+            return False
+        if not all(_feature(graph, members, dead, live) for dead, live in meets):
+            return False
+    return True
+
+
+def lost_feature(graph: TraceGraph, members: list[int]) -> bool:
+    """Whether positions, truth values or whole numbers, found for nothing else, enter a layer as its input."""
+    for index in members:
+        origin = graph.tracer.origins[index]
+        meets = graph.merges(index, origin.node)
+        if _shared(graph, origin) or not any(_feature(graph, members, dead, live) for dead, live in meets):
+            return False
+    return True
+
+
+def _shared(graph: TraceGraph, origin: Origin) -> bool:
+    """Whether what was cut is also used with its gradient, or is a trained tensor itself."""
+    if any(graph.nodes[s].leaf is not None for s in origin.sources):
+        return True
+    children = [c for s in origin.sources for c in graph.children[s]]
+    return any(graph.nodes[c].live and c in graph.reached for c in children)
+
+
+def _feature(graph: TraceGraph, members: list[int], dead: Node, live: Node) -> bool:
+    """A layer takes the value that did not make it and sees no data otherwise, or a product (attention) does."""
+    if live.op not in ops.WEIGHTED:
+        return False
+    origin = graph.tracer.origins[members[0]]
+    made_by = graph.leaves(graph.upstream(origin.sources))
+    partners = _partners(graph, dead, live)
+    weights = {p.index for p in partners if p.leaf is not None}
+    if not weights:
+        return bool(graph.leaves(graph.upstream(p.index for p in partners)) & made_by)
+    return not weights & made_by and not _sample(graph, set(members), dead, live)
+
+
+def _said(graph: TraceGraph, index: int, start: int) -> bool:
+    """Someone wrote ``detach`` behind a value that has no gradient anyway: a statement of intent."""
+    for node in graph.downstream([start]) & graph.reached:
+        if graph.nodes[node].op in ("detach", "get data") and index in graph.nodes[node].origins:
+            return not graph.nodes[node].live
+    return False
+
+
+def _partners(graph: TraceGraph, dead: Node, live: Node) -> list[Node]:
+    return [graph.nodes[p] for p in live.parents if p != dead.index and graph.nodes[p].live]
+
+
+def _target(graph: TraceGraph, dead: Node, live: Node) -> bool:
+    """The value is compared with a prediction, and what follows only reduces the comparison to a number."""
+    partners = [p for p in _partners(graph, dead, live) if (p.has_data and p.leaf is None) or (p.leaf and p.has_data)]
+    if not partners:
+        return False
+    if live.op in ops.LOSSES:
+        return True
+    if live.op in READS and not dead.live and not graph.nodes[dead.index].live:
+        # log_prob[range(n), labels]: the labels of a negative log-likelihood
+        return any(p.op == "log_softmax" for p in partners)
+    if live.op in ("mul", "__mul__") and any("log" in p.op for p in partners):  # soft labels: -(target * log_prob)
+        return True
+    if live.op not in ("sub", "rsub", "__rsub__", "__sub__"):
+        return False
+    later = graph.downstream([live.index]) & graph.reached
+    return not any(graph.nodes[n].op in ops.WEIGHTED and n != live.index for n in later)
+
+
+def _sample(graph: TraceGraph, members: set[int], dead: Node, live: Node) -> bool:
+    """The layer that takes the value also takes real data elsewhere: a discriminator, a contrastive encoder."""
+    weights = [p for p in _partners(graph, dead, live) if p.leaf is not None]
+    for weight in weights:
+        for user in graph.tracer.consumed.get(weight.index, ()):
+            node = graph.nodes[user]
+            if user != live.index and user in graph.reached and not members & node.origins and node.has_data:
+                return True
+    return False
+
+
+def _scored(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
+    """The sample meets the parameters of its own distribution again: its log-probability."""
+    sources = graph.upstream(origin.sources, live=True)
+    related = {n for s in origin.sources for n in graph.upstream([s], live=True) if graph.nodes[n].leaf is None}
+    partners = _partners(graph, dead, live)
+    if live.op in READS | {"nll_loss", "cross_entropy", "sub", "rsub"}:
+        if any(p.index in related or graph.upstream([p.index]) & related for p in partners if p.leaf is None):
+            return True
+        # a later pass over stored observations: the same layers give the probability of the same draw again
+        layers = graph.leaves(sources)
+        again = [graph.leaves(graph.upstream([p.index], live=True)) for p in partners if p.leaf is None]
+        return bool(layers) and live.op in READS and any(layers <= leaves for leaves in again)
+    return live.op == "binary_cross_entropy_with_logits" and bool({p.index for p in partners} & sources)
+
+
+def _values_used(graph: TraceGraph, origin: Origin) -> bool:
+    """``topk`` and its like: the values beside the positions are used and carry the gradient."""
+    sibling = graph.nodes[origin.node - 1] if origin.node else None
+    same = sibling is not None and sibling.op == origin.op and sibling.site == origin.site and sibling.live
+    return origin.op in ops.SPLIT_INDICES and same and sibling is not None and sibling.index in graph.reached
+
+
+def _choice(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
+    """Positions pick from the very values they were found in: the picked values carry the gradient."""
+    if live.op not in PICKS:
+        return False
+    related = set(origin.sources) | {p for s in origin.sources for p in graph.nodes[s].parents}
+    related = {r for r in related if graph.nodes[r].leaf is None}
+    return any(p.index in related for p in _partners(graph, dead, live))

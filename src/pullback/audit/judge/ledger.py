@@ -1,0 +1,89 @@
+"""The findings of one trace as they are made, and which of them each trained tensor is charged to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pullback.audit.judge.verdicts import Verdicts
+from pullback.audit.report.findings import SEVERITIES, Finding
+from pullback.audit.report.messages import explain
+from pullback.audit.trace.graph import TraceGraph
+from pullback.audit.trace.sites import Place, Site, place, silenced
+from pullback.audit.trace.tracer import Tracer
+
+__all__ = ["SILENT", "Ledger"]
+
+SILENT = Finding("cut.silenced", "cut", "info", "", 0, 0, 0, "", "", "")
+"""Charged where the user silenced the line or meant the stop."""
+
+
+class Ledger:
+    """A trace, its graph, what the probes say, and what was found so far."""
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        wrt: set[int] | None,
+        names: Mapping[int, str],
+        ignore: tuple[str, ...],
+        verdicts: Verdicts,
+    ) -> None:
+        self.tracer = tracer
+        self.nodes = tracer.nodes
+        self.graph = TraceGraph(tracer)
+        self.ignore = ignore
+        self.names = names
+        self.verdicts = verdicts
+        self.certain = wrt is not None
+        self.found: list[Finding] = []
+        self.silenced = 0
+        self.blame: dict[int, Finding] = {}
+        self.trained = {i for i, leaf in tracer.leaves.items() if wrt is None or id(leaf.reference()) in wrt}
+        self.dead = {i for i in self.trained if i in self.graph.reached and not tracer.leaves[i].norm}
+
+    def add(
+        self, code: str, site: Site | None, op: str, severity: str, evidence: Mapping[str, Any], **words: Any
+    ) -> Finding | None:
+        """Make a finding, or return the one that is there already; ``None`` if the user silenced the place."""
+        where = place(site.code, site.instruction, site.line) if site else Place("<unknown>", 0, 0, 0, 0, "")
+        if silenced(where, self.ignore):
+            self.silenced += 1
+            return None
+        for old in self.found:
+            if (old.file, old.line, old.code) == (where.file, where.line, code) and old.operation == op:
+                if SEVERITIES.index(severity) > SEVERITIES.index(old.severity):
+                    self.found[self.found.index(old)] = replace(old, severity=severity, evidence=dict(evidence))
+                return old
+        facts = dict(evidence)
+        if site and site.library:
+            facts["library"] = f"{site.library[0]}:{site.library[1]}"
+        finding = Finding(
+            code=code,
+            kind=code.partition(".")[0],
+            severity=severity,
+            file=where.file,
+            line=where.line,
+            column=where.column,
+            end_column=where.end_column,
+            source=where.source,
+            operation=op,
+            message=explain(code, **{"op": op, **words}),
+            evidence=facts,
+        )
+        self.found.append(finding)
+        return finding
+
+    def charge(self, leaves: Iterable[int], finding: Finding | None = None) -> None:
+        """Charge trained tensors without gradient to a finding (default: the last), unless they are charged already."""
+        finding = finding or (self.found[-1] if self.found else None)
+        for leaf in leaves:
+            if finding is not None:
+                self.blame.setdefault(leaf, finding)
+
+    def name_of(self, index: int) -> str:
+        """Return the name of a trained tensor, or a description of it."""
+        leaf = self.tracer.leaves[index]
+        known = self.names.get(id(leaf.reference()))
+        return known or f"{'parameter' if leaf.parameter else 'tensor'} {leaf.shape}"

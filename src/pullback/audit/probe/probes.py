@@ -1,0 +1,337 @@
+"""Measurements that need more than one run: does the loss depend on what was cut, and by how much.
+
+The program is replayed with the same random numbers, its inputs and buffers restored, while one thing is changed: a
+value that left for Python, the side of a branch, or a trained tensor with the result of one operation frozen. For a
+stop ``c`` the share of the derivative that it hides is, over random directions ``u`` and steps ``s``,
+
+    share = rms_u [(L(p + s u) - L_c(p + s u)) - (L(p - s u) - L_c(p - s u))] / rms_u [L(p + s u) - L(p - s u)],
+
+where ``L_c`` has the values of ``c`` frozen at ``p``. A stop that only selects between equal values (a hand-made
+relu, a maximum) hides a share that tends to zero with ``s``; a step or a lost factor does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pullback.audit.judge.deliberate import HIDDEN_SHARE, kind_of
+from pullback.audit.judge.verdicts import Verdicts, site_key
+from pullback.audit.probe.bias import measure_bias
+from pullback.audit.probe.custom import check_custom
+from pullback.audit.probe.program import Program
+from pullback.audit.probe.random import random_state, set_random_state
+from pullback.audit.probe.replay import Change, Key, Laboratory, same
+from pullback.audit.probe.threshold import crosses_a_jump, loss_depends
+from pullback.audit.probe.trial import try_relaxed
+from pullback.audit.trace import operations as ops
+from pullback.audit.trace.graph import TraceGraph
+from pullback.audit.trace.records import Exit, tensors_in
+from pullback.audit.trace.sites import Site, in_branch_test, place
+from pullback.audit.trace.tracer import Tracer
+
+__all__ = ["check_customs", "probe"]
+
+SCALES = (0.01, 0.05, 0.3)
+"""Steps of the directions, relative to the root mean square of each trained tensor."""
+DIRECTIONS = 6
+MOST = 24
+"""Sites probed one by one."""
+
+
+def probe(
+    program: Program,
+    tracer: Tracer,
+    wrt: set[int] | None,
+    state: tuple[Any, ...],
+    *,
+    budget: float,
+    generator: torch.Generator | None,
+    everything: bool = False,
+) -> tuple[Verdicts, list[str]]:
+    """Decide by replays what the trace leaves open.
+
+    Args:
+        program: the function under audit.
+        tracer: its trace.
+        wrt: ids of the trained tensors, ``None`` for all.
+        state: random state before the traced run.
+        budget: seconds.
+        generator: of the directions.
+        everything: measure the bias of the gradient also where the trace raises no question.
+
+    Returns:
+        The verdicts, and notes on what could not be probed.
+    """
+    verdicts = Verdicts()
+    graph = TraceGraph(tracer)
+    trained = {i for i, leaf in tracer.leaves.items() if wrt is None or id(leaf.reference()) in wrt}
+    verdicts.biased = check_customs(tracer, generator)
+    exits, branches = _questions(graph, trained)
+    stops = _open_stops(graph, trained)
+    shut = _shut_stops(graph, trained, stops)
+    if not (exits or branches or stops or shut or everything):
+        return verdicts, []
+    if tracer.impure:
+        return verdicts, [
+            "the program runs backward or changes its parameters itself: probes that replay it were not run"
+        ]
+    after = random_state()
+    laboratory = Laboratory(program, tracer, state, budget)
+    try:
+        first, second = laboratory.loss(), laboratory.loss()
+        if first is None:
+            return verdicts, []
+        if second is None or not same(first, second):
+            return verdicts, [
+                "two runs with the same random numbers differ: probes that replay the program were not run"
+            ]
+        _probe_exits(laboratory, exits, first, verdicts)
+        _probe_branches(laboratory, branches, first, verdicts)
+        for key in shut:
+            noise = torch.Generator().manual_seed(1) if generator is None else generator
+            verdicts.matters[key] = loss_depends(laboratory, key, first, noise)
+        _probe_stops(laboratory, graph, stops, trained, generator, verdicts)
+        notes: list[str] = []
+        tensors = [t for i in sorted(trained) if (t := tracer.leaves[i].reference()) is not None]
+        tensors = [t for t in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(t)]
+        verdicts.bias = measure_bias(program, laboratory, tensors, torch.Generator().manual_seed(3))
+        if _relaxable(graph, [*shut, *(key for key, gap in verdicts.gaps.items() if gap > HIDDEN_SHARE)]):
+            noise = torch.Generator().manual_seed(2) if generator is None else generator
+            verdicts.relaxed, note = try_relaxed(program, laboratory, tensors, noise)
+            notes += [note] if note else []
+    finally:
+        set_random_state(after)
+    return verdicts, [*notes, *(["the time budget of the probes was used up"] if laboratory.spent else [])]
+
+
+def check_customs(tracer: Tracer, generator: torch.Generator | None) -> list[tuple[Site, str, dict[str, float]]]:
+    """Return the custom functions of a trace whose backward disagrees with their forward, with the numbers."""
+    found = [check_custom(call, generator, tracer.notes) for call in tracer.custom_calls.values()]
+    return [entry for entry in found if entry is not None]
+
+
+def _questions(graph: TraceGraph, trained: set[int]) -> tuple[dict[Key, Exit], dict[Key, Exit]]:
+    """Return the exits whose value may come back, and those that decide a branch."""
+    exits: dict[Key, Exit] = {}
+    branches: dict[Key, Exit] = {}
+    for exit_ in graph.tracer.exits:
+        key = site_key(exit_.site, exit_.op)
+        if key in exits or key in branches:
+            (branches if key in branches else exits)[key] = exit_  # the last visit is the one that is flipped
+            continue
+        if not graph.leaves(graph.upstream([exit_.source])) & trained:
+            continue
+        tested = exit_.op == "__bool__" or in_branch_test(
+            place(exit_.site.code, exit_.site.instruction, exit_.site.line)
+        )
+        if tested and exit_.direct:
+            branches[key] = exit_
+        if exit_.op != "__bool__" and not exit_.linked:
+            exits.setdefault(key, exit_)
+    return dict(list(exits.items())[:MOST]), dict(list(branches.items())[:MOST])
+
+
+def _open_stops(graph: TraceGraph, trained: set[int]) -> dict[Key, int]:
+    """Return hard stops that flow into a loss, none of whose parameters is left without a gradient."""
+    found: dict[Key, int] = {}
+    for event in graph.events:
+        for index in graph.nodes[event.node].origins if event.node is not None else ():
+            origin = graph.tracer.origins[index]
+            if kind_of(origin.code).said or kind_of(origin.code).drawn:
+                continue
+            leaves = graph.leaves(graph.upstream(origin.sources, live=True)) & trained
+            if leaves and all(graph.tracer.leaves[i].norm for i in leaves):
+                found.setdefault(site_key(origin.site, origin.op), index)
+    return dict(list(found.items())[:MOST])
+
+
+def _shut_stops(graph: TraceGraph, trained: set[int], opened: dict[Key, int]) -> list[Key]:
+    """Return the stops that leave a trained tensor without a gradient: does the loss depend on them at all?"""
+    found: list[Key] = []
+    for event in graph.events:
+        for index in sorted(graph.nodes[event.node].origins) if event.node is not None else ():
+            origin = graph.tracer.origins[index]
+            key = site_key(origin.site, origin.op)
+            leaves = graph.leaves(graph.upstream(origin.sources, live=True)) & trained
+            if key not in found and key not in opened and any(not graph.tracer.leaves[i].norm for i in leaves):
+                found.append(key)
+    return found[:MOST]
+
+
+def _relaxable(graph: TraceGraph, keys: list[Key]) -> bool:
+    """Whether one of the stops is of a kind that ``relaxed`` is recommended for."""
+    wanted = set(keys)
+    return any(
+        kind_of(origin.code).relaxable and site_key(origin.site, origin.op) in wanted for origin in graph.tracer.origins
+    )
+
+
+def _probe_exits(laboratory: Laboratory, exits: dict[Key, Exit], base: float, verdicts: Verdicts) -> None:
+    if not exits:
+        return
+    together = laboratory.loss({key: lambda out, visit: _perturbed(out, 1.0) for key in exits})
+    if together is not None and same(together, base):
+        verdicts.exits = dict.fromkeys(exits, False)
+        return
+    for key in exits:
+        if laboratory.spent:
+            return
+        moved = [laboratory.loss({key: lambda out, visit, s=s: _perturbed(out, s)}) for s in (1.0, -1.0)]  # type: ignore[misc]
+        verdicts.exits[key] = any(m is None or not same(m, base) for m in moved)
+
+
+def _perturbed(value: Any, sign: float) -> Any:
+    """Return a Python or NumPy value moved a little; integers by one."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return value + sign * (0.05 * abs(value) + 1e-3)
+    if isinstance(value, int):
+        return value + int(sign)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind == "f":
+            return (value + sign * (0.05 * np.abs(value) + 1e-3)).astype(value.dtype)
+        return np.roll(value, int(sign)) if value.size > 1 else value + np.asarray(int(sign), value.dtype)
+    if isinstance(value, list):
+        return [_perturbed(v, sign) for v in value]
+    return value
+
+
+def _probe_branches(laboratory: Laboratory, branches: dict[Key, Exit], base: float, verdicts: Verdicts) -> None:
+    for key, exit_ in branches.items():
+        if laboratory.spent:
+            return
+        changes: list[Change]
+        if key[2] == "__bool__":
+            changes = [lambda out, visit, last=exit_.visit: (not out) if visit == last else out]  # type: ignore[misc]
+        else:
+            changes = [
+                lambda out, visit, last=exit_.visit, s=s: type(out)(s) if visit == last else out  # type: ignore[misc]
+                for s in (1e9, -1e9)
+            ]
+        moved = [laboratory.loss({key: change}) for change in changes]
+        tolerance = 1e-3 * max(abs(base), 1e-12)
+        verdicts.branches[key] = any(m is not None and not abs(m - base) <= tolerance for m in moved)
+
+
+def _probe_stops(
+    laboratory: Laboratory,
+    graph: TraceGraph,
+    stops: dict[Key, int],
+    trained: set[int],
+    generator: torch.Generator | None,
+    verdicts: Verdicts,
+) -> None:
+    if not stops:
+        return
+    generator = generator or torch.Generator().manual_seed(0)
+    recorded: dict[Key, list[Any]] = {key: [] for key in stops}
+
+    def record(key: Key) -> Change:
+        def keep(out: Any, visit: int) -> Any:
+            recorded[key].append(_clone(out))
+            return out
+
+        return keep
+
+    laboratory.loss({key: record(key) for key in stops})
+    tensors = [leaf.reference() for i, leaf in graph.tracer.leaves.items() if i in trained]
+    tensors = [t for t in tensors if t is not None]
+    frozen = {key: _freeze(recorded[key]) for key in stops}
+    gaps: dict[Key, list[float]] = {key: [] for key in stops}
+    for scale in SCALES:
+        totals: list[float] = []
+        together: list[float] = []  # all stops frozen at once: x - floor(x) is right although floor alone is not
+        hidden: dict[Key, list[float]] = {key: [] for key in stops}
+        for _ in range(DIRECTIONS):
+            if laboratory.spent:
+                return
+            total = 0.0
+            parts = dict.fromkeys(stops, 0.0)
+            joint = 0.0
+            with _moved(tensors, scale, generator) as move:
+                for sign in (1.0, -1.0):
+                    move(sign)
+                    natural, all_held = laboratory.loss(), laboratory.loss(frozen)
+                    joint += sign * ((natural or 0.0) - (all_held or 0.0))
+                    for key in stops:
+                        held = laboratory.loss({key: frozen[key]})
+                        if natural is None or held is None:
+                            return
+                        parts[key] += sign * (natural - held)
+                    total += sign * (natural or 0.0)
+            totals.append(total)
+            together.append(joint)
+            for key in stops:
+                hidden[key].append(parts[key])
+        whole = math.sqrt(sum(t * t for t in totals)) + 1e-30
+        for key in stops:
+            share = math.sqrt(sum(h * h for h in hidden[key])) / whole
+            gaps[key].append(min(share, math.sqrt(sum(j * j for j in together)) / whole))
+    verdicts.gaps = {key: min(values) for key, values in gaps.items() if values and all(map(math.isfinite, values))}
+    for key in stops:
+        if key[2] in ops.COMPARISONS and gaps[key] and not laboratory.spent:
+            jump = crosses_a_jump(laboratory, key)
+            if jump is False:
+                verdicts.gaps[key] = 0.0
+            elif jump and math.isfinite(gaps[key][-1]):
+                verdicts.gaps[key] = max(gaps[key])
+
+
+@contextlib.contextmanager
+def _moved(tensors: list[Tensor], scale: float, generator: torch.Generator) -> Iterator[Callable[[float], None]]:
+    """Give a function that puts the tensors at ``p + sign * scale * rms(p) * u``; restore them to the bit."""
+    with torch.no_grad():
+        before = [t.detach().clone() for t in tensors]
+        steps = []
+        for t in before:
+            size = float(t.double().square().mean().sqrt()) if t.numel() else 0.0
+            noise = torch.randn(t.shape, generator=generator, dtype=torch.float64)
+            steps.append((scale * (size or 0.1) * noise).to(t))
+
+    def move(sign: float) -> None:
+        with torch.no_grad():
+            for tensor, start, step in zip(tensors, before, steps, strict=True):
+                tensor.copy_(start + sign * step)
+
+    try:
+        yield move
+    finally:
+        with torch.no_grad():
+            for tensor, start in zip(tensors, before, strict=True):
+                tensor.copy_(start)
+
+
+def _clone(out: Any) -> Any:
+    if isinstance(out, Tensor):
+        return out.detach().clone()
+    if isinstance(out, tuple):
+        return [_clone(o) for o in out]
+    return out
+
+
+def _freeze(values: list[Any]) -> Change:
+    """Return recorded values in place of computed ones, as far as the program still asks for the same shapes."""
+
+    def replace(out: Any, visit: int) -> Any:
+        if visit >= len(values):
+            return out
+        held = values[visit]
+        if isinstance(out, Tensor):
+            return held.clone() if isinstance(held, Tensor) and held.shape == out.shape else out
+        if isinstance(out, tuple):
+            parts = [
+                o if o.requires_grad or not isinstance(h, Tensor) or h.shape != o.shape else h.clone()
+                for o, h in zip(tensors_in(out), held, strict=False)
+            ]
+            return type(out)(parts) if hasattr(out, "_fields") or type(out) is not tuple else tuple(parts)
+        return held
+
+    return replace

@@ -1,0 +1,102 @@
+"""Try what the report recommends: does the program under ``relaxed`` have a gradient that points the right way?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pullback.audit.probe.program import Program
+from pullback.audit.probe.random import set_random_state
+from pullback.audit.probe.replay import Laboratory
+from pullback.relax import relaxed
+
+__all__ = ["random_steps", "try_relaxed"]
+
+DIRECTIONS = 24
+SMOOTHING = 0.3
+"""Step of the smoothed reference, relative to the root mean square of each trained tensor."""
+
+
+def try_relaxed(
+    program: Program, laboratory: Laboratory, tensors: list[Tensor], generator: torch.Generator
+) -> tuple[dict[str, float], str]:
+    r"""Compare the gradient ``g`` under ``relaxed(temperature=0.5)`` with the smoothed loss of the plain program.
+
+    Along ``K`` random directions ``u`` with step ``s`` the two slopes are ``a = g^T u`` and
+    ``b = (L(p + s u) - L(p - s u)) / 2s``; their cosine ``a^T b / (|a| |b|)`` estimates that of the two gradients,
+    with a standard error of about ``1 / sqrt(K)``.
+
+    Returns:
+        ``relaxed_gradient`` (its norm), ``relaxed_cosine`` and ``relaxed_cosine_error``, empty if the trial could not
+        be made; and a note that says why, empty if it was.
+    """
+    set_random_state(laboratory.state)
+    try:
+        with relaxed(temperature=0.5):
+            value = program.value()
+        if value is None or not value.requires_grad:
+            return {"relaxed_gradient": 0.0}, ""
+        gradients = torch.autograd.grad(value.sum(), tensors, allow_unused=True)
+    except Exception as error:  # whatever the user's program raises when its tensors are soft ones
+        return (
+            {},
+            f"relaxed could not be tried, the program raised {type(error).__name__}: {str(error).splitlines()[:1]}",
+        )
+    finally:
+        laboratory.restore()
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients if g is not None))
+    if norm == 0.0 or not math.isfinite(norm):
+        return {"relaxed_gradient": norm}, ""
+    expected: list[float] = []
+    measured: list[float] = []
+    for _ in range(DIRECTIONS):
+        if laboratory.spent:
+            return {"relaxed_gradient": norm}, "the time budget did not reach for the smoothed reference of relaxed"
+        with random_steps(tensors, SMOOTHING, generator) as steps:
+            expected.append(
+                sum(
+                    float((g.double() * s.double()).sum())
+                    for g, s in zip(gradients, steps, strict=True)
+                    if g is not None
+                )
+            )
+            ends = []
+            for sign in (1.0, -2.0):
+                with torch.no_grad():
+                    for tensor, step in zip(tensors, steps, strict=True):
+                        tensor.add_(step, alpha=sign)
+                ends.append(laboratory.loss())
+        if None in ends:
+            return {"relaxed_gradient": norm}, ""
+        measured.append(0.5 * (ends[0] - ends[1]))  # type: ignore[operator]
+    sizes = math.sqrt(sum(a * a for a in expected) * sum(b * b for b in measured))
+    if sizes == 0.0 or not math.isfinite(sizes):
+        return {"relaxed_gradient": norm}, ""
+    cosine = sum(a * b for a, b in zip(expected, measured, strict=True)) / sizes
+    return {
+        "relaxed_gradient": norm,
+        "relaxed_cosine": cosine,
+        "relaxed_cosine_error": 1.0 / math.sqrt(DIRECTIONS),
+    }, ""
+
+
+@contextmanager
+def random_steps(tensors: list[Tensor], scale: float, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """Give each tensor a random step of ``scale`` times its root mean square; restore the tensors to the bit."""
+    with torch.no_grad():
+        before = [t.detach().clone() for t in tensors]
+        steps = []
+        for start in before:
+            size = float(start.double().square().mean().sqrt()) if start.numel() else 0.0
+            noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+            steps.append((scale * (size or 0.1) * noise).to(start))
+    try:
+        yield steps
+    finally:
+        with torch.no_grad():
+            for tensor, start in zip(tensors, before, strict=True):
+                tensor.copy_(start)

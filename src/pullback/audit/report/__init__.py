@@ -1,0 +1,1 @@
+"""What a user reads: findings, messages, remedies, as text and HTML."""

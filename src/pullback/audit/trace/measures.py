@@ -1,0 +1,59 @@
+"""Cheap numbers of a result as it is made: finite or not, its range, values exactly on a kink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.audit.trace import operations as ops
+from pullback.audit.trace.norms import checked
+from pullback.audit.trace.records import Node
+from pullback.audit.trace.tensor_table import TensorTable
+
+__all__ = ["measure"]
+
+
+def measure(table: TensorTable, node: Node, name: str, out: Tensor, args: Any) -> None:
+    """Note the first value that is not finite, and values exactly on a kink."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(out) or not out.is_floating_point() or out.is_meta:
+        return
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        bad, node.scale = checked(out)
+        if bad and not any(table.nodes[p].forward >= bad for p in node.parents):
+            node.first_bad = True
+        node.forward = bad
+        if name in ops.SINGULAR:
+            node.values = _range(args[ops.SINGULAR[name]] if len(args) > ops.SINGULAR[name] else None)
+        if name in ops.KINKS and args and isinstance(args[0], Tensor) and out.numel() and not bad:
+            node.kinks = _on_kink(name, args, out)
+
+
+def _range(value: Any) -> tuple[float, float, float] | None:
+    """Return minimum, maximum and the value nearest to zero."""
+    if isinstance(value, Tensor) and value.numel() and value.is_floating_point():
+        low, high = value.detach().aminmax()
+        nearest = value.detach().flatten()[value.detach().abs().argmin()]
+        return float(low), float(high), float(nearest)
+    return None
+
+
+def _on_kink(name: str, args: Any, out: Tensor) -> int:
+    """Count the elements whose input lies exactly on a non-differentiable point."""
+    x = args[0]
+    bare = name.strip("_")
+    if not x.is_floating_point() or not x.numel():
+        return 0
+    if bare in ("relu", "leaky_relu", "abs", "absolute", "fabs", "prelu"):
+        return int((x == 0).sum())
+    if bare in ("norm", "vector_norm", "linalg_norm"):
+        return int((out == 0).sum())
+    if bare in ("max", "min", "amax", "amin") and out.dim() == 0:
+        return max(int((x == out).sum()) - 1, 0)
+    if bare in ("maximum", "minimum", "max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
+        return int((x == args[1]).sum())
+    if bare in ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6"):
+        bounds = [b for b in args[1:3] if isinstance(b, int | float)] or ([0.0, 6.0] if bare == "relu6" else [])
+        return sum(int((x == b).sum()) for b in bounds)
+    return 0

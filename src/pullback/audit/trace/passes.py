@@ -1,0 +1,104 @@
+"""Backward passes in a trace: which value was differentiated, and what the results of autograd.grad are."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.audit.trace.norms import finite
+from pullback.audit.trace.records import NO_ORIGINS, Event, Origin, tensors_in
+from pullback.audit.trace.sites import Site, locate
+from pullback.audit.trace.tensor_table import TensorTable
+
+__all__ = ["BackwardPasses", "StopTracing"]
+
+
+INNER = 16
+"""Calls of ``torch.autograd.grad`` from one line that count as one step: inner loops come before the outer one."""
+
+
+class StopTracing(BaseException):
+    """Raised in the user's script when the wanted number of steps was audited."""
+
+
+class BackwardPasses(TensorTable):
+    """A tensor table that also records what is differentiated.
+
+    Args:
+        libraries: as of :class:`TensorTable`.
+        steps: after this many backward passes from one line, stop recording and raise :class:`StopTracing`.
+    """
+
+    def __init__(self, libraries: bool, steps: int | None) -> None:
+        super().__init__(libraries)
+        self.steps = steps
+        self.events: list[Event] = []
+        self.impure = False
+        self.finished = False
+        self._event_start = 0
+        self._passes: dict[tuple[Any, int], int] = {}
+
+    def differentiate(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record a backward pass around the call that makes it."""
+        site = locate(sys._getframe(2), self.libraries)
+        outputs = list(tensors_in(args[:1] or kwargs.get("tensors", kwargs.get("outputs", ()))))
+        keeps_graph = bool(kwargs.get("create_graph", len(args) > 4 and args[4]))
+        wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in outputs)
+        self.impure |= name == "backward"
+        if (name == "backward" or not keeps_graph) and not wrapped:
+            key = (site.code, site.instruction)
+            self._passes[key] = self._passes.get(key, 0) + 1
+            most = None if self.steps is None else self.steps * (INNER if name == "grad" else 1)
+            if most is not None and self._passes[key] > most:
+                self.stopped = self.finished = True
+                raise StopTracing
+            for output in outputs:
+                self.note_loss(output, site)
+        self.inner_pass = name == "grad"
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.inner_pass = False
+        if name == "grad":
+            self._gradients(site, args, kwargs, outputs, result, keeps_graph, wrapped)
+        self.drop_dead()
+        return result
+
+    def note_loss(self, output: Tensor, site: Site) -> None:
+        """Take ``output`` as the value that is differentiated by the pass that follows."""
+        index, live = self.lookup(output)
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(output)
+            good = wrapped or not finite(output)
+        self.events.append(Event(index, live, good, self._event_start, site))
+        self._event_start = len(self.nodes)
+
+    @property
+    def events_seen(self) -> bool:
+        """Whether a backward pass went through anything that requires grad."""
+        return any(event.live for event in self.events)
+
+    def note_nothing(self, site: Site) -> None:
+        """Record that the program returned no tensor at all."""
+        self.events.append(Event(None, False, True, self._event_start, site))
+
+    def _gradients(
+        self, site: Site, args: Any, kwargs: Any, outputs: list[Tensor], result: Any, keeps: bool, wrapped: bool
+    ) -> None:
+        """Give the results of ``torch.autograd.grad`` their place in the trace."""
+        inputs = list(tensors_in(args[1:2] or kwargs.get("inputs", ())))
+        known = [self.lookup(t)[0] for t in [*outputs, *inputs]]
+        parents = tuple(dict.fromkeys(p for p in known if p is not None))
+        node = self.new_node("autograd.grad", site, parents)
+        node.live = keeps or wrapped
+        node.has_data = True
+        node.origins = frozenset().union(*(self.nodes[p].origins for p in parents)) if keeps or wrapped else NO_ORIGINS
+        if not node.live and parents:
+            self.origins.append(Origin(node.index, "cut.create_graph", "autograd.grad", site, parents))
+            node.origins = frozenset({len(self.origins) - 1})
+        for gradient in tensors_in(result):
+            self._known[id(gradient)] = (weakref.ref(gradient), node.index)

@@ -1,0 +1,144 @@
+"""Where in the user's source an operation was called."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+import torch
+
+import pullback
+
+__all__ = ["Place", "Site", "function_apply", "in_branch_test", "locate", "place", "silenced"]
+
+_PACKAGE = os.path.dirname(os.path.abspath(pullback.__file__)) + os.sep
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_PYTHON = tuple({sysconfig.get_paths()[k] + os.sep for k in ("stdlib", "platstdlib", "purelib", "platlib")})
+_OWN_PROGRAMS = (os.path.join(_PACKAGE, "systems") + os.sep, os.path.join(_PACKAGE, "demo") + os.sep)
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+class Site(NamedTuple):
+    """A call site: the code object and instruction of the user's frame, and of the library frame it went through."""
+
+    code: CodeType
+    instruction: int
+    line: int
+    library: tuple[str, int] | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A call site in terms of source text; columns are 1-based, 0 where unknown."""
+
+    file: str
+    line: int
+    column: int
+    end_column: int
+    end_line: int
+    source: str
+
+
+@cache
+def _role(filename: str) -> int:
+    """Return 0 for torch and this package, 1 for other libraries, 2 for the user's code."""
+    if filename.startswith(_OWN_PROGRAMS):
+        return 2
+    if filename.startswith((_TORCH, _PACKAGE)) or filename.startswith(("<frozen", "<@beartype", "<eval_with_key")):
+        return 0
+    path = os.path.abspath(filename)
+    if path.startswith(_PYTHON) or f"{os.sep}site-packages{os.sep}" in path:
+        return 1
+    return 2
+
+
+def locate(frame: FrameType, libraries: bool = False) -> Site:
+    """Walk outwards from ``frame`` to the user's call; with ``libraries`` to the innermost frame outside torch."""
+    library: tuple[str, int] | None = None
+    outermost: FrameType = frame
+    walk: FrameType | None = frame
+    while walk is not None:
+        code = walk.f_code
+        role = _role(code.co_filename)
+        if role == 2 or (role == 1 and libraries):
+            return Site(code, walk.f_lasti, walk.f_lineno, library)
+        if role == 1 and library is None:
+            library = (code.co_filename, walk.f_lineno)
+            outermost = walk
+        walk = walk.f_back
+    return Site(outermost.f_code, outermost.f_lasti, outermost.f_lineno, library)
+
+
+def function_apply(frame: FrameType) -> FrameType | None:
+    """Return the frame of ``torch.autograd.Function.apply`` that ``frame`` runs under, if any."""
+    walk: FrameType | None = frame
+    while walk is not None:
+        if walk.f_code is _APPLY:
+            return walk
+        walk = walk.f_back
+    return None
+
+
+@cache
+def place(code: CodeType, instruction: int, line: int) -> Place:
+    """Return file, line, columns and text of an instruction."""
+    column = end_column = 0
+    end_line = line
+    positions = list(code.co_positions())
+    if 0 <= instruction // 2 < len(positions):
+        start, end, first, last = positions[instruction // 2]
+        if start is not None and first is not None and last is not None:
+            end_line = end or line
+            if start <= line <= end_line:
+                column = first + 1 if start == line else 0
+                end_column = last + 1 if end == line else 0
+    source = linecache.getline(code.co_filename, line).rstrip("\n")
+    return Place(code.co_filename, line, column, end_column, end_line, source)
+
+
+def silenced(where: Place, ignore: tuple[str, ...]) -> bool:
+    """Whether ``# audit: ok`` stands on a line of the call, or ``ignore`` names ``file.py:12``, a file, or a folder."""
+    for line in range(where.line, max(where.end_line, where.line) + 1):
+        text = linecache.getline(where.file, line)
+        if "#" in text and "audit: ok" in text.split("#", 1)[1]:
+            return True
+    for entry in ignore:
+        name, _, number = entry.rpartition(":")
+        if not name or not number.isdigit():
+            name, number = entry, ""
+        if (where.file == name or where.file.endswith(os.sep + name)) and (not number or int(number) == where.line):
+            return True
+    return False
+
+
+@cache
+def _tests(filename: str) -> tuple[tuple[int, int, int, int], ...]:
+    """Return the (line, column, end line, end column) of every condition of ``if``, ``while``, ``assert`` in a file."""
+    text = "".join(linecache.getlines(filename))
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # a notebook cell with magics, or no source at all: then no condition is known
+        return ()
+    conditions = [n.test for n in ast.walk(tree) if isinstance(n, ast.If | ast.While | ast.IfExp)]
+    return tuple((c.lineno, c.col_offset, c.end_lineno or c.lineno, c.end_col_offset or 0) for c in conditions)
+
+
+def in_branch_test(where: Place) -> bool:
+    """Whether the call is part of the condition of an ``if``, ``while`` or conditional expression."""
+    for line, column, end_line, end_column in _tests(where.file):
+        after = (where.line, where.column - 1) >= (line, column)
+        if after and (where.line, where.column - 1) <= (end_line, end_column):
+            return True
+    return False
+
+
+def caller(depth: int) -> FrameType:
+    """Return the frame ``depth`` levels above the caller of this function."""
+    return sys._getframe(depth + 1)

@@ -1,0 +1,265 @@
+"""Records what a program computes, line by line, while it runs: which values depend on the trained ones, where the
+graph is left, and (through hooks on the graph) what happens to the cotangents on the way back.
+
+No tensor is kept alive: nodes hold numbers, tensors are known by weak reference only.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import eager_transforms
+from torch.overrides import TorchFunctionMode
+
+from pullback.audit.trace import operations as ops
+from pullback.audit.trace.codes import stop_code
+from pullback.audit.trace.custom import CustomCall, copied
+from pullback.audit.trace.departures import Departures
+from pullback.audit.trace.measures import measure
+from pullback.audit.trace.norms import norm_of
+from pullback.audit.trace.passes import StopTracing
+from pullback.audit.trace.records import Origin, tensors_in, unwrapped
+from pullback.audit.trace.sites import Site, function_apply, locate
+from pullback.audit.trace.sums import adds_constant, follow_sum
+
+__all__ = ["StopTracing", "Tracer"]
+
+MAX_NODES = 200_000
+
+
+class Tracer(Departures, TorchFunctionMode):
+    """A torch function mode that records; results and random stream of the program are unchanged.
+
+    Args:
+        libraries: blame lines of installed libraries instead of the user's line that called them.
+        steps: after this many backward passes from one line, stop recording and raise :class:`StopTracing` at the next
+            (``None``: record all).
+    """
+
+    def __init__(self, *, libraries: bool = False, steps: int | None = None) -> None:
+        super().__init__(libraries, steps)
+        self.consumed: dict[int, list[int]] = {}
+        self.custom_calls: dict[Any, CustomCall] = {}
+        self.names: dict[int, str] = {}
+        self.notes: list[str] = []
+        self._modules: set[int] = set()
+        self._regions = 0
+        self._was_enabled = True
+
+    def _from_numpy(self, array: Any) -> Tensor:
+        """Stand in for ``torch.from_numpy``, which no mode can see."""
+        out: Tensor = self._real_from_numpy(array)
+        if not self.stopped:
+            frame = sys._getframe(1)
+            parents = self.python_values("from_numpy", (array,), {})
+            if parents:
+                site = locate(frame, self.libraries)
+                self._outputs(
+                    "from_numpy", site, frame, [out], parents, [], False, torch.is_grad_enabled(), (array,), {}
+                )
+        return out
+
+    def _func_grad(self, outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the step of torch.func that differentiates, which asks autograd nothing if no path is left."""
+        if not self.stopped:
+            site = locate(sys._getframe(1), self.libraries)
+            for output in tensors_in(outputs):
+                self.note_loss(output, site)
+        result = self._real_func_grad(outputs, inputs, *args, **kwargs)
+        for tensor, gradient in zip(tensors_in(inputs), tensors_in(result), strict=False):
+            index = self.index_of(tensor)
+            if index in self.leaves:
+                inner = unwrapped(gradient)[0]
+                with torch._C.DisableTorchFunction(), torch.no_grad():
+                    self.leaves[index].norm = norm_of(inner.detach())
+        return result
+
+    def __enter__(self) -> Tracer:
+        self._real_from_numpy = torch.from_numpy
+        torch.from_numpy = self._from_numpy  # type: ignore[assignment]
+        self._real_func_grad = eager_transforms._autograd_grad
+        eager_transforms._autograd_grad = self._func_grad
+        self._handles.append(nn.modules.module.register_module_forward_pre_hook(self._entering))
+        self._patch_parameter()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        torch.from_numpy = self._real_from_numpy
+        eager_transforms._autograd_grad = self._real_func_grad
+        nn.Parameter.__new__ = self._real_new  # type: ignore[method-assign]
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _patch_parameter(self) -> None:
+        """See ``nn.Parameter(h)``, which no mode can: a trained tensor anew, from a computed value."""
+        self._real_new = new = nn.Parameter.__new__
+
+        @functools.wraps(new)
+        def made(cls: Any, data: Any = None, *options: Any, **words: Any) -> Any:
+            out = new(cls, data, *options, **words)
+            if not self.stopped and isinstance(data, Tensor):
+                self.reborn(out, data, sys._getframe(1))
+            return out
+
+        nn.Parameter.__new__ = made  # type: ignore[method-assign]
+
+    def _entering(self, module: nn.Module, _inputs: Any) -> None:
+        if id(module) not in self._modules:
+            self._modules.add(id(module))
+            for name, parameter in module.named_parameters():
+                self.names.setdefault(id(parameter), f"{type(module).__name__}.{name}")
+        for own in module._parameters.values():
+            if own is not None:
+                self._eval[id(own)] = self._eval.get(id(own), True) and not module.training
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = ops.operation_name(func)
+        if self.stopped:
+            if self.finished and name == "backward":
+                raise StopTracing
+            return func(*args, **kwargs)
+        if name in ("backward", "grad") and getattr(func, "__module__", "").startswith("torch"):
+            return self.differentiate(name, func, args, kwargs)
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return func(*args, **kwargs)
+        if name in ops.IGNORED or (name.startswith("get ") and name[4:] not in ops.VALUE_GETTERS) or name[:4] == "set ":
+            return func(*args, **kwargs)
+        return self._record(name, func, args, kwargs, sys._getframe(1))
+
+    def _record(self, name: str, func: Any, args: Any, kwargs: Any, frame: Any) -> Any:
+        enabled = torch.is_grad_enabled()
+        if enabled:
+            self._was_enabled = True
+        elif self._was_enabled:
+            self._was_enabled = False
+            self._regions += 1
+        parents: list[int] = []
+        live_parents: list[int] = []
+        has_data = False
+        signs: list[int | None] = []
+        for tensor in tensors_in((args, kwargs) if kwargs else args):
+            index, live = self.lookup(tensor)
+            signs.append(index)
+            if index is None and not live:
+                index = self.rebuilt(tensor, frame)
+            if index is None:
+                has_data = True
+                continue
+            if index not in parents:
+                parents.append(index)
+                if live:
+                    live_parents.append(index)
+        parents += [n for n in self.python_values(name, args, kwargs) if n not in parents]
+        if not parents:
+            out = func(*args, **kwargs)
+            if name in ("get data", "detach"):
+                self.share(out, args[0], name)
+            if args and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
+                self._forget(args[0])
+            return out
+        if name in ops.EXITS:
+            return self.leave(name, func, args, kwargs, frame, parents[0], bool(live_parents))
+        inplace = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in _INPLACE
+        inplace = inplace and bool(args) and isinstance(args[0], Tensor)
+        if inplace:
+            target = args[0]
+            if target.is_leaf and target.requires_grad and not enabled:
+                self.impure = True
+                return func(*args, **kwargs)
+            if signs and signs[0] is None and id(target) not in self.mutated:
+                self.mutated[id(target)] = weakref.ref(target)
+        if name == "batch_norm":
+            for buffer in tensors_in(args[1:3]):
+                self.mutated.setdefault(id(buffer), weakref.ref(buffer))
+        if name in ("get data", "detach"):
+            out = func(*args, **kwargs)
+            self.share(out, args[0], name)
+        else:
+            out = func(*args, **kwargs)
+        if name in ops.CONVERSIONS and out is args[0]:
+            return out
+        if len(self.nodes) > MAX_NODES:
+            self.stopped = True
+            self.notes.append(f"recording stopped after {MAX_NODES} operations")
+            return out
+        applied = None if enabled else function_apply(frame)
+        site = locate(frame if applied is None else applied.f_back or frame, self.libraries)
+        if applied is not None:
+            name = self._custom(applied, site)
+        outputs = [args[0]] if inplace else list(tensors_in(out))
+        if isinstance(kwargs.get("out"), Tensor):
+            outputs = [kwargs["out"]]
+        self._outputs(name, site, frame, outputs, parents, live_parents, has_data, enabled, args, kwargs, inplace)
+        if inplace:
+            self.write_through(args[0], site, tuple(live_parents))
+        return out
+
+    def _outputs(
+        self,
+        name: str,
+        site: Site,
+        frame: Any,
+        outputs: list[Tensor],
+        parents: list[int],
+        live_parents: list[int],
+        has_data: bool,
+        enabled: bool,
+        args: Any,
+        kwargs: Any,
+        inplace: bool = False,
+    ) -> None:
+        """Make a node for the outputs that carry a gradient and one for those that do not."""
+        split: dict[bool, list[Tensor]] = {True: [], False: []}
+        for tensor in outputs:
+            _, live = unwrapped(tensor)
+            split[live and (tensor.is_floating_point() or tensor.is_complex())].append(tensor)
+        for live in (True, False):
+            if not split[live]:
+                continue
+            node = self.new_node(name, site, tuple(parents))
+            node.live = live
+            node.has_data = has_data or any(self.nodes[p].has_data for p in parents)
+            upstream: frozenset[int] = frozenset().union(*(self.nodes[p].origins for p in parents))
+            node.origins = upstream
+            if live:
+                for parent in live_parents:
+                    self.consumed.setdefault(parent, []).append(node.index)
+            follow_sum(self, node, name, args, kwargs)
+            node.constant = live and has_data and name in ops.SUMS and adds_constant(self, args)
+            first = split[live][0]
+            node.size, node.shape = first.numel(), tuple(first.shape)
+            code = stop_code(name, live, live_parents, enabled, frame, site, kwargs)
+            if code:
+                origin = Origin(node.index, code, name, site, tuple(live_parents), 0 if enabled else self._regions)
+                self.origins.append(origin)
+                node.origins = node.origins | {len(self.origins) - 1}
+            for tensor in split[live]:
+                self.remember(tensor, node.index, inplace)
+                if live and enabled:
+                    self.hook(tensor, node)
+            if node.live or not enabled:
+                measure(self, node, name, first, args)
+
+    def _custom(self, applied: Any, site: Site) -> str:
+        """Keep one call of a custom Function for the probe of its backward; return its name."""
+        function, args = applied.f_locals.get("cls"), applied.f_locals.get("args", ())
+        if function is None:
+            return "custom"
+        key = (function, site.code, site.instruction)
+        if key not in self.custom_calls and len(self.custom_calls) < 32:
+            kept = copied(args)
+            if kept is not None:
+                self.custom_calls[key] = CustomCall(function, kept, site)
+        return str(function.__name__)
+
+
+_INPLACE = frozenset({"__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__"})
