@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pullback.cli import main
@@ -16,8 +18,9 @@ from pullback.lab import artifacts, registry
 from pullback.lab.gallery import Pages, Store, build
 from pullback.lab.gallery.charts import bars, curves
 from pullback.lab.gallery.meshes import preview
-from pullback.lab.result import Claim, Metric, Series, read_results
+from pullback.lab.result import SCALES, STATUSES, Artifact, Claim, Metric, Series
 from pullback.lab.runner import UsageError
+from pullback.lab.store import read_results
 from tests.e2e import ensure_chromium
 from tests.lab import toy  # noqa: F401
 from tests.lab.records import NASTY, record, served
@@ -131,7 +134,7 @@ def test_other_folders_are_not_replaced(store: Path, tmp_path: Path, capsys: pyt
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_damaged_records_are_passed_over(tmp_path: Path) -> None:
+def test_damaged_records_are_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = record(tmp_path, artifacts=[])
     assert good.directory is not None
     text = (good.directory / "result.json").read_text()
@@ -143,18 +146,78 @@ def test_damaged_records_are_passed_over(tmp_path: Path) -> None:
         "5": text.replace('"seconds": 12.5', '"seconds": "long"'),
         "6": text.replace('"slug": "cosmo"', '"slug": "neural-ode"'),
         "7": text.replace('"scale": "smoke"', '"scale": "huge"'),
+        "8": text.replace('"evaluations": {', f'"evaluations": 3, "{NASTY}": {{'),
         "9": text.replace(
             '"artifacts": []', '"artifacts": [{"kind": "table", "name": "t", "files": [], "content": 1}]'
         ),
-        "8": text.replace('"counts": {', '"counts": {"evaluations": 3}, "notes": {'),
     }
     for name, content in damaged.items():
+        assert content != text
         (tmp_path / "cosmo" / name).mkdir()
         (tmp_path / "cosmo" / name / "result.json").write_text(content)
-    with pytest.warns(UserWarning, match="no result of"):
-        entry = Store(tmp_path).entry("cosmo")
+    (tmp_path / "gone-system" / "1").mkdir(parents=True)
+    (tmp_path / "gone-system" / "1" / "result.json").mkdir()
+    store = Store(tmp_path)
+    entry, gone = store.entry("cosmo"), store.entry("gone-system")
     assert entry is not None
+    assert gone is not None
     assert [run.directory for run in entry.runs] == [good.directory]
+    assert sorted(one.directory.name for one in entry.damaged) == sorted(damaged)
+    page = Pages().system(entry)
+    assert "Damaged records" in page
+    assert "seconds must be a number, got &#39;long&#39;" in page
+    assert NASTY not in page
+    assert "cannot be read: Is a directory" in Pages().system(gone) or "is no file" in Pages().system(gone)
+    assert "9 damaged" in Pages().index(store.entries())
+    assert main(["list", "--family", "causal", "--runs", str(tmp_path)]) == 0
+    assert "9 damaged" in capsys.readouterr().out
+
+
+_WORDS = st.text(max_size=6) | st.just(NASTY)
+_NUMBERS = st.floats() | st.sampled_from([0.0, -0.0, 5e-324, 1.7e308, -1.7e308])
+_STEPS = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.data())
+def test_any_record_that_can_be_read_can_be_shown(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    runs = tmp_path_factory.mktemp("store")
+    draw = data.draw
+    points = draw(st.lists(st.tuples(_STEPS, _NUMBERS), max_size=4))
+    artifacts_of = st.builds(
+        Artifact,
+        st.sampled_from(["figure", "image", "animation", "audio", "mesh", "table", "other"]),
+        _WORDS,
+        st.lists(_WORDS | st.just("result.json") | st.just("a.png"), max_size=2).map(tuple),
+        _WORDS,
+        st.none() | st.just({"columns": ["a"], "rows": [[1], [None], [{"b": [1.5]}]]}),
+    )
+    one = record(
+        runs,
+        title=draw(_WORDS),
+        status=draw(st.sampled_from(STATUSES)),
+        scale=draw(st.sampled_from(SCALES)),
+        config=draw(st.dictionaries(_WORDS, st.lists(_NUMBERS, max_size=2) | st.none() | _WORDS, max_size=2)),
+        metrics=draw(st.lists(st.builds(Metric, _WORDS, _NUMBERS, _WORDS, values=st.tuples(_NUMBERS, _NUMBERS)))),
+        claims=[Claim(draw(_WORDS), "held", "full", draw(st.dictionaries(_WORDS, _NUMBERS | _WORDS, max_size=2)))],
+        series=[
+            Series("loss", arm, [s for s, _ in points], [v for _, v in points], replicate)
+            for arm, replicate in (("a", 0), ("a", 1), ("", None))
+        ],
+        artifacts=draw(st.lists(artifacts_of, max_size=2)),
+        notes=[draw(_WORDS)],
+        seconds=draw(st.floats(0, 1e10)),
+        versions={draw(_WORDS): draw(_WORDS)},
+    )
+    assert one.directory is not None
+    (one.directory / "a.png").write_bytes(draw(st.binary(max_size=30)))
+    entry = Store(runs).entry("cosmo")
+    assert entry is not None
+    assert not entry.damaged, "what the library writes it can read"
+    for page in (Pages().system(entry), Pages().system(entry, entry.runs[0]), Pages().index([entry])):
+        assert NASTY not in page
+        page.encode()
 
 
 def test_bars_are_proportional() -> None:

@@ -10,27 +10,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pullback.lab.arm import Arm
     from pullback.lab.bench import Case
     from pullback.lab.campaign import Job, Outcome, count_claims, execute, grid, seeds
     from pullback.lab.config import above, at_least, at_most, below
     from pullback.lab.lab import Lab
+    from pullback.lab.measured import Measured, Verdict
     from pullback.lab.registry import System, families, load, slugs, system
-    from pullback.lab.result import SCALES, RunResult, read_results
+    from pullback.lab.result import SCALES, DamagedRecord, RunResult
     from pullback.lab.runner import RunError, UsageError, run
+    from pullback.lab.store import read_results, scan
 
 _HOMES = {
     "Arm": "arm",
-    "Measured": "measured",
-    "Verdict": "measured",
     "Case": "bench",
+    "DamagedRecord": "result",
     "Job": "campaign",
     "Lab": "lab",
+    "Measured": "measured",
     "Outcome": "campaign",
     "RunError": "runner",
     "RunResult": "result",
     "SCALES": "result",
     "System": "registry",
     "UsageError": "runner",
+    "Verdict": "measured",
     "above": "config",
     "at_least": "config",
     "at_most": "config",
@@ -40,8 +44,9 @@ _HOMES = {
     "families": "registry",
     "grid": "campaign",
     "load": "registry",
-    "read_results": "result",
+    "read_results": "store",
     "run": "runner",
+    "scan": "store",
     "seeds": "campaign",
     "slugs": "registry",
     "system": "registry",
@@ -49,14 +54,18 @@ _HOMES = {
 
 __all__ = [
     "SCALES",
+    "Arm",
     "Case",
+    "DamagedRecord",
     "Job",
     "Lab",
+    "Measured",
     "Outcome",
     "RunError",
     "RunResult",
     "System",
     "UsageError",
+    "Verdict",
     "above",
     "at_least",
     "at_most",
@@ -68,6 +77,7 @@ __all__ = [
     "load",
     "read_results",
     "run",
+    "scan",
     "seeds",
     "slugs",
     "system",

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pullback.lab.request import RunRequest
-from pullback.lab.result import RunResult, run_directories
+from pullback.lab.result import DamagedRecord, RunResult
+from pullback.lab.store import run_directories
 
 __all__ = ["BusyError", "Launched", "Launcher"]
 
@@ -72,7 +73,7 @@ class Launched:
             if self._directory is None:
                 self._directory = self._find()
             return RunResult.read(self._directory) if self._directory is not None else None
-        except FileNotFoundError:  # the run was removed from the store meanwhile
+        except (FileNotFoundError, DamagedRecord):  # removed from the store meanwhile, or overwritten by somebody
             return None
 
     def log(self) -> str:
@@ -104,11 +105,11 @@ class Launched:
     def _find(self) -> Path | None:
         """The directory whose record names this process."""
         for directory in run_directories(self._runs, self.request.slug):
-            if (directory / "result.json").stat().st_mtime < self.started - 1:
-                continue
             try:
+                if (directory / "result.json").stat().st_mtime < self.started - 1:
+                    continue
                 result = RunResult.read(directory)
-            except ValueError:  # of another release; it is not the one that this process writes
+            except (FileNotFoundError, DamagedRecord):  # it is not the one that this process writes
                 continue
             if result.process.get("pid") == self._process.pid and result.started >= self.started - 1:
                 return directory

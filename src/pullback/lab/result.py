@@ -1,7 +1,8 @@
 """What a run found out: a versioned record, written atomically while the run goes on.
 
-``runs/<slug>/<time>/result.json`` holds one :class:`RunResult`; figures, sound and meshes are files beside it. JSON has
-no NaN and infinities: they are the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"`` there, and numbers when read.
+``runs/<slug>/<time>/result.json`` holds one :class:`RunResult`; figures, sound and meshes are files beside it. A
+process that works on the run holds the lock on ``lock`` there. A record is read as what anybody may have written: whole
+and of the right types, or it is a :class:`DamagedRecord`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ import math
 import os
 import platform
 import statistics
-import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pullback.core.files import write_atomically
+from pullback.core.files import is_held, write_atomically
+from pullback.lab.decode import DecodeError, decode, encode, read_json
 
 __all__ = [
     "SCALES",
@@ -27,14 +27,13 @@ __all__ = [
     "VERDICTS",
     "Artifact",
     "Claim",
+    "DamagedRecord",
     "Data",
     "Metric",
     "RunResult",
     "Series",
-    "new_directory",
-    "read_results",
-    "run_directories",
     "spread",
+    "this_process",
 ]
 
 SCHEMA_VERSION = 2
@@ -45,7 +44,17 @@ SCALES = ("smoke", "default", "full")
 VERDICTS = ("held", "failed", "not judged")
 
 STATUSES = ("running", "complete", "out of time", "interrupted", "failed", "killed")
-"""``killed`` is never written: it is a run that says ``running`` and whose process is gone."""
+"""``killed`` is never written: it is a run that says ``running`` and whose lock nobody holds."""
+
+LOCK = "lock"
+
+
+class DamagedRecord(ValueError):
+    """A directory of a store whose ``result.json`` is no whole record; ``problem`` says what is wrong in it."""
+
+    def __init__(self, directory: Path, problem: str) -> None:
+        super().__init__(f"{directory / 'result.json'} is no result of a run: {problem}")
+        self.directory, self.problem = directory, problem
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Claim:
     statement: str
     verdict: str
     scale: str
-    numbers: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[str, bool | float | str] = field(default_factory=dict)
     spreads: dict[str, float] = field(default_factory=dict)
 
 
@@ -150,7 +159,7 @@ class RunResult:
     artifacts: list[Artifact] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
-    progress: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, int | str] = field(default_factory=dict)
     started: float = 0.0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -158,7 +167,7 @@ class RunResult:
     peak_memory: int = 0
     resumed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
-    process: dict[str, Any] = field(default_factory=dict)
+    process: dict[str, int | str] = field(default_factory=dict)
     error: str = ""
     directory: Path | None = None
 
@@ -172,36 +181,37 @@ class RunResult:
         """Claims that failed."""
         return [claim for claim in self.claims if claim.verdict == "failed"]
 
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """How many claims held, failed and were not judged."""
+        return {verdict: sum(claim.verdict == verdict for claim in self.claims) for verdict in VERDICTS}
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values (strict: no NaN)."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "directory"}
         for name in ("metrics", "claims", "data", "series", "artifacts"):
             values[name] = [asdict(item) for item in values[name]]
-        encoded: dict[str, Any] = _encode({"schema_version": SCHEMA_VERSION, **values})
+        encoded: dict[str, Any] = encode({"schema_version": SCHEMA_VERSION, **values})
         return encoded
 
     @staticmethod
-    def from_json(values: dict[str, Any], directory: Path | None = None) -> RunResult:
-        """Rebuild a record.
+    def from_json(values: Any, directory: Path | None = None) -> RunResult:
+        """Rebuild a record from what ``json.loads`` returned, whatever that is.
 
         Raises:
-            ValueError: another schema version, or not a record.
+            DecodeError: another schema version, or not a whole record.
         """
         version = values.get("schema_version") if isinstance(values, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {version!r}")
-        values = {name: value for name, value in values.items() if name != "schema_version"}
-        values["metrics"] = [
-            Metric(**{**m, "value": _number(m["value"]), "values": tuple(_number(v) for v in m["values"])})
-            for m in values["metrics"]
-        ]
-        values["claims"] = [
-            Claim(**{**c, "numbers": _decode(c["numbers"]), "spreads": _decode(c["spreads"])}) for c in values["claims"]
-        ]
-        values["data"] = [Data(**d) for d in values["data"]]
-        values["series"] = [Series(**{**s, "values": [_number(v) for v in s["values"]]}) for s in values["series"]]
-        values["artifacts"] = [Artifact(**{**a, "files": tuple(a["files"])}) for a in values["artifacts"]]
-        return RunResult(**values, directory=directory)
+        if version != SCHEMA_VERSION or isinstance(version, bool):
+            raise DecodeError(f"must be {SCHEMA_VERSION}, got {ascii(version)[:40]}", "schema_version")
+        if "directory" in values:
+            raise DecodeError("is no part of a record", "directory")
+        result: RunResult = decode(
+            RunResult, {name: value for name, value in values.items() if name != "schema_version"}
+        )
+        _check(result)
+        result.directory = directory
+        return result
 
     def write(self) -> None:
         """Write ``result.json`` into the run's directory, atomically; nothing without a directory."""
@@ -212,24 +222,64 @@ class RunResult:
 
     @staticmethod
     def read(directory: Path) -> RunResult:
-        """Read the record in a directory; a run whose process is gone gets the status ``killed``.
+        """Read the record in a directory; a run that no process works on gets the status ``killed``.
 
         Raises:
-            ValueError: the file is no record of this schema.
+            DamagedRecord: what is there is no record of this schema.
             FileNotFoundError: there is none.
         """
-        path = directory / "result.json"
-        try:
-            result = RunResult.from_json(json.loads(path.read_text()), directory)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is no result of a run: {error}") from error
-        if result.status == "running" and not _alive(result.process, path):
-            result.status = "killed"
+        result = _read(directory)
+        if result.status == "running" and not is_held(directory / LOCK):
+            result = _read(directory)  # it may have ended in between, and has then written how
+            if result.status == "running":
+                result.status = "killed"
         return result
 
 
+def _read(directory: Path) -> RunResult:
+    try:
+        return RunResult.from_json(read_json(directory / "result.json"), directory)
+    except DecodeError as error:
+        raise DamagedRecord(directory, str(error)) from None
+
+
+def _check(result: RunResult) -> None:
+    """Raise ``DecodeError`` where values are of the right types and yet make no record."""
+    words = [("status", result.status, STATUSES), ("scale", result.scale, SCALES)]
+    for index, claim in enumerate(result.claims):
+        words += [
+            (f"claims[{index}].verdict", claim.verdict, VERDICTS),
+            (f"claims[{index}].scale", claim.scale, SCALES),
+        ]
+    words += [(f"metrics[{i}].better", m.better, ("higher", "lower")) for i, m in enumerate(result.metrics) if m.better]
+    for place, word, allowed in words:
+        if word not in allowed:
+            raise DecodeError(f"must be one of {', '.join(allowed)}, got {ascii(word)[:40]}", place)
+    for index, series in enumerate(result.series):
+        if len(series.steps) != len(series.values):
+            raise DecodeError("must have as many steps as values", f"series[{index}]")
+    for index, artifact in enumerate(result.artifacts):
+        if artifact.kind == "table" and artifact.content is not None and not _is_table(artifact.content):
+            raise DecodeError("must be columns and rows", f"artifacts[{index}].content")
+    for name, number in (("started", result.started), ("seconds", result.seconds), ("cpu_seconds", result.cpu_seconds)):
+        if not 0 <= number < 1e11:
+            raise DecodeError(f"must be in [0, 1e11), got {number}", name)
+    for name, count in (("seed", result.seed), ("resumed", result.resumed), ("peak_memory", result.peak_memory)):
+        if count < 0:
+            raise DecodeError(f"must be >= 0, got {count}", name)
+
+
+def _is_table(content: Any) -> bool:
+    if not isinstance(content, dict) or not {"columns", "rows"} <= set(content):
+        return False
+    if not isinstance(content["rows"], list):
+        return False
+    lines = [content["columns"], *content["rows"]]
+    return all(isinstance(line, list) and len(line) == len(content["columns"]) for line in lines)
+
+
 def spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation (over n - 1), ``None`` of fewer than two values, NaN where one is not finite.
+    """Return the standard deviation (over n - 1), ``None`` of fewer than two values, NaN where it has no number.
 
     Example:
         >>> spread([1.0, 2.0, 3.0])
@@ -237,86 +287,9 @@ def spread(values: Sequence[float]) -> float | None:
     """
     if len(values) < 2:
         return None
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    return statistics.stdev(values) if all(abs(value) < 1e150 for value in values) else math.nan
 
 
-_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {str(key): _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, str):
-        return _SPECIAL.get(value, value)
-    if isinstance(value, dict):
-        return {key: _decode(item) for key, item in value.items()}
-    return [_decode(item) for item in value] if isinstance(value, list) else value
-
-
-def _number(value: Any) -> float:
-    return _SPECIAL[value] if isinstance(value, str) else float(value)
-
-
-def this_process() -> dict[str, Any]:
-    """Return what tells later whether the process that writes a result still lives."""
+def this_process() -> dict[str, int | str]:
+    """Return who works on a run, for people and for the launcher that has started it."""
     return {"pid": os.getpid(), "host": platform.node()}
-
-
-def _alive(process: dict[str, Any], record: Path) -> bool:
-    """Whether the process lives; one on another machine is believed to while its record is not older than an hour."""
-    if process.get("host") != platform.node():
-        return time.time() - record.stat().st_mtime < 3600
-    try:
-        os.kill(int(process["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def new_directory(runs: Path, slug: str) -> Path:
-    """Create and return ``runs/<slug>/<time>``, with a number behind it where that second is taken."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1, 10_000):
-        directory = runs / slug / (stamp if attempt == 1 else f"{stamp}-{attempt}")
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return directory
-    raise RuntimeError(f"{runs / slug} has no room for another run at {stamp}")
-
-
-def read_results(runs: Path, slug: str | None = None) -> Iterator[RunResult]:
-    """Yield the results in a store, newest first.
-
-    A directory without a result is a run about to start; a file that is no record of this schema (of an older release,
-    or damaged) is passed over with a warning.
-    """
-    for directory in run_directories(runs, slug):
-        try:
-            yield RunResult.read(directory)
-        except ValueError as error:
-            warnings.warn(str(error), stacklevel=2)
-
-
-def run_directories(runs: Path, slug: str | None = None) -> list[Path]:
-    """Return the directories in a store that hold a record, newest first."""
-    directories = [path.parent for path in runs.glob(f"{slug or '*'}/*/result.json")]
-    return sorted(directories, key=lambda d: (_natural(d.name), d.parent.name), reverse=True)
-
-
-def _natural(name: str) -> tuple[str, int]:
-    """``20260131-120000-10`` sorts after ``20260131-120000-9``."""
-    day, _, rest = name.partition("-")
-    clock, _, number = rest.partition("-")
-    return f"{day}-{clock}", int(number) if number.isdigit() else 1

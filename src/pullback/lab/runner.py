@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import os
 import platform
 import signal
@@ -10,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import torch
 import pullback
 from pullback.core.checks import check_choice
 from pullback.data.cache import DataMissingError, missing
+from pullback.lab.checkpoint import CheckpointError
 from pullback.lab.config import plain
 from pullback.lab.lab import Lab, Limits, RunStopped
 from pullback.lab.progress import display
 from pullback.lab.registry import System, load
-from pullback.lab.result import SCALES, RunResult, new_directory, read_results, this_process
+from pullback.lab.result import SCALES, DamagedRecord, RunResult, this_process
+from pullback.lab.store import RunBusyError, hold_run, new_directory, scan
 
 __all__ = ["RunError", "UsageError", "check_ready", "run"]
 
@@ -93,16 +97,20 @@ def run(
     if data is None:
         check_ready(system)
     if resume:
-        result = _unfinished(system, Path(runs), scale, seed, config or {})
-        settings = _stored_settings(system, result)
-        result.device = device or result.device
+        former = _unfinished(system, Path(runs), scale, seed, config or {})
+        settings = _stored_settings(system, former)
+        result = _continued(system, former, device)
     else:
-        result = _new(system, scale or "default", seed or 0, device or "cpu", settings)
+        former, result = None, _new(system, scale or "default", seed or 0, device or "cpu", settings)
     limits = Limits(budget=budget, checkpoint_every=checkpoint_every)
     with _directory(result, Path(runs)) as directory, display(quiet=quiet or not _is_main()) as shown:
         lab = Lab(result, directory, shown, data_path=Path(data) if data else None, limits=limits, resume=resume)
-        result.write()  # now that all processes of a distributed run have met, and read what they resume
-        return _execute(system, settings, lab)
+        # Now that all processes of a distributed run have met, and read what they resume:
+        with _held(result, former):
+            if former is not None and former.versions.get("system") != result.versions["system"]:
+                shown.say(f"the file of {system.slug} has changed since {directory} was begun")
+            result.write()
+            return _execute(system, settings, lab)
 
 
 def _execute(system: System, settings: Any, lab: Lab) -> RunResult:
@@ -121,7 +129,7 @@ def _execute(system: System, settings: Any, lab: Lab) -> RunResult:
     except Exception as error:
         summary = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         result = lab.finish("failed", summary)
-        if isinstance(error, DataMissingError):
+        if isinstance(error, DataMissingError | CheckpointError):
             raise UsageError(f"{system.slug}: {error}") from error
         raise RunError(f"{system.slug} raised {summary}", result) from error
     return lab.finish("complete")
@@ -163,43 +171,72 @@ def _new(system: System, scale: str, seed: int, device: str, settings: Any) -> R
         device=device,
         config={name: plain(getattr(settings, name)) for name in system.options},
         started=time.time(),
-        versions=_versions(),
+        versions=_versions(system),
         process=this_process(),
     )
 
 
-def _versions() -> dict[str, str]:
-    return {"pullback": pullback.__version__, "torch": torch.__version__, "python": platform.python_version()}
+def _versions(system: System) -> dict[str, str]:
+    return {
+        "pullback": pullback.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": _fingerprint(system),
+    }
+
+
+def _fingerprint(system: System) -> str:
+    """Of the system's file: whoever resumes a run is told that it has changed since."""
+    file = inspect.getsourcefile(system.run)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file and Path(file).is_file() else ""
 
 
 def _unfinished(
     system: System, runs: Path, scale: str | None, seed: int | None, config: Mapping[str, Any]
 ) -> RunResult:
-    """The latest unfinished run that agrees with what was asked for, without what it will report again."""
+    """The latest unfinished run that agrees with what was asked for."""
     wanted = {"scale": scale, "seed": seed}
-    for former in read_results(runs, system.slug):
-        agrees = all(value is None or getattr(former, name) == value for name, value in wanted.items())
-        agrees = agrees and all(former.config.get(name) == plain(value) for name, value in config.items())
-        if former.status not in UNFINISHED or not agrees:
+    reasons: list[str] = []
+    for found in scan(runs, system.slug):
+        if isinstance(found, DamagedRecord):
+            reasons.append(f"{found.directory} is damaged: {found.problem}")
             continue
-        return dataclasses.replace(
-            former,
-            status="running",
-            error="",
-            resumed=former.resumed + 1,
-            versions=_versions(),
-            process=this_process(),
-            metrics=[],
-            claims=[],
-            data=[],
-            series=[],
-            artifacts=[],
-            notes=[],
-            counts={},
-            progress={},
-        )
+        agrees = all(value is None or getattr(found, name) == value for name, value in wanted.items())
+        if not agrees or any(found.config.get(name) != plain(value) for name, value in config.items()):
+            continue
+        if found.status in UNFINISHED:
+            return found
+        if found.status == "running":
+            reasons.append(f"{found.directory} still goes on{_whose(found)}")
     asked = ", ".join(f"{name} {value}" for name, value in {**wanted, **config}.items() if value is not None)
-    raise UsageError(f"resume: no unfinished run of {system.slug} in {runs}{f' with {asked}' if asked else ''}")
+    message = f"resume: no unfinished run of {system.slug} in {runs}{f' with {asked}' if asked else ''}"
+    raise UsageError("; ".join([message, *reasons[:3]]))
+
+
+def _whose(result: RunResult) -> str:
+    process = result.process
+    return f" (process {process['pid']} on {process['host']})" if {"pid", "host"} <= set(process) else ""
+
+
+def _continued(system: System, former: RunResult, device: str | None) -> RunResult:
+    """The record of a run that goes on, without what it will report again."""
+    return dataclasses.replace(
+        former,
+        status="running",
+        error="",
+        device=device or former.device,
+        resumed=former.resumed + 1,
+        versions=_versions(system),
+        process=this_process(),
+        metrics=[],
+        claims=[],
+        data=[],
+        series=[],
+        artifacts=[],
+        notes=[],
+        counts={},
+        progress={},
+    )
 
 
 def _stored_settings(system: System, former: RunResult) -> Any:
@@ -235,6 +272,24 @@ def _directory(result: RunResult, runs: Path) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory(prefix="pullback-") as temporary:
             yield Path(temporary)
+
+
+@contextmanager
+def _held(result: RunResult, former: RunResult | None) -> Iterator[None]:
+    """The main process works on the run's directory, and no other does; ``former`` is what is to be continued there."""
+    if result.directory is None:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_run(result.directory))
+        except RunBusyError as error:
+            raise UsageError(f"resume: {error}") from None
+        except OSError as error:
+            raise UsageError(f"runs must be on a file system with locks, got {result.directory}: {error}") from error
+        if former is not None and RunResult.read(result.directory).resumed != former.resumed:
+            raise UsageError(f"resume: another process has continued {result.directory} in this moment")
+        yield
 
 
 @contextmanager

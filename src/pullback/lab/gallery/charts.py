@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pullback.lab.result import Metric, Series
+from pullback.lab.result import Metric, Series, spread
 
-__all__ = ["Bar", "Bars", "Chart", "Line", "Tick", "bars", "curves", "format_number"]
+__all__ = ["Bar", "Bars", "Chart", "Line", "Tick", "bars", "curves", "format_bytes", "format_number", "with_spread"]
 
 WIDTH, HEIGHT = 400, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
@@ -55,7 +55,8 @@ class Tick:
 class Line:
     """A curve: an SVG path, its name and last value, and the number of its colour.
 
-    A long curve is drawn twice: ``noise`` holds its values, ``path`` their moving mean.
+    A long curve is drawn twice: ``noise`` holds its values, ``path`` their moving mean. The replicates of an arm have
+    one name, one colour and, for their first, one ``entry`` in the legend, with the mean of their last values.
     """
 
     label: str
@@ -63,6 +64,7 @@ class Line:
     path: str
     noise: str
     colour: int
+    entry: bool
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,29 @@ def format_number(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def with_spread(value: object, spread: float | None) -> str:
+    """Return a number and, where it is a mean over replicates, their standard deviation.
+
+    Example:
+        >>> with_spread(0.93, 0.021), with_spread(0.93, None)
+        ('0.93 ± 0.021', '0.93')
+    """
+    return format_number(value) if spread is None else f"{format_number(value)} ± {spread:.2g}"
+
+
+def format_bytes(count: int) -> str:
+    """Return a number of bytes as a reader wants it.
+
+    Example:
+        >>> [format_bytes(n) for n in (512, 734003200, 3 * 2**30)]
+        ['512 B', '700 MiB', '3 GiB']
+    """
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
 def bars(metrics: Sequence[Metric]) -> list[Bars]:
     """Return the metrics by name, in order, each with its arms.
 
@@ -135,7 +160,7 @@ def _bars(name: str, group: list[Metric]) -> Bars:
         rows.append(
             Bar(
                 label=metric.of or name,
-                text=format_number(metric.value) + (f" {metric.unit}" if metric.unit else ""),
+                text=with_spread(metric.value, metric.spread) + (f" {metric.unit}" if metric.unit else ""),
                 start=round(start, 2),
                 length=round(length, 2),
                 baseline=metric.baseline,
@@ -172,12 +197,16 @@ def _chart(name: str, group: list[Series]) -> Chart:
         height = math.log10 if logarithmic else float
         return _path([(x(step), y(height(value))) if _drawable(value) else None for step, value in points])
 
-    lines = []
-    for colour, one in enumerate(group):
+    lines: list[Line] = []
+    arms = list(dict.fromkeys(one.of for one in group))
+    for one in group:
         points = list(zip(one.steps, one.values, strict=True))
         values, mean = draw(_thinned(points)), _moving_mean(points, logarithmic)
         path, noise = (draw(mean), values) if mean else (values, "")
-        lines.append(Line(one.of or name, format_number(one.values[-1]), path, noise, colour % 8))
+        ends = [other.values[-1] for other in group if other.of == one.of]
+        shown = with_spread(sum(v / len(ends) for v in ends), spread(ends))
+        label, colour = one.of or name, arms.index(one.of) % 8
+        lines.append(Line(label, shown, path, noise, colour, all(line.label != label for line in lines)))
     vertical = _decades(low, high) if logarithmic else [(t, t) for t in _ticks(low, high)]
     return Chart(
         name,

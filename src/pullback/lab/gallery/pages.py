@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import pullback
-from pullback.lab.gallery.charts import bars, curves, format_number
+from pullback.lab.gallery.charts import bars, curves, format_bytes, format_number, with_spread
 from pullback.lab.gallery.meshes import preview
 from pullback.lab.gallery.prose import inline, prose
 from pullback.lab.gallery.store import Entry, artifact_files, block_summary, family_summary
@@ -147,6 +147,8 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         number=format_number,
+        bytes=format_bytes,
+        spread=with_spread,
         prose=prose,
         inline=inline,
         date=lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)),

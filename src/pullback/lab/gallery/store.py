@@ -6,18 +6,18 @@ import ast
 import importlib
 import re
 import traceback
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pullback
 from pullback.lab import registry
+from pullback.lab.config import plain
 from pullback.lab.registry import System
-from pullback.lab.result import SCALES, STATUSES, VERDICTS, Artifact, RunResult, run_directories
+from pullback.lab.result import SCALES, Artifact, DamagedRecord, RunResult
+from pullback.lab.store import read_record, run_directories
 
-__all__ = ["VERDICTS", "Entry", "Store", "artifact_files", "block_summary", "family_summary"]
+__all__ = ["Entry", "Store", "artifact_files", "block_summary", "family_summary"]
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 """Names of slugs, runs and files that become part of a page's address."""
@@ -34,6 +34,7 @@ class Entry:
         system: the system; ``None`` where it cannot be imported or is no longer part of the library.
         problem: why there is no ``system``, in one line.
         runs: its runs, newest first.
+        damaged: directories of runs whose record is not whole, newest first.
     """
 
     slug: str
@@ -45,6 +46,7 @@ class Entry:
     system: System | None
     problem: str
     runs: tuple[RunResult, ...]
+    damaged: tuple[DamagedRecord, ...] = ()
 
     @property
     def shown(self) -> RunResult | None:
@@ -63,7 +65,8 @@ class Entry:
         """Return the options of a run that are not those of its scale."""
         if self.system is None:
             return dict(run.config)
-        usual = {name: _plain(getattr(self.system.configure(run.scale), name)) for name in self.system.options}
+        settings = self.system.configure(run.scale)
+        usual = {name: plain(getattr(settings, name)) for name in self.system.options}
         return {name: value for name, value in run.config.items() if name not in usual or usual[name] != value}
 
     def find(self, name: str) -> RunResult | None:
@@ -72,11 +75,11 @@ class Entry:
 
 
 class Store:
-    """A results store; records that cannot change any more are read once."""
+    """A results store; records that have not changed since are not read again."""
 
     def __init__(self, runs: Path) -> None:
         self.path = runs
-        self._finished: dict[Path, tuple[int, RunResult]] = {}
+        self._known: dict[Path, tuple[tuple[int, int], RunResult | DamagedRecord]] = {}
 
     def entries(self) -> list[Entry]:
         """Return all systems by family, those that have results but are unknown to this version too."""
@@ -90,66 +93,38 @@ class Store:
         """Return one system, or ``None`` where neither the registry nor the store knows it."""
         if not SAFE_NAME.fullmatch(slug):
             return None
-        runs = tuple(self._results(slug))
+        found = list(self._records(slug))
+        runs = tuple(record for record in found if isinstance(record, RunResult))
+        damaged = tuple(record for record in found if isinstance(record, DamagedRecord))
         if slug not in registry.slugs():
-            return _unknown(runs[0], runs) if runs else None
+            return _unknown(slug, runs, damaged) if found else None
         try:
             system = registry.load(slug)
         except Exception as error:
             # A missing extra or a broken file of one system is shown on its page; the others have theirs.
-            return _broken(slug, error, runs)
+            return _broken(slug, error, runs, damaged)
         summary, _, description = system.description.partition("\n")
-        return Entry(slug, system.family, system.title, system.paper, summary, description.strip(), system, "", runs)
+        about = (slug, system.family, system.title, system.paper, summary, description.strip())
+        return Entry(*about, system, "", runs, damaged)
 
-    def _results(self, slug: str) -> Iterator[RunResult]:
+    def _records(self, slug: str) -> Iterator[RunResult | DamagedRecord]:
         for directory in run_directories(self.path, slug):
             if not SAFE_NAME.fullmatch(directory.name):
                 continue
-            record = directory / "result.json"
             try:
-                changed = record.stat().st_mtime_ns
-                former = self._finished.get(directory)
-                if former is not None and former[0] == changed:
-                    yield former[1]
-                    continue
-                result = RunResult.read(directory)
+                state = (directory / "result.json").lstat()
+                mark = (state.st_mtime_ns, state.st_size)
+                former = self._known.get(directory)
+                if former is None or former[0] != mark or _may_end(former[1]):
+                    former = self._known[directory] = (mark, read_record(directory))
             except FileNotFoundError:  # removed since the folder was listed
                 continue
-            except (ValueError, OSError) as error:
-                warnings.warn(str(error), stacklevel=2)
-                continue
-            if result.slug != slug or not _is_sound(result):
-                warnings.warn(f"{record} is no result of {slug}, or is damaged", stacklevel=2)
-                continue
-            if result.status != "running":
-                self._finished[directory] = (changed, result)
-            yield result
+            yield former[1]
 
 
-def _is_sound(run: RunResult) -> bool:
-    """Whether the values of a record are of the kinds that a page shows."""
-    tables = (run.config, run.versions, run.progress, run.counts, *(c.numbers for c in run.claims))
-    if not all(isinstance(table, dict) for table in (*tables, *run.counts.values())):
-        return False
-    numbers = [run.started, run.seconds, *(m.value for m in run.metrics), *(v for s in run.series for v in s.steps)]
-    numbers += [count for arms in run.counts.values() for count in arms.values()]
-    texts = [run.title, run.paper, *run.notes, *(c.statement for c in run.claims), *(m.name for m in run.metrics)]
-    return (
-        run.scale in SCALES
-        and run.status in STATUSES
-        and all(claim.verdict in VERDICTS for claim in run.claims)
-        and all(len(series.steps) == len(series.values) for series in run.series)
-        and all(_is_table(a.content) for a in run.artifacts if a.kind == "table" and a.content is not None)
-        and all(isinstance(number, int | float) for number in numbers)
-        and all(isinstance(text, str) for text in [*texts, *(name for a in run.artifacts for name in a.files)])
-    )
-
-
-def _is_table(content: Any) -> bool:
-    if not isinstance(content, dict) or not {"columns", "rows"} <= set(content):
-        return False
-    lines = [content["columns"], *content["rows"]]
-    return all(isinstance(line, list) and len(line) == len(content["columns"]) for line in lines)
+def _may_end(record: RunResult | DamagedRecord) -> bool:
+    """Whether the same file can mean another status later: its process may die."""
+    return isinstance(record, RunResult) and record.status in ("running", "killed")
 
 
 def artifact_files(run: RunResult, artifact: Artifact) -> list[str]:
@@ -188,20 +163,16 @@ def block_summary(block: str) -> str:
     return (value.__doc__ or "").strip().partition("\n")[0] if value is not None else ""
 
 
-def _unknown(latest: RunResult, runs: tuple[RunResult, ...]) -> Entry:
+def _unknown(slug: str, runs: tuple[RunResult, ...], damaged: tuple[DamagedRecord, ...]) -> Entry:
+    if not runs:
+        return Entry(slug, "other", slug, "", "", "", None, "There is no system of that name.", (), damaged)
     problem = "This version of the library has no system of that name; the results are of another one."
-    return Entry(latest.slug, latest.family, latest.title or latest.slug, latest.paper, "", "", None, problem, runs)
+    latest = runs[0]
+    return Entry(slug, latest.family, latest.title or slug, latest.paper, "", "", None, problem, runs, damaged)
 
 
-def _broken(slug: str, error: Exception, runs: tuple[RunResult, ...]) -> Entry:
-    problem = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    title = runs[0].title if runs else slug.replace("-", " ").capitalize()
-    family = registry.family_of(slug)
-    return Entry(
-        slug, family, title, runs[0].paper if runs else "", "", "", None, f"It cannot be imported: {problem}", runs
-    )
-
-
-def _plain(value: object) -> object:
-    """As the value looks after a round through JSON."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def _broken(slug: str, error: Exception, runs: tuple[RunResult, ...], damaged: tuple[DamagedRecord, ...]) -> Entry:
+    line = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    title, paper = (runs[0].title, runs[0].paper) if runs else (slug.replace("-", " ").capitalize(), "")
+    problem = f"It cannot be imported: {line}"
+    return Entry(slug, registry.family_of(slug), title, paper, "", "", None, problem, runs, damaged)
