@@ -74,7 +74,7 @@ class Measured(float):
         """The standard deviation over the replicates; ``None`` where there are fewer than two."""
         return spread(self.values)
 
-    def __getnewargs__(self) -> tuple[float, str]:
+    def __getnewargs__(self) -> Any:
         return float(self), self.name  # what copies are made with; the attributes follow by themselves
 
     def __repr__(self) -> str:
