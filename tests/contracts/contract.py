@@ -1,16 +1,28 @@
-"""The contract of a block: what it claims, as data. ``laws.py`` puts every block through the same laws.
+"""The contract of a public name: what it claims, as data. ``laws.py`` puts every entry through the same laws.
 
-An entry is one :class:`Contract` in the list ``CONTRACTS`` of ``tests/contracts/<family>/<topic>.py``.
+A table is the list ``CONTRACTS`` of ``tests/contracts/<family>/<topic>.py``. What a name is decides its kind of entry:
+
+=========================================================  =====================================================
+a function from tensors to tensors                          :class:`Contract`
+the same, that looks at its input and is not differentiated  :class:`Measurement` (a metric, a predicate, a probe)
+a function that takes or returns functions                  :class:`HigherOrder`
+an ``nn.Module``                                            :class:`Module`
+a learner or a search: data in, a model or a graph out      :class:`Learner`
+a result (``NamedTuple``, dataclass), a constant            none: ``test_completeness.py`` looks at it by itself
+what none of them fits                                      :class:`Exempt`, with the reason and the file that tests it
+=========================================================  =====================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,13 @@ class Contract:
         soft: keyword arguments that make the block (almost) hard, such as ``{"temperature": 1e-8}``.
         bad: calls that must be refused by name.
         outputs: picks the differentiable tensors of a result (default: the result itself).
+        scalars: keyword to a value inside of its range, for each that may be a number or a tensor without dimensions
+            that is differentiated, such as ``{"temperature": 0.5}``.
+        large: positions of the arguments that may have any finite size: the block is right at 1e4, 1e8 and the largest
+            number of float32, float16 and bfloat16. ``()`` needs a ``why``.
+        large_limit: up to which size, where the result overflows by nature beyond; needs a ``why``.
         batched: ``block`` on a stack of inputs equals the stack of ``block`` on each (first argument gets the batch).
+        layouts: the result depends on values alone: any strides, expanded and lazily negated inputs.
         gradcheck, gradgradcheck, forward_mode, vmap, compile, half: the laws that hold. ``False`` needs a ``why``.
         why: reason for every law that is switched off.
     """
@@ -60,7 +78,12 @@ class Contract:
     hard_tolerance: float = 1e-5
     bad: Sequence[Bad] = ()
     outputs: Callable[[Any], Tensor | tuple[Tensor, ...]] = lambda result: result
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    large: Sequence[int] = (0,)
+    large_limit: float = math.inf
+    large_tolerance: float = 1e-4
     batched: bool = True
+    layouts: bool = True
     gradcheck: bool = True
     gradgradcheck: bool = True
     forward_mode: bool = True
@@ -71,6 +94,129 @@ class Contract:
     why: str = ""
 
     def __post_init__(self) -> None:
-        laws = (self.gradcheck, self.gradgradcheck, self.forward_mode, self.vmap, self.compile, self.half, self.batched)
-        if not all(laws) and not self.why:
+        laws = (self.gradcheck, self.gradgradcheck, self.forward_mode, self.vmap, self.compile, self.half)
+        everywhere = self.large and math.isinf(self.large_limit)
+        if not all((*laws, self.batched, self.layouts, everywhere)) and not self.why:
             raise ValueError(f"{self.name}: a law that is switched off needs a reason in `why`")
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the block as the laws do."""
+        return self.block(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Measurement(Contract):
+    """What looks at its input and is not differentiated: equal to its reference, the same twice, at any layout."""
+
+    batched: bool = False
+    gradcheck: bool = False
+    gradgradcheck: bool = False
+    forward_mode: bool = False
+    vmap: bool = False
+    compile: bool = False
+    half: bool = False
+    large: Sequence[int] = ()
+    why: str = "a measurement: it is not differentiated"
+
+
+@dataclass(frozen=True)
+class HigherOrder(Contract):
+    """A function that takes functions: ``block(given, *args, **kwargs)`` hands it ``given`` and returns tensors.
+
+    On top of the laws of a block: an error that ``given`` raises reaches the caller as it is; a ``partial``, an object
+    with ``__call__`` and an ``nn.Module`` serve as well as a function; what cannot be called is refused by name.
+
+    Attributes:
+        given: the function of a user, on the samples.
+        argument: the name of the argument that ``given`` is, as the refusal says it.
+    """
+
+    given: Callable[..., Any] = lambda *args: args
+    argument: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.argument:
+            raise ValueError(f"{self.name}: name the argument that the function is")
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        return self.block(self.given, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Module(Contract):
+    """An ``nn.Module``: ``block(module, *args, **kwargs)`` uses it and returns tensors.
+
+    On top of the laws of a block, which go through its inputs: the same generator gives the same parameters, every
+    parameter gets a finite gradient, a state that is saved and loaded gives the same values, dtype follows the module.
+
+    Attributes:
+        build: makes the module from a seeded generator.
+        idle: names of parameters that ``block`` does not use.
+    """
+
+    build: Callable[[torch.Generator], nn.Module] = lambda generator: nn.Identity()
+    idle: Sequence[str] = ()
+
+    def new(self, seed: int = 0) -> nn.Module:
+        return self.build(torch.Generator().manual_seed(seed))
+
+    @cached_property
+    def modules(self) -> dict[torch.dtype, nn.Module]:
+        """Made beforehand: a module moved inside of a transform would keep tensors of that transform."""
+        return {dtype: self.new().to(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        dtype = next(a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point())
+        return self.block(self.modules[dtype], *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A learner or a search: data in, an answer out.
+
+    Laws: the same generator gives the same answer, bit for bit; torch's global generator and the data stay as they
+    are; the order of the samples does not matter; a planted answer is found; on every set the answer is finite or
+    :class:`~pullback.core.errors.ConvergenceError` says that there is none; bad input is refused by name.
+
+    Attributes:
+        name: ``family.learner`` or ``family.learner[variant]``.
+        learn: from data and a generator (unused where nothing is random) to a result.
+        answer: picks a tensor of the result: weights, an order, a graph.
+        planted: from a generator to (data, truth): an easy problem.
+        recovers: whether an answer is the truth, as the learner promises it.
+        sets: small sets, hard ones and degenerate ones too, on which nothing may come out non-finite.
+        permute: reorders the samples of the data (default: the rows of a tensor). ``None`` where the data has no
+            order, with a ``why``.
+        tolerance: of the answers to reordered samples.
+        bad: calls of ``learn`` that must be refused by name.
+        why: reason for a law that is switched off.
+    """
+
+    name: str
+    learn: Callable[[Any, torch.Generator], Any]
+    answer: Callable[[Any], Tensor]
+    planted: Callable[[torch.Generator], tuple[Any, Any]]
+    recovers: Callable[[Tensor, Any], bool]
+    sets: Callable[[torch.Generator], Sequence[Any]]
+    bad: Sequence[Bad]
+    permute: Callable[[Any, Tensor], Any] | None = lambda data, order: data[order]
+    tolerance: float = 1e-5
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.permute is None and not self.why:
+            raise ValueError(f"{self.name}: a law that is switched off needs a reason in `why`")
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        return self.learn(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Exempt:
+    """A public name without an entry of another kind: ``why``, and the file of ``tests`` that tests it instead."""
+
+    name: str
+    why: str
+    tested: str
+    bad: Sequence[Bad] = ()
