@@ -8,32 +8,31 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
-from pullback.lab import Lab, system
+from pullback.lab import Lab, above, at_least, system
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the toy."""
 
-    steps: int = 12
+    steps: Annotated[int, at_least(1)] = 12
     """Steps of each
     loop."""
-    lr: float = 0.05
-    """Learning rate, > 0."""
+    lr: Annotated[float, above(0)] = 0.05
+    """Learning rate."""
     arms: tuple[str, ...] = ("a", "b")
     """Names of the arms."""
     fail: bool = False
     """Raise in the middle."""
     bound: float = 1e9
     """Largest final loss for which the claim holds."""
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr must be > 0, got {self.lr}")
+    codes: tuple[tuple[int, int], ...] = ((1, 2),)
+    """Pairs that are noted."""
 
 
 def _die(loop: str, step: int) -> None:
@@ -53,6 +52,7 @@ def _die(loop: str, step: int) -> None:
 )
 def run(lab: Lab, config: Config) -> None:
     print("a system that prints")
+    lab.note(repr(config.codes))
     features = torch.randn(64, 3, generator=lab.generator)
     target = features.sum(1, keepdim=True)
     lab.data("noise", origin="simulated")

@@ -90,8 +90,8 @@ class Loops:
 
     def _loop(self, count: int, label: str, save: Mapping[str, Any] | None, path: Path) -> Iterator[int]:
         done, recorder = 0, self._recorder
-        if save is not None and self._resume and path.exists():
-            done, finished = self._load(path, count, save)
+        if save is not None and self._resume and (state := checkpoint.read_latest(path)) is not None:
+            done, finished = self._load(state, path, count, save)
             if finished:
                 return
         recorder.display.start(label, count, done)
@@ -153,15 +153,18 @@ class Loops:
         self._saved = time.monotonic()
         self._save_cost = self._saved - start
 
-    def _load(self, path: Path, count: int, save: Mapping[str, Any]) -> tuple[int, bool]:
-        state = checkpoint.read(path)
-        if state["steps"] != count:
-            raise ValueError(
-                f"{path} is of a loop of {state['steps']} steps, not {count}: the system has changed since"
-            )
-        if not 0 <= state["done"] <= count:
-            raise ValueError(f"{path} says that {state['done']} of {count} steps are done: it is damaged, remove it")
-        checkpoint.restore(dict(save), state["save"])
-        self._recorder.restore(state)
-        self._streams.restore(state)
-        return state["done"], state["finished"]
+    def _load(self, state: dict[str, Any], path: Path, count: int, save: Mapping[str, Any]) -> tuple[int, bool]:
+        try:
+            done, steps = state["done"], state["steps"]
+            if steps != count:
+                raise checkpoint.CheckpointError(f"it is of a loop of {steps} steps, not {count}")
+            if not 0 <= done <= count:
+                raise checkpoint.CheckpointError(f"it says that {done} of {count} steps are done")
+            checkpoint.restore(dict(save), state["save"], "state")
+            self._recorder.restore(state)
+            self._streams.restore(state)
+        except (ValueError, KeyError) as error:
+            raise checkpoint.CheckpointError(
+                f"{path} is of another version of the system: {error}; start a new run"
+            ) from error
+        return done, bool(state["finished"])
