@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from pullback.core.checks import check_integer
 from pullback.lab import artifacts
 from pullback.lab.arm import Arm
 from pullback.lab.loops import Limits, Loops, RunStopped
+from pullback.lab.measure import Race, Slope, peak_memory, race, slope
 from pullback.lab.measured import Measured
 from pullback.lab.processes import Processes
 from pullback.lab.progress import Display
@@ -156,6 +157,30 @@ class Lab:
     def note(self, text: str) -> None:
         """Add a remark, such as what could not be shown at this scale."""
         self._recorder.note(text)
+
+    # What it costs
+
+    def race(
+        self,
+        contenders: Mapping[str, Callable[[], Any]],
+        *,
+        rounds: int = 15,
+        threads: int = 1,
+        seconds: float = 0.0,
+    ) -> Race:
+        """Time callables against each other on the run's device, as :func:`pullback.lab.measure.race` does.
+
+        Medians are ``race[name]``, ratios ``race.ratio(name, other)``; a claim on times is one on ratios.
+        """
+        return race(contenders, rounds=rounds, threads=threads, seconds=seconds, device=self.device)
+
+    def peak_memory(self, call: Callable[[], Any], *, of: str = "") -> Measured:
+        """Return the most bytes that tensors made in ``call`` take at one time (:func:`.measure.peak_memory`)."""
+        return peak_memory(call, of=of, device=self.device)
+
+    def slope(self, x: Any, y: Any, *, confidence: float = 0.95, of: str = "") -> Slope:
+        """Return the exponent of a power law with its confidence interval (:func:`pullback.lab.measure.slope`)."""
+        return slope(x, y, confidence=confidence, of=of)
 
     # The level below: loops, series and metrics by the name of their arm, or of none
 
