@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import uvicorn
 
-from pullback.lab import artifacts
+from pullback.lab import artifacts, style
 from pullback.lab.result import Artifact, Claim, Data, Metric, RunResult, Series
 from pullback.lab.server import create_app
 
@@ -81,7 +81,7 @@ def record(runs: Path, name: str = "20260101-120000", **changes: object) -> RunR
 
 
 def _artifacts(directory: Path) -> list[Artifact]:
-    figure, axes = artifacts.subplots(1, 2)
+    figure, axes = style.subplots(1, 2)
     axes[0].plot([0, 1, 2], [1, 4, 2])
     ramp = np.linspace(0, 1, 16).reshape(4, 4)
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)

@@ -13,7 +13,7 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from pullback.lab import artifacts
+from pullback.lab import artifacts, style
 
 
 def test_images_keep_their_pixels(tmp_path: Path) -> None:
@@ -79,13 +79,13 @@ def test_a_table_is_csv(tmp_path: Path) -> None:
 
 
 def test_figures_read_on_light_and_dark(tmp_path: Path) -> None:
-    figure, axes = artifacts.subplots(1, 2, sharey=True)
+    figure, axes = style.subplots(1, 2, sharey=True)
     axes[0].plot([1, 2], label="curve")
     axes[0].legend()
     axes[1].set_title("title")
     axes[1].text(0.5, 0.5, "note")
     assert artifacts.figure(tmp_path, "f", figure) == ("f.png", "f.svg")
-    assert {text.get_color() for text in figure.findobj(Text) if text.get_text()} == {artifacts.INK}
+    assert {text.get_color() for text in figure.findobj(Text) if text.get_text()} == {style.INK}
     pixels = np.asarray(Image.open(tmp_path / "f.png"))
     assert not ((pixels[..., :3] > 240).all(-1) & (pixels[..., 3] > 0)).any(), "nothing is white, not even a legend"
     assert pixels[0, 0, 3] == 0, "the ground is transparent"
@@ -94,13 +94,13 @@ def test_figures_read_on_light_and_dark(tmp_path: Path) -> None:
 
 
 def test_a_large_figure_is_no_svg(tmp_path: Path) -> None:
-    figure, axes = artifacts.subplots()
+    figure, axes = style.subplots()
     axes.scatter(*np.random.default_rng(0).random((2, 5000)))
     assert artifacts.figure(tmp_path, "f", figure) == ("f.png",)
 
 
 def test_the_ink_has_contrast_on_white_and_on_black() -> None:
-    channel = int(artifacts.INK[1:3], 16) / 255
+    channel = int(style.INK[1:3], 16) / 255
     luminance = ((channel + 0.055) / 1.055) ** 2.4
     assert (1 + 0.05) / (luminance + 0.05) >= 4.5
     assert (luminance + 0.05) / 0.05 >= 4.5

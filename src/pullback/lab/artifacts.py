@@ -14,37 +14,12 @@ import numpy as np
 import torch
 
 from pullback.core.files import write_atomically
+from pullback.lab.style import STYLE, make_readable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STYLE", "animation", "audio", "figure", "file_name", "image", "mesh", "subplots", "table"]
-
-INK = "#767676"  # contrast 4.5 : 1 on white and on black, so that one transparent figure serves light and dark pages
-
-STYLE: Any = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "legend.facecolor": "none",
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.25,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.size": 10,
-    "lines.linewidth": 1.8,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "pullback",
-}
-
-COLOURS = ("#2f7fd1", "#e07b39", "#2a9d6f", "#c8508f", "#8a6fd1", "#b8912b", "#3aa6b9", "#d1524f")
+__all__ = ["animation", "audio", "figure", "file_name", "image", "mesh", "pixels", "table"]
 
 _LARGEST_SVG = 200_000
 
@@ -59,44 +34,12 @@ def file_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
 
 
-def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """Return a figure and its axes as ``plt.subplots`` does, in the common style and without pyplot's global state.
-
-    Args:
-        rows: of axes.
-        columns: of axes.
-        **options: of ``Figure`` (``figsize``, inches; ``layout``) and of ``Figure.subplots`` (``sharex``, ...).
-
-    Returns:
-        The figure, and one axes or an array of them.
-    """
-    import matplotlib
-    from cycler import cycler
-    from matplotlib.figure import Figure
-
-    of_figure = {name: options.pop(name) for name in ("figsize", "dpi", "layout") if name in options}
-    of_figure.setdefault("figsize", (4.6 * columns, 3.2 * rows))
-    of_figure.setdefault("layout", "constrained")
-    with matplotlib.rc_context({**STYLE, "axes.prop_cycle": cycler(color=list(COLOURS))}):
-        drawn = Figure(**of_figure)
-        return drawn, drawn.subplots(rows, columns, **options)
-
-
 def figure(directory: Path, stem: str, drawn: Figure) -> tuple[str, ...]:
     """Write a matplotlib figure as PNG, and as SVG where that is small."""
     import matplotlib
-    from matplotlib.colors import to_hex
-    from matplotlib.legend import Legend
-    from matplotlib.text import Text
 
+    make_readable(drawn)
     with matplotlib.rc_context(STYLE):
-        # Made after `subplots`, in matplotlib's defaults:
-        for text in drawn.findobj(Text):
-            if text.get_color() in ("black", "k", "#000000"):
-                text.set_color(INK)
-        for legend in drawn.findobj(Legend):
-            if to_hex(legend.get_frame().get_facecolor()) == "#ffffff":
-                legend.set_frame_on(False)
         png, svg = io.BytesIO(), io.BytesIO()
         drawn.savefig(png, format="png", dpi=144)
         drawn.savefig(svg, format="svg", metadata={"Date": None})
@@ -115,8 +58,18 @@ def _array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _pixels(name: str, value: Any) -> np.ndarray:
-    """``[H, W]`` or ``[H, W, C]`` bytes from a tensor ``[C, H, W]`` or an array ``[H, W, C]``, where either can be."""
+def pixels(name: str, value: Any) -> np.ndarray:
+    """Return ``[H, W]`` or ``[H, W, C]`` bytes of an image.
+
+    Args:
+        name: of it, for messages.
+        value: ``[H, W]``, ``[C, H, W]`` or ``[H, W, C]``; floats in [0, 1] (clipped) or bytes. Where both could be
+            meant, a tensor has its channels first and an array last.
+
+    Raises:
+        ValueError: another shape, or not finite.
+        TypeError: neither floats nor bytes.
+    """
     array = _array(name, value)
     first, last = (array.ndim == 3 and array.shape[axis] in (1, 3, 4) for axis in (0, -1))
     if first and (isinstance(value, torch.Tensor) or not last):
@@ -134,7 +87,7 @@ def _pixels(name: str, value: Any) -> np.ndarray:
     return np.ascontiguousarray((array.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def image(directory: Path, stem: str, pixels: Any) -> tuple[str, ...]:
+def image(directory: Path, stem: str, content: Any) -> tuple[str, ...]:
     """Write an image as PNG; floats outside [0, 1] are clipped.
 
     Raises:
@@ -143,9 +96,9 @@ def image(directory: Path, stem: str, pixels: Any) -> tuple[str, ...]:
     """
     from PIL import Image
 
-    content = io.BytesIO()
-    Image.fromarray(_pixels("image", pixels)).save(content, format="png")
-    write_atomically(directory / f"{stem}.png", content.getvalue())
+    png = io.BytesIO()
+    Image.fromarray(pixels("image", content)).save(png, format="png")
+    write_atomically(directory / f"{stem}.png", png.getvalue())
     return (f"{stem}.png",)
 
 
@@ -157,7 +110,7 @@ def animation(directory: Path, stem: str, frames: Sequence[Any], *, rate: float)
     """
     from PIL import Image
 
-    pictures = [Image.fromarray(_pixels(f"frame {index}", frame)) for index, frame in enumerate(frames)]
+    pictures = [Image.fromarray(pixels(f"frame {index}", frame)) for index, frame in enumerate(frames)]
     if not pictures or len({picture.size for picture in pictures}) != 1:
         raise ValueError(f"frames must be at least one image, all of one shape, got {len(pictures)} frames")
     if rate <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_integer
-from pullback.lab import artifacts
+from pullback.lab import artifacts, figures, style
 from pullback.lab.arm import Arm
 from pullback.lab.loops import Limits, Loops, RunStopped
 from pullback.lab.measure import Race, Slope, peak_memory, race, slope
@@ -20,7 +20,7 @@ from pullback.lab.measured import Measured
 from pullback.lab.processes import Processes
 from pullback.lab.progress import Display
 from pullback.lab.recorder import Recorder, number
-from pullback.lab.result import RunResult
+from pullback.lab.result import Metric, RunResult, Series
 from pullback.lab.streams import Streams
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Lab:
         self.data_path = data_path
         self.directory = directory
         self.arms: dict[str, Arm] = {}
+        self._colours: dict[str, str] = {}
         self._processes = Processes(result.device)
         self.device = self._processes.device
         self.world, self.rank = self._processes.world, self._processes.rank
@@ -88,7 +89,7 @@ class Lab:
             self.arms[name] = Arm(
                 name,
                 baseline=baseline,
-                colour=artifacts.COLOURS[len(self.arms) % len(artifacts.COLOURS)],
+                colour=self.colour(name),
                 recorder=self._recorder,
                 loops=self._loops,
                 streams=self._streams,
@@ -233,11 +234,112 @@ class Lab:
         finally:
             self.count("cpu seconds", time.process_time() - start, of)
 
+    # Figures of what was found
+
+    def colour(self, name: str) -> str:
+        """Return the colour of an arm, or of anything else that is drawn in several figures of the run."""
+        return self._colours.setdefault(name, style.colour(len(self._colours)))
+
+    def curves(
+        self, *names: str, arms: Sequence[Arm] = (), log: bool | None = None, xlabel: str = "step", caption: str = ""
+    ) -> None:
+        """Draw recorded series over their steps, one panel a name, every arm in its colour.
+
+        Args:
+            *names: of the series.
+            arms: to draw; all that have the series when not given.
+            log: whether the values are on a logarithmic axis; by default where they are positive and far apart.
+            xlabel: what a step is.
+            caption: of the figure.
+
+        Raises:
+            KeyError: nothing of that name was recorded.
+        """
+        shown = {name: self._recorder.found("series", name, [arm.name for arm in arms]) for name in names}
+        drawn = figures.curves(shown, self._coloured(shown.values()), log=log, xlabel=xlabel)
+        self.figure(f"{' and '.join(names)} by {xlabel}", drawn, caption)
+
+    def bars(self, *names: str, arms: Sequence[Arm] = (), caption: str = "") -> None:
+        """Draw metrics as bars, one panel a name, every arm in its colour; replicates as mean ± standard deviation.
+
+        Args:
+            *names: of the metrics.
+            arms: to draw; all that have the metric when not given.
+            caption: of the figure.
+
+        Raises:
+            KeyError: nothing of that name was measured.
+        """
+        shown = {name: self._recorder.found("metrics", name, [arm.name for arm in arms]) for name in names}
+        self.figure(" and ".join(names), figures.bars(shown, self._coloured(shown.values())), caption)
+
+    def scaling(
+        self,
+        sizes: Sequence[float],
+        values: Mapping[str, Sequence[float]],
+        *,
+        name: str = "scaling",
+        xlabel: str = "size",
+        ylabel: str = "seconds",
+        fit_from: float = 0.0,
+        caption: str = "",
+    ) -> dict[str, Slope]:
+        """Draw what contenders cost over sizes in logarithms, with the power law fitted to each.
+
+        Args:
+            sizes: > 0, at least two.
+            values: of each contender at each size, > 0.
+            name: of the figure.
+            xlabel: what the sizes count.
+            ylabel: what the values are, with their unit.
+            fit_from: smallest size that the power law is fitted to: below, fixed costs rule.
+            caption: of the figure.
+
+        Returns:
+            The power laws, by contender.
+        """
+        fitted = [place for place, size in enumerate(sizes) if size >= fit_from]
+        fits = {
+            label: slope([sizes[i] for i in fitted], [costs[i] for i in fitted], of=label)
+            for label, costs in values.items()
+        }
+        growth = [figures.Growth(each, self.colour(each), values[each], fits[each]) for each in values]
+        self.figure(name, figures.scaling(sizes, growth, xlabel=xlabel, ylabel=ylabel), caption)
+        return fits
+
+    def images(
+        self,
+        rows: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]],
+        *,
+        titles: Sequence[str] = (),
+        name: str = "images",
+        limits: tuple[float, float] = (0.0, 1.0),
+        caption: str = "",
+    ) -> None:
+        """Draw a grid of images, such as inputs beside what each arm makes of them.
+
+        Args:
+            rows: of images as :meth:`image` takes them, by name where the rows have names (those of arms in their
+                colours).
+            titles: of the columns.
+            name: of the figure.
+            limits: black and white, for floats.
+            caption: of the figure.
+
+        Raises:
+            ValueError: no image, or one of another shape.
+        """
+        colours = {arm.name: arm.colour for arm in self.arms.values()}
+        self.figure(name, figures.images(rows, titles=titles, limits=limits, colours=colours), caption)
+
+    def _coloured(self, groups: Iterable[Sequence[Series | Metric]]) -> dict[str, str]:
+        return {each.of: self.colour(each.of) for group in groups for each in group}
+
     # Things to look at and listen to; one of the same kind and name replaces the former.
 
     def subplots(self, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
         """Return a figure and its axes as ``plt.subplots`` does, in the style of the gallery."""
-        return artifacts.subplots(rows, columns, **options)
+        return style.subplots(rows, columns, **options)
 
     def figure(self, name: str, figure: Figure, caption: str = "") -> None:
         """Keep a matplotlib figure (PNG, and SVG where small)."""

@@ -159,6 +159,15 @@ class Recorder:
         self.changed()
         return all(outcomes)
 
+    def found(self, kind: str, name: str, arms: Sequence[str] = ()) -> list[Any]:
+        """Return the ``"series"`` or ``"metrics"`` of one name, of all arms or of those that are named."""
+        every = getattr(self.result, kind)
+        kept = [each for each in every if each.name == name and (not arms or each.of in arms)]
+        if not kept:
+            known = ", ".join(sorted({repr(each.name) for each in every})) or "nothing"
+            raise KeyError(f"no {kind} {name!r} of {', '.join(arms) or 'any arm'}; there are: {known}")
+        return kept
+
     # Data, notes and files
 
     def data(self, name: str, origin: str) -> None:
