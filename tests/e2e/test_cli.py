@@ -14,6 +14,7 @@ import pytest
 
 import pullback
 from pullback.cli import main
+from pullback.lab.result import SCHEMA_VERSION
 from tests.lab import toy  # noqa: F401
 
 COMMANDS = ["audit", "find", "list", "show", "run", "verify", "sweep", "bench", "data", "gallery", "serve", "demo"]
@@ -39,7 +40,7 @@ def test_help_at_every_level_has_an_example(words: list[str], capsys: pytest.Cap
 
 def test_help_of_a_system_lists_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     text = _help(["run", "toy-regression"], capsys)
-    assert "--steps INT Steps of each loop. [default: 12; smoke: 3; full: 20]" in text
+    assert "--steps INT Steps of each loop. [default: 12; smoke: 3; full: 20; >= 1]" in text
     assert "--arms STR... Names of the arms. [default: a b]" in text
     assert "--seed INT" in text
     assert "Example: pullback run toy-regression" in text
@@ -62,15 +63,18 @@ def test_json_is_all_there_is_on_standard_output(capsys: pytest.CaptureFixture[s
     words = ["run", "toy-regression", "--steps", "2", "--arms", "x", "y", "z", "--lr", "0.1", "--json"]
     assert main(words) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["schema_version"] == 1
-    assert record["config"] == {"steps": 2, "lr": 0.1, "arms": ["x", "y", "z"], "fail": False, "bound": 1e9}
+    assert record["schema_version"] == SCHEMA_VERSION
+    codes = {"codes": [[1, 2]]}
+    assert record["config"] == {"steps": 2, "lr": 0.1, "arms": ["x", "y", "z"], "fail": False, "bound": 1e9, **codes}
     assert main(["list", "--family", "gradients", "--json"]) == 0
     rows = {row["slug"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["toy-regression"]["status"] == "complete"
+    assert rows["toy-regression"]["verdicts"] == {"held": 2, "failed": 0, "not judged": 0}
     assert main(["show", "toy-regression", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["latest"] == record
-    assert shown["options"][0] == {"name": "steps", "type": "int", "default": 12, "help": "Steps of each loop."}
+    steps = {"name": "steps", "type": "int", "default": 12, "range": ">= 1", "help": "Steps of each loop."}
+    assert shown["options"][0] == steps
 
 
 def test_show_tells_how_to_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +94,22 @@ def test_show_tells_how_to_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "toy-regression", "--scale", "smoky"], 'Invalid value "smoky" for --scale. Choose from: "smoke"'),
         (["run", "toy-regression", "--stepz", "3"], "Unknown option: --stepz. Did you mean --steps?"),
         (["run", "toy-regression", "--lr", "-1"], "lr must be > 0, got -1.0"),
-        (["run", "toy-regression", "--data", "nowhere"], "data must be an existing folder or file, got 'nowhere'"),
+        (["run", "toy-regression", "--data", "."], "toy-regression takes no data of yours: leave out --data"),
+        (["run", "monotonic-sorting-networks", "--data", "no"], "data must be an existing folder or file, got 'no'"),
+        (["run", "toy-regression", "--steps", "1.9"], 'Invalid value for --steps: unable to convert "1.9" into int'),
+        (["run", "toy-regression", "--steps", "1e3"], 'unable to convert "1e3" into int'),
+        (["run", "toy-regression", "--steps", "0"], "steps must be >= 1, got 0"),
+        (["run", "toy-regression", "--steps", "-5"], "steps must be >= 1, got -5"),
+        (["run", "toy-regression", "--lr", "nan"], "lr must be > 0, got nan"),
+        (["run", "toy-regression", "--bound", "inf"], "bound must be finite, got inf"),
+        (["run", "toy-regression", "--arms"], "arms must have at least one value, got none"),
+        (["run", "toy-regression", "--codes", "1", "2", "3"], "Parameter --codes requires 2"),
+        (["run", "toy-regression", "--codes", "1", "2.5"], 'unable to convert "2.5" into int'),
+        (["run", "toy-regression", "--budget", "nan"], "budget must be > 0 seconds, got nan"),
+        (["run", "toy-regression", "--checkpoint-every", "nan"], "checkpoint_every must be >= 0 seconds, got nan"),
+        (["run", "toy-regression", "--seed", "1.5"], 'unable to convert "1.5" into int'),
+        (["run", "toy-regression", "--seed", "9" * 30], "seed must be an integer"),
+        (["run", "toy-regression", "--runs", __file__], "runs must be a folder one can write to"),
         (["run", "toy-regression", "--resume"], "resume: no unfinished run of toy-regression in runs"),
         (["show", "toy-regresion"], "did you mean 'toy-regression'?"),
         (["list", "--family", "discreet"], "did you mean 'discrete'?"),
@@ -103,6 +122,15 @@ def test_show_tells_how_to_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "no-family"], "no benchmarks of 'no-family'"),
         (["data", "fetch"], "data fetch needs names, --family FAMILY, --all or --systems"),
         (["data", "fetch", "mnits"], "did you mean 'mnist'?"),
+        (["data", "fetch", "--family", "discreet"], "did you mean 'discrete'?"),
+        (["data", "list", "--family", "discreet"], "did you mean 'discrete'?"),
+        (["verify", "toy-regression", "--seeds", "1.5"], 'Invalid value for --seeds: unable to convert "1.5" into int'),
+        (["verify", "toy-regression", "--jobs", "1.5"], 'Invalid value for --jobs: unable to convert "1.5" into int'),
+        (["sweep", "toy-regression", "steps=1.5"], 'Invalid value for --steps: unable to convert "1.5" into int'),
+        (["sweep", "toy-regression", "steps=1,0"], "steps must be >= 1, got 0"),
+        (["bench", "--rounds", "1.5"], 'Invalid value for --rounds: unable to convert "1.5" into int'),
+        (["serve", "--port", "8.5"], 'Invalid value for --port: unable to convert "8.5" into int'),
+        (["demo", "--seed", "0.5"], 'Invalid value for --seed: unable to convert "0.5" into int'),
         (["serve", "--port", "70000"], "port must be in [0, 65535], got 70000"),
         (["demo", "--seed", "-1"], "seed must be an integer >= 0, got -1"),
         (["demo", "--out", f"{__file__}/x"], "out must be a folder"),
@@ -181,7 +209,78 @@ def test_data_list_is_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(capsys.readouterr().out)
     assert {"mnist", "digits"} <= {row["name"] for row in rows}
     assert main(["data", "list"]) == 0
-    assert "mnist" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert all(row["name"] in text for row in rows)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_list_says_how_the_claims_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "toy-regression", "--scale", "smoke", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["list", "--family", "gradients"]) == 0
+    assert "complete: 1 held, 1 not judged" in capsys.readouterr().out
+    assert main(["run", "toy-regression", "--bound", "-1", "--quiet"]) == 1
+    capsys.readouterr()
+    assert main(["list", "--family", "gradients"]) == 0
+    assert "complete: 1 held, 1 failed" in capsys.readouterr().out
+
+
+def test_every_run_has_the_common_options(capsys: pytest.CaptureFixture[str]) -> None:
+    common, own = _help(["run"], capsys), _help(["run", "toy-regression"], capsys)
+    for option in ("--scale", "--seed", "--device", "--budget", "--resume", "--checkpoint-every", "--runs", "--json"):
+        assert option in common
+        assert option in own
+    assert "--data" in common
+    assert "--data" not in own, "the toy takes none"
+
+
+LOUD = """
+import os, subprocess, sys
+os.write(1, b"by descriptor\\n")
+subprocess.run([sys.executable, "-S", "-c", "print('by a child')"])
+print("by print")
+"""
+
+RUDE = (
+    "",
+    "sys.stdout.close()",
+    "sys.stdout.close(); sys.stderr.close(); os.close(2)",
+    "os.close(1)",
+    "sys.stdout = sys.stderr = None",
+    "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)",
+    "sys.stdout.detach()",
+)
+
+AUDIT_ALL = """
+import os, sys
+from pullback.cli import main
+for index in range(int(sys.argv[1])):
+    for name, words in (("json", ["--json"]), ("text", [])):
+        for number, ending in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{index}.{name}.{ending}", os.O_WRONLY | os.O_CREAT), number)
+        status = main(["audit", f"{index}.py", *words])
+        sys.stdout.flush()
+        open(f"{index}.{name}.status", "w").write(str(status))
+"""
+
+
+def test_output_is_there_again_whatever_a_script_does_to_it(tmp_path: Path) -> None:
+    for index, end in enumerate(RUDE):
+        (tmp_path / f"{index}.py").write_text(LOUD + end)
+    subprocess.run([sys.executable, "-c", AUDIT_ALL, str(len(RUDE))], cwd=tmp_path, check=True)
+    said = {"by descriptor", "by a child", "by print"}
+    for index in range(len(RUDE)):
+        found = {
+            f"{n}.{e}": (tmp_path / f"{index}.{n}.{e}").read_text() for n in ("json", "text") for e in ("out", "err")
+        }
+        assert json.loads(found["json.out"])["ok"] is True
+        assert said <= set(found["json.err"].splitlines())
+        assert said - {"by print"} <= set(found["text.out"].splitlines()), (
+            "what print holds back is lost with its stream"
+        )
+        assert "made no backward pass" in found["text.out"]
+        for name in ("json", "text"):
+            assert (tmp_path / f"{index}.{name}.status").read_text() == "0"
 
 
 def test_a_demo_without_its_digits_names_the_command(

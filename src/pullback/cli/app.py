@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -15,15 +16,21 @@ from pullback.cli.auditing import register as register_audit
 from pullback.cli.benching import register as register_bench
 from pullback.cli.data import register as register_data
 from pullback.cli.many import register as register_many
-from pullback.cli.output import UserCodeError, complain
+from pullback.cli.output import UserCodeError, complain, prepare_streams
+from pullback.cli.parsing import STRICT
 from pullback.cli.running import register as register_running
 from pullback.cli.running import run_command
 from pullback.cli.site import register as register_site
+from pullback.cli.status import DEFECT, FINE, FOUND, INTERRUPTED, RAISED, WRONG_USE
 from pullback.cli.systems import register as register_systems
 
-__all__ = ["FINE", "FOUND", "INTERRUPTED", "RAISED", "WRONG_USE", "app", "main"]
+__all__ = ["app", "main"]
 
-FINE, FOUND, WRONG_USE, RAISED, DEFECT, INTERRUPTED = 0, 1, 2, 3, 70, 130
+_REFUSED = {
+    *(errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR),
+    *(errno.EPERM, errno.EROFS),
+}
+"""What the system says about a path that the user gave, or about a full disk: no defect of pullback."""
 
 app = cyclopts.App(
     name="pullback",
@@ -36,6 +43,7 @@ Exit status: 0 fine; 1 a finding or a failed claim; 2 wrong use, in one line (`-
 3 the audited code or the system raised; 70 a defect of pullback itself; 130 interrupted.
 """,
     help_format="markdown",
+    default_parameter=STRICT,
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
@@ -63,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pullback.data.cache import DataMissingError
     from pullback.lab.runner import RunError, UsageError
 
+    prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     own = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in own
@@ -96,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(error, DEFECT, debug)
         needed = f"this command needs '{error.name}'; install it with: pip install 'pullback[all]'"
         return _report(ModuleNotFoundError(needed), WRONG_USE, debug)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            return _report(error, DEFECT, debug)
+        return _report(UsageError(f"{error.strerror}: {error.filename}"), WRONG_USE, debug)
     except Exception as error:
         return _report(error, DEFECT, debug)
     return status if isinstance(status, int) and not isinstance(status, bool) else FINE

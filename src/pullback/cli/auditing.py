@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from pullback.cli.output import StandardOutput, UserCodeError, check_folder, print_json, print_line
+from pullback.cli.output import StandardOutput, UserCodeError, check_file, check_folder, print_json, print_line
 from pullback.core.files import write_atomically
+from pullback.core.output import lend_output
 
 if TYPE_CHECKING:
     from pullback.audit import Report
@@ -64,7 +65,7 @@ def demo(
     check_folder("out", out)
     from pullback.demo.tour import run
 
-    with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+    with lend_output(to_stderr=json):
         summary = run(out, seed=seed)
     if json:
         print_json(summary)
@@ -139,8 +140,8 @@ def audit(
     if relax is not None and not 0 < relax < float("inf"):
         raise UsageError(f"relax must be a temperature > 0, got {relax}")
     for name, path in (("json", json if json != "-" else None), ("html", html)):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise UsageError(f"{name} must be a file in an existing folder, got {str(path)!r}")
+        if path is not None:
+            check_file(name, path)
     is_script = target.endswith(".py") or Path(target).is_file()
     if is_script and not Path(target).is_file():
         raise UsageError(f"no script {target!r}; a function is named pkg.mod:fn")
@@ -151,7 +152,7 @@ def audit(
     if inputs is not None and is_script:
         raise UsageError("--inputs belongs to a function (pkg.mod:fn); a script brings its own")
     # What the audited code prints is for people: with `--json -` it must not reach standard output.
-    with contextlib.redirect_stdout(sys.stderr) if json == "-" else contextlib.nullcontext(), _relaxed(relax):
+    with lend_output(to_stderr=json == "-"), _relaxed(relax):
         options: dict[str, Any] = {"ignore": ignore, "libraries": libraries}
         if is_script:
             report = audit_script(target, arguments, steps=steps, **options)

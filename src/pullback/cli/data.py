@@ -96,26 +96,33 @@ def list_sets(
 
     Example: `pullback data list --family discrete`
     """
+    import pullback
     from pullback import data
+    from pullback.core.checks import check_choice
+    from pullback.lab.runner import UsageError
 
+    if family is not None:
+        try:
+            check_choice("family", family, pullback.FAMILIES)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     entries = [entry for entry in data.catalogue() if family is None or family in entry.families]
     if json:
         rows: list[dict[str, Any]] = [dataclasses.asdict(entry) for entry in entries]
         print_json([{**row, "path": str(row["path"]) if row["path"] else None} for row in rows])
         return 0
     print_table(
-        ("data set", "here", ">download", "licence", "origin", "what it is"),
+        ("data set", "here", ">download", "what it is, whose, licence"),
         [
             (
                 entry.name,
                 "yes" if entry.present else "no",
                 f"{entry.download / 1e6:.1f} MB" if entry.download else "installed",
-                entry.licence,
-                entry.origin,
-                entry.summary,
+                f"{entry.summary}\n{entry.origin}\n{entry.licence}",
             )
             for entry in entries
         ],
-        fold=("licence", "origin", "what it is"),
+        fold=("what it is, whose, licence",),
+        width=100,
     )
     return 0

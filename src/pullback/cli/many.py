@@ -13,6 +13,9 @@ from cyclopts import Parameter
 
 from pullback.cli.output import print_json, print_line, print_table
 from pullback.cli.running import Json, Runs, Scale, parse_options
+from pullback.cli.status import FINE, FOUND, RAISED
+from pullback.cli.systems import in_words
+from pullback.lab.config import plain
 
 if TYPE_CHECKING:
     from pullback.lab.campaign import Outcome
@@ -120,7 +123,7 @@ def sweep(
             (*chosen, *(f">{name}" for name in metrics), "claims held"),
             [
                 (
-                    *(row["config"][name] for name in chosen),
+                    *(in_words(row["config"][name]) for name in chosen),
                     *(f"{row['metrics'][name]:.5g}" if name in row["metrics"] else "" for name in metrics),
                     f"{row['held']}/{row['judged']}",
                 )
@@ -184,7 +187,7 @@ def _by_config(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 measured.setdefault(label, []).append(metric.value)
         rows.append(
             {
-                "config": dict(group[0].job.config),
+                "config": plain(group[0].job.config),
                 "seeds": len(group),
                 "metrics": {name: mean(found) for name, found in measured.items()},
                 "held": sum(len(result.held) for result in results),
@@ -233,7 +236,7 @@ def _summary(outcome: Outcome) -> Mapping[str, Any]:
     return {
         "slug": job.slug,
         "seed": job.seed,
-        "config": dict(job.config),
+        "config": plain(job.config),
         "status": result.status if result else "failed",
         "seconds": result.seconds if result else None,
         "directory": str(result.directory) if result else None,
@@ -242,8 +245,6 @@ def _summary(outcome: Outcome) -> Mapping[str, Any]:
 
 def _status(outcomes: Sequence[Outcome]) -> int:
     """3 where a system raised or its process died, 1 where a claim failed or was left open by the budget, else 0."""
-    from pullback.cli.app import FINE, FOUND, RAISED
-
     stopped = [o for o in outcomes if o.error and o.error != "out of time"]
     if stopped:
         return RAISED

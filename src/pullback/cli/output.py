@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["StandardOutput", "UserCodeError", "check_folder", "complain", "print_json", "print_line", "print_table"]
+from pullback.lab.decode import encode
+
+__all__ = [
+    "StandardOutput",
+    "UserCodeError",
+    "check_file",
+    "check_folder",
+    "complain",
+    "prepare_streams",
+    "print_json",
+    "print_line",
+    "print_table",
+]
 
 
 class UserCodeError(RuntimeError):
@@ -44,14 +58,36 @@ def check_folder(name: str, path: Path) -> None:
         raise UsageError(f"{name} must be a folder, got {str(path)!r}: {existing} is a file")
 
 
+def prepare_streams() -> None:
+    """Make standard output and error writable whatever the process was started with.
+
+    A closed descriptor is nobody reading; a character that the reader's encoding lacks is shown as ``?``.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (until the process ends)
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def check_file(name: str, path: str | Path) -> None:
+    """Raise ``UsageError`` unless ``path`` can be written as a file in an existing folder."""
+    from pullback.lab.runner import UsageError
+
+    path = Path(path)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"{name} must be a file in an existing folder, got {str(path)!r}")
+
+
 def complain(message: str) -> None:
     """Print one line on standard error."""
     print("pullback: " + " ".join(message.split()), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON value on standard output."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+    """Print a JSON value on standard output; what strict JSON has no number for is a string, as in a record."""
+    print(json.dumps(encode(value), indent=2, allow_nan=False))
 
 
 def print_line(text: str = "") -> None:
@@ -59,13 +95,16 @@ def print_line(text: str = "") -> None:
     print(text)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, fold: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, fold: Sequence[str] = (), width: int | None = None
+) -> None:
     """Print a table on standard output.
 
     Args:
         columns: their headings; one that begins with ``>`` is right-aligned.
         rows: a value a column.
         fold: headings of the columns whose text may wrap; the others keep their width. None: all may wrap.
+        width: most columns of text that it takes; by default those of the terminal, in a pipe as many as it needs.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -78,4 +117,5 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, fold: 
         )
     for row in rows:
         table.add_row(*[value if isinstance(value, Text) else Text(str(value)) for value in row])
-    StandardOutput().print(table)
+    console = StandardOutput()
+    console.print(table, width=None if width is None else min(width, console.width))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +12,9 @@ import cyclopts
 from cyclopts import Group, Parameter
 
 from pullback.cli.output import print_json, print_line
-from pullback.cli.systems import print_result
+from pullback.cli.parsing import STRICT
+from pullback.cli.systems import in_words, print_result
+from pullback.core.output import lend_output
 
 if TYPE_CHECKING:
     from pullback.lab.registry import System
@@ -60,14 +60,18 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 def register(app: cyclopts.App) -> None:
     """Add the command to the help; :func:`run_command` does the work, for the options depend on the system."""
 
-    @app.command(name="run")
-    def run(slug: Annotated[str, Parameter(help="Name of a system (`pullback list`).")], /) -> None:
+    def run(slug: str, **common: Any) -> None:
         """Run a published system and keep what it finds in `runs/<slug>/<time>/`.
 
         `pullback run SLUG --help` lists its options. Ctrl-C ends the run after its step, saved; `--resume` continues.
 
         Example: `pullback run monotonic-sorting-networks --scale smoke --seed 1`
         """
+
+    named = Annotated[str, Parameter(help="Name of a system (`pullback list`).")]
+    slug = inspect.Parameter("slug", inspect.Parameter.POSITIONAL_ONLY, annotation=named)
+    _declare(run, [slug, *_common()])
+    app.command(run, name="run")
 
 
 def run_command(words: Sequence[str]) -> int:
@@ -94,6 +98,7 @@ def build_app(system: System) -> cyclopts.App:
         name=f"pullback run {system.slug}",
         help=f"{system.title}. {system.paper}\n\nExample: `pullback run {system.slug} --scale smoke --seed 1`",
         help_format="markdown",
+        default_parameter=STRICT,
         version_flags=[],
         result_action="return_value",
         exit_on_error=False,
@@ -106,10 +111,7 @@ def build_app(system: System) -> cyclopts.App:
         return _run(system, {name: value for name, value in given.items() if value is not None}, **common)
 
     group = Group("Options of this system", sort_key=0)
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, (annotation, default) in _OPTIONS.items()
-    ] + [
+    parameters = _common(system.takes_data) + [
         inspect.Parameter(
             option.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -121,10 +123,29 @@ def build_app(system: System) -> cyclopts.App:
         )
         for option in system.options.values()
     ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    _declare(command, parameters)
     app.default(command)
     return app
+
+
+def _common(takes_data: str | None = None) -> list[inspect.Parameter]:
+    """The options of every run; ``--data`` is shown with what this system takes, and not where it takes nothing."""
+    options = dict(_OPTIONS)
+    if takes_data is not None:
+        options["data"] = (
+            Annotated[Path | None, Parameter(help=f"The paper's own data: {takes_data}.", show=bool(takes_data))],
+            None,
+        )
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in options.items()
+    ]
+
+
+def _declare(function: Any, parameters: list[inspect.Parameter]) -> None:
+    """Give a function the signature that its options are made from."""
+    function.__signature__ = inspect.Signature(parameters)
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
 
 
 def parse_options(system: System, words: Sequence[str]) -> dict[str, Any]:
@@ -135,13 +156,10 @@ def parse_options(system: System, words: Sequence[str]) -> dict[str, Any]:
 
 def _help(system: System, name: str) -> str:
     option = system.options[name]
-    values = [f"default: {_plain(option.default)}"]
-    values += [f"{s}: {_plain(changes[name])}" for s, changes in system.scales.items() if name in changes]
+    values = [f"default: {in_words(option.default)}"]
+    values += [f"{s}: {in_words(changes[name])}" for s, changes in system.scales.items() if name in changes]
+    values += [option.limits] if option.limits else []
     return f"{option.help} [{'; '.join(values)}]".strip()
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _run(system: System, config: dict[str, Any], *, json: bool, **options: Any) -> int:
@@ -152,7 +170,7 @@ def _run(system: System, config: dict[str, Any], *, json: bool, **options: Any) 
     if options["runs"] != _OPTIONS["runs"][1]:
         again += f" --runs {shlex.quote(str(options['runs']))}"
     try:
-        with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+        with lend_output(to_stderr=json):
             result = run(system, config=config, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; {again}") from None

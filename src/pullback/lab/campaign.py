@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import importlib
 import itertools
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pullback.core.output import lend_output
 from pullback.lab.registry import System, load
 from pullback.lab.result import RunResult
 from pullback.lab.runner import RunError, UsageError, check_ready, run
@@ -125,9 +124,7 @@ def _work(job: Job) -> Outcome:
     importlib.import_module(job.module)
     settings: dict[str, Any] = {"scale": job.scale, "seed": job.seed, "config": job.config, "device": job.device}
     try:
-        with contextlib.redirect_stdout(
-            sys.stderr
-        ):  # standard output belongs to the command that collects the outcomes
+        with lend_output(to_stderr=True):  # standard output belongs to the command that collects the outcomes
             result = run(job.slug, runs=job.runs, budget=job.budget, quiet=job.quiet, **settings)
     except RunError as error:
         return Outcome(job, error.result, str(error))
