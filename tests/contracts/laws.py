@@ -188,7 +188,9 @@ def test_half_precision(contract: Contract, dtype: torch.dtype) -> None:
             assert (grad is None) == (wanted is None)
             if grad is not None:
                 assert torch.isfinite(grad).all()
-                assert grad.any() or wanted.abs().max() < torch.finfo(dtype).tiny or not contract.gradcheck
+                # What is left of a gradient that cancels (of the sum of a softmax) is rounding.
+                vanishing = max(torch.finfo(dtype).tiny, 1e-12)
+                assert grad.any() or wanted.abs().max() < vanishing or not contract.gradcheck
 
 
 _SIZES = {"1e4": 1e4, "1e8": 1e8, "largest": float("inf")}

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import physical
+
 __all__ = [
+    "check_broadcast",
     "check_choice",
     "check_dim",
     "check_finite",
@@ -18,6 +21,8 @@ __all__ = [
     "check_integer",
     "check_positive",
     "check_range",
+    "check_same_dtype",
+    "check_scalar",
     "check_shape",
     "check_tensor",
     "nearest",
@@ -90,6 +95,42 @@ def check_positive(name: str, value: Any, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {bound}, got {value}")
 
 
+def check_scalar(name: str, value: Any, *, zero: bool = False) -> float | None:
+    """Check a parameter that is a number or a floating tensor without dimensions, which may want a gradient.
+
+    Args:
+        name: of the parameter.
+        value: finite, > 0 (>= 0 with ``zero``).
+        zero: whether 0 is allowed.
+
+    Returns:
+        The number; ``None`` for a tensor whose value is not one number yet: in a compiled graph, mapped over by vmap.
+
+    Raises:
+        TypeError: ``value`` is neither a number nor a floating tensor.
+        ValueError: ``value`` has dimensions, or is out of range.
+
+    Example:
+        >>> check_scalar("temperature", torch.tensor(0.5))
+        0.5
+        >>> check_scalar("temperature", torch.ones(3))
+        Traceback (most recent call last):
+        ValueError: temperature must be a number or a tensor without dimensions, got shape (3,)
+    """
+    if not isinstance(value, Tensor):
+        check_positive(name, value, zero=zero)
+        return float(value)
+    check_floating(name, value)
+    if value.ndim:
+        raise ValueError(f"{name} must be a number or a tensor without dimensions, got shape {tuple(value.shape)}")
+    if torch.compiler.is_compiling():
+        return None
+    numbers = physical(value.detach()).detach().reshape(-1).tolist()
+    for number in numbers:
+        check_positive(name, number, zero=zero)
+    return numbers[0] if len(numbers) == 1 else None
+
+
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``low <= value <= high``.
 
@@ -155,6 +196,36 @@ def check_shape(name: str, value: Tensor, expected: tuple[int | None, ...]) -> N
     if len(tail) != len(expected) or any(e is not None and e != s for e, s in zip(expected, tail, strict=True)):
         wanted = ", ".join("any" if e is None else str(e) for e in expected)
         raise ValueError(f"{name} must have shape (..., {wanted}), got {tuple(value.shape)}")
+
+
+def check_same_dtype(**tensors: Tensor) -> None:
+    """Raise ``TypeError`` unless the named tensors have one dtype.
+
+    Example:
+        >>> check_same_dtype(matrix=torch.zeros(1), right=torch.zeros(1, dtype=torch.float64))
+        Traceback (most recent call last):
+        TypeError: matrix and right must have the same dtype, got torch.float32 and torch.float64
+    """
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        came = " and ".join(str(tensor.dtype) for tensor in tensors.values())
+        raise TypeError(f"{' and '.join(tensors)} must have the same dtype, got {came}")
+
+
+def check_broadcast(**shapes: tuple[int, ...]) -> torch.Size:
+    """Return the shape to which the named shapes broadcast, else raise ``ValueError``.
+
+    Example:
+        >>> check_broadcast(matrix=(3,), right=(2, 1))
+        torch.Size([2, 3])
+        >>> check_broadcast(matrix=(3,), right=(2,))
+        Traceback (most recent call last):
+        ValueError: matrix and right must have shapes that broadcast, got (3,) and (2,)
+    """
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        came = " and ".join(str(tuple(shape)) for shape in shapes.values())
+        raise ValueError(f"{' and '.join(shapes)} must have shapes that broadcast, got {came}") from None
 
 
 def check_finite(name: str, value: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-__all__ = ["Bool", "Float", "Int", "Num", "Shaped", "Tensor"]
+__all__ = ["Bool", "Float", "Int", "Num", "Scalar", "Shaped", "Tensor"]
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Num, Shaped
@@ -24,3 +24,6 @@ else:
                 return item[0]
 
         Bool = Float = Int = Num = Shaped = _Annotation
+
+Scalar = float | Float[Tensor, ""]
+"""A parameter that is a number, or a floating tensor without dimensions where its gradient is wanted."""

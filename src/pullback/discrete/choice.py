@@ -1,7 +1,8 @@
 """Choosing with a gradient: the value at an argmax, the row of a table, an entry at a fractional index.
 
 An index becomes a distribution over positions, and a lookup its mean: with ``hard=True`` the value is that of the plain
-lookup, bit for bit, and the gradient that of the mean.
+lookup, bit for bit, and the gradient that of the mean. Every lookup by a fractional index takes the ``method``,
+``temperature`` and ``hard`` of :func:`one_hot`; an index outside the table is held at its ends, NaN gives NaN.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating, check_integer, check_tensor
 from pullback.core.gradients import replace_gradient
-from pullback.core.shapes import Float, Tensor
-from pullback.discrete.softness import is_hard, widen
-from pullback.discrete.value_state import FINITE, value_state
+from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.discrete.softness import broadcast, is_hard, softmax, widen
+from pullback.discrete.value_state import value_state
 
 __all__ = ["choose", "embedding", "gather", "index_select", "lookup", "one_hot", "take", "take_along_dim"]
 
@@ -24,7 +25,7 @@ def choose(
     values: Float[Tensor, "..."],
     *,
     features: int = 0,
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     r"""Return the value of the best score: ``sum_k softmax(scores / temperature)_k values_k``.
@@ -36,7 +37,8 @@ def choose(
         scores: ``[*batch, n]``; ``-inf`` is never chosen.
         values: ``[*batch, n, *features]``, broadcast with the scores.
         features: how many trailing dimensions of ``values`` belong to one value.
-        temperature: in units of the scores, >= 0; 0 chooses hard, the scores get gradient 0.
+        temperature: in units of the scores, >= 0, a number or a differentiable tensor without dimensions; 0 chooses
+            hard, the scores get gradient 0.
         hard: return the chosen value, bit for bit, with the gradient of the mean. (The first of equal scores.)
 
     Returns:
@@ -44,8 +46,8 @@ def choose(
 
     Raises:
         TypeError: ``scores`` or ``values`` is not a floating tensor.
-        ValueError: there is nothing to choose from, ``features`` does not fit ``values``, ``temperature`` is negative
-            or not finite.
+        ValueError: there is nothing to choose from, ``features`` does not fit ``values``, the batches do not broadcast,
+            ``temperature`` is negative, not finite or has dimensions.
 
     Example:
         >>> scores = torch.tensor([0.0, 2.0, 1.0], requires_grad=True)
@@ -59,6 +61,7 @@ def choose(
     check_integer("features", features, 0, max(values.ndim, 1) - 1)
     if not scores.ndim or not values.ndim or scores.shape[-1] != values.shape[values.ndim - features - 1]:
         raise ValueError(f"scores and values must agree in n, got {tuple(scores.shape)} and {tuple(values.shape)}")
+    broadcast(scores=scores, values=values.shape[: values.ndim - features])
     if not scores.shape[-1]:
         raise ValueError(f"scores must have at least one entry, got shape {tuple(scores.shape)}")
     wide = widen(scores)
@@ -87,7 +90,7 @@ def choose(
     tied = wide.isinf() & (wide == top)
     # Infinite scores: only the largest are chosen from, equally.
     shifted = torch.where(tied, 0.0, torch.where(tied, 0.0, wide) - torch.where(tied, 0.0, top))
-    soft = mean(torch.softmax(shifted / temperature, -1))
+    soft = mean(softmax(shifted, -1, temperature))
     return replace_gradient(exact().detach(), soft) if hard else soft
 
 
@@ -118,7 +121,7 @@ def lookup(weights: Float[Tensor, "*batch n"], table: Float[Tensor, "n *features
     a, b = widen(weights), widen(table)
     wide = torch.promote_types(a.dtype, b.dtype)
     a, b = a.to(wide), b.to(wide)
-    if value_state(b) == FINITE:
+    if not value_state(b).infinite:
         return torch.tensordot(a, b, dims=1).to(dtype)
     rows = a.reshape(*a.shape, *[1] * (b.ndim - 1))
     ignored = (rows == 0) & ~torch.isfinite(b)
@@ -130,7 +133,7 @@ def one_hot(
     num_classes: int,
     *,
     method: str = "softmax",
-    temperature: float = 0.5,
+    temperature: Scalar = 0.5,
     hard: bool = False,
 ) -> Float[Tensor, "*shape n"]:
     r"""Return a distribution over the classes ``0..n-1`` around a fractional index.
@@ -145,7 +148,8 @@ def one_hot(
         index: ``[*shape]`` floating; it is held within ``[-1/2, n - 1/2]`` (with gradient 0 outside), NaN gives NaN.
         num_classes: ``n`` >= 1.
         method: ``"softmax"`` or ``"linear"``.
-        temperature: in units of the index, >= 0; 0 is the one-hot of the nearest class with gradient 0.
+        temperature: in units of the index, >= 0, a number or a differentiable tensor without dimensions; 0 is the
+            one-hot of the nearest class with gradient 0.
         hard: return the one-hot of the nearest class, with the gradient of the relaxation.
 
     Returns:
@@ -153,7 +157,8 @@ def one_hot(
 
     Raises:
         TypeError: ``index`` is not a floating tensor (for integers there is ``torch.nn.functional.one_hot``).
-        ValueError: ``num_classes`` < 1, ``temperature`` is negative or not finite, ``method`` is unknown.
+        ValueError: ``num_classes`` < 1, ``temperature`` is negative, not finite or has dimensions, ``method`` is
+            unknown.
 
     Example:
         >>> one_hot(torch.tensor([1.0, 1.25]), 3, method="linear")
@@ -169,11 +174,12 @@ def one_hot(
     frozen = is_hard(temperature, wide.dtype)
     classes = torch.arange(num_classes, dtype=wide.dtype, device=index.device)
     held = wide.clamp(-0.5, num_classes - 0.5).unsqueeze(-1)
-    exact = (held.round().clamp(0, num_classes - 1) == classes).to(index.dtype)
+    nearest = held.detach().round().clamp(0, num_classes - 1)
+    exact = torch.where(nearest.isnan(), nearest, (nearest == classes).to(wide.dtype)).to(index.dtype)
     if frozen:
         return replace_gradient(exact, torch.sign(index).unsqueeze(-1).expand(exact.shape))
     if method == "softmax":
-        soft = torch.softmax(-2 * (classes - held).square() / temperature, -1)
+        soft = softmax(-2 * (classes - held).square(), -1, temperature)
     else:
         inside = held.clamp(0, num_classes - 1)
         below = inside.detach().floor().clamp(max=max(num_classes - 2, 0))
@@ -188,30 +194,31 @@ def take(
     index: Float[Tensor, "*shape"],
     *,
     method: str = "softmax",
-    temperature: float = 0.5,
+    temperature: Scalar = 0.5,
     hard: bool = False,
 ) -> Float[Tensor, "*shape"]:
     """Return the entries of the flattened ``x`` at fractional indices, as ``torch.take`` does at integers.
 
     Args:
         x: any shape, not empty; differentiable too.
-        index: ``[*shape]`` floating, see :func:`one_hot`.
-        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
-        temperature: in units of the index, >= 0; 0 takes the nearest entry.
-        hard: return the nearest entry, bit for bit, with the gradient of the relaxation.
+        index: ``[*shape]`` floating; below -1/2 it counts from the end, as in ``torch.take``.
+        method, temperature, hard: as in :func:`one_hot`.
 
     Returns:
         ``[*shape]``.
 
     Raises:
         TypeError: ``x`` or ``index`` is not a floating tensor.
-        ValueError: ``x`` is empty, ``temperature`` is negative or not finite, ``method`` is unknown.
+        ValueError: as :func:`one_hot`, or ``x`` is empty.
 
     Example:
         >>> take(torch.tensor([[0.0, 10.0], [20.0, 30.0]]), torch.tensor([0.5, 3.0]), method="linear")
         tensor([ 5., 30.])
     """
     flat = check_floating("x", x).reshape(-1)
+    if not flat.numel():
+        raise ValueError(f"x must have at least one entry, got shape {tuple(x.shape)}")
+    index = torch.where(check_floating("index", index) < -0.5, index + flat.numel(), index)
     return embedding(index, flat, method=method, temperature=temperature, hard=hard)
 
 
@@ -220,7 +227,7 @@ def embedding(
     weight: Float[Tensor, "n *features"],
     *,
     method: str = "softmax",
-    temperature: float = 0.5,
+    temperature: Scalar = 0.5,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return the rows of a table at fractional indices, as ``torch.nn.functional.embedding`` does at integers.
@@ -228,16 +235,14 @@ def embedding(
     Args:
         index: ``[*shape]`` floating, see :func:`one_hot`. For a distribution over the rows see :func:`lookup`.
         weight: ``[n, *features]``, not empty; differentiable too.
-        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
-        temperature: in units of the index, >= 0; 0 takes the nearest row.
-        hard: return the nearest row, bit for bit, with the gradient of the relaxation.
+        method, temperature, hard: as in :func:`one_hot`.
 
     Returns:
         ``[*shape, *features]``.
 
     Raises:
         TypeError: ``index`` or ``weight`` is not a floating tensor.
-        ValueError: ``weight`` has no rows, ``temperature`` is negative or not finite, ``method`` is unknown.
+        ValueError: as :func:`one_hot`, or ``weight`` has no rows.
 
     Example:
         >>> embedding(torch.tensor([0.25]), torch.tensor([[0.0, 4.0], [4.0, 8.0]]), method="linear")
@@ -250,17 +255,18 @@ def embedding(
     soft = lookup(one_hot(index, n, method=method, temperature=temperature), weight)
     if not hard:
         return soft
-    nearest = index.detach().round().clamp(0, n - 1).long()
-    return replace_gradient(weight.detach()[nearest].to(soft.dtype), soft)
+    exact = weight.detach()[_nearest(index, n)].to(soft.dtype)
+    unknown = index.detach().isnan().reshape(*index.shape, *[1] * (weight.ndim - 1))
+    return replace_gradient(torch.where(unknown, torch.nan, exact), soft)
 
 
 def index_select(
     x: Float[Tensor, "..."],
     dim: int,
-    index: Float[Tensor, " m"],
+    index: Float[Tensor, "*m"],
     *,
     method: str = "softmax",
-    temperature: float = 0.5,
+    temperature: Scalar = 0.5,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return the slices of ``x`` at fractional indices along ``dim``, as ``torch.index_select`` does at integers.
@@ -268,10 +274,8 @@ def index_select(
     Args:
         x: not empty along ``dim``; differentiable too.
         dim: the dimension that is indexed.
-        index: ``[m]`` floating, see :func:`one_hot`.
-        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
-        temperature: in units of the index, >= 0; 0 takes the nearest slice.
-        hard: return the nearest slice, bit for bit, with the gradient of the relaxation.
+        index: ``[m]`` floating, or ``[]``, which counts as one.
+        method, temperature, hard: as in :func:`one_hot`.
 
     Returns:
         ``x`` with size ``m`` along ``dim``.
@@ -279,16 +283,20 @@ def index_select(
     Raises:
         IndexError: ``dim`` is out of range.
         TypeError: ``x`` or ``index`` is not a floating tensor.
-        ValueError: ``x`` is empty along ``dim``, ``temperature`` is negative or not finite, ``method`` is unknown.
+        ValueError: as :func:`one_hot`, ``x`` is empty along ``dim``, or ``index`` has more than one dimension.
 
     Example:
         >>> index_select(torch.tensor([[0.0, 1.0, 2.0]]), 1, torch.tensor([0.5, 2.0]), method="linear")
         tensor([[0.5000, 2.0000]])
     """
     dim = check_dim(check_floating("x", x), dim)
+    if check_floating("index", index).ndim > 1:
+        raise ValueError(f"index must have at most one dimension, got shape {tuple(index.shape)}")
+    if x.ndim and not x.shape[dim]:
+        raise ValueError(f"x must have at least one entry along dimension {dim}, got shape {tuple(x.shape)}")
     rows = x.movedim(dim, 0) if x.ndim else x.reshape(1)
-    chosen = embedding(index, rows, method=method, temperature=temperature, hard=hard)
-    return chosen.movedim(0, dim) if x.ndim else chosen.squeeze(0)
+    chosen = embedding(index.reshape(-1), rows, method=method, temperature=temperature, hard=hard)
+    return chosen.movedim(0, dim) if x.ndim or chosen.numel() != 1 else chosen.squeeze(0)
 
 
 def take_along_dim(
@@ -297,7 +305,7 @@ def take_along_dim(
     dim: int = -1,
     *,
     method: str = "softmax",
-    temperature: float = 0.5,
+    temperature: Scalar = 0.5,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     r"""Return the entries of ``x`` at fractional indices along ``dim``, as ``torch.take_along_dim`` does at integers.
@@ -309,9 +317,7 @@ def take_along_dim(
             their weight is exactly 0.
         index: ``[..., m, ...]`` floating, of as many dimensions as ``x``, broadcast with it outside ``dim``.
         dim: the dimension that is indexed.
-        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
-        temperature: in units of the index, >= 0; 0 takes the nearest entry.
-        hard: return the nearest entry, bit for bit, with the gradient of the relaxation.
+        method, temperature, hard: as in :func:`one_hot`.
 
     Returns:
         The broadcast shape, ``m`` along ``dim``.
@@ -319,8 +325,8 @@ def take_along_dim(
     Raises:
         IndexError: ``dim`` is out of range.
         TypeError: ``x`` or ``index`` is not a floating tensor.
-        ValueError: the numbers of dimensions differ, ``x`` is empty along ``dim``, ``temperature`` is negative or not
-            finite, ``method`` is unknown.
+        ValueError: as :func:`one_hot`, the numbers of dimensions differ, the shapes do not broadcast outside ``dim``, or
+            ``x`` is empty along ``dim``.
 
     Example:
         >>> take_along_dim(torch.tensor([[0.0, 1.0], [4.0, 8.0]]), torch.tensor([[0.5], [1.0]]), method="linear")
@@ -332,6 +338,7 @@ def take_along_dim(
         raise ValueError(f"index must have as many dimensions as x, got {tuple(index.shape)} and {tuple(x.shape)}")
     if not x.ndim or not x.shape[dim]:
         raise ValueError(f"x must have at least one entry along dimension {dim}, got shape {tuple(x.shape)}")
+    broadcast(x=x.shape[:dim] + x.shape[dim + 1 :], index=index.shape[:dim] + index.shape[dim + 1 :])
     n = x.shape[dim]
     weights = widen(one_hot(index.movedim(dim, -1), n, method=method, temperature=temperature))
     rows = widen(x).movedim(dim, -1).unsqueeze(-2)
@@ -340,8 +347,8 @@ def take_along_dim(
     soft = mean.movedim(-1, dim).to(torch.promote_types(x.dtype, index.dtype))
     if not hard:
         return soft
-    nearest = index.detach().round().clamp(0, n - 1).long()
-    return replace_gradient(torch.take_along_dim(x.detach(), nearest, dim).to(soft.dtype), soft)
+    exact = torch.take_along_dim(x.detach(), _nearest(index, n), dim).to(soft.dtype)
+    return replace_gradient(torch.where(index.detach().isnan(), torch.nan, exact), soft)
 
 
 def gather(
@@ -350,7 +357,7 @@ def gather(
     index: Float[Tensor, "..."],
     *,
     method: str = "softmax",
-    temperature: float = 0.5,
+    temperature: Scalar = 0.5,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return :func:`take_along_dim` in the argument order of ``torch.gather``.
@@ -361,9 +368,7 @@ def gather(
         x: ``[..., n, ...]``, not empty along ``dim``; differentiable too.
         dim: the dimension that is indexed.
         index: ``[..., m, ...]`` floating, of as many dimensions as ``x``.
-        method: ``"softmax"`` or ``"linear"``, see :func:`one_hot`.
-        temperature: in units of the index, >= 0; 0 takes the nearest entry.
-        hard: return the nearest entry, bit for bit, with the gradient of the relaxation.
+        method, temperature, hard: as in :func:`one_hot`.
 
     Returns:
         The shape of ``index``.
@@ -386,3 +391,8 @@ def gather(
                 raise ValueError(f"index must not be larger than x, got {tuple(index.shape)} and {tuple(x.shape)}")
             x = x.narrow(d, 0, index.shape[d])
     return take_along_dim(x, index, dim, method=method, temperature=temperature, hard=hard)
+
+
+def _nearest(index: Tensor, n: int) -> Tensor:
+    """Return the integers that the hard forms take; 0 for NaN."""
+    return index.detach().round().clamp(0, n - 1).nan_to_num().long()

@@ -1,4 +1,8 @@
-"""Comparisons that return probabilities."""
+"""Comparisons that return probabilities.
+
+Each takes what :func:`greater` takes. A comparison with NaN is false, as torch's is (``not_equal`` is true), with
+gradient 0.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ import torch
 
 from pullback.core.checks import check_choice, check_positive
 from pullback.core.gradients import replace_gradient
-from pullback.core.shapes import Float, Tensor
-from pullback.discrete.softness import Operand, as_tensor, relax
+from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.discrete.softness import Operand, as_tensor, quotient, relax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = ["equal", "greater", "greater_equal", "isclose", "less", "less_equal", "not_equal"]
@@ -20,7 +24,7 @@ def greater(
     other: Operand,
     *,
     method: str = "logistic",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     r"""Return the probability that ``x > other``: ``F((x - other) / temperature)``.
@@ -29,18 +33,20 @@ def greater(
     noise of that distribution and scale ``temperature``. Equal arguments, equal infinities too, give 1/2.
 
     Args:
-        x: ``[*shape]`` any floating dtype; NaN gives NaN (and 0 in the hard forward pass, as torch compares).
+        x: ``[*shape]`` any floating dtype.
         other: a number or a tensor that broadcasts with ``x``; differentiable too.
         method: the step, ``"logistic"``, ``"cauchy"``, ``"reciprocal"`` or ``"optimal"``.
-        temperature: width of the step in units of ``x``, >= 0; 0 is ``x > other`` as 0 and 1 with gradient 0.
-        hard: return ``x > other`` as 0 and 1, with the gradient of the probability.
+        temperature: width of the step in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
+            0 is torch's comparison as 0 and 1, with gradient 0.
+        hard: return torch's comparison as 0 and 1, with the gradient of the relaxation.
 
     Returns:
         The broadcast shape of ``x`` and ``other``, in ``[0, 1]``.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError: ``x`` is not a floating tensor, ``other`` neither a tensor nor a number.
+        ValueError: ``x`` and ``other`` do not broadcast, ``temperature`` is negative, not finite or has dimensions,
+            ``method`` is unknown.
 
     Example:
         >>> greater(torch.tensor([-1.0, 0.5, 0.6]), 0.5, temperature=0.2)
@@ -54,24 +60,19 @@ def greater_equal(
     other: Operand,
     *,
     method: str = "logistic",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return the probability that ``x >= other``, that of :func:`greater`; only the hard values differ, at equality.
 
     Args:
-        x: ``[*shape]`` any floating dtype.
-        other: a number or a tensor that broadcasts with ``x``; differentiable too.
-        method: the step, see :func:`greater`.
-        temperature: width of the step in units of ``x``, >= 0; 0 is ``x >= other`` as 0 and 1 with gradient 0.
-        hard: return ``x >= other`` as 0 and 1, with the gradient of the probability.
+        x, other, method, temperature, hard: as in :func:`greater`.
 
     Returns:
-        The broadcast shape of ``x`` and ``other``, in ``[0, 1]``.
+        As :func:`greater`.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`greater`.
 
     Example:
         >>> greater_equal(torch.tensor([0.4, 0.5]), 0.5, hard=True)
@@ -85,24 +86,19 @@ def less(
     other: Operand,
     *,
     method: str = "logistic",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return the probability that ``x < other``: ``F((other - x) / temperature)``.
 
     Args:
-        x: ``[*shape]`` any floating dtype.
-        other: a number or a tensor that broadcasts with ``x``; differentiable too.
-        method: the step, see :func:`greater`.
-        temperature: width of the step in units of ``x``, >= 0; 0 is ``x < other`` as 0 and 1 with gradient 0.
-        hard: return ``x < other`` as 0 and 1, with the gradient of the probability.
+        x, other, method, temperature, hard: as in :func:`greater`.
 
     Returns:
-        The broadcast shape of ``x`` and ``other``, in ``[0, 1]``.
+        As :func:`greater`.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`greater`.
 
     Example:
         >>> less(torch.tensor([-1.0, 0.5]), 0.5)
@@ -116,24 +112,19 @@ def less_equal(
     other: Operand,
     *,
     method: str = "logistic",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return the probability that ``x <= other``, that of :func:`less`; only the hard values differ, at equality.
 
     Args:
-        x: ``[*shape]`` any floating dtype.
-        other: a number or a tensor that broadcasts with ``x``; differentiable too.
-        method: the step, see :func:`greater`.
-        temperature: width of the step in units of ``x``, >= 0; 0 is ``x <= other`` as 0 and 1 with gradient 0.
-        hard: return ``x <= other`` as 0 and 1, with the gradient of the probability.
+        x, other, method, temperature, hard: as in :func:`greater`.
 
     Returns:
-        The broadcast shape of ``x`` and ``other``, in ``[0, 1]``.
+        As :func:`greater`.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`greater`.
 
     Example:
         >>> less_equal(torch.tensor([0.5, 0.6]), 0.5, hard=True)
@@ -147,27 +138,23 @@ def equal(
     other: Operand,
     *,
     method: str = "logistic",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
-    r"""Return how equal two numbers are: the bump ``4 F(u) F(-u)`` of ``u = (x - other) / temperature``.
+    """Return how equal two numbers are: the bump ``4 F(u) F(-u)`` of ``u = (x - other) / temperature``.
 
     It is 1 where they are equal and falls to 0 elsewhere; it is the normalised product of ``x >= other`` and
     ``x <= other`` (for the logistic step ``1 / cosh(2 u)^2``). Elementwise, as ``torch.eq`` (not ``torch.equal``).
+    Equal infinities are equal.
 
     Args:
-        x: ``[*shape]`` any floating dtype; equal infinities are equal.
-        other: a number or a tensor that broadcasts with ``x``; differentiable too.
-        method: the step, see :func:`greater`.
-        temperature: width of the bump in units of ``x``, >= 0; 0 is ``x == other`` as 0 and 1 with gradient 0.
-        hard: return ``x == other`` as 0 and 1, with the gradient of the bump.
+        x, other, method, temperature, hard: as in :func:`greater`.
 
     Returns:
-        The broadcast shape of ``x`` and ``other``, in ``[0, 1]``.
+        As :func:`greater`.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`greater`.
 
     Example:
         >>> equal(torch.tensor([1.0, 2.0, 2.05]), 2)
@@ -185,24 +172,19 @@ def not_equal(
     other: Operand,
     *,
     method: str = "logistic",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     """Return how different two numbers are: one minus :func:`equal`, which is the square of their soft sign.
 
     Args:
-        x: ``[*shape]`` any floating dtype.
-        other: a number or a tensor that broadcasts with ``x``; differentiable too.
-        method: the step, see :func:`greater`.
-        temperature: width of the dip in units of ``x``, >= 0; 0 is ``x != other`` as 0 and 1 with gradient 0.
-        hard: return ``x != other`` as 0 and 1, with the gradient of the relaxation.
+        x, other, method, temperature, hard: as in :func:`greater`.
 
     Returns:
-        The broadcast shape of ``x`` and ``other``, in ``[0, 1]``.
+        As :func:`greater`.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`greater`.
 
     Example:
         >>> not_equal(torch.tensor([1.0, 2.0, 2.05]), 2)
@@ -223,7 +205,7 @@ def isclose(
     equal_nan: bool = False,
     *,
     method: str = "logistic",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     r"""Return how surely ``|x - other| <= tolerance`` with ``tolerance = atol + rtol |other|``.
@@ -234,46 +216,46 @@ def isclose(
     :func:`equal`.
 
     Args:
-        x: ``[*shape]`` any floating dtype; infinities are close only to themselves.
-        other: a number or a tensor that broadcasts with ``x``; differentiable too.
+        x, other, method, temperature, hard: as in :func:`greater`; infinities are close only to themselves.
         rtol: relative tolerance, >= 0.
         atol: absolute tolerance in units of ``x``, >= 0.
         equal_nan: whether two NaNs are close.
-        method: the step, see :func:`greater`.
-        temperature: width of the shoulders in units of ``x``, >= 0; 0 is ``torch.isclose`` as 0 and 1 with gradient 0.
-        hard: return ``torch.isclose(x, other, ...)`` as 0 and 1, with the gradient of the relaxation.
 
     Returns:
-        The broadcast shape of ``x`` and ``other``, in ``[0, 1]``.
+        As :func:`greater`.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` or a tolerance is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`greater`, or a tolerance is negative or not finite.
 
     Example:
         >>> isclose(torch.tensor([1.0, 2.0, 3.0]), 1.0, atol=1.0, rtol=0.0, temperature=0.1)
         tensor([1.0000e+00, 5.0000e-01, 4.2484e-18])
     """
     check_choice("method", method, STEP_ERRORS)
-    check_positive("rtol", rtol, zero=True)
-    check_positive("atol", atol, zero=True)
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if isinstance(tolerance, Tensor):
+            raise TypeError(f"{name} must be a number, got a tensor")
+        check_positive(name, tolerance, zero=True)
 
     def operation(x: Tensor, other: Operand) -> Tensor:
         dtype = torch.result_type(x, other)
         reference = other if isinstance(other, Tensor) else torch.full((), other, device=x.device)
         return _flat(torch.isclose(x.to(dtype), reference.to(dtype), rtol, atol, equal_nan), x, other)
 
-    def soft(x: Tensor, other: Operand) -> Tensor:
+    def soft(x: Tensor, other: Operand, temperature: Scalar) -> Tensor:
         other = as_tensor(other, x)
-        both_nan = x.isnan() & other.isnan()
-        if equal_nan:
-            x, other = torch.where(both_nan, 0.0, x), torch.where(both_nan, 0.0, other)
-        width = (atol + rtol * torch.where(other.isinf(), 0.0, other).abs()) / temperature
-        u = _difference(x, other) / temperature
-        top = soft_step(width, method)
-        return (soft_step(width - u, method) / top) * (soft_step(width + u, method) / top)
+        nan = x.isnan() | other.isnan()
+        alike = (x.isnan() & other.isnan() & equal_nan).to(x.dtype)
+        x, other = torch.where(nan, 0.0, x), torch.where(nan, 0.0, other)
+        bound = atol + rtol * torch.where(other.isinf(), 0.0, other).abs()
+        bound = bound.clamp(max=torch.finfo(x.dtype).max)  # against an infinite difference it is small still
+        difference = _difference(x, other)
+        top = soft_step(quotient(bound, temperature), method)
+        below = soft_step(quotient(bound - difference, temperature), method) / top
+        above = soft_step(quotient(bound + difference, temperature), method) / top
+        return torch.where(nan, alike, below * above)
 
-    return relax(operation, soft, x, other, temperature=temperature, hard=hard)
+    return relax(operation, soft, temperature=temperature, hard=hard, x=x, other=other)
 
 
 def _compare(
@@ -282,7 +264,7 @@ def _compare(
     x: Tensor,
     other: Operand,
     method: str,
-    temperature: float,
+    temperature: Scalar,
     hard: bool,
 ) -> Tensor:
     check_choice("method", method, STEP_ERRORS)
@@ -290,10 +272,14 @@ def _compare(
     def operation(x: Tensor, other: Operand) -> Tensor:
         return _flat(comparison(x, other), x, other)
 
-    def soft(x: Tensor, other: Operand) -> Tensor:
-        return probability(_difference(x, as_tensor(other, x)) / temperature)
+    def soft(x: Tensor, other: Operand, temperature: Scalar) -> Tensor:
+        other = as_tensor(other, x)
+        nan = x.isnan() | other.isnan()
+        x, other = torch.where(nan, 0.0, x), torch.where(nan, 0.0, other)
+        p = probability(quotient(_difference(x, other), temperature))
+        return torch.where(nan, 1.0 if comparison is torch.ne else 0.0, p)
 
-    return relax(operation, soft, x, other, temperature=temperature, hard=hard)
+    return relax(operation, soft, temperature=temperature, hard=hard, x=x, other=other)
 
 
 def _difference(x: Tensor, other: Tensor) -> Tensor:

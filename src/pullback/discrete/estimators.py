@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pullback.core.checks import check_choice, check_dim, check_floating
+from pullback.core.checks import check_choice, check_dim, check_floating, check_scalar
 from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
-from pullback.core.shapes import Float, Tensor
-from pullback.discrete.sampling import check_rows, draw, gumbel_softmax, tempered_softmax
-from pullback.discrete.softness import is_hard, widen
+from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.discrete.sampling import check_rows, draw, gumbel_softmax
+from pullback.discrete.softness import is_hard, softmax, widen
 
 __all__ = ["Sample", "categorical", "reinmax"]
 
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 def reinmax(
     logits: Float[Tensor, "..."],
     *,
-    temperature: float = 1.0,
+    temperature: Scalar = 1.0,
     dim: int = -1,
     generator: torch.Generator | None = None,
 ) -> Sample:
@@ -46,7 +46,8 @@ def reinmax(
 
     Args:
         logits: ``[..., n, ...]`` unnormalised log probabilities; ``-inf`` is never drawn and gets gradient 0.
-        temperature: > 0, usually in ``[1, 2]``: larger has less variance. Below 1 warns. It does not change the draw.
+        temperature: > 0, usually in ``[1, 2]``: larger has less variance. Below 1 warns. A number or a tensor without
+            dimensions; it shapes the estimate and not the draw, so it gets no gradient.
         dim: the dimension of the classes.
         generator: torch's default one if ``None``.
 
@@ -70,15 +71,15 @@ def reinmax(
         and algorithm 2.
     """
     dim = check_dim(check_floating("logits", logits), dim)
-    if is_hard(temperature):
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    if temperature < 1:
-        warnings.warn(f"ReinMax is meant for a temperature >= 1, got {temperature}", UserWarning, stacklevel=2)
+    number = _positive(temperature)
+    if number is not None and number < 1:
+        warnings.warn(f"ReinMax is meant for a temperature >= 1, got {number}", UserWarning, stacklevel=2)
     check_rows("logits", logits, dim)
     wide = widen(logits)
     probabilities = torch.softmax(wide, dim)
     onehot = draw(probabilities.detach(), dim, generator)
-    tempered = probabilities if temperature == 1 else torch.softmax(wide / temperature, dim)
+    fixed = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    tempered = probabilities if number == 1 else softmax(wide, dim, fixed)
     estimated: Tensor = _Heun.apply(wide, onehot, tempered, probabilities, dim)
     return Sample(estimated.to(logits.dtype), probabilities.to(logits.dtype))
 
@@ -87,7 +88,7 @@ def categorical(
     logits: Float[Tensor, "..."],
     *,
     method: str = "gumbel",
-    temperature: float = 1.0,
+    temperature: Scalar = 1.0,
     dim: int = -1,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "..."]:
@@ -97,7 +98,8 @@ def categorical(
         logits: ``[..., n, ...]`` unnormalised log probabilities; ``-inf`` is never drawn.
         method: ``"gumbel"`` (gradient of the Gumbel-softmax of the same noise), ``"straight_through"`` (gradient of
             ``softmax(logits / temperature)``) or ``"reinmax"``.
-        temperature: > 0 of the estimator; it does not change the draw.
+        temperature: > 0 of the estimator, a number or a tensor without dimensions (differentiable except for
+            ``"reinmax"``); it does not change the draw.
         dim: the dimension of the classes.
         generator: torch's default one if ``None``.
 
@@ -118,8 +120,7 @@ def categorical(
         :func:`straight_through`, :func:`reinmax`.
     """
     check_choice("method", method, ("gumbel", "straight_through", "reinmax"))
-    if is_hard(temperature):
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    number = _positive(temperature)
     if method == "gumbel":
         return gumbel_softmax(logits, temperature=temperature, hard=True, dim=dim, generator=generator)
     if method == "reinmax":
@@ -127,9 +128,16 @@ def categorical(
     dim = check_dim(check_floating("logits", logits), dim)
     check_rows("logits", logits, dim)
     wide = widen(logits)
-    soft = tempered_softmax(wide, dim, temperature)
-    onehot = draw((soft if temperature == 1 else torch.softmax(wide, dim)).detach(), dim, generator)
+    soft = softmax(wide, dim, temperature)
+    onehot = draw((soft if number == 1 else torch.softmax(wide, dim)).detach(), dim, generator)
     return replace_gradient(onehot.to(logits.dtype), soft.to(logits.dtype))
+
+
+def _positive(temperature: Scalar) -> float | None:
+    number = check_scalar("temperature", temperature)
+    if is_hard(temperature):
+        raise ValueError(f"temperature must be > 0, got {number}")
+    return number
 
 
 class _Heun(torch.autograd.Function):

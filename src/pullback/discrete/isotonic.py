@@ -20,7 +20,7 @@ from pullback.core.checks import check_choice, check_floating
 from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.shapes import Float
 from pullback.discrete.laplace import as_rows, batched
-from pullback.discrete.value_state import INFINITE, NAN, value_state
+from pullback.discrete.value_state import value_state
 from pullback.kernels.isotonic import block_means, pool
 
 __all__ = ["increasing_regression", "project_permutahedron"]
@@ -58,7 +58,7 @@ def project_permutahedron(
     if not z.ndim or not w.ndim or z.shape[-1] != w.shape[-1]:
         raise ValueError(f"z and w must have the same last dimension, got {tuple(z.shape)} and {tuple(w.shape)}")
     for name, argument in (("z", z), ("w", w)):
-        if value_state(argument) in (INFINITE, NAN):
+        if not torch.compiler.is_compiling() and value_state(argument).infinite:
             raise ValueError(f"{name} must be finite")
     dtype = torch.promote_types(z.dtype, w.dtype)
     wide = torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,8 @@
-"""Logic on probabilities, and what is done with a mask once it is one: select, fill, average, count."""
+"""Logic on probabilities, and what is done with a mask once it is one: select, fill, average, count.
+
+Probabilities lie in [0, 1], up to a few units of rounding; others are refused, except where values cannot be looked at
+(``torch.func`` transforms, ``torch.compile``).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ import torch
 from pullback.core.checks import check_choice, check_dim, check_floating, check_tensor
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Shaped, Tensor
-from pullback.discrete.softness import Operand, as_tensor, relax, widen
+from pullback.core.transforms import can_look
+from pullback.discrete.softness import Operand, as_tensor, broadcast, relax, widen
 
 __all__ = [
     "all",
@@ -45,7 +50,7 @@ def logical_and(
 
     Raises:
         TypeError: ``p`` or ``q`` is not a floating tensor.
-        ValueError: ``method`` is unknown.
+        ValueError: ``p`` or ``q`` is outside [0, 1], they do not broadcast, or ``method`` is unknown.
 
     Example:
         >>> logical_and(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.75]))
@@ -60,17 +65,13 @@ def logical_or(
     """Return the probability of at least one: ``p + q - p q`` of independent events, or ``max(p, q)``.
 
     Args:
-        p: ``[*shape]`` probabilities.
-        q: probabilities that broadcast with ``p``.
-        method: ``"product"`` or ``"minimum"``, see :func:`logical_and`.
-        hard: decide both at 1/2 first, with the gradient of the relaxation.
+        p, q, method, hard: as in :func:`logical_and`.
 
     Returns:
-        The broadcast shape of ``p`` and ``q``, in ``[0, 1]``.
+        As :func:`logical_and`.
 
     Raises:
-        TypeError: ``p`` or ``q`` is not a floating tensor.
-        ValueError: ``method`` is unknown.
+        TypeError, ValueError: as :func:`logical_and`.
 
     Example:
         >>> logical_or(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.75]))
@@ -85,17 +86,13 @@ def logical_xor(
     """Return the probability of exactly one: ``p (1 - q) + q (1 - p)``, or ``max(min(p, 1 - q), min(q, 1 - p))``.
 
     Args:
-        p: ``[*shape]`` probabilities.
-        q: probabilities that broadcast with ``p``.
-        method: ``"product"`` or ``"minimum"``, see :func:`logical_and`.
-        hard: decide both at 1/2 first, with the gradient of the relaxation.
+        p, q, method, hard: as in :func:`logical_and`.
 
     Returns:
-        The broadcast shape of ``p`` and ``q``, in ``[0, 1]``.
+        As :func:`logical_and`.
 
     Raises:
-        TypeError: ``p`` or ``q`` is not a floating tensor.
-        ValueError: ``method`` is unknown.
+        TypeError, ValueError: as :func:`logical_and`.
 
     Example:
         >>> logical_xor(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.75]))
@@ -120,12 +117,14 @@ def logical_not(p: Float[Tensor, "*shape"], *, hard: bool = False) -> Float[Tens
 
     Raises:
         TypeError: ``p`` is not a floating tensor.
+        ValueError: ``p`` is outside [0, 1].
 
     Example:
         >>> logical_not(torch.tensor([0.25, 1.0]))
         tensor([0.7500, 0.0000])
     """
-    return relax(lambda p: (p <= 0.5).to(p.dtype), lambda p: 1 - p, p, temperature=1.0, hard=hard, name="p")
+    _check_probability("p", p)
+    return relax(lambda p: (p <= 0.5).to(p.dtype), lambda p: 1 - p, temperature=None, hard=hard, p=p)
 
 
 def all(
@@ -146,14 +145,14 @@ def all(
     Raises:
         IndexError: ``dim`` is out of range.
         TypeError: ``p`` is not a floating tensor.
-        ValueError: ``method`` is unknown.
+        ValueError: ``p`` is outside [0, 1], or ``method`` is unknown.
 
     Example:
         >>> all(torch.tensor([[0.5, 0.5], [1.0, 0.5]]), dim=-1)
         tensor([0.2500, 0.5000])
     """
     check_choice("method", method, _NORMS)
-    dims = _dims(check_floating("p", p), dim)
+    dims = _dims(_check_probability("p", p), dim)
 
     def operation(p: Tensor) -> Tensor:
         return torch.all(p > 0.5, dims, keepdim).to(p.dtype)
@@ -161,7 +160,7 @@ def all(
     def soft(p: Tensor) -> Tensor:
         return _conjunction(p, dims, keepdim, method)
 
-    return relax(operation, soft, p, temperature=1.0, hard=hard, name="p")
+    return relax(operation, soft, temperature=None, hard=hard, p=p)
 
 
 def any(
@@ -170,26 +169,20 @@ def any(
     """Return the probability that at least one holds: ``1 - prod(1 - p)`` or the maximum along ``dim``.
 
     Args:
-        p: ``[*shape]`` probabilities. None at all gives 0.
-        dim: one or several dimensions; all of them by default.
-        keepdim: keep the reduced dimensions with size 1.
-        method: ``"product"`` or ``"minimum"``, see :func:`logical_and`.
-        hard: decide every one at 1/2 first, with the gradient of the relaxation.
+        p, dim, keepdim, method, hard: as in :func:`all`. None at all gives 0.
 
     Returns:
-        ``p`` without ``dim``, in ``[0, 1]``.
+        As :func:`all`.
 
     Raises:
-        IndexError: ``dim`` is out of range.
-        TypeError: ``p`` is not a floating tensor.
-        ValueError: ``method`` is unknown.
+        IndexError, TypeError, ValueError: as :func:`all`.
 
     Example:
         >>> any(torch.tensor([[0.5, 0.5], [0.0, 0.5]]), dim=-1)
         tensor([0.7500, 0.5000])
     """
     check_choice("method", method, _NORMS)
-    dims = _dims(check_floating("p", p), dim)
+    dims = _dims(_check_probability("p", p), dim)
 
     def operation(p: Tensor) -> Tensor:
         return torch.any(p > 0.5, dims, keepdim).to(p.dtype)
@@ -197,7 +190,7 @@ def any(
     def soft(p: Tensor) -> Tensor:
         return 1 - _conjunction(1 - p, dims, keepdim, method)
 
-    return relax(operation, soft, p, temperature=1.0, hard=hard, name="p")
+    return relax(operation, soft, temperature=None, hard=hard, p=p)
 
 
 def count(
@@ -206,28 +199,25 @@ def count(
     """Return the expected number of those that hold, ``sum(p)`` along ``dim``.
 
     Args:
-        p: ``[*shape]`` probabilities.
-        dim: one or several dimensions; all of them by default.
-        keepdim: keep the reduced dimensions with size 1.
+        p, dim, keepdim: as in :func:`all`.
         hard: count those above 1/2, with the gradient 1.
 
     Returns:
         ``p`` without ``dim``.
 
     Raises:
-        IndexError: ``dim`` is out of range.
-        TypeError: ``p`` is not a floating tensor.
+        IndexError, TypeError, ValueError: as :func:`all`.
 
     Example:
         >>> count(torch.tensor([0.25, 1.0, 0.75])), count(torch.tensor([0.25, 1.0, 0.75]), hard=True)
         (tensor(2.), tensor(2.))
     """
-    dims = _dims(check_floating("p", p), dim)
+    dims = _dims(_check_probability("p", p), dim)
 
     def operation(p: Tensor) -> Tensor:
         return (p > 0.5).sum(dims, keepdim).to(p.dtype)
 
-    return relax(operation, lambda p: p.sum(dims, keepdim), p, temperature=1.0, hard=hard, name="p")
+    return relax(operation, lambda p: p.sum(dims, keepdim), temperature=None, hard=hard, p=p)
 
 
 def where(condition: Shaped[Tensor, "..."], x: Operand, other: Operand, *, hard: bool = False) -> Shaped[Tensor, "..."]:
@@ -246,19 +236,24 @@ def where(condition: Shaped[Tensor, "..."], x: Operand, other: Operand, *, hard:
         The broadcast shape of all three.
 
     Raises:
-        TypeError: ``condition`` is neither floating nor boolean.
+        TypeError: ``condition`` is neither floating nor boolean, a branch neither a tensor nor a number.
+        ValueError: ``condition`` is outside [0, 1], or the shapes do not broadcast.
 
     Example:
         >>> where(torch.tensor([0.0, 0.25, 1.0]), torch.tensor([torch.inf, 4.0, 4.0]), 0.0)
         tensor([0., 1., 4.])
     """
-    if check_tensor("condition", condition).dtype == torch.bool:
+    certain = check_tensor("condition", condition).dtype == torch.bool
+    if not certain:
+        _check_probability("condition", condition)
+    broadcast(condition=condition, x=x, other=other)
+    if certain:
         return torch.where(condition, x, other)
-    p = widen(check_floating("condition", condition))
+    p = widen(condition)
     floats = [a.dtype for a in (x, other) if isinstance(a, Tensor) and a.is_floating_point()]
     chosen = torch.where(condition > 0.5, x, other)
     chosen = chosen if floats else chosen.to(condition.dtype)
-    mean = _mix(p, as_tensor(x, p), as_tensor(other, p)).to(chosen.dtype)
+    mean = _mix(p, as_tensor(x, p, "x"), as_tensor(other, p)).to(chosen.dtype)
     return replace_gradient(chosen.detach(), mean) if hard else mean
 
 
@@ -281,6 +276,7 @@ def masked_fill(
 
     Raises:
         TypeError: ``x`` is not a floating tensor, or ``mask`` is neither floating nor boolean.
+        ValueError: ``mask`` is outside [0, 1] or does not broadcast with ``x``, or ``value`` has dimensions.
 
     Example:
         >>> masked_fill(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), 3.0)
@@ -289,15 +285,21 @@ def masked_fill(
         tensor([0.6667, 0.3333, 0.0000])
     """
     check_floating("x", x)
-    if check_tensor("mask", mask).dtype == torch.bool:
+    certain = check_tensor("mask", mask).dtype == torch.bool
+    if not certain:
+        _check_probability("mask", mask)
+    broadcast(x=x, mask=mask, value=value)
+    if isinstance(value, Tensor) and value.ndim:
+        raise ValueError(f"value must be a number or a tensor without dimensions, got shape {tuple(value.shape)}")
+    if certain:
         return torch.masked_fill(x, mask, value)
-    p, wide = widen(check_floating("mask", mask)), widen(x)
+    p, wide = widen(mask), widen(x)
     if not isinstance(value, Tensor) and math.isinf(value):
-        certain = p >= 1
-        keep = torch.log1p(-torch.where(certain, 0.0, p))
-        soft = torch.where(certain, value, wide + keep if value < 0 else wide - keep)
+        gone = p >= 1
+        keep = torch.log1p(-torch.where(gone, 0.0, p))
+        soft = torch.where(gone, value, wide + keep if value < 0 else wide - keep)
     else:
-        soft = _mix(p, as_tensor(value, wide), wide)
+        soft = _mix(p, as_tensor(value, wide, "value"), wide)
     soft = soft.to(x.dtype)
     return replace_gradient(torch.masked_fill(x, mask > 0.5, value).detach(), soft) if hard else soft
 
@@ -319,6 +321,7 @@ def masked_mean(
     Raises:
         IndexError: ``dim`` is out of range.
         TypeError: ``x`` is not a floating tensor, or ``mask`` is neither floating nor boolean.
+        ValueError: ``mask`` is outside [0, 1] or does not broadcast with ``x``.
 
     Example:
         >>> masked_mean(torch.tensor([1.0, 2.0, torch.nan]), torch.tensor([1.0, 0.5, 0.0]))
@@ -327,13 +330,17 @@ def masked_mean(
     check_floating("x", x)
     if check_tensor("mask", mask).dtype == torch.bool:
         mask = mask.to(x.dtype)
-    wide, p = torch.broadcast_tensors(widen(x), widen(check_floating("mask", mask)))
+    _check_probability("mask", mask)
+    broadcast(x=x, mask=mask)
+    wide, p = torch.broadcast_tensors(widen(x), widen(mask))
     dims = _dims(wide, dim)
     ignored = (p == 0) & ~torch.isfinite(wide)
-    total = p.sum(dims, keepdim)
-    weighted = (p * torch.where(ignored, 0.0, wide)).sum(dims, keepdim)
+    total = p.sum(dims, True)
     empty = total == 0
-    return torch.where(empty, math.nan, weighted / torch.where(empty, 1.0, total)).to(x.dtype)
+    # Shares first: the sum of large entries could overflow, their mean does not.
+    share = p / torch.where(empty, 1.0, total)
+    mean = (share * torch.where(ignored, 0.0, wide)).sum(dims, keepdim)
+    return torch.where(empty if keepdim else empty.reshape(mean.shape), math.nan, mean).to(x.dtype)
 
 
 def _logical(
@@ -346,14 +353,23 @@ def _logical(
     hard: bool,
 ) -> Tensor:
     check_choice("method", method, _NORMS)
-    check_floating("p", p)
-    check_floating("q", q)
+    _check_probability("p", p)
+    _check_probability("q", q)
 
     def decided(p: Tensor, q: Tensor) -> Tensor:
         return operation(p > 0.5, q > 0.5).to(torch.result_type(p, q))
 
     soft = product if method == "product" else minimum
-    return relax(decided, soft, p, q, temperature=1.0, hard=hard, name="p")
+    return relax(decided, soft, temperature=None, hard=hard, p=p, q=q)
+
+
+def _check_probability(name: str, p: Tensor) -> Tensor:
+    slack = 16 * torch.finfo(check_floating(name, p).dtype).eps
+    if p.numel() and can_look(p):
+        low, high = (float(end) for end in torch.aminmax(p.detach()))
+        if low < -slack or high > 1 + slack:  # NaN stays NaN
+            raise ValueError(f"{name} must be in [0, 1], got minimum {low} and maximum {high}")
+    return p
 
 
 def _dims(x: Tensor, dim: _Dims) -> tuple[int, ...]:

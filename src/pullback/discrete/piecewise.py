@@ -1,18 +1,19 @@
 """Piecewise constant and piecewise linear functions with a gradient: steps and bends.
 
-The piecewise constant ones are steps; the piecewise linear ones are all made of one soft ``relu``, either the integral
-of the logistic step (``"softplus"``: convex, monotonic) or ``x F(x / t)`` (``"gated"``: exact at the kink).
+The piecewise constant ones are steps and take what :func:`sign` takes; the piecewise linear ones are all made of one
+soft ``relu``, either the integral of the logistic step (``"softplus"``: convex, monotonic) or ``x F(x / t)``
+(``"gated"``: exact at the kink), and take what :func:`relu` takes. At temperature 0 each is torch's function with its
+own gradient.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
 
-from pullback.core.checks import check_choice
+from pullback.core.checks import check_choice, check_floating, check_tensor
 from pullback.core.gradients import replace_gradient
-from pullback.core.shapes import Float, Tensor
-from pullback.discrete.softness import Operand, as_tensor, relax
+from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.discrete.softness import Operand, as_tensor, quotient, relax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = ["RAMPS", "abs", "clamp", "heaviside", "maximum", "minimum", "relu", "sign"]
@@ -22,22 +23,23 @@ RAMPS = ("softplus", "gated")
 
 
 def sign(
-    x: Float[Tensor, "*shape"], *, method: str = "logistic", temperature: float = 0.1, hard: bool = False
+    x: Float[Tensor, "*shape"], *, method: str = "logistic", temperature: Scalar = 0.1, hard: bool = False
 ) -> Float[Tensor, "*shape"]:
     r"""Return the soft sign ``2 F(x / temperature) - 1`` with the step ``F`` of :func:`~pullback.discrete.soft_step`.
 
     Args:
-        x: ``[*shape]`` any floating dtype; ``+-inf`` give ``+-1`` with gradient 0, NaN stays NaN.
+        x: ``[*shape]`` any floating dtype; ``+-inf`` give the ends with gradient 0, NaN stays NaN.
         method: the step, ``"logistic"``, ``"cauchy"``, ``"reciprocal"`` or ``"optimal"``.
-        temperature: width of the step in units of ``x``, >= 0; 0 is ``torch.sign`` with its zero gradient.
-        hard: return ``torch.sign(x)``, bit for bit, with the gradient of the relaxation.
+        temperature: width of the step in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
+            0 is torch's function, with gradient 0.
+        hard: return the values of torch's function, bit for bit, with the gradient of the relaxation.
 
     Returns:
         ``[*shape]`` in ``[-1, 1]``.
 
     Raises:
         TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        ValueError: ``temperature`` is negative, not finite or has dimensions, ``method`` is unknown.
 
     Example:
         >>> sign(torch.tensor([-1.0, 0.0, 0.05]), temperature=0.1)
@@ -45,10 +47,10 @@ def sign(
     """
     check_choice("method", method, STEP_ERRORS)
 
-    def soft(x: Tensor) -> Tensor:
-        return 2 * soft_step(x / temperature, method) - 1
+    def soft(x: Tensor, temperature: Scalar) -> Tensor:
+        return 2 * soft_step(quotient(x, temperature), method) - 1
 
-    return relax(torch.sign, soft, x, temperature=temperature, hard=hard)
+    return relax(torch.sign, soft, temperature=temperature, hard=hard, x=x)
 
 
 def heaviside(
@@ -56,25 +58,21 @@ def heaviside(
     values: Tensor | None = None,
     *,
     method: str = "logistic",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     r"""Return the soft unit step ``F(x / temperature)``, 1/2 at 0.
 
     Args:
-        x: ``[*shape]`` any floating dtype; ``+-inf`` give 1 and 0 with gradient 0, NaN stays NaN.
+        x, method, temperature, hard: as in :func:`sign`.
         values: what the hard step is where ``x == 0``, as in ``torch.heaviside``: same dtype, broadcasts with ``x``;
             1/2 by default. It has no effect on the relaxation and gets no gradient.
-        method: the step, see :func:`sign`.
-        temperature: width of the step in units of ``x``, >= 0; 0 is ``torch.heaviside`` with gradient 0.
-        hard: return ``torch.heaviside(x, values)``, bit for bit, with the gradient of the relaxation.
 
     Returns:
         The broadcast shape of ``x`` and ``values``, in ``[0, 1]``.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`sign`, or ``values`` differs from ``x`` in dtype or does not broadcast with it.
 
     Example:
         >>> heaviside(torch.tensor([-1.0, 0.0, 0.05]), temperature=0.1)
@@ -82,20 +80,23 @@ def heaviside(
     """
     check_choice("method", method, STEP_ERRORS)
 
+    if values is not None and check_tensor("values", values).dtype != check_floating("x", x).dtype:
+        raise ValueError(f"values must have the dtype of x, got {values.dtype} and {x.dtype}")
+
     def operation(x: Tensor, values: Tensor | None) -> Tensor:
         at_zero = torch.full_like(x, 0.5) if values is None else values
         step = torch.heaviside(x.detach(), at_zero.detach())  # torch gives it no derivative, not even 0
         return replace_gradient(step, torch.sign(x).expand(step.shape))
 
-    def soft(x: Tensor, values: Tensor | None) -> Tensor:
-        step = soft_step(x / temperature, method)
+    def soft(x: Tensor, values: Tensor | None, temperature: Scalar) -> Tensor:
+        step = soft_step(quotient(x, temperature), method)
         return step if values is None else step.expand(torch.broadcast_shapes(x.shape, values.shape))
 
-    return relax(operation, soft, x, values, temperature=temperature, hard=hard)
+    return relax(operation, soft, temperature=temperature, hard=hard, x=x, values=values)
 
 
 def relu(
-    x: Float[Tensor, "*shape"], *, method: str = "softplus", temperature: float = 0.1, hard: bool = False
+    x: Float[Tensor, "*shape"], *, method: str = "softplus", temperature: Scalar = 0.1, hard: bool = False
 ) -> Float[Tensor, "*shape"]:
     r"""Return the soft positive part.
 
@@ -106,17 +107,18 @@ def relu(
     ``t log(2) / 4``, at ``x = 0``. Gated (SiLU) is 0 at 0, below ``relu`` by at most ``0.07 t`` and not monotonic.
 
     Args:
-        x: ``[*shape]`` any floating dtype; ``+-inf`` give ``inf`` and 0, NaN stays NaN.
+        x: ``[*shape]`` any floating dtype; where it is infinite or NaN the result is that of torch's function.
         method: ``"softplus"`` or ``"gated"``.
-        temperature: width of the bend in units of ``x``, >= 0; 0 is ``torch.relu`` with its gradient.
-        hard: return ``torch.relu(x)``, bit for bit, with the gradient of the relaxation.
+        temperature: width of the bend in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
+            0 is torch's function with its gradient.
+        hard: return the values of torch's function, bit for bit, with the gradient of the relaxation.
 
     Returns:
         ``[*shape]`` of the dtype of ``x``.
 
     Raises:
         TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        ValueError: ``temperature`` is negative, not finite or has dimensions, ``method`` is unknown.
 
     Example:
         >>> relu(torch.tensor([-1.0, 0.0, 1.0]), temperature=1.0)
@@ -125,11 +127,11 @@ def relu(
         tensor([-0.0180,  0.0000,  0.9820])
     """
     check_choice("method", method, RAMPS)
-    return relax(torch.relu, lambda x: _ramp(x, method, temperature), x, temperature=temperature, hard=hard)
+    return relax(torch.relu, lambda x, t: _ramp(x, method, t), temperature=temperature, hard=hard, x=x)
 
 
 def abs(
-    x: Float[Tensor, "*shape"], *, method: str = "softplus", temperature: float = 0.1, hard: bool = False
+    x: Float[Tensor, "*shape"], *, method: str = "softplus", temperature: Scalar = 0.1, hard: bool = False
 ) -> Float[Tensor, "*shape"]:
     r"""Return the soft absolute value ``relu(x) + relu(-x)``.
 
@@ -137,17 +139,13 @@ def abs(
     ``x tanh(2 x / t)``, 0 at 0.
 
     Args:
-        x: ``[*shape]`` any floating dtype; ``+-inf`` give ``inf``, NaN stays NaN.
-        method: ``"softplus"`` or ``"gated"``, see :func:`relu`.
-        temperature: width of the bend in units of ``x``, >= 0; 0 is ``torch.abs`` with its gradient.
-        hard: return ``torch.abs(x)``, bit for bit, with the gradient of the relaxation.
+        x, method, temperature, hard: as in :func:`relu`.
 
     Returns:
-        ``[*shape]`` of the dtype of ``x``.
+        As :func:`relu`.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`relu`.
 
     Example:
         >>> abs(torch.tensor([-1.0, 0.0, 1.0]), method="gated", temperature=1.0)
@@ -155,10 +153,10 @@ def abs(
     """
     check_choice("method", method, RAMPS)
 
-    def soft(x: Tensor) -> Tensor:
+    def soft(x: Tensor, temperature: Scalar) -> Tensor:
         return _ramp(x, method, temperature) + _ramp(-x, method, temperature)
 
-    return relax(torch.abs, soft, x, temperature=temperature, hard=hard)
+    return relax(torch.abs, soft, temperature=temperature, hard=hard, x=x)
 
 
 def maximum(
@@ -166,7 +164,7 @@ def maximum(
     other: Operand,
     *,
     method: str = "softplus",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     r"""Return the elementwise soft maximum ``other + relu(x - other)``, symmetric in its arguments.
@@ -175,19 +173,14 @@ def maximum(
     probabilities that each is the larger one, at most the maximum.
 
     Args:
-        x: ``[*shape]`` any floating dtype. Where an argument is infinite or NaN the hard maximum is returned.
+        x, method, temperature, hard: as in :func:`relu`.
         other: a number or a tensor that broadcasts with ``x``; differentiable too.
-        method: ``"softplus"`` or ``"gated"``, see :func:`relu`.
-        temperature: width of the bend in units of ``x``, >= 0; 0 is ``torch.maximum`` with its gradient (one half to
-            each where they are equal).
-        hard: return ``torch.maximum(x, other)``, bit for bit, with the gradient of the relaxation.
 
     Returns:
         The broadcast shape of ``x`` and ``other``.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`relu`, or ``other`` is no tensor or number, or does not broadcast with ``x``.
 
     Example:
         >>> maximum(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), temperature=1.0)
@@ -195,10 +188,10 @@ def maximum(
     """
     check_choice("method", method, RAMPS)
 
-    def soft(x: Tensor, other: Operand) -> Tensor:
+    def soft(x: Tensor, other: Operand, temperature: Scalar) -> Tensor:
         return _larger(x, as_tensor(other, x), method, temperature)
 
-    return relax(_maximum, soft, x, other, temperature=temperature, hard=hard)
+    return relax(_maximum, soft, temperature=temperature, hard=hard, x=x, other=other)
 
 
 def minimum(
@@ -206,24 +199,19 @@ def minimum(
     other: Operand,
     *,
     method: str = "softplus",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
-    r"""Return the elementwise soft minimum ``-maximum(-x, -other)``, symmetric in its arguments.
+    r"""Return the elementwise soft minimum ``-maximum(-x, -other)``: softplus at most, gated at least the minimum.
 
     Args:
-        x: ``[*shape]`` any floating dtype. Where an argument is infinite or NaN the hard minimum is returned.
-        other: a number or a tensor that broadcasts with ``x``; differentiable too.
-        method: ``"softplus"`` (at most the minimum) or ``"gated"`` (at least the minimum).
-        temperature: width of the bend in units of ``x``, >= 0; 0 is ``torch.minimum`` with its gradient.
-        hard: return ``torch.minimum(x, other)``, bit for bit, with the gradient of the relaxation.
+        x, other, method, temperature, hard: as in :func:`maximum`.
 
     Returns:
-        The broadcast shape of ``x`` and ``other``.
+        As :func:`maximum`.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`maximum`.
 
     Example:
         >>> minimum(torch.tensor([0.0, 1.0]), 1.0, temperature=1.0)
@@ -231,10 +219,10 @@ def minimum(
     """
     check_choice("method", method, RAMPS)
 
-    def soft(x: Tensor, other: Operand) -> Tensor:
+    def soft(x: Tensor, other: Operand, temperature: Scalar) -> Tensor:
         return -_larger(-x, -as_tensor(other, x), method, temperature)
 
-    return relax(_minimum, soft, x, other, temperature=temperature, hard=hard)
+    return relax(_minimum, soft, temperature=temperature, hard=hard, x=x, other=other)
 
 
 def clamp(
@@ -243,7 +231,7 @@ def clamp(
     max: Operand | None = None,
     *,
     method: str = "softplus",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     r"""Return ``x`` limited to ``[min, max]`` with soft bends, so that the gradient outside does not die at once.
@@ -253,19 +241,16 @@ def clamp(
     With softplus the result lies in ``[min, max]`` and increases with ``x`` at every temperature.
 
     Args:
-        x: ``[*shape]`` any floating dtype; where it is infinite or NaN the hard result is returned.
+        x, method, temperature, hard: as in :func:`relu`.
         min: lower bound, a number or a tensor that broadcasts with ``x`` (differentiable), or ``None``.
         max: upper bound, likewise; as in torch it wins where ``min > max``.
-        method: ``"softplus"`` or ``"gated"``, see :func:`relu`.
-        temperature: width of the bends in units of ``x``, >= 0; 0 is ``torch.clamp`` with its gradient.
-        hard: return ``torch.clamp(x, min, max)``, bit for bit, with the gradient of the relaxation.
 
     Returns:
         The broadcast shape of ``x`` and the bounds.
 
     Raises:
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: both bounds are ``None``, ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError, ValueError: as :func:`relu`, or both bounds are ``None``, or one is no tensor or number or does not
+            broadcast with ``x``.
 
     Example:
         >>> clamp(torch.tensor([-1.0, 0.5, 9.0]), 0, 1, temperature=1.0)
@@ -275,21 +260,25 @@ def clamp(
     if min is None and max is None:
         raise ValueError("min and max must not both be None")
 
-    def soft(x: Tensor, min: Operand | None, max: Operand | None) -> Tensor:
+    def soft(x: Tensor, min: Operand | None, max: Operand | None, temperature: Scalar) -> Tensor:
         if max is None:
-            return _larger(x, as_tensor(min, x), method, temperature)  # type: ignore[arg-type]
+            return _larger(x, as_tensor(min, x, "min"), method, temperature)  # type: ignore[arg-type]
+        high = as_tensor(max, x, "max")
         if min is None:
-            return -_larger(-x, -as_tensor(max, x), method, temperature)
-        high = as_tensor(max, x)
-        low = torch.minimum(as_tensor(min, x), high)
+            return -_larger(-x, -high, method, temperature)
+        low = torch.minimum(as_tensor(min, x, "min"), high)
         finite = torch.isfinite(x) & torch.isfinite(low) & torch.isfinite(high)
         inside, below, above = (torch.where(finite, a, 0.0) for a in (x, low, high))
-        limited = below + _ramp(inside - below, method, temperature) - _ramp(inside - above, method, temperature)
+        under, over = inside < below, inside > above
+        # relu(a) = a + relu(-a): of the three equal forms the one where nothing large cancels.
+        start = torch.where(over, above, torch.where(under, below, inside))
+        first = _ramp(torch.where(under, inside - below, below - inside), method, temperature)
+        second = _ramp(torch.where(over, above - inside, inside - above), method, temperature)
         nested = -_larger(-_larger(x, low, method, temperature), -high, method, temperature)
         outside = torch.minimum(torch.maximum(x, low), high)
-        return torch.where(finite, limited, torch.where(torch.isfinite(x), nested, outside))
+        return torch.where(finite, start + first - second, torch.where(torch.isfinite(x), nested, outside))
 
-    return relax(_clamp, soft, x, min, max, temperature=temperature, hard=hard)
+    return relax(_clamp, soft, temperature=temperature, hard=hard, x=x, min=min, max=max)
 
 
 def _maximum(x: Tensor, other: Operand) -> Tensor:
@@ -308,20 +297,27 @@ def _clamp(x: Tensor, min: Operand | None, max: Operand | None) -> Tensor:
     return torch.clamp(x, low, high)
 
 
-def _ramp(x: Tensor, method: str, temperature: float) -> Tensor:
+def _ramp(x: Tensor, method: str, temperature: Scalar) -> Tensor:
     """Return the soft ``relu``; where ``x`` is not finite, the hard one."""
     finite = torch.isfinite(x)
     safe = torch.where(finite, x, 0.0)
-    if method == "softplus":
-        # The threshold only guards against overflow: log(1 + exp(40)) is 40 in float64.
-        soft = functional.softplus(safe, beta=4 / temperature, threshold=40.0)
+    if method == "gated":
+        soft = safe * soft_step(quotient(safe, temperature))
     else:
-        soft = safe * soft_step(safe / temperature)
+        if isinstance(temperature, Tensor):
+            temperature = temperature.to(x)
+        # Beyond 60 the difference from a straight line is below every rounding, and the quotient could overflow.
+        straight = safe.detach() > 15 * temperature
+        bend = torch.nn.functional.softplus(quotient(4 * torch.where(straight, 0.0, safe), temperature), threshold=60.0)
+        soft = torch.where(straight, safe, temperature / 4 * bend)
     return torch.where(finite, soft, torch.relu(x))
 
 
-def _larger(a: Tensor, b: Tensor, method: str, temperature: float) -> Tensor:
+def _larger(a: Tensor, b: Tensor, method: str, temperature: Scalar) -> Tensor:
     finite = torch.isfinite(a) & torch.isfinite(b)
-    gap = torch.where(finite, a - b, 0.0)
-    floor = torch.where(finite, b, 0.0)
-    return torch.where(finite, floor + _ramp(gap, method, temperature), torch.maximum(a, b))
+    first, second = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
+    larger = first > second
+    # Symmetric: the larger one plus the bend at minus the distance, so that nothing large cancels.
+    gap = torch.where(larger, second - first, first - second)
+    soft = torch.where(larger, first, second) + _ramp(gap, method, temperature)
+    return torch.where(finite, soft, torch.maximum(a, b))

@@ -9,9 +9,9 @@ import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating, check_integer, check_tensor
 from pullback.core.gradients import replace_gradient
-from pullback.core.shapes import Float, Shaped, Tensor
+from pullback.core.shapes import Float, Scalar, Shaped, Tensor
 from pullback.core.transforms import can_look
-from pullback.discrete.softness import is_hard, widen
+from pullback.discrete.softness import is_hard, quotient, softmax, widen
 
 __all__ = [
     "bernoulli",
@@ -21,7 +21,6 @@ __all__ = [
     "gumbel_softmax",
     "multinomial",
     "straight_through",
-    "tempered_softmax",
 ]
 
 
@@ -91,7 +90,7 @@ def gumbel_noise(
 def gumbel_softmax(
     logits: Float[Tensor, "..."],
     *,
-    temperature: float = 1.0,
+    temperature: Scalar = 1.0,
     hard: bool = False,
     dim: int = -1,
     generator: torch.Generator | None = None,
@@ -102,7 +101,8 @@ def gumbel_softmax(
 
     Args:
         logits: ``[..., n, ...]`` unnormalised log probabilities; ``-inf`` is never drawn and gets gradient 0.
-        temperature: >= 0. Small: little bias, much variance; 0 is the hard sample with gradient 0.
+        temperature: >= 0, a number or a differentiable tensor without dimensions. Small: little bias, much variance; 0
+            is the hard sample with gradient 0.
         hard: return the exact one-hot sample, with the gradient of the relaxation (straight-through Gumbel).
         dim: the dimension of the classes.
         generator: torch's default one if ``None``.
@@ -131,7 +131,7 @@ def gumbel_softmax(
     perturbed = _perturb(logits, generator)
     if frozen:
         return replace_gradient(_one_hot_max(perturbed, dim).to(logits.dtype), torch.sign(logits))
-    soft = tempered_softmax(perturbed, dim, temperature).to(logits.dtype)
+    soft = softmax(perturbed, dim, temperature).to(logits.dtype)
     return replace_gradient(_one_hot_max(perturbed, dim).to(logits.dtype), soft) if hard else soft
 
 
@@ -140,7 +140,7 @@ def multinomial(
     num_samples: int,
     replacement: bool = False,
     *,
-    temperature: float = 1.0,
+    temperature: Scalar = 1.0,
     hard: bool = False,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*batch m n"]:
@@ -153,7 +153,7 @@ def multinomial(
         p: ``[*batch, n]`` weights >= 0, not all 0; they need not sum to 1. A class of weight 0 is never drawn.
         num_samples: draws per row of ``p``, >= 1; without replacement at most the number of positive weights.
         replacement: whether a class may be drawn twice.
-        temperature: >= 0; 0 is the hard sample with gradient 0.
+        temperature: as in :func:`gumbel_softmax`.
         hard: return exact one-hot rows, with the gradient of the relaxation.
         generator: torch's default one if ``None``.
 
@@ -203,7 +203,7 @@ def multinomial(
     exact = _one_hot_max(perturbed, -1).to(p.dtype)
     if frozen:
         return replace_gradient(exact, torch.sign(p).unsqueeze(-2).expand(exact.shape))
-    soft = tempered_softmax(perturbed, -1, temperature).to(p.dtype)
+    soft = softmax(perturbed, -1, temperature).to(p.dtype)
     return replace_gradient(exact, soft) if hard else soft
 
 
@@ -211,7 +211,7 @@ def bernoulli(
     p: Float[Tensor, "*shape"],
     *,
     method: str = "concrete",
-    temperature: float = 0.5,
+    temperature: Scalar = 0.5,
     hard: bool = False,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*shape"]:
@@ -223,7 +223,7 @@ def bernoulli(
     Args:
         p: ``[*shape]`` probabilities; at exactly 0 and 1 the sample is certain and the concrete gradient 0.
         method: ``"concrete"`` or ``"straight_through"`` (always hard, has no temperature).
-        temperature: >= 0; 0 is the exact sample with gradient 0.
+        temperature: as in :func:`gumbel_softmax`.
         hard: return the exact sample, with the gradient of the relaxation.
         generator: torch's default one if ``None``.
 
@@ -248,11 +248,11 @@ def bernoulli(
     if can_look(p) and bool((~((p >= 0) & (p <= 1))).any()):
         raise ValueError(f"p must be in [0, 1], got minimum {p.min().item()} and maximum {p.max().item()}")
     wide = widen(p)
-    uniform = torch.empty_like(wide.detach()).uniform_(generator=generator)
+    uniform = _unfilled(wide).uniform_(generator=generator)
     return _bernoulli(p, uniform, method, temperature, hard, frozen)
 
 
-def _bernoulli(p: Tensor, uniform: Tensor, method: str, temperature: float, hard: bool, frozen: bool) -> Tensor:
+def _bernoulli(p: Tensor, uniform: Tensor, method: str, temperature: Scalar, hard: bool, frozen: bool) -> Tensor:
     wide = widen(p)
     exact = (uniform < wide).to(p.dtype)
     if frozen or method == "straight_through":
@@ -261,7 +261,9 @@ def _bernoulli(p: Tensor, uniform: Tensor, method: str, temperature: float, hard
     certain = (wide <= 0) | (wide >= 1)
     inner = torch.where(certain, 0.5, wide).clamp(info.tiny, 1 - info.eps / 2)
     noise = torch.logit(uniform.clamp(info.tiny, 1 - info.eps / 2))
-    soft = torch.where(certain, wide.detach(), torch.sigmoid((torch.logit(inner) - noise) / temperature)).to(p.dtype)
+    soft = torch.where(certain, wide.detach(), torch.sigmoid(quotient(torch.logit(inner) - noise, temperature))).to(
+        p.dtype
+    )
     return replace_gradient(exact, soft) if hard else soft
 
 
@@ -272,20 +274,13 @@ def _negative_log(exponential: Tensor) -> Tensor:
 
 def _perturb(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     wide = widen(logits)
-    # empty_like, and not a shape: under vmap with randomness="different" each sample gets noise of its own.
-    return wide + _negative_log(torch.empty_like(wide.detach()).exponential_(generator=generator))
+    return wide + _negative_log(_unfilled(wide).exponential_(generator=generator))
 
 
-def tempered_softmax(x: Tensor, dim: int, temperature: float) -> Tensor:
-    """Return ``softmax(x / temperature)``, also for the smallest temperatures.
-
-    Example:
-        >>> tempered_softmax(torch.tensor([1e3, 0.0]), 0, 1e-37).tolist()
-        [1.0, 0.0]
-    """
-    if temperature < 1e-20:  # the quotient would overflow
-        x = x - x.detach().amax(dim, keepdim=True)
-    return torch.softmax(x if temperature == 1 else x / temperature, dim)
+def _unfilled(x: Tensor) -> Tensor:
+    """Return a tensor to be drawn into: like ``x``, so that under vmap with randomness="different" each sample gets a
+    draw of its own, and contiguous, so that the draw does not depend on how ``x`` lies in memory."""
+    return torch.empty_like(x.detach(), memory_format=torch.contiguous_format)
 
 
 def _one_hot_max(x: Tensor, dim: int) -> Tensor:

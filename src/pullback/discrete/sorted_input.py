@@ -20,7 +20,7 @@ from pullback.discrete.optimal_transport import Transport
 from pullback.discrete.result import Sorted
 from pullback.discrete.softness import is_hard, widen
 from pullback.discrete.softsort import NeuralSort, SoftSort
-from pullback.discrete.value_state import FINITE, NAN, value_state
+from pullback.discrete.value_state import value_state
 
 __all__ = ["ALL", "WITH_MATRIX", "SortedInput", "hard_requested", "has_infinities", "place_last"]
 
@@ -210,9 +210,9 @@ def has_infinities(x: Tensor) -> bool:
         True
     """
     state = value_state(x)
-    if state == NAN:
+    if state.nan:
         raise ValueError("x must not hold NaN: it has no place in an order")
-    return state != FINITE
+    return state.infinite
 
 
 def hard_requested(temperature: float, dtype: torch.dtype) -> bool:

@@ -9,8 +9,8 @@ import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating
 from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
-from pullback.core.shapes import Float, Tensor
-from pullback.discrete.softness import is_hard, widen
+from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.discrete.softness import is_hard, quotient, widen
 
 __all__ = ["entmax", "entmax15", "sparsemax"]
 
@@ -19,16 +19,18 @@ METHODS = ("auto", "kernel", "sort", "bisection")
 
 
 def sparsemax(
-    x: Float[Tensor, "..."], dim: int = -1, *, method: str = "auto", temperature: float = 1.0, hard: bool = False
+    x: Float[Tensor, "..."], dim: int = -1, *, method: str = "auto", temperature: Scalar = 1.0, hard: bool = False
 ) -> Float[Tensor, "..."]:
     r"""Return the Euclidean projection of ``x / temperature`` onto the simplex: ``max(x / t - threshold, 0)``.
 
     Args:
-        x: ``[..., n, ...]`` scores; ``-inf`` gets 0. A row without a finite largest entry gives NaN.
+        x: ``[..., n, ...]`` scores; ``-inf`` gets 0. A row without a finite largest entry gives NaN, as in
+            ``torch.softmax``, with gradient 0; masked by the dtype's smallest number it is uniform.
         dim: the dimension that sums to 1.
         method: ``"kernel"`` (compiled, CPU, needs numba: Newton's method on the threshold, O(n)), ``"sort"`` (plain
             torch), ``"bisection"`` (plain torch, any alpha); ``"auto"`` takes the kernel where it can.
-        temperature: >= 0; 0 is the one-hot of the argmax with gradient 0.
+        temperature: >= 0, a number or a differentiable tensor without dimensions; 0 is the one-hot of the argmax with
+            gradient 0.
         hard: return the one-hot of the argmax, with the gradient of the relaxation.
 
     Returns:
@@ -37,7 +39,8 @@ def sparsemax(
     Raises:
         IndexError: ``dim`` is out of range.
         TypeError: ``x`` is not a floating tensor.
-        ValueError: ``method`` is unknown or can not run here, ``temperature`` is negative or not finite.
+        ValueError: ``method`` is unknown or can not run here, ``temperature`` is negative, not finite or has
+            dimensions.
 
     Example:
         >>> sparsemax(torch.tensor([1.0, 0.5, -1.0]))
@@ -51,24 +54,18 @@ def sparsemax(
 
 
 def entmax15(
-    x: Float[Tensor, "..."], dim: int = -1, *, method: str = "auto", temperature: float = 1.0, hard: bool = False
+    x: Float[Tensor, "..."], dim: int = -1, *, method: str = "auto", temperature: Scalar = 1.0, hard: bool = False
 ) -> Float[Tensor, "..."]:
     r"""Return 1.5-entmax, half way between softmax and sparsemax: ``max(x / (2 t) - threshold, 0)^2``.
 
     Args:
-        x: ``[..., n, ...]`` scores; ``-inf`` gets 0. A row without a finite largest entry gives NaN.
-        dim: the dimension that sums to 1.
-        method: see :func:`sparsemax`.
-        temperature: >= 0; 0 is the one-hot of the argmax with gradient 0.
-        hard: return the one-hot of the argmax, with the gradient of the relaxation.
+        x, dim, method, temperature, hard: as in :func:`sparsemax`.
 
     Returns:
-        The shape of ``x``, >= 0, sums to 1 along ``dim``.
+        As :func:`sparsemax`.
 
     Raises:
-        IndexError: ``dim`` is out of range.
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``method`` is unknown or can not run here, ``temperature`` is negative or not finite.
+        IndexError, TypeError, ValueError: as :func:`sparsemax`.
 
     Example:
         >>> entmax15(torch.tensor([1.0, 0.5, -2.0]))
@@ -86,7 +83,7 @@ def entmax(
     dim: int = -1,
     *,
     method: str = "auto",
-    temperature: float = 1.0,
+    temperature: Scalar = 1.0,
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
     r"""Return alpha-entmax, the maximiser of ``<p, x / t>`` plus Tsallis' alpha-entropy on the simplex.
@@ -97,21 +94,14 @@ def entmax(
     ``s = p^(2 - alpha)``: no derivative of the solver is needed.
 
     Args:
-        x: ``[..., n, ...]`` scores; ``-inf`` gets 0. A row without a finite largest entry gives NaN.
-        alpha: >= 1; larger is sparser.
-        dim: the dimension that sums to 1.
-        method: see :func:`sparsemax`; ``"sort"`` knows alpha 1.5 and 2.
-        temperature: >= 0; 0 is the one-hot of the argmax with gradient 0.
-        hard: return the one-hot of the argmax, with the gradient of the relaxation.
+        x, dim, method, temperature, hard: as in :func:`sparsemax`; ``"sort"`` knows alpha 1.5 and 2.
+        alpha: a number >= 1; larger is sparser.
 
     Returns:
-        The shape of ``x``, >= 0, sums to 1 along ``dim``.
+        As :func:`sparsemax`.
 
     Raises:
-        IndexError: ``dim`` is out of range.
-        TypeError: ``x`` is not a floating tensor.
-        ValueError: ``alpha`` is below 1 or not finite, ``method`` is unknown or can not run here, ``temperature`` is
-            negative or not finite.
+        IndexError, TypeError, ValueError: as :func:`sparsemax`, or ``alpha`` is no number, below 1 or not finite.
 
     Example:
         >>> entmax(torch.tensor([1.0, 0.5, -1.0]), alpha=1.2)
@@ -123,7 +113,9 @@ def entmax(
     """
     dim = check_dim(check_floating("x", x), dim)
     check_choice("method", method, METHODS)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 1 <= alpha < float("inf"):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise TypeError(f"alpha must be a finite number >= 1, got {type(alpha).__name__}")
+    if not 1 <= alpha < float("inf"):
         raise ValueError(f"alpha must be a finite number >= 1, got {alpha}")
     if method == "sort" and alpha not in (1.5, 2):
         raise ValueError(f"method 'sort' knows alpha 1.5 and 2, got {alpha}; 'bisection' knows every alpha")
@@ -134,8 +126,11 @@ def entmax(
     if method == "auto":
         method = "kernel" if x.device.type == "cpu" and _NUMBA else "sort" if alpha in (1.5, 2) else "bisection"
     scaled = widen(x).movedim(dim, -1) if x.ndim else widen(x).reshape(1)
-    scaled = scaled if temperature == 1 else scaled / temperature
-    p: Tensor = torch.softmax(scaled, -1) if alpha == 1 else _Entmax.apply(scaled, float(alpha), method)
+    if scaled.numel() and (isinstance(temperature, Tensor) or temperature != 1):
+        # Less the largest: what overflows then is -inf, and gets 0.
+        scaled = quotient(scaled - scaled.detach().amax(-1, keepdim=True), temperature)
+    # Nearer to 1 than that the powers lose more digits than the difference from softmax has.
+    p: Tensor = torch.softmax(scaled, -1) if alpha < 1 + 1e-8 else _Entmax.apply(scaled, float(alpha), method)
     p = (p.movedim(-1, dim) if x.ndim else p.reshape(())).to(x.dtype)
     return replace_gradient(_argmax(x, dim), p) if hard else p
 
@@ -178,7 +173,8 @@ def _jacobian_product(p: Tensor, g: Tensor, alpha: float) -> Tensor:
         weight = support.to(p.dtype)
     else:
         weight = torch.where(support, torch.where(support, p, 1.0) ** (2 - alpha), 0.0)
-    mean = (weight * g).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+    total = weight.sum(-1, keepdim=True)  # 0 for a row of NaN, which then has gradient 0
+    mean = (weight * g).sum(-1, keepdim=True) / torch.where(total > 0, total, 1.0)
     return weight * (g - mean)
 
 
@@ -202,7 +198,7 @@ def _by_sorting(x: Tensor, alpha: float) -> Tensor:
     """Sort, find the size of the support, solve for the threshold in closed form."""
     z = (alpha - 1) * (x - x.amax(-1, keepdim=True))
     ordered = z.sort(-1, descending=True).values
-    finite = torch.where(ordered.isinf(), -2.0, ordered)  # at -2 below the largest the probability is 0 anyway
+    finite = ordered.clamp(min=-2)  # at -2 below the largest the probability is 0 anyway
     k = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
     mean = finite.cumsum(-1) / k
     if alpha == 2:

@@ -82,12 +82,13 @@ def entmax_rows(x: Any, alpha: float, out: Any) -> None:
             for i in range(n):
                 result[i] = np.nan
             continue
-        bound = top - 1.0 / scale  # below it the probability is 0: the threshold is at least the largest minus 1
         count = 0
         for i in range(n):
             result[i] = 0.0
-            if row[i] > bound:
-                active[count] = scale * (np.float64(row[i]) - np.float64(top))
+            # Differences, as 1 may be less than a unit of rounding of the entries themselves.
+            below = scale * (np.float64(row[i]) - np.float64(top))
+            if below > -1.0:  # the threshold is at least -1: at or below it the probability is 0
+                active[count] = below
                 place[count] = i
                 count += 1
         t = _threshold(active, count, power)

@@ -12,6 +12,7 @@ from pullback import discrete
 from tests.contracts.contract import Bad, Call, Contract
 
 _INT = torch.arange(3)
+_T = {"temperature": 0.7}
 _RANDOM = "the draws of a batch are not those of its rows; vmap is tested with randomness='different'"
 
 
@@ -37,6 +38,10 @@ def _bad_logits(name: str = "logits") -> list[Bad]:
     return [
         Bad((_INT,), {}, TypeError, f"{name} must be a floating tensor, got torch.int64"),
         Bad((x,), {"temperature": -1.0}, ValueError, "temperature must be >"),
+        Bad((x,), {"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be >.* 0, got -1.0"),
+        Bad(
+            (x,), {"temperature": torch.tensor(1)}, TypeError, "temperature must be a floating tensor, got torch.int64"
+        ),
     ]
 
 
@@ -141,6 +146,7 @@ CONTRACTS = [
         ],
         reference=lambda x, temperature: torch.softmax((x + _noise(tuple(x.shape))) / temperature, -1),
         hard=_exact,
+        scalars=_T,
         bad=[*_bad_logits(), *_BAD_ROW],
         batched=False,
         vmap=False,
@@ -186,6 +192,8 @@ CONTRACTS = [
         "discrete.bernoulli",
         _seeded(discrete.bernoulli),
         lambda g: [Call((torch.rand(3, 4, generator=g, dtype=torch.float64) * 0.5 + 0.2,), {"temperature": 0.5})],
+        scalars=_T,
+        large=(),
         hard=lambda p: torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(0)) < p,
         bad=[
             *_bad_logits("p"),
@@ -195,12 +203,13 @@ CONTRACTS = [
         batched=False,
         vmap=False,
         half=False,
-        why=_RANDOM + "; a float32 uniform is another draw than a float64 uniform",
+        why=_RANDOM + "; a float32 uniform is another draw than a float64 uniform; probabilities are not large",
     ),
     Contract(
         "discrete.multinomial",
         _seeded(discrete.multinomial),
         lambda g: [Call((torch.rand(3, 4, generator=g, dtype=torch.float64) + 0.1, 2), {"temperature": 0.8})],
+        scalars=_T,
         bad=[
             Bad((_INT, 2), {}, TypeError, "p must be a floating tensor"),
             Bad((torch.ones(3), 4), {}, ValueError, "num_samples must be at most the number of classes 3, got 4"),
@@ -218,6 +227,7 @@ CONTRACTS = [
             f"discrete.sparsemax[{method}]",
             discrete.sparsemax,
             _sparse_calls(method=method),
+            scalars=_T,
             reference=_simplex_projection,
             hard=_one_hot_max,
             bad=_bad_logits("x") if method == "auto" else (),
@@ -229,6 +239,7 @@ CONTRACTS = [
             f"discrete.entmax15[{method}]",
             discrete.entmax15,
             _sparse_calls(method=method),
+            scalars=_T,
             reference=_entmax_by_root,
             hard=_one_hot_max,
             bad=_bad_logits("x") if method == "auto" else (),
@@ -240,11 +251,15 @@ CONTRACTS = [
             f"discrete.entmax[{alpha}, {method}]",
             discrete.entmax,
             _sparse_calls(alpha, method=method, temperature=0.9),
+            scalars=_T,
             reference=_entmax_by_root,
             hard=_one_hot_max,
             bad=[
                 *_bad_logits("x"),
                 Bad((torch.zeros(3), 0.5), {}, ValueError, "alpha must be a finite number >= 1, got 0.5"),
+                Bad(
+                    (torch.zeros(3), torch.tensor(1.5)), {}, TypeError, "alpha must be a finite number >= 1, got Tensor"
+                ),
                 Bad(
                     (torch.zeros(3), 1.2),
                     {"method": "sort"},
@@ -269,10 +284,12 @@ CONTRACTS = [
             ),
         ],
         reference=_chosen,
+        scalars=_T,
         bad=[
             Bad((_INT, torch.zeros(3)), {}, TypeError, "scores must be a floating tensor"),
             Bad((torch.zeros(3), _INT), {}, TypeError, "values must be a floating tensor"),
             Bad((torch.zeros(3), torch.zeros(2)), {}, ValueError, "scores and values must agree in n"),
+            Bad((torch.zeros(2, 3), torch.zeros(4, 3)), {}, ValueError, "values must broadcast with scores"),
             Bad((torch.zeros(3), torch.zeros(3)), {"features": 1}, ValueError, r"features must be in 0\.\.0"),
             Bad((torch.zeros(3), torch.zeros(3)), {"temperature": -1.0}, ValueError, "temperature must be >= 0"),
         ],
@@ -281,6 +298,7 @@ CONTRACTS = [
         "discrete.lookup",
         discrete.lookup,
         lambda g: [Call((torch.softmax(_logits(g), -1), torch.randn(4, 2, generator=g, dtype=torch.float64)))],
+        large=(1,),
         reference=lambda w, table: torch.stack([sum(row[k] * table[k] for k in range(4)) for row in w]),
         bad=[
             Bad((_INT, torch.zeros(3)), {}, TypeError, "weights must be a floating tensor"),
@@ -293,6 +311,7 @@ CONTRACTS = [
             discrete.one_hot,
             lambda g, method=method: [Call((_INDEX, 4), {"method": method, "temperature": 0.7})],
             reference=_KERNELS[method],
+            scalars=_T if method == "softmax" else {},
             hard=(lambda i, n: torch.nn.functional.one_hot(i.round().long(), n)) if method == "softmax" else None,
             bad=[
                 Bad((_INT, 3), {}, TypeError, "index must be a floating tensor, got torch.int64"),
@@ -310,6 +329,7 @@ CONTRACTS = [
             samples,
             reference=reference,
             hard=hard,
+            scalars=_T,
             batched=False,
             vmap=name not in ("take", "embedding", "index_select"),
             bad=bad,
@@ -323,7 +343,7 @@ CONTRACTS = [
                     "mk,k->m", _KERNELS["softmax"](i, 12, temperature), x.reshape(-1)
                 ),
                 lambda x, i: torch.take(x, i.round().long()),
-                [Bad((torch.zeros(0), torch.zeros(1)), {}, ValueError, "weight must have at least one row")],
+                [Bad((torch.zeros(0), torch.zeros(1)), {}, ValueError, "x must have at least one entry")],
             ),
             (
                 "embedding",
@@ -337,7 +357,12 @@ CONTRACTS = [
                 lambda g: [Call((_TABLE, 0, _INDEX), {"temperature": 0.7})],
                 lambda x, dim, i, temperature: torch.einsum("mk,kf->mf", _KERNELS["softmax"](i, 4, temperature), x),
                 lambda x, dim, i: torch.index_select(x, dim, i.round().long()),
-                [Bad((torch.zeros(3), 1, torch.zeros(2)), {}, IndexError, "dim must be in")],
+                [
+                    Bad((torch.zeros(3), 1, torch.zeros(2)), {}, IndexError, "dim must be in"),
+                    Bad(
+                        (torch.zeros(3), 0, torch.zeros(2, 2)), {}, ValueError, "index must have at most one dimension"
+                    ),
+                ],
             ),
             (
                 "take_along_dim",
@@ -348,6 +373,7 @@ CONTRACTS = [
                     Bad((torch.zeros(3), torch.zeros(1, 3)), {}, ValueError, "index must have as many dimensions as x"),
                     Bad((torch.zeros(3, 0), torch.zeros(3, 1)), {}, ValueError, "x must have at least one entry"),
                     Bad((torch.zeros(3), _INT), {}, TypeError, "index must be a floating tensor"),
+                    Bad((torch.zeros(3, 2), torch.zeros(2, 2)), {}, ValueError, "index must broadcast with x"),
                 ],
             ),
             (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ def _bad(*tail: Any) -> list[Bad]:
         Bad((torch.arange(3), *tail), {}, TypeError, "x must be a floating tensor, got torch.int64"),
         Bad((x, *tail), {"temperature": -1.0}, ValueError, "temperature must be >= 0, got -1.0"),
         Bad((x, *tail), {"temperature": math.nan}, ValueError, "temperature must be >= 0, got nan"),
+        Bad((x, *tail), {"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be >= 0, got -1.0"),
+        Bad((x, *tail), {"temperature": torch.tensor(1)}, TypeError, "temperature must be a floating tensor"),
         Bad((x, *tail), {"method": "steep"}, ValueError, "method must be one of"),
     ]
 
@@ -93,7 +96,15 @@ _OTHER = torch.tensor([0.1, -2.0, 0.9], dtype=torch.float64)
 _LOW = torch.tensor([-1.0, -0.5, 0.0], dtype=torch.float64)
 _HIGH = torch.tensor([1.0, 0.5, 0.6], dtype=torch.float64)
 
-CONTRACTS = [
+_BAD_SECOND = {
+    name: [
+        Bad((torch.zeros(3), torch.zeros(2)), {}, ValueError, rf"{name} must broadcast with x, got \(2,\) and \(3,\)"),
+        Bad((torch.zeros(3), [1.0]), {}, TypeError, f"{name} must be a real tensor or a number, got list"),
+    ]
+    for name in ("divisor", "other")
+}
+
+_TABLE = [
     *_rounding("round", 0.0, torch.round),
     *_rounding("floor", -0.5, torch.floor),
     *_rounding("ceil", 0.5, torch.ceil),
@@ -116,20 +127,20 @@ CONTRACTS = [
     Contract(
         "discrete.remainder",
         discrete.remainder,
-        _calls(1.1, temperature=0.2),
+        _calls(1.25, temperature=0.2),
         reference=lambda x, d, temperature: x - d * _stairs(x / d - 0.5, "cauchy", temperature),
         hard=torch.remainder,
-        bad=_bad(2),
+        bad=[*_bad(2), *_BAD_SECOND["divisor"]],
     ),
     Contract(
         "discrete.fmod",
         discrete.fmod,
-        _calls(1.1, temperature=0.2),
+        _calls(1.25, temperature=0.2),
         reference=lambda x, d, temperature: (
             x - d * (_stairs(x / d - 0.5, "cauchy", temperature) + _cdf(-x / d / temperature, "cauchy"))
         ),
         hard=torch.fmod,
-        bad=_bad(2),
+        bad=[*_bad(2), *_BAD_SECOND["divisor"]],
     ),
     *[
         Contract(
@@ -186,7 +197,7 @@ CONTRACTS = [
         _calls(_OTHER, temperature=0.5),
         reference=_soft_maximum,
         hard=torch.maximum,
-        bad=_bad(0.0),
+        bad=[*_bad(0.0), *_BAD_SECOND["other"]],
     ),
     Contract(
         "discrete.maximum[number]",
@@ -210,7 +221,7 @@ CONTRACTS = [
         _calls(_OTHER, temperature=0.5),
         reference=lambda x, other, temperature: -_soft_maximum(-x, -other, temperature),
         hard=torch.minimum,
-        bad=_bad(0.0),
+        bad=[*_bad(0.0), *_BAD_SECOND["other"]],
     ),
     Contract(
         "discrete.clamp",
@@ -228,3 +239,5 @@ CONTRACTS = [
         hard=torch.clamp,
     ),
 ]
+
+CONTRACTS = [replace(contract, scalars={"temperature": 0.3}) for contract in _TABLE]

@@ -14,7 +14,7 @@ from tests.contracts.contract import Bad, Call, Contract
 
 _X = torch.tensor([[-0.3, 0.1, 0.45], [0.5, -0.7, 0.02]], dtype=torch.float64)
 _OTHER = torch.tensor([0.11, -0.2, 0.4], dtype=torch.float64)
-_P = torch.tensor([[0.2, 0.7, 0.05], [0.6, 0.9, 0.35]], dtype=torch.float64)
+_P = torch.tensor([[0.2, 0.7, 0.05], [0.6, 0.75, 0.35]], dtype=torch.float64)
 _Q = torch.tensor([0.3, 0.65, 0.1], dtype=torch.float64)
 _INT = torch.arange(3)
 
@@ -28,6 +28,9 @@ def _comparison(name: str, hard: Callable[..., Tensor], probability: Callable[[T
     bad = [
         Bad((_INT, 1), {}, TypeError, "x must be a floating tensor, got torch.int64"),
         Bad((_OTHER, 1), {"temperature": -0.5}, ValueError, "temperature must be >= 0, got -0.5"),
+        Bad((_OTHER, 1), {"temperature": torch.tensor(-0.5)}, ValueError, "temperature must be >= 0, got -0.5"),
+        Bad((_OTHER, _X[0, :2]), {}, ValueError, r"other must broadcast with x, got \(2,\) and \(3,\)"),
+        Bad((_OTHER, "1"), {}, TypeError, "other must be a real tensor or a number, got str"),
         Bad((_OTHER, 1), {"method": "step"}, ValueError, "method must be one of"),
     ]
 
@@ -46,7 +49,7 @@ def _comparison(name: str, hard: Callable[..., Tensor], probability: Callable[[T
             calls(method, other),
             reference=lambda x, other, method, temperature: probability((x - other) / temperature, method),
             hard=hard,
-            hard_tolerance=1e-5,
+            scalars={"temperature": 0.2},
             bad=bad if method == "logistic" and other is _OTHER else (),
         )
         for method, other in (("logistic", _OTHER), ("cauchy", _OTHER), ("logistic", 0.3))
@@ -73,9 +76,13 @@ def _enumerated(name: str) -> Callable[..., Tensor]:
 
 
 def _bad_probabilities(*tail: Any) -> list[Bad]:
-    return [Bad((_INT, *tail), {}, TypeError, "p must be a floating tensor, got torch.int64")]
+    return [
+        Bad((_INT, *tail), {}, TypeError, "p must be a floating tensor, got torch.int64"),
+        Bad((1 + _P, *tail), {}, ValueError, r"p must be in \[0, 1\], got minimum 1.05 and maximum 1.75"),
+    ]
 
 
+_NOT_LARGE = "probabilities are not large"
 _FUZZY = {"logical_and": torch.minimum, "logical_or": torch.maximum}
 
 CONTRACTS = [
@@ -95,8 +102,10 @@ CONTRACTS = [
             / _cdf((atol + rtol * o.abs()) / temperature, "logistic") ** 2
         ),
         hard=torch.isclose,
+        scalars={"temperature": 0.2},
         bad=[
             Bad((_INT, 1), {}, TypeError, "x must be a floating tensor, got torch.int64"),
+            Bad((_OTHER, 1), {"atol": torch.tensor(1.0)}, TypeError, "atol must be a number, got a tensor"),
             Bad((_OTHER, 1), {"rtol": -1.0}, ValueError, "rtol must be >= 0, got -1.0"),
             Bad((_OTHER, 1), {"temperature": math.inf}, ValueError, "temperature must be >= 0, got inf"),
         ],
@@ -106,6 +115,8 @@ CONTRACTS = [
             f"discrete.{name}",
             getattr(discrete, name),
             _probabilities(_Q),
+            large=(),
+            why=_NOT_LARGE,
             reference=_enumerated(name),
             bad=[
                 *_bad_probabilities(_Q),
@@ -120,6 +131,8 @@ CONTRACTS = [
             f"discrete.{name}[minimum]",
             getattr(discrete, name),
             _probabilities(_Q, method="minimum"),
+            large=(),
+            why=_NOT_LARGE,
             reference=lambda p, q, method, name=name: _FUZZY[name](p, q),
         )
         for name in _FUZZY
@@ -128,6 +141,8 @@ CONTRACTS = [
         "discrete.logical_not",
         discrete.logical_not,
         _probabilities(),
+        large=(),
+        why=_NOT_LARGE,
         reference=lambda p: 1 - p,
         bad=_bad_probabilities(),
     ),
@@ -135,6 +150,8 @@ CONTRACTS = [
         "discrete.all",
         discrete.all,
         _probabilities(-1),
+        large=(),
+        why=_NOT_LARGE,
         reference=lambda p, dim: torch.exp(torch.log(p).sum(dim)),
         bad=[*_bad_probabilities(), Bad((_P, 2), {}, IndexError, "dim must be in")],
     ),
@@ -142,12 +159,16 @@ CONTRACTS = [
         "discrete.all[minimum, keepdim]",
         discrete.all,
         _probabilities(-1, True, method="minimum"),
+        large=(),
+        why=_NOT_LARGE,
         reference=lambda p, dim, keepdim, method: p.min(dim, keepdim=keepdim).values,
     ),
     Contract(
         "discrete.any",
         discrete.any,
         _probabilities(-1),
+        large=(),
+        why=_NOT_LARGE,
         reference=lambda p, dim: 1 - torch.exp(torch.log1p(-p).sum(dim)),
         bad=[*_bad_probabilities(), Bad((_P, -3), {}, IndexError, "dim must be in")],
     ),
@@ -155,6 +176,8 @@ CONTRACTS = [
         "discrete.count",
         discrete.count,
         _probabilities(-1),
+        large=(),
+        why=_NOT_LARGE,
         reference=lambda p, dim: torch.einsum("...n->...", p),
         bad=_bad_probabilities(),
     ),
@@ -162,13 +185,20 @@ CONTRACTS = [
         "discrete.where",
         discrete.where,
         _probabilities(_X[0], _OTHER),
+        large=(1, 2),
         reference=lambda p, x, other: torch.lerp(other.expand_as(p), x.expand_as(p), p),
-        bad=[Bad((_INT, 1.0, 2.0), {}, TypeError, "condition must be a floating tensor, got torch.int64")],
+        bad=[
+            Bad((_INT, 1.0, 2.0), {}, TypeError, "condition must be a floating tensor, got torch.int64"),
+            Bad((-_P, 1.0, 2.0), {}, ValueError, r"condition must be in \[0, 1\]"),
+            Bad((_P, 1.0, _P[0, :2]), {}, ValueError, "other must broadcast with condition"),
+        ],
     ),
     Contract(
         "discrete.where[numbers]",
         discrete.where,
         _probabilities(2.0, -1.0),
+        large=(),
+        why=_NOT_LARGE,
         reference=lambda p, x, other: other + p * (x - other),
     ),
     Contract(
@@ -179,6 +209,8 @@ CONTRACTS = [
         bad=[
             Bad((_INT, _Q, 0.0), {}, TypeError, "x must be a floating tensor, got torch.int64"),
             Bad((_Q, _INT, 0.0), {}, TypeError, "mask must be a floating tensor, got torch.int64"),
+            Bad((_Q, 2 * _Q, 0.0), {}, ValueError, r"mask must be in \[0, 1\]"),
+            Bad((_Q, _Q, _Q), {}, ValueError, "value must be a number or a tensor without dimensions"),
         ],
     ),
     Contract(
@@ -195,6 +227,7 @@ CONTRACTS = [
         bad=[
             Bad((_INT, _Q), {}, TypeError, "x must be a floating tensor, got torch.int64"),
             Bad((_Q, _INT), {}, TypeError, "mask must be a floating tensor, got torch.int64"),
+            Bad((_Q, -_Q), {}, ValueError, r"mask must be in \[0, 1\]"),
         ],
     ),
 ]
