@@ -42,13 +42,23 @@ def test_look_at_puts_the_target_in_the_middle_and_up_upwards() -> None:
     assert torch.linalg.det(rotation) > 0
 
 
-def test_points_not_in_front_are_nan_with_zero_gradient() -> None:
+def test_points_not_in_front_are_at_the_principal_point_with_zero_gradient() -> None:
     points = torch.tensor([[0.0, 0.0, -1.0], [0.3, 0.1, 0.0], [0.0, 0.0, 2.0]], requires_grad=True)
-    seen = Camera.pinhole(10.0, (4, 4)).project(points)
-    assert seen.pixels.isnan().all(-1).tolist() == [True, True, False]
-    (gradient,) = torch.autograd.grad(seen.pixels.nan_to_num().sum(), points)
+    camera = Camera(torch.tensor([[10.0, 0.5, 2.0], [0.0, 10.0, 1.0], [0.0, 0.0, 1.0]]), torch.eye(4), (4, 4))
+    seen = camera.project(points)
+    assert seen.pixels.tolist() == [[2.0, 1.0]] * 3
+    assert (seen.depth > 0).tolist() == [False, False, True]
+    (gradient,) = torch.autograd.grad(seen.pixels.sum(), points)
     assert gradient[:2].abs().max() == 0
-    assert torch.isfinite(gradient).all()
+    torch.testing.assert_close(gradient[2], torch.tensor([5.0, 5.25, 0.0]))
+
+
+def test_far_and_near_points_keep_their_direction() -> None:
+    camera, directions = Camera.pinhole(10.0, (4, 4)), torch.tensor([[0.1, -0.2, 1.0]])
+    for size in (1e-30, 1e30):
+        torch.testing.assert_close(camera.project(size * directions).pixels, camera.project(directions).pixels)
+        towards = look_at(torch.zeros(3), size * directions[0], up=UP)
+        torch.testing.assert_close(towards, look_at(torch.zeros(3), directions[0], up=UP))
 
 
 def test_batches_broadcast() -> None:
@@ -73,5 +83,13 @@ def test_resized_sees_the_same_at_another_size() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="focal must be > 0"):
         Camera.pinhole(0.0, (4, 4))
-    with pytest.raises(ValueError, match="size must be"):
+    with pytest.raises(ValueError, match="height of size must be an integer >= 1"):
         Camera(torch.eye(3), torch.eye(4), (0, 4))
+    with pytest.raises(ValueError, match="focal lengths other than 0"):
+        Camera(torch.zeros(3, 3), torch.eye(4), (4, 4))
+    with pytest.raises(ValueError, match="camera_from_world must be invertible"):
+        Camera(torch.eye(3), torch.zeros(4, 4), (4, 4))
+    with pytest.raises(TypeError, match="must have the same dtype"):
+        Camera(torch.eye(3), torch.eye(4).double(), (4, 4))
+    with pytest.raises(ValueError, match="points and the camera must have shapes that broadcast"):
+        Camera(torch.eye(3), torch.eye(4).expand(2, 4, 4), (4, 4)).project(torch.zeros(3, 1, 3))

@@ -7,9 +7,18 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_floating, check_integer, check_positive, check_shape
+from pullback.core.checks import (
+    check_broadcast,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_positive,
+    check_same_dtype,
+    check_shape,
+)
 from pullback.core.numerics import solve
 from pullback.core.shapes import Float, Tensor
+from pullback.core.transforms import can_look
 
 __all__ = ["Camera", "Projection", "Rays", "look_at"]
 
@@ -18,7 +27,8 @@ class Projection(NamedTuple):
     """Points seen by a camera.
 
     Attributes:
-        pixels: ``[*batch, n, 2]`` positions ``(x, y)`` in pixels; NaN (with zero gradient) for points not in front.
+        pixels: ``[*batch, n, 2]`` positions ``(x, y)`` in pixels; for points not in front, which no pixel shows, the
+            principal point with zero gradient, so that a mask by ``depth > 0`` keeps a loss finite.
         depth: ``[*batch, n]`` distance along the optical axis, metres; <= 0 for points not in front.
     """
 
@@ -52,8 +62,10 @@ class Camera:
         size: ``(height, width)`` of the image, pixels.
 
     Raises:
-        TypeError: a matrix is not a floating tensor.
-        ValueError: a matrix has another shape, the batch shapes do not broadcast, or ``size`` is not two integers >= 1.
+        TypeError: a matrix is not a floating tensor, they differ in dtype, or ``size`` is not of integers.
+        ValueError: a matrix has another shape or an entry that is not finite, the batch shapes do not broadcast, a
+            focal length is 0, the pose cannot be inverted, or ``size`` is not two integers >= 1. The values are not
+            checked under transforms of ``torch.func`` and ``torch.compile``.
 
     Example:
         >>> camera = Camera.pinhole(100.0, (60, 80))
@@ -77,13 +89,21 @@ class Camera:
             raise ValueError(f"size must be (height, width), got {self.size}")
         for name, pixels in zip(("height", "width"), self.size, strict=True):
             check_integer(f"{name} of size", pixels, 1)
-        try:
-            _ = self.batch_shape
-        except RuntimeError:
-            raise ValueError(
-                "intrinsics and camera_from_world must have batch shapes that broadcast, got "
-                f"{tuple(self.intrinsics.shape[:-2])} and {tuple(self.camera_from_world.shape[:-2])}"
-            ) from None
+        check_same_dtype(intrinsics=self.intrinsics, camera_from_world=self.camera_from_world)
+        check_broadcast(intrinsics=self.intrinsics.shape[:-2], camera_from_world=self.camera_from_world.shape[:-2])
+        if can_look(self.intrinsics) and can_look(self.camera_from_world):
+            self._check_values()
+
+    def _check_values(self) -> None:
+        check_finite("intrinsics", self.intrinsics)
+        check_finite("camera_from_world", self.camera_from_world)
+        fx, _, _, fy, _ = (entry.detach() for entry in self._entries())
+        if bool(((fx == 0) | (fy == 0)).any()):
+            raise ValueError("intrinsics must have focal lengths other than 0")
+        matrix = self.camera_from_world[..., :3, :3].detach()
+        unit = matrix / matrix.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+        if bool((torch.linalg.det(unit.to(torch.promote_types(unit.dtype, torch.float32))) == 0).any()):
+            raise ValueError("camera_from_world must be invertible")
 
     @classmethod
     def pinhole(
@@ -132,14 +152,16 @@ class Camera:
 
     def transform(self, points: Float[Tensor, "*batch n 3"]) -> Float[Tensor, "*result n 3"]:
         """Return world points ``[*batch, n, 3]`` in the camera's axes."""
+        self._check_input(points.shape[:-2], points=points)
         check_shape("points", points, (None, 3))
         matrix, shift = self.camera_from_world[..., :3, :3], self.camera_from_world[..., :3, 3]
         return points @ matrix.mT + shift[..., None, :]
 
     def project(self, points: Float[Tensor, "*batch n 3"]) -> Projection:
-        """Return pixels and depth of world points ``[*batch, n, 3]``; NaN pixels for points not in front.
+        """Return pixels and depth of world points ``[*batch, n, 3]``.
 
         Raises:
+            TypeError: ``points`` has another dtype than the camera.
             ValueError: ``points`` has another shape.
         """
         x, y, depth = self.transform(points).unbind(-1)
@@ -147,14 +169,16 @@ class Camera:
         front = depth > 0
         # The division is by 1 where there is nothing to see, so that its gradient is 0 and not NaN.
         safe = torch.where(front, depth, 1.0)
-        pixels = torch.stack([(fx * x + skew * y) / safe + cx, fy * y / safe + cy], -1)
-        return Projection(torch.where(front[..., None], pixels, torch.nan), depth)
+        right, down = torch.where(front, x, 0.0) / safe, torch.where(front, y, 0.0) / safe
+        pixels = torch.stack([fx * right + skew * down + cx, fy * down + cy], -1)
+        return Projection(torch.where(front[..., None], pixels, pixels.detach()), depth)
 
     def unproject(
         self, pixels: Float[Tensor, "*batch n 2"], depth: Float[Tensor, "*batch n"]
     ) -> Float[Tensor, "*result n 3"]:
         """Return the world points ``[*batch, n, 3]`` seen at ``pixels`` ``(x, y)`` at a ``depth`` in metres."""
-        check_shape("pixels", pixels, (None, 2))
+        self._check_input(depth.shape[:-1], pixels=pixels, depth=depth)
+        check_shape("depth", depth, (pixels.shape[-2],))
         seen = self.pixel_directions(pixels) * depth[..., None]
         matrix, shift = self.camera_from_world[..., :3, :3], self.camera_from_world[..., :3, 3]
         return solve(matrix, (seen - shift[..., None, :]).mT).mT
@@ -167,6 +191,8 @@ class Camera:
                 ``[*batch, height, width, 3]``.
         """
         if pixels is not None:
+            check_shape("pixels", pixels, (None, 2))
+            self._check_input(pixels.shape[:-2], pixels=pixels)
             x, y = pixels.unbind(-1)
             fx, skew, cx, fy, cy = self._entries()
             down = (y - cy) / fy
@@ -210,6 +236,11 @@ class Camera:
             camera_from_world=self.camera_from_world.to(target),
         )
 
+    def _check_input(self, batch: torch.Size, **tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            check_same_dtype(**{name: check_floating(name, tensor), "intrinsics": self.intrinsics})
+        check_broadcast(**{next(iter(tensors)): batch, "the camera": self.batch_shape})
+
     def _entries(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The focal lengths, skew and principal point, each ``[*batch, 1]`` against the points of an item."""
         k = self.intrinsics[..., None, :, :]
@@ -241,8 +272,14 @@ def look_at(
         >>> (pose @ torch.tensor([0.0, 0.0, 0.0, 1.0])).tolist()
         [0.0, 0.0, 3.0, 1.0]
     """
-    position, target = torch.broadcast_tensors(check_floating("position", position), check_floating("target", target))
-    forward = target - position
+    check_shape("position", check_floating("position", position), (3,))
+    check_shape("target", check_floating("target", target), (3,))
+    check_same_dtype(position=position, target=target)
+    check_broadcast(position=position.shape, target=target.shape)
+    position, target = torch.broadcast_tensors(position, target)
+    sight = target - position
+    size = sight.detach().abs().amax(dim=-1, keepdim=True)
+    forward = sight / torch.where(size > 0, size, 1.0)  # of length 1 to 2: its square neither over- nor underflows
     right = torch.linalg.cross(forward, forward.new_tensor(up).expand_as(forward))
     if bool((right.norm(dim=-1) <= 1e-6 * forward.norm(dim=-1)).any()):
         raise ValueError(f"target must differ from position, and up must not be along the line of sight, got up={up}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,7 @@ from pullback.geometry import Camera, look_at
 from tests.contracts.contract import Bad, Call, Contract
 
 _SIZE = (4, 6)
-_EXACT = "half precision: ten bits do not name a pixel"
+_EXACT = "half precision: ten bits do not name a pixel; the pose turns and moves the largest number beyond itself"
 
 
 def _randn(generator: torch.Generator, *shape: int) -> Tensor:
@@ -29,8 +32,8 @@ def _points(generator: torch.Generator) -> list[Call]:
     return [Call((points, *_camera(generator)))]
 
 
-def _project(points: Tensor, intrinsics: Tensor, pose: Tensor) -> tuple[Tensor, ...]:
-    return tuple(Camera(intrinsics, pose, _SIZE).project(points))
+def _project(points: Tensor, intrinsics: Tensor, pose: Tensor, size: Any = _SIZE) -> tuple[Tensor, ...]:
+    return tuple(Camera(intrinsics, pose, size).project(points))
 
 
 def _project_homogeneous(points: Tensor, intrinsics: Tensor, pose: Tensor) -> tuple[Tensor, ...]:
@@ -63,10 +66,6 @@ def _look(generator: torch.Generator) -> list[Call]:
     return [Call((_randn(generator, 3), _randn(generator, 3) + 5), {"up": (0.0, -1.0, 0.0)})]
 
 
-def _new(intrinsics: Tensor, pose: Tensor, size: tuple[int, int]) -> Camera:
-    return Camera(intrinsics, pose, size)
-
-
 _EYE3, _EYE4 = torch.eye(3), torch.eye(4)
 
 CONTRACTS = [
@@ -80,8 +79,12 @@ CONTRACTS = [
             Bad((torch.zeros(5, 3), torch.eye(2), _EYE4), {}, ValueError, "intrinsics must have shape"),
             Bad((torch.zeros(5, 3), _EYE3, _EYE3), {}, ValueError, "camera_from_world must have shape"),
             Bad((torch.zeros(5, 3), _EYE3.long(), _EYE4), {}, TypeError, "intrinsics must be a floating tensor"),
+            Bad((torch.zeros(5, 3), _EYE3 * math.nan, _EYE4), {}, ValueError, "intrinsics must be finite"),
+            Bad((torch.zeros(5, 3), _EYE3, _EYE4), {"size": (4, 4, 4)}, ValueError, "size must be .height, width."),
+            Bad((torch.zeros(5, 3), _EYE3, _EYE4), {"size": (4, 4.0)}, TypeError, "width of size must be an integer"),
         ],
         half=False,
+        large_limit=1e37,
         why=_EXACT,
     ),
     Contract(
@@ -90,9 +93,12 @@ CONTRACTS = [
         _points,
         reference=lambda points, *_: points,
         half=False,
+        large_limit=1e37,
         why=_EXACT,
     ),
-    Contract("geometry.Camera[rays]", _rays, _pixels, reference=_rays_homogeneous, half=False, why=_EXACT),
+    Contract(
+        "geometry.Camera[rays]", _rays, _pixels, reference=_rays_homogeneous, half=False, large_limit=1e37, why=_EXACT
+    ),
     Contract(
         "geometry.look_at",
         look_at,
@@ -100,10 +106,12 @@ CONTRACTS = [
         bad=[
             Bad((torch.zeros(3), torch.zeros(3)), {"up": (0.0, -1.0, 0.0)}, ValueError, "target must differ"),
             Bad((torch.zeros(3), torch.tensor([0.0, 2.0, 0.0])), {"up": (0.0, -1.0, 0.0)}, ValueError, "line of sight"),
+            Bad((torch.zeros(2), torch.ones(2)), {"up": (0.0, -1.0, 0.0)}, ValueError, "position must have shape"),
         ],
         vmap=False,
         compile=False,
         half=False,
+        large_limit=1e37,
         why="vmap, compile: it looks at the values to refuse what has no answer; " + _EXACT,
     ),
 ]
