@@ -199,7 +199,7 @@ def check_shape(name: str, value: Tensor, expected: tuple[int | None, ...]) -> N
 
 
 def check_same_dtype(**tensors: Tensor) -> None:
-    """Raise ``TypeError`` unless the named tensors have one dtype.
+    """Raise ``TypeError`` unless the named tensors have one dtype, ``ValueError`` unless they are on one device.
 
     Example:
         >>> check_same_dtype(matrix=torch.zeros(1), right=torch.zeros(1, dtype=torch.float64))
@@ -209,6 +209,9 @@ def check_same_dtype(**tensors: Tensor) -> None:
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         came = " and ".join(str(tensor.dtype) for tensor in tensors.values())
         raise TypeError(f"{' and '.join(tensors)} must have the same dtype, got {came}")
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        came = " and ".join(str(tensor.device) for tensor in tensors.values())
+        raise ValueError(f"{' and '.join(tensors)} must be on the same device, got {came}")
 
 
 def check_broadcast(**shapes: tuple[int, ...]) -> torch.Size:
