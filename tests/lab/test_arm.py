@@ -230,6 +230,37 @@ def test_a_kill_at_any_step_leaves_no_trace_in_the_numbers(place: str, whole: Ru
     assert resumed.counts == whole.counts
 
 
+def test_a_complete_run_leaves_no_checkpoints(tmp_path: Path) -> None:
+    def checkpoints(directory: Path | None) -> list[Path]:
+        assert directory is not None
+        return list(directory.glob("checkpoints/*"))
+
+    assert checkpoints(lab.run("toy-arms", runs=tmp_path / "a", budget=1e-9, quiet=True).directory)
+    assert not checkpoints(lab.run("toy-arms", runs=tmp_path / "a", resume=True, quiet=True).directory)
+    assert checkpoints(lab.run("toy-arms", runs=tmp_path / "b", keep_checkpoints=True, quiet=True).directory)
+
+
+def test_a_run_states_its_cpu_seconds_threads_and_memory_over_all_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+
+    def tick() -> float:
+        clock[0] += 1
+        return clock[0]
+
+    monkeypatch.setattr("time.process_time", tick)
+    first = lab.run("toy-arms", runs=tmp_path, budget=1e-9, quiet=True)
+    began = clock[0]
+    second = lab.run("toy-arms", runs=tmp_path, resume=True, quiet=True)
+    assert 0 < first.cpu_seconds < 100
+    assert second.cpu_seconds - first.cpu_seconds == clock[0] - began - 1, (
+        "from the first look at the clock to the last"
+    )
+    assert second.threads == torch.get_num_threads()
+    assert second.peak_memory > 2e7, "torch alone takes more"
+
+
 def test_a_kill_of_a_whole_process_can_be_resumed(whole: RunResult, tmp_path: Path) -> None:
     command = ["run", "toy-arms", "--seed", "3", "--checkpoint-every", "0", "--runs", str(tmp_path), "--quiet"]
     killed = subprocess.run(

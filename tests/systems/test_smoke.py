@@ -33,7 +33,7 @@ def test_system_runs_and_resumes(slug: str, tmp_path: Path) -> None:
     for block in system.blocks:
         family, _, name = block.partition(".")
         assert name in getattr(pullback, family).__all__, f"blocks names {block}, which is not public"
-    result = lab.run(slug, scale="smoke", seed=1, runs=tmp_path, quiet=True)
+    result = lab.run(slug, scale="smoke", seed=1, runs=tmp_path, keep_checkpoints=True, quiet=True)
 
     assert result.status == "complete"
     assert result.directory is not None

@@ -51,6 +51,10 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[float, Parameter(help="Seconds between checkpoints inside a loop; 0: after every step.")],
         30.0,
     ),
+    "keep_checkpoints": (
+        Annotated[bool, Parameter(negative=(), help="Keep the checkpoints when the run is complete.")],
+        False,
+    ),
     "runs": (Runs, Path("runs")),
     "json": (Json, False),
     "quiet": (Annotated[bool, Parameter(negative=(), help="No progress on standard error.")], False),
@@ -178,7 +182,10 @@ def _run(system: System, config: dict[str, Any], *, json: bool, **options: Any) 
         print_json(result.to_json())
     else:
         print_result(result)
-        print_line(f"\n{result.status} in {result.seconds:.1f} s: {result.directory}")
+        print_line(
+            f"\n{result.status} in {result.seconds:.1f} s ({result.cpu_seconds:.1f} CPU s, {result.threads} "
+            f"{'thread' if result.threads == 1 else 'threads'}, {result.peak_memory / 1e6:.0f} MB): {result.directory}"
+        )
         if result.status != "complete":
             print_line(again)
     return 1 if result.failed else 0

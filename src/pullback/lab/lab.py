@@ -400,6 +400,10 @@ class Lab:
         """Ask the running loop to stop after its step; ``False`` when no loop runs that could."""
         return self._loops.request_stop()
 
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of a run that is complete."""
+        self._loops.remove_checkpoints()
+
     def finish(self, status: str, error: str = "") -> RunResult:
         """Write the final record."""
         return self._recorder.finish(status, error)

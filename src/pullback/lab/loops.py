@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,12 @@ class Loops:
         """Ask the running loop to stop after its step; ``False`` when no loop runs that could."""
         self._stop = "interrupted"
         return self._recorder.step is not None
+
+    def remove_checkpoints(self) -> None:
+        """Remove all checkpoints of the run."""
+        folder = self._recorder.directory / "checkpoints"
+        if self._processes.is_main and folder.exists():
+            shutil.rmtree(folder)
 
     def _loop(self, count: int, label: str, save: Mapping[str, Any] | None, path: Path) -> Iterator[int]:
         done, recorder = 0, self._recorder

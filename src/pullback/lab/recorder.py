@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -49,6 +51,7 @@ class Recorder:
         self._series: dict[tuple[str, str, int | None], Series] = {}
         self._replicated: dict[tuple[str, str], dict[int, float]] = {}
         self._began = self.written = time.monotonic()
+        self._cpu_seconds = result.cpu_seconds - time.process_time()  # those of former processes of a resumed run
         self.write_cost = 0.0
 
     # Series
@@ -208,6 +211,9 @@ class Recorder:
         """Write the record."""
         start = time.monotonic()
         self.result.seconds = start - self._began
+        self.result.cpu_seconds = self._cpu_seconds + time.process_time()
+        self.result.threads = torch.get_num_threads()
+        self.result.peak_memory = max(self.result.peak_memory, _resident_memory())
         self.result.write()
         self.written = time.monotonic()
         self.write_cost = self.written - start
@@ -265,6 +271,12 @@ def number(name: str, value: Any) -> float:
     if not isinstance(value, bool | int | float):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return float(value) if isinstance(value, Measured) else value
+
+
+def _resident_memory() -> int:
+    """The largest resident memory that this process has had, in bytes."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def _numbers(name: str, value: Any) -> list[float]:

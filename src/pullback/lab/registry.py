@@ -27,7 +27,7 @@ __all__ = ["SCALES", "System", "families", "load", "slugs", "system"]
 
 RESERVED_OPTIONS = (
     *("budget", "checkpoint_every", "data", "debug", "device", "help", "json", "resume", "runs", "scale", "seed"),
-    *("quiet", "version"),
+    *("keep_checkpoints", "quiet", "version"),
 )
 """Options of ``pullback run`` itself: no field of a ``Config`` has one of these names."""
 

@@ -59,6 +59,7 @@ def run(
     runs: str | Path = "runs",
     resume: bool = False,
     checkpoint_every: float = 30.0,
+    keep_checkpoints: bool = False,
     quiet: bool = False,
 ) -> RunResult:
     """Run a system and keep what it finds in ``runs/<slug>/<time>/``.
@@ -74,6 +75,7 @@ def run(
         runs: the results store.
         resume: continue the latest unfinished run of this system (of this scale, seed and config, where given).
         checkpoint_every: seconds between checkpoints within a loop; 0 saves after every step.
+        keep_checkpoints: keep them when the run is complete; nothing but ``resume`` reads them.
         quiet: no progress on standard error.
 
     Returns:
@@ -110,7 +112,10 @@ def run(
             if former is not None and former.versions.get("system") != result.versions["system"]:
                 shown.say(f"the file of {system.slug} has changed since {directory} was begun")
             result.write()
-            return _execute(system, settings, lab)
+            finished = _execute(system, settings, lab)
+            if finished.status == "complete" and not keep_checkpoints:
+                lab.remove_checkpoints()
+            return finished
 
 
 def _execute(system: System, settings: Any, lab: Lab) -> RunResult:
