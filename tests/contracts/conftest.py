@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +40,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = law.cases(metafunc.module.CONTRACTS)
     names = ("contract", "bad")[: len(cases[0][1])]
     metafunc.parametrize(names, [case for _, case in cases], ids=[name for name, _ in cases])
-
-
-@pytest.fixture
-def without_shape_checks() -> Iterator[None]:
-    """The block as a user calls it: its own checks speak, and a compiler sees no wrapper."""
-    try:
-        import jaxtyping
-    except ModuleNotFoundError:  # a machine with torch and pytest alone, where no call is wrapped
-        yield
-        return
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
