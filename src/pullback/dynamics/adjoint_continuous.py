@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pullback.dynamics.accepted import Steps, dense_state
-from pullback.dynamics.loop import Control, Problem, integrate
+from pullback.dynamics.loop import integrate
+from pullback.dynamics.problem import Cotangents, Gradients, Problem, Solved
 from pullback.dynamics.steps import StepAdjoint, Stepper
+from pullback.dynamics.storage import Step, dense_state
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.transforms import some
 
 __all__ = ["backsolve_adjoint", "interpolated_adjoint"]
 
 
-def backsolve_adjoint(
-    problem: Problem, states: Tensor, times: Tensor, reached: Tensor, params: list[Tensor], outputs: Tensor
-) -> tuple[Tensor, list[Tensor | None]]:
+def backsolve_adjoint(problem: Problem, solved: Solved, params: list[Tensor], cotangents: Cotangents) -> Gradients:
     """Chen et al. (2018): [y, a] backwards, y restarted from each output."""
+    states, times, outputs = solved.states, solved.times, cotangents[0]
+    assert states is not None  # Adjoint.keeps_states
     pull = StepAdjoint(problem.field, problem.tableau, states[0], params, one_stage=True, tolerance=1e-6)
     slope = _Augmented(pull, problem.tableau, states.shape[-1])
-    bar = torch.where(reached >= times[-1], outputs[-1], 0.0)
+    bar = torch.where(solved.reached >= times[-1], outputs[-1], 0.0)
+    control = replace(problem.control, max_steps=10 * problem.control.max_steps)
     step: Tensor | None = None
     for i in range(len(times) - 1, 0, -1):
         start = torch.cat([torch.nan_to_num(states[i]), bar], 1)
         span = -torch.stack([times[i], times[i - 1]])
-        control = _reversed_control(problem.control)
         run = integrate(slope, problem.tableau, start, span, control, on_step=slope.end_step, first_step=step)
         if run.problem:
             raise RuntimeError(f"adjoint='backsolve': the reverse solve failed: {run.problem}")
         # a sample without an interval here (times of its own) has no step to hand on
-        step = None if run.step is None or some(run.step <= 0) else run.step
+        step = None if run.next_step is None or some(run.next_step <= 0) else run.next_step
         bar = run.final[:, slope.size :] + torch.nan_to_num(outputs[i - 1])
     return bar, pull.gradients
-
-
-def _reversed_control(control: Control) -> Control:
-    return Control(control.rtol, control.atol, control.step, control.shared, 10 * control.max_steps)
 
 
 class _Augmented:
@@ -79,36 +77,35 @@ class _Augmented:
             (grad,) = torch.autograd.grad(k, leaf, a, allow_unused=True)
         return torch.cat([-k.detach(), torch.zeros_like(k) if grad is None else grad], 1)
 
-    def end_step(self, u: Tensor, h: Tensor, z: Tensor, stepper: Stepper, stages: Any) -> None:
-        whole = h is self.h
+    def end_step(self, step: Step, stepper: Stepper) -> None:
+        whole = step.h is self.h
         self.h = None
         if not self.pull.params:
             return
         if whole:
             for share in self.shares:
                 self.pull.add(share)
-        again = [(0, u, z)] if self.weights[0] != 0 else []
+        again = [(0, step.t, step.y)] if self.weights[0] != 0 else []
         for stage, at, state in again if whole else again + self.visited:
             _, k = self.pull.evaluate(-at, state[:, : self.size])
             if k.requires_grad:
-                cotangent = (h * self.weights[stage]) * state[:, self.size :]
+                cotangent = (step.h * self.weights[stage]) * state[:, self.size :]
                 self.pull.add(torch.autograd.grad(k, self.pull.params, cotangent, allow_unused=True))
 
 
-def interpolated_adjoint(
-    problem: Problem, steps: Steps, times: Tensor, reached: Tensor, y0: Tensor, params: list[Tensor], outputs: Tensor
-) -> tuple[Tensor, list[Tensor | None]]:
+def interpolated_adjoint(problem: Problem, solved: Solved, params: list[Tensor], cotangents: Cotangents) -> Gradients:
     """The adjoint alone is solved backwards along the stored dense output, on the accepted steps cut at the outputs.
 
     The steps are known beforehand, so one vector-Jacobian product a stage, weighted by its share in the step, gives the
     slope of the adjoint and the stage's part of the integral over the parameters.
     """
-    tableau, samples = problem.tableau, y0.shape[0]
+    tableau, y0, times, reached = problem.tableau, solved.y0, solved.times, solved.reached
+    samples, steps = y0.shape[0], solved.steps.aligned(reached, y0)
     pull = StepAdjoint(problem.field, tableau, y0, params, one_stage=True, tolerance=1e-6)
     count = len(steps.times)
     nodes = torch.cat([steps.times.expand(-1, samples, 1), torch.minimum(times, reached).expand(-1, samples, 1)])
     grid, origin = nodes[..., 0].sort(dim=0)
-    late = torch.where(reached >= times, outputs, 0.0)
+    late = torch.where(reached >= times, cotangents[0], 0.0)
     column = torch.arange(samples, device=y0.device)
     stage = 0
 

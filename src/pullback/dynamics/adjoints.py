@@ -14,17 +14,27 @@ import torch
 from torch import Tensor
 
 from pullback.core.transforms import transform_running
-from pullback.dynamics.accepted import Steps, accepted_steps, aligned
 from pullback.dynamics.adjoint_continuous import backsolve_adjoint, interpolated_adjoint
-from pullback.dynamics.adjoint_discrete import discrete_adjoint, replayed_adjoint
+from pullback.dynamics.adjoint_discrete import checkpoint_adjoint, replayed_adjoint, symplectic_adjoint
 from pullback.dynamics.captures import captured_tensors, reachable_parameters
 from pullback.dynamics.field import FlatField
-from pullback.dynamics.loop import Problem, Run, integrate
+from pullback.dynamics.loop import Run, integrate
+from pullback.dynamics.problem import Adjoint, Problem, Solved
 from pullback.dynamics.steps import Stepper
+from pullback.dynamics.storage import Keep, Step, Steps
 
 __all__ = ["ADJOINTS", "solve"]
 
-ADJOINTS = ("checkpoint", "backsolve", "interpolated", "unrolled", "symplectic")
+ADJOINTS: dict[str, Adjoint] = {
+    adjoint.name: adjoint
+    for adjoint in (
+        Adjoint("checkpoint", exact=True, keeps="states", backward=checkpoint_adjoint),
+        Adjoint("backsolve", exact=False, keeps_states=True, backward=backsolve_adjoint),
+        Adjoint("interpolated", exact=False, keeps="stages", backward=interpolated_adjoint),
+        Adjoint("unrolled", exact=True),
+        Adjoint("symplectic", exact=True, keeps="states", backward=symplectic_adjoint),
+    )
+}
 
 
 def solve(
@@ -41,12 +51,11 @@ def solve(
     Returns:
         States ``[times, samples, size]``, the run and, where dense output was asked for, the steps.
     """
-    field, tableau, control = problem.field, problem.tableau, problem.control
-    if not torch.is_grad_enabled() and not transform_running():
-        run = integrate(field.quiet, tableau, y0, times, control, keep="stages" if problem.dense else "nothing")
-        return run.states, run, aligned(run) if problem.dense else None
+    field = problem.field
     if transform_running():
         return _unrolled(problem, y0, times)
+    if not torch.is_grad_enabled():
+        return _without_gradient(problem, y0, times, None)
     leaf = y0.detach().requires_grad_()
     start = times[0]
     output, captured = captured_tensors(lambda y: field(start, y), leaf)
@@ -56,11 +65,8 @@ def solve(
     del output  # and the graph with it
     params = {id(p): p for p in [*(explicit or ()), *captured, *reachable_parameters(field.field)] if p.requires_grad}
     if not y0.requires_grad and not params:
-        run = integrate(
-            field.quiet, tableau, y0, times, control, keep="stages" if problem.dense else "nothing", first=first
-        )
-        return run.states, run, aligned(run) if problem.dense else None
-    if problem.adjoint == "unrolled":
+        return _without_gradient(problem, y0, times, first)
+    if problem.adjoint.backward is None:
         return _unrolled(problem, y0 if y0.requires_grad else leaf, times)
     box: dict[str, Any] = {"first": first}
     result = _Solve.apply(problem, box, times, y0, *params.values())
@@ -68,6 +74,14 @@ def solve(
     steps = Steps(box["times"], result[1], result[2]) if problem.dense else None
     run.states = result[0]
     return result[0], run, steps
+
+
+def _without_gradient(
+    problem: Problem, y0: Tensor, times: Tensor, first: Tensor | None
+) -> tuple[Tensor, Run, Steps | None]:
+    keep: Keep = "stages" if problem.dense else "nothing"
+    run = integrate(problem.field.quiet, problem.tableau, y0, times, problem.control, keep=keep, first=first)
+    return run.states, run, run.steps.aligned(run.reached, run.final) if problem.dense else None
 
 
 def _check_constant(field: FlatField, t: Tensor, y: Tensor, value: Tensor) -> None:
@@ -81,10 +95,10 @@ def _check_constant(field: FlatField, t: Tensor, y: Tensor, value: Tensor) -> No
 
 
 def _unrolled(problem: Problem, y0: Tensor, times: Tensor) -> tuple[Tensor, Run, Steps | None]:
-    nodes: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    nodes: list[Step] = []
 
-    def note(t: Tensor, h: Tensor, y: Tensor, stepper: Stepper, stages: Any) -> None:
-        nodes.append((t, t + h, y, torch.stack(stages)))
+    def note(step: Step, stepper: Stepper) -> None:
+        nodes.append(step)
 
     run = integrate(
         problem.field,
@@ -99,9 +113,10 @@ def _unrolled(problem: Problem, y0: Tensor, times: Tensor) -> tuple[Tensor, Run,
         return run.states, run, None
     if not nodes:
         return run.states, run, Steps(times[:1], y0[None][:0], None)
-    t, t_next, y, stages = zip(*nodes, strict=True)
     # a rejected attempt leaves t where it was: a step of length zero, which the look-up never meets
-    return run.states, run, Steps(torch.stack([*t, t_next[-1]]), torch.stack(y), torch.stack(stages))
+    t = torch.stack([*(step.t for step in nodes), nodes[-1].t + nodes[-1].h])
+    stages = torch.stack([torch.stack(step.stages) for step in nodes])
+    return run.states, run, Steps(t, torch.stack([step.y for step in nodes]), stages)
 
 
 class _Solve(torch.autograd.Function):
@@ -110,64 +125,38 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, box: dict[str, Any], times: Tensor, y0: Tensor, *params: Tensor) -> Any:
         adjoint = problem.adjoint
-        keep = {"backsolve": "nothing", "interpolated": "stages"}.get(adjoint, "states")
-        run = integrate(
-            problem.field.quiet,
-            problem.tableau,
-            y0,
-            times,
-            problem.control,
-            keep="stages" if problem.dense else keep,
-            first=box["first"],
-        )
+        keep: Keep = "stages" if problem.dense else adjoint.keeps
+        run = integrate(problem.field.quiet, problem.tableau, y0, times, problem.control, keep=keep, first=box["first"])
         box["run"] = run
-        ctx.problem, ctx.nodes, ctx.count = problem, run.nodes, len(run.times)
-        ctx.owners = [s is None for s in run.samples]
-        owners = [s for s in run.samples if s is not None]
-        kept = run.stages if adjoint == "interpolated" else []
-        saved_states = [run.states] if adjoint == "backsolve" else []
-        ctx.params = len(params)
-        ctx.save_for_backward(*params, y0, times, run.reached, *run.times, *run.starts, *owners, *saved_states, *kept)
-        starts, stages = y0.new_empty(0), y0.new_empty(0)
+        kept, starts, stages = run.steps, y0.new_empty(0), y0.new_empty(0)
         if problem.dense:
-            steps = aligned(run)
+            steps = kept.aligned(run.reached, run.final)
             box["times"], starts = steps.times, steps.starts.clone()
             stages = steps.stages if steps.stages is not None else stages
-        else:
-            run.starts, run.stages, run.times = [], [], []
+        if adjoint.keeps != "stages":
+            kept.stages = []  # the dense output holds them, the backward pass does not
+        states = [run.states] if adjoint.keeps_states else []
+        ctx.problem, ctx.nodes, ctx.params, ctx.states = problem, run.nodes, len(params), len(states)
+        ctx.steps = kept.emptied()
+        ctx.save_for_backward(*params, y0, times, run.reached, *states, *kept.tensors())
+        run.steps = ctx.steps
         return run.states, starts, stages
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         problem: Problem = ctx.problem
         saved = list(ctx.saved_tensors)
-        params, rest = saved[: ctx.params], saved[ctx.params :]
-        y0, times, reached, *rest = rest
-        t, rest = rest[: ctx.count], rest[ctx.count :]
-        starts, rest = rest[: ctx.count], rest[ctx.count :]
-        owners = [None if everyone else rest.pop(0) for everyone in ctx.owners]
-        exact = problem.adjoint in ("checkpoint", "symplectic")
-        if torch.is_grad_enabled() and exact:
-            steps = list(accepted_steps(t, starts, owners, reached))
-            return (
-                None,
-                None,
-                None,
-                *replayed_adjoint(problem, ctx.nodes, steps, times, reached, y0, params, cotangents),
-            )
+        params, (y0, times, reached, *rest) = saved[: ctx.params], saved[ctx.params :]
+        states, kept = rest[: ctx.states], ctx.steps.restored(rest[ctx.states :])
+        solved = Solved(y0, times, reached, ctx.nodes, kept, states[0] if states else None)
+        if torch.is_grad_enabled() and problem.adjoint.exact:
+            return None, None, None, *replayed_adjoint(problem, solved, params, cotangents)
         if torch.is_grad_enabled() and any(c.requires_grad for c in cotangents):
             raise RuntimeError(
-                f"adjoint={problem.adjoint!r} is not differentiable twice; use 'checkpoint', 'symplectic' or 'unrolled'"
+                f"adjoint={problem.adjoint.name!r} is not differentiable twice; "
+                "use 'checkpoint', 'symplectic' or 'unrolled'"
             )
+        assert problem.adjoint.backward is not None  # solve() unrolls instead
         with torch.no_grad():
-            if exact:
-                steps = list(accepted_steps(t, starts, owners, reached))
-                y_bar, gradients = discrete_adjoint(problem, ctx.nodes, steps, times, reached, y0, params, cotangents)
-            elif problem.adjoint == "backsolve":
-                y_bar, gradients = backsolve_adjoint(problem, rest[0], times, reached, params, cotangents[0])
-            else:
-                run = Run(y0, y0, reached, reached, reached, reached, None, t, starts, owners, rest)
-                y_bar, gradients = interpolated_adjoint(
-                    problem, aligned(run), times, reached, y0, params, cotangents[0]
-                )
+            y_bar, gradients = problem.adjoint.backward(problem, solved, params, cotangents)
         return None, None, None, y_bar, *gradients

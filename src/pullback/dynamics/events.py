@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pullback.dynamics.adjoints import solve
-from pullback.dynamics.field import FlatField
-from pullback.dynamics.loop import Control, Problem, Run, integrate
-from pullback.dynamics.odeint import shifted_end, shifted_start
-from pullback.dynamics.steps import Stepper
+from pullback.dynamics.loop import Run, integrate
+from pullback.dynamics.problem import Problem
+from pullback.dynamics.roots import Conditions, RootFinder, newton_root
+from pullback.dynamics.times import shifted_end, shifted_start
 from pullback.dynamics.transforms import some
 
-__all__ = ["Event", "solve_with_events"]
-
-_PROBES = 4  # looks for a change of sign within a step, so that two roots in one step are told apart
+__all__ = ["Event", "EventRecord", "solve_with_events"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,10 @@ class Event:
     reset: Callable[[Tensor, Any], Any] | None = None
 
     def __post_init__(self) -> None:
+        if not callable(self.condition):
+            raise TypeError(f"condition must be a function of t and y, got {type(self.condition).__name__}")
+        if self.reset is not None and not callable(self.reset):
+            raise TypeError(f"reset must be a function of t and y, or None, got {type(self.reset).__name__}")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"direction must be -1, 0 or 1, got {self.direction!r}")
         if self.terminal and self.reset is not None:
@@ -70,93 +72,12 @@ class Event:
             )
 
 
-class _Condition:
-    """All conditions on flat states: ``[events, samples]``."""
+class EventRecord(NamedTuple):
+    """Events in order of occurrence, one row an event: ``[events, samples]``, states ``[events, samples, size]``."""
 
-    def __init__(self, events: Sequence[Event], field: FlatField) -> None:
-        self.events = events
-        self.field = field
-
-    def __call__(self, u: Tensor, y: Tensor) -> Tensor:
-        rows = self.field.rows
-        t = (u * self.field.sign).expand(rows.count, 1).reshape(self.field.time_shape).to(rows.dtype)
-        state = rows.unpack(y.to(rows.dtype))
-        values = []
-        for number, event in enumerate(self.events):
-            value = event.condition(t, state)
-            if not isinstance(value, Tensor) or value.numel() != rows.count:
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"condition of event {number} must return {rows.batch}, one number a sample, got {got}"
-                )
-            values.append(value.reshape(rows.count).to(y.dtype))
-        return torch.stack(values)
-
-    def rate(self, u: Tensor, y: Tensor, k: Tensor) -> Tensor:
-        """Total derivative along the solution, ``[events, samples]``."""
-        with torch.enable_grad():
-            u, y = u.detach().expand(len(y), 1).clone().requires_grad_(), y.detach().requires_grad_()
-            values = self(u, y)
-            rates = []
-            for value in values:
-                if not value.requires_grad:
-                    rates.append(torch.zeros_like(value))
-                    continue
-                du, dy = torch.autograd.grad(value.sum(), [u, y], retain_graph=True, allow_unused=True)
-                rate = torch.zeros_like(value)
-                rate = rate if du is None else rate + du[:, 0]
-                rates.append(rate if dy is None else rate + (dy * k).sum(1))
-        return torch.stack(rates).detach()
-
-
-class _Locator:
-    """Watches a solve for the first event of each sample."""
-
-    def __init__(self, condition: _Condition, signs: Tensor, watched: Tensor) -> None:
-        self.condition = condition
-        self.sign = signs  # [events, samples] of the condition at the start of the step
-        self.watched = watched  # [samples]
-        self.time = torch.full(signs.shape[1:], math.inf, dtype=signs.dtype, device=signs.device)
-        self.index = torch.full(signs.shape[1:], -1, dtype=torch.int64, device=signs.device)
-        self.direction = torch.tensor([e.direction for e in condition.events], device=signs.device).unsqueeze(1)
-
-    def __call__(self, t: Tensor, h: Tensor, y: Tensor, stepper: Stepper, stages: Any) -> Tensor:
-        searching = self.watched & (self.index < 0) & (h.expand(len(y), 1)[:, 0] > 0)
-        left = 0.0
-        for probe in range(1, _PROBES + 1):
-            right = probe / _PROBES
-            value = self._at(right, t, h, y, stepper, stages)
-            sign = value.sign()
-            change = (sign != self.sign) & (self.sign != 0) & searching
-            change &= (self.direction == 0) | (self.direction == -self.sign)
-            self.sign = torch.where(searching & (sign != 0), sign, self.sign)
-            if bool(change.any()):
-                self._bisect(change, left, right, t, h, y, stepper, stages)
-                searching = searching & (self.index < 0)
-            left = right
-        return (self.index >= 0).unsqueeze(1)
-
-    def _at(self, x: Any, t: Tensor, h: Tensor, y: Tensor, stepper: Stepper, stages: Any) -> Tensor:
-        x = x if isinstance(x, Tensor) else y.new_full((1, 1), x)
-        return self.condition(t + x * h, stepper.interpolate(x[None], h, y, stages)[0])
-
-    def _bisect(
-        self, change: Tensor, left: float, right: float, t: Tensor, h: Tensor, y: Tensor, stepper: Stepper, stages: Any
-    ) -> None:
-        for number in range(len(change)):
-            low, high = torch.full_like(y[:, :1], left), torch.full_like(y[:, :1], right)
-            before = self._at(low, t, h, y, stepper, stages)[number]
-            if bool((change[number] & (before == 0)).any()):  # leave a root that the segment started from
-                low = torch.where((before == 0).unsqueeze(1), low + 1e-3 * (high - low), low)
-            after = self._at(high, t, h, y, stepper, stages)[number].sign()
-            for _ in range(56 if y.dtype == torch.float64 else 26):
-                middle = 0.5 * (low + high)
-                same = (self._at(middle, t, h, y, stepper, stages)[number].sign() == after).unsqueeze(1)
-                low, high = torch.where(same, low, middle), torch.where(same, middle, high)
-            time = (t + high * h).expand(len(y), 1)[:, 0]
-            first = change[number] & (time < self.time)
-            self.time = torch.where(first, time, self.time)
-            self.index = torch.where(first, number, self.index)
+    times: Tensor
+    states: Tensor
+    index: Tensor
 
 
 def solve_with_events(
@@ -166,144 +87,164 @@ def solve_with_events(
     explicit: list[Tensor] | None,
     events: Event | Sequence[Event],
     timed: bool,
-) -> tuple[Tensor, Run, tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[Tensor, Run, EventRecord]:
     """Solve from event to event, each sample from its own.
 
+    Args:
+        problem: what to solve.
+        y0: ``[samples, size]``.
+        times: ``[times, samples or 1, 1]`` ascending.
+        explicit: tensors the field depends on, besides those that are found.
+        events: one or more.
+        timed: whether ``times`` carry a gradient.
+
     Returns:
-        States ``[times, samples, size]``, the run, and event times, states and indices, one row an event.
+        States ``[times, samples, size]``, the run, and what happened when.
     """
-    chosen = [events] if isinstance(events, Event) else list(events)
+    chosen = list(events) if isinstance(events, list | tuple) else [events]
     if not chosen or not all(isinstance(e, Event) for e in chosen):
         raise TypeError(f"events must be an Event or a sequence of them, got {type(events).__name__}")
-    field, samples = problem.field, len(y0)
-    condition = _Condition(chosen, field)
-    if problem.control.shared:
-        control = problem.control
-        problem = Problem(
-            field,
-            problem.tableau,
-            Control(control.rtol, control.atol, control.step, False, control.max_steps),
-            problem.adjoint,
-            False,
-        )
-    fixed = times.detach().expand(-1, samples, 1)
-    end, slack = fixed[-1], 32 * torch.finfo(y0.dtype).eps * fixed.abs().amax(0)
-    t, y = times[0].expand(samples, 1), y0
-    moved = timed
-    alive = (end > fixed[0])[:, 0]
-    outputs = [y0] + [torch.where(tau <= fixed[0], y0, math.nan) for tau in fixed[1:]]
-    frozen = torch.zeros_like(alive)
-    record: list[tuple[Tensor, Tensor, Tensor]] = []
-    total: Run | None = None
-    terminal = torch.tensor([e.terminal for e in chosen], device=y0.device)
-    # events in a row that followed the one before at once: below this gap a bounce cannot be told from rest (Zeno)
-    rounds, stalled = 0, torch.zeros(samples, dtype=torch.int64, device=y0.device)
-    gap = torch.finfo(y0.dtype).eps ** 0.5 * (1 + fixed.abs().amax(0))[:, 0]
-    while bool(alive.any()):
-        rounds += 1
-        if total is not None and (rounds > problem.control.max_steps or some(stalled > 3)):
-            total.problem = f"events accumulate: {rounds - 1} of them up to t={float(t.detach()[alive].min()):.6g}"
-            total.converged = total.converged & ~alive
-            break
-        start = t.detach()
-        found = _locate(problem, condition, start, torch.where(alive.unsqueeze(1), end, start), y.detach(), alive)
-        hit = found.index >= 0
-        target = torch.where(alive.unsqueeze(1), torch.where(hit.unsqueeze(1), found.time.unsqueeze(1), end), start)
-        inner = fixed[1:]
-        segment = torch.cat([start[None], torch.minimum(torch.maximum(inner, start), target), target[None]])
-        states, run, _ = solve(problem, shifted_start(field, y, t) if moved else y, segment, explicit)
-        total = run if total is None else _joined(total, run)
-        reached = alive.unsqueeze(1) & (inner > start) & (inner <= target + torch.where(hit.unsqueeze(1), slack, 0.0))
-        for i in range(len(inner)):
-            # an output at the event itself is the state before it
-            outputs[i + 1] = torch.where(reached[i], states[i + 1], outputs[i + 1])
-        y = torch.where(alive.unsqueeze(1), states[-1], y)
-        t = torch.where(alive.unsqueeze(1), target, t)
-        stalled = torch.where(alive & hit & ((target - start)[:, 0] <= gap), stalled + 1, 0)
-        alive = alive & run.converged.expand(samples) & hit
-        if bool(alive.any()):
-            event_time, event_state = _differentiable(condition, field, found.index.clamp(min=0), t, y)
-            occurred = alive.unsqueeze(1)
-            t, y = torch.where(occurred, event_time, t), torch.where(occurred, event_state, y)
-            record.append((torch.where(occurred, t, math.inf), y, torch.where(alive, found.index, -1)))
-            final = alive & terminal[found.index.clamp(min=0)]
-            for i in range(len(inner)):
-                later = final & (inner[i] > target + slack)[:, 0]
-                outputs[i + 1] = torch.where(later.unsqueeze(1), y, outputs[i + 1])
-                frozen = frozen | final
-            alive = alive & ~final & (t.detach() < end)[:, 0]
-            y = _reset(chosen, field, found.index, alive, t, y)
-            moved = True
-    if total is None:
+    # each sample stops at events of its own
+    problem = replace(problem, control=replace(problem.control, shared=False), dense=False)
+    walk = _Walk(problem, y0, times, explicit, chosen, timed)
+    while some(walk.alive) and not walk.accumulates():
+        hit = walk.advance()
+        if some(hit):
+            walk.handle(hit)
+    return walk.result(timed)
+
+
+class _Walk:
+    """Where the samples have got to on their ways from event to event.
+
+    Attributes:
+        t, y: ``[samples, 1]`` times and ``[samples, size]`` states, both with their gradients.
+        alive: ``[samples]`` that have neither reached the end nor met a terminal event.
+        frozen: ``[samples]`` that met a terminal event: later outputs hold its state.
+        outputs: one ``[samples, size]`` each output time.
+        record: time, state and index of the events so far.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        y0: Tensor,
+        times: Tensor,
+        explicit: list[Tensor] | None,
+        events: Sequence[Event],
+        timed: bool,
+    ) -> None:
+        samples = len(y0)
+        self.problem, self.events, self.explicit = problem, events, explicit
+        self.conditions = Conditions([e.condition for e in events], problem.field)
+        self.terminal = torch.tensor([e.terminal for e in events], device=y0.device)
+        self.times, self.fixed = times, times.detach().expand(-1, samples, 1)
+        self.end, largest = self.fixed[-1], self.fixed.abs().amax(0)
+        self.slack = 32 * torch.finfo(y0.dtype).eps * largest
+        self.t, self.y = times[0].expand(samples, 1), y0
+        self.moved = timed  # whether t has a gradient
+        self.alive = (self.end > self.fixed[0])[:, 0]
+        self.frozen = torch.zeros_like(self.alive)
+        self.outputs = [y0] + [torch.where(tau <= self.fixed[0], y0, math.nan) for tau in self.fixed[1:]]
+        self.record: list[tuple[Tensor, Tensor, Tensor]] = []
         zero = torch.zeros(samples, dtype=torch.int64, device=y0.device)
-        total = Run(y0, y0, end, zero, zero, zero == 0)
-    if timed:
-        for i in range(1, len(times)):
-            shifted = shifted_end(field, outputs[i], times[i].expand(samples, 1))
-            still = frozen.unsqueeze(1) & (fixed[i] > t.detach() + slack)
-            outputs[i] = torch.where(still, outputs[i], shifted)
-    total.final, total.reached = y, t.detach()
-    if record:
-        times_, states_, index_ = (torch.stack(part) for part in zip(*record, strict=True))
-        result = (times_[..., 0] * _column(field.sign), states_, index_)
-    else:
-        result = (y0.new_empty(0, samples), y0.new_empty(0, *y0.shape), torch.empty(0, samples, dtype=torch.int64))
-    return torch.stack(outputs), total, result
+        self.total = Run(y0, y0, self.end, zero, zero, zero == 0)
+        self.index = zero
+        # events in a row that followed the one before at once: below this gap a bounce cannot be told from rest (Zeno)
+        self.rounds, self.stalled = 0, zero
+        self.gap = torch.finfo(y0.dtype).eps ** 0.5 * (1 + largest)[:, 0]
 
+    def accumulates(self) -> bool:
+        """Whether events come in ever shorter times, in which case the solve is given up."""
+        if self.rounds < self.problem.control.max_steps and not some(self.stalled > 3):
+            return False
+        when = float(self.t.detach()[self.alive].min())
+        self.total.problem = f"events accumulate: {self.rounds} of them up to t={when:.6g}"
+        self.total.converged = self.total.converged & ~self.alive
+        return True
 
-def _column(sign: float | Tensor) -> float | Tensor:
-    return sign[:, 0] if isinstance(sign, Tensor) else sign
+    def advance(self) -> Tensor:
+        """Solve up to the next event of each sample or to its end; returns which samples ``[samples]`` met one."""
+        self.rounds += 1
+        field, alive, start = self.problem.field, self.alive, self.t.detach()
+        found = self._locate(start)
+        hit = found.index >= 0
+        target = torch.where(hit.unsqueeze(1), found.time.unsqueeze(1), self.end)
+        target = torch.where(alive.unsqueeze(1), target, start)
+        inner = self.fixed[1:]
+        segment = torch.cat([start[None], torch.minimum(torch.maximum(inner, start), target), target[None]])
+        y = shifted_start(field, self.y, self.t) if self.moved else self.y
+        states, run, _ = solve(self.problem, y, segment, self.explicit)
+        self._count(run)
+        # an output at the event itself is the state before it
+        reached = inner <= target + torch.where(hit.unsqueeze(1), self.slack, 0.0)
+        reached = alive.unsqueeze(1) & (inner > start) & reached
+        for i in range(len(inner)):
+            self.outputs[i + 1] = torch.where(reached[i], states[i + 1], self.outputs[i + 1])
+        self.y = torch.where(alive.unsqueeze(1), states[-1], self.y)
+        self.t = torch.where(alive.unsqueeze(1), target, self.t)
+        self.stalled = torch.where(alive & hit & ((target - start)[:, 0] <= self.gap), self.stalled + 1, 0)
+        self.index = found.index
+        self.alive = alive & run.converged.expand(len(self.y)) & hit
+        return self.alive
 
+    def handle(self, hit: Tensor) -> None:
+        """Make time and state of the events differentiable, note them, and end or reset."""
+        target, index = self.t.detach(), self.index.clamp(min=0)
+        time, state = newton_root(self.conditions, self.problem.field, index, self.t, self.y)
+        occurred = hit.unsqueeze(1)
+        self.t, self.y = torch.where(occurred, time, self.t), torch.where(occurred, state, self.y)
+        self.record.append((torch.where(occurred, self.t, math.inf), self.y, torch.where(hit, self.index, -1)))
+        final = hit & self.terminal[index]
+        for i, tau in enumerate(self.fixed[1:], start=1):
+            later = final & (tau > target + self.slack)[:, 0]
+            self.outputs[i] = torch.where(later.unsqueeze(1), self.y, self.outputs[i])
+        self.frozen = self.frozen | final
+        self.alive = hit & ~final & (self.t.detach() < self.end)[:, 0]
+        self._reset()
+        self.moved = True
 
-def _locate(problem: Problem, condition: _Condition, start: Tensor, end: Tensor, y: Tensor, alive: Tensor) -> _Locator:
-    """Solve without a graph up to the first event of each sample."""
-    field = problem.field
-    k = field.quiet(start, y)
-    with torch.no_grad():
-        value = condition(start, y)
-    rate = condition.rate(start, y, k)
-    scale = 1e3 * torch.finfo(y.dtype).eps * (1 + y.abs().amax(1))
-    # at a root (an event that was just handled) the side on which the solution leaves it
-    sign = torch.where(value.abs() <= scale, rate.sign(), value.sign())
-    locator = _Locator(condition, sign, alive)
+    def result(self, timed: bool) -> tuple[Tensor, Run, EventRecord]:
+        """States, run and record, the states with the derivative in their times where these have one."""
+        field, samples = self.problem.field, len(self.y)
+        for i in range(1, len(self.times) if timed else 1):
+            shifted = shifted_end(field, self.outputs[i], self.times[i].expand(samples, 1))
+            held = self.frozen.unsqueeze(1) & (self.fixed[i] > self.t.detach() + self.slack)
+            self.outputs[i] = torch.where(held, self.outputs[i], shifted)
+        self.total.final, self.total.reached = self.y, self.t.detach()
+        if not self.record:
+            empty = torch.empty(0, samples, dtype=torch.int64, device=self.y.device)
+            record = EventRecord(self.y.new_empty(0, samples), self.y.new_empty(0, *self.y.shape), empty)
+        else:
+            times, states, index = (torch.stack(part) for part in zip(*self.record, strict=True))
+            sign = field.sign[:, 0] if isinstance(field.sign, Tensor) else field.sign
+            record = EventRecord(times[..., 0] * sign, states, index)
+        return torch.stack(self.outputs), self.total, record
 
-    def watch(t: Tensor, h: Tensor, state: Tensor, stepper: Stepper, stages: Any) -> Tensor:
-        with torch.no_grad():
-            return locator(t, h, state, stepper, stages)
+    def _locate(self, start: Tensor) -> RootFinder:
+        """Solve without a graph up to the first event of each sample."""
+        field, y = self.problem.field, self.y.detach()
+        k = field.quiet(start, y)
+        signs = self.conditions.signs(start, y, k)
+        finder = RootFinder(self.conditions, [e.direction for e in self.events], signs, self.alive)
+        times = torch.stack([start, torch.where(self.alive.unsqueeze(1), self.end, start)])
+        integrate(field.quiet, self.problem.tableau, y, times, self.problem.control, first=k, on_step=finder)
+        return finder
 
-    integrate(field.quiet, problem.tableau, y, torch.stack([start, end]), problem.control, first=k, on_step=watch)
-    return locator
+    def _reset(self) -> None:
+        field = self.problem.field
+        rows = field.rows
+        for number, event in enumerate(self.events):
+            here = self.alive & (self.index == number)
+            if event.reset is None or not some(here):
+                continue
+            time = (self.t * field.sign).reshape(field.time_shape).to(rows.dtype)
+            new = event.reset(time, rows.unpack(self.y.to(rows.dtype)))
+            rows.check(new, f"reset of event {number}", "y")
+            self.y = torch.where(here.unsqueeze(1), rows.pack(new).to(self.y.dtype), self.y)
 
-
-def _differentiable(
-    condition: _Condition, field: FlatField, index: Tensor, t: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One Newton step from the located root: its value polishes it, its derivative is the implicit function's."""
-    u = t.detach()
-    k = field.evaluate(u, y)
-    rate = condition.rate(u, y, k.detach()).gather(0, index[None])[0]
-    value = condition(u, y).gather(0, index[None])[0]
-    safe = torch.where(rate == 0, 1.0, rate)
-    shift = torch.where(rate == 0, 0.0, -value / safe).unsqueeze(1)
-    return u + shift, y + shift * k
-
-
-def _reset(events: Sequence[Event], field: FlatField, index: Tensor, alive: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    rows = field.rows
-    for number, event in enumerate(events):
-        if event.reset is None:
-            continue
-        here = alive & (index == number)
-        if bool(here.any()):
-            time = (t * field.sign).reshape(field.time_shape).to(rows.dtype)
-            new = rows.pack(event.reset(time, rows.unpack(y.to(rows.dtype)))).to(y.dtype)
-            y = torch.where(here.unsqueeze(1), new, y)
-    return y
-
-
-def _joined(total: Run, run: Run) -> Run:
-    total.accepted = total.accepted + run.accepted
-    total.rejected = total.rejected + run.rejected
-    total.converged = total.converged & run.converged
-    total.problem = total.problem or run.problem
-    return total
+    def _count(self, run: Run) -> None:
+        self.total.accepted = self.total.accepted + run.accepted
+        self.total.rejected = self.total.rejected + run.rejected
+        self.total.converged = self.total.converged & run.converged
+        self.total.problem = self.total.problem or run.problem

@@ -5,49 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pullback.core.transforms import physical
-from pullback.dynamics.field import FlatField
-from pullback.dynamics.steps import Stepper, quietly
+from pullback.dynamics.control import Control
+from pullback.dynamics.diagnosis import failed_step, stopped_early
+from pullback.dynamics.outputs import Outputs
+from pullback.dynamics.steps import Stepper
+from pullback.dynamics.storage import Keep, Step, Storage
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.transforms import every, some
 
-__all__ = ["Control", "Problem", "Run", "crossed", "integrate"]
-
-_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
-
-
-@dataclass(frozen=True)
-class Control:
-    """How steps are chosen.
-
-    Attributes:
-        rtol, atol: err = sqrt(mean((e / (atol + rtol max(|y|, |y'|)))^2)) <= 1 accepts a step.
-        step: size of fixed steps; ``None`` adapts them, or for a method without error estimate takes the given times.
-        shared: one step for all samples.
-        max_steps: attempted steps of one solve.
-    """
-
-    rtol: float
-    atol: float
-    step: float | None
-    shared: bool
-    max_steps: int
-
-
-@dataclass
-class Problem:
-    """All that defines a solve but its differentiable inputs."""
-
-    field: FlatField
-    tableau: Tableau
-    control: Control
-    adjoint: str
-    dense: bool
+__all__ = ["Run", "integrate"]
 
 
 @dataclass
@@ -60,12 +31,10 @@ class Run:
         reached: ``[M, 1]`` last time of each sample.
         accepted, rejected: ``[M]`` counts of steps.
         converged: ``[M]`` whether the end was reached.
+        steps: what was kept of the accepted steps.
         nodes: on a grid, the number of steps before each output time; ``None`` where steps adapt.
-        times, starts: time and state at the start of accepted steps; all samples, or those of ``samples`` only.
-        samples: for each entry ``None`` (all) or the indices.
-        stages: of each accepted step, if asked for.
         problem: why it stopped early, with the numbers.
-        step: ``[M, 1]`` the step that would come next, where steps adapt.
+        next_step: ``[M, 1]`` the step that would come next, where steps adapt.
     """
 
     states: Tensor
@@ -74,16 +43,13 @@ class Run:
     accepted: Tensor
     rejected: Tensor
     converged: Tensor
+    steps: Storage = field(default_factory=Storage)
     nodes: list[int] | None = None
-    times: list[Tensor] = field(default_factory=list)
-    starts: list[Tensor] = field(default_factory=list)
-    samples: list[Tensor | None] = field(default_factory=list)
-    stages: list[Tensor] = field(default_factory=list)
     problem: str = ""
-    step: Tensor | None = None
+    next_step: Tensor | None = None
 
 
-_OnStep = Callable[[Tensor, Tensor, Tensor, Stepper, Any], Tensor | None]
+OnStep = Callable[[Step, Stepper], Tensor | None]
 
 
 def integrate(
@@ -94,9 +60,9 @@ def integrate(
     control: Control,
     *,
     live: bool = False,
-    keep: str = "nothing",
+    keep: Keep = "nothing",
     first: Tensor | None = None,
-    on_step: _OnStep | None = None,
+    on_step: OnStep | None = None,
     first_step: Tensor | None = None,
 ) -> Run:
     """Solve dy/dt = function(t, y) from ``times[0]`` to ``times[-1]``; times ascend.
@@ -108,11 +74,10 @@ def integrate(
         times: ``[times, samples or 1, 1]``.
         control: step control.
         live: leave the graph of every step standing.
-        keep: "nothing", "states" (at the start of accepted steps) or "stages" (these too).
+        keep: what to store of accepted steps.
         first: the field at the start, if known.
-        on_step: called after every step with (t, accepted step, y, stepper, stages); the step is 0 for a sample
-            that rejected it. It may return which samples ``[samples, 1]`` are to stop here (adaptive, not shared
-            steps).
+        on_step: called after every step, before the next. It may return which samples ``[samples, 1]`` are to stop
+            here (adaptive, not shared steps).
         first_step: ``[M, 1]`` guess of the first step.
 
     Returns:
@@ -121,56 +86,168 @@ def integrate(
     stepper = Stepper(function, tableau, y0, live=live, tolerance=control.rtol)
     if first is None:
         first = function(times[0], y0)
-    if control.step is not None or tableau.error is None:
+    if control.step is not None or not tableau.adaptive:
         return _on_grid(stepper, y0, times, control, keep, first, on_step)
     return _adaptive(stepper, y0, times, control, keep, first, on_step, first_step)
 
 
+def _adaptive(
+    stepper: Stepper,
+    y0: Tensor,
+    times: Tensor,
+    control: Control,
+    keep: Keep,
+    first: Tensor,
+    on_step: OnStep | None,
+    first_step: Tensor | None,
+) -> Run:
+    front = _Front(stepper, y0, times, control, first, first_step)
+    storage = Storage(keep, None if front.all_active else ~front.active)
+    outputs = Outputs(y0, times)
+    problem, attempts = "", 0
+    while some(front.active):
+        if attempts == control.max_steps:
+            problem = f"max_steps={control.max_steps} steps did not reach the end"
+            break
+        attempts += 1
+        step, accept = front.attempt()
+        storage.add(step.t, step.y, step.stages, accept)
+        outputs.write(step, stepper)
+        stop = None if on_step is None else on_step(step, stepper)
+        front.advance(step, accept, stop)
+    if front.failed is not None:
+        problem = "the step fell below the resolution of time"
+    done, last = front.t >= front.end, front.y
+    if problem:
+        problem += stopped_early(stepper, front.t, front.h, done, front.ratio)
+        last = torch.where(done, last, math.nan)
+    return Run(
+        outputs.stack(last),
+        front.y,
+        front.t,
+        front.accepted,
+        front.rejected,
+        done[:, 0],
+        storage,
+        problem=problem,
+        next_step=front.h,
+    )
+
+
+class _Front:
+    """Where the samples of an adaptive solve have got to, and the step that each tries next.
+
+    Attributes:
+        t, h, end, active: ``[M, 1]`` time, next step, end, and whether it is still under way.
+        y, k, new: ``[samples, size]`` state, field there, and the state that the last attempt led to.
+        accepted, rejected: ``[M]`` counts.
+        failed: ``[M, 1]`` samples whose step fell below the resolution of time; ``None`` while there is none.
+        ratio: ``[samples, size]`` error over tolerance of the last attempt.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        y0: Tensor,
+        times: Tensor,
+        control: Control,
+        first: Tensor,
+        first_step: Tensor | None,
+    ) -> None:
+        self.stepper, self.control = stepper, control
+        rows = control.rows(y0)
+        self.t, self.end = times[0].expand(rows, 1), times[-1].expand(rows, 1)
+        self.y = self.new = y0
+        self.k = first
+        self.h = control.first_step(stepper, self.t, self.end - self.t, y0, first) if first_step is None else first_step
+        self.smallest = 8 * torch.finfo(y0.dtype).eps * torch.maximum(self.t.abs(), self.end.abs())
+        self.active = self.end > self.t
+        self.all_active = every(self.active)
+        self.accepted = torch.zeros(rows, dtype=torch.int64, device=y0.device)
+        self.rejected = self.accepted
+        self.failed: Tensor | None = None
+        self.ratio: Tensor | None = None
+
+    def attempt(self) -> tuple[Step, Tensor | None]:
+        """Try a step; returns it, of length 0 where it was rejected, and who accepted it (``None``: everyone)."""
+        t_next = torch.where(self.h * 1.01 >= self.end - self.t, self.end, self.t + self.h)
+        h = t_next - self.t
+        if not self.all_active:
+            h = torch.where(self.active, h, 0.0)
+        self.new, stages = self.stepper(self.t, h, self.y, self.k)
+        with torch.no_grad():
+            accept, factor, self.ratio = self.control.judge(self.stepper, h, self.y, self.new, stages)
+            if not self.all_active:
+                accept = accept & self.active
+            proposed = h * factor
+            if every(accept):
+                self.h, self.accepted = proposed, self.accepted + 1
+                return Step(self.t, t_next, h, self.y, stages), None
+            self.h = torch.where(self.active, proposed, self.h)
+            self.accepted = self.accepted + accept[:, 0]
+            self.rejected = self.rejected + (self.active & ~accept)[:, 0]
+        return Step(self.t, t_next, torch.where(accept, h, 0.0), self.y, stages), accept
+
+    def advance(self, step: Step, accept: Tensor | None, stop: Tensor | None) -> None:
+        """Go on from the end of ``step``, but for the samples ``stop``."""
+        if accept is None:
+            self.y, self.t, self.k = self.new, step.t_next, step.stages[-1]
+        else:
+            self.y, self.t = torch.where(accept, self.new, self.y), torch.where(accept, step.t_next, self.t)
+            self.k = torch.where(accept, step.stages[-1], step.stages[0])
+            stuck = self.active & ~accept & (self.h <= self.smallest)
+            if some(stuck):
+                self.failed = stuck if self.failed is None else self.failed | stuck
+                self.active = self.active & ~stuck
+                self.all_active = False
+        self.active = self.active & (self.t < self.end)
+        if stop is not None:
+            self.active = self.active & ~stop
+        self.all_active = self.all_active and every(self.active)
+
+
 def _on_grid(
-    stepper: Stepper, y0: Tensor, times: Tensor, control: Control, keep: str, first: Tensor, on_step: _OnStep | None
+    stepper: Stepper, y0: Tensor, times: Tensor, control: Control, keep: Keep, first: Tensor, on_step: OnStep | None
 ) -> Run:
     counts = _substeps(times, control)
     total = sum(counts)
-    rows = 1 if control.shared else y0.shape[0]
-    run = Run(y0, y0, times[-1], *_counters(y0, rows, total), nodes=[0])
-    y, k, outputs, taken = y0, first, [y0], 0
-    whole = keep == "stages" or on_step is not None
+    whole = keep == "stages" or on_step is not None  # nobody else needs the last stage of the last step
+    storage, problem, reached = Storage(keep), "", times[-1]
+    y, k, outputs, nodes, taken = y0, first, [y0], [0], 0
     for i, count in enumerate(counts):
         left, span = times[i], times[i + 1] - times[i]
         for j in range(count):
             t = left if j == 0 else left + span * (j / count)
             if taken == control.max_steps:
-                run.problem = f"{total} steps of the grid are more than max_steps={control.max_steps}"
-                run.reached = t
+                problem = f"{total} steps of the grid are more than max_steps={control.max_steps}"
+                reached = t
                 break
             t_next = times[i + 1] if j + 1 == count else left + span * ((j + 1) / count)
-            h = t_next - t
-            finish = taken + 1 == total and not whole
-            new, stages = stepper(t, h, y, k, last=not finish)
-            if keep != "nothing":
-                _keep(run, t, y, None, stages if keep == "stages" else None)
+            final = taken + 1 == total and not whole
+            new, stages = stepper(t, t_next - t, y, k, last=not final)
+            step = Step(t, t_next, t_next - t, y, stages)
+            storage.add(t, y, stages)
             if on_step is not None:
-                on_step(t, h, y, stepper, stages)
+                on_step(step, stepper)
             taken += 1
-            bad = _first_bad(new) if stepper.solved is None or every(stepper.solved) else _unsolved(stepper.solved)
-            if bad is not None:
-                run.problem = f"{_field_failure(stepper, bad)} at t={_value(t_next, bad[0])}"
-                y, run.reached = new, t_next
+            y, problem = new, failed_step(stepper, t_next, new)
+            if problem:
+                reached = t_next
                 break
-            y = new
-            if not finish:
+            if not final:
                 k = stages[-1]
-        if run.problem:
+        if problem:
             break
         outputs.append(y)
-        run.nodes.append(taken)  # type: ignore[union-attr]
-    if run.problem:
-        run.converged = torch.zeros_like(run.converged)
-        run.accepted = torch.full_like(run.accepted, taken)
-        run.nodes += [-1] * (len(times) - len(outputs))  # type: ignore[operator]
-        outputs += [torch.full_like(y0, math.nan)] * (len(times) - len(outputs))
-    run.states, run.final = torch.stack(outputs), y
-    return run
+        nodes.append(taken)
+    missing = len(times) - len(outputs)
+    nodes += [-1] * missing
+    outputs += [torch.full_like(y0, math.nan)] * missing
+    accepted = torch.full((control.rows(y0),), taken, dtype=torch.int64, device=y0.device)
+    rejected = torch.zeros_like(accepted)
+    return Run(
+        torch.stack(outputs), y, reached, accepted, rejected, rejected == int(bool(problem)), storage, nodes, problem
+    )
 
 
 def _substeps(times: Tensor, control: Control) -> list[int]:
@@ -185,207 +262,3 @@ def _longest(times: Tensor) -> list[float]:
     """The longest interval over the samples; under vmap over all of its calls (the batch stays in front)."""
     spans = physical(times.diff(dim=0).detach())
     return [float(v) for v in spans.movedim(-3, 0).flatten(1).amax(1)]
-
-
-def _adaptive(
-    stepper: Stepper,
-    y0: Tensor,
-    times: Tensor,
-    control: Control,
-    keep: str,
-    first: Tensor,
-    on_step: _OnStep | None,
-    first_step: Tensor | None,
-) -> Run:
-    rows = 1 if control.shared else y0.shape[0]
-    t = times[0].expand(rows, 1)
-    end = times[-1].expand(rows, 1)
-    smallest = 8 * torch.finfo(y0.dtype).eps * torch.maximum(t.abs(), end.abs())
-    h = first_step if first_step is not None else _first_step(stepper, t, end - t, y0, first, control)
-    active = end > t
-    all_active = every(active)
-    failed = torch.zeros_like(active)
-    accepted, rejected, _ = _counters(y0, rows, 0)
-    run = Run(y0, y0, end, accepted, rejected, ~failed[:, 0])
-    idle = None if all_active else ~active
-    y, k = y0, first
-    inner = times[1:-1]
-    outputs = [torch.where(tau <= times[0], y0, math.nan) for tau in inner]
-    attempts = 0
-    ratio = None
-    exponent = -1.0 / stepper.tableau.order
-    while some(active):
-        if attempts == control.max_steps:
-            run.problem = f"max_steps={control.max_steps} steps did not reach the end"
-            break
-        attempts += 1
-        final = h * 1.01 >= end - t
-        t_new = torch.where(final, end, t + h)
-        taken = t_new - t
-        if not all_active:
-            taken = torch.where(active, taken, 0.0)
-        new, stages = stepper(t, taken, y, k)
-        with torch.no_grad():
-            ratio = _ratio(stepper.error(taken, stages).detach(), y.detach(), new.detach(), control)
-            norm = torch.linalg.vector_norm(ratio, dim=None if control.shared else 1, keepdim=True).reshape(rows, 1)
-            norm = norm * (1.0 / math.sqrt(ratio.numel() if control.shared else ratio.shape[1]))
-            accept = norm <= 1.0
-            if stepper.solved is not None:
-                solved = stepper.solved.all() if control.shared else stepper.solved
-                accept, norm = accept & solved, torch.where(solved, norm, math.inf)
-            factor = (_SAFETY * norm**exponent).clamp(_SHRINK, _GROW).nan_to_num_(_SHRINK)
-            if not all_active:
-                accept = accept & active
-            everyone = every(accept)
-            # of a rejected step, and of one that was not cut short by the end
-            h = taken * factor if everyone else torch.where(active, taken * factor, h)
-        if everyone:
-            run.accepted = run.accepted + 1
-        else:
-            run.accepted = run.accepted + accept[:, 0]
-            run.rejected = run.rejected + (active & ~accept)[:, 0]
-        if keep != "nothing":
-            mask = accept if idle is None else accept | idle
-            if everyone:
-                _keep(run, t, y, None, stages if keep == "stages" else None)
-                idle = None
-            elif some(mask) and not control.shared:
-                chosen = mask[:, 0].nonzero()[:, 0].to(torch.int32)
-                _keep(run, t, y, chosen, stages if keep == "stages" else None)
-                idle = None
-        step_taken = taken if everyone else torch.where(accept, taken, 0.0)
-        if outputs:
-            _write_outputs(outputs, inner, t, step_taken, t_new, y, stepper, stages)
-        stop = None if on_step is None else on_step(t, step_taken, y, stepper, stages)
-        if everyone:
-            y, t, k = new, t_new, stages[-1]
-        else:
-            y, t = torch.where(accept, new, y), torch.where(accept, t_new, t)
-            k = torch.where(accept, stages[-1], stages[0])
-            stuck = active & ~accept & (h <= smallest)
-            if some(stuck):
-                failed = failed | stuck
-                run.problem = "the step fell below the resolution of time"
-                active = active & ~stuck
-                all_active = False
-        active = active & (t < end)
-        if stop is not None:
-            active = active & ~stop
-        all_active = all_active and every(active)
-    done = ~failed & (t >= end)
-    run.converged = done[:, 0]
-    if run.problem:
-        run.problem += _diagnosis(stepper, t, h, y, done, ratio)
-        last = torch.where(done, y, math.nan)
-    else:
-        last = y
-    run.reached, run.final, run.step = t, y, h
-    run.states = torch.stack([y0, *outputs, last])
-    return run
-
-
-def _ratio(error: Tensor, y: Tensor, new: Tensor, control: Control) -> Tensor:
-    scale = torch.maximum(y.abs(), new.abs()).mul_(control.rtol).add_(control.atol)
-    return error / scale
-
-
-def _write_outputs(
-    outputs: list[Tensor], inner: Tensor, t: Tensor, h: Tensor, t_new: Tensor, y: Tensor, stepper: Stepper, stages: Any
-) -> None:
-    low, high, mask, x = crossed(inner, t, t_new, h)
-    if low == high:
-        return
-    states = stepper.interpolate(x, h, y, stages)
-    for i in range(low, high):
-        outputs[i] = torch.where(mask[i - low], states[i - low], outputs[i])
-
-
-def crossed(inner: Tensor, t: Tensor, t_new: Tensor, h: Tensor) -> tuple[int, int, Tensor, Tensor]:
-    """Output times in (t, t + h]: a range of indices, the mask ``[m, M, 1]`` inside it and fractions of the step."""
-    mask = (inner > t) & (inner <= t_new) & (h > 0)
-    plain = physical(mask)
-    hit = plain.reshape(-1, *plain.shape[-3:]).any(0).flatten(1).any(1).nonzero()
-    if not len(hit):
-        return 0, 0, mask[:0], mask[:0]
-    low, high = int(hit[0]), int(hit[-1]) + 1
-    mask = mask[low:high]
-    x = torch.where(mask, (inner[low:high] - t) / torch.where(h > 0, h, 1.0), 0.0)
-    return low, high, mask, x
-
-
-def _keep(run: Run, t: Tensor, y: Tensor, samples: Tensor | None, stages: Any) -> None:
-    run.samples.append(samples)
-    run.times.append(t if samples is None else t[samples])
-    run.starts.append(y if samples is None else y[samples])
-    if stages is not None:
-        run.stages.append(stages.clone() if samples is None else stages[:, samples])
-
-
-def _counters(y0: Tensor, rows: int, accepted: int) -> tuple[Tensor, Tensor, Tensor]:
-    count = torch.full((rows,), accepted, dtype=torch.int64, device=y0.device)
-    return count, torch.zeros_like(count), torch.ones_like(count, dtype=torch.bool)
-
-
-def _first_step(stepper: Stepper, t: Tensor, span: Tensor, y: Tensor, k: Tensor, control: Control) -> Tensor:
-    """Starting step of Hairer, Norsett, Wanner (1993), II.4, for each sample."""
-    with torch.no_grad():
-        y, k = y.detach(), k.detach()
-        scale = control.atol + control.rtol * y.abs()
-
-        def norm(x: Tensor) -> Tensor:
-            x = (x / scale).square()
-            return (x.mean() if control.shared else x.mean(1)).sqrt().reshape(-1, 1)
-
-        d0, d1 = norm(y), norm(k)
-        tiny = (d0 < 1e-5) | (d1 < 1e-5)
-        h0 = torch.where(tiny, 1e-6 * span, 0.01 * d0 / torch.where(tiny, 1.0, d1))
-        h0 = torch.minimum(h0, span)
-        slope = quietly(stepper.field, t + h0, y + h0 * k)
-        d2 = norm(slope.detach() - k) / torch.where(h0 > 0, h0, 1.0)
-        most = torch.maximum(d1, d2)
-        h1 = torch.where(
-            most <= 1e-15, torch.maximum(1e-6 * span, 1e-3 * h0), (0.01 / most) ** (1.0 / stepper.tableau.order)
-        )
-        h = torch.minimum(torch.minimum(100 * h0, h1), span)
-        return torch.where(torch.isfinite(h) & (h > 0), h, 1e-6 * span)
-
-
-def _first_bad(y: Tensor) -> tuple[int, int] | None:
-    """Sample and component of the first non-finite number."""
-    y = physical(y.detach())
-    if math.isfinite(float(y.sum())):  # one cheap look; a sum that overflows gets the thorough one
-        return None
-    bad = (~torch.isfinite(y)).reshape(-1, y.shape[-1]).nonzero()
-    return (int(bad[0, 0]), int(bad[0, 1])) if len(bad) else None
-
-
-def _unsolved(solved: Tensor) -> tuple[int, int]:
-    return int((~solved).flatten().nonzero()[0]), -1
-
-
-def _field_failure(stepper: Stepper, bad: tuple[int, int]) -> str:
-    sample, component = bad
-    if component < 0:
-        return f"Newton's iteration of {stepper.tableau.name} did not converge for sample {sample}; take smaller steps"
-    return f"the field or the state became NaN or infinite in sample {sample}, component {component}"
-
-
-def _value(t: Tensor, sample: int) -> float:
-    return float(t[min(sample, t.shape[0] - 1)])
-
-
-def _diagnosis(stepper: Stepper, t: Tensor, h: Tensor, y: Tensor, done: Tensor, ratio: Tensor | None) -> str:
-    """Which sample stopped, where, which component asks for the small steps, and what to try."""
-    done, t, h, y = (physical(x.detach()) for x in (done, t, h, y))
-    sample = int((~done).reshape(-1).nonzero()[0])
-    text = f"; sample {sample} stopped at t={float(t.reshape(-1)[sample]):.6g} "
-    text += f"with step {float(h.reshape(-1)[sample]):.3g}"
-    if ratio is not None:
-        row = physical(ratio).reshape(-1, ratio.shape[-1])[sample]
-        if bool(torch.isfinite(row).all()):
-            text += f", its component {int(row.abs().argmax())} has the largest error"
-        else:
-            text += f", where the field returned NaN or infinity (component {int((~torch.isfinite(row)).nonzero()[0])})"
-    if not stepper.tableau.implicit:
-        text += "; if the problem is stiff, method='kvaerno3' takes larger steps"
-    return text

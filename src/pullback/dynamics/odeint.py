@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_choice, check_integer, check_positive
+from pullback.core.checks import check_choice, check_integer, check_scalar
 from pullback.core.errors import ConvergenceError
 from pullback.core.rows import Rows
 from pullback.core.shapes import Bool, Float, Int
 from pullback.core.transforms import transform_running
-from pullback.dynamics.accepted import Steps, dense_state
 from pullback.dynamics.adjoints import ADJOINTS, solve
+from pullback.dynamics.control import Control
+from pullback.dynamics.events import Event, EventRecord, solve_with_events
 from pullback.dynamics.field import FlatField
-from pullback.dynamics.loop import Control, Problem, Run
+from pullback.dynamics.loop import Run
+from pullback.dynamics.partitioned import check_pair, check_separable
+from pullback.dynamics.problem import Adjoint, Problem
+from pullback.dynamics.storage import Steps, dense_state
 from pullback.dynamics.tableaux import METHODS, Tableau
+from pullback.dynamics.times import columns, direction, shifted_end, shifted_start
 from pullback.dynamics.transforms import every, some
-
-if TYPE_CHECKING:
-    from pullback.dynamics.events import Event
 
 __all__ = ["ODESolution", "odeint"]
 
@@ -88,7 +90,7 @@ class ODESolution:
         rows = self._field.rows
         times = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
         number = times.ndim == 0
-        u = _columns("t", times.reshape(1) if number else times, rows) * self._field.sign
+        u = columns("t", times.reshape(1) if number else times, rows) * self._field.sign
         low, high = steps.times[0], steps.times[-1]
         slack = 16 * torch.finfo(y0.dtype).eps * torch.maximum(low.abs(), high.abs())
         if some((u < low - slack) | (u > high + slack)):
@@ -106,9 +108,9 @@ def odeint(
     t: Tensor | Sequence[Any],
     *,
     method: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-7,
-    step: float | None = None,
+    rtol: float | Tensor = 1e-5,
+    atol: float | Tensor = 1e-7,
+    step: float | Tensor | None = None,
     adjoint: str = "checkpoint",
     shared_step: bool = False,
     events: Event | Sequence[Event] | None = None,
@@ -136,7 +138,7 @@ def odeint(
         method: adaptive ``dopri5``, ``tsit5``, ``bosh3``, and ``kvaerno3`` for stiff problems; on a grid ``rk4``,
             ``heun``, ``midpoint``, ``euler``, ``implicit_midpoint`` and ``leapfrog`` (y the pair of position and
             momentum, in two leaves or two halves; the field separable).
-        rtol, atol: tolerances of one step.
+        rtol, atol: tolerances of one step; numbers, or tensors without dimensions and without gradient.
         step: fixed steps of at most this length, for any method; ``None`` adapts them, or takes one step between times.
         adjoint: exact gradients of the discrete solution: ``checkpoint`` (keeps the state at accepted steps and
             redoes one step at a time), ``symplectic`` (one stage at a time), ``unrolled`` (keeps everything); of the
@@ -178,19 +180,22 @@ def odeint(
     """
     check_choice("method", method, METHODS)
     check_choice("adjoint", adjoint, ADJOINTS)
-    check_positive("rtol", rtol)
-    check_positive("atol", atol, zero=True)
-    if step is not None:
-        check_positive("step", step)
     check_integer("max_steps", max_steps, 1)
-    tableau = METHODS[method]
-    if adjoint in ("backsolve", "interpolated"):
-        _check_continuous(adjoint, tableau, dense)
+    control = Control(
+        _number("rtol", rtol),
+        _number("atol", atol, zero=True),
+        None if step is None else _number("step", step),
+        shared_step,
+        max_steps,
+    )
+    tableau, way = METHODS[method], ADJOINTS[adjoint]
+    _check_adjoint(way, tableau, dense)
+    if batch_ndim is not None:
+        check_integer("batch_ndim", batch_ndim)
+    explicit = None if params is None else [_parameter(p) for p in params]
     rows = Rows.of(y0, batch_ndim, "y0")
-    if tableau.partitioned and not (rows.single and rows.size % 2 == 0) and rows.sizes[:1] != rows.sizes[1:]:
-        raise ValueError(
-            f"y0 must be a pair (position, momentum) of equal sizes for method='leapfrog', got sizes {rows.sizes}"
-        )
+    if tableau.partitioned:
+        check_pair(rows, tableau)
     flat = rows.pack(y0)
     if flat.dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
@@ -198,25 +203,18 @@ def odeint(
         bad = (~torch.isfinite(flat.detach())).any(1).nonzero()[0]
         raise ValueError(f"y0 must be finite, got NaN or infinity in sample {int(bad)}")
     given = isinstance(t, Tensor)
-    t = (
-        t
-        if isinstance(t, Tensor)
-        else torch.stack([torch.as_tensor(v, dtype=flat.dtype, device=flat.device) for v in t])
-    )
-    live_times = _columns("t", t.to(flat.dtype), rows)
+    t = _times(t, flat)
+    live_times = columns("t", t.to(flat.dtype), rows)
     if len(live_times) < 2:
         raise ValueError(f"t must hold at least two times, got {len(live_times)}")
-    sign = _direction(live_times)
+    sign = direction(live_times)
     live_times = live_times * sign
     flat_field = FlatField(field, rows, sign)
-    problem = Problem(flat_field, tableau, Control(rtol, atol, step, shared_step, max_steps), adjoint, dense)
+    problem = Problem(flat_field, tableau, control, way, dense)
     if tableau.partitioned:
-        _check_separable(flat_field, live_times[0].detach(), flat.detach())
-    explicit = list(params) if params is not None else None
+        check_separable(flat_field, tableau, live_times[0].detach(), flat.detach())
     timed = live_times.requires_grad or (transform_running() and given)
     if events is not None:
-        from pullback.dynamics.events import solve_with_events
-
         if dense:
             raise ValueError("dense=True is not available with events; ask for the times in t")
         states, run, record = solve_with_events(problem, flat, live_times, explicit, events, timed)
@@ -235,82 +233,48 @@ def odeint(
     return solution
 
 
-def _check_continuous(adjoint: str, tableau: Tableau, dense: bool) -> None:
+def _number(name: str, value: Any, *, zero: bool = False) -> float:
+    """A number that controls the solve: it has no gradient, and is one number for all samples."""
+    number = check_scalar(name, value, zero=zero)
+    if number is None:
+        raise ValueError(f"{name} must be one number for all, got a tensor that a transform maps over")
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name} has no gradient: it must not require one")
+    return number
+
+
+def _parameter(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"params must hold tensors, got {type(value).__name__}")
+    return value
+
+
+def _check_adjoint(adjoint: Adjoint, tableau: Tableau, dense: bool) -> None:
+    if adjoint.exact:
+        return
+    allowed = ", ".join(repr(a.name) for a in ADJOINTS.values() if a.exact)
     if tableau.implicit or tableau.partitioned:
-        raise ValueError(
-            f"adjoint must be 'checkpoint', 'symplectic' or 'unrolled' for method={tableau.name!r}, got {adjoint!r}"
-        )
+        raise ValueError(f"adjoint must be one of {allowed} for method={tableau.name!r}, got {adjoint.name!r}")
     if dense:
-        raise ValueError(f"adjoint must be 'checkpoint', 'symplectic' or 'unrolled' with dense=True, got {adjoint!r}")
+        raise ValueError(f"adjoint must be one of {allowed} with dense=True, got {adjoint.name!r}")
 
 
-def _columns(name: str, t: Tensor, rows: Rows) -> Tensor:
-    """Times ``[m]`` or ``[*batch, m]`` as ``[m, samples or 1, 1]``."""
-    if t.ndim == 1:
-        return t.reshape(-1, 1, 1)
-    if tuple(t.shape[:-1]) != rows.batch:
-        raise ValueError(f"{name} must have shape [times] or {[*rows.batch, 'times']}, got {tuple(t.shape)}")
-    return t.reshape(rows.count, -1).T.unsqueeze(-1)
-
-
-def _direction(times: Tensor) -> float | Tensor:
-    """1, -1, or for samples of both directions ``[samples, 1]``."""
-    times = times.detach()
-    if not every(torch.isfinite(times)):
-        raise ValueError(f"t must be finite, got {times.flatten().tolist()}")
-    forward = times[-1] >= times[0]
-    sign: float | Tensor
-    if every(forward):
-        sign = 1.0
-    elif not some(forward):
-        sign = -1.0
-    else:
-        sign = torch.where(forward, 1.0, -1.0).to(times.dtype)
-    steps = times.diff(dim=0) * sign
-    if some(steps < 0):
-        if transform_running():
-            raise ValueError("t must be monotone")
-        i, sample = (int(v) for v in (steps[..., 0] < 0).nonzero()[0])
-        raise ValueError(
-            f"t must be monotone, got {float(times[i, sample])} before {float(times[i + 1, sample])} "
-            f"(positions {i} and {i + 1}, sample {sample}) in a solve "
-            f"from {float(times[0, sample])} to {float(times[-1, sample])}"
-        )
-    return sign
-
-
-def _check_separable(field: FlatField, t: Tensor, y: Tensor) -> None:
-    """Leapfrog needs dq/dt = v(p, t) and dp/dt = f(q, t): each half must not react to itself."""
-    half = y.shape[1] // 2
-    k, field.forward_evaluations = field.quiet(t, y), 0
-    for own in (slice(0, half), slice(half, None)):
-        moved = y.clone()
-        moved[:, own] += 0.1 * (1 + moved[:, own].abs())
-        change = (field.quiet(t, moved) - k)[:, own].abs()
-        if bool((change > 1e-4 * (1 + k[:, own].abs())).any()):
-            name = "position's" if own.start == 0 else "momentum's"
-            raise ValueError(
-                f"field must be separable for method='leapfrog' (dq/dt a function of p, dp/dt of q), "
-                f"but the {name} rate depends "
-                f"on the {name.removesuffix(chr(39) + 's')} itself; use 'implicit_midpoint'"
-            )
-    field.forward_evaluations = 0
-
-
-def shifted_start(field: FlatField, y: Tensor, t: Tensor) -> Tensor:
-    """``y`` given at live time ``t``, moved to the same time held constant: the value of y, the derivative -f of t.
-
-    A midpoint step of length zero: exact to the second derivative.
-    """
-    h = t.detach() - t
-    return y + h * field.evaluate(t + h / 2, y + h / 2 * field.evaluate(t, y))
-
-
-def shifted_end(field: FlatField, y: Tensor, t: Tensor) -> Tensor:
-    """``y`` given at the constant value of ``t``, moved to live time ``t``: the value of y, the derivative f of t."""
-    h = t - t.detach()
-    start = t.detach()
-    return y + h * field.evaluate(start + h / 2, y + h / 2 * field.evaluate(start, y))
+def _times(t: Any, y: Tensor) -> Tensor:
+    """The times as one tensor of the state's precision."""
+    if not isinstance(t, Tensor):
+        if not isinstance(t, Sequence) or isinstance(t, str):
+            raise TypeError(f"t must be a tensor or a sequence of numbers, got {type(t).__name__}")
+        for value in t:
+            if isinstance(value, bool | str) or not isinstance(value, int | float | Tensor):
+                raise TypeError(f"t must hold numbers, got {type(value).__name__}")
+        if not t:
+            raise ValueError("t must hold at least two times, got 0")
+        return torch.stack([torch.as_tensor(value, dtype=y.dtype, device=y.device) for value in t])
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"t must hold real numbers, got {t.dtype}")
+    if t.ndim == 0:
+        raise ValueError("t must hold at least two times, got a scalar tensor")
+    return t
 
 
 def _solution(
@@ -322,14 +286,14 @@ def _solution(
     states: Tensor,
     run: Run,
     steps: Steps | None,
-    record: tuple[Tensor, Tensor, Tensor] | None,
+    record: EventRecord | None,
 ) -> ODESolution:
     reached = rows.per_row((run.reached * field.sign)[:, 0])
     event_times = event_states = event_index = None
     if record is not None:
-        event_times = record[0].reshape(-1, *rows.batch).to(rows.dtype)
-        event_states = rows.unpack(record[1].to(rows.dtype))
-        event_index = record[2].reshape(-1, *rows.batch)
+        event_times = record.times.reshape(-1, *rows.batch).to(rows.dtype)
+        event_states = rows.unpack(record.states.to(rows.dtype))
+        event_index = record.index.reshape(-1, *rows.batch)
     return ODESolution(
         y=rows.unpack(states.to(rows.dtype)),
         t=t,

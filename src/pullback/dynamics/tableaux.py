@@ -54,6 +54,11 @@ class Tableau:
         return len(self.c)
 
     @property
+    def adaptive(self) -> bool:
+        """Whether there is an error estimate to choose steps by."""
+        return self.error is not None
+
+    @property
     def implicit(self) -> bool:
         """Whether any stage is implicit."""
         return any(row[i] != 0 for i, row in enumerate(self.a))
