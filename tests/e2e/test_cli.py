@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,11 +198,19 @@ def test_bench_prints_ratios_and_absent_peers(capsys: pytest.CaptureFixture[str]
         "CASES = [Case('sum', lambda: 100, lambda n: sum(range(n)), {'twice': twice, 'gone': gone})]"
     )
     assert main(["bench", "sums", "--folder", str(tmp_path), "--rounds", "2", "--json"]) == 0
-    (case,) = json.loads(capsys.readouterr().out)["cases"]
+    found = json.loads(capsys.readouterr().out)
+    (case,) = found["cases"]
     assert set(case["ratios"]) == {"twice"}
     assert case["absent"] == {"gone": "no_such_package"}
+    assert case["clock"] == "CPU time, 1 thread"
+    assert found["geometric_means"] == {"sums": pytest.approx(case["ratios"]["twice"])}
     assert main(["bench", "sums", "--folder", str(tmp_path), "--rounds", "1"]) == 0
-    assert "not installed (no_such_package)" in capsys.readouterr().out
+    compared, alone = capsys.readouterr().out.split("Without a comparison:")
+    assert "twice" in compared
+    assert "gone" not in compared
+    assert "gone is not installed (no module no_such_package)" in alone
+    last = alone.splitlines()[-1]
+    assert re.fullmatch(r"geometric mean of the ratios \(.*\): sums \d+\.\d\d \(1\)", last), last
 
 
 def test_data_list_is_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:

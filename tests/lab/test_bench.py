@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from pullback.lab.bench import Case, load_cases, measure
+from pullback.lab.bench import Case, geometric_mean, load_cases, measure
 
 
 def _work(repeats: int) -> int:
@@ -21,19 +22,23 @@ def _absent(repeats: int) -> int:
 
 def test_ratio_and_absent_peers() -> None:
     peers = {"slow": lambda n: _work(50 * n), "fast": lambda n: _work(n // 50), "gone": _absent}
-    found = measure(Case("sum", lambda: 2000, _work, peers), rounds=3, seconds=0.002)
+    found = measure(Case("sum", lambda: 2000, _work, peers), rounds=3, threads=2, seconds=0.002)
     assert found.absent == {"gone": "no_such_package_anywhere"}
     assert set(found.peers) == {"slow", "fast"}
     assert found.ratios["slow"] > 5
     assert found.ratios["fast"] < 0.5
     assert found.to_json()["rounds"] == 3
+    assert found.clock == "CPU time, 2 threads"
+    only = measure(Case("alone", lambda: 10, _work, {"gone": _absent}), rounds=1, seconds=0.0)
+    assert geometric_mean([found, only]) == pytest.approx(math.sqrt(found.ratios["slow"] * found.ratios["fast"]))
+    assert geometric_mean([only]) is None
 
 
 def test_ours_and_peers_take_turns() -> None:
     order: list[str] = []
     peers = {"peer": lambda n: order.append("peer")}
     measure(Case("turns", lambda: None, lambda n: order.append("ours"), peers), rounds=4, seconds=0.0)
-    assert order[-8:] == ["ours", "peer"] * 4
+    assert order[-8:] == ["ours", "peer", "peer", "ours"] * 2, "each begins every other round"
 
 
 def test_an_error_of_a_peer_is_no_absence() -> None:
@@ -41,7 +46,7 @@ def test_an_error_of_a_peer_is_no_absence() -> None:
         measure(Case("x", lambda: 1, lambda n: n, {"peer": lambda n: n / 0}))
     with pytest.raises(ModuleNotFoundError):
         measure(Case("x", lambda: 1, _absent))
-    with pytest.raises(ValueError, match="rounds must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="rounds must be an integer >= 1, got 0"):
         measure(Case("x", lambda: 1, lambda n: n), rounds=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 LARGEST_IMPORT = 0.1
-"""Seconds that ``import pullback`` may add to ``import torch``."""
+"""CPU seconds that ``import pullback`` may add to ``import torch``."""
 
 
 def register(app: cyclopts.App) -> None:
@@ -31,12 +32,16 @@ def bench(
     *,
     match: Annotated[str, Parameter(help="Only cases whose name contains this.")] = "",
     rounds: Annotated[int, Parameter(help="Rounds in which ours and the peers take turns.")] = 7,
+    threads: Annotated[int, Parameter(help="That torch may compute with.")] = 1,
     folder: Annotated[
         Path | None, Parameter(help="Where `<family>.py` with its cases lies. [default: benchmarks/ of the checkout]")
     ] = None,
     json: Annotated[bool, Parameter(negative=(), help="Print JSON.")] = False,
 ) -> int:
-    """Measure the blocks against their peers: medians of interleaved rounds, and ratios (above 1: ours is faster).
+    """Measure the blocks against their peers: medians of CPU time in interleaved rounds, and ratios.
+
+    A ratio above 1 says that ours is faster. What has no peer, or one that is not installed, stands in a second table;
+    the last line is the geometric mean of the ratios of each family.
 
     `pullback bench import` measures what `import pullback` adds to `import torch`; above 100 ms the exit status is 1.
 
@@ -44,11 +49,12 @@ def bench(
     """
     import pullback
     from pullback.core.checks import nearest
-    from pullback.lab.bench import import_cost, load_cases, measure
+    from pullback.lab.bench import geometric_mean, import_cost, load_cases, measure
     from pullback.lab.runner import UsageError
 
-    if rounds < 1:
-        raise UsageError(f"rounds must be >= 1, got {rounds}")
+    for option, value in (("rounds", rounds), ("threads", threads)):
+        if value < 1:
+            raise UsageError(f"{option} must be >= 1, got {value}")
     folder = folder or _benchmarks(Path(pullback.__file__))
     files = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")}
     if family is not None and family not in (*files, "import"):
@@ -62,18 +68,13 @@ def bench(
         for case in load_cases(files[name]):
             if match in case.name:
                 print(f"{name}: {case.name}", file=sys.stderr, flush=True)
-                measured.setdefault(name, []).append(measure(case, rounds=rounds))
+                measured.setdefault(name, []).append(measure(case, rounds=rounds, threads=threads))
+    means = {name: geometric_mean(found) for name, found in measured.items()}
     if json:
         cases = [{"family": name, **m.to_json()} for name, found in measured.items() for m in found]
-        print_json({"import_seconds": added, "cases": cases})
+        print_json({"import_seconds": added, "cases": cases, "geometric_means": means})
     else:
-        if measured:
-            rows = [row for name, found in measured.items() for m in found for row in _rows(name, m)]
-            print_table(("family", "case", ">ours", "peer", ">theirs", ">ratio"), rows, fold=("case",))
-        if added is not None:
-            print_line(
-                f"import pullback adds {1000 * added:.1f} ms to import torch (at most {1000 * LARGEST_IMPORT:.0f})"
-            )
+        _print(measured, added, means)
     return 1 if added is not None and added > LARGEST_IMPORT else 0
 
 
@@ -87,13 +88,37 @@ def _benchmarks(package: Path) -> Path:
     raise UsageError("bench needs the benchmarks of a checkout: run it there, or name them with --folder")
 
 
-def _rows(family: str, found: Measurement) -> list[tuple[Any, ...]]:
-    ours = _seconds(found.ours)
-    rows = [
-        (family, found.name, ours, peer, _seconds(t), f"{found.ratios[peer]:.2f}") for peer, t in found.peers.items()
+def _print(measured: Mapping[str, list[Measurement]], added: float | None, means: Mapping[str, float | None]) -> None:
+    every = [(family, found) for family, cases in measured.items() for found in cases]
+    compared = [
+        (family, found.name, _seconds(found.ours), peer, _seconds(seconds), f"{found.ratios[peer]:.2f}")
+        for family, found in every
+        for peer, seconds in found.peers.items()
     ]
-    rows += [(family, found.name, ours, peer, f"not installed ({module})", "") for peer, module in found.absent.items()]
-    return rows or [(family, found.name, ours, "no peer", "", "")]
+    alone: list[tuple[Any, ...]] = []
+    for family, found in every:
+        reasons = [f"{peer} is not installed (no module {module})" for peer, module in found.absent.items()]
+        if not found.peers and not reasons:
+            reasons = ["no peer"]
+        alone += [(family, found.name, _seconds(found.ours), reason) for reason in reasons]
+    if every:
+        print_line(f"Medians of {every[0][1].rounds} rounds in which all take turns: {every[0][1].clock}.\n")
+    if compared:
+        print_table(("family", "case", ">ours", "peer", ">theirs", ">ratio"), compared, fold=("case",))
+    if alone:
+        print_line("\nWithout a comparison:\n")
+        print_table(("family", "case", ">ours", "why"), alone, fold=("case", "why"))
+    if added is not None:
+        print_line(
+            f"import pullback adds {1000 * added:.1f} ms of CPU time to import torch "
+            f"(at most {1000 * LARGEST_IMPORT:.0f})"
+        )
+    if measured:
+        told = [
+            f"{family} {'-' if mean is None else f'{mean:.2f}'} ({sum(len(m.ratios) for m in measured[family])})"
+            for family, mean in means.items()
+        ]
+        print_line(f"geometric mean of the ratios (of how many; above 1: ours is faster): {', '.join(told)}")
 
 
 def _seconds(value: float) -> str:

@@ -1,24 +1,25 @@
-"""Blocks against their peers: interleaved medians and their ratios.
+"""Blocks against their peers: interleaved medians of process CPU time, and their ratios.
 
-``benchmarks/<family>.py`` lists ``CASES``; ``pullback bench <family>`` measures them. Cores are shared and clocks
-drift, so ours and the peers take turns in every round, and what is compared is the median of the ratio within a round.
+``benchmarks/<family>.py`` lists ``CASES``; ``pullback bench <family>`` measures them with the clock of the lab,
+:func:`pullback.lab.measure.race`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
+from pullback.core.checks import check_integer
+from pullback.lab.measure import race
 
-__all__ = ["Case", "Measurement", "import_cost", "load_cases", "measure"]
+__all__ = ["Case", "Measurement", "geometric_mean", "import_cost", "load_cases", "measure"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Measurement:
 
     Attributes:
         name: the case's name.
+        clock: what was measured, with the number of threads.
         ours: seconds of one call of ours.
         peers: seconds of one call of each peer that is installed.
         ratios: for each of these the median of (peer / ours) within a round; 3.0 means ours is three times as fast.
@@ -59,6 +61,7 @@ class Measurement:
     """
 
     name: str
+    clock: str
     ours: float
     peers: dict[str, float]
     ratios: dict[str, float]
@@ -70,67 +73,59 @@ class Measurement:
         return asdict(self)
 
 
-def _timed(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds of one call, averaged over ``repeats`` calls."""
-    accelerated = torch.cuda.is_available() and torch.cuda.is_initialized()
-    if accelerated:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    if accelerated:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
-
-
-def measure(case: Case, *, rounds: int = 7, seconds: float = 0.05) -> Measurement:
+def measure(case: Case, *, rounds: int = 7, threads: int = 1, seconds: float = 0.05) -> Measurement:
     """Measure one case.
 
     Args:
         case: what to measure.
-        rounds: in each round ours and then every peer is timed once.
+        rounds: in each round ours and every peer are timed once, >= 1.
+        threads: that torch may compute with, >= 1.
         seconds: each timing repeats the call until about this much time has passed.
 
     Returns:
         The medians and ratios.
 
     Raises:
-        ValueError: ``rounds`` < 1.
+        ValueError: an argument out of range.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be >= 1, got {rounds}")
+    check_integer("rounds", rounds, 1)
     inputs = case.setup()
     contenders: dict[str, Callable[[], Any]] = {"": lambda: case.ours(inputs)}
     absent: dict[str, str] = {}
-    repeats: dict[str, int] = {}
 
     def bind(work: Callable[[Any], Any]) -> Callable[[], Any]:
         return lambda: work(inputs)
 
-    contenders |= {name: bind(work) for name, work in case.peers.items()}
-    for name, call in list(contenders.items()):
+    for name, work in case.peers.items():
         try:
-            call()  # imports, compiles and allocates
+            work(inputs)
         except ModuleNotFoundError as error:
-            if not name:
-                raise
             absent[name] = error.name or str(error)
-            del contenders[name]
-            continue
-        repeats[name] = max(1, min(10_000, int(seconds / max(_timed(call, 1), 1e-7))))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            times[name].append(_timed(call, repeats[name]))
-    ours = times.pop("")
+        else:
+            contenders[name] = bind(work)
+    found = race(contenders, rounds=rounds, threads=threads, seconds=seconds)
+    present = [name for name in contenders if name]
     return Measurement(
         name=case.name,
-        ours=median(ours),
-        peers={name: median(values) for name, values in times.items()},
-        ratios={name: median(p / o for p, o in zip(values, ours, strict=True)) for name, values in times.items()},
+        clock=found.name,
+        ours=float(found[""]),
+        peers={name: float(found[name]) for name in present},
+        ratios={name: float(found.ratio(name, "")) for name in present},
         absent=absent,
         rounds=rounds,
     )
+
+
+def geometric_mean(found: Iterable[Measurement]) -> float | None:
+    """Return the geometric mean of all ratios to peers; ``None`` where no peer was measured.
+
+    Example:
+        >>> two = Measurement("a", "CPU time", 1.0, {"x": 2.0, "y": 8.0}, {"x": 2.0, "y": 8.0}, {}, 1)
+        >>> round(geometric_mean([two]), 6)
+        4.0
+    """
+    ratios = [ratio for each in found for ratio in each.ratios.values()]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
 
 
 def load_cases(path: Path) -> list[Case]:
@@ -151,11 +146,11 @@ def load_cases(path: Path) -> list[Case]:
     return list(cases)
 
 
-_IMPORT = "import time, torch; start = time.perf_counter(); import pullback; print(time.perf_counter() - start)"
+_IMPORT = "import time, torch; start = time.process_time(); import pullback; print(time.process_time() - start)"
 
 
 def import_cost(*, rounds: int = 3) -> float:
-    """Return the median seconds that ``import pullback`` adds to ``import torch``, each in a fresh interpreter."""
+    """Return the median CPU seconds that ``import pullback`` adds to ``import torch``, each in a fresh interpreter."""
     return median(
         float(subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True).stdout)
         for _ in range(rounds)
