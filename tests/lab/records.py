@@ -17,7 +17,7 @@ import uvicorn
 
 from pullback.lab import artifacts, style
 from pullback.lab.result import Artifact, Claim, Data, Metric, RunResult, Series
-from pullback.lab.server import create_app
+from pullback.lab.server import configuration, create_app
 
 NASTY = "<script>document.title='broken'</script>"
 """Must appear on pages as text."""
@@ -110,15 +110,12 @@ class Served:
 
 
 @contextmanager
-def served(runs: Path) -> Iterator[Served]:
+def served(runs: Path, idle: float = 60) -> Iterator[Served]:
     """Serve a store on a free port; runs are of the toy's command."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    config = uvicorn.Config(
-        create_app(runs, port, program=TOY), http="h11", ws="none", log_level="error", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configuration(create_app(runs, port, program=TOY), idle=idle))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

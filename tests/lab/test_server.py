@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 import pytest
 
 from pullback.lab.request import RunRequest, parse_request
+from pullback.lab.result import Artifact
 from pullback.lab.runner import UsageError
 from pullback.lab.store import read_results
 from tests.lab import toy  # noqa: F401
@@ -46,9 +47,14 @@ def server(store: Path) -> Iterator[Served]:
 def ask(
     server: Served, path: str, method: str = "GET", body: str | bytes = "", **headers: str
 ) -> tuple[int, dict[str, str], str]:
-    """One request; ``_`` in a header's name stands for ``-``; no client library tidies the path up."""
+    """One request; ``_`` in a header's name stands for ``-``; no client library tidies the path up.
+
+    What is not a GET comes from the server's own pages, unless ``Origin`` is given; empty, none is sent.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    named = {} if method in ("GET", "HEAD") else {"Origin": f"http://127.0.0.1:{server.port}"}
+    named |= {name.replace("_", "-"): value for name, value in headers.items()}
+    named = {name: value for name, value in named.items() if (name, value) != ("Origin", "")}
     connection.putrequest(method, path, skip_host="Host" in named)
     for name, value in named.items():
         connection.putheader(name, value)
@@ -173,7 +179,15 @@ def test_foreign_hosts_and_origins(server: Served, headers: dict[str, str]) -> N
     assert ask(server, "/", **headers)[0] == 403
     form = {"system": "toy-regression", "scale": "smoke"}
     assert post(server, "/start", form, **headers)[0] == 403
-    assert not list(read_results(Path("nowhere")))
+    assert post(server, "/started/1/stop", {}, **headers)[0] == 403
+
+
+def test_what_changes_something_names_its_origin(server: Served) -> None:
+    """A form of another site is sent with its origin; without any, it may be a tool that a page has found."""
+    form = urlencode({"system": "toy-regression", "scale": "smoke"})
+    for headers in (FORM, {**FORM, "Sec-Fetch-Site": "none"}, {**FORM, "Sec-Fetch-Site": "same-origin"}):
+        assert ask(server, "/start", "POST", form, **headers, Origin="")[0] == 403
+    assert "toy-regression" not in ask(server, "/started/1")[2]
 
 
 def test_cross_site_forms_and_own_ones(server: Served) -> None:
@@ -250,10 +264,86 @@ def test_malformed_requests(server: Served, lines: bytes) -> None:
 
 
 def test_a_browser_that_leaves_while_it_sends(server: Served) -> None:
-    head = f"POST /start HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: {FORM['Content-Type']}\r\n"
+    own = f"Host: 127.0.0.1:{server.port}\r\nOrigin: http://127.0.0.1:{server.port}\r\n"
+    head = f"POST /start HTTP/1.1\r\n{own}Content-Type: {FORM['Content-Type']}\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(f"{head}Content-Length: 1000\r\n\r\nsystem=".encode())
     assert ask(server, "/start")[0] == 200
+
+
+HOSTILE = "<script>document.title = 'owned'; fetch('/start', {method: 'POST'})</script>"
+
+
+def test_files_of_a_run_do_nothing_in_the_origin_of_the_server(tmp_path: Path) -> None:
+    names = ("plot.svg", "plot.js", "plot.css", "page.html", "plot.SVG", "data.json", "x.svg.js", "plot.xhtml", "t.csv")
+    kinds = ("figure", "image", "audio", "mesh", "table", "script", "page")
+    stranger = record(tmp_path, artifacts=[Artifact(kind, kind, names) for kind in kinds])
+    assert stranger.directory is not None
+    for name in names:
+        (stranger.directory / name).write_text(HOSTILE)
+    with served(tmp_path) as server:
+        folder = "/systems/cosmo/20260101-120000"
+        for name in names:
+            status, headers, _ = ask(server, f"{folder}/{name}")
+            assert status == (200 if name in ("plot.svg", "t.csv") else 404), name
+        status, headers, _ = ask(server, f"{folder}/plot.svg")
+        policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
+        assert policy["sandbox"] == "", "neither scripts nor the server's origin"
+        assert policy["default-src"] == "'none'"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert ask(server, f"{folder}/t.csv")[1]["content-disposition"].startswith("attachment")
+        page = ask(server, f"{folder}/index.html")[2]
+        assert 'href="plot.svg"' not in page
+        assert 'src="plot.js"' not in page
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET"]
+)
+def test_a_connection_that_asks_nothing_is_ended(start: bytes, tmp_path: Path) -> None:
+    with served(tmp_path, idle=0.3) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(start.replace(b"PORT", str(server.port).encode()))
+            while connection.recv(65_536):  # ends with the connection; without a limit the test would time out
+                pass
+        assert ask(server, "/")[0] == 200
+
+
+def test_a_form_that_does_not_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pullback.lab.server._SLOWEST_FORM", 0.3)
+    with served(tmp_path) as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        own = f"Host: 127.0.0.1:{server.port}\r\nOrigin: http://127.0.0.1:{server.port}\r\n"
+        head = (
+            f"POST /start HTTP/1.1\r\n{own}Content-Type: {FORM['Content-Type']}\r\nContent-Length: 100\r\n\r\nsystem="
+        )
+        connection.sendall(head.encode())
+        assert b" 408 " in connection.recv(65_536)
+
+
+def test_a_body_is_not_read_further_than_a_form_may_reach(server: Served) -> None:
+    own = f"Host: 127.0.0.1:{server.port}\r\nOrigin: http://127.0.0.1:{server.port}\r\n"
+    head = f"POST /start HTTP/1.1\r\n{own}Content-Type: {FORM['Content-Type']}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"10000\r\n" + b"a" * 65_536 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2000):
+                connection.sendall(chunk)
+                sent += len(chunk)
+        assert sent < 20_000_000, "the server has answered and closed long before"
+
+
+def test_damaged_records_are_pages_not_errors(tmp_path: Path) -> None:
+    record(tmp_path)
+    (tmp_path / "cosmo" / "20260102-000000").mkdir()
+    (tmp_path / "cosmo" / "20260102-000000" / "result.json").write_text('{"schema_version": 1' + "0" * 400 + "}")
+    (tmp_path / "cosmo" / "20260103-000000" / "result.json").mkdir(parents=True)
+    with served(tmp_path) as server:
+        assert "2 damaged" in ask(server, "/")[2]
+        status, _, page = ask(server, "/systems/cosmo/index.html")
+        assert (status, "schema_version must be" in page) == (200, True)
+        assert ask(server, "/systems/cosmo/20260102-000000/index.html")[0] == 404
 
 
 def test_start_watch_and_stop(server: Served, store: Path) -> None:
@@ -276,7 +366,7 @@ def test_start_watch_and_stop(server: Served, store: Path) -> None:
     assert (going["status"], going["loop"], going["steps"]) == ("running", "train a", 200000)
     status, _, text = post(server, "/start", {"system": "toy-regression"})
     assert (status, "toy-regression is still running" in text) == (409, True)
-    assert ask(server, f"{second}/stop", "POST", **FORM)[0] == 303
+    assert post(server, f"{second}/stop", {})[0] == 303
     assert wait_until(server, second, lambda state: state["over"])["status"] == "interrupted"
 
 
@@ -307,7 +397,7 @@ def test_serve_prints_its_address_and_ends_with_its_runs(tmp_path: Path) -> None
         assert taken.returncode == 2
         assert f"port {there.port} cannot be used" in taken.stderr
         assert taken.stderr.count("\n") == 1
-        _, headers, _ = post(there, "/start", {"system": "cosmo", "option.steps": "1000000"})
+        _, headers, _ = post(there, "/start", {"system": "cosmo", "scale": "default"})
         wait_until(there, headers["location"], lambda state: state["status"] == "running")
     finally:
         process.send_signal(signal.SIGINT)

@@ -1,16 +1,22 @@
-"""What stands before the local server's pages: only requests of this machine's own pages come through.
+"""What stands before the local server's pages: only requests of this machine's own pages come through, in time.
 
 A page of another site can make a browser send requests to 127.0.0.1 (cross-site forms), or point a name of its own
-there (DNS rebinding). Both show in the headers ``Host``, ``Origin`` and ``Sec-Fetch-Site``, which no page can forge.
+there (DNS rebinding). Both show in the headers ``Host``, ``Origin`` and ``Sec-Fetch-Site``, which no page can forge:
+what changes something must name the server's own origin. The files of a run may come from anywhere; they are served so
+that nothing in them runs (:data:`SANDBOX`).
 """
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["Guard"]
+__all__ = ["SANDBOX", "Guard", "timed_protocol"]
 
 LONGEST_ADDRESS = 2048
 LONGEST_HEADERS = 32_768
@@ -23,6 +29,10 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+
+
+SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
+"""For a file of a run: opened as a page it has an origin of its own, and no script of it runs."""
 
 
 class Guard:
@@ -50,6 +60,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if message["status"] >= 400:  # what is left of a refused request is not read
+                    headers["Connection"] = "close"
             await send(message)
 
         refused = self._refuse(scope)
@@ -66,6 +78,43 @@ class Guard:
             return PlainTextResponse("this server answers only under its own address on this machine\n", 403)
         foreign = any(origin.lower() not in {f"http://{host}" for host in self._hosts} for origin in origins)
         changes = scope["method"] not in ("GET", "HEAD")
-        if foreign or (changes and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")):
+        if foreign or (changes and (not origins or headers.get("sec-fetch-site", "same-origin") != "same-origin")):
             return PlainTextResponse("this server answers only its own pages\n", 403)
         return None
+
+
+def timed_protocol(seconds: float) -> type[H11Protocol]:
+    """Return uvicorn's HTTP protocol with a limit on the time between a connection, or an answer, and the next request.
+
+    Uvicorn itself waits for ever for the rest of a request's head.
+    """
+
+    class Timed(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:  # the application has the request
+                self._cancel()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._cancel()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            self._cancel()
+            self._timer = self.loop.call_later(seconds, self.transport.close)
+
+        def _cancel(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    return Timed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -11,6 +12,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qsl
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -22,25 +24,21 @@ from starlette.routing import Route
 from pullback.data.cache import missing
 from pullback.lab import registry
 from pullback.lab.gallery import Entry, Pages, Store, artifact_files, assets
-from pullback.lab.guard import Guard
+from pullback.lab.guard import SANDBOX, Guard, timed_protocol
 from pullback.lab.launcher import PROGRAM, BusyError, Launched, Launcher
 from pullback.lab.request import choices, is_editable, parse_request
 from pullback.lab.result import SCALES, RunResult
 from pullback.lab.runner import UsageError, check_ready
 
-__all__ = ["create_app", "serve"]
+__all__ = ["configuration", "create_app", "serve"]
 
 _LARGEST_FORM = 65_536
 _MOST_FIELDS = 200
-_TYPES = {
-    ".css": "text/css",
-    ".csv": "text/csv",
-    ".js": "text/javascript",
-    ".ply": "application/octet-stream",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-    ".wav": "audio/wav",
-}
+_SLOWEST_FORM = 10.0
+_IDLE = 15.0
+_ASSETS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_SHOWN = {".png": "image/png", ".svg": "image/svg+xml", ".wav": "audio/wav"}
+"""Files of a run that a page shows; the others are downloads."""
 
 
 def serve(runs: str | Path, *, port: int = 8000) -> None:
@@ -53,8 +51,6 @@ def serve(runs: str | Path, *, port: int = 8000) -> None:
     Raises:
         UsageError: the port is taken or not allowed.
     """
-    import uvicorn
-
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -64,20 +60,24 @@ def serve(runs: str | Path, *, port: int = 8000) -> None:
         listening.close()
         raise UsageError(f"port {port} cannot be used: {error.strerror}; choose another with --port") from error
     port = listening.getsockname()[1]
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(Path(runs), port),
-            http="h11",
-            ws="none",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    server = uvicorn.Server(configuration(create_app(Path(runs), port)))
     print(f"serving {runs} on http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down when it passes the signal on
         server.run(sockets=[listening])
+
+
+def configuration(app: Starlette, *, idle: float = _IDLE) -> uvicorn.Config:
+    """Return how the application is served; ``idle`` seconds without a request end a connection."""
+    return uvicorn.Config(
+        app,
+        http=timed_protocol(idle),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=200,
+        timeout_graceful_shutdown=2,
+    )
 
 
 def create_app(runs: Path, port: int, *, program: Sequence[str] = PROGRAM, at_once: int = 1) -> Starlette:
@@ -157,14 +157,19 @@ class _Site:
             run = self._run(self._entry(request), request)
         if run.directory is None or not any(name in artifact_files(run, a) for a in run.artifacts):
             raise HTTPException(404, "that run has no such file")
+        kind = _SHOWN.get(Path(name).suffix.lower())
         return FileResponse(
-            run.directory / name, media_type=_TYPES.get(Path(name).suffix.lower(), "application/octet-stream")
+            run.directory / name,
+            media_type=kind or "application/octet-stream",
+            filename=name,
+            content_disposition_type="inline" if kind else "attachment",
+            headers=SANDBOX,
         )
 
     def asset(self, request: Request) -> Response:
         """A style sheet, script or icon."""
         name = request.url.path.removeprefix("/")
-        return Response(self._assets[name], media_type=_TYPES[Path(name).suffix])
+        return Response(self._assets[name], media_type=_ASSETS[Path(name).suffix])
 
     async def start(self, request: Request) -> Response:
         """The form, and what it sends."""
@@ -303,10 +308,14 @@ async def _form(request: Request) -> dict[str, str]:
     if kind != "application/x-www-form-urlencoded":
         raise HTTPException(415, "a form is sent as application/x-www-form-urlencoded")
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST_FORM:
-            raise HTTPException(413, f"the form is larger than {_LARGEST_FORM} bytes")
+    try:
+        async with asyncio.timeout(_SLOWEST_FORM):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _LARGEST_FORM:
+                    raise HTTPException(413, f"the form is larger than {_LARGEST_FORM} bytes")
+    except TimeoutError:
+        raise HTTPException(408, f"the form took longer than {_SLOWEST_FORM:g} seconds") from None
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict")
     except ValueError as error:

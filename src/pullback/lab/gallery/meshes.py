@@ -12,6 +12,7 @@ __all__ = ["preview"]
 
 MOST_FACES = 4000
 MOST_POINTS = 4000
+LARGEST_FILE = 256 * 2**20
 
 _TYPES = {"float": "<f4", "uchar": "u1"}
 
@@ -25,12 +26,18 @@ def preview(path: Path) -> dict[str, Any] | None:
     Returns:
         ``points`` ``[V, 3]`` centred with radius 1, ``faces`` ``[F, 3]`` indices (none where there are more than
         ``MOST_FACES``: then ``points`` are a regular sample), ``colours`` ``[V, 3]`` in 0 to 255 or none; ``None``
-        where the file has another layout.
+        where the file has another layout, or more than ``LARGEST_FILE`` bytes.
     """
+    if path.stat().st_size > LARGEST_FILE:
+        return None
     content = path.read_bytes()
     head, mark, body = content.partition(b"end_header\n")
     counts = dict(re.findall(rb"^element (vertex|face) (\d{1,9})$", head, re.MULTILINE))
     properties = re.findall(rb"^property (float|uchar) (\w+)$", head, re.MULTILINE)
+    names = [name for _, name in properties]
+    colour = [name for kind, name in properties if kind == b"uchar" and name in (b"red", b"green", b"blue")]
+    if len(set(names)) < len(names) or len(colour) not in (0, 3):
+        return None
     rows = np.dtype([(name.decode(), _TYPES[kind.decode()]) for kind, name in properties])
     corners = np.dtype([("count", "u1"), ("index", "<i4", (3,))])
     vertices, triangles = int(counts.get(b"vertex", 0)), int(counts.get(b"face", 0))
@@ -45,7 +52,7 @@ def preview(path: Path) -> dict[str, Any] | None:
         return None
     points -= (points.min(0) + points.max(0)) / 2
     points /= np.linalg.norm(points, axis=1).max() or 1.0
-    colours = np.stack([table[name] for name in ("red", "green", "blue")], 1) if "red" in (rows.names or ()) else None
+    colours = np.stack([table[name] for name in ("red", "green", "blue")], 1) if colour else None
     if triangles > MOST_FACES or (triangles == 0 and vertices > MOST_POINTS) or vertices > 3 * MOST_FACES:
         chosen = np.linspace(0, vertices - 1, min(vertices, MOST_POINTS)).astype(int)
         points, colours, faces = points[chosen], None if colours is None else colours[chosen], faces[:0]

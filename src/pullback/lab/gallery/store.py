@@ -22,6 +22,16 @@ __all__ = ["Entry", "Store", "artifact_files", "block_summary", "family_summary"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 """Names of slugs, runs and files that become part of a page's address."""
 
+ENDINGS = {
+    "figure": (".png", ".svg"),
+    "image": (".png",),
+    "animation": (".png",),
+    "audio": (".wav",),
+    "mesh": (".ply",),
+    "table": (".csv",),
+}
+"""Of the files of an artifact: nothing else in a run's directory, such as a script or a page, is shown or copied."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -135,9 +145,9 @@ def artifact_files(run: RunResult, artifact: Artifact) -> list[str]:
         name
         for name in artifact.files
         if SAFE_NAME.fullmatch(name)
+        and Path(name).suffix in ENDINGS.get(artifact.kind, ())
         and not (run.directory / name).is_symlink()
         and (run.directory / name).is_file()
-        and name not in ("result.json", "index.html")
     ]
 
 
