@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
-from pullback.implicit import custom_fixed_point, custom_root, find_root, minimize, root_jvp, root_vjp
-from pullback.implicit.linear_solve import Solution
+from pullback.implicit import Reason, Solution, custom_fixed_point, custom_root, find_root, minimize, root_jvp, root_vjp
 
 METHODS = ("lu", "cg", "normal_cg", "bicgstab", "gmres")
 
@@ -202,7 +201,7 @@ def test_solution_results_pass_through() -> None:
 
     @custom_root(lambda x, a: x**2 - a)
     def solver(init: Tensor | None, a: Tensor) -> Solution:
-        return Solution(a.sqrt(), torch.tensor(0.5), torch.tensor(7), torch.tensor(False))
+        return Solution(a.sqrt(), torch.tensor(0.5), torch.tensor(7), torch.tensor(Reason.STALLED))
 
     solution = solver(None, a)
     assert (solution.residual, solution.iterations, solution.converged) == (0.5, 7, False)

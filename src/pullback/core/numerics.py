@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pullback.core.shapes import Float, Tensor
+from pullback.core.transforms import can_look
 
 __all__ = ["solve"]
 
@@ -29,6 +30,8 @@ def solve(matrix: Float[Tensor, "*#batch n n"], right: Float[Tensor, "*#batch n 
         >>> solve(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[1.0], [1.0]])).flatten().tolist()
         [0.5, 0.25]
     """
-    factor, pivots = torch.linalg.lu_factor(matrix)
+    factor, pivots, singular = torch.linalg.lu_factor_ex(matrix)
+    if can_look(singular) and bool(singular.any()):
+        raise torch.linalg.LinAlgError(f"a matrix of shape {tuple(matrix.shape)} is singular and cannot be solved with")
     result: Tensor = torch.linalg.lu_solve(factor, pivots, right)
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pullback.implicit import optimality
-from pullback.implicit.linear_solve import Solution, linear_solve
+from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.optimality import KKTPoint
 from pullback.implicit.projections import (
     projection_affine,
@@ -14,10 +14,12 @@ from pullback.implicit.projections import (
 )
 from pullback.implicit.proximal import prox_group_lasso, prox_lasso, prox_ridge
 from pullback.implicit.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
+from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
 
 __all__ = [
     "KKTPoint",
+    "Reason",
     "Solution",
     "custom_fixed_point",
     "custom_root",

@@ -5,45 +5,36 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.func import vjp, vmap
 
-from pullback.core.checks import check_choice, check_floating, check_positive
-from pullback.core.errors import ConvergenceError
+from pullback.core.checks import check_choice, check_floating, check_integer
 from pullback.core.gradients import nested_forward_mode, primals
-from pullback.core.shapes import Bool, Float, Int, Tensor
+from pullback.core.rows import Rows
+from pullback.core.shapes import Float, Tensor
 from pullback.implicit import krylov
+from pullback.implicit.arguments import check_function, check_number
+from pullback.implicit.iteration import Map, iterate, norm
+from pullback.implicit.solution import Reason, Solution, describe, raise_unless_converged
 
-__all__ = ["DENSE_LIMIT", "LinearMethod", "LinearOptions", "Operator", "Solution", "linear_solve"]
+__all__ = ["DENSE_LIMIT", "LinearMethod", "LinearOptions", "Operator", "linear_solve"]
 
 LinearMethod = Literal["auto", "cg", "normal_cg", "bicgstab", "gmres", "lu"]
 DENSE_LIMIT = 512
 """Largest number of unknowns for which a dense matrix is built."""
 
-Map = Callable[[Tensor], Tensor]
-
-
-class Solution(NamedTuple):
-    """What a solver returns.
-
-    Attributes:
-        value: the solution, shaped like the initial guess or the right side; the only part with derivatives.
-        residual: ``[*batch]`` norm of what should be zero.
-        iterations: ``[*batch]`` int64, iterations (for Krylov methods: products with the matrix).
-        converged: ``[*batch]`` whether the residual is within the tolerance.
-    """
-
-    value: Any
-    residual: Float[Tensor, "*batch"]
-    iterations: Int[Tensor, "*batch"]
-    converged: Bool[Tensor, "*batch"]
-
 
 @dataclass(frozen=True)
 class LinearOptions:
-    """How a linear system is solved: the arguments of :func:`linear_solve`, and in ``warn`` the name to warn with."""
+    """How a linear system is solved: the arguments of :func:`linear_solve`.
+
+    Attributes:
+        method, tolerance, max_iterations, preconditioner, ridge, batch_ndim: as there.
+        warn: what to call the solve in a warning when it does not converge; empty: no warning.
+        argument: what the caller's argument for the method is called.
+    """
 
     method: str = "auto"
     tolerance: float | None = None
@@ -52,14 +43,18 @@ class LinearOptions:
     ridge: float = 0.0
     batch_ndim: int = 0
     warn: str = ""
+    argument: str = "method"
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, get_args(LinearMethod))
-        check_positive("ridge", self.ridge, zero=True)
+        check_choice(self.argument, self.method, get_args(LinearMethod))
+        check_number("ridge", self.ridge, zero=True)
         if self.tolerance is not None:
-            check_positive("tolerance", self.tolerance)
+            check_number("tolerance", self.tolerance)
         if self.max_iterations is not None:
-            check_positive("max_iterations", self.max_iterations)
+            check_integer("max_iterations", self.max_iterations, 1)
+        if self.preconditioner is not None:
+            check_function("preconditioner", self.preconditioner)
+        check_integer("batch_ndim", self.batch_ndim, 0)
 
 
 @dataclass(frozen=True)
@@ -112,8 +107,8 @@ def linear_solve(
 
     Returns:
         ``Solution``: ``value`` like ``b``, ``residual [*batch]`` (2-norm of ``b - (A + ridge I) x``; of the normal
-        equations for ``"normal_cg"`` with a ridge), ``iterations`` (products; 1 for ``"lu"``), ``converged``. A
-        singular ``A`` without ridge shows as ``converged`` false.
+        equations for ``"normal_cg"`` with a ridge), ``iterations`` (products; 1 for ``"lu"``), ``reason`` and
+        ``converged``. A singular ``A`` without ridge shows as ``converged`` false.
 
     Raises:
         TypeError: ``b`` is no floating tensor.
@@ -133,33 +128,43 @@ def linear_solve(
     check_floating("b", b)
     if isinstance(matvec, Tensor):
         if batch_ndim is None:
-            batch_ndim = b.ndim - 1
+            batch_ndim = max(b.ndim - 1, 0)
         if b.ndim == 0 or matvec.ndim < 2 or matvec.shape[-2:] != (b.shape[-1], b.shape[-1]):
             raise ValueError(f"matvec must be [*batch, n, n] for b {tuple(b.shape)}, got {tuple(matvec.shape)}")
         operator = _MATRIX
         tensors: tuple[Tensor, ...] = (matvec,)
     else:
+        check_function("matvec", matvec)
         operator, tensors = _of_function(matvec), tuple(parameters)
-        with torch.enable_grad():
-            probe = operator.at(*(p.detach() for p in tensors))(b.detach())
-        if probe.requires_grad:
-            raise ValueError("matvec uses a tensor that requires grad and is not in parameters; pass it there")
-    batch_ndim = batch_ndim or 0
-    if not 0 <= batch_ndim <= b.ndim:
+        _try(operator, b, tensors)
+    options = LinearOptions(
+        method=method,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        preconditioner=preconditioner,
+        ridge=ridge,
+        batch_ndim=batch_ndim or 0,
+    )
+    if options.batch_ndim > b.ndim:
         raise ValueError(f"batch_ndim must be in [0, {b.ndim}] for b {tuple(b.shape)}, got {batch_ndim}")
-    options = LinearOptions(method, tolerance, max_iterations, preconditioner, ridge, batch_ndim)
     solution = solve_system(operator, b, tensors, options)
-    if check and not bool(solution.converged.all()):
-        raise ConvergenceError(describe("linear_solve", solution), solution)
+    if check:
+        raise_unless_converged("linear_solve", solution)
     return solution
 
 
-def describe(name: str, solution: Solution) -> str:
-    """Return the message of a solver that did not converge, with its numbers."""
-    failed = int((~solution.converged).sum())
-    worst, count = float(solution.residual.max()), int(solution.iterations.max())
-    systems = f"{failed} of {solution.converged.numel()} systems" if solution.converged.numel() > 1 else "the system"
-    return f"{name}: {systems} did not converge, residual {worst:.3g} after {count} iterations"
+def _try(operator: Operator, b: Tensor, tensors: tuple[Tensor, ...]) -> None:
+    """Multiply once: a map that does not fit, or that hides a tensor that requires a derivative, is told here."""
+    with torch.enable_grad():
+        try:
+            product = operator.at(*(p.detach() for p in tensors))(b.detach())
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"matvec must map a tensor of the shape of b, {tuple(b.shape)}, to one of that shape "
+                f"(a square matrix); it fails on one: {error}"
+            ) from error
+    if product.requires_grad:
+        raise ValueError("matvec uses a tensor that requires grad and is not in parameters; pass it there")
 
 
 def solve_system(operator: Operator, b: Tensor, tensors: tuple[Tensor, ...], options: LinearOptions) -> Solution:
@@ -264,44 +269,58 @@ def loop_over_batch(
 
 
 def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
-    batch = b.shape[: options.batch_ndim]
-    rows = b.reshape(*batch, -1)
-    n = rows.shape[-1]
-    if n == 0:
-        empty = torch.zeros(batch, dtype=b.dtype, device=b.device)
-        return Solution(b.clone(), empty, empty.long(), empty == 0)
-    method = resolve_method(options, n, operator.symmetric)
-    raw = _rowwise(operator.at(*tensors), b.shape, rows.shape)
+    rows = Rows.of(b, options.batch_ndim, "b")
+    # Half precision keeps too few digits for inner products: the iteration runs in float32, products in half.
+    working = torch.float32 if b.dtype in (torch.float16, torch.bfloat16) else b.dtype
+
+    def on_rows(function: Map) -> Map:
+        return lambda v: rows.pack(function(rows.unpack(v.to(b.dtype)))).to(working)
+
+    right = rows.pack(b).to(working)
+    if rows.size == 0:
+        nothing = rows.per_row(torch.zeros(rows.count, dtype=torch.int64, device=b.device))
+        return Solution(b.clone(), nothing.to(b.dtype), nothing, nothing)
+    method = resolve_method(options, rows.size, operator.symmetric)
+    product, adjoint = on_rows(operator.at(*tensors)), on_rows(operator.adjoint_at(*tensors))
     shift = 0.0 if method == "normal_cg" else options.ridge
-    matvec = (lambda v: raw(v) + shift * v) if shift else raw
-    adjoint = _rowwise(operator.adjoint_at(*tensors), b.shape, rows.shape)
+    matvec = (lambda v: product(v) + shift * v) if shift else product
     tolerance = options.tolerance if options.tolerance is not None else default_tolerance(b.dtype)
-    threshold = tolerance * torch.linalg.vector_norm(rows, dim=-1)
-    limit = options.max_iterations if options.max_iterations is not None else 10 * n
-    given = options.preconditioner
-    precondition = _rowwise(given, b.shape, rows.shape) if given is not None else _identity
+    threshold = tolerance * norm(right)
+    limit = options.max_iterations if options.max_iterations is not None else 10 * rows.size
+    precondition = on_rows(options.preconditioner) if options.preconditioner is not None else _identity
     if method == "lu":
-        x, count = _dense(matvec, rows), torch.ones(batch, dtype=torch.int64, device=b.device)
-    elif method == "cg":
-        x, count = krylov.cg(matvec, rows, threshold, limit, precondition)
-    elif method == "normal_cg":
-        x, count = krylov.normal_cg(matvec, adjoint, rows, threshold, limit, precondition, options.ridge)
-    elif method == "bicgstab":
-        x, count = krylov.bicgstab(matvec, rows, threshold, limit, precondition)
+        x, iterations = _dense(matvec, right), torch.ones(rows.count, dtype=torch.int64, device=b.device)
+        stopped = torch.full_like(iterations, Reason.STALLED)
     else:
-        x, count = krylov.gmres(matvec, rows, threshold, limit, precondition)
-    gap = rows - matvec(x)
+        algorithm: krylov.KrylovMethod
+        if method == "cg":
+            algorithm = krylov.CG(matvec, right, precondition)
+        elif method == "normal_cg":
+            algorithm = krylov.NormalCG(matvec, adjoint, right, precondition, options.ridge)
+        elif method == "bicgstab":
+            algorithm = krylov.BiCGStab(matvec, right, precondition)
+        else:
+            algorithm = krylov.GMRES(matvec, right, precondition, restart=min(30, limit))
+            limit = -(-limit // algorithm.products)
+        found = iterate(algorithm, torch.zeros_like(right), threshold, limit)
+        x, iterations, stopped = found.x, found.iterations * algorithm.products, found.reason
+    gap = right - matvec(x)
     if method == "normal_cg" and options.ridge:
         gap = adjoint(gap) - options.ridge * x
-        threshold = tolerance * torch.linalg.vector_norm(adjoint(rows), dim=-1)
-    residual = torch.linalg.vector_norm(gap, dim=-1)
+        threshold = tolerance * norm(adjoint(right))
+    residual = norm(gap)
     # Rounding alone leaves about eps |A||x|: a solve as good as its arithmetic has converged, unless the matrix is
     # singular to working precision, which shows as a residual above sqrt(eps) |b|.
-    eps, size = torch.finfo(b.dtype).eps, torch.linalg.vector_norm
-    floor = torch.minimum(100 * eps * size(matvec(x.abs()), dim=-1), eps**0.5 * size(rows, dim=-1))
-    converged = torch.isfinite(residual) & (residual <= torch.maximum(2 * threshold, floor))
-    solution = Solution(x.reshape(b.shape), residual, count, converged)
-    if options.warn and not bool(converged.all()):
+    eps = torch.finfo(b.dtype).eps
+    floor = torch.minimum(100 * eps * norm(matvec(x.abs())), eps**0.5 * norm(right))
+    finite = torch.isfinite(residual)
+    reason = torch.where(stopped == Reason.CONVERGED, Reason.STALLED, stopped)
+    reason = torch.where(finite, reason, Reason.DIVERGED)
+    reason = torch.where(finite & (residual <= torch.maximum(2 * threshold, floor)), Reason.CONVERGED, reason)
+    solution = Solution(
+        rows.unpack(x.to(b.dtype)), rows.per_row(residual.to(b.dtype)), rows.per_row(iterations), rows.per_row(reason)
+    )
+    if options.warn and not bool(solution.converged.all()):
         warnings.warn(describe(options.warn, solution), RuntimeWarning, stacklevel=2)
     return solution
 
@@ -315,17 +334,9 @@ def _identity(v: Tensor) -> Tensor:
     return v
 
 
-def _rowwise(function: Map, shape: torch.Size, rows: torch.Size) -> Map:
-    if shape == rows:
-        return function
-    return lambda v: function(v.reshape(shape)).reshape(rows)
-
-
 def _dense(matvec: Map, rows: Tensor) -> Tensor:
     n = rows.shape[-1]
     basis = torch.eye(n, dtype=rows.dtype, device=rows.device)
     basis = basis.reshape(n, *(1,) * (rows.ndim - 1), n).expand(n, *rows.shape)
     matrix = vmap(matvec)(basis).movedim(0, -1)
-    if rows.dtype in (torch.float16, torch.bfloat16):  # LAPACK has no half precision
-        return torch.linalg.solve_ex(matrix.float(), rows.float())[0].to(rows.dtype)
     return torch.linalg.solve_ex(matrix, rows)[0]

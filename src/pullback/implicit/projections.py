@@ -1,12 +1,18 @@
-"""Euclidean projections on convex sets: batched over leading dimensions, differentiable almost everywhere."""
+"""Euclidean projections on convex sets: batched over leading dimensions, differentiable almost everywhere.
+
+Each is right for finite points of any size: numbers that could overflow or cancel are brought to ordinary size first,
+by a shift or a scale that does not change the projection. An infinite entry gives the limit, NaN gives NaN.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from pullback.core.checks import check_floating, check_positive
+from pullback.core.checks import check_floating
 from pullback.core.numerics import solve
 from pullback.core.shapes import Float, Tensor
+from pullback.core.transforms import can_look
+from pullback.implicit.arguments import broadcast, positive
 
 __all__ = ["projection_affine", "projection_box", "projection_l1_ball", "projection_l2_ball", "projection_simplex"]
 
@@ -34,16 +40,18 @@ def projection_simplex(x: Float[Tensor, "*batch n"], radius: float | Float[Tenso
     References:
         Held, Wolfe, Crowder (1974); Duchi et al. (2008), Efficient projections onto the l1-ball, figure 1.
     """
-    _check_points(x)
-    _check_radius(radius)
-    work = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    size = torch.as_tensor(radius, dtype=work.dtype, device=work.device)[..., None]
+    check_points(x)
+    work = widened(x)
+    size = positive("radius", radius, work, x.shape[:-1])[..., None]
+    # A shift of all entries changes nothing. Without it the sums below drown a small radius in large entries.
+    largest = work.detach().amax(-1, keepdim=True)
+    work = torch.where((work == largest) & work.isinf(), 0, work - largest)
     ordered = work.sort(dim=-1, descending=True).values
     excess = ordered.cumsum(-1) - size
     rank = torch.arange(1, x.shape[-1] + 1, dtype=work.dtype, device=work.device)
     support = (ordered * rank > excess).sum(-1, keepdim=True).clamp(min=1)
-    tau = excess.gather(-1, support.expand(*excess.shape[:-1], 1) - 1) / support
-    return torch.where(work > tau, work - tau, 0).to(x.dtype)
+    tau = excess.gather(-1, support - 1) / support
+    return torch.relu(work - tau).to(x.dtype)
 
 
 def projection_box(
@@ -68,10 +76,11 @@ def projection_box(
         tensor([0.0000, 0.3000, 1.0000])
     """
     check_floating("x", x)
-    below = torch.as_tensor(low, dtype=x.dtype, device=x.device)
-    above = torch.as_tensor(high, dtype=x.dtype, device=x.device)
-    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-        raise ValueError(f"low must not exceed high, got {low} and {high}")
+    below, above = broadcast("low", low, x, x.shape), broadcast("high", high, x, x.shape)
+    if can_look(below) and can_look(above) and not bool((below <= above).all()):
+        if below.ndim == above.ndim == 0:
+            raise ValueError(f"low must not exceed high, got {below.item()} and {above.item()}")
+        raise ValueError("low must not exceed high, and neither may be NaN, in any entry")
     return torch.where(x < below, below, torch.where(x > above, above, x))
 
 
@@ -96,11 +105,11 @@ def projection_l1_ball(x: Float[Tensor, "*batch n"], radius: float | Float[Tenso
     References:
         Duchi, Shalev-Shwartz, Singer, Chandra (2008), Efficient projections onto the l1-ball for learning.
     """
-    _check_points(x)
-    _check_radius(radius)
-    size = torch.as_tensor(radius, dtype=x.dtype, device=x.device)[..., None]
-    inside = x.abs().sum(-1, keepdim=True) <= size
-    return torch.where(inside, x, x.sign() * projection_simplex(x.abs(), radius))
+    check_points(x)
+    work = widened(x)
+    size = positive("radius", radius, work, x.shape[:-1])
+    inside = work.abs().sum(-1, keepdim=True) <= size[..., None]
+    return torch.where(inside, work, work.sign() * projection_simplex(work.abs(), size)).to(x.dtype)
 
 
 def projection_l2_ball(x: Float[Tensor, "*batch n"], radius: float | Float[Tensor, "..."] = 1.0) -> Tensor:
@@ -121,13 +130,14 @@ def projection_l2_ball(x: Float[Tensor, "*batch n"], radius: float | Float[Tenso
         >>> projection_l2_ball(torch.tensor([3.0, 4.0]))
         tensor([0.6000, 0.8000])
     """
-    _check_points(x)
-    _check_radius(radius)
-    size = torch.as_tensor(radius, dtype=x.dtype, device=x.device)[..., None]
-    inside = torch.linalg.vector_norm(x, dim=-1, keepdim=True) <= size
+    check_points(x)
+    work = widened(x)
+    size = positive("radius", radius, work, x.shape[:-1])[..., None]
+    unit, scale = scaled(work)
+    inside = torch.linalg.vector_norm(unit, dim=-1, keepdim=True) <= size / scale
     # The norm is taken of a safe point inside, where its derivative at 0 would be NaN.
-    length = torch.linalg.vector_norm(torch.where(inside, 1, x), dim=-1, keepdim=True)
-    return torch.where(inside, x, x * (size / length))
+    length = torch.linalg.vector_norm(torch.where(inside, 1, unit), dim=-1, keepdim=True)
+    return torch.where(inside, work, unit * (size / length)).to(x.dtype)
 
 
 def projection_affine(
@@ -145,30 +155,59 @@ def projection_affine(
 
     Raises:
         TypeError: ``x`` is no floating tensor.
-        ValueError: the shapes do not fit.
-        torch.linalg.LinAlgError: ``matrix`` has dependent rows.
+        ValueError: the shapes do not fit, or no point is found because rows of ``matrix`` depend on each other.
 
     Example:
         >>> projection_affine(torch.tensor([1.0, 1.0]), torch.tensor([[1.0, 1.0]]), torch.tensor([1.0]))
         tensor([0.5000, 0.5000])
     """
-    _check_points(x)
+    check_points(x)
     if matrix.ndim < 2 or matrix.shape[-1] != x.shape[-1] or offset.shape[-1:] != matrix.shape[-2:-1]:
         raise ValueError(
             f"matrix must be [*, m, n] and offset [*, m] for x {tuple(x.shape)}, "
             f"got {tuple(matrix.shape)} and {tuple(offset.shape)}"
         )
-    gap = (matrix @ x[..., None])[..., 0] - offset
-    multiplier = solve(matrix @ matrix.mT, gap[..., None])
-    return x - (matrix.mT @ multiplier)[..., 0]
+    points, rows, right = widened(x), widened(matrix), widened(offset)
+    # Equations may be scaled each by itself, and the whole problem (points and offsets) by one number.
+    weight = _nonzero(rows.detach().abs().amax(-1, keepdim=True))
+    rows, right = rows / weight, right / weight[..., 0]
+    largest = torch.maximum(points.detach().abs().amax(-1, keepdim=True), right.detach().abs().amax(-1, keepdim=True))
+    scale = _nonzero(largest)
+    gap = (rows @ (points / scale)[..., None])[..., 0] - right / scale
+    try:
+        multiplier = solve(rows @ rows.mT, gap[..., None])
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(_DEPENDENT) from error
+    step = (rows.mT @ multiplier)[..., 0]
+    left = gap.detach() - (rows @ step[..., None])[..., 0].detach()
+    eps = torch.finfo(left.dtype).eps
+    if can_look(left) and bool((left.abs().amax(-1) > eps**0.5 * (1 + gap.detach().abs().amax(-1))).any()):
+        raise ValueError(_DEPENDENT)
+    return (points - scale * step).to(x.dtype)
 
 
-def _check_points(x: Tensor) -> None:
+_DEPENDENT = "matrix must have linearly independent rows: no point of the affine set was found"
+
+
+def scaled(x: Float[Tensor, "*batch n"]) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch 1"]]:
+    """Return ``x / scale`` and ``scale``, the largest magnitude, a constant: the quotient's norm is of ordinary size.
+
+    With infinite entries the quotient is the limit: their signs, and 0 elsewhere.
+    """
+    scale = _nonzero(x.detach().abs().amax(-1, keepdim=True))
+    return torch.where(scale.isinf(), torch.where(x.isinf(), x.sign(), 0), x / scale), scale
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 1, scale)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 where its own precision has too few digits for sums."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def check_points(x: Tensor) -> None:
     check_floating("x", x)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must have a last dimension of at least one entry, got shape {tuple(x.shape)}")
-
-
-def _check_radius(radius: float | Tensor) -> None:
-    if isinstance(radius, int | float):
-        check_positive("radius", radius)

@@ -1,11 +1,16 @@
-r"""Proximal operators ``prox(x) = argmin_y |y - x|^2 / 2 + g(y)``: batched, differentiable almost everywhere."""
+r"""Proximal operators ``prox(x) = argmin_y |y - x|^2 / 2 + g(y)``: batched, differentiable almost everywhere.
+
+Each is right for finite points of any size; an infinite entry gives the limit, NaN gives NaN.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from pullback.core.checks import check_floating, check_positive
+from pullback.core.checks import check_floating
 from pullback.core.shapes import Float, Tensor
+from pullback.implicit.arguments import positive
+from pullback.implicit.projections import check_points, scaled, widened
 
 __all__ = ["prox_group_lasso", "prox_lasso", "prox_ridge"]
 
@@ -33,8 +38,9 @@ def prox_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
     References:
         Parikh, Boyd (2014), Proximal algorithms, section 6.5.2.
     """
-    _check(x, weight)
-    return torch.where(x >= weight, x - weight, torch.where(x <= -weight, x + weight, 0))
+    check_floating("x", x)
+    threshold = positive("weight", weight, x, x.shape, zero=True)
+    return torch.where(x.abs() < threshold, 0, x - threshold * x.sign())
 
 
 def prox_ridge(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
@@ -55,8 +61,8 @@ def prox_ridge(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
         >>> prox_ridge(torch.tensor([3.0]), 0.5)
         tensor([2.])
     """
-    _check(x, weight)
-    return x / (1 + weight)
+    check_floating("x", x)
+    return x / (1 + positive("weight", weight, x, x.shape, zero=True))
 
 
 def prox_group_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
@@ -81,14 +87,10 @@ def prox_group_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tens
     References:
         Yuan, Lin (2006), Model selection and estimation in regression with grouped variables.
     """
-    _check(x, weight)
-    threshold = torch.as_tensor(weight, dtype=x.dtype, device=x.device)[..., None]
-    out = torch.linalg.vector_norm(x, dim=-1, keepdim=True) <= threshold
-    length = torch.linalg.vector_norm(torch.where(out, 1, x), dim=-1, keepdim=True)  # no NaN derivative at 0
-    return torch.where(out, 0, x * (1 - threshold / length))
-
-
-def _check(x: Tensor, weight: Weight) -> None:
-    check_floating("x", x)
-    if isinstance(weight, int | float):
-        check_positive("weight", weight, zero=True)
+    check_points(x)
+    work = widened(x)
+    threshold = positive("weight", weight, work, x.shape[:-1], zero=True)[..., None]
+    unit, scale = scaled(work)
+    out = torch.linalg.vector_norm(unit, dim=-1, keepdim=True) <= threshold / scale
+    length = torch.linalg.vector_norm(torch.where(out, 1, unit), dim=-1, keepdim=True)  # no NaN derivative at 0
+    return torch.where(out, 0, work * (1 - threshold / scale / length)).to(x.dtype)

@@ -20,14 +20,10 @@ from torch.utils import _pytree as pytree
 from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.rows import Rows
 from pullback.core.shapes import Tensor
-from pullback.implicit.linear_solve import (
-    LinearOptions,
-    Map,
-    Operator,
-    Solution,
-    loop_over_batch,
-    solve_system,
-)
+from pullback.implicit.arguments import check_function
+from pullback.implicit.iteration import Map
+from pullback.implicit.linear_solve import LinearOptions, Operator, loop_over_batch, solve_system
+from pullback.implicit.solution import Solution
 
 __all__ = ["custom_fixed_point", "custom_root", "root_jvp", "root_vjp"]
 
@@ -86,9 +82,20 @@ def custom_root(
         Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-Lopez, Pedregosa, Vert (2022), Efficient and modular implicit
         differentiation, equations 2 to 4.
     """
-    options = LinearOptions(solve, tolerance, max_iterations, preconditioner, ridge, batch_ndim)
+    check_function("optimality", optimality)
+    options = LinearOptions(
+        method=solve,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        preconditioner=preconditioner,
+        ridge=ridge,
+        batch_ndim=batch_ndim,
+        argument="solve",
+    )
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
+        check_function("solver", solver)
+
         @functools.wraps(solver)
         def differentiable(init: Any, *theta: Any) -> Any:
             problem = _Problem(optimality, options, solver)
@@ -124,6 +131,8 @@ def custom_fixed_point(
     References:
         Blondel et al. (2022), equation 5.
     """
+
+    check_function("map", map)
 
     def optimality(x: Any, *theta: Any) -> Any:
         # x - T rather than T - x: the root is the same, and its Jacobian I - dT/dx is what a ridge makes more definite.
@@ -175,7 +184,9 @@ def root_jvp(
     """
     _check_tuple("theta", theta)
     _check_tuple("v", v)
-    problem = _Problem(optimality, LinearOptions(solve, tolerance, None, None, ridge, batch_ndim))
+    check_function("optimality", optimality)
+    options = LinearOptions(method=solve, tolerance=tolerance, ridge=ridge, batch_ndim=batch_ndim, argument="solve")
+    problem = _Problem(optimality, options)
     return torch.func.jvp(lambda *t: problem.attach(x, t), theta, v)[1]
 
 
@@ -211,7 +222,9 @@ def root_vjp(
         (tensor(0.2500),)
     """
     _check_tuple("theta", theta)
-    problem = _Problem(optimality, LinearOptions(solve, tolerance, None, None, ridge, batch_ndim))
+    check_function("optimality", optimality)
+    options = LinearOptions(method=solve, tolerance=tolerance, ridge=ridge, batch_ndim=batch_ndim, argument="solve")
+    problem = _Problem(optimality, options)
     result: tuple[Any, ...] = vjp(lambda *t: problem.attach(x, t), *theta)[1](w)
     return result
 

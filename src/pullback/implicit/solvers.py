@@ -11,21 +11,18 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch.func import vjp
-from torch.utils import _pytree as pytree
 
-from pullback.core.checks import check_choice, check_positive
-from pullback.core.errors import ConvergenceError
+from pullback.core.checks import check_choice, check_integer
 from pullback.core.rows import Rows
 from pullback.core.shapes import Tensor
-from pullback.implicit import descent, optimality
-from pullback.implicit.linear_solve import (
-    LinearOptions,
-    Operator,
-    Solution,
-    default_tolerance,
-    describe,
-)
+from pullback.implicit import optimality
+from pullback.implicit.arguments import check_function, check_number
+from pullback.implicit.descent import FIRE, LBFGS, NewtonMinimum, Objective, ProximalGradient
+from pullback.implicit.iteration import Map, Method, iterate
+from pullback.implicit.linear_solve import LinearOptions, Operator, default_tolerance
+from pullback.implicit.root_finding import Anderson, NewtonRoot, Picard
 from pullback.implicit.roots import custom_fixed_point, custom_root
+from pullback.implicit.solution import Solution, raise_unless_converged
 
 __all__ = ["find_root", "fixed_point", "minimize"]
 
@@ -59,8 +56,8 @@ def find_root(
         check: raise when a problem did not converge.
 
     Returns:
-        ``Solution``: ``value`` like ``init``, ``residual`` ``|F|_2``, ``iterations`` and ``converged``, ``[*batch]``
-        each.
+        ``Solution``: ``value`` like ``init``; ``residual`` ``|F|_2``, ``iterations``, ``reason`` and ``converged``,
+        ``[*batch]`` each.
 
     Raises:
         TypeError: ``init`` holds something else than floating tensors.
@@ -76,12 +73,15 @@ def find_root(
     References:
         Dennis, Schnabel (1983), Numerical methods for unconstrained optimization and nonlinear equations, chapter 6.
     """
-    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, 1))
+    check_function("function", function)
+    run = _Run("find_root", tolerance, max_iterations, check)
+    linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
 
     @custom_root(function, solve=solve, ridge=ridge, batch_ndim=batch_ndim)
     def solver(init: Any, *theta: Any) -> Solution:
         rows = Rows.of(init, batch_ndim, "init")
-        return limits.run("find_root", rows, init, lambda x, t: _newton(function, rows, x, theta, t, limits))
+        gap = _on_rows(function, rows, theta, "function")
+        return run(NewtonRoot(gap, _jacobian(gap), linear), rows, init)
 
     result: Solution = solver(init, *theta)
     return result
@@ -135,32 +135,29 @@ def fixed_point(
     References:
         Anderson (1965); Walker, Ni (2011); Bai, Kolter, Koltun (2019), Deep equilibrium models.
     """
+    check_function("map", map)
     check_choice("method", method, get_args(FixedPointMethod))
-    check_positive("damping", damping)
-    check_positive("memory", memory)
-    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, 1))
+    check_number("damping", damping)
+    if damping > 1:
+        raise ValueError(f"damping must be in (0, 1], got {damping}")
+    check_integer("memory", memory, 1)
+    run = _Run("fixed_point", tolerance, max_iterations, check)
+    linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
 
     @custom_fixed_point(map, solve=solve, ridge=ridge, batch_ndim=batch_ndim)
     def solver(init: Any, *theta: Any) -> Solution:
         rows = Rows.of(init, batch_ndim, "init")
+        update = _on_rows(map, rows, theta, "map")
 
-        def step(x: Tensor) -> Tensor:
-            return _packed(map, rows, x, theta, "map")
+        def gap(x: Tensor) -> Tensor:
+            return x - update(x)
 
-        def iterate(x: Tensor, t: float) -> descent.Found:
-            if method == "picard":
-                return descent.picard(step, x, t, max_iterations, damping)
-            if method == "anderson":
-                return descent.anderson(step, x, t, max_iterations, damping, memory)
-
-            def gap(x: Any, *theta: Any) -> Any:
-                value = map(x, *theta)
-                rows.check(value, "map")
-                return pytree.tree_map(lambda a, b: a - b, x, value)
-
-            return _newton(gap, rows, x, theta, t, limits)
-
-        return limits.run("fixed_point", rows, init, iterate)
+        methods: dict[str, Method] = {
+            "picard": Picard(update, damping),
+            "anderson": Anderson(update, damping, memory),
+            "newton": NewtonRoot(gap, _jacobian(gap), linear),
+        }
+        return run(methods[method], rows, init)
 
     result: Solution = solver(init, *theta)
     return result
@@ -203,7 +200,8 @@ def minimize(
         check: raise when a problem did not converge.
 
     Returns:
-        ``Solution``: ``value`` like ``init``, ``residual``, ``iterations``, ``converged``, ``[*batch]`` each.
+        ``Solution``: ``value`` like ``init``; ``residual``, ``iterations``, ``reason`` and ``converged``, ``[*batch]``
+        each.
 
     Raises:
         TypeError: ``init`` holds something else than floating tensors.
@@ -220,14 +218,16 @@ def minimize(
     References:
         Nocedal, Wright (2006); Beck, Teboulle (2009); Bitzek et al. (2006); Blondel et al. (2022) for the derivatives.
     """
+    check_function("objective", objective)
     chosen = method or ("lbfgs" if prox is None else "proximal_gradient")
     check_choice("method", chosen, get_args(MinimizeMethod))
     if (prox is not None) != (chosen == "proximal_gradient"):
         raise ValueError(
             f"method {chosen!r} and prox do not go together: 'proximal_gradient' takes prox, the others do not"
         )
-    check_positive("step", step)
-    limits = _Limits(tolerance, max_iterations, check, LinearOptions(solve, None, None, None, ridge, 1))
+    check_number("step", step)
+    run = _Run("minimize", tolerance, max_iterations, check, loosen=100.0)
+    linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
     if prox is None:
         decorate = custom_root(optimality.stationary(objective), solve=solve, ridge=ridge, batch_ndim=batch_ndim)
     else:
@@ -239,76 +239,70 @@ def minimize(
         rows = Rows.of(init, batch_ndim, "init")
         evaluate = _objective(objective, rows, theta)
 
-        def iterate(x: Tensor, t: float) -> descent.Found:
-            if chosen == "lbfgs":
-                return descent.lbfgs(evaluate, x, t, max_iterations)
-            if chosen == "fire":
-                return descent.fire(evaluate, x, t, max_iterations, step)
-            if chosen == "newton":
-                hessian = _jacobian(lambda x: evaluate(x)[1], symmetric=True)
-                return descent.newton_minimum(evaluate, hessian, x, t, max_iterations, limits.linear)
+        def near(y: Tensor, length: float) -> Tensor:
+            return y if prox is None else rows.pack(prox(rows.unpack(y), length, *theta))
 
-            def near(y: Tensor, length: float) -> Tensor:
-                return y if prox is None else rows.pack(prox(rows.unpack(y), length, *theta))
-
-            return descent.proximal(evaluate, near, x, t, max_iterations)
-
-        return limits.run("minimize", rows, init, iterate, default=100.0)
+        methods: dict[str, Method] = {
+            "lbfgs": LBFGS(evaluate),
+            "newton": NewtonMinimum(evaluate, _jacobian(_slope(objective, rows, theta), symmetric=True), linear),
+            "gradient": ProximalGradient(evaluate, near),
+            "proximal_gradient": ProximalGradient(evaluate, near),
+            "fire": FIRE(evaluate, step),
+        }
+        return run(methods[chosen], rows, init)
 
     result: Solution = solver(init, *theta)
     return result
 
 
-class _Limits:
-    """When a solver stops, and what it then says."""
+class _Run:
+    """When a solver stops, and what it then says.
 
-    def __init__(self, tolerance: float | None, max_iterations: int, check: bool, linear: LinearOptions) -> None:
+    Args:
+        name: of the solver, for messages.
+        tolerance: of the residual; ``None``: ``loosen`` times the relative tolerance of the arithmetic.
+        max_iterations: steps of a method.
+        check: whether to raise when a problem did not converge.
+        loosen: see ``tolerance``.
+    """
+
+    def __init__(
+        self, name: str, tolerance: float | None, max_iterations: int, check: bool, loosen: float = 1.0
+    ) -> None:
         if tolerance is not None:
-            check_positive("tolerance", tolerance)
-        check_positive("max_iterations", max_iterations)
-        self.tolerance, self.max_iterations, self.check, self.linear = tolerance, max_iterations, check, linear
+            check_number("tolerance", tolerance)
+        check_integer("max_iterations", max_iterations, 1)
+        self.name, self.tolerance, self.max_iterations, self.check = name, tolerance, max_iterations, check
+        self.loosen = loosen
 
-    def run(
-        self,
-        name: str,
-        rows: Rows,
-        init: Any,
-        iterate: Callable[[Tensor, float], descent.Found],
-        default: float = 1.0,
-    ) -> Solution:
-        """Iterate from ``init`` and return the result, or raise if it is asked to and did not converge."""
-        start = rows.pack(init).detach()
-        tolerance = self.tolerance if self.tolerance is not None else default * default_tolerance(start.dtype)
+    def __call__(self, method: Method, rows: Rows, init: Any) -> Solution:
+        """Iterate from ``init``; raise if asked to and a problem did not converge."""
+        tolerance = self.tolerance if self.tolerance is not None else self.loosen * default_tolerance(rows.dtype)
         with torch.no_grad():
-            found = iterate(start, tolerance)
-        residual, iterations = rows.per_row(found.residual), rows.per_row(found.iterations)
-        solution = Solution(rows.unpack(found.x), residual, iterations, residual <= tolerance)
-        if self.check and not bool(solution.converged.all()):
-            raise ConvergenceError(f"{describe(name, solution)} (tolerance {tolerance:.3g})", solution)
+            found = iterate(method, rows.pack(init).detach(), tolerance, self.max_iterations)
+        solution = Solution(rows.unpack(found.x), *(rows.per_row(v) for v in found[1:]))
+        if self.check:
+            raise_unless_converged(self.name, solution, f" (tolerance {tolerance:.3g})")
         return solution
 
 
-def _newton(
-    function: Function, rows: Rows, x: Tensor, theta: tuple[Any, ...], tolerance: float, limits: _Limits
-) -> descent.Found:
-    def flat(x: Tensor) -> Tensor:
-        return _packed(function, rows, x, theta, "function")
+def _on_rows(function: Function, rows: Rows, theta: tuple[Any, ...], name: str) -> Map:
+    """Return the function of ``x`` called ``name`` as one of rows."""
 
-    return descent.newton_root(flat, _jacobian(flat), x, tolerance, limits.max_iterations, limits.linear)
+    def on_rows(x: Tensor) -> Tensor:
+        value = function(rows.unpack(x), *theta)
+        rows.check(value, name)
+        return rows.pack(value)
 
-
-def _packed(function: Function, rows: Rows, x: Tensor, theta: tuple[Any, ...], name: str) -> Tensor:
-    value = function(rows.unpack(x), *theta)
-    rows.check(value, name)
-    return rows.pack(value)
+    return on_rows
 
 
-def _jacobian(function: Callable[[Tensor], Tensor], symmetric: bool = False) -> Operator:
-    def adjoint_at(x: Tensor) -> Callable[[Tensor], Tensor]:
+def _jacobian(function: Map, symmetric: bool = False) -> Operator:
+    def adjoint_at(x: Tensor) -> Map:
         pull = vjp(function, x)[1]
         return lambda w: pull(w)[0]
 
-    def at(x: Tensor) -> Callable[[Tensor], Tensor]:
+    def at(x: Tensor) -> Map:
         if symmetric:
             return adjoint_at(x)
         push = vjp(adjoint_at(x), torch.zeros_like(x))[1]
@@ -317,7 +311,29 @@ def _jacobian(function: Callable[[Tensor], Tensor], symmetric: bool = False) -> 
     return Operator(at, adjoint_at, symmetric)
 
 
-def _objective(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> descent.Objective:
+def _slope(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> Map:
+    """Return the gradient on rows, as what can be differentiated again."""
+    total = _total(objective, rows, theta)
+    return torch.func.grad(lambda x: total(x)[0])
+
+
+def _objective(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> Objective:
+    total = _total(objective, rows, theta)
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+        # torch.autograd rather than torch.func.grad_and_value: a third of the overhead on small problems.
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            sum_of_all, value = total(x)
+            if not sum_of_all.requires_grad:  # a constant
+                return value, torch.zeros_like(x)
+            (slope,) = torch.autograd.grad(sum_of_all, x, materialize_grads=True)
+        return value.detach(), slope
+
+    return evaluate
+
+
+def _total(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
         value = objective(rows.unpack(x), *theta)
         if not isinstance(value, Tensor) or tuple(value.shape) != rows.batch:
@@ -325,10 +341,4 @@ def _objective(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> desce
             raise ValueError(f"objective must return one value a problem, shape {rows.batch}, got {got}")
         return value.sum(), value.reshape(rows.count)
 
-    gradient = torch.func.grad_and_value(total, has_aux=True)
-
-    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
-        slope, (_, value) = gradient(x)
-        return value.detach(), slope
-
-    return evaluate
+    return total

@@ -1,0 +1,111 @@
+"""Methods for roots and fixed points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from pullback.core.shapes import Tensor
+from pullback.implicit.iteration import Map, State, backtrack, norm
+from pullback.implicit.linear_solve import LinearOptions, Operator, solve_system
+
+__all__ = ["Anderson", "NewtonRoot", "Picard"]
+
+
+@dataclass(frozen=True)
+class NewtonRoot:
+    """Newton's method for ``function(x) = 0`` with backtracking on the residual norm.
+
+    References:
+        Dennis, Schnabel (1983), Numerical methods for unconstrained optimization and nonlinear equations, chapter 6.
+    """
+
+    function: Map
+    jacobian: Operator
+    linear: LinearOptions
+
+    def init(self, x: Tensor) -> State:
+        """Evaluate the function."""
+        value = self.function(x)
+        return State.moving(x, norm(value), value)
+
+    def step(self, state: State, active: Tensor) -> State:
+        """Take the Newton step, shorter until the residual falls enough."""
+        direction = -solve_system(self.jacobian, state.memory, (state.x,), self.linear).value
+        usable = torch.isfinite(direction).all(1)
+
+        def accept(length: Tensor, found: tuple[Tensor, ...]) -> Tensor:
+            return norm(found[0]) <= (1 - 1e-4 * length) * state.residual
+
+        x, (value,), failed = backtrack(
+            lambda x: (self.function(x),), accept, state.x, (state.memory,), direction, active & usable, halvings=30
+        )
+        return State(x, norm(value), failed | ~usable, value)
+
+
+@dataclass(frozen=True)
+class Picard:
+    """``x <- x + damping * (map(x) - x)``."""
+
+    map: Map
+    damping: float
+
+    def init(self, x: Tensor) -> State:
+        """Evaluate the map."""
+        gap = self.map(x) - x
+        return State.moving(x, norm(gap), gap)
+
+    def step(self, state: State, active: Tensor) -> State:
+        """Move by a part of the gap."""
+        return self.init(state.x + self.damping * state.memory)
+
+
+class _Differences(NamedTuple):
+    """The last gap, and the steps and the changes of the gap before it, ``[count, n, steps]``."""
+
+    gap: Tensor
+    steps: Tensor
+    changes: Tensor
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Anderson acceleration (type II): combine the last steps so that the combined residual is smallest.
+
+    References:
+        Walker, Ni (2011), Anderson acceleration for fixed-point iterations, equation 2.3.
+    """
+
+    map: Map
+    damping: float
+    memory: int
+
+    def init(self, x: Tensor) -> State:
+        """Evaluate the map; no steps are known yet."""
+        gap = self.map(x) - x
+        return State.moving(x, norm(gap), _Differences(gap, *x.new_zeros(2, *x.shape, 0)))
+
+    def step(self, state: State, active: Tensor) -> State:
+        """Move to where the last steps, combined, promise the smallest gap."""
+        gap, steps, changes = state.memory
+        update = self.damping * gap
+        if steps.shape[-1]:
+            update = update - ((steps + self.damping * changes) @ _weights(changes, gap))[..., 0]
+        x = state.x + update
+        new = self.map(x) - x
+        steps = torch.cat([steps, (x - state.x)[..., None]], -1)[..., -self.memory :]
+        changes = torch.cat([changes, (new - gap)[..., None]], -1)[..., -self.memory :]
+        return State.moving(x, norm(new), _Differences(new, steps, changes))
+
+
+def _weights(changes: Tensor, gap: Tensor) -> Tensor:
+    """Return the least-squares weights ``[count, steps, 1]`` of the changes that make up the gap."""
+    # A relative ridge, because the changes become parallel near the fixed point. LAPACK has no half precision.
+    wide = changes.float() if changes.dtype in (torch.float16, torch.bfloat16) else changes
+    gram = wide.mT @ wide
+    scale = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=torch.finfo(wide.dtype).tiny)
+    ridge = torch.finfo(changes.dtype).eps * scale * torch.eye(gram.shape[-1], dtype=wide.dtype, device=wide.device)
+    weights = torch.linalg.solve_ex(gram + ridge, wide.mT @ gap.to(wide.dtype)[..., None])[0]
+    return torch.where(torch.isfinite(weights).all(-2, keepdim=True), weights, 0).to(changes.dtype)
