@@ -13,6 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from pullback.lab import style
+from pullback.lab.gallery import charts
 from pullback.lab.lab import Lab
 from pullback.lab.progress import Silent
 from pullback.lab.result import RunResult
@@ -70,6 +71,9 @@ def test_an_arm_has_one_colour_in_every_figure(lab: Sketchbook) -> None:
     scaled = _colours_by_label(lab.drawn["scaling"])
     assert {label.split(":")[0]: c for label, c in scaled.items()} == {**colours, "another": lab.colour("another")}
     assert lab.colour("another") not in colours.values()
+    record = RunResult.read(lab.directory)
+    (chart,) = charts.curves(record.series, record.arms)
+    assert {line.label: style.COLOURS[line.colour] for line in chart.lines} == colours, "the gallery agrees"
 
 
 def test_curves_show_what_was_recorded(lab: Sketchbook) -> None:

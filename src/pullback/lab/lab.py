@@ -238,7 +238,10 @@ class Lab:
 
     def colour(self, name: str) -> str:
         """Return the colour of an arm, or of anything else that is drawn in several figures of the run."""
-        return self._colours.setdefault(name, style.colour(len(self._colours)))
+        if name not in self._colours:
+            self._colours[name] = style.colour(len(self._colours))
+            self._recorder.result.arms = list(self._colours)
+        return self._colours[name]
 
     def curves(
         self, *names: str, arms: Sequence[Arm] = (), log: bool | None = None, xlabel: str = "step", caption: str = ""

@@ -131,6 +131,7 @@ class RunResult:
         status: one of ``STATUSES``.
         scale, seed, device, config: what was run.
         metrics, claims, data, series, artifacts, notes: what it reported, in order.
+        arms: what was compared, in the order of their colours.
         counts: operations by kind and arm, ``{"evaluations": {"ours": 300}}``; ``"cpu seconds"`` is one of them.
         progress: the loop that runs, ``{"loop": name, "step": i, "steps": n}``.
         started, seconds: Unix time of the start, seconds of this process.
@@ -158,6 +159,7 @@ class RunResult:
     series: list[Series] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    arms: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
     progress: dict[str, int | str] = field(default_factory=dict)
     started: float = 0.0

@@ -239,6 +239,7 @@ def _continued(system: System, former: RunResult, device: str | None) -> RunResu
         series=[],
         artifacts=[],
         notes=[],
+        arms=[],
         counts={},
         progress={},
     )

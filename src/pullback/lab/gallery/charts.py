@@ -170,16 +170,21 @@ def _bars(name: str, group: list[Metric]) -> Bars:
     return Bars(name, group[0].unit, better, logarithmic, round(zero, 2), len(finite) > 1, tuple(rows))
 
 
-def curves(series: Sequence[Series]) -> list[Chart]:
-    """Return a chart a name, in order, with a line an arm, and a gap where a value is not finite."""
+def curves(series: Sequence[Series], arms: Sequence[str] = ()) -> list[Chart]:
+    """Return a chart a name, in order, with a line an arm, and a gap where a value is not finite.
+
+    Args:
+        series: of a run.
+        arms: in the order of their colours, which are those of the run's figures.
+    """
     groups: dict[str, list[Series]] = {}
     for one in series:
         if one.values:
             groups.setdefault(one.name, []).append(one)
-    return [_chart(name, group) for name, group in groups.items()]
+    return [_chart(name, group, arms) for name, group in groups.items()]
 
 
-def _chart(name: str, group: list[Series]) -> Chart:
+def _chart(name: str, group: list[Series], arms: Sequence[str]) -> Chart:
     finite = [v for s in group for v in s.values if _drawable(v)]
     steps = [float(step) for s in group for step in s.steps]
     logarithmic = bool(finite) and min(finite) > 0 and max(finite) / min(finite) > _LOGARITHMIC_FROM
@@ -198,14 +203,14 @@ def _chart(name: str, group: list[Series]) -> Chart:
         return _path([(x(step), y(height(value))) if _drawable(value) else None for step, value in points])
 
     lines: list[Line] = []
-    arms = list(dict.fromkeys(one.of for one in group))
+    coloured = list(dict.fromkeys([*arms, *(one.of for one in group)]))
     for one in group:
         points = list(zip(one.steps, one.values, strict=True))
         values, mean = draw(_thinned(points)), _moving_mean(points, logarithmic)
         path, noise = (draw(mean), values) if mean else (values, "")
         ends = [other.values[-1] for other in group if other.of == one.of]
         shown = with_spread(sum(v / len(ends) for v in ends), spread(ends))
-        label, colour = one.of or name, arms.index(one.of) % 8
+        label, colour = one.of or name, coloured.index(one.of) % 8
         lines.append(Line(label, shown, path, noise, colour, all(line.label != label for line in lines)))
     vertical = _decades(low, high) if logarithmic else [(t, t) for t in _ticks(low, high)]
     return Chart(

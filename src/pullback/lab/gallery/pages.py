@@ -106,7 +106,7 @@ class Pages:
             verdicts=_verdicts(shown.claims) if shown else {},
             over_seeds=_over_seeds(entry, shown) if shown else {},
             bars=bars(shown.metrics) if shown else [],
-            charts=curves(shown.series) if shown else [],
+            charts=curves(shown.series, shown.arms) if shown else [],
             artifacts=_artifacts(shown) if shown else {},
             meshes=_meshes(shown) if shown else {},
             panoramas=_panoramas(shown) if shown else set(),
@@ -230,7 +230,7 @@ def _thumbnail(entry: Entry) -> dict[str, Any]:
             if files:
                 name = next((n for n in files if n.endswith(".svg")), files[0])
                 return {"file": f"systems/{entry.slug}/{_name(run)}/{name}", "chart": None}
-    charts = [chart for chart in curves(run.series[:8]) if chart.drawn]
+    charts = [chart for chart in curves(run.series[:8], run.arms) if chart.drawn]
     return {"file": "", "chart": charts[0] if charts else None}
 
 
