@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
+import typing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 import pullback
 from pullback import lab
+from pullback.cli import main
+from pullback.lab.config import Bound, Option
+from pullback.lab.registry import System
 from pullback.lab.result import RunResult
-
-_TIMES = ("s", "ms", "us", "µs", "seconds", "x")
-"""Units of metrics that are measured times or ratios of them: they differ from run to run."""
+from tests.systems.kills import TIMES
 
 
 def _deterministic(result: RunResult) -> dict[tuple[str, str], float]:
-    return {(m.name, m.of): m.value for m in result.metrics if m.unit not in _TIMES}
+    return {(m.name, m.of): m.value for m in result.metrics if m.unit not in TIMES}
 
 
 _FILES = Path(pullback.__file__).parent.glob("systems/*/[!_]*.py")
-SLUGS = sorted(path.stem.replace("_", "-") for path in _FILES)
+FAMILIES = {path.stem.replace("_", "-"): path.parent.name for path in sorted(_FILES)}
 
 
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize("slug", FAMILIES, ids=[f"{family}/{slug}" for slug, family in FAMILIES.items()])
 def test_system_runs_and_resumes(slug: str, tmp_path: Path) -> None:
     system = lab.load(slug)
     assert system.paper, "name authors, venue and year"
@@ -52,5 +56,46 @@ def test_system_runs_and_resumes(slug: str, tmp_path: Path) -> None:
     resumed = lab.run(slug, runs=tmp_path, resume=True, quiet=True)
 
     assert resumed.directory == directory
-    assert _deterministic(resumed) == pytest.approx(numbers, rel=1e-6, abs=1e-9, nan_ok=True)
+    assert repr(_deterministic(resumed)) == repr(numbers), "to the bit"
     assert [c.statement for c in resumed.claims] == [c.statement for c in result.claims]
+
+
+def _unbounded(kind: Any, bounded: bool = False) -> bool:
+    """Whether a number somewhere in a type has no bound."""
+    if typing.get_origin(kind) is Literal:
+        return False
+    items = typing.get_args(kind)
+    bounded = bounded or any(isinstance(item, Bound) for item in items)
+    return any(_unbounded(item, bounded) for item in items) if items else kind in (int, float) and not bounded
+
+
+@pytest.mark.parametrize("slug", FAMILIES, ids=[f"{family}/{slug}" for slug, family in FAMILIES.items()])
+def test_every_number_among_the_options_has_a_range_and_is_held_to_it(
+    slug: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    system = lab.load(slug)
+    assert not [option.name for option in system.options.values() if _unbounded(option.declared)]
+    outside = {name: _outside(option) for name, option in system.options.items() if option.type in (int, float)}
+    assert outside, "a system has a number of steps, at least"
+    for name, value in outside.items():
+        with pytest.raises(ValueError, match=f"{name} must be "):
+            system.configure(**{name: value})
+    name, value = next(iter(outside.items()))
+    words = ["run", slug, f"--{name.replace('_', '-')}={value}", "--scale=smoke", "--runs", str(tmp_path / "runs")]
+    assert main(words) == 2
+    assert f"{name} must be " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def _outside(option: Option) -> float:
+    """A number that the bounds of an option exclude."""
+    bound = next(bound for bound in typing.get_args(option.declared) if isinstance(bound, Bound))
+    step = 0 if bound.relation in ("<", ">") else 1
+    return option.type(bound.limit + (step if bound.relation.startswith("<") else -step))
+
+
+@pytest.mark.parametrize("slug", FAMILIES, ids=[f"{family}/{slug}" for slug, family in FAMILIES.items()])
+def test_a_system_says_what_data_of_the_user_it_takes(slug: str) -> None:
+    system: System = lab.load(slug)
+    source = inspect.getsource(inspect.getmodule(system.run))
+    assert bool(system.takes_data) == ("data_path" in source)
