@@ -1,4 +1,4 @@
-"""The contract of a public name: what it claims, as data. ``laws.py`` puts every entry through the same laws.
+"""The contract of a public name: what it claims, as data. ``laws_*.py`` put every entry through the laws.
 
 A table is the list ``CONTRACTS`` of ``tests/contracts/<family>/<topic>.py``. What a name is decides its kind of entry:
 
@@ -16,6 +16,7 @@ what none of them fits                                      :class:`Exempt`, wit
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+DEVICE = torch.device(os.environ.get("PULLBACK_TEST_DEVICE", "cpu"))
+"""Where the laws run the blocks (``make device-check``); references stay on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,8 @@ class Module(Contract):
     @cached_property
     def modules(self) -> dict[torch.dtype, nn.Module]:
         """Made beforehand: a module moved inside of a transform would keep tensors of that transform."""
-        return {dtype: self.new().to(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+        dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        return {dtype: self.new().to(DEVICE, dtype) for dtype in dtypes}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         dtype = next(a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point())

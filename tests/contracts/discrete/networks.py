@@ -64,8 +64,10 @@ def _network(distribution: str, network: str) -> Contract:
             torch.nn.functional.one_hot(x.argsort(dim=-1), x.shape[-1]),
         ),
         soft={"steepness": 1e8},
+        scalars={"steepness": 2.0},
         outputs=lambda result: (result.values, result.permutation),
         bad=[
+            Bad((torch.zeros(2),), {"steepness": torch.tensor(-1.0)}, ValueError, "steepness must be > 0, got -1.0"),
             Bad((torch.tensor([1, 2]),), {}, TypeError, "x must be a floating tensor, got torch.int64"),
             Bad((torch.zeros(2, 0),), {}, ValueError, r"x must not be empty along dim 1, got shape \(2, 0\)"),
             Bad((torch.tensor(1.0),), {}, ValueError, "x must have at least one dimension"),
@@ -91,6 +93,7 @@ def _swap(distribution: str) -> Contract:
         reference=reference,
         hard=lambda a, b: (torch.minimum(a, b), torch.maximum(a, b)),
         soft={"steepness": 1e8},
+        scalars={"steepness": 2.0},
         outputs=tuple,
         bad=[
             Bad((torch.zeros(2), torch.zeros(3)), {}, ValueError, "a and b must broadcast"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -168,6 +169,8 @@ BAD = (
     Bad((torch.tensor([1.0, torch.nan]),), {}, ValueError, "x must not hold NaN"),
     Bad((torch.tensor([1.0, torch.nan]),), {"temperature": 0.0}, ValueError, "x must not hold NaN"),
     Bad((torch.zeros(2),), {"temperature": -1.0}, ValueError, "temperature must be >= 0, got -1.0"),
+    Bad((torch.zeros(2),), {"temperature": torch.tensor(-1.0)}, ValueError, "temperature must be >= 0, got -1.0"),
+    Bad((torch.zeros(2),), {"temperature": torch.tensor(1)}, TypeError, "temperature must be a floating tensor"),
     Bad((torch.zeros(2),), {"dim": 1}, IndexError, "dim must be in"),
     Bad((torch.zeros(2),), {"scale": "range"}, ValueError, "scale must be 'std' or None, got 'range'"),
 )
@@ -179,8 +182,8 @@ def _add_k(bads: tuple[Bad, ...], k: int = 1) -> tuple[Bad, ...]:
     return tuple(Bad((*b.args, k), b.kwargs, b.error, b.match) for b in bads)
 
 
-METHODS = ("softsort", "neuralsort", "sinkhorn", "network", "isotonic")
-CONTRACTS = [
+METHODS = tuple(discrete.ORDERINGS)
+_TABLE = [
     *(
         Contract(
             f"discrete.sort[{m}]",
@@ -350,3 +353,6 @@ CONTRACTS = [
 
 def _unsorted(z: Tensor, by_place: Tensor) -> Tensor:
     return torch.zeros_like(z).scatter(-1, z.argsort(-1), by_place)
+
+
+CONTRACTS = [c if c.name.startswith("discrete.project") else replace(c, scalars={"temperature": T}) for c in _TABLE]
