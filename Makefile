@@ -9,11 +9,10 @@ STAMP  := $(VENV)/.installed
 BENCH_VENV = .venv-bench
 BENCH  := $(BENCH_VENV)/.installed
 BENCH_PYTHON ?= $(or $(call runs,python3.13 python3.12 python3 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3),3$(comma)12),$(PYTHON))
-REFERENCE := audit relax discrete implicit dynamics render geometry causal gradients lab data core
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-all bench docs lint data browser clean
+.PHONY: help demo check test test-all device-check bench docs lint data browser clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -55,6 +54,18 @@ browser: $(STAMP)
 	@echo "== looking for headless Chromium"
 	@$(BIN)/python tests/e2e/ensure_chromium.py
 
+check: $(STAMP)  ## the inner loop of one family: make check FAMILY=discrete
+	@test -d src/pullback/$(or $(FAMILY),.) -a -n "$(FAMILY)" || { echo "make: say which family, such as: make check FAMILY=discrete"; exit 2; }
+	@echo "== lint, format, import rules, types"
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy -p pullback.$(FAMILY)
+	@echo "== doctests, contracts, tests and smokes of $(FAMILY)"
+	$(BIN)/python -m pytest -q -n 2 --doctest-modules src/pullback/$(FAMILY)
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/test_house.py $(wildcard tests/contracts/$(FAMILY) tests/$(FAMILY))
+	$(BIN)/python -m pytest -q -n 2 tests/contracts/test_completeness.py tests/systems -k $(FAMILY)
+
 test: lint data browser  ## everything CI runs
 	@echo "== doctests"
 	$(BIN)/python -m pytest -q --doctest-modules src -n 2
@@ -64,6 +75,10 @@ test: lint data browser  ## everything CI runs
 test-all: lint data browser  ## the slow tests too
 	$(BIN)/python -m pytest -q -n 2
 
+device-check:  ## the laws, relaxed, the kernels' fallbacks and the demo on CUDA, with torch, numpy, numba, pytest, hypothesis
+	@echo "== laws, relaxed, fallbacks and demo on $(or $(DEVICE),cuda)"
+	PYTHONPATH=src $(or $(DEVICE_PYTHON),python3) tests/device/check.py $(DEVICE)
+
 bench: $(BENCH)  ## every block against its peers, as ratios
 	OMP_NUM_THREADS=1 $(BENCH_VENV)/bin/pullback bench
 
@@ -71,7 +86,7 @@ docs: $(STAMP)  ## build site/: the systems' pages from the results in runs/, an
 	@echo "== the systems' pages"
 	$(BIN)/pullback gallery --out site
 	@echo "== the reference, from the docstrings"
-	$(BIN)/pdoc -d google --math -o site/api $(addprefix pullback.,$(REFERENCE))
+	$(BIN)/pdoc -d google --math -o site/api $$($(BIN)/python -c "import pullback; print(*(f'pullback.{p}' for p in ('audit', 'relax', *pullback.FAMILIES, 'lab', 'data', 'core')))")
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) $(BENCH_VENV) site build dist
