@@ -129,7 +129,7 @@ def test_a_planted_graph_is_found(method: str) -> None:
     if method == "cosmo":
         result = causal.cosmo(x, restarts=8, steps=1500, lr=3e-2, generator=g)
     elif method == "dagma":
-        result = causal.dagma(x, lr=1e-3, steps=4000)
+        result = causal.dagma(x, lr=1e-3, iterations=4000)
     elif method == "notears":
         result = causal.notears(x)
     else:
@@ -213,7 +213,7 @@ def test_bad_data_is_refused_by_name(generator: torch.Generator) -> None:
         causal.dagma(x_bad)
     with pytest.raises(ValueError, match="covariance must be square"):
         causal.notears(x, covariance=True)
-    with pytest.raises(ValueError, match="restarts must be > 0, got 0"):
+    with pytest.raises(ValueError, match="restarts must be an integer >= 1, got 0"):
         causal.cosmo(x, restarts=0)
     with pytest.raises(ValueError, match="shift must be > 0"):
         causal.cosmo(x, shift=0.0)

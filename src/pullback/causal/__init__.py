@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pullback.causal.acyclicity import acyclicity
-from pullback.causal.constrained import dagma, notears
-from pullback.causal.graphs import EdgeMetrics, edge_metrics, find_cycle, is_acyclic, random_dag, topological_order
+from pullback.causal.cosmo import COSMO, SmoothAcyclicSCM, cosmo
+from pullback.causal.dagma import DAGMA, dagma
+from pullback.causal.graphs import (
+    EdgeMetrics,
+    ThresholdedDAG,
+    edge_metrics,
+    find_cycle,
+    is_acyclic,
+    random_dag,
+    threshold_to_dag,
+    topological_order,
+)
+from pullback.causal.least_squares import least_squares_score, ridge_weights, second_moments
+from pullback.causal.notears import NOTEARS, notears
 from pullback.causal.orders import fit_order, score_order, topological_swaps
-from pullback.causal.orientation import SmoothAcyclicSCM, cosine_temperature, cosmo, orientation
+from pullback.causal.orientation import cosine_temperature, orientation
 from pullback.causal.scm import LinearSCM, NonlinearSCM, random_weights
-from pullback.causal.structure import StructureResult, least_squares_score, ridge_weights, second_moments
+from pullback.causal.structure import StructureLearner, StructureResult
 
 __all__ = [
+    "COSMO",
+    "DAGMA",
+    "NOTEARS",
     "EdgeMetrics",
     "LinearSCM",
     "NonlinearSCM",
     "SmoothAcyclicSCM",
+    "StructureLearner",
     "StructureResult",
+    "ThresholdedDAG",
     "acyclicity",
     "cosine_temperature",
     "cosmo",
@@ -32,6 +49,7 @@ __all__ = [
     "ridge_weights",
     "score_order",
     "second_moments",
+    "threshold_to_dag",
     "topological_order",
     "topological_swaps",
 ]

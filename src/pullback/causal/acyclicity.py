@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from pullback.core.checks import check_choice, check_floating, check_positive, check_shape
+from pullback.causal.graphs import check_square
+from pullback.core.checks import check_choice, check_floating, check_scalar
 from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.shapes import Float, Tensor
 
@@ -17,7 +18,7 @@ METHODS = ("logdet", "exponential", "polynomial", "spectral")
 
 
 def acyclicity(
-    weights: Float[Tensor, "*batch d d"], *, method: str = "logdet", scale: float = 1.0
+    weights: Float[Tensor, "*batch d d"], *, method: str = "logdet", scale: float | Float[Tensor, ""] = 1.0
 ) -> Float[Tensor, "*batch"]:
     r"""Return how far a weighted graph is from being acyclic; zero exactly for a DAG (non-negative elsewhere).
 
@@ -56,9 +57,8 @@ def acyclicity(
         Bello, Aragam, Ravikumar (2022), DAGMA, eq. 6.
     """
     check_choice("method", method, METHODS)
-    check_positive("scale", scale)
-    check_shape("weights", check_floating("weights", weights), (weights.shape[-1], weights.shape[-1]))
-    nodes = weights.shape[-1]
+    check_scalar("scale", scale)
+    nodes = check_square("weights", check_floating("weights", weights))
     squared = weights * weights
     identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device)
     if method == "logdet":
@@ -66,7 +66,8 @@ def acyclicity(
         # sI - A is an M-matrix iff its inverse is non-negative; the tolerance is rounding of the inverse.
         tolerance = 1e3 * torch.finfo(weights.dtype).eps * inverse.detach().abs().amax((-2, -1))
         inside = (inverse.detach().amin((-2, -1)) >= -tolerance) & log_determinant.detach().isfinite()
-        value = nodes * math.log(scale) - log_determinant
+        log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+        value = nodes * log_scale - log_determinant
         return torch.where(inside, value, torch.full_like(value, math.inf))
     if method == "exponential":
         return _TraceExponential.apply(squared)[0] - nodes

@@ -6,10 +6,35 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_choice, check_positive, check_shape, check_tensor
+from pullback.core.checks import (
+    check_choice,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_scalar,
+    check_tensor,
+)
 from pullback.core.shapes import Bool, Float, Int, Num, Tensor
 
-__all__ = ["EdgeMetrics", "edge_metrics", "find_cycle", "is_acyclic", "random_dag", "topological_order"]
+__all__ = [
+    "EdgeMetrics",
+    "ThresholdedDAG",
+    "edge_metrics",
+    "find_cycle",
+    "is_acyclic",
+    "random_dag",
+    "threshold_to_dag",
+    "topological_order",
+]
+
+
+def check_square(name: str, value: Tensor, *, batch: bool = True) -> int:
+    """Return ``d`` of a tensor ``[*batch, d, d]`` (``[d, d]`` without ``batch``), else raise ``ValueError``."""
+    shape = tuple(check_tensor(name, value).shape)
+    if len(shape) < 2 or shape[-1] != shape[-2] or (len(shape) > 2 and not batch):
+        wanted = "(..., d, d)" if batch else "(d, d)"
+        raise ValueError(f"{name} must have shape {wanted}, got {shape}")
+    return shape[-1]
 
 
 def random_dag(
@@ -47,9 +72,12 @@ def random_dag(
         Zheng, Aragam, Ravikumar, Xing (2018), DAGs with NO TEARS, section 5 (the ER and SF designs).
     """
     check_choice("kind", kind, ["er", "scale-free", "bipartite"])
-    check_positive("nodes", nodes)
-    check_positive("edges", edges, zero=True)
-    pairs = torch.ones(nodes, nodes).triu(1)
+    check_integer("nodes", nodes, 1)
+    check_integer("edges", edges, 0)
+    for size in batch:
+        check_integer("a size of batch", size, 0)
+    device = None if generator is None else generator.device
+    pairs = torch.ones(nodes, nodes, device=device).triu(1)
     if kind == "bipartite":
         half = nodes // 2
         pairs[half:] = 0
@@ -61,8 +89,8 @@ def random_dag(
     if kind == "scale-free":
         upper = _preferential(nodes, max(1, round(edges / nodes)) if edges else 0, batch, generator)
     else:
-        upper = (torch.rand(shape, generator=generator) < edges / max(possible, 1)) & pairs.bool()
-    place = torch.rand((*batch, nodes), generator=generator).argsort(-1)
+        upper = (torch.rand(shape, generator=generator, device=device) < edges / max(possible, 1)) & pairs.bool()
+    place = torch.rand((*batch, nodes), generator=generator, device=device).argsort(-1)
     rows = place.unsqueeze(-1).expand(shape)
     columns = place.unsqueeze(-2).expand(shape)
     return upper.gather(-2, rows).gather(-1, columns)
@@ -72,7 +100,8 @@ def _preferential(
     nodes: int, arcs: int, batch: tuple[int, ...], generator: torch.Generator | None
 ) -> Bool[Tensor, "*batch d d"]:
     count = int(torch.Size(batch).numel())
-    upper = torch.zeros(count, nodes, nodes, dtype=torch.bool)
+    device = None if generator is None else generator.device
+    upper = torch.zeros(count, nodes, nodes, dtype=torch.bool, device=device)
     for node in range(1, nodes):
         chosen = min(arcs, node)
         if chosen == 0:
@@ -80,7 +109,7 @@ def _preferential(
         degree = upper.sum(-1) + upper.sum(-2)
         weights = (degree[:, :node] + 1).float()
         targets = torch.multinomial(weights, chosen, replacement=False, generator=generator)
-        upper[:, :node, node] = torch.zeros(count, node, dtype=torch.bool).scatter(-1, targets, True)
+        upper[:, :node, node] = torch.zeros_like(upper[:, :node, node]).scatter(-1, targets, True)
     return upper.reshape(*batch, nodes, nodes)
 
 
@@ -94,7 +123,7 @@ def topological_order(adjacency: Num[Tensor, "d d"] | Bool[Tensor, "d d"]) -> In
         >>> topological_order(torch.tensor([[0, 0], [1, 0]])).tolist()
         [1, 0]
     """
-    check_shape("adjacency", check_tensor("adjacency", adjacency), (adjacency.shape[-1], adjacency.shape[-1]))
+    check_square("adjacency", adjacency, batch=False)
     arcs = (adjacency != 0).tolist()
     nodes = len(arcs)
     parents = [sum(arcs[i][j] for i in range(nodes)) for j in range(nodes)]
@@ -121,6 +150,7 @@ def find_cycle(adjacency: Num[Tensor, "d d"] | Bool[Tensor, "d d"]) -> list[int]
         >>> find_cycle(torch.tensor([[0, 1], [1, 0]]))
         [0, 1, 0]
     """
+    check_square("adjacency", adjacency, batch=False)
     arcs = (adjacency != 0).tolist()
     nodes = len(arcs)
     alive = set(range(nodes))
@@ -148,13 +178,58 @@ def is_acyclic(adjacency: Num[Tensor, "*batch d d"] | Bool[Tensor, "*batch d d"]
         >>> is_acyclic(torch.tensor([[[0, 1], [1, 0]], [[0, 1], [0, 0]]])).tolist()
         [False, True]
     """
-    arcs = (check_tensor("adjacency", adjacency) != 0).float()
-    check_shape("adjacency", adjacency, (adjacency.shape[-1], adjacency.shape[-1]))
-    alive = torch.ones(arcs.shape[:-1])
+    check_square("adjacency", adjacency)
+    arcs = (adjacency != 0).float()
+    alive = torch.ones(arcs.shape[:-1], device=arcs.device)
     for _ in range(arcs.shape[-1]):
         has_parent = (alive.unsqueeze(-2) @ arcs).squeeze(-2) > 0
         alive = alive * has_parent
     return ~(alive > 0).any(-1)
+
+
+class ThresholdedDAG(NamedTuple):
+    """What :func:`threshold_to_dag` returns.
+
+    Attributes:
+        graph: ``[*batch, d, d]`` booleans without a cycle.
+        threshold: ``[*batch]`` arcs with ``|weight| > threshold`` are in the graph.
+    """
+
+    graph: Bool[Tensor, "*batch d d"]
+    threshold: Float[Tensor, "*batch"]
+
+
+def threshold_to_dag(weights: Float[Tensor, "*batch d d"]) -> ThresholdedDAG:
+    """Drop the weakest arcs until no cycle is left: the smallest threshold that gives a DAG, by bisection.
+
+    Args:
+        weights: ``[*batch, d, d]``, without NaN.
+
+    Returns:
+        :class:`ThresholdedDAG`; the threshold is 0 or the size of one of the weights.
+
+    Raises:
+        TypeError: not a floating tensor.
+        ValueError: not square, or NaN among the weights.
+
+    Example:
+        >>> dag = threshold_to_dag(torch.tensor([[0.0, 0.9], [-0.2, 0.0]]))
+        >>> dag.graph.tolist(), round(dag.threshold.item(), 1)
+        ([[False, True], [False, False]], 0.2)
+    """
+    nodes = check_square("weights", check_floating("weights", weights))
+    check_finite("weights", weights)
+    size = weights.abs()
+    candidates = torch.cat([size.new_zeros(*size.shape[:-2], 1), size.flatten(-2).sort(-1).values], -1)
+    low = torch.zeros(size.shape[:-2], dtype=torch.int64, device=size.device)
+    high = torch.full_like(low, nodes * nodes)  # above the largest weight no arc is left
+    while bool((low < high).any()):
+        middle = (low + high) // 2
+        threshold = candidates.gather(-1, middle.unsqueeze(-1))
+        acyclic = is_acyclic(size > threshold.unsqueeze(-1))
+        low, high = torch.where(acyclic, low, middle + 1), torch.where(acyclic, middle, high)
+    threshold = candidates.gather(-1, low.unsqueeze(-1))
+    return ThresholdedDAG(size > threshold.unsqueeze(-1), threshold.squeeze(-1))
 
 
 class EdgeMetrics(NamedTuple):
@@ -201,10 +276,15 @@ def edge_metrics(
     References:
         Zheng, Aragam, Ravikumar, Xing (2018), appendix D.2.
     """
-    check_positive("threshold", threshold, zero=True)
-    if truth.shape != estimate.shape or truth.shape[-1] != truth.shape[-2]:
-        raise ValueError(f"truth and estimate must be equal square matrices, got {truth.shape} and {estimate.shape}")
-    off = ~torch.eye(truth.shape[-1], dtype=torch.bool)
+    check_scalar("threshold", threshold, zero=True)
+    check_tensor("truth", truth)
+    check_finite("estimate", check_floating("estimate", estimate))
+    if truth.ndim < 2 or truth.shape != estimate.shape or truth.shape[-1] != truth.shape[-2]:
+        raise ValueError(
+            f"truth and estimate must be square matrices of one shape, got {tuple(truth.shape)} and "
+            f"{tuple(estimate.shape)}"
+        )
+    off = ~torch.eye(truth.shape[-1], dtype=torch.bool, device=truth.device)
     true, found = (truth != 0) & off, (estimate.abs() > threshold) & off
     # A pair of nodes is in one of four states; it is wrong at most once.
     wrong_pairs = ((true != found) | (true.mT != found.mT)) & off

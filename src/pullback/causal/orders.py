@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pullback.causal.structure import StructureResult, second_moments
-from pullback.core.checks import check_positive
+from pullback.causal.graphs import check_square
+from pullback.causal.least_squares import second_moments
+from pullback.causal.structure import StructureResult
+from pullback.core.checks import check_floating, check_integer
 from pullback.core.shapes import Float, Int, Shaped, Tensor
 
 __all__ = ["fit_order", "score_order", "topological_swaps"]
@@ -34,11 +36,9 @@ def score_order(covariance: Float[Tensor, "*#batch d d"], order: Int[Tensor, "*#
     References:
         Deng, Bello, Aragam, Ravikumar (2023), Optimizing NOTEARS Objectives via Topological Swaps (inner problem).
     """
+    check_square("covariance", check_floating("covariance", covariance))
     _check_order(covariance, order)
-    factor, information = torch.linalg.cholesky_ex(_permuted(covariance, order))
-    if bool((information > 0).any()):
-        raise ValueError("covariance is singular; add a ridge (covariance + 1e-6 I)")
-    return factor.diagonal(dim1=-2, dim2=-1).square().mean(-1)
+    return _factor(covariance, order).diagonal(dim1=-2, dim2=-1).square().mean(-1)
 
 
 def fit_order(
@@ -56,6 +56,9 @@ def fit_order(
     Returns:
         ``[*batch, d, d]`` weights, zero wherever the order forbids an arc.
 
+    Raises:
+        ValueError: bad data (see :func:`second_moments`), an order that is not a permutation, a singular covariance.
+
     Example:
         >>> fit_order(torch.tensor([[1.0, 0.5], [0.5, 1.0]]), torch.tensor([1, 0]), covariance=True)
         tensor([[0.0000, 0.0000],
@@ -63,9 +66,7 @@ def fit_order(
     """
     moments = second_moments(data, covariance=covariance)
     _check_order(moments, order)
-    factor, information = torch.linalg.cholesky_ex(_permuted(moments, order))
-    if bool((information > 0).any()):
-        raise ValueError("covariance is singular; add a ridge (covariance + 1e-6 I)")
+    factor = _factor(moments, order)
     identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device).expand_as(factor)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
     within = identity - inverse.mT * factor.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
@@ -92,7 +93,7 @@ def topological_swaps(
     that lowers the score is taken. Without one, ``large`` candidates are tried, at most ``large_searches`` times.
 
     Args:
-        data: ``[n, d]`` samples or ``[d, d]`` covariance.
+        data: ``[n, d]`` samples, ``n > d``, or ``[d, d]`` covariance, positive definite. Solved in double precision.
         covariance: whether ``data`` is a covariance.
         order: where to start; a random order if ``None``.
         restarts: random orders to start from (the first is ``order`` if given); the best result is returned.
@@ -101,10 +102,13 @@ def topological_swaps(
         generator: source of the random orders.
 
     Returns:
-        :class:`StructureResult`; ``history["score"]`` is the path of the best restart.
+        :class:`StructureResult` in the dtype of the data (half precision: float32); ``history["score"]`` is the path of
+        the best restart. No swap that the gradients point out lowers its score.
 
     Raises:
-        ValueError: sizes below one, an order that is not a permutation, a singular covariance.
+        TypeError: not a floating tensor, options that are no integers.
+        ValueError: bad data (see :func:`second_moments`), fewer samples than nodes, a singular covariance; options
+            below one, an order that is not a permutation.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -117,24 +121,36 @@ def topological_swaps(
         Deng et al. (2023), algorithms 1 and 2 (least-squares loss).
     """
     for name, value in (("restarts", restarts), ("small", small), ("large", large)):
-        check_positive(name, value)
-    check_positive("large_searches", large_searches, zero=True)
-    moments = second_moments(data, covariance=covariance)
+        check_integer(name, value, 1)
+    check_integer("large_searches", large_searches, 0)
+    given = second_moments(data, covariance=covariance)
+    if given.ndim != 2:
+        raise ValueError(f"data must have shape (n, d), got {tuple(data.shape)}")
+    if not covariance and len(data) <= data.shape[-1]:
+        raise ValueError(f"data must have more samples than nodes, got shape {tuple(data.shape)}")
+    moments = given.detach().double().cpu()  # many small factorisations: no work for another device
+    if order is not None:
+        _check_order(moments, order)
+        order = order.cpu()
     nodes = moments.shape[-1]
     results = []
     for restart in range(restarts):
-        start = order if order is not None and restart == 0 else torch.randperm(nodes, generator=generator)
+        start = order
+        if start is None or restart > 0:
+            device = None if generator is None else generator.device
+            start = torch.randperm(nodes, generator=generator, device=device).cpu()
         results.append(_search(moments, start, small, large, large_searches))
     scores = torch.stack([path[-1] for _, path in results])
     weights = torch.stack([fit_order(moments, found, covariance=True) for found, _ in results])
     best = int(scores.argmin())
     return StructureResult(
-        weights=weights[best],
-        order=results[best][0],
-        score=scores[best],
-        restart_weights=weights,
-        restart_scores=scores,
-        history={"score": torch.stack(results[best][1])},
+        weights=weights[best].to(given),
+        order=results[best][0].to(given.device),
+        score=scores[best].to(given),
+        restart_weights=weights.to(given),
+        restart_scores=scores.to(given),
+        history={"score": torch.stack(results[best][1]).to(given)},
+        converged=torch.tensor(True, device=given.device),
     )
 
 
@@ -185,6 +201,18 @@ def _swap(order: Tensor, pairs: Tensor) -> Tensor:
     return swapped
 
 
+def _factor(covariance: Tensor, order: Tensor) -> Tensor:
+    """Return the Cholesky factor in the order, in at least single precision."""
+    permuted = _permuted(covariance, order).to(torch.promote_types(covariance.dtype, torch.float32))
+    factor, information = torch.linalg.cholesky_ex(permuted)
+    # A node that the ones before it determine up to rounding has no residual variance to speak of.
+    left, whole = (m.detach().diagonal(dim1=-2, dim2=-1) for m in (factor, permuted))
+    rounding = covariance.shape[-1] * torch.finfo(factor.dtype).eps
+    if bool((information > 0).any() or (left.square() <= rounding * whole).any()):
+        raise ValueError("covariance is singular; add a ridge (covariance + 1e-6 I)")
+    return factor
+
+
 def _permuted(matrix: Tensor, order: Tensor) -> Tensor:
     shape = torch.broadcast_shapes(matrix.shape[:-2], order.shape[:-1])
     matrix = matrix.expand(*shape, *matrix.shape[-2:])
@@ -196,9 +224,11 @@ def _permuted(matrix: Tensor, order: Tensor) -> Tensor:
 
 def _check_order(covariance: Tensor, order: Tensor) -> None:
     nodes = covariance.shape[-1]
+    if not isinstance(order, Tensor) or order.is_floating_point() or order.dtype == torch.bool:
+        raise TypeError(f"order must be an integer tensor, got {getattr(order, 'dtype', type(order).__name__)}")
     expected = torch.arange(nodes, device=order.device)
-    if order.shape[-1] != nodes:
-        raise ValueError(f"order must have {nodes} entries, got {order.shape[-1]}")
+    if order.ndim < 1 or order.shape[-1] != nodes:
+        raise ValueError(f"order must have shape (..., {nodes}), got {tuple(order.shape)}")
     if not bool((order.sort(-1).values == expected).all()):
         present = set(order.reshape(-1, nodes)[0].tolist())
         missing = sorted(set(range(nodes)) - present)

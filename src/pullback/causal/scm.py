@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from pullback.causal.graphs import topological_order
-from pullback.core.checks import check_choice, check_floating, check_integer, check_positive, check_shape
+from pullback.causal.graphs import check_square, topological_order
+from pullback.core.checks import check_choice, check_floating, check_integer, check_positive, check_tensor
 from pullback.core.numerics import solve
 from pullback.core.shapes import Bool, Float, Shaped, Tensor
 
@@ -26,14 +26,34 @@ def random_weights(
 ) -> Float[Tensor, "*batch d d"]:
     """Give every arc a weight with random sign and magnitude uniform in ``[low, high]``.
 
+    Args:
+        adjacency: ``[*batch, d, d]`` booleans.
+        low, high: 0 <= low <= high.
+        generator: source of the random draws.
+
+    Returns:
+        ``[*batch, d, d]``, zero where there is no arc, in torch's default dtype.
+
+    Raises:
+        TypeError: ``adjacency`` is no boolean tensor.
+        ValueError: not square, ``low > high`` or negative.
+
     Example:
         >>> weights = random_weights(torch.ones(2, 2).triu(1).bool(), generator=torch.Generator().manual_seed(0))
         >>> bool((weights.abs() >= 0.5).sum() == 1)
         True
     """
-    size = low + (high - low) * torch.rand(adjacency.shape, generator=generator)
-    sign = 2 * torch.randint(2, adjacency.shape, generator=generator) - 1
-    return adjacency * size * sign
+    if check_tensor("adjacency", adjacency).dtype != torch.bool:
+        raise TypeError(f"adjacency must be a boolean tensor, got {adjacency.dtype}")
+    check_square("adjacency", adjacency)
+    check_positive("low", low, zero=True)
+    check_positive("high", high, zero=True)
+    if low > high:
+        raise ValueError(f"low must be at most high, got {low} and {high}")
+    device = adjacency.device if generator is None else generator.device
+    size = low + (high - low) * torch.rand(adjacency.shape, generator=generator, device=device)
+    sign = 2 * torch.randint(2, adjacency.shape, generator=generator, device=device) - 1
+    return adjacency * (size * sign).to(adjacency.device)
 
 
 class LinearSCM:
@@ -59,9 +79,9 @@ class LinearSCM:
     ) -> None:
         check_choice("noise", noise, ["gauss", "exp", "gumbel"])
         check_positive("noise_scale", noise_scale)
-        check_shape("weights", check_floating("weights", weights), (weights.shape[-1], weights.shape[-1]))
+        check_square("weights", check_floating("weights", weights))
         self.weights = weights
-        self.noise_scale = torch.as_tensor(noise_scale, dtype=weights.dtype)
+        self.noise_scale = torch.as_tensor(noise_scale, dtype=weights.dtype, device=weights.device)
         self.noise = noise
 
     def rsample(
@@ -73,13 +93,14 @@ class LinearSCM:
     ) -> Float[Tensor, "*batch n d"]:
         """Draw ``n`` reparametrised samples; ``interventions`` sets nodes to values (``do``), cutting their arcs."""
         *batch, nodes, _ = self.weights.shape
-        z = self.noise_scale * _draw(self.noise, (*batch, n, nodes), self.weights.dtype, generator)
+        check_integer("n", n, 1)
+        z = self.noise_scale * _draw(self.noise, (*batch, n, nodes), self.weights, generator)
         weights, targets = self.weights, None
         if interventions:
-            targets = _targets(interventions, nodes)
+            targets = _targets(interventions, nodes, z.device)
             z = torch.where(targets, _values(interventions, z), z)
             weights = weights * ~targets
-        identity = torch.eye(nodes, dtype=weights.dtype)
+        identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device)
         x = solve((identity - weights).mT, z.mT).mT
         return torch.where(targets, z, x) if targets is not None else x  # exactly the value, not up to rounding
 
@@ -119,17 +140,20 @@ class NonlinearSCM:
         self, adjacency: Shaped[Tensor, "d d"], kind: str = "mlp", *, generator: torch.Generator | None = None
     ) -> None:
         check_choice("kind", kind, ["mlp", "mim"])
-        self.adjacency = adjacency != 0
+        self.adjacency = check_tensor("adjacency", adjacency) != 0
         self.order = topological_order(self.adjacency).tolist()
         self.kind = kind
         nodes = adjacency.shape[-1]
-        arcs = self.adjacency.unsqueeze(-1)
         width = self.hidden if kind == "mlp" else 3
-        magnitude = 0.5 + 1.5 * torch.rand(nodes, nodes, width, generator=generator)
-        sign = 2 * torch.randint(2, magnitude.shape, generator=generator) - 1
-        self.first = magnitude * sign * arcs
-        second = 0.5 + 1.5 * torch.rand(nodes, width, generator=generator)
-        self.second = second * (2 * torch.randint(2, second.shape, generator=generator) - 1)
+        device = None if generator is None else generator.device
+
+        def signed(*shape: int) -> Tensor:
+            magnitude = 0.5 + 1.5 * torch.rand(shape, generator=generator, device=device)
+            sign = 2 * torch.randint(2, shape, generator=generator, device=device) - 1
+            return (magnitude * sign).to(adjacency.device)
+
+        self.first = signed(nodes, nodes, width) * self.adjacency.unsqueeze(-1)
+        self.second = signed(nodes, width)
 
     def mechanisms(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
         """Return ``f_j(x)`` for every node."""
@@ -150,13 +174,14 @@ class NonlinearSCM:
     ) -> Float[Tensor, "n d"]:
         """Draw ``n`` samples node by node in topological order; ``interventions`` sets nodes to values."""
         nodes = len(self.order)
-        z = torch.randn(n, nodes, generator=generator)
+        check_integer("n", n, 1)
+        z = _draw("gauss", (n, nodes), self.first, generator)
         if interventions:
-            _targets(interventions, nodes)
-        x = torch.zeros(n, nodes)
+            _targets(interventions, nodes, z.device)
+        x = torch.zeros_like(z)
         for node in self.order:
             if interventions and node in interventions:
-                column = torch.as_tensor(interventions[node], dtype=z.dtype).expand(n)
+                column = torch.as_tensor(interventions[node], dtype=z.dtype, device=z.device).expand(n)
             else:
                 column = self.mechanisms(x)[:, node] + z[:, node]
             x = torch.cat([x[:, :node], column.unsqueeze(-1), x[:, node + 1 :]], -1)
@@ -170,10 +195,11 @@ class NonlinearSCM:
         return (density if targets is None else density * ~targets).sum(-1)
 
 
-def _draw(noise: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
+def _draw(noise: str, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
     if noise == "gauss":
-        return torch.randn(shape, dtype=dtype, generator=generator)
-    exponential = torch.empty(shape, dtype=dtype).exponential_(generator=generator)
+        return torch.randn(shape, dtype=like.dtype, generator=generator, device=device).to(like.device)
+    exponential = torch.empty(shape, dtype=like.dtype, device=device).exponential_(generator=generator).to(like.device)
     return exponential - 1 if noise == "exp" else -exponential.log() - _EULER
 
 
@@ -186,8 +212,8 @@ def _log_density(noise: str, z: Tensor) -> Tensor:
     return -shifted - torch.exp(-shifted)
 
 
-def _targets(interventions: Mapping[int, float | Tensor], nodes: int) -> Tensor:
-    targets = torch.zeros(nodes, dtype=torch.bool)
+def _targets(interventions: Mapping[int, float | Tensor], nodes: int, device: torch.device) -> Tensor:
+    targets = torch.zeros(nodes, dtype=torch.bool, device=device)
     for node in interventions:
         check_integer("a node of interventions", node, 0, nodes - 1)
         targets[node] = True
@@ -196,7 +222,7 @@ def _targets(interventions: Mapping[int, float | Tensor], nodes: int) -> Tensor:
 
 def _values(interventions: Mapping[int, float | Tensor], like: Tensor) -> Tensor:
     columns = [
-        torch.as_tensor(interventions.get(node, 0.0), dtype=like.dtype).expand(like.shape[:-1])
+        torch.as_tensor(interventions.get(node, 0.0), dtype=like.dtype, device=like.device).expand(like.shape[:-1])
         for node in range(like.shape[-1])
     ]
     return torch.stack(columns, -1)

@@ -1,17 +1,21 @@
-"""What every structure learner takes and returns, and the least-squares score they share."""
+"""What every structure learner is and returns: a loop whose state can be saved; a graph with its order and score."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from pullback.causal.graphs import find_cycle, is_acyclic
-from pullback.core.checks import check_finite, check_floating, check_positive
+from pullback.causal.graphs import find_cycle, is_acyclic, threshold_to_dag, topological_order
+from pullback.causal.least_squares import least_squares_score, second_moments
+from pullback.core.checks import check_scalar
 from pullback.core.errors import ConvergenceError
-from pullback.core.shapes import Float, Tensor
+from pullback.core.shapes import Bool, Float, Int, Tensor
 
-__all__ = ["StructureResult", "least_squares_score", "ridge_weights", "second_moments"]
+__all__ = ["StructureLearner", "StructureResult"]
 
 
 @dataclass(frozen=True)
@@ -20,28 +24,34 @@ class StructureResult:
 
     Attributes:
         weights: ``[*batch, d, d]`` of the best restart; ``W[i, j]`` is the effect of ``i`` on ``j``.
-        order: ``[*batch, d]`` a topological order of ``weights``, causes first.
-        score: ``[*batch]`` least-squares score of ``weights``, see :func:`least_squares_score`.
+        order: ``[*batch, d]`` a topological order of ``weights``, causes first; where they have cycles, of the largest
+            graph without one that a threshold leaves.
+        score: ``[*batch]`` least-squares score of ``weights``, see :func:`least_squares_score`; of a nonlinear model
+            its mean squared error.
         restart_weights: ``[*batch, restarts, d, d]`` of all restarts.
         restart_scores: ``[*batch, restarts]`` the objective by which the best restart was chosen.
         history: named curves over the iterations, each ``[points, ...]``.
-        converged: ``False`` if the iterations ran out first.
+        converged: ``[*batch]`` whether the learner's own criterion was met, not only its number of steps.
     """
 
-    weights: Tensor
-    order: Tensor
-    score: Tensor
-    restart_weights: Tensor
-    restart_scores: Tensor
-    history: dict[str, Tensor]
-    converged: bool = True
+    weights: Float[Tensor, "*batch d d"]
+    order: Int[Tensor, "*batch d"]
+    score: Float[Tensor, "*batch"]
+    restart_weights: Float[Tensor, "*batch restarts d d"]
+    restart_scores: Float[Tensor, "*batch restarts"]
+    history: dict[str, Tensor] = field(default_factory=dict)
+    converged: Bool[Tensor, "*batch"] = field(default_factory=lambda: torch.tensor(True))
 
-    def graph(self, threshold: float = 0.3) -> Tensor:
+    def graph(self, threshold: float = 0.3) -> Bool[Tensor, "*batch d d"]:
         """Return ``[*batch, d, d]`` booleans: arcs with ``|weight| > threshold``.
+
+        Args:
+            threshold: >= 0, in the unit of the weights.
 
         Raises:
             ConvergenceError: the thresholded graph has a cycle (it is named).
         """
+        check_scalar("threshold", threshold, zero=True)
         arcs = self.weights.abs() > threshold
         acyclic = is_acyclic(arcs)
         if not bool(acyclic.all()):
@@ -51,79 +61,151 @@ class StructureResult:
         return arcs
 
 
-def second_moments(data: Float[Tensor, "*batch n d"], *, covariance: bool = False) -> Float[Tensor, "*batch d d"]:
-    """Return the second moments ``C = X^T X / n`` of centred data, checked; with ``covariance`` the input is ``C``.
+class StructureLearner(ABC):
+    """A structure learner that is stepped from outside, so that whoever steps it can stop, watch and save it.
+
+    ``learner.run()`` takes all steps. A loop that may be interrupted takes them itself::
+
+        learner = causal.DAGMA(data)
+        for _ in range(learner.steps):
+            learner.step()
+        result = learner.result()
+
+    A learner of the same data and options that loads ``state_dict()`` goes on to the same result, bit for bit.
+
+    Attributes:
+        steps: steps after which the learner ends at the latest.
+        taken: steps taken so far.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.taken = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether more steps would change nothing."""
+        return self.taken >= self.steps or self._ended()
+
+    def step(self) -> None:
+        """Take a step; nothing happens once the learner has finished.
+
+        Raises:
+            ConvergenceError: the numbers are no longer finite.
+        """
+        if not self.finished:
+            self._advance()
+            self.taken += 1
+
+    def run(self) -> StructureResult:
+        """Take all steps that are left and return the result."""
+        while not self.finished:
+            self.step()
+        return self.result()
+
+    def result(self) -> StructureResult:
+        """Return what was learned so far.
+
+        Raises:
+            ConvergenceError: it is not finite.
+        """
+        return self._answer()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the steps change, as tensors, numbers and containers of them."""
+        return {"taken": self.taken, **self._state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that a learner of the same data and options returned.
+
+        Raises:
+            ValueError: the state is of another learner, or of other data.
+        """
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise ValueError(f"state must have the entries {sorted(own)} of {type(self).__name__}, got {sorted(state)}")
+        self._load(state)
+        self.taken = int(state["taken"])
+
+    @abstractmethod
+    def _ended(self) -> bool:
+        """Whether the learner's own criterion is met."""
+
+    @abstractmethod
+    def _advance(self) -> None: ...
+
+    @abstractmethod
+    def _answer(self) -> StructureResult: ...
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _load(self, state: Mapping[str, Any]) -> None: ...
+
+
+class CovarianceLearner(StructureLearner):
+    """A learner that needs second moments alone: in double precision, its state a table with one row a graph.
 
     Args:
-        data: ``[*batch, n, d]`` samples, or ``[*batch, d, d]`` with ``covariance=True``.
-        covariance: whether ``data`` already is a covariance.
+        data, covariance: of :func:`second_moments`.
+        steps: of :class:`StructureLearner`.
 
-    Raises:
-        ValueError: NaN or infinity, a constant column (named), a covariance that is not square and symmetric.
-
-    Example:
-        >>> second_moments(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
-        tensor([[1., 2.],
-                [2., 4.]])
+    Attributes:
+        curve: name of what ``history`` holds of every step.
     """
-    check_finite("data", check_floating("data", data))
-    if data.ndim < 2:
-        raise ValueError(f"data must have shape (..., n, d), got {tuple(data.shape)}")
-    if covariance:
-        if data.shape[-1] != data.shape[-2]:
-            raise ValueError(f"covariance must be square, got {tuple(data.shape)}")
-        if not torch.allclose(data, data.mT, rtol=1e-4, atol=1e-6 * float(data.abs().max())):
-            raise ValueError("covariance must be symmetric")
-        moments = data
-    else:
-        centred = data - data.mean(-2, keepdim=True)
-        moments = centred.mT @ centred / data.shape[-2]
-    spread = moments.diagonal(dim1=-2, dim2=-1)
-    reference = data.abs().amax().square() if not covariance else spread.amax()
-    constant = spread <= 1e-12 * reference
-    if bool(constant.any()):
-        column = int(constant.nonzero()[0][-1])
-        raise ValueError(f"data column {column} is constant; remove it (it can have no cause in the data)")
-    return moments
+
+    curve: str
+
+    def __init__(self, data: Tensor, covariance: bool, steps: int) -> None:
+        super().__init__(steps)
+        moments = second_moments(data, covariance=covariance).detach()
+        self._dtype, self._batch = moments.dtype, moments.shape[:-2]
+        self._moments = moments.double().reshape(-1, *moments.shape[-2:])
+        self._history: list[Tensor] = []
+        self._table: dict[str, Tensor] = {}
+
+    def _state(self) -> dict[str, Any]:
+        return {"history": list(self._history), "table": dict(self._table)}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        for name, own in self._table.items():
+            new = state["table"].get(name)
+            if not isinstance(new, Tensor) or new.shape != own.shape or new.dtype != own.dtype:
+                raise ValueError(f"state: {name} must be {own.dtype} of shape {tuple(own.shape)}, of the same data")
+        self._table = {name: state["table"][name].to(own.device, copy=True) for name, own in self._table.items()}
+        self._history = list(state["history"])
+
+    def _keep(self, rows: Tensor, new: Mapping[str, Tensor]) -> None:
+        """Write rows of the table."""
+        for name, tensor in new.items():
+            self._table[name] = self._table[name].index_copy(0, rows, tensor)
+
+    def _answer(self) -> StructureResult:
+        shape = (*self._batch, *self._moments.shape[-2:])
+        weights = self._table["weights"].reshape(shape)
+        score = least_squares_score(weights, self._moments.reshape(shape)).to(self._dtype)
+        weights = weights.to(self._dtype)
+        if not bool(weights.isfinite().all() and score.isfinite().all()):
+            raise ConvergenceError(
+                f"{type(self).__name__}: the learned weights are not finite; scale the data", weights
+            )
+        orders = [topological_order(graph) for graph in threshold_to_dag(weights).graph.reshape(-1, *shape[-2:])]
+        curves = {self.curve: torch.stack(self._history).reshape(-1, *self._batch)} if self._history else {}
+        return StructureResult(
+            weights=weights,
+            order=torch.stack(orders).reshape(shape[:-1]).to(weights.device),
+            score=score,
+            restart_weights=weights.unsqueeze(-3),
+            restart_scores=score.unsqueeze(-1),
+            history=curves,
+            converged=self._table["converged"].reshape(self._batch),
+        )
 
 
-def least_squares_score(
-    weights: Float[Tensor, "*#batch d d"], covariance: Float[Tensor, "*#batch d d"]
-) -> Float[Tensor, "*batch"]:
-    r"""Mean squared error of predicting every node from the others, from second moments alone.
-
-    .. math:: \mathrm{tr}\big((I-W)^T C (I-W)\big) / d = \|X - XW\|_F^2 / (nd)
-
-    Example:
-        >>> least_squares_score(torch.zeros(2, 2), torch.eye(2)).item()
-        1.0
-    """
-    nodes = weights.shape[-1]
-    residual = torch.eye(nodes, dtype=weights.dtype, device=weights.device) - weights
-    return (residual * (covariance @ residual)).sum((-2, -1)) / nodes
-
-
-def ridge_weights(covariance: Float[Tensor, "*batch d d"], *, penalty: float = 1e-3) -> Float[Tensor, "*batch d d"]:
-    r"""Regress every node on all the others: the cyclic baseline, ``w_j = (C_{-j,-j} + penalty I)^{-1} C_{-j,j}``.
-
-    From one inverse: with :math:`P = (C + \lambda I)^{-1}`, :math:`W_{ij} = -P_{ij} / P_{jj}` off the diagonal.
-
-    Example:
-        >>> ridge_weights(torch.tensor([[1.0, 0.5], [0.5, 1.0]]), penalty=1e-9)
-        tensor([[0.0000, 0.5000],
-                [0.5000, 0.0000]])
-    """
-    check_positive("penalty", penalty)
-    nodes = covariance.shape[-1]
-    identity = torch.eye(nodes, dtype=covariance.dtype, device=covariance.device)
-    precision = torch.linalg.inv(covariance + penalty * identity)
-    weights = -precision / precision.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
-    return weights.masked_fill(identity.bool(), 0.0)
-
-
-def best_restart(values: Tensor, scores: Tensor) -> Tensor:
-    """Pick along the restart axis (last of ``scores``) the entry of ``values`` with the lowest score."""
-    best = scores.argmin(-1)
-    index = best[(..., *[None] * (values.ndim - best.ndim))]
-    expanded = index.expand(*best.shape, 1, *values.shape[scores.ndim :])
-    return values.gather(scores.ndim - 1, expanded).squeeze(scores.ndim - 1)
+def positive(name: str, value: Any, *, zero: bool = False) -> float:
+    """Return an option of a learner as a number: a float or a tensor without dimensions, > 0 (>= 0 with ``zero``)."""
+    number = check_scalar(name, value, zero=zero)
+    if number is None:
+        raise TypeError(f"{name} must be a number: a learner runs neither compiled nor under a transform")
+    return number

@@ -79,10 +79,6 @@ def run(lab: Lab, config: Config) -> None:
     samples = causal.LinearSCM(weights).rsample(config.samples, generator=stream)
     moments = causal.second_moments(samples)
 
-    def watch(step: int, model: causal.SmoothAcyclicSCM) -> None:
-        if step % 200 == 0:
-            lab.record("temperature", model.temperature, step=step)
-
     # Method and baselines, all on the same second moments.
     with lab.cpu_time("COSMO"):
         learned = causal.cosmo(
@@ -92,10 +88,9 @@ def run(lab: Lab, config: Config) -> None:
             steps=config.steps,
             lr=config.lr,
             generator=lab.fork("restarts"),
-            callback=watch,
         )
     with lab.cpu_time("DAGMA"):
-        dagma = causal.dagma(moments, covariance=True, steps=config.dagma_steps)
+        dagma = causal.dagma(moments, covariance=True, iterations=config.dagma_steps)
     with lab.cpu_time("order search"):
         searched = [
             causal.topological_swaps(c, covariance=True, restarts=config.restarts, generator=lab.fork("orders"))
@@ -173,7 +168,7 @@ def run(lab: Lab, config: Config) -> None:
             generator=lab.fork("sachs"),
         ).weights,
         "ridge (cyclic)": causal.ridge_weights(cell_moments),
-        "DAGMA": causal.dagma(cell_moments, covariance=True, steps=config.dagma_steps).weights,
+        "DAGMA": causal.dagma(cell_moments, covariance=True, iterations=config.dagma_steps).weights,
     }
     for name, estimate in real.items():
         found = causal.edge_metrics(sachs.adjacency, estimate, threshold=0.1)

@@ -1,0 +1,132 @@
+"""Second moments of data, and linear models scored and fitted by them."""
+
+from __future__ import annotations
+
+import torch
+
+from pullback.causal.graphs import check_square
+from pullback.core.checks import check_finite, check_floating, check_scalar, check_shape
+from pullback.core.shapes import Float, Tensor
+
+__all__ = ["least_squares_score", "ridge_weights", "second_moments"]
+
+
+def second_moments(data: Float[Tensor, "*batch n d"], *, covariance: bool = False) -> Float[Tensor, "*batch d d"]:
+    """Return the second moments ``C = X^T X / n`` of centred data, checked; with ``covariance`` the input is ``C``.
+
+    Args:
+        data: ``[*batch, n, d]`` with ``n >= 2`` samples of ``d >= 1`` nodes, or ``[*batch, d, d]`` with
+            ``covariance=True``.
+        covariance: whether ``data`` already is a covariance.
+
+    Returns:
+        ``[*batch, d, d]`` in the dtype of the data, half precision in float32 (squares leave its range).
+
+    Raises:
+        TypeError: not a floating tensor.
+        ValueError: NaN or infinity, too few samples, a constant column (named), moments that overflow the dtype; a
+            covariance that is not square, symmetric and positive semi-definite.
+
+    Example:
+        >>> second_moments(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
+        tensor([[1., 2.],
+                [2., 4.]])
+    """
+    check_shape("data", check_floating("data", data), (None, None))
+    check_finite("data", data)
+    if data.shape[-1] == 0:
+        raise ValueError(f"data must have at least one column, got shape {tuple(data.shape)}")
+    data = data.to(torch.promote_types(data.dtype, torch.float32))
+    if covariance:
+        _check_covariance(data)
+        return data
+    if data.shape[-2] < 2:
+        raise ValueError(f"data must have at least two samples (rows), got shape {tuple(data.shape)}")
+    centred = data - data.mean(-2, keepdim=True)
+    moments = centred.mT @ centred / data.shape[-2]
+    if not bool(moments.isfinite().all()):
+        raise ValueError(f"data is too large: its second moments overflow {moments.dtype}; scale it")
+    spread = moments.diagonal(dim1=-2, dim2=-1)
+    rounding = 4 * torch.finfo(data.dtype).eps * data.abs().amax(-2)
+    _refuse_constant((data.amax(-2) == data.amin(-2)) | (spread <= rounding.square()))
+    return moments
+
+
+def _check_covariance(moments: Tensor) -> None:
+    if moments.shape[-1] != moments.shape[-2]:
+        raise ValueError(f"covariance must be square, got {tuple(moments.shape)}")
+    spread = moments.detach().diagonal(dim1=-2, dim2=-1)
+    if bool((spread < 0).any()):
+        column = int((spread < 0).nonzero()[0][-1])
+        raise ValueError(f"covariance must be positive semi-definite, got a negative variance of column {column}")
+    _refuse_constant(spread == 0)
+    deviation = spread.sqrt()
+    correlation = moments.detach() / deviation.unsqueeze(-1) / deviation.unsqueeze(-2)
+    if not torch.allclose(correlation, correlation.mT, rtol=0, atol=1e-4):
+        raise ValueError("covariance must be symmetric")
+    if bool((torch.linalg.eigvalsh(correlation)[..., 0] < -1e-4).any()):
+        raise ValueError("covariance must be positive semi-definite")
+
+
+def _refuse_constant(constant: Tensor) -> None:
+    if bool(constant.any()):
+        column = int(constant.nonzero()[0][-1])
+        raise ValueError(f"data column {column} is constant; remove it (it can have no cause in the data)")
+
+
+def least_squares_score(
+    weights: Float[Tensor, "*#batch d d"], covariance: Float[Tensor, "*#batch d d"]
+) -> Float[Tensor, "*batch"]:
+    r"""Mean squared error of predicting every node from the others, from second moments alone.
+
+    .. math:: \mathrm{tr}\big((I-W)^T C (I-W)\big) / d = \|X - XW\|_F^2 / (nd)
+
+    Args:
+        weights: ``[*batch, d, d]``, ``W[i, j]`` the effect of ``i`` on ``j``.
+        covariance: ``[*batch, d, d]`` second moments ``C`` of the data.
+
+    Returns:
+        ``[*batch]``, >= 0.
+
+    Raises:
+        TypeError: not floating tensors.
+        ValueError: matrices that are not square or of different sizes.
+
+    Example:
+        >>> least_squares_score(torch.zeros(2, 2), torch.eye(2)).item()
+        1.0
+    """
+    nodes = check_square("weights", check_floating("weights", weights))
+    check_shape("covariance", check_floating("covariance", covariance), (nodes, nodes))
+    residual = torch.eye(nodes, dtype=weights.dtype, device=weights.device) - weights
+    return (residual * (covariance @ residual)).sum((-2, -1)) / nodes
+
+
+def ridge_weights(
+    covariance: Float[Tensor, "*batch d d"], *, penalty: float | Float[Tensor, ""] = 1e-3
+) -> Float[Tensor, "*batch d d"]:
+    r"""Regress every node on all the others: the cyclic baseline, ``w_j = (C_{-j,-j} + penalty I)^{-1} C_{-j,j}``.
+
+    From one inverse: with :math:`P = (C + \lambda I)^{-1}`, :math:`W_{ij} = -P_{ij} / P_{jj}` off the diagonal.
+
+    Args:
+        covariance: ``[*batch, d, d]`` positive semi-definite.
+        penalty: ``lambda > 0``.
+
+    Returns:
+        ``[*batch, d, d]`` weights with zero diagonal.
+
+    Raises:
+        ValueError: not square, or ``penalty`` not positive.
+
+    Example:
+        >>> ridge_weights(torch.tensor([[1.0, 0.5], [0.5, 1.0]]), penalty=1e-9)
+        tensor([[0.0000, 0.5000],
+                [0.5000, 0.0000]])
+    """
+    check_scalar("penalty", penalty)
+    nodes = check_square("covariance", check_floating("covariance", covariance))
+    identity = torch.eye(nodes, dtype=covariance.dtype, device=covariance.device)
+    precision = torch.linalg.inv(covariance + penalty * identity)
+    weights = -precision / precision.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+    return weights.masked_fill(identity.bool(), 0.0)
