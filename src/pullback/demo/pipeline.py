@@ -33,8 +33,8 @@ class NumberReader(nn.Module):
         """Read ``[..., 8, 32]`` images of four digits side by side; returns ``[...]`` numbers from 0 to 9999."""
         tiles = images.unflatten(-1, (4, 8)).movedim(-2, -3)
         probabilities = self.digit(tiles.flatten(0, -3).unsqueeze(1)).softmax(-1)
-        digits = (probabilities @ torch.arange(10.0)).view(*images.shape[:-2], 4)
-        return digits @ torch.tensor([1000.0, 100.0, 10.0, 1.0])
+        digits = (probabilities @ torch.arange(10.0, device=images.device)).view(*images.shape[:-2], 4)
+        return digits @ torch.tensor([1000.0, 100.0, 10.0, 1.0], device=images.device)
 
 
 def read(model: nn.Module, images: Tensor) -> Tensor:
