@@ -250,7 +250,7 @@ def test_gradient_brings_a_sphere_to_where_it_is_seen() -> None:
 def test_reference_in_chunks_has_second_derivatives(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
-    from pullback.render import spheres
+    from pullback.render import blending
 
     def second() -> tuple[Tensor, ...]:
         scene = [t.requires_grad_() for t in _scene(20, torch.Generator().manual_seed(1))]
@@ -259,19 +259,30 @@ def test_reference_in_chunks_has_second_derivatives(
         return torch.autograd.grad(sum(g.square().sum() for g in first), scene)
 
     whole = second()
-    monkeypatch.setattr(spheres, "_CHUNK", 100)
+    monkeypatch.setattr(blending, "CHUNK", 100)
     for x, y in zip(whole, second(), strict=True):
         torch.testing.assert_close(x, y)
 
 
-def test_kernel_refuses_transforms_and_second_derivatives(generator: torch.Generator) -> None:
+def test_kernel_and_tiles_refuse_transforms(generator: torch.Generator) -> None:
     scene = _scene(5, generator)
-    with pytest.raises(ValueError, match="method 'kernel' cannot be used here"):
-        torch.func.grad(lambda c: _render([c, *scene[1:]], method="kernel").image.sum())(scene[0])
-    leaves = [t.requires_grad_() for t in scene]
-    (first,) = torch.autograd.grad(_render(leaves).image.square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    for method in ("kernel", "tiles"):
+        with pytest.raises(ValueError, match=f"method '{method}' cannot be used here.*use method='reference'"):
+            torch.func.grad(lambda c, method=method: _render([c, *scene[1:]], method=method).image.sum())(scene[0])
+
+
+@pytest.mark.parametrize("track", [None, 2])
+def test_second_derivatives_are_those_of_the_reference(track: int | None) -> None:
+    results = []
+    for method in ("reference", "tiles", "kernel"):
+        scene = [t.requires_grad_() for t in _scene(20, torch.Generator().manual_seed(1))]
+        gamma = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        out = _render(scene, (6, 7), method=method, gamma=gamma, track=track)
+        first = torch.autograd.grad((out.image.square().sum() + out.depth.sum()), [*scene, gamma], create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), [*scene, gamma]))
+    for others in results[1:]:
+        for x, y in zip(results[0], others, strict=True):
+            torch.testing.assert_close(x, y)
 
 
 def test_transforms_take_the_reference_by_themselves(generator: torch.Generator) -> None:

@@ -12,12 +12,12 @@ from pullback.core.checks import (
     check_finite,
     check_floating,
     check_integer,
-    check_positive,
     check_same_dtype,
+    check_scalar,
     check_shape,
 )
 from pullback.core.numerics import solve
-from pullback.core.shapes import Float, Tensor
+from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.core.transforms import can_look
 
 __all__ = ["Camera", "Projection", "Rays", "look_at"]
@@ -27,13 +27,16 @@ class Projection(NamedTuple):
     """Points seen by a camera.
 
     Attributes:
-        pixels: ``[*batch, n, 2]`` positions ``(x, y)`` in pixels; for points not in front, which no pixel shows, the
-            principal point with zero gradient, so that a mask by ``depth > 0`` keeps a loss finite.
+        pixels: ``[*batch, n, 2]`` positions ``(x, y)`` in pixels; ``(-1, -1)``, which is outside every image, with zero
+            gradient where a point has none.
         depth: ``[*batch, n]`` distance along the optical axis, metres; <= 0 for points not in front.
+        valid: ``[*batch, n]`` whether a point has a position: it is in front, and so far from the plane of the camera
+            that the position is a number of the dtype. It may lie outside the image.
     """
 
     pixels: Float[Tensor, "*batch n 2"]
     depth: Float[Tensor, "*batch n"]
+    valid: Bool[Tensor, "*batch n"]
 
 
 class Rays(NamedTuple):
@@ -63,9 +66,9 @@ class Camera:
 
     Raises:
         TypeError: a matrix is not a floating tensor, they differ in dtype, or ``size`` is not of integers.
-        ValueError: a matrix has another shape or an entry that is not finite, the batch shapes do not broadcast, a
-            focal length is 0, the pose cannot be inverted, or ``size`` is not two integers >= 1. The values are not
-            checked under transforms of ``torch.func`` and ``torch.compile``.
+        ValueError: a matrix has another shape, is not finite, or is on another device than the other; a focal length
+            is 0 or the pose singular; the batch shapes do not broadcast; or ``size`` is not two integers >= 1. What
+            depends on values is not looked at under transforms of ``torch.func``.
 
     Example:
         >>> camera = Camera.pinhole(100.0, (60, 80))
@@ -85,30 +88,46 @@ class Camera:
     def __post_init__(self) -> None:
         check_shape("intrinsics", check_floating("intrinsics", self.intrinsics), (3, 3))
         check_shape("camera_from_world", check_floating("camera_from_world", self.camera_from_world), (4, 4))
-        if len(self.size) != 2:
-            raise ValueError(f"size must be (height, width), got {self.size}")
-        for name, pixels in zip(("height", "width"), self.size, strict=True):
-            check_integer(f"{name} of size", pixels, 1)
         check_same_dtype(intrinsics=self.intrinsics, camera_from_world=self.camera_from_world)
+        _check_size(self.size)
         check_broadcast(intrinsics=self.intrinsics.shape[:-2], camera_from_world=self.camera_from_world.shape[:-2])
-        if can_look(self.intrinsics) and can_look(self.camera_from_world):
-            self._check_values()
+        if can_look(self.intrinsics):
+            check_finite("intrinsics", self.intrinsics[..., :2, :])
+            focal = self.intrinsics[..., (0, 1), (0, 1)]
+            if not bool((focal != 0).all()):
+                raise ValueError(f"intrinsics must have focal lengths other than 0, got {focal.tolist()}")
+        if can_look(self.camera_from_world):
+            check_finite("camera_from_world", self.camera_from_world[..., :3, :])
+            matrix = self._pose()[0].detach()
+            # Scaled, so that the determinant does not underflow.
+            unit = matrix / matrix.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+            if bool((torch.linalg.det(unit) == 0).any()):
+                raise ValueError("camera_from_world must be invertible, got a singular matrix")
 
-    def _check_values(self) -> None:
-        check_finite("intrinsics", self.intrinsics)
-        check_finite("camera_from_world", self.camera_from_world)
-        fx, _, _, fy, _ = (entry.detach() for entry in self._entries())
-        if bool(((fx == 0) | (fy == 0)).any()):
-            raise ValueError("intrinsics must have focal lengths other than 0")
-        matrix = self.camera_from_world[..., :3, :3].detach()
-        unit = matrix / matrix.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
-        if bool((torch.linalg.det(unit.to(torch.promote_types(unit.dtype, torch.float32))) == 0).any()):
-            raise ValueError("camera_from_world must be invertible")
+    def __getitem__(self, index: int | slice | Int[Tensor, "..."]) -> Camera:
+        """Return some of a batch of cameras, as indexing its first dimension does.
+
+        Raises:
+            IndexError: there is no batch, or ``index`` is not in it.
+
+        Example:
+            >>> around = torch.eye(4).expand(5, 4, 4)
+            >>> Camera.pinhole(100.0, (60, 80), camera_from_world=around)[torch.tensor([0, 3])].batch_shape
+            torch.Size([2])
+        """
+        batch = self.batch_shape
+        if not batch:
+            raise IndexError("camera must have a batch dimension to be indexed, got a single camera")
+        return replace(
+            self,
+            intrinsics=self.intrinsics.expand(*batch, 3, 3)[index],
+            camera_from_world=self.camera_from_world.expand(*batch, 4, 4)[index],
+        )
 
     @classmethod
     def pinhole(
         cls,
-        focal: float,
+        focal: float | Float[Tensor, ""],
         size: tuple[int, int],
         *,
         centre: tuple[float, float] | None = None,
@@ -119,7 +138,7 @@ class Camera:
         """Return a camera with square pixels.
 
         Args:
-            focal: focal length, pixels, > 0.
+            focal: focal length, pixels, > 0; a tensor without dimensions may want a gradient.
             size: ``(height, width)``.
             centre: principal point ``(x, y)``, pixels; by default the middle of the image.
             camera_from_world: ``[*batch, 4, 4]`` the pose; by default the identity.
@@ -130,14 +149,18 @@ class Camera:
             The camera.
 
         Raises:
-            ValueError: ``focal`` <= 0.
+            TypeError: ``focal`` is no number, or ``size`` is not of integers.
+            ValueError: ``focal`` <= 0, or what a :class:`Camera` refuses.
         """
-        check_positive("focal", focal)
+        check_scalar("focal", focal)
+        _check_size(size)
         pose = torch.eye(4, dtype=dtype, device=device) if camera_from_world is None else camera_from_world
         pose = pose.to(dtype=dtype or pose.dtype, device=device or pose.device)
         height, width = size
-        x, y = centre or (width / 2, height / 2)
-        return cls(pose.new_tensor([[focal, 0.0, x], [0.0, focal, y], [0.0, 0.0, 1.0]]), pose, size)
+        x, y = (width / 2, height / 2) if centre is None else centre
+        scaled = torch.tensor([1.0, 1.0, 0.0], dtype=pose.dtype, device=pose.device).diag()
+        fixed = torch.tensor([[0.0, 0.0, x], [0.0, 0.0, y], [0.0, 0.0, 1.0]], dtype=pose.dtype, device=pose.device)
+        return cls(fixed + focal * scaled, pose, size)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -147,41 +170,53 @@ class Camera:
     @property
     def position(self) -> Float[Tensor, "*batch 3"]:
         """The centre in the world: ``-A^-1 t`` for the pose ``[A t]``."""
-        matrix, shift = self.camera_from_world[..., :3, :3], self.camera_from_world[..., :3, 3]
-        return -solve(matrix, shift[..., None])[..., 0]
+        matrix, shift = self._pose()
+        return -solve(matrix, shift[..., None])[..., 0].to(self.camera_from_world.dtype)
 
     def transform(self, points: Float[Tensor, "*batch n 3"]) -> Float[Tensor, "*result n 3"]:
-        """Return world points ``[*batch, n, 3]`` in the camera's axes."""
-        self._check_input(points.shape[:-2], points=points)
-        check_shape("points", points, (None, 3))
-        matrix, shift = self.camera_from_world[..., :3, :3], self.camera_from_world[..., :3, 3]
-        return points @ matrix.mT + shift[..., None, :]
+        """Return world points ``[*batch, n, 3]`` in the camera's axes.
+
+        Raises:
+            TypeError: ``points`` is not floating or of another dtype than the camera.
+            ValueError: ``points`` has another shape or is on another device.
+        """
+        return self._transformed(points).to(points.dtype)
 
     def project(self, points: Float[Tensor, "*batch n 3"]) -> Projection:
         """Return pixels and depth of world points ``[*batch, n, 3]``.
 
         Raises:
-            TypeError: ``points`` has another dtype than the camera.
-            ValueError: ``points`` has another shape.
+            TypeError: ``points`` is not floating or of another dtype than the camera.
+            ValueError: ``points`` has another shape or is on another device.
         """
-        x, y, depth = self.transform(points).unbind(-1)
+        x, y, depth = self._transformed(points).unbind(-1)
         fx, skew, cx, fy, cy = self._entries()
-        front = depth > 0
-        # The division is by 1 where there is nothing to see, so that its gradient is 0 and not NaN.
-        safe = torch.where(front, depth, 1.0)
-        right, down = torch.where(front, x, 0.0) / safe, torch.where(front, y, 0.0) / safe
-        pixels = torch.stack([fx * right + skew * down + cx, fy * down + cy], -1)
-        return Projection(torch.where(front[..., None], pixels, pixels.detach()), depth)
+        # No position is larger than this; a comparison with NaN is false.
+        slope = (torch.maximum(x.abs(), y.abs()) / depth).detach()
+        bound = (fx.abs() + skew.abs()).maximum(fy.abs()).detach() * slope + cx.abs().maximum(cy.abs()).detach()
+        valid = (depth > 0) & (bound <= torch.finfo(points.dtype).max)
+        # The division is by 1 where there is no position, so that its gradient is 0 and not NaN.
+        x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)
+        safe = torch.where(valid, depth, 1.0)
+        position = torch.stack([fx * (x / safe) + skew * (y / safe) + cx, fy * (y / safe) + cy], -1)
+        outside = torch.where(points.isnan().any(-1), torch.nan, -1.0)
+        pixels = torch.where(valid[..., None], position, outside[..., None])
+        return Projection(pixels.to(points.dtype), depth.to(points.dtype), valid)
 
     def unproject(
         self, pixels: Float[Tensor, "*batch n 2"], depth: Float[Tensor, "*batch n"]
     ) -> Float[Tensor, "*result n 3"]:
-        """Return the world points ``[*batch, n, 3]`` seen at ``pixels`` ``(x, y)`` at a ``depth`` in metres."""
-        self._check_input(depth.shape[:-1], pixels=pixels, depth=depth)
-        check_shape("depth", depth, (pixels.shape[-2],))
-        seen = self.pixel_directions(pixels) * depth[..., None]
-        matrix, shift = self.camera_from_world[..., :3, :3], self.camera_from_world[..., :3, 3]
-        return solve(matrix, (seen - shift[..., None, :]).mT).mT
+        """Return the world points ``[*batch, n, 3]`` seen at ``pixels`` ``(x, y)`` at a ``depth`` in metres.
+
+        Raises:
+            TypeError: a tensor is not floating or of another dtype than the camera.
+            ValueError: a tensor has another shape or is on another device.
+        """
+        check_shape("depth", check_floating("depth", depth), (pixels.shape[-2],) if pixels.ndim > 1 else ())
+        check_same_dtype(pixels=pixels, depth=depth)
+        seen = self._directions(pixels) * _wide(depth)[..., None]
+        matrix, shift = self._pose()
+        return solve(matrix, (seen - shift[..., None, :]).mT).mT.to(pixels.dtype)
 
     def pixel_directions(self, pixels: Float[Tensor, "*batch n 2"] | None = None) -> Float[Tensor, "*result 3"]:
         """Return the directions ``[*batch, n, 3]`` with depth 1, in the camera's axes, in which pixels look.
@@ -189,18 +224,12 @@ class Camera:
         Args:
             pixels: ``[*batch, n, 2]`` positions; by default all centres, and the result is
                 ``[*batch, height, width, 3]``.
+
+        Raises:
+            TypeError: ``pixels`` is not floating or of another dtype than the camera.
+            ValueError: ``pixels`` has another shape or is on another device.
         """
-        if pixels is not None:
-            check_shape("pixels", pixels, (None, 2))
-            self._check_input(pixels.shape[:-2], pixels=pixels)
-            x, y = pixels.unbind(-1)
-            fx, skew, cx, fy, cy = self._entries()
-            down = (y - cy) / fy
-            return torch.stack([(x - cx - skew * down) / fx, down, torch.ones_like(down)], -1)
-        height, width = self.size
-        rows, columns = (torch.arange(n, device=self.intrinsics.device) + 0.5 for n in (height, width))
-        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1).to(self.intrinsics)
-        return self.pixel_directions(grid).unflatten(-2, (height, width))
+        return self._directions(pixels).to(self.intrinsics.dtype)
 
     def rays(self, pixels: Float[Tensor, "*batch n 2"] | None = None) -> Rays:
         """Return the rays of ``pixels`` ``[*batch, n, 2]`` (by default of every pixel) in the world.
@@ -210,9 +239,9 @@ class Camera:
             >>> rays.origins.tolist(), rays.directions.tolist()
             ([[0.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]])
         """
-        seen = self.pixel_directions(pixels)
+        seen = self._directions(pixels)
         flat = seen if pixels is not None else seen.flatten(-3, -2)
-        directions = solve(self.camera_from_world[..., :3, :3], flat.mT).mT
+        directions = solve(self._pose()[0], flat.mT).mT.to(self.intrinsics.dtype)
         origins = (self.position[..., None, :] + 0.0).expand(directions.shape)
         if pixels is None:
             directions, origins = (t.unflatten(-2, self.size) for t in (directions, origins))
@@ -225,7 +254,9 @@ class Camera:
             >>> Camera.pinhole(100.0, (60, 80)).resized((30, 40)).intrinsics[0].tolist()
             [50.0, 0.0, 20.0]
         """
-        scale = self.intrinsics.new_tensor([size[1] / self.size[1], size[0] / self.size[0], 1.0])
+        _check_size(size)
+        factors = [size[1] / self.size[1], size[0] / self.size[0], 1.0]
+        scale = torch.tensor(factors, dtype=self.intrinsics.dtype, device=self.intrinsics.device)
         return replace(self, intrinsics=self.intrinsics * scale[:, None], size=size)
 
     def to(self, target: torch.dtype | torch.device | str) -> Camera:
@@ -236,15 +267,40 @@ class Camera:
             camera_from_world=self.camera_from_world.to(target),
         )
 
-    def _check_input(self, batch: torch.Size, **tensors: Tensor) -> None:
-        for name, tensor in tensors.items():
-            check_same_dtype(**{name: check_floating(name, tensor), "intrinsics": self.intrinsics})
-        check_broadcast(**{next(iter(tensors)): batch, "the camera": self.batch_shape})
+    # Half precision does not name a pixel of a large image: these compute in single precision at least.
 
     def _entries(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The focal lengths, skew and principal point, each ``[*batch, 1]`` against the points of an item."""
-        k = self.intrinsics[..., None, :, :]
+        k = _wide(self.intrinsics)[..., None, :, :]
         return k[..., 0, 0], k[..., 0, 1], k[..., 0, 2], k[..., 1, 1], k[..., 1, 2]
+
+    def _pose(self) -> tuple[Tensor, Tensor]:
+        pose = _wide(self.camera_from_world)
+        return pose[..., :3, :3], pose[..., :3, 3]
+
+    def _transformed(self, points: Tensor) -> Tensor:
+        check_shape("points", check_floating("points", points), (None, 3))
+        check_same_dtype(points=points, camera=self.intrinsics)
+        check_broadcast(points=points.shape[:-2], camera=self.batch_shape)
+        matrix, shift = self._pose()
+        return _wide(points) @ matrix.mT + shift[..., None, :]
+
+    def _directions(self, pixels: Tensor | None) -> Tensor:
+        if pixels is None:
+            height, width = self.size
+            rows, columns = (torch.arange(n, device=self.intrinsics.device) + 0.5 for n in (height, width))
+            grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)
+            return self._seen(grid.to(_wide(self.intrinsics).dtype)).unflatten(-2, (height, width))
+        check_shape("pixels", check_floating("pixels", pixels), (None, 2))
+        check_same_dtype(pixels=pixels, camera=self.intrinsics)
+        check_broadcast(pixels=pixels.shape[:-2], camera=self.batch_shape)
+        return self._seen(_wide(pixels))
+
+    def _seen(self, pixels: Tensor) -> Tensor:
+        x, y = pixels.unbind(-1)
+        fx, skew, cx, fy, cy = self._entries()
+        down = (y - cy) / fy
+        return torch.stack([(x - cx - skew * down) / fx, down, torch.ones_like(down)], -1)
 
 
 def look_at(
@@ -257,7 +313,7 @@ def look_at(
 
     Args:
         position: ``[*batch, 3]`` metres.
-        target: ``[*batch, 3]`` metres.
+        target: ``[*batch, 3]`` metres, of the same dtype.
         up: direction in the world that is up in the image, not parallel to the line of sight. In a world with OpenCV
             axes that is ``(0, -1, 0)``.
 
@@ -265,7 +321,9 @@ def look_at(
         ``[*batch, 4, 4]``.
 
     Raises:
-        ValueError: ``target`` is at ``position``, or ``up`` is along the line of sight.
+        TypeError: a tensor is not floating, or the dtypes differ.
+        ValueError: a shape or device is not as said; ``target`` is at ``position``, or ``up`` is along the line
+            of sight (neither is looked at under transforms of ``torch.func``).
 
     Example:
         >>> pose = look_at(torch.tensor([0.0, 0.0, -3.0]), torch.zeros(3), up=(0.0, -1.0, 0.0))
@@ -276,16 +334,29 @@ def look_at(
     check_shape("target", check_floating("target", target), (3,))
     check_same_dtype(position=position, target=target)
     check_broadcast(position=position.shape, target=target.shape)
-    position, target = torch.broadcast_tensors(position, target)
-    sight = target - position
-    size = sight.detach().abs().amax(dim=-1, keepdim=True)
-    forward = sight / torch.where(size > 0, size, 1.0)  # of length 1 to 2: its square neither over- nor underflows
+    dtype = position.dtype
+    position, target = torch.broadcast_tensors(_wide(position), _wide(target))
+    # Only the direction counts: in units of its largest entry its length neither overflows nor vanishes.
+    forward = 0.5 * target - 0.5 * position
+    forward = forward / forward.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(forward.dtype).tiny)
     right = torch.linalg.cross(forward, forward.new_tensor(up).expand_as(forward))
-    if bool((right.norm(dim=-1) <= 1e-6 * forward.norm(dim=-1)).any()):
+    if can_look(forward) and not bool((right.norm(dim=-1) > 1e-6 * forward.norm(dim=-1)).all()):
         raise ValueError(f"target must differ from position, and up must not be along the line of sight, got up={up}")
     z = forward / forward.norm(dim=-1, keepdim=True)
     x = right / right.norm(dim=-1, keepdim=True)
     rotation = torch.stack([x, torch.linalg.cross(z, x), z], dim=-2)
     shift = -(rotation @ position[..., None])
     last = shift.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*rotation.shape[:-2], 1, 4)
-    return torch.cat([torch.cat([rotation, shift], -1), last], -2)
+    return torch.cat([torch.cat([rotation, shift], -1), last], -2).to(dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """``x``, in single precision where it is in half."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if not isinstance(size, tuple) or len(size) != 2:
+        raise ValueError(f"size must be (height, width), got {size}")
+    for name, pixels in zip(("height", "width"), size, strict=True):
+        check_integer(f"{name} of size", pixels, 1)

@@ -1,10 +1,12 @@
 """Rendering with a gradient: from an image back to shapes, colours, opacity and the camera. One result type."""
 
 from pullback.render.density import Densified, Spheres, SphereStatistics, prune_and_split
+from pullback.render.points import splat_points
 from pullback.render.result import Rendered
 from pullback.render.shading import NeuralShader
-from pullback.render.spheres import ZBuffer, render_spheres, zbuffer_spheres
+from pullback.render.spheres import render_spheres
 from pullback.render.tiles import TileLists, tile_primitives
+from pullback.render.zbuffer import ZBuffer, zbuffer_spheres
 
 __all__ = [
     "Densified",
@@ -16,6 +18,7 @@ __all__ = [
     "ZBuffer",
     "prune_and_split",
     "render_spheres",
+    "splat_points",
     "tile_primitives",
     "zbuffer_spheres",
 ]

@@ -1,4 +1,4 @@
-"""Changing the number of primitives while they are fitted: unused ones go, busy ones are doubled."""
+"""Changing the primitives while they are fitted: unused ones go, busy ones are split in their place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_floating, check_range, check_shape
+from pullback.core.checks import (
+    check_finite,
+    check_floating,
+    check_integer,
+    check_same_dtype,
+    check_shape,
+    check_tensor,
+)
 from pullback.core.shapes import Float, Int, Tensor
 
 __all__ = ["Densified", "SphereStatistics", "Spheres", "prune_and_split"]
@@ -46,7 +53,7 @@ class SphereStatistics:
     """What is known of each sphere from some rendered views.
 
     Args:
-        used: ``[n]`` pixels at which the sphere was the strongest.
+        used: ``[n]`` int64: pixels at which the sphere was the strongest.
         gradient: ``[n]`` summed norms of the gradient to its centre.
         views: how many views were added.
 
@@ -62,9 +69,15 @@ class SphereStatistics:
     views: int = 0
 
     @classmethod
-    def zeros(cls, n: int) -> SphereStatistics:
-        """Return the statistics of ``n`` spheres before the first view."""
-        return cls(torch.zeros(n, dtype=torch.int64), torch.zeros(n))
+    def zeros(cls, n: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> SphereStatistics:
+        """Return the statistics of ``n`` spheres before the first view; ``dtype`` is that of the gradients.
+
+        Raises:
+            TypeError: ``n`` is not an integer.
+            ValueError: ``n`` < 0.
+        """
+        check_integer("n", n, 0)
+        return cls(torch.zeros(n, dtype=torch.int64, device=device), torch.zeros(n, dtype=dtype, device=device))
 
     def add(self, strongest: Int[Tensor, "..."], gradient: Float[Tensor, "n 3"]) -> None:
         """Add a view.
@@ -72,10 +85,22 @@ class SphereStatistics:
         Args:
             strongest: of any shape, ``extras["strongest"]`` of the rendering; -1 where no sphere is.
             gradient: ``[n, 3]`` the gradient to the centres.
+
+        Raises:
+            TypeError: ``strongest`` is not of integers, or ``gradient`` not floating.
+            ValueError: ``gradient`` is of another number of spheres or not finite, or ``strongest`` names one that is
+                not there.
         """
-        check_shape("gradient", check_floating("gradient", gradient), (len(self.used), 3))
-        self.used = self.used + torch.bincount(strongest[strongest >= 0].cpu(), minlength=len(self.used))
-        self.gradient = self.gradient + gradient.detach().norm(dim=-1).to(self.gradient)
+        n = len(self.used)
+        check_shape("gradient", check_floating("gradient", gradient), (n, 3))
+        check_finite("gradient", gradient)
+        if check_tensor("strongest", strongest).is_floating_point() or strongest.dtype == torch.bool:
+            raise TypeError(f"strongest must be of integers, got {strongest.dtype}")
+        if strongest.numel() and not -1 <= int(strongest.min()) <= int(strongest.max()) < n:
+            low, high = strongest.min().item(), strongest.max().item()
+            raise ValueError(f"strongest must be in -1..{n - 1}, got {low} to {high}")
+        self.used = self.used + torch.bincount(strongest[strongest >= 0].to(self.used), minlength=n)
+        self.gradient = self.gradient + gradient.detach().to(self.gradient).norm(dim=-1)
         self.views += 1
 
 
@@ -84,52 +109,85 @@ def prune_and_split(
     statistics: SphereStatistics,
     *,
     least_use: int = 1,
-    split: float = 0.05,
+    count: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Densified:
-    """Remove the spheres that no pixel uses and replace those with the largest gradients by two smaller ones.
+    """Remove the spheres that no pixel uses, and split those with the largest gradients until there are ``count``.
 
-    The two have together the volume of the one, ``radius 2^(-1/3)``, and lie half a radius to either side of its centre
-    in a random direction; features and opacity are copied. Not differentiable: a step between optimizer steps.
+    A sphere is split into two with together its volume, ``radius 2^(-1/3)``, half a radius to either side of its centre
+    in a random direction; features and opacity are copied. Where twice the kept ones are still fewer than ``count``,
+    the halves are split in turn. Not differentiable: a step between optimizer steps.
 
     Args:
         spheres: the scene.
         statistics: of the same number of spheres.
-        least_use: a sphere is kept if it was the strongest at that many pixels in all views together.
-        split: share of the kept spheres, in [0, 1], that are split: those with the largest gradients, rounded down.
+        least_use: a sphere is kept if it was the strongest at that many pixels in all views together, >= 0.
+        count: how many spheres there are to be; by default as many as there were. Where more are kept, none is split.
         generator: for the directions; required where anything is split.
 
     Returns:
         A :class:`Densified`: the kept spheres in their order (of a split one its first half), then the second halves.
 
     Raises:
-        ValueError: ``statistics`` is of another number of spheres, ``split`` out of range, or no generator.
+        TypeError: a tensor is not floating, the dtypes differ, or a number is no integer.
+        ValueError: a shape is not as said, ``statistics`` is of another number of spheres, a number is negative, no
+            sphere is kept from which ``count`` could come, or there is no generator.
 
     Example:
         >>> scene = Spheres(torch.zeros(2, 3), torch.ones(2), torch.ones(2, 1), torch.ones(2))
         >>> statistics = SphereStatistics(torch.tensor([9, 0]), torch.tensor([1.0, 2.0]))
-        >>> new = prune_and_split(scene, statistics, split=1.0, generator=torch.Generator().manual_seed(0))
+        >>> new = prune_and_split(scene, statistics, generator=torch.Generator().manual_seed(0))
         >>> new.source.tolist(), round(new.spheres.radii[0].item(), 3)
         ([0, 0], 0.794)
 
     References:
-        Lassner, Zollhoefer (CVPR 2021), Pulsar, section 5 (3D reconstruction with subdivision and pruning).
+        Lassner, Zollhoefer (CVPR 2021), Pulsar, section 5 (3D reconstruction), whose published example removes spheres
+        that are tiny or show the background; that no pixel uses them is said of all of these. Splitting by the gradient
+        of the place: Kerbl, Kopanas, Leimkuehler, Drettakis (2023), 3D Gaussian splatting, section 5.2.
     """
-    n = len(spheres.radii)
+    n = _checked(spheres, statistics)
+    check_integer("least_use", least_use, 0)
+    count = n if count is None else check_integer("count", count, 0)
+    device = spheres.centers.device
+    used, gradient = statistics.used.to(device), statistics.gradient.to(device)
+    source = (used >= least_use).nonzero()[:, 0]
+    if count > len(source):
+        if not len(source):
+            raise ValueError(f"count must be 0 where no sphere is used {least_use} times, got {count}")
+        if generator is None:
+            raise ValueError("generator must be given where spheres are split")
+    scene = Spheres(*(t.detach()[source] for t in spheres))
+    while len(source) < count:
+        busy = torch.topk(gradient[source], min(count - len(source), len(source))).indices.sort().values
+        scene = _split(scene, busy, generator)
+        source = torch.cat([source, source[busy]])
+    return Densified(scene, source)
+
+
+def _split(scene: Spheres, busy: Tensor, generator: torch.Generator | None) -> Spheres:
+    """Return the scene with the first halves of the spheres ``busy`` in their places and the second ones at the end."""
+    radii = scene.radii[busy]
+    device = "cpu" if generator is None else generator.device
+    direction = torch.randn(len(busy), 3, generator=generator, device=device).to(scene.centers)
+    offset = 0.5 * radii[:, None] * torch.nn.functional.normalize(direction, dim=-1)
+    centers, radii = scene.centers[busy], radii * 2 ** (-1 / 3)
+    return Spheres(
+        torch.cat([scene.centers.index_copy(0, busy, centers + offset), centers - offset]),
+        torch.cat([scene.radii.index_copy(0, busy, radii), radii]),
+        torch.cat([scene.features, scene.features[busy]]),
+        torch.cat([scene.opacity, scene.opacity[busy]]),
+    )
+
+
+def _checked(spheres: Spheres, statistics: SphereStatistics) -> int:
+    """Return the number of spheres, if all parts are of it."""
+    centers, radii, features, opacity = spheres
+    check_shape("centers", check_floating("centers", centers), (None, 3))
+    n = len(centers)
+    check_shape("radii", check_floating("radii", radii), (n,))
+    check_shape("features", check_floating("features", features), (n, None))
+    check_shape("opacity", check_floating("opacity", opacity), (n,))
+    check_same_dtype(centers=centers, radii=radii, features=features, opacity=opacity)
     if len(statistics.used) != n or len(statistics.gradient) != n:
         raise ValueError(f"statistics must be of {n} spheres, got {len(statistics.used)}")
-    check_range("split", split, 0.0, 1.0)
-    kept = (statistics.used >= least_use).nonzero()[:, 0]
-    count = int(split * len(kept))
-    if count and generator is None:
-        raise ValueError("generator must be given where spheres are split")
-    busy = torch.topk(statistics.gradient[kept], count).indices.sort().values
-    source = torch.cat([kept, kept[busy]]).to(spheres.radii.device)
-    centers, radii, features, opacity = (t.detach()[source] for t in spheres)
-    if count:
-        direction = torch.randn(count, 3, generator=generator).to(centers)
-        offset = 0.5 * radii[busy, None] * torch.nn.functional.normalize(direction, dim=-1)
-        halves = torch.cat([busy, torch.arange(len(kept), len(source))]).to(radii.device)
-        centers = centers.index_add(0, halves, torch.cat([offset, -offset]))
-        radii = radii.index_copy(0, halves, radii[halves] * 2 ** (-1 / 3))
-    return Densified(Spheres(centers, radii, features, opacity), source)
+    return n

@@ -48,7 +48,7 @@ def tile_primitives(
 
     Raises:
         TypeError: boxes or depths are not floating.
-        ValueError: other shapes, or ``tile`` < 1.
+        ValueError: other shapes, an image without pixels, or ``tile`` < 1.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 20.0, 5.0], [0.0, 0.0, 4.0, 4.0]])
@@ -63,11 +63,12 @@ def tile_primitives(
     check_shape("boxes", check_floating("boxes", boxes), (None, 4))
     check_shape("depths", check_floating("depths", depths), (boxes.shape[0],))
     check_integer("tile", tile, 1)
-    height, width = size
-    boxes, depths = boxes.detach(), depths.detach()
+    height, width = (check_integer(f"{name} of size", s, 1) for name, s in zip(("height", "width"), size, strict=True))
+    # In half precision a pixel's centre would be rounded to its edge.
+    boxes, depths = boxes.detach().double(), depths.detach()
     # A NaN fails every comparison: its primitive gets the empty range [0, -1].
     known = ~torch.isnan(boxes).any(-1) & ~torch.isnan(depths)
-    limit = boxes.new_tensor([width, height])
+    limit = torch.tensor([width, height], dtype=torch.float64, device=boxes.device)
     first = torch.minimum(torch.ceil(boxes[:, :2] - 0.5).clamp(min=0), limit)
     last = torch.minimum(torch.floor(boxes[:, 2:] - 0.5), limit - 1).clamp(min=-1)
     first = torch.where(known[:, None], first, 0.0).long()

@@ -1,4 +1,4 @@
-"""Contracts of ``pullback.render``."""
+"""Contracts of the renderer of spheres, by each of its methods, and of its hard limit."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from torch import Tensor
 
 from pullback import render
 from pullback.geometry import Camera
-from tests.contracts.contract import Bad, Call, Contract
+from tests.contracts.contract import Bad, Call, Contract, Measurement
 
-_SIZE = (3, 4)
-_FIRST = "the kernel has first derivatives and serves plain eager calls"
-_CLIPPED = "half precision: the samples are near silhouettes on the scale of ten bits"
+_SIZE = (2, 2)
 
 
 def _spheres(generator: torch.Generator) -> list[Call]:
     def rand(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
-    n = 4
+    n = 3
     centers = torch.cat([rand(n, 2) - 0.5, 2 + rand(n, 1)], -1)
     intrinsics = torch.tensor([[6.0, 0.2, 2.1], [0.0, 6.3, 1.4], [0.0, 0.0, 1.0]], dtype=torch.float64)
     pose = torch.eye(4, dtype=torch.float64)
@@ -88,50 +86,24 @@ def _by_definition(
     return image, alpha, depth
 
 
-def _boxes(generator: torch.Generator) -> list[Call]:
-    corner = 40 * torch.rand(30, 2, generator=generator, dtype=torch.float64) - 5
-    extent = 12 * torch.rand(30, 2, generator=generator, dtype=torch.float64) - 1
-    depths = torch.rand(30, generator=generator, dtype=torch.float64).mul(8).round()
-    return [Call((torch.cat([corner, corner + extent], -1), depths))]
+def _zbuffer(centers: Tensor, radii: Tensor, *rest: Any, **_: Any) -> render.ZBuffer:
+    return render.zbuffer_spheres(centers, radii, Camera(*rest[-2:], _SIZE), depth_range=(0.5, 5.0))
 
 
-def _dense(lists: render.TileLists) -> Tensor:
-    """The lists as ``[tiles, longest]``, filled with -1."""
-    parts = [lists.indices[a:b] for a, b in zip(lists.offsets[:-1], lists.offsets[1:], strict=True)]
-    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=-1)
-
-
-def _bin(boxes: Tensor, depths: Tensor, tile: Any = 8) -> Tensor:
-    return _dense(render.tile_primitives(boxes, depths, (21, 35), tile))
-
-
-def _bin_by_pixels(boxes: Tensor, depths: Tensor) -> Tensor:
-    lists = []
-    for top in range(0, 21, 8):
-        for left in range(0, 35, 8):
-            y = torch.arange(top, min(top + 8, 21)) + 0.5
-            x = torch.arange(left, min(left + 8, 35)) + 0.5
-            inside = [bool(((b[1] <= y) & (y <= b[3])).any() and ((b[0] <= x) & (x <= b[2])).any()) for b in boxes]
-            lists.append(torch.tensor([i for i in torch.argsort(depths, stable=True).tolist() if inside[i]]).long())
-    return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
-
-
-def _images(generator: torch.Generator) -> list[Call]:
-    return [Call((torch.randn(3, 3, 3, generator=generator, dtype=torch.float64),))]
-
-
-def _shader(dtype: torch.dtype) -> render.NeuralShader:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return render.NeuralShader(3, 2).to(dtype)
-
-
-# Made here, not in the block: in a torch.func transform a module cannot change its dtype.
-_SHADERS = {dtype: _shader(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
-
-
-def _shade(features: Tensor) -> Tensor:
-    return _SHADERS[features.dtype](features)
+def _zbuffer_by_definition(centers: Tensor, radii: Tensor, *rest: Any, **_: Any) -> tuple[Tensor, ...]:
+    """The smallest root of each quadratic, one ray and one sphere at a time."""
+    intrinsics, pose = rest[-2:]
+    nearest, depth = torch.full(_SIZE, -1), torch.full(_SIZE, 5.0, dtype=torch.float64)
+    seen = centers @ pose[:3, :3].T + pose[:3, 3]
+    for y in range(_SIZE[0]):
+        for x in range(_SIZE[1]):
+            v = torch.linalg.inv(intrinsics) @ torch.tensor([x + 0.5, y + 0.5, 1.0], dtype=torch.float64)
+            for i, (c, r) in enumerate(zip(seen, radii, strict=True)):
+                discriminant = (v @ c) ** 2 - (v @ v) * (c @ c - r * r)
+                front = (v @ c - discriminant.clamp(min=0).sqrt()) / (v @ v)
+                if discriminant > 0 and 0.5 <= front < depth[y, x]:
+                    nearest[y, x], depth[y, x] = i, front
+    return nearest, depth
 
 
 _ARGS = tuple(t.float() for t in _spheres(torch.Generator().manual_seed(0))[0].args)
@@ -149,60 +121,51 @@ _BAD = [
     Bad(_with(3, 1 + _ARGS[3]), {}, ValueError, r"opacity must be in \[0, 1\] everywhere, got 1\."),
     Bad(_ARGS, {"depth_range": (2.0, 2.0)}, ValueError, r"depth_range must be .* got \(2.0, 2.0\)"),
     Bad(_ARGS, {"depth_range": (-1.0, 2.0)}, ValueError, "depth_range"),
+    Bad(_ARGS, {"gamma": torch.tensor(-0.1)}, ValueError, "gamma must be >= 0"),
+    Bad(_ARGS, {"depth_range": (torch.tensor(1.0), 2.0)}, TypeError, "depth_range must be .near, far., two numbers"),
+    Bad(_ARGS, {"depth_range": (1.0,)}, ValueError, "depth_range must be"),
+    Bad(tuple(a.half() for a in _ARGS), {"depth_range": (1.0, 1e5)}, ValueError, "depth_range must end within"),
+    Bad(_with(3, _ARGS[3].expand(2, 3)), {"track": 1.0}, TypeError, "track must be an integer"),
+    Bad((_ARGS[0].expand(3, 3, 3), _ARGS[1].expand(2, 3), *_ARGS[2:]), {}, ValueError, "shapes that broadcast"),
     Bad(_ARGS, {"track": 0}, ValueError, "track must be an integer >= 1, got 0"),
     Bad(_ARGS, {"allowed_difference": 1.0}, ValueError, "allowed_difference"),
     Bad(_with(0, _ARGS[0][:, :2]), {}, ValueError, "centers must have shape"),
     Bad(_with(0, _ARGS[0] * torch.nan), {}, ValueError, "centers must be finite"),
-    Bad(_with(2, _ARGS[2][:3]), {}, ValueError, "features must have shape"),
+    Bad(_with(2, _ARGS[2][:2]), {}, ValueError, "features must have shape"),
     Bad(_with(4, _ARGS[4][:1]), {}, ValueError, "background must have shape"),
-    Bad(_with(1, _ARGS[1].double()), {}, ValueError, "radii must be torch.float32"),
+    Bad(_with(1, _ARGS[1].double()), {}, TypeError, "centers and radii and camera must have the same dtype"),
     Bad(_with(2, _ARGS[2].long()), {}, TypeError, "features must be a floating tensor"),
 ]
 
+_EAGER = "forward mode, compile: of the reference alone, which is taken under them; {} serves plain eager calls"
+
 CONTRACTS = [
     Contract(
-        "render.render_spheres",
-        _render(None),
+        f"render.render_spheres[{method}]" if method else "render.render_spheres",
+        _render(method),
         _spheres,
         reference=_by_definition,
-        bad=_BAD,
-        gradgradcheck=False,
-        forward_mode=False,
-        compile=False,
+        bad=_BAD if method is None else _BAD[:1],
+        scalars={"gamma": 0.1},
+        large=(0, 1),
+        forward_mode=method == "reference",
+        compile=method == "reference",
+        vmap=method in (None, "reference"),
         half_tolerance=5e-2,
-        why=_FIRST + "; compile is a law of the reference",
-    ),
-    Contract(
-        "render.render_spheres[reference]",
-        _render("reference"),
+        why="" if method == "reference" else _EAGER.format(f"the method {method or 'kernel'}"),
+    )
+    for method in (None, "tiles", "reference")
+] + [
+    Measurement(
+        "render.zbuffer_spheres",
+        _zbuffer,
         _spheres,
-        reference=_by_definition,
-        half_tolerance=5e-2,
-        bad=[Bad(_ARGS, {"gamma": 0.0}, ValueError, "gamma must be in")],
-    ),
-    Contract(
-        "render.tile_primitives",
-        _bin,
-        _boxes,
-        reference=_bin_by_pixels,
-        bad=[
-            Bad((torch.zeros(2, 3), torch.zeros(2)), {}, ValueError, "boxes must have shape"),
-            Bad((torch.zeros(2, 4), torch.zeros(3)), {}, ValueError, "depths must have shape"),
-            Bad((torch.zeros(2, 4), torch.zeros(2)), {"tile": 0}, ValueError, "tile must be an integer >= 1"),
-        ],
-        gradcheck=False,
-        gradgradcheck=False,
-        forward_mode=False,
-        vmap=False,
-        compile=False,
-        half=False,
-        batched=False,
-        why="returns lists of indices, of a length that depends on the data",
-    ),
-    Contract(
-        "render.NeuralShader",
-        _shade,
-        _images,
-        bad=[Bad((torch.zeros(2, 4, 4),), {}, ValueError, "features must have shape")],
-    ),
+        reference=_zbuffer_by_definition,
+        outputs=lambda seen: (seen.nearest, seen.depth),
+        batched=True,
+        half=True,
+        large=(0, 1),
+        bad=[Bad(_with(1, -_ARGS[1]), {}, ValueError, "radii must be > 0"), _BAD[-2]],
+        why="no gradient: which sphere is in front is a constant almost everywhere",
+    )
 ]

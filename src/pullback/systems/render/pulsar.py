@@ -283,7 +283,7 @@ def _scene(lab: Lab, config: Config) -> tuple[Tensor, Tensor, Views]:
 def _splat(points: Tensor, colours: Tensor, camera: Camera, fine: int = 2) -> tuple[Tensor, Tensor]:
     """What the dense points look like: the nearest of each of 2 x 2 parts of a pixel, known where all four have one."""
     height, width = (fine * s for s in camera.size)
-    pixels, depth = camera.resized((height, width)).project(points)
+    pixels, depth, _ = camera.resized((height, width)).project(points)
     column, row = pixels.nan_to_num(-1.0).floor().long().unbind(-1)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (depth > 0)
     # From far to near: the last to be written is the nearest.

@@ -1,0 +1,163 @@
+"""Contracts of lists of tiles, of points, of pruning and of shading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pullback import render
+from pullback.geometry import Camera
+from tests.contracts.contract import Bad, Call, Contract, Exempt, Measurement, Module
+
+_SIZE = (3, 4)
+
+
+def _boxes(generator: torch.Generator) -> list[Call]:
+    corner = 40 * torch.rand(30, 2, generator=generator, dtype=torch.float64) - 5
+    extent = 12 * torch.rand(30, 2, generator=generator, dtype=torch.float64) - 1
+    depths = torch.rand(30, generator=generator, dtype=torch.float64).mul(8).round()
+    return [Call((torch.cat([corner, corner + extent], -1), depths))]
+
+
+def _dense(lists: render.TileLists) -> Tensor:
+    """The lists as ``[tiles, longest]``, filled with -1."""
+    parts = [lists.indices[a:b] for a, b in zip(lists.offsets[:-1], lists.offsets[1:], strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=-1)
+
+
+def _bin(boxes: Tensor, depths: Tensor, tile: Any = 8) -> Tensor:
+    return _dense(render.tile_primitives(boxes, depths, (21, 35), tile))
+
+
+def _bin_by_pixels(boxes: Tensor, depths: Tensor) -> Tensor:
+    lists = []
+    for top in range(0, 21, 8):
+        for left in range(0, 35, 8):
+            y = torch.arange(top, min(top + 8, 21)) + 0.5
+            x = torch.arange(left, min(left + 8, 35)) + 0.5
+            inside = [bool(((b[1] <= y) & (y <= b[3])).any() and ((b[0] <= x) & (x <= b[2])).any()) for b in boxes]
+            lists.append(torch.tensor([i for i in torch.argsort(depths, stable=True).tolist() if inside[i]]).long())
+    return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
+
+
+def _points(generator: torch.Generator) -> list[Call]:
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    points = torch.cat([2 * rand(8, 2) - 1, 1 + 2 * rand(8, 1)], -1)
+    points[:2, 2] -= 3
+    return [Call((rand(8, 2), points))]
+
+
+def _splat(features: Tensor, points: Tensor) -> tuple[Tensor, ...]:
+    camera = Camera.pinhole(4.0, _SIZE, dtype=points.dtype)
+    return render.splat_points(points, features, camera, subpixels=2)[:3]
+
+
+def _splat_by_definition(features: Tensor, points: Tensor) -> tuple[Tensor, ...]:
+    """Every part of a pixel looks through all points."""
+    height, width = _SIZE
+    image, alpha, depth = torch.zeros(2, *_SIZE), torch.zeros(1, *_SIZE), torch.zeros(1, *_SIZE)
+    image, alpha, depth = image.double(), alpha.double(), depth.double()
+    for y in range(2 * height):
+        for x in range(2 * width):
+            column, row = 8 * points[:, 0] / points[:, 2] + width, 8 * points[:, 1] / points[:, 2] + height
+            inside = (points[:, 2] > 0) & (column >= x) & (column < x + 1) & (row >= y) & (row < y + 1)
+            if inside.any():
+                first = int(torch.where(inside, points[:, 2], torch.inf).argmin())
+                image[:, y // 2, x // 2] += features[first]
+                alpha[0, y // 2, x // 2] += 0.25
+                depth[0, y // 2, x // 2] += points[first, 2]
+    count = (4 * alpha).clamp(min=1)
+    return image / count, alpha, depth / count
+
+
+def _scene(generator: torch.Generator) -> list[Call]:
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    return [Call((rand(9, 3), 0.1 + rand(9), rand(9, 2), rand(9), rand(9)))]
+
+
+_USED = torch.tensor([1, 0, 3, 0, 0, 2, 1, 1, 0])
+
+
+def _prune(centers: Tensor, radii: Tensor, features: Tensor, opacity: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+    statistics = render.SphereStatistics(_USED, gradient, 1)
+    scene = render.Spheres(centers, radii, features, opacity)
+    return tuple(render.prune_and_split(scene, statistics, generator=torch.Generator().manual_seed(0)).spheres)
+
+
+def _prune_one_by_one(centers: Tensor, radii: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    features, opacity, gradient = rest
+    kept = [i for i in range(9) if _USED[i] > 0]
+    busy = sorted(sorted(kept, key=lambda i: -float(gradient[i]))[: 9 - len(kept)])
+    direction = torch.randn(len(busy), 3, generator=torch.Generator().manual_seed(0))
+    offsets = {i: 0.5 * radii[i] * d / d.norm() for i, d in zip(busy, direction.double(), strict=True)}
+    first = [(centers[i] + offsets.get(i, 0.0), radii[i] * (0.5 ** (1 / 3) if i in busy else 1.0), i) for i in kept]
+    second = [(centers[i] - offsets[i], radii[i] * 0.5 ** (1 / 3), i) for i in busy]
+    places, sizes, sources = zip(*first, *second, strict=True)
+    return torch.stack(places), torch.stack(sizes), features[list(sources)], opacity[list(sources)]
+
+
+def _images(generator: torch.Generator) -> list[Call]:
+    return [Call((torch.randn(3, 3, 3, generator=generator, dtype=torch.float64),))]
+
+
+def _shader(generator: torch.Generator) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed())
+        return render.NeuralShader(3, 2)
+
+
+CONTRACTS = [
+    Measurement(
+        "render.tile_primitives",
+        _bin,
+        _boxes,
+        reference=_bin_by_pixels,
+        bad=[
+            Bad((torch.zeros(2, 3), torch.zeros(2)), {}, ValueError, "boxes must have shape"),
+            Bad((torch.zeros(2, 4), torch.zeros(3)), {}, ValueError, "depths must have shape"),
+            Bad((torch.zeros(2, 4), torch.zeros(2)), {"tile": 0}, ValueError, "tile must be an integer >= 1"),
+            Bad((torch.zeros(2, 4).long(), torch.zeros(2)), {}, TypeError, "boxes must be a floating tensor"),
+        ],
+        why="returns lists of indices, of a length that depends on the data",
+    ),
+    Contract(
+        "render.splat_points",
+        _splat,
+        _points,
+        reference=_splat_by_definition,
+        batched=False,
+        vmap=False,
+        bad=[
+            Bad((torch.zeros(2, 1), torch.zeros(3, 3)), {}, ValueError, "features must have shape"),
+            Bad((torch.zeros(3, 1), torch.zeros(3, 2)), {}, ValueError, "points must have shape"),
+            Bad((torch.zeros(3, 1).double(), torch.zeros(3, 3)), {}, TypeError, "must have the same dtype"),
+        ],
+        why="batched, vmap: one cloud of points, seen by any batch of cameras",
+    ),
+    Measurement(
+        "render.prune_and_split",
+        _prune,
+        _scene,
+        reference=_prune_one_by_one,
+        bad=[Bad((torch.zeros(9, 2), *(torch.ones(9) for _ in range(4))), {}, ValueError, "centers must have shape")],
+        why="a step between optimizer steps: what comes out has no history",
+    ),
+    Exempt(
+        "render.SphereStatistics",
+        why="sums over views that change in place; its one consumer is prune_and_split",
+        tested="render/test_density.py",
+    ),
+    Module(
+        "render.NeuralShader",
+        lambda shader, features: shader(features),
+        _images,
+        build=_shader,
+        bad=[Bad((torch.zeros(2, 4, 4),), {}, ValueError, "features must have shape")],
+    ),
+]
