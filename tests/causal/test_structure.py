@@ -127,7 +127,7 @@ def test_a_planted_graph_is_found(method: str) -> None:
     graph, x = _planted(3)
     g = torch.Generator().manual_seed(0)
     if method == "cosmo":
-        result = causal.cosmo(x, restarts=8, steps=1500, lr=3e-2, generator=g)
+        result = causal.cosmo(x, restarts=8, iterations=1500, lr=3e-2, generator=g)
     elif method == "dagma":
         result = causal.dagma(x, lr=1e-3, iterations=4000)
     elif method == "notears":
@@ -153,7 +153,7 @@ def test_covariance_and_samples_give_the_same_gradient(generator: torch.Generato
 def test_batched_data_sets_are_learned_side_by_side() -> None:
     (graph_a, a), (graph_b, b) = _planted(3), _planted(5)
     result = causal.cosmo(
-        torch.stack([a, b]), restarts=6, steps=1500, lr=3e-2, generator=torch.Generator().manual_seed(0)
+        torch.stack([a, b]), restarts=6, iterations=1500, lr=3e-2, generator=torch.Generator().manual_seed(0)
     )
     assert result.weights.shape == (2, 6, 6)
     assert (causal.edge_metrics(torch.stack([graph_a, graph_b]), result.weights).shd <= 1).all()
@@ -163,8 +163,8 @@ def test_refitting_along_the_order_never_raises_the_score() -> None:
     _, x = _planted(6)
     moments = causal.second_moments(x)
     for steps in (50, 300):
-        plain = causal.cosmo(x, restarts=2, steps=steps, generator=torch.Generator().manual_seed(1))
-        refit = causal.cosmo(x, restarts=2, steps=steps, refit=True, generator=torch.Generator().manual_seed(1))
+        plain = causal.cosmo(x, restarts=2, iterations=steps, generator=torch.Generator().manual_seed(1))
+        refit = causal.cosmo(x, restarts=2, iterations=steps, refit=True, generator=torch.Generator().manual_seed(1))
         ordered = plain.weights * (plain.order.argsort()[:, None] < plain.order.argsort()[None, :])
         assert refit.score <= causal.least_squares_score(ordered, moments) + 1e-12
 
@@ -172,11 +172,11 @@ def test_refitting_along_the_order_never_raises_the_score() -> None:
 def test_nonlinear_and_minibatch_forms_learn(generator: torch.Generator) -> None:
     graph = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0]])
     x = causal.NonlinearSCM(graph, kind="mim", generator=generator).rsample(400, generator=generator)
-    first = causal.cosmo(x, hidden=8, restarts=2, steps=5, generator=torch.Generator().manual_seed(0))
-    last = causal.cosmo(x, hidden=8, restarts=2, steps=300, lr=1e-2, generator=torch.Generator().manual_seed(0))
+    first = causal.cosmo(x, hidden=8, restarts=2, iterations=5, generator=torch.Generator().manual_seed(0))
+    last = causal.cosmo(x, hidden=8, restarts=2, iterations=300, lr=1e-2, generator=torch.Generator().manual_seed(0))
     assert last.score < 0.9 * first.score
     assert causal.is_acyclic(last.weights > 0.3)
-    mini = causal.cosmo(x, minibatch=64, restarts=2, steps=300, generator=torch.Generator().manual_seed(0))
+    mini = causal.cosmo(x, minibatch=64, restarts=2, iterations=300, generator=torch.Generator().manual_seed(0))
     assert mini.score < causal.least_squares_score(torch.zeros(3, 3), causal.second_moments(x))
 
 

@@ -16,6 +16,7 @@ from pullback.causal.structure import StructureLearner, StructureResult, positiv
 from pullback.core.checks import check_integer
 from pullback.core.errors import ConvergenceError
 from pullback.core.shapes import Float, Shaped, Tensor
+from pullback.kernels.smooth_orientation import Annealed, Penalties, anneal
 
 __all__ = ["COSMO", "SmoothAcyclicSCM", "cosmo"]
 
@@ -110,9 +111,9 @@ class SmoothAcyclicSCM(nn.Module):
 class COSMO(StructureLearner):
     r"""Learn a DAG by smooth orientations, annealed until they are hard.
 
-    Minimises :math:`\mathrm{MSE} + l_1\|H\|_1 + l_2\|H\|_2 + l_p\|p\|_2` with Adam, one :meth:`step` each. The linear
-    model needs only second moments (one ``d^3`` product a step); ``minibatch`` draws samples instead, ``hidden`` fits
-    MLPs (on samples).
+    Minimises :math:`\mathrm{MSE} + l_1\|H\|_1 + l_2\|H\|_2 + l_p\|p\|_2` with Adam, a hundredth of the iterations each
+    :meth:`step`. The linear model needs only second moments (one ``d^3`` product an iteration, in double precision);
+    ``minibatch`` draws samples instead, ``hidden`` fits MLPs (on samples).
 
     The result is identifiable for equal noise variances; on standardised data the order is not determined by the score.
 
@@ -120,13 +121,13 @@ class COSMO(StructureLearner):
         data: ``[*batch, n, d]`` samples, or with ``covariance=True`` their ``[*batch, d, d]`` covariance.
         covariance: whether ``data`` is a covariance.
         restarts: independent starts trained as one tensor program; the one with the lowest final objective is returned.
-        steps: Adam steps; the temperature falls along a cosine over all of them.
+        iterations: Adam steps; the temperature falls along a cosine over all of them.
         lr: step size of Adam, > 0.
         l1, l2, priority_penalty: penalties, >= 0, of the norms (not their squares).
         shift: ``epsilon > 0`` of :func:`orientation`.
         temperature: start and end of the annealing, both > 0. ``shift / end >= 20`` keeps cycle products below 1e-8.
-        minibatch: samples a step, drawn with replacement, >= 1; ``None`` uses all through their covariance (linear) or
-            all samples (nonlinear).
+        minibatch: samples an iteration, drawn with replacement, >= 1; ``None`` uses all of them, of the linear model
+            through their covariance.
         hidden: hidden units of the nonlinear model, >= 1.
         refit: solve least squares for the weights along the learned order (linear model).
         generator: source of initial weights and minibatches, on the CPU or the device of the data.
@@ -150,7 +151,7 @@ class COSMO(StructureLearner):
         *,
         covariance: bool = False,
         restarts: int = 8,
-        steps: int = 6000,
+        iterations: int = 6000,
         lr: float = 1e-2,
         l1: float = 1e-3,
         l2: float = 1e-3,
@@ -162,7 +163,9 @@ class COSMO(StructureLearner):
         refit: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(check_integer("steps", steps, 1))
+        self._iterations = check_integer("iterations", iterations, 1)
+        self._chunk = max(1, iterations // 100)
+        super().__init__(math.ceil(iterations / self._chunk))
         self._penalties = (
             positive("l1", l1, zero=True),
             positive("l2", l2, zero=True),
@@ -175,9 +178,12 @@ class COSMO(StructureLearner):
         self._minibatch = None if minibatch is None else check_integer("minibatch", minibatch, 1)
         self._refit, self._generator = refit, generator
         self._moments = second_moments(data, covariance=covariance).detach()
+        self._dtype = self._moments.dtype
         self._samples: Tensor | None = None
-        if minibatch is not None or hidden is not None:
-            samples = data.detach().to(self._moments.dtype)
+        if minibatch is None and hidden is None:
+            self._moments = self._moments.double()
+        else:
+            samples = data.detach().to(self._dtype)
             self._samples = samples - samples.mean(-2, keepdim=True)
         self.model = SmoothAcyclicSCM(
             data.shape[-1],
@@ -188,34 +194,79 @@ class COSMO(StructureLearner):
             batch=tuple(data.shape[:-2]),
             generator=generator,
         ).to(self._moments)
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=positive("lr", lr), fused=True)
+        self._lr = positive("lr", lr)
+        self._optimizer = None if self._samples is None else torch.optim.Adam(self.model.parameters(), lr=self._lr)
+        self._averages = {
+            f"{kind} of {name}": torch.zeros_like(value)
+            for name, value in self.model.named_parameters()
+            for kind in ("mean", "square")
+            if self._optimizer is None
+        }
         self._history: dict[str, list[Tensor]] = {"temperature": [], "objective": [], "priority": []}
 
     def _ended(self) -> bool:
         return False
 
     def _advance(self) -> None:
+        first = self.taken * self._chunk
         start, end = self._temperature
-        self.model.temperature.fill_(cosine_temperature(self.taken / max(self.steps - 1, 1), start=start, end=end))
-        rows = self._samples
-        if self._minibatch is not None and rows is not None:
-            device = rows.device if self._generator is None else self._generator.device
-            chosen = torch.randint(rows.shape[-2], (self._minibatch,), generator=self._generator, device=device)
-            rows = rows[..., chosen.to(rows.device), :]
-        self._optimizer.zero_grad(set_to_none=True)
-        value = self._objective(rows)
-        prior = self._penalties[2] * torch.linalg.vector_norm(self.model.priority, dim=-1)
-        (value + prior).sum().backward()
-        self._optimizer.step()
-        if self.taken % max(1, self.steps // 100) == 0 or self.taken == self.steps - 1:
-            self._watch(value.detach())
-
-    def _watch(self, objective: Tensor) -> None:
+        temperatures = [
+            cosine_temperature(place / max(self._iterations - 1, 1), start=start, end=end)
+            for place in range(first, min(first + self._chunk, self._iterations))
+        ]
+        if self._optimizer is None or self._samples is None:
+            self._anneal(temperatures, first)
+        else:
+            for temperature in temperatures:
+                self._descend(self._samples, temperature, self._optimizer)
+        self.model.temperature.fill_(temperatures[-1])
+        with torch.no_grad():
+            objective = self._objective(self._samples)
         if not bool(objective.isfinite().all()):
-            raise ConvergenceError(f"COSMO: the objective is not finite at step {self.taken}; lower lr, scale the data")
+            raise ConvergenceError(
+                f"COSMO: the objective is not finite at {temperatures[-1]:.3g}; lower lr, scale the data"
+            )
         self._history["temperature"].append(self.model.temperature.clone())
         self._history["objective"].append(objective)
         self._history["priority"].append(self.model.priority.detach().clone())
+
+    @torch.no_grad()
+    def _anneal(self, temperatures: list[float], taken: int) -> None:
+        """Iterate on the second moments."""
+        parameters = {"strength": self.model.strength, "priority": self.model.priority}
+        places = [("strength", 2), ("priority", 1)]
+        table = [parameters[name].flatten(0, -1 - kept) for name, kept in places]
+        table += [
+            self._averages[f"{kind} of {name}"].flatten(0, -1 - kept)
+            for name, kept in places
+            for kind in ("mean", "square")
+        ]
+        l1, l2, of_priority = self._penalties
+        new = anneal(
+            Annealed(*table),
+            self._moments.reshape(-1, *self._moments.shape[-2:]),
+            self._moments.new_tensor(temperatures),
+            taken,
+            self._lr,
+            Penalties(l1, l2, of_priority, self.model.shift),
+        )
+        for (name, _), value in zip(places, new[:2], strict=True):
+            parameters[name].copy_(value.view_as(parameters[name]))
+        averages = [f"{kind} of {name}" for name, _ in places for kind in ("mean", "square")]
+        for key, value in zip(averages, new[2:], strict=True):
+            self._averages[key] = value.view_as(self._averages[key])
+
+    def _descend(self, rows: Tensor, temperature: float, optimizer: torch.optim.Optimizer) -> None:
+        """Iterate once on samples."""
+        self.model.temperature.fill_(temperature)
+        if self._minibatch is not None:
+            device = rows.device if self._generator is None else self._generator.device
+            chosen = torch.randint(rows.shape[-2], (self._minibatch,), generator=self._generator, device=device)
+            rows = rows[..., chosen.to(rows.device), :]
+        optimizer.zero_grad(set_to_none=True)
+        prior = self._penalties[2] * torch.linalg.vector_norm(self.model.priority, dim=-1)
+        (self._objective(rows) + prior).sum().backward()
+        optimizer.step()
 
     def _objective(self, rows: Tensor | None) -> Tensor:
         """Mean squared error and the penalties of the weights, ``[*batch, restarts]``."""
@@ -240,11 +291,11 @@ class COSMO(StructureLearner):
         place = order.argsort(-1)
         against = best.abs() * (place.unsqueeze(-1) >= place.unsqueeze(-2))
         return StructureResult(
-            weights=best,
+            weights=best.to(self._dtype),
             order=order,
-            score=least_squares_score(best, self._moments) if linear else scores.amin(-1),
-            restart_weights=weights,
-            restart_scores=scores,
+            score=(least_squares_score(best, self._moments) if linear else scores.amin(-1)).to(self._dtype),
+            restart_weights=weights.to(self._dtype),
+            restart_scores=scores.to(self._dtype),
             history={name: torch.stack(values) for name, values in self._history.items() if values},
             converged=against.amax((-2, -1)) <= 1e-6,
         )
@@ -253,7 +304,8 @@ class COSMO(StructureLearner):
         generator = self._generator if self._minibatch is not None else None
         return {
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            "averages": dict(self._averages),
             "generator": None if generator is None else generator.get_state(),
             "history": {name: list(values) for name, values in self._history.items()},
         }
@@ -261,7 +313,9 @@ class COSMO(StructureLearner):
     def _load(self, state: Mapping[str, Any]) -> None:
         try:
             self.model.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
+            if self._optimizer is not None:
+                self._optimizer.load_state_dict(state["optimizer"])
+            self._averages = {name: state["averages"][name].to(own) for name, own in self._averages.items()}
             self._history = {name: list(state["history"][name]) for name in self._history}
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"state must be one of COSMO with the same data and options: {error}") from error
@@ -299,7 +353,7 @@ def cosmo(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResult
         >>> g = torch.Generator().manual_seed(0)
         >>> cause = torch.randn(500, 1, generator=g)
         >>> x = torch.cat([2 * cause + torch.randn(500, 1, generator=g), cause], 1)
-        >>> cosmo(x, restarts=4, steps=800, lr=3e-2, generator=g).graph().tolist()
+        >>> cosmo(x, restarts=4, iterations=800, lr=3e-2, generator=g).graph().tolist()
         [[False, False], [True, False]]
 
     References:

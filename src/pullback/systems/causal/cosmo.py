@@ -85,7 +85,7 @@ def run(lab: Lab, config: Config) -> None:
             moments,
             covariance=True,
             restarts=config.restarts,
-            steps=config.steps,
+            iterations=config.steps,
             lr=config.lr,
             generator=lab.fork("restarts"),
         )
@@ -163,7 +163,7 @@ def run(lab: Lab, config: Config) -> None:
             cell_moments,
             covariance=True,
             restarts=config.restarts,
-            steps=config.steps // 2,
+            iterations=config.steps // 2,
             lr=config.lr,
             generator=lab.fork("sachs"),
         ).weights,
