@@ -33,12 +33,10 @@ def sphere_boxes(
     """
     height, width, _ = rays.shape
     centers, radii = centers.double(), radii.double()
-    corners = rays[[0, 0, -1], [0, -1, 0]].double()
-    # Slopes of a pixel: the first row and column of rays give the linear map, with a skew in x along the rows.
-    origin = corners[0]
-    step_x = (corners[1, 0] - origin[0]) / max(width - 1, 1)
-    step_y = (corners[2, 1] - origin[1]) / max(height - 1, 1)
-    slant = corners[2, 0] - origin[0]
+    # Slopes of a pixel: three corners of the image give the linear map, with a skew in x along the rows.
+    origin, right, down = (rays[corner].double() for corner in ((0, 0), (0, -1), (-1, 0)))
+    step_x, step_y = (right[0] - origin[0]) / max(width - 1, 1), (down[1] - origin[1]) / max(height - 1, 1)
+    slant = down[0] - origin[0]
     z = centers[:, 2]
     front = z > radii
     lows, highs = [], []
@@ -48,11 +46,11 @@ def sphere_boxes(
         scale = torch.where(front, (z - radii) * (z + radii), 1.0)
         lows.append((x * z - reach) / scale)
         highs.append((x * z + reach) / scale)
-    left, right = _places(lows[0] - slant.clamp(min=0), highs[0] - slant.clamp(max=0), origin[0], step_x, width)
+    first, last = _places(lows[0] - slant.clamp(min=0), highs[0] - slant.clamp(max=0), origin[0], step_x, width)
     top, bottom = _places(lows[1], highs[1], origin[1], step_y, height)
     infinite = torch.full_like(z, math.inf)
     whole = torch.stack([-infinite, -infinite, infinite, infinite], -1)
-    return torch.where(front[:, None], torch.stack([left, top, right, bottom], -1), whole)
+    return torch.where(front[:, None], torch.stack([first, top, last, bottom], -1), whole)
 
 
 def _places(low: Tensor, high: Tensor, start: Tensor, step: Tensor, count: int) -> tuple[Tensor, Tensor]:

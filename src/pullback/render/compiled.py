@@ -40,7 +40,7 @@ class _Blend(torch.autograd.Function):
 
         alpha = (1 - (given[2].floor - scale).exp() / total).to(image.dtype)
         hits = torch.zeros(len(item.radii), dtype=torch.int64).index_add_(0, lists.indices, pair_hits)
-        ctx.lists, ctx.options, ctx.learns_gamma = lists, options, gamma is not None
+        ctx.lists, ctx.options, ctx.given, ctx.learns_gamma = lists, options, given, gamma is not None
         found = (image, alpha, depth, scale, total, kept, last, strongest, pair_hits)
         ctx.save_for_backward(*item, *([] if gamma is None else [gamma]), *found)
         ctx.mark_non_differentiable(strongest, hits)
@@ -54,14 +54,19 @@ class _Blend(torch.autograd.Function):
             again = _again(item, gamma, ctx.lists, ctx.options, cotangents[:3], ctx.needs_input_grad[:7])
             return *again, None, None
         found = ctx.saved_tensors[6 + ctx.learns_gamma :]
-        *to_item, to_gamma = _gradients(item, ctx.lists, ctx.options, found, cotangents[:3])
-        return *to_item, None if gamma is None else to_gamma.to(gamma), None, None
+        *to_item, to_gamma = _gradients(item, gamma, ctx.lists, ctx.given, found, cotangents[:3])
+        return *to_item, to_gamma, None, None
 
 
 def _gradients(
-    item: Item, lists: TileLists, options: Blending, found: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]
-) -> list[Tensor]:
-    """Return the gradients to the fields of ``item`` and to gamma, by the kernel."""
+    item: Item,
+    gamma: Tensor | None,
+    lists: TileLists,
+    given: tuple[Any, Any, Any],
+    found: tuple[Tensor, ...],
+    cotangents: tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """Return the gradients to the fields of ``item`` and to ``gamma``, by the kernel."""
     from pullback.kernels import spheres
 
     image, alpha, depth, scale, total, kept, last, strongest, pair_hits = found
@@ -70,7 +75,6 @@ def _gradients(
     pairs = torch.empty(len(lists.indices), 5 + image.shape[-1], dtype=torch.float64)
     to_rays = torch.zeros_like(item.rays, dtype=torch.float64, memory_format=torch.contiguous_format)
     to_exponents = torch.empty(len(lists.offsets) - 1, dtype=torch.float64)
-    given = _given(item, lists, options)
     walked = spheres.Pixels(*_arrays(image, depth, scale, total, kept, last, strongest, pair_hits))
     weights = spheres.Cotangents(*_arrays(to_image, to_alpha, to_depth, mean))
     out = spheres.Gradients(*_arrays(pairs, to_rays, to_exponents))
@@ -84,11 +88,13 @@ def _gradients(
     arrays = _arrays(order, starts, pairs, sums)
     spheres.in_parallel(lambda begin, stop: spheres.add_up(begin, stop, *arrays), len(sums))
 
-    floor = given[2].floor
-    ground = (floor - scale).exp() / total
+    blending = given[2]
+    ground = (blending.floor - scale).exp() / total
     to_background = (ground[..., None] * to_image).sum((0, 1))
-    value = (to_image.double() * item.background).sum(-1) + to_depth.double() * options.far - mean
-    to_gamma = -(to_exponents.sum() + floor * (ground * value).sum()) / options.gamma
+    to_gamma = None
+    if gamma is not None:
+        value = (to_image.double() * item.background).sum(-1) + to_depth.double() * blending.far - mean
+        to_gamma = (-(to_exponents.sum() + blending.floor * (ground * value).sum()) / blending.gamma).to(gamma)
     gradients = (sums[:, :3], sums[:, 3], sums[:, 4], sums[:, 5:], to_background, to_rays)
     return [*(g.to(image.dtype) for g in gradients), to_gamma]
 

@@ -15,6 +15,7 @@ from pullback.core.checks import (
     check_shape,
     check_tensor,
 )
+from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Int, Tensor
 
 __all__ = ["Densified", "SphereStatistics", "Spheres", "prune_and_split"]
@@ -167,7 +168,7 @@ def prune_and_split(
 def _split(scene: Spheres, busy: Tensor, generator: torch.Generator | None) -> Spheres:
     """Return the scene with the first halves of the spheres ``busy`` in their places and the second ones at the end."""
     radii = scene.radii[busy]
-    device = "cpu" if generator is None else generator.device
+    device = drawing_device(generator, scene.centers)
     direction = torch.randn(len(busy), 3, generator=generator, device=device).to(scene.centers)
     offset = 0.5 * radii[:, None] * torch.nn.functional.normalize(direction, dim=-1)
     centers, radii = scene.centers[busy], radii * 2 ** (-1 / 3)

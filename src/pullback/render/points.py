@@ -40,7 +40,7 @@ def splat_points(
         ValueError: a shape or device is not as said, or ``subpixels`` < 1.
 
     Example:
-        >>> points = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 1.0], [0.1, 0.1, 1.0]])
+        >>> points = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 1.0], [0.1, 0.0, 1.0]])
         >>> features = torch.tensor([[1.0], [2.0], [4.0]])
         >>> seen = splat_points(points, features, Camera.pinhole(10.0, (2, 4)), subpixels=1)
         >>> seen.image.tolist(), seen.alpha.sum().item()
