@@ -4,28 +4,34 @@
 
 prints how often it was killed, and what differs from the run that nobody killed (nothing, with exit status 0).
 
-Every attempt is a fork of this process, so that nothing is imported twice. It is ended by the kernel at a moment of its
-own CPU time (``ITIMER_PROF``, whose signal nobody handles): no handler runs, nothing is flushed, and a busy machine
-kills no sooner than an idle one.
+Every attempt is a fork of this process, so that nothing is imported twice. It dies right before or after a file is put
+into its place, of which there are several a step, or a random part of a step later, or after a random time. Time is its
+own CPU time (``ITIMER_PROF``, whose signal nobody handles): a busy machine kills no sooner than an idle one. No handler
+runs, nothing is flushed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import math
 import os
 import random
 import resource
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pullback import lab
+from pullback.core.output import lend_output
 
 KILLS = 34
 
@@ -46,51 +52,107 @@ def numbers(result: lab.RunResult) -> dict[str, Any]:
     }
 
 
-def attempt(slug: str, runs: Path, settings: dict[str, Any], cpu_seconds: float | None) -> float | None:
-    """Run or resume in a child; return its CPU seconds, or ``None`` where it was killed.
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended: killed or not, what it used, how many files it put into their places."""
+
+    killed: bool
+    cpu_seconds: float
+    replacements: int = 0
+
+
+def attempt(
+    slug: str, runs: Path, settings: dict[str, Any], *, replacements: float = math.inf, cpu_seconds: float = 0.0
+) -> End:
+    """Run or resume in a child that dies at so many begins and ends of replacements, or so many CPU seconds later.
 
     Raises:
         RuntimeError: it ended in another way.
     """
+    answer, question = os.pipe()
     child = os.fork()
     if child == 0:
         status = 70
         try:
-            if cpu_seconds is not None:
-                signal.signal(signal.SIGPROF, signal.SIG_DFL)
-                signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+            count = _die_at(replacements, cpu_seconds)
             resume = any(lab.scan(runs, slug))
-            lab.run(slug, runs=runs, resume=resume, checkpoint_every=0, quiet=True, **settings)
+            with lend_output(to_stderr=True):
+                lab.run(slug, runs=runs, resume=resume, checkpoint_every=0, quiet=True, **settings)
             signal.setitimer(signal.ITIMER_PROF, 0)
+            os.write(question, json.dumps([count(), sorted(sys.modules)]).encode())
             status = 0
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(status)
+    os.close(question)
+    with open(answer, "rb") as file:
+        told = file.read()
     _, status, used = os.wait4(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
-        return None
+    seconds = used.ru_utime + used.ru_stime
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGKILL):
+        return End(True, seconds)
     if status:
         raise RuntimeError(f"{slug} ended with status {status}, not killed")
-    return used.ru_utime + used.ru_stime
+    count, modules = json.loads(told)
+    for name in modules:  # so that the next attempt computes from its first moment on
+        with contextlib.suppress(Exception):  # it only saves time
+            importlib.import_module(name)
+    return End(False, seconds, count)
 
 
-def differences(slug: str, kills: int, seed: int, **settings: Any) -> tuple[list[str], int, int]:
-    """Return what differs from an unkilled run, how many runs were completed and how often they were killed."""
+def _die_at(limit: float, cpu_seconds: float) -> Callable[[], int]:
+    """Kill this process at a begin or end of putting a file into its place; return how often that could be."""
+    count, replace = -1, os.replace
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+        if count == limit and cpu_seconds:
+            signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        elif count == limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(source: Any, target: Any) -> None:
+        tick()
+        replace(source, target)
+        tick()
+
+    tick()
+    os.replace = counted  # type: ignore[assignment]
+    return lambda: count
+
+
+def differences(slug: str, kills: int, seed: int, **settings: Any) -> tuple[list[str], int]:
+    """Return what differs from an unkilled run, and how many runs it took until they were killed so often."""
     moments = random.Random(seed)
     settings = {"seed": seed, **settings}
     with tempfile.TemporaryDirectory() as folder:
+        attempt(slug, Path(folder) / "first", settings)  # tells which modules to import
         whole = Path(folder) / "whole"
-        cost = attempt(slug, whole, settings, None)
-        assert cost is not None
+        end = attempt(slug, whole, settings)
         (expected,) = (numbers(result) for result in lab.read_results(whole, slug))
+        # An attempt goes on by two of ``kills`` parts of the run at most, some do not reach a step.
+        most, longest, step = (
+            max(2, 2 * end.replacements // kills),
+            2 * end.cpu_seconds / kills,
+            2 * end.cpu_seconds / end.replacements,
+        )
         done, killed, found = 0, 0, []
         while killed < kills or not done:
             runs = Path(folder) / f"killed-{done}"
             while True:
-                # Most attempts get further than the one before; some do not reach a step.
-                limit = moments.uniform(0.01, 4 * cost / max(kills, 1) + 0.1) if killed < kills else None
-                if attempt(slug, runs, settings, limit) is not None:
+                limits: dict[str, Any] = {}
+                if killed < kills:
+                    limits = moments.choice(
+                        [
+                            {"replacements": moments.randint(1, most)},
+                            {"replacements": moments.randint(1, most), "cpu_seconds": moments.uniform(1e-3, step)},
+                            {"replacements": 0, "cpu_seconds": moments.uniform(5e-3, longest + 1e-2)},
+                        ]
+                    )
+                if not attempt(slug, runs, settings, **limits).killed:
                     break
                 killed += 1
                 if any(result.status == "complete" for result in lab.read_results(runs, slug)):
@@ -98,7 +160,7 @@ def differences(slug: str, kills: int, seed: int, **settings: Any) -> tuple[list
             (result,) = lab.read_results(runs, slug)
             done += 1
             found += [f"{place}: {a} became {b}" for place, a, b in compare(expected, numbers(result))]
-    return found, done, killed
+    return found, done
 
 
 def compare(expected: Any, found: Any, place: str = "") -> list[tuple[str, str, str]]:
@@ -120,11 +182,12 @@ def main() -> int:
     if words.module:
         importlib.import_module(words.module)
     lab.load(words.slug)
-    found, done, killed = differences(words.slug, words.kills, words.seed, scale=words.scale)
+    found, done = differences(words.slug, words.kills, words.seed, scale=words.scale)
     for line in found:
         print(line)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{words.slug}: {killed} kills, {done} complete runs, {used.ru_utime + used.ru_stime:.0f} CPU seconds")
+    seconds = used.ru_utime + used.ru_stime
+    print(f"{words.slug}: {words.kills} kills, {done} complete runs, {seconds:.0f} CPU seconds")
     return 1 if found else 0
 
 
