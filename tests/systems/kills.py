@@ -159,6 +159,8 @@ def differences(slug: str, kills: int, seed: int, **settings: Any) -> tuple[list
                     break  # killed behind its end
             (result,) = lab.read_results(runs, slug)
             done += 1
+            assert result.directory is not None
+            found += [f"{path} is left behind" for path in result.directory.rglob(".*")]
             found += [f"{place}: {a} became {b}" for place, a, b in compare(expected, numbers(result))]
     return found, done
 

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["hold", "is_held", "write_atomically"]
+__all__ = ["hold", "is_held", "remove_partial", "write_atomically"]
+
+_PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -28,7 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         ...     (Path(folder) / "note").read_bytes()
         b'whole'
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -39,6 +41,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what :func:`write_atomically` leaves anywhere in a folder when it is killed; nobody may be writing there.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / ".note.x1y2.partial").touch()
+        ...     remove_partial(Path(folder))
+        ...     list(Path(folder).iterdir())
+        []
+    """
+    for path in folder.rglob(f".*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import torch
 
 import pullback
 from pullback.core.checks import check_choice
+from pullback.core.files import remove_partial
 from pullback.data.cache import DataMissingError, missing
 from pullback.lab.checkpoint import CheckpointError
 from pullback.lab.config import plain
@@ -109,6 +110,8 @@ def run(
         lab = Lab(result, directory, shown, data_path=Path(data) if data else None, limits=limits, resume=resume)
         # Now that all processes of a distributed run have met, and read what they resume:
         with _held(result, former):
+            if result.directory is not None:
+                remove_partial(result.directory)
             if former is not None and former.versions.get("system") != result.versions["system"]:
                 shown.say(f"the file of {system.slug} has changed since {directory} was begun")
             result.write()
