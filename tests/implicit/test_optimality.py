@@ -11,8 +11,10 @@ from pullback.implicit import (
     custom_fixed_point,
     custom_root,
     optimality,
+    projection_affine,
     projection_box,
     projection_l1_ball,
+    projection_l2_ball,
     projection_simplex,
     prox_group_lasso,
     prox_lasso,
@@ -160,3 +162,56 @@ def test_simplex_ties_and_size_one() -> None:
     torch.testing.assert_close(projection_simplex(torch.zeros(4)), torch.full((4,), 0.25))
     assert projection_simplex(torch.tensor([-7.0])).tolist() == [1.0]
     assert projection_simplex(torch.zeros(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("projection", "point", "expected"),
+    [
+        (projection_simplex, [1e9, 0.0], [1.0, 0.0]),
+        (projection_simplex, [3.4e38, -3.4e38], [1.0, 0.0]),
+        (projection_simplex, [torch.inf, 0.0], [1.0, 0.0]),
+        (projection_simplex, [torch.inf, torch.inf], [0.5, 0.5]),
+        (projection_simplex, [-torch.inf, -2.0], [0.0, 1.0]),
+        (projection_l1_ball, [-1e9, 0.0], [-1.0, 0.0]),
+        (projection_l1_ball, [3.4e38, -3.4e38], [0.5, -0.5]),
+        (projection_l1_ball, [-torch.inf, 5.0], [-1.0, 0.0]),
+        (projection_l2_ball, [3e38, 3e38], [0.5**0.5, 0.5**0.5]),
+        (projection_l2_ball, [torch.inf, 5.0], [1.0, 0.0]),
+        (prox_lasso, [torch.inf, -3e38], [torch.inf, -3e38]),
+        (prox_group_lasso, [3e38, -3e38], [3e38, -3e38]),
+    ],
+)
+def test_entries_of_any_size(projection: object, point: list[float], expected: list[float]) -> None:
+    x = torch.tensor(point, requires_grad=True)
+    got = projection(x)  # type: ignore[operator]
+    torch.testing.assert_close(got, torch.tensor(expected))
+    assert torch.isfinite(torch.autograd.grad(got.nan_to_num(0, 0, 0).sum(), x)[0]).all()
+    bad = projection(torch.tensor([[torch.nan, 1.0], [0.2, 0.3]]))  # type: ignore[operator]
+    assert bad[0].isnan().any()
+    assert not bad[1].isnan().any()
+
+
+def test_a_small_radius_is_not_drowned_by_large_or_small_entries(generator: torch.Generator) -> None:
+    x = torch.randn(50, generator=generator) + 1e6
+    p = projection_simplex(x)
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(p, projection_simplex(x.double()).float(), atol=1e-5, rtol=0)
+    tiny = projection_l2_ball(torch.tensor([3e-30, 4e-30]), 1e-30)
+    torch.testing.assert_close(tiny, torch.tensor([6e-31, 8e-31]), atol=0, rtol=1e-5)
+    assert prox_group_lasso(torch.tensor([3e-30, 4e-30]), 1e-30).tolist() == pytest.approx([2.4e-30, 3.2e-30])
+
+
+def test_affine_projection_does_not_depend_on_the_scale_of_its_equations(generator: torch.Generator) -> None:
+    x = torch.randn(4, generator=generator)
+    matrix, offset = torch.randn(2, 4, generator=generator), torch.randn(2, generator=generator)
+    expected = projection_affine(x.double(), matrix.double(), offset.double()).float()
+    scale = torch.tensor([1e30, 1e-30])
+    torch.testing.assert_close(projection_affine(x, scale[:, None] * matrix, scale * offset), expected)
+    torch.testing.assert_close(projection_affine(1e30 * x, matrix, 1e30 * offset) / 1e30, expected)
+
+
+@pytest.mark.parametrize("second", [[2.0, 2.0, 6.0], [0.0, 0.0, 0.0], [1.0, 1.0, 3.0 + 1e-7]])
+def test_dependent_equations_are_refused(second: list[float]) -> None:
+    matrix = torch.tensor([[1.0, 1.0, 3.0], second])
+    with pytest.raises(ValueError, match="matrix must have linearly independent rows"):
+        projection_affine(torch.tensor([1.0, 2.0, 0.5]), matrix, torch.tensor([1.0, 7.0]))

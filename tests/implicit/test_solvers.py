@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.errors import ConvergenceError
-from pullback.implicit import find_root, fixed_point, linear_solve, minimize, prox_lasso
+from pullback.implicit import Reason, find_root, fixed_point, linear_solve, minimize, prox_lasso
 
 
 def rosenbrock(x: Tensor, a: Tensor) -> Tensor:
@@ -225,3 +225,66 @@ def test_bad_arguments_are_named() -> None:
         linear_solve(lambda v: weight * v, x + 1)
     with pytest.raises(ValueError, match=r"matvec must return the shape of its argument \(2,\), got \(1,\)"):
         linear_solve(lambda v: v[:1], x + 1)
+
+
+def test_each_problem_says_why_it_stopped() -> None:
+    # A root, no root, a Jacobian of zeros at the start, a root beyond three steps.
+    a = torch.tensor([[4.0], [-1.0], [4.0], [1e12]], dtype=torch.float64)
+    start = torch.tensor([[1.0], [1.0], [0.0], [1.0]], dtype=torch.float64)
+    found = find_root(lambda x, a: x**2 - a, start, a, batch_ndim=1, max_iterations=3)
+    assert found.reason[3] == Reason.MAX_ITERATIONS
+    found = find_root(lambda x, a: x**2 - a, start, a, batch_ndim=1)
+    assert found.reason.tolist() == [Reason.CONVERGED, Reason.STALLED, Reason.STALLED, Reason.CONVERGED]
+    assert found.converged.tolist() == [True, False, False, True]
+    with pytest.raises(
+        ConvergenceError, match=r"2 of 4 systems did not converge.*no step reduces the residual"
+    ) as error:
+        find_root(lambda x, a: x**2 - a, start, a, batch_ndim=1, check=True)
+    assert torch.equal(error.value.result.reason, found.reason)
+
+
+def test_a_diverging_problem_keeps_its_last_finite_point() -> None:
+    rate = torch.tensor([[0.5], [1e4]], dtype=torch.float64)
+    found = fixed_point(
+        lambda x, r: r * x + 1, torch.ones_like(rate), rate, method="picard", batch_ndim=1, max_iterations=500
+    )
+    assert found.reason.tolist() == [Reason.CONVERGED, Reason.DIVERGED]
+    assert torch.isfinite(found.value).all()
+    assert found.value[1] > 1e290
+    assert found.value[0].item() == pytest.approx(2)
+    nothing = minimize(lambda x: torch.log(x).sum(), torch.tensor([-1.0]))
+    assert nothing.reason == Reason.DIVERGED
+    assert nothing.value.tolist() == [-1.0]
+
+
+@pytest.mark.parametrize("method", ["cg", "normal_cg", "bicgstab", "gmres"])
+def test_a_krylov_method_says_that_its_products_were_used_up(method: Any, generator: torch.Generator) -> None:
+    a = torch.randn(40, 40, generator=generator, dtype=torch.float64)
+    solution = linear_solve(a @ a.mT, torch.ones(40, dtype=torch.float64), method=method, max_iterations=2)
+    assert solution.reason == Reason.MAX_ITERATIONS
+    assert solution.iterations <= 4  # the bidirectional ones take two products a step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e8, 1e30])
+def test_what_the_arithmetic_cannot_solve_is_said(dtype: torch.dtype, size: float) -> None:
+    a = torch.tensor([size, -size / 3], dtype=dtype)
+    for found in (
+        find_root(lambda x, a: x**3 + x - a, torch.zeros_like(a), a),
+        minimize(lambda x, a: (x**4 / 4 + x**2 / 2 - a * x).sum(), torch.zeros_like(a), a),
+        minimize(lambda x, a: ((x - a) ** 2).sum(), torch.zeros_like(a), a, prox=lambda y, step, a: y),
+    ):
+        assert found.converged or not found.residual <= 1e-10
+        assert torch.isfinite(found.value).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["lu", "cg", "normal_cg", "bicgstab", "gmres"])
+def test_linear_solve_in_half_precision(dtype: torch.dtype, method: Any, generator: torch.Generator) -> None:
+    a = torch.randn(30, 30, generator=generator)
+    a = (a @ a.mT / 30 + torch.eye(30)).to(dtype)
+    b = torch.randn(30, generator=generator).to(dtype)
+    solution = linear_solve(a, b, method=method)
+    assert solution.converged
+    assert solution.value.dtype == dtype
+    torch.testing.assert_close(solution.value.float(), torch.linalg.solve(a.float(), b.float()), atol=0.05, rtol=0.05)

@@ -25,6 +25,11 @@ class _Slope(NamedTuple):
     gradient: Tensor
 
 
+def _steepness(slope: _Slope) -> Tensor:
+    """Return the norm of the gradient, NaN where the value is none: from there nothing can descend."""
+    return torch.where(torch.isfinite(slope.value), norm(slope.gradient), torch.nan)
+
+
 def _descend(objective: Objective, state: State, slope: _Slope, direction: Tensor, active: Tensor) -> State:
     """Step along a descent direction with Armijo backtracking; the memory of the result is the slope there.
 
@@ -63,7 +68,7 @@ class LBFGS:
     def init(self, x: Tensor) -> State:
         """Evaluate the slope; no curvature is known yet."""
         slope = _Slope(*self.objective(x))
-        return State.moving(x, norm(slope.gradient), _Curvature(slope, *x.new_zeros(2, len(x), 0, x.shape[1])))
+        return State.moving(x, _steepness(slope), _Curvature(slope, *x.new_zeros(2, len(x), 0, x.shape[1])))
 
     def step(self, state: State, active: Tensor) -> State:
         """Step along the quasi-Newton direction and remember the pair."""
@@ -105,7 +110,7 @@ class NewtonMinimum:
     def init(self, x: Tensor) -> State:
         """Evaluate the slope."""
         slope = _Slope(*self.objective(x))
-        return State.moving(x, norm(slope.gradient), slope)
+        return State.moving(x, _steepness(slope), slope)
 
     def step(self, state: State, active: Tensor) -> State:
         """Step along the Newton direction, or down where that does not descend."""
@@ -139,7 +144,8 @@ class ProximalGradient:
 
     def init(self, x: Tensor) -> State:
         """Start without momentum, with a step of length 1."""
-        residual = self._mapping(x, self.objective(x)[1], 1.0)
+        slope = _Slope(*self.objective(x))
+        residual = self._mapping(x, slope.gradient, 1.0) + 0 * _steepness(slope)
         return State.moving(x, residual, _Accelerated(x, torch.ones_like(x[:, 0]), 1.0))
 
     def step(self, state: State, active: Tensor) -> State:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.func import vjp, vmap
 
-from pullback.core.checks import check_choice, check_floating, check_integer
+from pullback.core.checks import check_choice, check_floating, check_integer, check_same_dtype
 from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.rows import Rows
 from pullback.core.shapes import Float, Tensor
@@ -111,7 +111,7 @@ def linear_solve(
         ``converged``. A singular ``A`` without ridge shows as ``converged`` false.
 
     Raises:
-        TypeError: ``b`` is no floating tensor.
+        TypeError: ``b`` is no floating tensor, the matrix has another dtype, or ``matvec`` is no function.
         ValueError: an unknown method, a shape that does not fit, ``"lu"`` above 512 unknowns, or ``matvec`` uses a
             tensor that requires a derivative and is not in ``parameters``.
         ConvergenceError: ``check`` is set and a system did not converge; carries the ``Solution``.
@@ -131,6 +131,7 @@ def linear_solve(
             batch_ndim = max(b.ndim - 1, 0)
         if b.ndim == 0 or matvec.ndim < 2 or matvec.shape[-2:] != (b.shape[-1], b.shape[-1]):
             raise ValueError(f"matvec must be [*batch, n, n] for b {tuple(b.shape)}, got {tuple(matvec.shape)}")
+        check_same_dtype(matvec=matvec, b=b)
         operator = _MATRIX
         tensors: tuple[Tensor, ...] = (matvec,)
     else:
@@ -276,7 +277,11 @@ def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple
     def on_rows(function: Map) -> Map:
         return lambda v: rows.pack(function(rows.unpack(v.to(b.dtype)))).to(working)
 
+    # Systems are linear: solved for right sides of ordinary size, whose squares neither overflow nor vanish.
     right = rows.pack(b).to(working)
+    scale = right.abs().amax(1, keepdim=True) if rows.size else right
+    scale = torch.where((scale == 0) | ~torch.isfinite(scale), 1, scale)
+    right = right / scale
     if rows.size == 0:
         nothing = rows.per_row(torch.zeros(rows.count, dtype=torch.int64, device=b.device))
         return Solution(b.clone(), nothing.to(b.dtype), nothing, nothing)
@@ -318,7 +323,10 @@ def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple
     reason = torch.where(finite, reason, Reason.DIVERGED)
     reason = torch.where(finite & (residual <= torch.maximum(2 * threshold, floor)), Reason.CONVERGED, reason)
     solution = Solution(
-        rows.unpack(x.to(b.dtype)), rows.per_row(residual.to(b.dtype)), rows.per_row(iterations), rows.per_row(reason)
+        rows.unpack((x * scale).to(b.dtype)),
+        rows.per_row((residual * scale[:, 0]).to(b.dtype)),
+        rows.per_row(iterations),
+        rows.per_row(reason),
     )
     if options.warn and not bool(solution.converged.all()):
         warnings.warn(describe(options.warn, solution), RuntimeWarning, stacklevel=2)

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
+from pullback.core.numerics import solve
 from pullback.core.shapes import Tensor
+from pullback.implicit.arguments import check_function, check_number
 
 __all__ = [
     "Conditions",
@@ -33,8 +35,12 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Conditions:
-    """A function of ``(x, *theta)``, and whether its Jacobian in ``x`` is symmetric (which allows conjugate
-    gradients)."""
+    """A function of ``(x, *theta)`` that is zero, or returns ``x``, at the solution.
+
+    Attributes:
+        function: the function.
+        symmetric: whether its Jacobian in ``x`` is symmetric, which allows conjugate gradients.
+    """
 
     function: Function
     symmetric: bool = False
@@ -74,6 +80,7 @@ def stationary(objective: Function) -> Conditions:
     References:
         Blondel et al. (2022), equation 4.
     """
+    check_function("objective", objective)
     return Conditions(_gradient(objective), symmetric=True)
 
 
@@ -104,6 +111,10 @@ def kkt(objective: Function, equality: Function | None = None, inequality: Funct
     """
     if equality is None and inequality is None:
         raise ValueError("kkt needs equality or inequality; without constraints use stationary")
+    check_function("objective", objective)
+    for name, constraint in (("equality", equality), ("inequality", inequality)):
+        if constraint is not None:
+            check_function(name, constraint)
 
     def lagrangian(x: Any, point: KKTPoint, *theta: Any) -> Tensor:
         value = torch.as_tensor(objective(x, *theta)).sum()
@@ -144,6 +155,7 @@ def projected_gradient(objective: Function, projection: Function, *, step: float
     References:
         Blondel et al. (2022), equation 9.
     """
+    check_function("projection", projection)
     return proximal_gradient(objective, lambda y, _step, *theta: projection(y, *theta), step=step)
 
 
@@ -161,6 +173,9 @@ def proximal_gradient(objective: Function, prox: Function, *, step: float = 1.0)
     References:
         Blondel et al. (2022), equation 7.
     """
+    check_function("objective", objective)
+    check_function("prox", prox)
+    check_number("step", step)
     gradient = _gradient(objective)
 
     def map(x: Any, *theta: Any) -> Any:
@@ -197,6 +212,8 @@ def mirror_descent(
     """
     if (projection is None) != (mapping is None):
         raise ValueError("projection and mapping must be given together (or neither, for the entropy on the simplex)")
+    check_function("objective", objective)
+    check_number("step", step)
     gradient = _gradient(objective)
     dual: Callable[[Tensor], Tensor] = mapping or torch.log
     back: Function = projection or (lambda y, *theta: torch.softmax(y, -1))
@@ -226,6 +243,9 @@ def block_proximal(objective: Function, proxes: Sequence[Function], steps: Seque
     """
     if len(proxes) != len(steps):
         raise ValueError(f"proxes and steps must be of one length, got {len(proxes)} and {len(steps)}")
+    check_function("objective", objective)
+    for step in steps:
+        check_number("steps", step)
     gradient = _gradient(objective)
 
     def map(x: tuple[Tensor, ...], *theta: Any) -> tuple[Tensor, ...]:
@@ -254,9 +274,12 @@ def newton(function: Function, *, step: float = 1.0) -> Conditions:
         Blondel et al. (2022), equation 14.
     """
 
+    check_function("function", function)
+    check_number("step", step)
+
     def map(x: Tensor, *theta: Any) -> Tensor:
         jacobian = torch.func.jacrev(function)(x, *theta)
-        return x - step * torch.linalg.solve(jacobian, function(x, *theta))
+        return x - step * solve(jacobian, function(x, *theta)[..., None])[..., 0]
 
     return Conditions(map)
 

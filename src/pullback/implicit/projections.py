@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from pullback.core.checks import check_floating
+from pullback.core.checks import check_broadcast, check_floating, check_same_dtype
 from pullback.core.numerics import solve
 from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import can_look
@@ -154,7 +154,7 @@ def projection_affine(
         ``[*batch, n]`` the projections.
 
     Raises:
-        TypeError: ``x`` is no floating tensor.
+        TypeError: ``x`` is no floating tensor, or the others have another dtype.
         ValueError: the shapes do not fit, or no point is found because rows of ``matrix`` depend on each other.
 
     Example:
@@ -167,6 +167,8 @@ def projection_affine(
             f"matrix must be [*, m, n] and offset [*, m] for x {tuple(x.shape)}, "
             f"got {tuple(matrix.shape)} and {tuple(offset.shape)}"
         )
+    check_same_dtype(x=x, matrix=matrix, offset=offset)
+    check_broadcast(x=tuple(x.shape[:-1]), matrix=tuple(matrix.shape[:-2]), offset=tuple(offset.shape[:-1]))
     points, rows, right = widened(x), widened(matrix), widened(offset)
     # Equations may be scaled each by itself, and the whole problem (points and offsets) by one number.
     weight = _nonzero(rows.detach().abs().amax(-1, keepdim=True))

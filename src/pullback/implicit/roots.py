@@ -10,24 +10,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch.func import vjp
 from torch.utils import _pytree as pytree
 
-from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.rows import Rows
-from pullback.core.shapes import Tensor
 from pullback.implicit.arguments import check_function
 from pullback.implicit.iteration import Map
-from pullback.implicit.linear_solve import LinearOptions, Operator, loop_over_batch, solve_system
-from pullback.implicit.solution import Solution
+from pullback.implicit.linear_solve import LinearOptions
+from pullback.implicit.root_problem import Optimality, RootProblem
 
 __all__ = ["custom_fixed_point", "custom_root", "root_jvp", "root_vjp"]
-
-Optimality = Callable[..., Any]
 
 
 def custom_root(
@@ -71,6 +64,7 @@ def custom_root(
         RuntimeWarning: a linear solve of the derivative did not converge; the message has its residual.
 
     Example:
+        >>> import torch
         >>> @custom_root(lambda x, a: x**2 - a)
         ... def square_root(init, a):
         ...     return a.sqrt()
@@ -98,8 +92,7 @@ def custom_root(
 
         @functools.wraps(solver)
         def differentiable(init: Any, *theta: Any) -> Any:
-            problem = _Problem(optimality, options, solver)
-            return problem.solve(init, theta)
+            return RootProblem(optimality, options, solver).solve(init, theta)
 
         return differentiable
 
@@ -121,6 +114,7 @@ def custom_fixed_point(
     The optimality is ``F = x - map(x, *theta)``; everything else is as in :func:`custom_root`.
 
     Example:
+        >>> import torch
         >>> @custom_fixed_point(lambda x, a: (x + a / x) / 2)
         ... def square_root(init, a):
         ...     return a.sqrt()
@@ -178,6 +172,7 @@ def root_jvp(
         A tangent structured like ``x``.
 
     Example:
+        >>> import torch
         >>> a = torch.tensor(4.0)
         >>> root_jvp(lambda x, a: x**2 - a, torch.tensor(2.0), (a,), (torch.tensor(1.0),))
         tensor(0.2500)
@@ -186,8 +181,12 @@ def root_jvp(
     _check_tuple("v", v)
     check_function("optimality", optimality)
     options = LinearOptions(method=solve, tolerance=tolerance, ridge=ridge, batch_ndim=batch_ndim, argument="solve")
-    problem = _Problem(optimality, options)
-    return torch.func.jvp(lambda *t: problem.attach(x, t), theta, v)[1]
+    problem = RootProblem(optimality, options)
+    live = problem.attach(x, theta)
+    initial, tensors = problem.split(problem.tensors_of(x, theta))
+    _, tangents = problem.split(problem.tensors_of(x, v))
+    u = problem.push_forward(problem.rows.pack(live), initial, tensors, tangents, "root_jvp")
+    return problem.rows.unpack(u)
 
 
 def root_vjp(
@@ -214,9 +213,10 @@ def root_vjp(
         batch_ndim: as in :func:`custom_root`.
 
     Returns:
-        Cotangents, structured like ``theta``.
+        Cotangents, structured like ``theta`` (what is no floating tensor in it is returned as it is).
 
     Example:
+        >>> import torch
         >>> a = torch.tensor(4.0)
         >>> root_vjp(lambda x, a: x**2 - a, torch.tensor(2.0), (a,), torch.tensor(1.0))
         (tensor(0.2500),)
@@ -224,178 +224,13 @@ def root_vjp(
     _check_tuple("theta", theta)
     check_function("optimality", optimality)
     options = LinearOptions(method=solve, tolerance=tolerance, ridge=ridge, batch_ndim=batch_ndim, argument="solve")
-    problem = _Problem(optimality, options)
-    result: tuple[Any, ...] = vjp(lambda *t: problem.attach(x, t), *theta)[1](w)
-    return result
-
-
-@dataclass
-class _Problem:
-    """A root problem while it is solved: what is no tensor, and how tensors are put together and taken apart."""
-
-    optimality: Optimality
-    options: LinearOptions
-    solver: Callable[..., Any] | None = None
-    rebuild: Callable[..., tuple[Any, tuple[Any, ...]]] = field(init=False)
-    result: pytree.TreeSpec = field(init=False)
-    rows: Rows = field(init=False)
-
-    def solve(self, init: Any, theta: tuple[Any, ...]) -> Any:
-        """Run the solver and return its result, differentiable in ``theta``."""
-        leaves, spec = pytree.tree_flatten((init, theta))
-        chosen = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        first_theta = len(pytree.tree_leaves(init))
-        heads = sum(i < first_theta for i in chosen)
-
-        def rebuild(*tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:
-            filled = list(leaves)
-            for i, tensor in zip(chosen, tensors, strict=True):
-                filled[i] = tensor
-            built: tuple[Any, tuple[Any, ...]] = pytree.tree_unflatten(filled, spec)
-            return built
-
-        self.rebuild = rebuild
-        initial = tuple(leaves[i].detach() for i in chosen[:heads])
-        outputs = _Root.apply(self, heads, *initial, *(leaves[i] for i in chosen[heads:]))
-        return pytree.tree_unflatten(list(outputs), self.result)
-
-    def attach(self, x: Any, theta: tuple[Any, ...]) -> Any:
-        """Return ``x`` itself with the derivative of the root."""
-        self.solver = lambda init, *theta: pytree.tree_map(lambda leaf: leaf.clone(), init)
-        return self.solve(x, theta)
-
-    def run(self, heads: int, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Call the solver on detached tensors, check its result and return its leaves, ``x`` first."""
-        assert self.solver is not None  # set by custom_root and attach
-        with torch.enable_grad():
-            init, theta = self.rebuild(*(t.detach() for t in tensors))
-            found = self.solver(init, *theta)
-        found = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, found)
-        x = found.value if isinstance(found, Solution) else found
-        self.rows = Rows.of(x, self.options.batch_ndim, "the result of the solver")
-        with torch.enable_grad():
-            _, theta = self.rebuild(*(t.detach() for t in tensors))
-            value = self.optimality(x, *theta)
-        self.rows.check(value, "optimality")
-        if any(leaf.requires_grad for leaf in pytree.tree_leaves(value)) and not _own_graph(self, x, tensors):
-            raise ValueError(
-                "optimality uses a tensor that requires grad and is no argument; pass it to the solver as part of theta"
-            )
-        outputs, self.result = pytree.tree_flatten(found)
-        inputs = {id(t) for t in tensors}
-        return tuple(o.clone() if id(o) in inputs else o for o in outputs)
-
-    def flat(self, heads: int, tensors: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        """Return ``F`` on rows: ``(x [problems, n], *theta leaves) -> [problems, n]``."""
-        initial = tensors[:heads]
-
-        def function(rows: Tensor, *theta_leaves: Tensor) -> Tensor:
-            _, theta = self.rebuild(*initial, *theta_leaves)
-            return self.rows.pack(self.optimality(self.rows.unpack(rows), *theta))
-
-        return function
-
-    def jacobian(self, heads: int, initial: tuple[Tensor, ...]) -> Operator:
-        """Return ``dF/dx`` as an operator at ``(x rows, *theta leaves)``."""
-        function = self.flat(heads, initial)
-
-        # The vjp is taken in x and theta together, also where only x is wanted: an F that calls torch.autograd.grad
-        # needs its x to require grad, and nothing else is differentiated through it.
-        def adjoint_at(rows: Tensor, *theta: Tensor) -> Map:
-            pull = vjp(function, rows, *theta)[1]
-            return lambda w: pull(w)[0]
-
-        def at(rows: Tensor, *theta: Tensor) -> Map:
-            pull = adjoint_at(rows, *theta)
-            push = vjp(pull, torch.zeros_like(rows))[1]
-            return lambda v: push(v)[0]
-
-        return Operator(at, adjoint_at, bool(getattr(self.optimality, "symmetric", False)))
-
-
-class _Root(torch.autograd.Function):
-    """The solver forward; the implicit function theorem backward and along tangents."""
-
-    @staticmethod
-    def forward(problem: _Problem, heads: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return problem.run(heads, tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.problem, ctx.heads, *tensors = inputs
-        ctx.unknowns = len(ctx.problem.rows.shapes)
-        ctx.mark_non_differentiable(*output[ctx.unknowns :])
-        ctx.save_for_backward(*output[: ctx.unknowns], *tensors)
-        ctx.save_for_forward(*output[: ctx.unknowns], *tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        problem, heads, rows, initial, theta = _saved(ctx)
-        w = problem.rows.pack(list(cotangents[: ctx.unknowns]))
-        options = _rows_options(problem, "the backward pass of a root")
-        solution = solve_system(problem.jacobian(heads, initial).transposed(), w, (rows, *theta), options)
-        pulled = vjp(problem.flat(heads, initial), rows, *theta)[1](-solution.value)[1:]
-        return None, None, *(None,) * heads, *pulled
-
-    @staticmethod
-    def jvp(ctx: Any, _problem: Any, _heads: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        with nested_forward_mode():
-            problem, heads, rows, initial, theta = _saved(ctx, forward_mode=True)
-            filled = tuple(
-                torch.zeros_like(p) if t is None else t for p, t in zip(theta, tangents[heads:], strict=True)
-            )
-            pull = vjp(problem.flat(heads, initial), rows, *theta)[1]
-            right = vjp(lambda w: pull(w)[1:], torch.zeros_like(rows))[1](filled)[0]
-            options = _rows_options(problem, "the forward derivative of a root")
-            solution = solve_system(problem.jacobian(heads, initial), -right, (rows, *theta), options)
-            tangent = pytree.tree_leaves(problem.rows.unpack(solution.value))
-        return (*tangent, *(None,) * (problem.result.num_leaves - ctx.unknowns))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], problem: _Problem, heads: int, *tensors: Tensor) -> Any:
-        return loop_over_batch(info.batch_size, in_dims[2:], tensors, lambda *t: _Root.apply(problem, heads, *t))
-
-
-def _saved(
-    ctx: Any, forward_mode: bool = False
-) -> tuple[_Problem, int, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    saved = primals(ctx.saved_tensors) if forward_mode else ctx.saved_tensors
-    x, tensors = saved[: ctx.unknowns], saved[ctx.unknowns :]
-    return ctx.problem, ctx.heads, ctx.problem.rows.pack(list(x)), tensors[: ctx.heads], tensors[ctx.heads :]
-
-
-def _rows_options(problem: _Problem, warn: str) -> LinearOptions:
-    """Return the options of a solve on the matrix of rows."""
-    given, rows = problem.options.preconditioner, problem.rows
-
-    def precondition(v: Tensor) -> Tensor:
-        assert given is not None  # only used then
-        return given(v.reshape(*rows.batch, rows.size)).reshape(v.shape)
-
-    return replace(problem.options, preconditioner=None if given is None else precondition, batch_ndim=1, warn=warn)
-
-
-def _own_graph(problem: _Problem, x: Any, tensors: tuple[Tensor, ...]) -> bool:
-    """Return whether an F on detached tensors made its graph itself (``autograd.grad`` inside) or captured a tensor."""
-    fresh = pytree.tree_map(lambda leaf: leaf.detach().requires_grad_(), x)
-    with torch.enable_grad():
-        _, theta = problem.rebuild(*(t.detach() for t in tensors))
-        value = [leaf for leaf in pytree.tree_leaves(problem.optimality(fresh, *theta)) if leaf.requires_grad]
-    known = {id(leaf) for leaf in pytree.tree_leaves(fresh)}
-    return all(id(variable) in known for leaf in value for variable in _leaves_of(leaf))
-
-
-def _leaves_of(value: Tensor) -> list[Tensor]:
-    seen, stack, found = set(), [value.grad_fn], []
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        stack.extend(following for following, _ in node.next_functions)
-    return found
+    problem = RootProblem(optimality, options)
+    live = problem.attach(x, theta)
+    problem.rows.check(w, "w", "x")
+    initial, tensors = problem.split(problem.tensors_of(x, theta))
+    pulled = problem.pull_back(problem.rows.pack(live), initial, tensors, problem.rows.pack(w), "root_vjp")
+    cotangents: tuple[Any, ...] = problem.rebuild((*initial, *pulled))[1]
+    return cotangents
 
 
 def _check_tuple(name: str, value: Any) -> None:

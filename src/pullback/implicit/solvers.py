@@ -225,6 +225,8 @@ def minimize(
         raise ValueError(
             f"method {chosen!r} and prox do not go together: 'proximal_gradient' takes prox, the others do not"
         )
+    if prox is not None:
+        check_function("prox", prox)
     check_number("step", step)
     run = _Run("minimize", tolerance, max_iterations, check, loosen=100.0)
     linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
