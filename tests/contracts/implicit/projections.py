@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -20,6 +19,8 @@ def _points(generator: torch.Generator) -> list[Call]:
 
 def _nearest(x: Tensor, constraints: list[dict[str, object]], bounds: object = None) -> Tensor:
     """Project each row with scipy's general solver."""
+    import scipy.optimize
+
     rows = []
     for row in x.reshape(-1, x.shape[-1]).numpy():
         found = scipy.optimize.minimize(
@@ -37,6 +38,8 @@ def _nearest(x: Tensor, constraints: list[dict[str, object]], bounds: object = N
 
 def _split_l1(x: Tensor) -> Tensor:
     """Project on the l1 ball with scipy, ``x = p - q``, ``p, q >= 0``."""
+    import scipy.optimize
+
     rows = []
     for row in x.reshape(-1, x.shape[-1]).numpy():
         n = len(row)
