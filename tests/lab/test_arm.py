@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pullback import lab
-from pullback.lab.lab import Lab
+from pullback.lab.lab import Lab, RunStopped
 from pullback.lab.progress import Silent
 from pullback.lab.result import RunResult
 from tests.lab import arms
@@ -197,6 +197,30 @@ def test_a_learner_with_state_goes_on_where_it_was(tmp_path: Path) -> None:
     again = Learner()
     assert list(_lab(tmp_path, resume=True).arm("ours").steps(3, again)) == []
     assert (again.weights.tolist(), again.round) == ([3.0, 3.0], 3)
+
+
+def test_cpu_seconds_of_a_loop_are_those_of_all_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.process_time", lambda: clock[0])
+
+    def train(lab_: Lab, stop_at: int) -> None:
+        arm = lab_.arm("ours")
+        clock[0] += 100  # what comes before the block does not count
+        with arm.cpu_time():
+            for step in arm.steps(10, {}, name="first"):
+                clock[0] += 1
+                if step == stop_at:
+                    lab_.request_stop()
+            clock[0] += 5
+            for _ in arm.steps(2, {}, name="second"):
+                clock[0] += 1
+
+    with pytest.raises(RunStopped):
+        train(_lab(tmp_path), 3)
+    train(resumed := _lab(tmp_path, resume=True), -1)
+    assert resumed.arm("ours")["cpu seconds"] == 17
+    train(again := _lab(tmp_path, resume=True), -1)
+    assert again.arm("ours")["cpu seconds"] == 17, "also where all loops are skipped"
 
 
 PLACES = [f"{arm}:{replicate}:{step}" for replicate in (0, 1) for arm in ("adam", "sgd") for step in (0, 1, 2)]

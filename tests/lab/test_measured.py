@@ -57,6 +57,8 @@ def test_verdicts_combine() -> None:
     assert (high & low).numbers == {"high": 2.0, "low": -1.0}
     assert not (True & low)
     assert ~low
+    assert sum([high, low, high]) == 2, "a verdict counts as what bool would"
+    assert high == True  # noqa: E712
     assert bool(1 < Measured(2.0, "x") < 3)
     assert not (1 < Measured(5.0, "x") < 3)
 

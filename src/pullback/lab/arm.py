@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -180,11 +179,6 @@ class Arm:
         """Add up operations, such as ``"evaluations"``, and return the sum so far."""
         return self._recorder.count(kind, added, self.name)
 
-    @contextmanager
-    def cpu_time(self) -> Iterator[None]:
-        """Add the process's CPU seconds inside the block to the count ``"cpu seconds"``."""
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            self.count("cpu seconds", time.process_time() - start)
+    def cpu_time(self) -> AbstractContextManager[None]:
+        """Add the process's CPU seconds inside the block, loops included, to the count ``"cpu seconds"``."""
+        return self._recorder.cpu_time(self.name)

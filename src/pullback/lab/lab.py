@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,14 +224,9 @@ class Lab:
         """Add up operations, as :meth:`Arm.count` does."""
         return self._recorder.count(kind, number, of)
 
-    @contextmanager
-    def cpu_time(self, of: str) -> Iterator[None]:
+    def cpu_time(self, of: str) -> AbstractContextManager[None]:
         """Add the process's CPU seconds inside the block to the count ``"cpu seconds"`` of an arm."""
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            self.count("cpu seconds", time.process_time() - start, of)
+        return self._recorder.cpu_time(of)
 
     # Figures of what was found
 

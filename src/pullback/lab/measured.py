@@ -143,37 +143,40 @@ class Measured(float):
         )
 
 
-class Verdict:
-    """Whether a comparison holds, with the numbers that were compared. ``&`` and ``|`` combine verdicts.
+class Verdict(int):
+    """Whether a comparison holds (1 or 0), with the numbers that were compared; combined by ``&``, ``|`` and ``~``.
 
     Attributes:
-        holds: the outcome.
         numbers: the measured numbers behind it, by name.
     """
 
-    def __init__(self, holds: bool, numbers: Mapping[str, float]) -> None:
-        self.holds = holds
+    numbers: dict[str, float]
+
+    def __new__(cls, holds: bool, numbers: Mapping[str, float]) -> Verdict:
+        """Return the verdict on these numbers."""
+        self = super().__new__(cls, holds)
         self.numbers = dict(numbers)
+        return self
 
-    def __bool__(self) -> bool:
-        return self.holds
+    def __getnewargs__(self) -> Any:
+        return bool(self), self.numbers
 
-    def __and__(self, other: Verdict | bool) -> Verdict:
-        return Verdict(self.holds and bool(other), self._joined(other))
+    def __and__(self, other: int) -> Verdict:
+        return Verdict(bool(self) and bool(other), self._joined(other))
 
-    def __or__(self, other: Verdict | bool) -> Verdict:
-        return Verdict(self.holds or bool(other), self._joined(other))
+    def __or__(self, other: int) -> Verdict:
+        return Verdict(bool(self) or bool(other), self._joined(other))
 
     __rand__, __ror__ = __and__, __or__
 
     def __invert__(self) -> Verdict:
-        return Verdict(not self.holds, self.numbers)
+        return Verdict(not self, self.numbers)
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name} = {value:g}" for name, value in self.numbers.items())
-        return f"{self.holds} ({numbers})"
+        return f"{bool(self)} ({numbers})"
 
-    def _joined(self, other: Verdict | bool) -> dict[str, float]:
+    def _joined(self, other: int) -> dict[str, float]:
         return self.numbers | (other.numbers if isinstance(other, Verdict) else {})
 
 

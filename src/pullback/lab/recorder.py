@@ -6,8 +6,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Recorder:
         self.pending: Callable[[], None] | None = None
         self._series: dict[tuple[str, str, int | None], Series] = {}
         self._replicated: dict[tuple[str, str], dict[int, float]] = {}
+        self._timers: list[_Timer] = []
         self._began = self.written = time.monotonic()
         self._cpu_seconds = result.cpu_seconds - time.process_time()  # those of former processes of a resumed run
         self.write_cost = 0.0
@@ -139,6 +141,26 @@ class Recorder:
         arms = self.result.counts.setdefault(kind, {})
         arms[of] = arms.get(of, 0) + added
         return Measured(arms[of], kind, of)
+
+    @contextmanager
+    def cpu_time(self, of: str) -> Iterator[None]:
+        """Add the process's CPU seconds inside the block to the count ``"cpu seconds"``.
+
+        A checkpoint that is written inside has the seconds up to it: a resumed run adds its own.
+        """
+        timer = _Timer(of, time.process_time())
+        self._timers.append(timer)
+        try:
+            yield
+        finally:
+            self._read_timers()
+            self._timers.remove(timer)
+
+    def _read_timers(self) -> None:
+        for timer in self._timers:
+            now = time.process_time()
+            self.count("cpu seconds", now - timer.since, timer.of)
+            timer.since = now
 
     def claim(self, statement: str, conditions: Sequence[Any], scale: str, numbers: dict[str, Any]) -> bool:
         """Judge a claim."""
@@ -230,6 +252,7 @@ class Recorder:
 
     def state(self) -> dict[str, Any]:
         """Return all that was kept, as a checkpoint holds it."""
+        self._read_timers()
         return {
             "record": replace(self.result, series=[]).to_json(),
             "series": [
@@ -256,6 +279,16 @@ class Recorder:
         ]
         self._series = {(s.name, s.of, s.replicate): s for s in self.result.series}
         self._replicated = {(name, of): values for name, of, values in state["replicated"]}
+        for timer in self._timers:
+            timer.since = time.process_time()
+
+
+@dataclass(eq=False)
+class _Timer:
+    """A running clock of an arm: what passed before ``since`` is counted."""
+
+    of: str
+    since: float
 
 
 def number(name: str, value: Any) -> float:
