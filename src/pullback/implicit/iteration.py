@@ -75,21 +75,30 @@ def iterate(
     state = method.init(x)
     iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     diverged = ~torch.isfinite(state.residual)
-    active = ~((state.residual <= tolerance) | state.stalled | diverged)
-    for _ in range(limit):
-        if not bool(active.any()):
-            break
+    active = _going(state, tolerance)
+    taken = 0
+    while taken < limit and bool(active.any()):
+        taken += 1
         new = method.step(state, active)
-        fine = torch.isfinite(new.residual)
-        diverged = diverged | (active & ~fine)
-        state = _advance(active & fine, new, state)
-        iterations = iterations + active
-        active = active & fine & ~((state.residual <= tolerance) | state.stalled)
+        going = active & _going(new, tolerance)
+        if bool(going.all()):  # nothing to keep count of
+            state = new
+            continue
+        finite = torch.isfinite(new.residual)
+        diverged = diverged | (active & ~finite)
+        state = _advance(active & finite, new, state)
+        iterations = torch.where(active & ~going, taken, iterations)
+        active = going
+    iterations = torch.where(active, taken, iterations)
     reason = torch.full_like(iterations, Reason.MAX_ITERATIONS)
     reason[state.stalled] = Reason.STALLED
     reason[diverged] = Reason.DIVERGED
     reason[state.residual <= tolerance] = Reason.CONVERGED
     return Found(state.x, state.residual, iterations, reason)
+
+
+def _going(state: State, tolerance: float | Tensor) -> Bool[Tensor, "count"]:
+    return (state.residual > tolerance) & (state.residual < torch.inf) & ~state.stalled
 
 
 def _advance(rows: Bool[Tensor, "count"], new: State, old: State) -> State:
