@@ -413,3 +413,22 @@ def test_start_a_run_and_watch_it(browser: Browser, tmp_path: Path) -> None:
         expect(page.locator("tr.changed").first).to_contain_text("--steps")
         (result,) = read_results(tmp_path / "runs")
         assert (result.config["steps"], result.config["lr"]) == (400, 0.1)
+
+
+@pytest.mark.browser
+def test_a_drawing_of_a_stranger_starts_nothing(browser: Browser, tmp_path: Path) -> None:
+    script = """document.documentElement.setAttribute("data-ran", "yes");
+        fetch("/start", {method: "POST", headers: {"Content-Type": "application/x-www-form-urlencoded"},
+                         body: "system=toy-regression&scale=smoke"});"""
+    drawing = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script><![CDATA[{script}]]></script></svg>'
+    )
+    stranger = record(tmp_path, artifacts=[Artifact("figure", "drawing", ("plot.svg",))])
+    assert stranger.directory is not None
+    (stranger.directory / "plot.svg").write_text(drawing)
+    with served(tmp_path) as server, opened(browser, server.address, expected="Blocked script execution") as page:
+        page.goto(f"{server.address}/systems/cosmo/20260101-120000/plot.svg")
+        assert page.locator("svg").get_attribute("data-ran") is None
+        page.goto(f"{server.address}/systems/cosmo/20260101-120000/index.html")
+        expect(page.locator("#figures img")).to_have_count(1)
+        assert page.request.get(f"{server.address}/started/1").status == 404, "no run was started"
