@@ -138,20 +138,23 @@ def test_the_direct_form_equals_the_composed_form(
     x = _random(generator, 2, n).requires_grad_()
     x.data[0, 1] = x.data[0, 0]
     weight = _random(generator, 2, n)
-    temperature = 1.5
+    temperature = torch.tensor(1.5, dtype=x.dtype, requires_grad=True)
+    plainly = discrete.ORDERINGS[method]
 
     def composed(x: Tensor) -> SortedInput:
-        return SortedInput.of(x, -1, method=method, allowed=METHODS, temperature=temperature, scale=scale)
+        return SortedInput.of(x, temperature, scale is not None)
 
     options = {"method": method, "temperature": temperature, "scale": scale}
-    pairs = {"sort": (discrete.sort(x, **options).values, composed(x).values(method))}
-    pairs["rank"] = (discrete.rank(x, **options), composed(x).ranks(method))
+    pairs = {"sort": (discrete.sort(x, **options).values, plainly.values(composed(x)))}
+    pairs["rank"] = (discrete.rank(x, **options), plainly.ranks(composed(x)))
     for name, (direct, plain) in pairs.items():
         if compiled() is not None and (name, method) != ("rank", "neuralsort"):
             assert type(direct.grad_fn) is not type(plain.grad_fn)
         torch.testing.assert_close(direct, plain, rtol=1e-11, atol=1e-11)
         gradients = [torch.autograd.grad(v, x, weight, retain_graph=True)[0] for v in (direct, plain)]
         torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+        learned = [torch.autograd.grad(v, temperature, weight, retain_graph=True)[0] for v in (direct, plain)]
+        torch.testing.assert_close(*learned, rtol=1e-9, atol=1e-9)
         batched = torch.func.vmap(lambda g, v=direct: torch.autograd.grad(v, x, g, retain_graph=True)[0])(
             torch.stack([weight, 2 * weight])
         )

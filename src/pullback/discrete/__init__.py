@@ -18,6 +18,7 @@ from pullback.discrete.logic import (
     masked_mean,
     where,
 )
+from pullback.discrete.methods import ORDERINGS, OrderingMethod
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
@@ -42,8 +43,10 @@ from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = [
     "NETWORKS",
+    "ORDERINGS",
     "RAMPS",
     "STEP_ERRORS",
+    "OrderingMethod",
     "OrderingMetrics",
     "Partition",
     "Sample",

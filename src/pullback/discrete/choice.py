@@ -256,7 +256,7 @@ def embedding(
     if not hard:
         return soft
     exact = weight.detach()[_nearest(index, n)].to(soft.dtype)
-    unknown = index.detach().isnan().reshape(*index.shape, *[1] * (weight.ndim - 1))
+    unknown = index.detach().isnan().reshape(index.shape + (1,) * (weight.ndim - 1))
     return replace_gradient(torch.where(unknown, torch.nan, exact), soft)
 
 
@@ -325,8 +325,8 @@ def take_along_dim(
     Raises:
         IndexError: ``dim`` is out of range.
         TypeError: ``x`` or ``index`` is not a floating tensor.
-        ValueError: as :func:`one_hot`, the numbers of dimensions differ, the shapes do not broadcast outside ``dim``, or
-            ``x`` is empty along ``dim``.
+        ValueError: as :func:`one_hot`, the numbers of dimensions differ, the shapes do not broadcast outside ``dim``,
+            or ``x`` is empty along ``dim``.
 
     Example:
         >>> take_along_dim(torch.tensor([[0.0, 1.0], [4.0, 8.0]]), torch.tensor([[0.5], [1.0]]), method="linear")

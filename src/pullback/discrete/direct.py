@@ -1,7 +1,7 @@
 """Soft-sorted values and ranks as one compiled operation: the common case of a finite input on the CPU, differentiated
 once.
 
-Everything here has its plain, composed form in ``sorted_input.py``, which is taken under ``torch.func``, forward mode
+Everything here has its plain, composed form in ``methods.py``, which is taken under ``torch.func``, forward mode
 and ``torch.compile``, for infinities, on other devices, without numba, and for derivatives of second order. All arrays
 are numpy's: for small inputs the overhead of an operation is what counts.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pullback.core.shapes import Scalar
 from pullback.core.transforms import is_transformed
 from pullback.kernels.compiled import over_rows
 from pullback.kernels.isotonic import isotonic
@@ -23,10 +24,18 @@ from pullback.kernels.laplace import balance, laplace_product, softsort, solve_b
 from pullback.kernels.neuralsort import neuralsort_mean_gradient, weighted
 from pullback.kernels.standardise import standardise
 
-__all__ = ["direct"]
+__all__ = [
+    "ISOTONIC_RANKS",
+    "ISOTONIC_VALUES",
+    "NEURALSORT_VALUES",
+    "SINKHORN_RANKS",
+    "SINKHORN_VALUES",
+    "SOFTSORT_RANKS",
+    "SOFTSORT_VALUES",
+    "Compiled",
+    "direct",
+]
 
-_VALUES = ("softsort", "neuralsort", "sinkhorn", "isotonic")
-_RANKS = ("softsort", "sinkhorn", "isotonic")
 _INSERTION = 24
 """Up to this size insertion in the kernel takes less time than a call of numpy's sort."""
 
@@ -48,6 +57,15 @@ class _Rows(NamedTuple):
         n = self.o.shape[1]
         return math.sqrt((n * n - 1) / 12) if self.relative and n > 1 else 1.0
 
+    @property
+    def slope(self) -> np.ndarray:
+        """``[b]``: how steep the isotonic projection's first argument is."""
+        if self.ranks:
+            slope = self.unit / (self.temperature * self.spread)
+        else:
+            slope = self.spread / (self.temperature * self.unit)
+        return np.minimum(slope, 1e200)
+
     def payload(self) -> np.ndarray:
         """What is averaged: the values themselves, or their places."""
         if not self.ranks:
@@ -55,34 +73,56 @@ class _Rows(NamedTuple):
         return np.tile(np.arange(self.o.shape[1], dtype=self.o.dtype), (self.o.shape[0], 1))
 
 
+class _Gradients(NamedTuple):
+    """What goes back to the sorted values, to the scaled points and to the slope of the isotonic projection."""
+
+    o: np.ndarray
+    y: np.ndarray
+    slope: np.ndarray | None = None
+
+
+class Compiled(NamedTuple):
+    """A compiled form of a method.
+
+    Attributes:
+        forward: from the rows to the result and what the gradient needs.
+        backward: from the rows, the cotangent and what was kept to the gradients.
+        ranks: it gives the place of every item and not the values.
+    """
+
+    forward: Callable[[_Rows], tuple[np.ndarray, Any]]
+    backward: Callable[[_Rows, np.ndarray, Any], _Gradients]
+    ranks: bool
+
+
 def direct(
     x: Tensor,
-    method: str,
-    temperature: float,
+    compiled: Compiled,
+    temperature: Scalar,
     relative: bool,
-    composed: Callable[[Tensor], Tensor],
-    *,
-    ranks: bool = False,
+    composed: Callable[[Tensor, Scalar], Tensor],
 ) -> Tensor | None:
     """Return the ascending soft-sorted values, or the soft ranks, ``[*batch, n]``; ``None`` where this form does not
     apply.
 
     Args:
         x: ``[*batch, n]`` of single or double precision.
-        method: one of the five; there is no such form of ``"network"``, nor of the ranks of ``"neuralsort"``.
+        compiled: the form of the method.
         temperature: > 0.
         relative: the temperature is in units of the standard deviation.
-        composed: the plain form, for derivatives of second order.
-        ranks: return the place of every item and not the values.
+        composed: the plain form, of ``x`` and the temperature, for derivatives of second order.
 
     Example:
-        >>> direct(torch.tensor([1.0, float("nan")]), "softsort", 0.1, True, lambda x: x) is None
+        >>> direct(torch.tensor([1.0, float("nan")]), SOFTSORT_VALUES, 0.1, True, lambda x, t: x) is None
         True
     """
     kernels = standardise()
-    known = _RANKS if ranks else _VALUES
-    if method not in known or kernels is None or x.device.type != "cpu" or not x.numel() or is_transformed(x):
+    if kernels is None or x.device.type != "cpu" or not x.numel() or is_transformed(x):
         return None
+    learned = temperature if isinstance(temperature, Tensor) else None
+    if learned is not None and is_transformed(learned):
+        return None
+    number = float(temperature if learned is None else learned.detach())
     n = x.shape[-1]
     flat = _rows_of(x, n)
     o, y, spread = np.empty_like(flat), np.empty_like(flat), np.empty(flat.shape[0])
@@ -92,14 +132,15 @@ def direct(
         over_rows(_argsort, flat, order)
     else:
         order = np.full(flat.shape, -1)
-    if not all(over_rows(kernels[0], flat, order, temperature, relative, o, y, spread)):
+    if not all(over_rows(kernels[0], flat, order, number, relative, o, y, spread)):
         return None
-    result: Tensor = _Direct.apply(x, _Rows(o, order, y, spread, temperature, relative, ranks), method, composed)
+    rows = _Rows(o, order, y, spread, number, relative, compiled.ranks)
+    result: Tensor = _Direct.apply(x, learned, rows, compiled, composed)
     return result
 
 
 def _rows_of(x: Tensor, n: int) -> np.ndarray:
-    rows = x.detach().numpy()
+    rows = x.detach().resolve_neg().numpy()
     return np.ascontiguousarray(rows if rows.ndim == 2 else rows.reshape(-1, n))
 
 
@@ -114,32 +155,47 @@ def _argsort(rows: np.ndarray, order: np.ndarray) -> None:
 
 class _Direct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: _Rows, method: str, composed: Callable[[Tensor], Tensor]) -> Tensor:
-        result, kept = _FORWARD[method](rows)
-        ctx.save_for_backward(x)
-        ctx.parts = rows, method, composed, kept
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        learned: Tensor | None,
+        rows: _Rows,
+        compiled: Compiled,
+        composed: Callable[[Tensor, Scalar], Tensor],
+    ) -> Tensor:
+        result, kept = compiled.forward(rows)
+        ctx.save_for_backward(x, learned)
+        ctx.parts = rows, compiled, composed, kept
         return _shaped(result, x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
-        rows, method, composed, kept = ctx.parts
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        rows, compiled, composed, kept = ctx.parts
+        x, learned = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1]
         if torch.is_grad_enabled() or is_transformed(g):
-            (x,) = ctx.saved_tensors
             with torch.enable_grad():
-                plain = composed(x)
-            (grad,) = torch.autograd.grad(plain, x, g, create_graph=torch.is_grad_enabled())
-            return grad, None, None, None
-        flat = _rows_of(g, rows.o.shape[1])
-        grad_o, grad_y, grad_spread = _BACKWARD[method](rows, flat, kept)
+                plain = composed(x, rows.temperature if learned is None else learned)
+            inputs = [t for t, needed in zip((x, learned), ctx.needs_input_grad, strict=False) if needed]
+            grads = list(torch.autograd.grad(plain, inputs, g, create_graph=torch.is_grad_enabled()))
+            to_x = grads.pop(0) if ctx.needs_input_grad[0] else None
+            return to_x, grads.pop() if wanted else None, None, None, None
+        gradients = compiled.backward(rows, _rows_of(g, rows.o.shape[1]), kept)
+        grad_spread = np.zeros(rows.spread.shape)
+        if gradients.slope is not None:
+            grad_spread = gradients.slope * (float(rows.relative) / (rows.temperature * rows.unit))
         out = np.empty_like(rows.o)
         options = rows.temperature, rows.relative
-        arrays = rows.o, rows.order, rows.y, rows.spread, grad_y, grad_spread
-        over_rows(standardise()[1], *arrays, *options, grad_o, out)  # type: ignore[index]
-        return _shaped(out, g), None, None, None
-
-
-_Gradients = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""What goes back to the sorted values, to the scaled points and to the spread."""
+        arrays = rows.o, rows.order, rows.y, rows.spread, gradients.y, grad_spread
+        over_rows(standardise()[1], *arrays, *options, gradients.o, out)  # type: ignore[index]
+        to_temperature = None
+        if wanted:
+            # The points, and the slope, are inversely proportional to the temperature.
+            total = float((gradients.y * rows.y).sum(dtype=np.float64))
+            if gradients.slope is not None:
+                total += float(gradients.slope @ rows.slope)
+            to_temperature = learned.new_tensor(-total / rows.temperature)
+        return _shaped(out, g), to_temperature, None, None, None
 
 
 def _to_items(rows: _Rows, by_place: np.ndarray) -> np.ndarray:
@@ -155,7 +211,7 @@ def _to_places(rows: _Rows, by_item: np.ndarray) -> np.ndarray:
 
 
 def _gradients(rows: _Rows, grad_o: np.ndarray, grad_y: np.ndarray) -> _Gradients:
-    return np.zeros_like(grad_o) if rows.ranks else grad_o, grad_y, np.zeros(rows.spread.shape)
+    return _Gradients(np.zeros_like(grad_o) if rows.ranks else grad_o, grad_y)
 
 
 def _softsort(rows: _Rows) -> tuple[np.ndarray, Any]:
@@ -203,12 +259,8 @@ def _sinkhorn_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
 
 
 def _isotonic(rows: _Rows) -> tuple[np.ndarray, Any]:
-    if rows.ranks:
-        slope = rows.unit / (rows.temperature * rows.spread)
-    else:
-        slope = rows.spread / (rows.temperature * rows.unit)
     out, start = np.empty_like(rows.o), np.empty(rows.o.shape, np.int32)
-    over_rows(isotonic()[0], rows.o, rows.order, slope, rows.ranks, out, start)  # type: ignore[index]
+    over_rows(isotonic()[0], rows.o, rows.order, rows.slope, rows.ranks, out, start)  # type: ignore[index]
     return out, start
 
 
@@ -216,21 +268,13 @@ def _isotonic_back(rows: _Rows, g: np.ndarray, start: Any) -> _Gradients:
     pooled, moment = np.empty_like(g), np.empty(rows.spread.shape)
     over_rows(isotonic()[1], g, rows.order, start, rows.ranks, rows.unit, pooled, moment)  # type: ignore[index]
     none = np.zeros(pooled.shape, pooled.dtype)
-    if rows.ranks:
-        return none, pooled, np.zeros(moment.shape)
-    moment *= float(rows.relative) / (rows.temperature * rows.unit)
-    return pooled, none, moment
+    return _Gradients(none, pooled) if rows.ranks else _Gradients(pooled, none, moment)
 
 
-_FORWARD: dict[str, Callable[[_Rows], tuple[np.ndarray, Any]]] = {
-    "softsort": _softsort,
-    "neuralsort": _neuralsort,
-    "sinkhorn": _sinkhorn,
-    "isotonic": _isotonic,
-}
-_BACKWARD: dict[str, Callable[[_Rows, np.ndarray, Any], _Gradients]] = {
-    "softsort": _softsort_back,
-    "neuralsort": _neuralsort_back,
-    "sinkhorn": _sinkhorn_back,
-    "isotonic": _isotonic_back,
-}
+SOFTSORT_VALUES = Compiled(_softsort, _softsort_back, ranks=False)
+SOFTSORT_RANKS = Compiled(_softsort, _softsort_back, ranks=True)
+NEURALSORT_VALUES = Compiled(_neuralsort, _neuralsort_back, ranks=False)
+SINKHORN_VALUES = Compiled(_sinkhorn, _sinkhorn_back, ranks=False)
+SINKHORN_RANKS = Compiled(_sinkhorn, _sinkhorn_back, ranks=True)
+ISOTONIC_VALUES = Compiled(_isotonic, _isotonic_back, ranks=False)
+ISOTONIC_RANKS = Compiled(_isotonic, _isotonic_back, ranks=True)

@@ -23,7 +23,7 @@ from pullback.discrete.laplace import as_rows, batched
 from pullback.discrete.value_state import value_state
 from pullback.kernels.isotonic import block_means, pool
 
-__all__ = ["increasing_regression", "project_permutahedron"]
+__all__ = ["capped", "project_ascending", "project_permutahedron"]
 
 
 def project_permutahedron(
@@ -64,16 +64,17 @@ def project_permutahedron(
     wide = torch.promote_types(dtype, torch.float32)
     z, w = torch.broadcast_tensors(z.to(wide), w.to(wide))
     order = z.argsort(dim=-1, stable=True)
-    z_sorted, w_sorted = z.gather(-1, order), w.sort(dim=-1).values
-    value = increasing_regression(z_sorted, w_sorted, entropic=regularization == "kl")
-    return (z_sorted - value).gather(-1, order.argsort(dim=-1)).to(dtype)
+    projected = project_ascending(z.gather(-1, order), w.sort(dim=-1).values, entropic=regularization == "kl")
+    return projected.gather(-1, order.argsort(dim=-1)).to(dtype)
 
 
-def increasing_regression(z: Tensor, w: Tensor, *, entropic: bool = False) -> Tensor:
-    """Return the increasing sequence closest to ``z - w``: its block means, or the entropic values of its blocks.
+def project_ascending(z: Tensor, w: Tensor, *, entropic: bool = False) -> Tensor:
+    """Return the projection of ascending ``z`` onto the permutahedron of ascending ``w``, or its entropic form.
 
-    The value of a block B is ``mean(z_B - w_B)``, or (entropic) ``logsumexp(z_B) - logsumexp(w_B)``. The blocks are
-    locally constant, so derivatives of every order are those of these formulas.
+    It is ``z - v`` with the increasing sequence ``v`` closest to ``z - w``, whose value on a block B is
+    ``mean(z_B) - mean(w_B)``, or (entropic) ``logsumexp(z_B) - logsumexp(w_B)``. Formed as ``(z - mean(z_B)) +
+    mean(w_B)`` it is exact for entries of every size. The blocks are locally constant, so derivatives of every order
+    are those of these formulas.
 
     Args:
         z: ``[*batch, n]``.
@@ -81,13 +82,32 @@ def increasing_regression(z: Tensor, w: Tensor, *, entropic: bool = False) -> Te
         entropic: pool by log-sum-exp.
 
     Example:
-        >>> increasing_regression(torch.tensor([3.0, 1.0, 5.0]), torch.zeros(3)).tolist()
-        [2.0, 2.0, 5.0]
+        >>> project_ascending(torch.tensor([0.5, 1.0, 9.0]), torch.tensor([0.0, 1.0, 2.0])).tolist()
+        [0.25, 0.75, 2.0]
     """
     start: Tensor = _Pool.apply(z.detach(), w.detach(), entropic)
-    if not entropic:
-        return _mean(z - w, start)
-    return _log_mean_exp(z, start) - _log_mean_exp(w, start)
+    pooled = _log_mean_exp if entropic else _mean
+    return (z - pooled(z, start)) + pooled(w, start)
+
+
+def capped(y: Tensor, k: int) -> Tensor:
+    """Return the projection of ascending ``y`` onto ``{m in [0, 1]^n, sum m = k}``.
+
+    It is ``clamp(y - threshold, 0, 1)``, and the threshold is at most the largest entry that is not among the k: what
+    is 1 above that is 1, what is 1 below the next is 0, and no more of their size matters.
+
+    Args:
+        y: ``[*batch, n]`` ascending.
+        k: 0 < k <= n.
+
+    Example:
+        >>> capped(torch.tensor([0.0, 0.5, 1e12]), 2).tolist()
+        [0.25, 0.75, 1.0]
+    """
+    n = y.shape[-1]
+    pivot = y.detach()[..., max(n - k - 1, 0)].unsqueeze(-1)
+    w = (torch.arange(n, device=y.device) >= n - k).to(y.dtype).expand_as(y)
+    return project_ascending((y - pivot).clamp(-2.0, 2.0), w)
 
 
 def _mean(v: Tensor, start: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pullback.core.checks import check_choice, check_dim, check_floating, check_positive
+from pullback.core.checks import check_choice, check_dim, check_floating, check_integer, check_scalar
 from pullback.core.gradients import replace_gradient
-from pullback.core.shapes import Float, Int, Tensor
+from pullback.core.shapes import Float, Int, Scalar, Tensor
 from pullback.core.transforms import is_transformed
 from pullback.discrete.result import Sorted
 from pullback.discrete.softness import widen
@@ -21,6 +21,9 @@ __all__ = ["NETWORKS", "Swap", "comparators", "soft_swap", "sorting_network"]
 
 NETWORKS = ("bitonic", "odd_even")
 """``bitonic``: about ``log2(n)^2 / 2`` layers of any wires; ``odd_even``: ``n`` layers of neighbours."""
+
+_MOST_SWAPS = 2**28
+"""More would take over 2 GiB to list: a bitonic network of a million wires has 10^8."""
 
 
 class Swap(NamedTuple):
@@ -34,7 +37,7 @@ def soft_swap(
     a: Float[Tensor, "*#shape"],
     b: Float[Tensor, "*#shape"],
     *,
-    steepness: float = 10.0,
+    steepness: Scalar = 10.0,
     distribution: str = "cauchy",
     hard: bool = False,
 ) -> Swap:
@@ -50,7 +53,8 @@ def soft_swap(
     Args:
         a: ``[*shape]`` the value of the wire that ends up smaller; broadcasts with ``b``.
         b: ``[*shape]`` the value of the other wire.
-        steepness: slope ``beta > 0`` of the sigmoid at a tie, in units of 1 / value.
+        steepness: slope ``beta > 0`` of the sigmoid at a tie, in units of 1 / value; a number or a differentiable
+            tensor without dimensions.
         distribution: the sigmoid, one of those of :func:`~pullback.discrete.soft_step`.
         hard: return ``min`` and ``max`` themselves, with the gradient of the soft swap (the error-free swap).
 
@@ -76,13 +80,15 @@ def soft_swap(
         raise ValueError(f"a and b must agree in dtype, got {a.dtype} and {b.dtype}")
     if any(m != n and 1 not in (m, n) for m, n in zip(a.shape[::-1], b.shape[::-1], strict=False)):
         raise ValueError(f"a and b must broadcast, got {tuple(a.shape)} and {tuple(b.shape)}")
-    check_positive("steepness", steepness)
+    check_scalar("steepness", steepness)
     check_choice("distribution", distribution, STEP_ERRORS)
     _refuse_nan("a", a)
     _refuse_nan("b", b)
     wide_a, wide_b = torch.broadcast_tensors(widen(a), widen(b))
     change = wide_b < wide_a
     low, high = torch.where(change, wide_b, wide_a), torch.where(change, wide_a, wide_b)
+    if isinstance(steepness, Tensor):
+        steepness = steepness.to(wide_a)
     difference = wide_b - wide_a
     finite = torch.isfinite(steepness * difference)
     difference = torch.where(finite, difference, 0.0)
@@ -108,7 +114,8 @@ def comparators(n: int, network: str = "bitonic") -> tuple[Int[Tensor, "2 _"], .
         For every layer int32 ``[2, pairs]``: the wire that gets the smaller value, the wire that gets the larger.
 
     Raises:
-        ValueError: ``n < 1`` or an unknown ``network``.
+        TypeError: ``n`` is not an integer.
+        ValueError: ``n < 1``, more than 2^28 swaps, or an unknown ``network``.
 
     Example:
         >>> [layer.T.tolist() for layer in comparators(3, "odd_even")]
@@ -120,7 +127,7 @@ def comparators(n: int, network: str = "bitonic") -> tuple[Int[Tensor, "2 _"], .
         Batcher (1968), Sorting networks and their applications.
         Knuth (1998), The art of computer programming 3, section 5.3.4.
     """
-    check_positive("n", n)
+    check_integer("n", n, 1)
     check_choice("network", network, NETWORKS)
     pairs, sizes = _layers(network, n)
     return pairs.split(sizes, dim=1)
@@ -130,7 +137,7 @@ def sorting_network(
     x: Float[Tensor, "*shape"],
     dim: int = -1,
     *,
-    steepness: float = 10.0,
+    steepness: Scalar = 10.0,
     distribution: str = "cauchy",
     network: str = "bitonic",
     hard: bool = False,
@@ -146,7 +153,8 @@ def sorting_network(
         x: ``[*batch, n, *rest]`` any floating dtype (half precision is computed in float32). ``+-inf`` sort to the ends
             exactly and leave the gradients elsewhere finite.
         dim: the dimension that is sorted.
-        steepness: slope ``beta > 0`` of the sigmoid at a tie, in units of 1 / value; large is nearly hard.
+        steepness: slope ``beta > 0`` of the sigmoid at a tie, in units of 1 / value; large is nearly hard. A number or
+            a differentiable tensor without dimensions.
         distribution: of :func:`~pullback.discrete.soft_step`: ``"cauchy"``, ``"optimal"`` and ``"reciprocal"`` give
             Jacobians without a negative entry, ``"logistic"`` does not.
         network: ``"bitonic"`` or ``"odd_even"``, see :func:`comparators`.
@@ -184,25 +192,49 @@ def sorting_network(
     dim = check_dim(x, dim)
     if x.shape[dim] == 0:
         raise ValueError(f"x must not be empty along dim {dim}, got shape {tuple(x.shape)}")
-    check_positive("steepness", steepness)
+    check_scalar("steepness", steepness)
     check_choice("distribution", distribution, STEP_ERRORS)
     check_choice("network", network, NETWORKS)
     _refuse_nan("x", x)
     pairs, sizes = _layers(network, x.shape[dim])
     step = partial(soft_step, distribution=distribution)
-    swaps = Swaps(pairs, sizes, step, distribution, float(steepness), hard)
+    learned = steepness if isinstance(steepness, Tensor) else None
+    swaps = Swaps(pairs, sizes, step, distribution, 1.0 if learned is not None else float(steepness), hard)
     # The network of -x sorts x in descending order, with ties as in a stable descending sort.
     sign = -1.0 if descending else 1.0
 
     def rows() -> Tensor:
         # Formed anew for the matrix, so that values and matrix can each be sent backward on their own.
-        return sign * widen(x).movedim(dim, -1)
+        plain = sign * widen(x).movedim(dim, -1)
+        return plain if learned is None else _steepened(plain, learned)
+
+    def values() -> Tensor:
+        sorted_rows = sorted_values(rows(), swaps)
+        if learned is not None:
+            sorted_rows = _flattened(sorted_rows, learned, sign * widen(x.detach()).movedim(dim, -1), hard)
+        return (sign * sorted_rows).to(x.dtype).movedim(-1, dim)
 
     return Sorted(
-        values=(sign * sorted_values(rows(), swaps)).to(x.dtype).movedim(-1, dim),
+        values=values(),
         indices=lambda: torch.sort(x.detach(), dim=dim, descending=descending, stable=True).indices,
         permutation=lambda: sorting_matrix(rows(), swaps).to(x.dtype),
     )
+
+
+def _steepened(x: Tensor, steepness: Tensor) -> Tensor:
+    """Return ``steepness x``: a network of that steepness on ``x`` is one of steepness 1 on it, up to that factor."""
+    finite = torch.isfinite(x)
+    scaled = torch.where(finite, x, 0.0).double() * steepness.to(x.device, torch.float64)
+    return torch.where(finite, scaled, x.detach().double())
+
+
+def _flattened(values: Tensor, steepness: Tensor, x: Tensor, hard: bool) -> Tensor:
+    """Return the sorted values divided by the steepness again, where they are infinite those of ``torch.sort``."""
+    exact = torch.sort(x, dim=-1, stable=True).values
+    known = torch.isfinite(values)
+    soft = (torch.where(known, values, 0.0) / steepness.to(values)).to(x.dtype)
+    soft = torch.where(known, soft, exact)
+    return replace_gradient(exact, soft) if hard else soft
 
 
 def _refuse_nan(name: str, x: Tensor) -> None:
@@ -212,6 +244,12 @@ def _refuse_nan(name: str, x: Tensor) -> None:
 
 def _layers(network: str, n: int) -> tuple[Tensor, tuple[int, ...]]:
     # A tensor of its own for every call: one made and kept under a transform would belong to that transform.
+    depth = (n - 1).bit_length()
+    layers = n if network == "odd_even" else depth * (depth + 1) // 2
+    if layers * n // 2 > _MOST_SWAPS:
+        raise ValueError(
+            f"n must be small enough for {_MOST_SWAPS} swaps, got {n}: about {layers * n // 2} in network {network!r}"
+        )
     pairs, sizes = _cached_layers(network, n)
     return torch.from_numpy(pairs), sizes
 

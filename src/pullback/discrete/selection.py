@@ -15,16 +15,11 @@ import torch
 
 from pullback.core.checks import check_choice, check_floating, check_integer
 from pullback.core.gradients import replace_gradient
-from pullback.core.shapes import Float, Tensor
-from pullback.discrete.isotonic import increasing_regression
-from pullback.discrete.optimal_transport import Transport, soft_threshold
-from pullback.discrete.sorted_input import ALL, SortedInput, hard_requested, has_infinities, place_last
-from pullback.discrete.sorting import sort
-from pullback.kernels.neuralsort import distance_sums
+from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.discrete.request import Request
 
 __all__ = ["Partition", "argmax", "argmin", "kthvalue", "max", "median", "min", "partition", "quantile", "soft_topk"]
 
-_MASKS = ("sinkhorn", "network", "isotonic")
 _INTERPOLATIONS = ("linear", "lower", "higher", "nearest", "midpoint")
 
 
@@ -34,7 +29,7 @@ def max(
     keepdim: bool = False,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
@@ -56,8 +51,8 @@ def max(
         >>> float(max(torch.tensor([1.0, 4.0, 2.0]), hard=True))
         4.0
     """
-    n = _size(x, dim, temperature)
-    return _place(x, n - 1, dim, keepdim, method, temperature, scale, hard)
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
+    return _place(request, request.size - 1, keepdim, hard)
 
 
 def min(
@@ -66,7 +61,7 @@ def min(
     keepdim: bool = False,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
@@ -85,8 +80,8 @@ def min(
         >>> float(min(torch.tensor([1.0, 4.0, 2.0]), hard=True))
         1.0
     """
-    _size(x, dim, temperature)
-    return _place(x, 0, dim, keepdim, method, temperature, scale, hard)
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
+    return _place(request, 0, keepdim, hard)
 
 
 def kthvalue(
@@ -96,7 +91,7 @@ def kthvalue(
     keepdim: bool = False,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
@@ -116,9 +111,9 @@ def kthvalue(
         >>> float(kthvalue(torch.tensor([1.0, 4.0, 2.0]), 2, hard=True))
         2.0
     """
-    n = _size(x, dim, temperature)
-    check_integer("k", k, 1, n)
-    return _place(x, k - 1, dim, keepdim, method, temperature, scale, hard)
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
+    check_integer("k", k, 1, request.size)
+    return _place(request, k - 1, keepdim, hard)
 
 
 def median(
@@ -127,7 +122,7 @@ def median(
     keepdim: bool = False,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
@@ -146,8 +141,8 @@ def median(
         >>> float(median(torch.tensor([1.0, 4.0, 2.0, 3.0]), hard=True))
         2.0
     """
-    n = _size(x, dim, temperature)
-    return _place(x, (n - 1) // 2, dim, keepdim, method, temperature, scale, hard)
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
+    return _place(request, (request.size - 1) // 2, keepdim, hard)
 
 
 def quantile(
@@ -158,7 +153,7 @@ def quantile(
     *,
     interpolation: str = "linear",
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "..."]:
@@ -186,23 +181,25 @@ def quantile(
     """
     check_floating("x", x)
     check_choice("interpolation", interpolation, _INTERPOLATIONS)
-    levels = q if isinstance(q, Tensor) else torch.tensor(float(q), dtype=torch.float64)
+    if isinstance(q, bool) or not isinstance(q, Tensor | int | float):
+        raise TypeError(f"q must be a number or a tensor, got {type(q).__name__}")
+    levels = q.detach() if isinstance(q, Tensor) else torch.tensor(float(q), dtype=torch.float64)
     if levels.ndim > 1:
         raise ValueError(f"q must be a number or a tensor of one dimension, got shape {tuple(levels.shape)}")
-    numbers = [float(level) for level in levels.detach().reshape(-1)]
+    numbers = [float(level) for level in levels.reshape(-1)]
     if not all(0 <= level <= 1 for level in numbers):
         raise ValueError(f"q must be in [0, 1], got {numbers}")
     flat, at = (x.reshape(-1), 0) if dim is None else (x, dim)
-    n = _size(flat, at, temperature)
-    ordered = sort(flat, at, method=method, temperature=temperature, scale=scale, hard=hard).values
-    ordered = ordered.unsqueeze(0) if x.ndim == 0 and dim is not None else ordered
-    parts = [_interpolate(ordered, level * (n - 1), at, interpolation) for level in numbers]
-    if keepdim:
-        shape = [1] * x.ndim if dim is None else None
-        parts = [p.reshape(shape) if shape is not None else p.unsqueeze(at) for p in parts]
-        if x.ndim == 0:
-            parts = [p.reshape(()) for p in parts]
-    return torch.stack(parts) if levels.ndim == 1 else parts[0]
+    request = Request.of(flat, at, method=method, temperature=temperature, scale=scale, empty=False)
+    ordered = request.values(hard=hard)
+    parts = [_interpolate(ordered, level * (request.size - 1), interpolation) for level in numbers]
+    if dim is None:
+        parts = [part.to(x.dtype).reshape([1] * x.ndim if keepdim else []) for part in parts]
+    else:
+        parts = [request.reduced(part, keepdim) for part in parts]
+    if levels.ndim == 1:
+        return torch.stack(parts) if parts else ordered.new_zeros(0, *request.reduced(ordered[..., 0], keepdim).shape)
+    return parts[0]
 
 
 def argmax(
@@ -210,7 +207,7 @@ def argmax(
     dim: int = -1,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "*shape"]:
@@ -241,15 +238,9 @@ def argmax(
     References:
         Martins, Astudillo (2016), From softmax to sparsemax, for ``"isotonic"``.
     """
-    check_choice("method", method, ALL)
-    _size(x, dim, temperature)
-    last = place_last(x, dim, temperature)
-    if hard_requested(temperature, x.dtype):
-        has_infinities(last)
-        return replace_gradient(_as(_first_largest(last.detach()), x, dim), torch.sign(x))
-    o = SortedInput.of(x, dim, method=method, allowed=ALL, temperature=temperature, scale=scale)
-    soft = _as(_largest(o, method), x, dim)
-    return replace_gradient(_as(_first_largest(last.detach()), x, dim), soft) if hard else soft
+    return _position(
+        Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="largest", empty=False), hard
+    )
 
 
 def argmin(
@@ -257,7 +248,7 @@ def argmin(
     dim: int = -1,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "*shape"]:
@@ -276,8 +267,8 @@ def argmin(
         >>> argmin(torch.tensor([1.0, 4.0, 2.0]), hard=True).tolist()
         [1.0, 0.0, 0.0]
     """
-    place_last(x, dim, temperature)
-    return argmax(-x, dim, method=method, temperature=temperature, scale=scale, hard=hard)
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="largest", empty=False)
+    return _position(request.negated(), hard)
 
 
 def soft_topk(
@@ -287,7 +278,7 @@ def soft_topk(
     largest: bool = True,
     *,
     method: str = "sinkhorn",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "*shape"]:
@@ -322,17 +313,9 @@ def soft_topk(
     References:
         Xie et al. (2020), Differentiable top-k with optimal transport. Blondel, Teboul, Berthet, Djolonga (2020).
     """
-    check_choice("method", method, _MASKS)
-    last = place_last(x, dim, temperature)
-    n = last.shape[-1]
-    check_integer("k", k, 0, n)
-    if not hard_requested(temperature, x.dtype):
-        signed = x if largest else -x
-        o = SortedInput.of(signed, dim, method=method, allowed=_MASKS, temperature=temperature, scale=scale)
-        soft = _as(_mask(o, k, method), x, dim)
-        return replace_gradient(_as(_first_k(last.detach(), k, largest), x, dim), soft) if hard else soft
-    has_infinities(last)
-    return replace_gradient(_as(_first_k(last.detach(), k, largest), x, dim), torch.sign(x))
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="mask")
+    check_integer("k", k, 0, request.size)
+    return _mask(request if largest else request.negated(), k, hard)
 
 
 class Partition(NamedTuple):
@@ -350,7 +333,7 @@ def partition(
     dim: int = -1,
     *,
     method: str = "sinkhorn",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Partition:
@@ -377,79 +360,44 @@ def partition(
     return Partition(lower, 1 - lower)
 
 
-def _size(x: Tensor, dim: int, temperature: float) -> int:
-    n = place_last(x, dim, temperature).shape[-1]
-    if n == 0:
-        raise ValueError(f"x must not be empty along dim {dim}, got shape {tuple(x.shape)}")
-    return n
+def _place(request: Request, place: int, keepdim: bool, hard: bool) -> Tensor:
+    return request.reduced(request.values(hard=hard).select(-1, place), keepdim)
 
 
-def _place(
-    x: Tensor, place: int, dim: int, keepdim: bool, method: str, temperature: float, scale: str | None, hard: bool
-) -> Tensor:
-    ordered = sort(x, dim, method=method, temperature=temperature, scale=scale, hard=hard).values
-    if x.ndim == 0:
-        return ordered
-    value = ordered.select(dim, place)
-    return value.unsqueeze(dim) if keepdim else value
-
-
-def _interpolate(ordered: Tensor, position: float, dim: int, interpolation: str) -> Tensor:
+def _interpolate(ordered: Tensor, position: float, interpolation: str) -> Tensor:
     low, high = math.floor(position), math.ceil(position)
     weight = position - low
     if interpolation == "lower" or low == high:
-        return ordered.select(dim, low)
+        return ordered[..., low]
     if interpolation == "higher":
-        return ordered.select(dim, high)
+        return ordered[..., high]
     if interpolation == "nearest":
-        return ordered.select(dim, round(position))
-    return torch.lerp(
-        ordered.select(dim, low), ordered.select(dim, high), 0.5 if interpolation == "midpoint" else weight
-    )
+        return ordered[..., round(position)]
+    return torch.lerp(ordered[..., low], ordered[..., high], 0.5 if interpolation == "midpoint" else weight)
 
 
-def _as(last: Tensor, x: Tensor, dim: int) -> Tensor:
-    last = last.to(x.dtype)
-    return last.squeeze(0) if x.ndim == 0 else last.movedim(-1, dim)
+def _position(request: Request, hard: bool) -> Tensor:
+    """Return the distribution over positions of the largest entry."""
+    last = request.last.detach()
+    if request.is_hard or hard:
+        exact = torch.zeros_like(last).scatter(-1, last.argmax(-1, keepdim=True), 1.0)
+        if request.is_hard:
+            return request.back(replace_gradient(exact, torch.sign(request.last)))
+    soft = request.method.largest(request.sorted).to(last.dtype)
+    return request.back(replace_gradient(exact, soft) if hard else soft)
 
 
-def _first_largest(last: Tensor) -> Tensor:
-    return torch.zeros_like(last).scatter(-1, last.argmax(-1, keepdim=True), 1.0)
-
-
-def _first_k(last: Tensor, k: int, largest: bool) -> Tensor:
-    chosen = torch.sort(last, dim=-1, descending=largest, stable=True).indices[..., :k]
-    return torch.zeros_like(last).scatter(-1, chosen, 1.0)
-
-
-def _largest(o: SortedInput, method: str) -> Tensor:
-    if method == "network":
-        return o.matrix("network")[..., -1, :]
-    y = o.points()
-    if method == "softsort":
-        by_place = torch.softmax(y, dim=-1)
-    elif method == "neuralsort":
-        n = y.shape[-1]
-        by_place = torch.softmax((n - 1) * y - distance_sums(y), dim=-1)
-    elif method == "sinkhorn":
-        by_place = Transport.row(y, -1)
+def _mask(request: Request, k: int, hard: bool) -> Tensor:
+    """Return the membership in the k largest entries."""
+    last = request.last.detach()
+    if request.is_hard or hard:
+        exact = torch.zeros_like(last).scatter(-1, request.indices(descending=True)[..., :k], 1.0)
+        if request.is_hard:
+            return request.back(replace_gradient(exact, torch.sign(request.last)))
+    if k in (0, request.size):
+        o = request.sorted  # refuses NaN
+        soft = torch.full_like(last, 1.0 if k else 0.0) + 0.0 * o.to_items(o.finite).to(last.dtype)
     else:
-        by_place = _capped(y, 1)
-    return o.to_items(by_place)
-
-
-def _mask(o: SortedInput, k: int, method: str) -> Tensor:
-    n = o.x.shape[-1]
-    if k in (0, n):
-        return torch.full_like(o.finite, 1.0 if k else 0.0) + 0.0 * o.finite
-    if method == "network":
-        return o.matrix("network")[..., n - k :, :].sum(-2)
-    y = o.points()
-    return o.to_items(torch.sigmoid(y - soft_threshold(y, k)) if method == "sinkhorn" else _capped(y, k))
-
-
-def _capped(y: Tensor, k: int) -> Tensor:
-    """Return the projection of ascending ``y`` onto ``{m in [0, 1]^n, sum m = k}``."""
-    n = y.shape[-1]
-    w = (torch.arange(n, device=y.device) >= n - k).to(y.dtype).expand_as(y)
-    return y - increasing_regression(y, w)
+        assert request.method.mask is not None
+        soft = request.method.mask(request.sorted, k).to(last.dtype)
+    return request.back(replace_gradient(exact, soft) if hard else soft)

@@ -1,4 +1,4 @@
-"""Sort, argsort, rank and top-k with a gradient: torch's signatures, five methods.
+"""Sort, argsort, rank and top-k with a gradient: torch's signatures, five methods (``methods.py`` has their table).
 
 At one temperature the methods differ in what they average:
 
@@ -21,24 +21,14 @@ References:
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
-from pullback.core.checks import check_choice, check_floating, check_integer
+from pullback.core.checks import check_floating, check_integer
 from pullback.core.gradients import replace_gradient
-from pullback.core.shapes import Float, Tensor
-from pullback.discrete.direct import direct
+from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.discrete.methods import ordering_method
+from pullback.discrete.request import Request
 from pullback.discrete.result import Sorted
-from pullback.discrete.sorted_input import (
-    ALL,
-    WITH_MATRIX,
-    SortedInput,
-    check_scale,
-    hard_requested,
-    has_infinities,
-    place_last,
-)
 
 __all__ = ["argsort", "permutation_matrix", "rank", "sort", "sort_by", "topk"]
 
@@ -49,7 +39,7 @@ def sort(
     descending: bool = False,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
     carry: Tensor | None = None,
@@ -61,7 +51,8 @@ def sort(
         dim: the dimension to sort.
         descending: largest first.
         method: ``"softsort"``, ``"neuralsort"``, ``"sinkhorn"``, ``"network"`` or ``"isotonic"`` (see the module).
-        temperature: >= 0, in units of the spread of ``x`` along ``dim``; 0 is ``torch.sort`` with its own gradient.
+        temperature: >= 0, in units of the spread of ``x`` along ``dim``, a number or a differentiable tensor without
+            dimensions; 0 is ``torch.sort`` with its own gradient.
         scale: ``"std"`` (the standard deviation is part of the differentiated function), or ``None`` for an absolute
             temperature.
         hard: return ``torch.sort``'s values (and payload), bit for bit, with the gradient of the relaxation.
@@ -74,8 +65,8 @@ def sort(
     Raises:
         TypeError: ``x`` or ``carry`` is not a floating tensor.
         IndexError: ``dim`` is out of range.
-        ValueError: NaN in ``x``, ``temperature`` < 0, unknown ``method`` or ``scale``, ``carry`` of another shape or
-            with a method that has no matrix.
+        ValueError: NaN in ``x``, ``temperature`` < 0 or with dimensions, unknown ``method`` or ``scale``, ``carry`` of
+            another shape or with a method that has no matrix.
 
     Example:
         >>> x = torch.tensor([3.0, 1.0, 2.0], requires_grad=True)
@@ -88,33 +79,10 @@ def sort(
     References:
         See the module's docstring, one source a method.
     """
-    check_choice("method", method, ALL if carry is None else WITH_MATRIX)
-    if carry is not None:
-        _check_payload("carry", carry, x)
-    if hard_requested(temperature, check_floating("x", x).dtype):
-        return _hard_sort(x, dim, descending, carry)
-
-    @cache
-    def prepared() -> SortedInput:
-        return SortedInput.of(x, dim, method=method, allowed=ALL, temperature=temperature, scale=scale)
-
-    check_scale(scale)
-    last = place_last(x, dim, temperature)
-    ascending = direct(last, method, temperature, scale is not None, lambda x: _composed(x, temperature, scale, method))
-    if ascending is None:
-        ascending = prepared().values(method)
-    values = _back(_direct(ascending, descending), x, dim)
-    carried = None if carry is None else _carried(prepared(), carry, x, dim, descending, method)
-    if hard:
-        exact = _hard_sort(x.detach(), dim, descending, None if carry is None else carry.detach())
-        values = replace_gradient(exact.values, values)
-        if carried is not None and exact.carried is not None:
-            carried = replace_gradient(exact.carried, carried)
-
-    def permutation() -> Tensor:
-        return _matrix(prepared(), x, dim, descending, method, hard)
-
-    return Sorted(values, lambda: _hard_indices(x, dim, descending), permutation, carried)
+    request = Request.of(
+        x, dim, method=method, temperature=temperature, scale=scale, needed="values" if carry is None else "carried"
+    )
+    return _sorted(request, descending, hard, carry)
 
 
 def argsort(
@@ -123,7 +91,7 @@ def argsort(
     descending: bool = False,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "*batch n n"]:
@@ -149,21 +117,15 @@ def argsort(
     References:
         Prillo, Eisenschlos (2020), SoftSort, eq. 4.
     """
-    check_choice("method", method, WITH_MATRIX)
-    if hard_requested(temperature, check_floating("x", x).dtype):
-        last = place_last(x, dim, temperature)
-        has_infinities(last)
-        exact = _one_hot(_hard_indices(last, -1, descending), x)
-        return replace_gradient(exact, torch.sign(last).to(x.dtype).unsqueeze(-2).expand_as(exact))
-    o = SortedInput.of(x, dim, method=method, allowed=WITH_MATRIX, temperature=temperature, scale=scale)
-    return _matrix(o, x, dim, descending, method, hard)
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="matrix")
+    return _matrix(request, descending, hard)
 
 
 def permutation_matrix(
     x: Float[Tensor, "*batch n"],
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "*batch n n"]:
@@ -192,7 +154,7 @@ def rank(
     descending: bool = False,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "*shape"]:
@@ -223,25 +185,13 @@ def rank(
         Blondel, Teboul, Berthet, Djolonga (2020), eq. 7, for ``"isotonic"``; Cuturi, Teboul, Vert (2019), eq. 6, for
         ``"sinkhorn"``.
     """
-    check_choice("method", method, ALL)
-    if hard_requested(temperature, check_floating("x", x).dtype):
-        last = place_last(x, dim, temperature)
-        has_infinities(last)
-        return replace_gradient(_back(_hard_ranks(last.detach(), descending), x, dim), torch.sign(x))
-    check_scale(scale)
-    last = place_last(x, dim, temperature)
-
-    def composed(last: Tensor) -> Tensor:
-        o = SortedInput.of(last, -1, method=method, allowed=ALL, temperature=temperature, scale=scale)
-        return o.ranks(method)
-
-    ranks = direct(last, method, temperature, scale is not None, composed, ranks=True)
-    if ranks is None:
-        ranks = composed(last)
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale)
+    if request.is_hard:
+        return request.back(replace_gradient(_hard_ranks(request, descending), torch.sign(request.last)))
+    ranks = request.ranks()
     if descending:
-        ranks = (ranks.shape[-1] - 1) - ranks
-    ranks = _back(ranks, x, dim)
-    return replace_gradient(_back(_hard_ranks(last.detach(), descending), x, dim), ranks) if hard else ranks
+        ranks = (request.size - 1) - ranks
+    return request.back(replace_gradient(_hard_ranks(request, descending), ranks) if hard else ranks)
 
 
 def topk(
@@ -251,7 +201,7 @@ def topk(
     largest: bool = True,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Sorted:
@@ -273,10 +223,9 @@ def topk(
         >>> values.tolist(), indices.tolist()
         ([5.0, 3.0], [1, 2])
     """
-    check_choice("method", method, ALL)
-    n = place_last(x, dim, temperature).shape[-1]
-    check_integer("k", k, 0, n)
-    ordered = sort(x, dim, largest, method=method, temperature=temperature, scale=scale, hard=hard)
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale)
+    check_integer("k", k, 0, request.size)
+    ordered = _sorted(request, largest, hard)
 
     def first(t: Tensor, at: int) -> Tensor:
         return t.narrow(at, 0, k) if x.ndim else t
@@ -295,7 +244,7 @@ def sort_by(
     descending: bool = False,
     *,
     method: str = "softsort",
-    temperature: float = 0.1,
+    temperature: Scalar = 0.1,
     scale: str | None = "std",
     hard: bool = False,
 ) -> Float[Tensor, "*shape_and_features"]:
@@ -317,90 +266,77 @@ def sort_by(
         >>> sort_by(torch.tensor([2.0, 1.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), hard=True).tolist()
         [[3.0, 4.0], [1.0, 2.0]]
     """
-    check_floating("key", key)
-    _check_payload("values", values, key)
-    ordered = sort(
-        key, dim, descending, method=method, temperature=temperature, scale=scale, hard=hard, carry=values
-    ).carried
-    assert ordered is not None
-    return ordered
+    request = Request.of(
+        key, dim, method=method, temperature=temperature, scale=scale, needed="carried", argument="key"
+    )
+    _check_payload("values", values, request)
+    return _carried(request, values, descending, hard)
 
 
-def _check_payload(name: str, payload: Tensor, x: Tensor) -> None:
-    if not isinstance(payload, Tensor) or not payload.is_floating_point():
-        came = payload.dtype if isinstance(payload, Tensor) else type(payload).__name__
-        raise TypeError(f"{name} must be a floating tensor, got {came}")
-    if payload.shape[: x.ndim] != x.shape:
-        raise ValueError(
-            f"{name} must have the shape of the keys {tuple(x.shape)}, then features, got {tuple(payload.shape)}"
-        )
-
-
-def _composed(last: Tensor, temperature: float, scale: str | None, method: str) -> Tensor:
-    return SortedInput.of(last, -1, method=method, allowed=ALL, temperature=temperature, scale=scale).values(method)
-
-
-def _direct(ascending: Tensor, descending: bool) -> Tensor:
-    return ascending.flip(-1) if descending else ascending
-
-
-def _back(last: Tensor, x: Tensor, dim: int) -> Tensor:
-    """Return a result ``[*batch, n]`` in the layout and dtype of ``x``."""
-    last = last.to(x.dtype)
-    if x.ndim == 0:
-        return last.squeeze(0)
-    return last if dim in (-1, x.ndim - 1) else last.movedim(-1, dim)
-
-
-def _hard_indices(x: Tensor, dim: int, descending: bool) -> Tensor:
-    if x.ndim == 0:
-        return torch.zeros_like(x, dtype=torch.int64)
-    return torch.sort(x.detach(), dim=dim, descending=descending, stable=True).indices
-
-
-def _hard_sort(x: Tensor, dim: int, descending: bool, carry: Tensor | None) -> Sorted:
-    last = place_last(x, dim, 0.0)
-    has_infinities(last)
-    if x.ndim == 0:
-        return Sorted(x.clone(), torch.zeros_like(x, dtype=torch.int64), torch.ones_like(x).view(1, 1), carry)
-    values, indices = torch.sort(x, dim=dim, descending=descending, stable=True)
-    carried = None
+def _sorted(request: Request, descending: bool, hard: bool, carry: Tensor | None = None) -> Sorted:
     if carry is not None:
-        index = indices.reshape(*indices.shape, *[1] * (carry.ndim - x.ndim)).expand_as(carry)
-        carried = carry.gather(dim % x.ndim, index)
-    return Sorted(values, indices, lambda: _one_hot(indices.movedim(dim, -1), x), carried)
-
-
-def _hard_ranks(last: Tensor, descending: bool) -> Tensor:
-    order = _hard_indices(last, -1, descending)
-    places = torch.arange(last.shape[-1], dtype=last.dtype, device=last.device).expand_as(last)
-    return torch.zeros_like(last).scatter(-1, order, places)
-
-
-def _one_hot(indices: Tensor, x: Tensor) -> Tensor:
-    return (
-        torch.nn.functional.one_hot(indices, indices.shape[-1]).to(x.dtype)
-        if indices.numel()
-        else (indices.unsqueeze(-1).expand(*indices.shape, indices.shape[-1]).to(x.dtype))
+        _check_payload("carry", carry, request)
+    return Sorted(
+        request.back(request.values(descending, hard)),
+        lambda: request.back(request.indices(descending)),
+        lambda: _matrix(request, descending, hard),
+        None if carry is None else _carried(request, carry, descending, hard),
     )
 
 
-def _matrix(o: SortedInput, x: Tensor, dim: int, descending: bool, method: str, hard: bool) -> Tensor:
-    check_choice("method", method, WITH_MATRIX)
-    p = o.matrix(method)
-    p = (p.flip(-2) if descending else p).to(x.dtype)
-    return replace_gradient(_one_hot(_hard_indices(o.x, -1, descending), x), p) if hard else p
+def _matrix(request: Request, descending: bool, hard: bool) -> Tensor:
+    """Return the permutation ``[*batch, n, n]`` in the dtype of the input."""
+    exact = None
+    if hard or request.is_hard:
+        places = torch.arange(request.size, device=request.last.device)
+        exact = (request.indices(descending).unsqueeze(-1) == places).to(request.dtype)
+    if exact is not None and request.is_hard:
+        return replace_gradient(exact, torch.sign(request.last).to(exact.dtype).unsqueeze(-2).expand_as(exact))
+    matrix = ordering_method(request.name, needed="matrix").matrix
+    assert matrix is not None
+    p = matrix(request.sorted)
+    p = (p.flip(-2) if descending else p).to(request.dtype)
+    return p if exact is None else replace_gradient(exact, p)
 
 
-def _carried(o: SortedInput, carry: Tensor, x: Tensor, dim: int, descending: bool, method: str) -> Tensor:
-    at = dim % max(x.ndim, 1)
-    features = carry.shape[x.ndim :]
-    wide = torch.promote_types(o.x.dtype, carry.dtype)
+def _hard_ranks(request: Request, descending: bool) -> Tensor:
+    """Return ``[*batch, n]``: the place of each item in the hard order."""
+    last = request.last.detach()
+    places = torch.arange(request.size, dtype=last.dtype, device=last.device).expand_as(last)
+    return torch.zeros_like(last).scatter(-1, request.indices(descending), places)
+
+
+def _check_payload(name: str, payload: Tensor, request: Request) -> None:
+    check_floating(name, payload)
+    shape = request.shape
+    if payload.shape[: len(shape)] != shape:
+        raise ValueError(
+            f"{name} must have the shape of the keys {tuple(shape)}, then features, got {tuple(payload.shape)}"
+        )
+    wide = request.last.dtype
+    if torch.promote_types(wide, payload.dtype) != wide:
+        raise TypeError(f"{name} must not be of higher precision than the keys ({request.dtype}), got {payload.dtype}")
+
+
+def _carried(request: Request, carry: Tensor, descending: bool, hard: bool) -> Tensor:
+    """Return the payload in the order of the keys."""
+    last, ndim = request.last, len(request.shape)
+    at = 0 if request.dim is None else request.dim
+    features = carry.shape[ndim:]
     # [*batch, n, *features] -> [*batch, c, n]
-    moved = carry.unsqueeze(0) if x.ndim == 0 else carry.movedim(at, x.ndim - 1)
-    flat = moved.reshape(*o.x.shape, features.numel()).transpose(-1, -2).to(wide)
-    if wide != o.x.dtype:
-        raise TypeError(f"carry must not be of higher precision than x ({x.dtype}), got {carry.dtype}")
-    ordered = _direct(o.carried(flat, method), descending).transpose(-1, -2).reshape(*o.x.shape, *features)
-    ordered = ordered.squeeze(0) if x.ndim == 0 else ordered.movedim(x.ndim - 1, at)
-    return ordered.to(carry.dtype)
+    moved = carry.movedim(at, ndim - 1) if ndim else carry.unsqueeze(0)
+    flat = moved.reshape(*last.shape, features.numel()).transpose(-1, -2)
+
+    def back(ordered: Tensor) -> Tensor:
+        unflat = ordered.transpose(-1, -2).reshape(*last.shape, *features)
+        return (unflat.movedim(ndim - 1, at) if ndim else unflat.squeeze(0)).to(carry.dtype)
+
+    exact = None
+    if hard or request.is_hard:
+        exact = back(flat.gather(-1, request.indices(descending).unsqueeze(-2).expand_as(flat)))
+        if request.is_hard:
+            return exact
+    assert request.method.carried is not None
+    ordered = request.method.carried(request.sorted, flat.to(request.sorted.x.dtype))
+    soft = back(ordered.flip(-1) if descending else ordered)
+    return soft if exact is None else replace_gradient(exact.detach(), soft)

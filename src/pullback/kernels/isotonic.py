@@ -38,10 +38,7 @@ def pool(z: Tensor, w: Tensor, entropic: bool = False) -> Tensor:
     """
     start = torch.empty(z.shape, dtype=torch.int64)
     arrays = [t.detach().to("cpu", torch.float64).contiguous().numpy() for t in (z, w)]
-    if entropic:
-        _loops()[1](*arrays, start.numpy())
-    else:
-        _loops()[0](arrays[0] - arrays[1], start.numpy())
+    _loops()[int(entropic)](*arrays, start.numpy())
     return start.to(z.device)
 
 
@@ -68,18 +65,21 @@ def _loops() -> tuple[Callable[..., Any], ...]:
     return jit(_pool_means), jit(_pool_entropic), jit(_means)
 
 
-def _pool_means(c: Any, start: Any) -> None:
-    b, n = c.shape
-    first, total = np.empty(n, np.int64), np.empty(n)
+def _pool_means(z: Any, w: Any, start: Any) -> None:
+    b, n = z.shape
+    first, mean_z, mean_w = np.empty(n + 1, np.int64), np.empty(n), np.empty(n)
     for k in range(b):
         top = -1
         for i in range(n):
             top += 1
             first[top] = i
-            total[top] = c[k, i]
-            # total/size of the left block against the right one, without division.
-            while top > 0 and total[top - 1] * (i + 1 - first[top]) > total[top] * (first[top] - first[top - 1]):
-                total[top - 1] += total[top]
+            mean_z[top] = z[k, i]
+            mean_w[top] = w[k, i]
+            # Differences of z against those of w: where z is large, z - w would lose w.
+            while top > 0 and mean_z[top - 1] - mean_z[top] > mean_w[top - 1] - mean_w[top]:
+                share = (first[top] - first[top - 1]) / (i + 1.0 - first[top - 1])
+                mean_z[top - 1] = mean_z[top] + (mean_z[top - 1] - mean_z[top]) * share
+                mean_w[top - 1] = mean_w[top] + (mean_w[top - 1] - mean_w[top]) * share
                 top -= 1
         end = n
         for block in range(top, -1, -1):
@@ -128,8 +128,8 @@ def _means(v: Any, start: Any, out: Any) -> None:
 def isotonic() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     """Return soft sorting and ranking of sorted rows and the transpose, one pass each, or ``None`` without numba.
 
-    ``project(o, order, slope, ranks, out, start)``, for the places ``i``: the values ``z - m(z - o)`` with ``z = slope
-    i``, or the ranks ``z - m(z - i)`` with ``z = slope (o - o_0)``, sent to their items. ``m`` is the mean over the
+    ``project(o, order, slope, ranks, out, start)``, for the places ``i``: the values ``z - m(z) + m(o)`` with ``z =
+    slope i``, or the ranks ``z - m(z) + m(i)`` with ``z = slope o``, sent to their items. ``m`` is the mean over the
     blocks, of which ``start [b, n]`` gets the first places. ``transpose(g, order, start, ranks, unit, out, moment)``:
     ``m(g)`` in ``out`` and ``sum_i i (g - m(g))_i`` in ``moment [b]``; for ranks ``unit (g - m(g))`` of ``g`` by place.
 
@@ -144,28 +144,39 @@ def isotonic() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     @jit
     def project(o: Any, order: Any, slope: Any, ranks: bool, out: Any, start: Any) -> None:
         b, n = o.shape
-        first, total = np.empty(n + 1, np.int64), np.empty(n)
+        first, mean = np.empty(n + 1, np.int64), np.empty(n)
         for k in range(b):
-            low = np.float64(o[k, 0])
+            s = slope[k]
             top = -1
             for i in range(n):
                 top += 1
                 first[top] = i
-                value = (np.float64(o[k, i]) - low) * slope[k] - i if ranks else i * slope[k] - np.float64(o[k, i])
-                while top > 0 and total[top - 1] * (i + 1 - first[top]) > value * (first[top] - first[top - 1]):
-                    value += total[top - 1]
+                value = np.float64(o[k, i])
+                end = i + 1
+                while top > 0:
+                    left, middle = first[top - 1], first[top]
+                    places = 0.5 * (left - end)  # the mean place of the left block less that of the right one
+                    distance = mean[top - 1] - value
+                    if not (distance * s > places if ranks else places * s > distance):
+                        break
+                    value += distance * ((middle - left) / (end - left))
                     top -= 1
-                total[top] = value
+                mean[top] = value
             first[top + 1] = n
             for block in range(top + 1):
                 left, end = first[block], first[block + 1]
-                mean = total[block] / (end - left)
+                centre = 0.5 * (left + end - 1)
                 for i in range(left, end):
                     start[k, i] = left
-                    if ranks:
-                        out[k, order[k, i]] = (np.float64(o[k, i]) - low) * slope[k] - mean
+                    if end - left == 1:
+                        if ranks:
+                            out[k, order[k, i]] = centre
+                        else:
+                            out[k, i] = o[k, i]
+                    elif ranks:
+                        out[k, order[k, i]] = (np.float64(o[k, i]) - mean[block]) * s + centre
                     else:
-                        out[k, i] = i * slope[k] - mean
+                        out[k, i] = (i - centre) * s + mean[block]
 
     @jit
     def transpose(g: Any, order: Any, start: Any, ranks: bool, unit: float, out: Any, moment: Any) -> None:

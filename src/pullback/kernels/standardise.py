@@ -19,8 +19,8 @@ def standardise() -> tuple[Callable[..., Any], ...] | None:
     """Return ``points(x, order, temperature, relative, o, y, spread)``, its transpose and ``to_items(by_place, order,
     out)``, or ``None`` without numba.
 
-    ``points`` fills ``o`` and ``y [b, n]`` and ``spread [b]`` and returns whether all rows are finite; if not, what is
-    filled is of no use. ``order [b, n]`` is an ascending order of the items, or -1 to have it found here. The items of
+    ``points`` fills ``o`` and ``y [b, n]`` and ``spread [b]`` and returns whether all rows are finite, and sums of their
+    entries and points too; if not, what is filled is of no use. ``order [b, n]`` is an ascending order of the items, or -1 to have it found here. The items of
     a tie are brought into their own order, so that any sort becomes a stable one.
     ``points_transposed(o, order, y, spread, grad_y, grad_spread, temperature, relative, grad_o, grad_x)`` adds to
     ``grad_o`` what comes back through ``y`` and ``spread`` and writes the sum to the items ``order``.
@@ -48,6 +48,7 @@ def standardise() -> tuple[Callable[..., Any], ...] | None:
     @jit
     def points(x: Any, order: Any, temperature: float, relative: bool, o: Any, y: Any, spread: Any) -> bool:
         b, n = x.shape
+        room = (3e38 if x.itemsize == 4 else 1e308) / (8 * n)
         for k in range(b):
             for i in range(n):
                 if not np.isfinite(x[k, i]):
@@ -76,7 +77,10 @@ def standardise() -> tuple[Callable[..., Any], ...] | None:
                 s = np.sqrt(square / n) * unit
             spread[k] = s
             for i in range(n):
-                y[k, i] = (o[k, i] - low) / (s * temperature)
+                y[k, i] = (o[k, i] - low) / s / temperature
+            # Sums are formed in the dtype of the points.
+            if not max(abs(low), abs(float(o[k, n - 1])), float(y[k, n - 1])) < room:
+                return False
         return True
 
     @jit
@@ -103,7 +107,7 @@ def standardise() -> tuple[Callable[..., Any], ...] | None:
                     share -= grad_y[k, i] * y[k, i] / s
                     mean += (o[k, i] - low) / n
             for i in range(n):
-                back = grad_y[k, i] / (s * temperature) + share * (o[k, i] - low - mean) / (n * s)
+                back = grad_y[k, i] / s / temperature + share * (o[k, i] - low - mean) / (n * s)
                 grad_x[k, order[k, i]] = grad_o[k, i] + back
 
     @jit

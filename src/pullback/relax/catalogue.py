@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from pullback.discrete import RAMPS, STEP_ERRORS
+from pullback.discrete import ORDERINGS, RAMPS, STEP_ERRORS
 from pullback.relax import rules_elementwise, rules_flow, rules_index, rules_logic, rules_order, rules_sampling  # noqa: F401  they register
 from pullback.relax.rules import RULES, functions_named
 
 __all__ = ["METHODS", "SILENT", "SINKS", "groups", "operations"]
 
 _STEPS = tuple(STEP_ERRORS)
-_ORDERS = ("softsort", "neuralsort", "sinkhorn", "network", "isotonic")
+_ORDERS = tuple(ORDERINGS)
 
 METHODS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(

@@ -34,7 +34,7 @@ def _matrix(settings: Settings, operation: str, x: Tensor, dim: int, descending:
     if x.numel() * n > MAX_MATRIX:
         raise Dropped(f"the distribution behind the indices of {n} sorted entries has {x.numel() * n:.1e} elements")
     options = settings.ordering(x, operation)
-    if options.get("method", "isotonic") == "isotonic":  # it has no matrix
+    if "method" not in options or discrete.ORDERINGS[options["method"]].matrix is None:
         options["method"] = "sinkhorn"  # doubly stochastic: an entry that leaves one place arrives at another
     return discrete.argsort(x, dim, descending, **options)
 
@@ -264,7 +264,7 @@ def _place(settings: Settings, operation: str, x: Tensor, place: int, dim: int, 
     ``d E[x_(k)] / d x_j = P(j is at place k)``: the weights are held fixed.
     """
     options = settings.ordering(x, operation)
-    if x.ndim == 0 or options.get("method") == "isotonic":
+    if x.ndim == 0 or ("method" in options and discrete.ORDERINGS[options["method"]].carried is None):
         return discrete.kthvalue(x, place + 1, dim, keepdim, **options)
     carried = discrete.sort(x.detach(), dim, carry=x, **options).carried
     assert carried is not None

@@ -162,10 +162,11 @@ CONTRACTS = [
             p, torch.eye(3, dtype=p.dtype)[_ORDER].expand_as(p)
         ),
         batched=False,
+        large=(),
         bad=[
             Bad((torch.zeros(3, 2),), {}, ValueError, "permutation must have shape"),
             Bad((torch.zeros(3, 3, dtype=torch.int64),), {}, TypeError, "permutation must be a floating tensor"),
         ],
-        why="a mean over the batch",
+        why="a mean over the batch; probabilities are not large",
     ),
 ]

@@ -1,0 +1,185 @@
+"""The ordering methods: each one object, all in one table.
+
+``sort``, ``rank``, the selections, the compiled forms and ``relaxed`` read :data:`ORDERINGS`; nothing else names a
+method. A further one is a file with its mathematics and an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pullback.core.checks import check_choice
+from pullback.discrete import direct
+from pullback.discrete.isotonic import capped, project_ascending
+from pullback.discrete.networks import sorting_network
+from pullback.discrete.optimal_transport import Transport, soft_threshold
+from pullback.discrete.result import Sorted
+from pullback.discrete.softsort import NeuralSort, SoftSort
+from pullback.discrete.sorted_input import SortedInput
+from pullback.kernels.neuralsort import distance_sums
+
+__all__ = ["ORDERINGS", "OrderingMethod", "ordering_method"]
+
+
+@dataclass(frozen=True)
+class OrderingMethod:
+    """What a method makes of a :class:`SortedInput`; ``None`` where it has no such thing.
+
+    Attributes:
+        values: ``[*batch, n]`` the soft-sorted values, ascending.
+        ranks: ``[*batch, n]`` the soft place of every item, ascending from 0.
+        largest: ``[*batch, n]`` a distribution over the items: which is the largest.
+        matrix: ``[*batch, n, n]``, rows places ascending, columns items.
+        carried: a payload ``[*batch, c, n]``, given by item, in the order of the places.
+        mask: for ``0 < k < n`` membership of the items in the k largest, which sums to k.
+        compiled_values, compiled_ranks: the common case of values and ranks as one compiled operation.
+    """
+
+    values: Callable[[SortedInput], Tensor]
+    ranks: Callable[[SortedInput], Tensor]
+    largest: Callable[[SortedInput], Tensor]
+    matrix: Callable[[SortedInput], Tensor] | None = None
+    carried: Callable[[SortedInput, Tensor], Tensor] | None = None
+    mask: Callable[[SortedInput, int], Tensor] | None = None
+    compiled_values: direct.Compiled | None = None
+    compiled_ranks: direct.Compiled | None = None
+
+
+@runtime_checkable
+class _Kernel(Protocol):
+    """A weighting of ascending, scaled points: see ``softsort.py``."""
+
+    @staticmethod
+    def mean(y: Tensor, v: Tensor) -> Tensor: ...
+    @staticmethod
+    def ranks(y: Tensor) -> Tensor: ...
+    @staticmethod
+    def matrix(y: Tensor) -> Tensor: ...
+
+
+def _weighting(
+    kernel: type[_Kernel],
+    row: Callable[[Tensor], Tensor],
+    mask: Callable[[Tensor, int], Tensor] | None = None,
+    compiled_values: direct.Compiled | None = None,
+    compiled_ranks: direct.Compiled | None = None,
+) -> OrderingMethod:
+    """A method that averages with the weights of a kernel; ``row`` and ``mask`` are given by place."""
+    return OrderingMethod(
+        values=lambda o: o.with_infinities(kernel.mean(o.points(), o.finite.unsqueeze(-2)).squeeze(-2)),
+        ranks=lambda o: o.to_items(kernel.ranks(o.points())),
+        largest=lambda o: o.to_items(row(o.points())),
+        matrix=lambda o: o.columns_to_items(kernel.matrix(o.points())),
+        carried=lambda o, payload: kernel.mean(o.points(), o.to_places(payload)),
+        mask=None if mask is None else lambda o, k: o.to_items(mask(o.points(), k)),
+        compiled_values=compiled_values,
+        compiled_ranks=compiled_ranks,
+    )
+
+
+def _neuralsort_row(y: Tensor) -> Tensor:
+    return torch.softmax((y.shape[-1] - 1) * y - distance_sums(y), dim=-1)
+
+
+def _network(o: SortedInput) -> Sorted:
+    if o.x.shape[-1] == 0:
+        return Sorted(o.x, o.order, o.x.unsqueeze(-1).expand(*o.x.shape, 0))
+    # In units of the spread, infinities as they are.
+    finite = torch.isfinite(o.x)
+    unit = torch.ones_like(o.low) if o.spread is None else o.spread
+    scaled = torch.where(finite, torch.where(finite, o.x, 0.0) / unit, o.x.detach())
+    result = sorting_network(scaled, steepness=1 / o.temperature)
+    known = torch.isfinite(result.values)
+    values = torch.where(known, torch.where(known, result.values, 0.0) * unit, result.values)
+    return Sorted(values, o.order, lambda: result.permutation)
+
+
+def _network_ranks(o: SortedInput) -> Tensor:
+    p = _network(o).permutation
+    return (p * torch.arange(p.shape[-1], dtype=p.dtype, device=p.device).unsqueeze(-1)).sum(-2)
+
+
+def _isotonic_values(o: SortedInput) -> Tensor:
+    temperature = o.temperature.double() if isinstance(o.temperature, Tensor) else o.temperature
+    slope = 1 / temperature
+    if o.spread is not None:
+        slope = o.spread.double() / (temperature * o.spread_of_places())
+    slope = slope.clamp(max=1e200) if isinstance(slope, Tensor) else min(slope, 1e200)
+    w = o.finite.double()
+    z = _places(w) * slope
+    if o.below is None or o.above is None:
+        return project_ascending(z, w).to(o.x.dtype)
+    # The infinite places differ so much from the finite ones that they are never pooled with them.
+    infinite = o.below | o.above
+    w = torch.where(o.below, 1e300, torch.where(o.above, -1e300, w))
+    return o.with_infinities(project_ascending(z, w).masked_fill(infinite, 0.0).to(o.x.dtype))
+
+
+def _isotonic_ranks(o: SortedInput) -> Tensor:
+    # A gap of n between scaled points keeps them in different blocks; the unit is at least 1/2.
+    unit = 1.0 if o.spread is None else o.spread_of_places()
+    z = o.points(far=4.0 * o.x.shape[-1] + 4.0).double() * unit
+    return o.to_items(project_ascending(z, _places(z)).to(o.x.dtype))
+
+
+def _places(z: Tensor) -> Tensor:
+    return torch.arange(z.shape[-1], dtype=z.dtype, device=z.device).expand_as(z)
+
+
+ORDERINGS: dict[str, OrderingMethod] = {
+    "softsort": _weighting(
+        SoftSort,
+        lambda y: torch.softmax(y, dim=-1),
+        compiled_values=direct.SOFTSORT_VALUES,
+        compiled_ranks=direct.SOFTSORT_RANKS,
+    ),
+    "neuralsort": _weighting(NeuralSort, _neuralsort_row, compiled_values=direct.NEURALSORT_VALUES),
+    "sinkhorn": _weighting(
+        Transport,
+        lambda y: Transport.row(y, -1),
+        lambda y, k: torch.sigmoid(y - soft_threshold(y, k)),
+        compiled_values=direct.SINKHORN_VALUES,
+        compiled_ranks=direct.SINKHORN_RANKS,
+    ),
+    "network": OrderingMethod(
+        values=lambda o: _network(o).values,
+        ranks=_network_ranks,
+        largest=lambda o: _network(o).permutation[..., -1, :],
+        matrix=lambda o: _network(o).permutation,
+        carried=lambda o, payload: payload @ _network(o).permutation.transpose(-1, -2),
+        mask=lambda o, k: _network(o).permutation[..., o.x.shape[-1] - k :, :].sum(-2),
+    ),
+    "isotonic": OrderingMethod(
+        values=_isotonic_values,
+        ranks=_isotonic_ranks,
+        largest=lambda o: o.to_items(capped(o.points(), 1)),
+        mask=lambda o, k: o.to_items(capped(o.points(), k)),
+        compiled_values=direct.ISOTONIC_VALUES,
+        compiled_ranks=direct.ISOTONIC_RANKS,
+    ),
+}
+"""Name -> method, in the order of the documentation."""
+
+
+def ordering_method(name: str, needed: str = "values") -> OrderingMethod:
+    """Return the method of that name, which must have what is needed.
+
+    Args:
+        name: a key of :data:`ORDERINGS`.
+        needed: a field of :class:`OrderingMethod`.
+
+    Raises:
+        ValueError: there is none, or it lacks what is needed; lists those that have it.
+
+    Example:
+        >>> ordering_method("isotonic", needed="matrix")
+        Traceback (most recent call last):
+        ValueError: method must be one of 'softsort', 'neuralsort', 'sinkhorn', 'network', got 'isotonic'
+    """
+    check_choice("method", name, [n for n, method in ORDERINGS.items() if getattr(method, needed) is not None])
+    return ORDERINGS[name]
