@@ -66,6 +66,7 @@ class Contract:
         large: positions of the arguments that may have any finite size: the block is right at 1e4, 1e8 and the largest
             number of float32, float16 and bfloat16. ``()`` needs a ``why``.
         large_limit: up to which size, where the result overflows by nature beyond; needs a ``why``.
+        infinite: whether infinity is an answer, as documented, to an input of ordinary size. NaN never is.
         batched: ``block`` on a stack of inputs equals the stack of ``block`` on each (first argument gets the batch).
         layouts: the result depends on values alone: any strides, expanded and lazily negated inputs.
         gradcheck, gradgradcheck, forward_mode, vmap, compile, half: the laws that hold. ``False`` needs a ``why``.
@@ -86,6 +87,7 @@ class Contract:
     large: Sequence[int] = (0,)
     large_limit: float = math.inf
     large_tolerance: float = 1e-4
+    infinite: bool = False
     batched: bool = True
     layouts: bool = True
     gradcheck: bool = True

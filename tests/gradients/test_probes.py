@@ -83,7 +83,7 @@ def test_evolution_gradient_refuses_bad_arguments(generator: torch.Generator) ->
         evolution_gradient(lambda q: q["x"].sum(), p, smoothing=0.1, pairs=1, generator=generator)
     with pytest.raises(ValueError, match="loss must return a scalar"):
         evolution_gradient(lambda q: q["x"], p, smoothing=0.1, pairs=2, generator=generator)
-    with pytest.raises(TypeError, match=r"parameters\['x'\] must be floating"):
+    with pytest.raises(TypeError, match=r"parameters\['x'\] must be a floating tensor"):
         evolution_gradient(lambda q: q["x"].sum(), {"x": torch.arange(2)}, smoothing=0.1, pairs=2, generator=generator)
 
 

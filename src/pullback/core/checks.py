@@ -14,6 +14,7 @@ from pullback.core.transforms import physical
 
 __all__ = [
     "check_broadcast",
+    "check_callable",
     "check_choice",
     "check_dim",
     "check_finite",
@@ -40,6 +41,18 @@ def check_tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     return value
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise ``TypeError`` unless ``value`` can be called.
+
+    Example:
+        >>> check_callable("step", 3)
+        Traceback (most recent call last):
+        TypeError: step must be callable, got int
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {type(value).__name__}")
 
 
 def check_floating(name: str, value: Any) -> Tensor:

@@ -94,14 +94,15 @@ class Camera:
         if can_look(self.intrinsics):
             check_finite("intrinsics", self.intrinsics[..., :2, :])
             focal = self.intrinsics[..., (0, 1), (0, 1)]
-            if not bool((focal != 0).all()):
+            if not bool((focal.abs() > torch.finfo(focal.dtype).tiny ** 0.5).all()):
                 raise ValueError(f"intrinsics must have focal lengths other than 0, got {focal.tolist()}")
         if can_look(self.camera_from_world):
             check_finite("camera_from_world", self.camera_from_world[..., :3, :])
             matrix = self._pose()[0].detach()
-            # Scaled, so that the determinant does not underflow.
-            unit = matrix / matrix.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
-            if bool((torch.linalg.det(unit) == 0).any()):
+            # Scaled, so that the determinant does not underflow; a size whose inverse square overflows has no gradient.
+            size, limits = matrix.abs().amax((-2, -1), keepdim=True), torch.finfo(matrix.dtype)
+            volume = torch.linalg.det(matrix / size.clamp(min=limits.tiny)).abs()
+            if bool(((volume <= 4 * limits.eps) | (size[..., 0, 0] <= limits.tiny**0.5)).any()):
                 raise ValueError("camera_from_world must be invertible, got a singular matrix")
 
     def __getitem__(self, index: int | slice | Int[Tensor, "..."]) -> Camera:

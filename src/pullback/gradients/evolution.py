@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_integer, check_positive
+from pullback.core.checks import check_callable, check_floating, check_integer, check_positive
 
 __all__ = ["EvolutionGradient", "evolution_gradient"]
 
@@ -55,7 +55,7 @@ def evolution_gradient(
         An :class:`EvolutionGradient`.
 
     Raises:
-        TypeError: a parameter is not floating.
+        TypeError: ``loss`` is not callable, or a parameter is not floating.
         ValueError: ``smoothing`` or ``pairs`` is out of range, or the loss is not a scalar.
 
     Example:
@@ -69,11 +69,11 @@ def evolution_gradient(
         Nesterov, Spokoiny (2017), Random gradient-free minimization of convex functions.
         Metz, Freeman, Schoenholz, Kachman (2021), Gradients are not all you need, section 4.
     """
+    check_callable("loss", loss)
     check_positive("smoothing", smoothing)
     check_integer("pairs", pairs, 2)
     for name, tensor in parameters.items():
-        if not tensor.is_floating_point():
-            raise TypeError(f"parameters[{name!r}] must be floating, got {tensor.dtype}")
+        check_floating(f"parameters[{name!r}]", tensor)
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     mean = 0.0

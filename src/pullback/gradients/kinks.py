@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_choice
+from pullback.core.checks import check_choice, check_dim, check_floating
 
 __all__ = ["KINKS", "kink_distance"]
 
@@ -31,8 +31,8 @@ def _from_each_other(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _from_second(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
-    if x.shape[dim] < 2:
-        return torch.full_like(x.select(dim, 0), torch.inf)
+    if _count(x, dim) == 1:
+        return torch.full_like(x.sum(dim), torch.inf)
     top = x.topk(2, dim=dim).values
     return top.select(dim, 0) - top.select(dim, 1)
 
@@ -42,13 +42,22 @@ def _from_second_smallest(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
 
 
 def _from_neighbours(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
-    if x.shape[dim] < 2:
-        return torch.full_like(x.select(dim, 0), torch.inf)
+    if _count(x, dim) == 1:
+        return torch.full_like(x.sum(dim), torch.inf)
     return x.sort(dim=dim).values.diff(dim=dim).amin(dim)
 
 
 def _norm_itself(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
     return torch.linalg.vector_norm(x, dim=dim)
+
+
+def _count(x: Tensor, dim: int) -> int:
+    """How many elements are compared: one where there is no dimension."""
+    dim = check_dim(x, dim)
+    count = x.shape[dim] if x.ndim else 1
+    if not count:
+        raise ValueError(f"x must not be empty along dim {dim}, got shape {tuple(x.shape)}")
+    return count
 
 
 KINKS: dict[str, Callable[..., Tensor]] = {
@@ -80,10 +89,12 @@ def kink_distance(operation: str, x: Tensor, *args: Any, **kwargs: Any) -> Tenso
         **kwargs: its keyword arguments (``dim`` for reductions and sorts, default -1).
 
     Returns:
-        Distances in units of ``x``: per element, or per slice for reductions and sorts; 0 exactly on a kink.
+        Distances in units of ``x``: per element, or per slice for reductions and sorts; 0 exactly on a kink, infinite
+        for a slice of one element, which has none.
 
     Raises:
-        ValueError: the operation has no entry.
+        TypeError: ``x`` is not a floating tensor.
+        ValueError: the operation has no entry, or a slice has no element.
 
     Example:
         >>> kink_distance("relu", torch.tensor([-2.0, 0.0, 0.5])).tolist()
@@ -96,4 +107,5 @@ def kink_distance(operation: str, x: Tensor, *args: Any, **kwargs: Any) -> Tenso
         machine-representable parameters, definition of the non-differentiable set.
     """
     check_choice("operation", operation, KINKS)
+    check_floating("x", x)
     return KINKS[operation](x, *args, **kwargs)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_floating, check_integer, check_positive
+from pullback.core.checks import check_callable, check_floating, check_integer, check_positive
 from pullback.core.shapes import Float
 
 __all__ = ["LyapunovSpectrum", "lyapunov_spectrum"]
@@ -20,7 +20,8 @@ class LyapunovSpectrum:
     """Lyapunov exponents of a trajectory.
 
     Attributes:
-        exponents: ``[count]`` mean growth rates per unit time, largest first.
+        exponents: ``[count]`` mean growth rates per unit time, largest first; single precision where the state's is
+            half.
         errors: ``[count]`` standard errors, from the means of ten consecutive parts of the trajectory.
         curve: ``[steps / every, count]`` running estimates.
         state: the state after the last step.
@@ -63,9 +64,9 @@ def lyapunov_spectrum(
         A :class:`LyapunovSpectrum`.
 
     Raises:
-        TypeError: ``state`` is not floating.
-        ValueError: ``steps``, ``count``, ``every``, ``dt`` or ``burn_in`` is out of range; ``step`` changes shape or
-            dtype; the state is no longer finite (the message names the step).
+        TypeError: ``step`` is not callable, ``state`` is not floating, or a number of steps is no integer.
+        ValueError: ``state`` is empty; ``steps``, ``count``, ``every``, ``dt`` or ``burn_in`` is out of range; ``step``
+            changes shape or dtype; the state is no longer finite (the message names the step).
 
     Example:
         >>> spectrum = lyapunov_spectrum(lambda x: 0.5 * x, torch.tensor([1.0, 2.0]), steps=10)
@@ -76,7 +77,9 @@ def lyapunov_spectrum(
         Benettin, Galgani, Giorgilli, Strelcyn (1980), Lyapunov characteristic exponents for smooth dynamical systems.
         Metz, Freeman, Schoenholz, Kachman (2021), Gradients are not all you need, arXiv 2111.05803.
     """
-    check_floating("state", state)
+    check_callable("step", step)
+    if not check_floating("state", state).numel():
+        raise ValueError(f"state must not be empty, got shape {tuple(state.shape)}")
     check_positive("dt", dt)
     size = state.numel()
     count = check_integer("count", size if count is None else count, 1, size)
@@ -85,6 +88,7 @@ def lyapunov_spectrum(
         raise ValueError(f"steps must be a multiple of every, got steps={steps}, every={every}")
     check_integer("burn_in", burn_in, 0)
     x = state.detach().clone()
+    wide = torch.promote_types(x.dtype, torch.float32)  # torch orthonormalises nothing narrower
     basis = torch.eye(size, count, dtype=x.dtype, device=x.device)
     for index in range(burn_in):
         x = _checked(step(x).detach(), x, index)
@@ -93,15 +97,16 @@ def lyapunov_spectrum(
         value, basis = _push(step, x, basis)
         x = _checked(value, x, burn_in + index)
         if (index + 1) % every == 0:
-            basis, triangle = torch.linalg.qr(basis)
-            logs.append(triangle.diagonal().abs().clamp_min(torch.finfo(x.dtype).tiny).log())
+            orthonormal, triangle = torch.linalg.qr(basis.to(wide))
+            basis = orthonormal.to(x.dtype)
+            logs.append(triangle.diagonal().abs().clamp_min(torch.finfo(wide).tiny).log())
     rates = torch.stack(logs) / (every * dt)
     exponents = rates.mean(0)
     parts = torch.stack([part.mean(0) for part in rates.chunk(min(10, len(rates)))])
     spread = parts.std(0) / math.sqrt(len(parts)) if len(parts) > 1 else torch.full_like(exponents, math.inf)
     order = exponents.argsort(descending=True)
     exponents, spread = exponents[order], spread[order]
-    counts = torch.arange(1, len(rates) + 1, dtype=x.dtype, device=x.device)[:, None]
+    counts = torch.arange(1, len(rates) + 1, dtype=wide, device=x.device)[:, None]
     curve = (rates.cumsum(0) / counts)[:, order]
     converged = bool((spread <= torch.maximum(0.05 * exponents.abs(), torch.full_like(spread, 0.02))).all())
     return LyapunovSpectrum(exponents, spread, curve, x, converged)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pullback.core.checks import check_callable
+
 __all__ = ["SavedBytes", "saved_bytes"]
 
 
@@ -60,8 +62,7 @@ def saved_bytes(fn: Callable[..., Any], *args: Any, exclude: tuple[Tensor, ...] 
     References:
         Bhatia, Dangel (2024), Lowering PyTorch's memory consumption for selective differentiation, arXiv 2404.12406.
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+    check_callable("fn", fn)
     known: list[Tensor] = list(exclude)
     if isinstance(fn, nn.Module):
         known += [*fn.parameters(), *fn.buffers()]
