@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pullback.render import Spheres, SphereStatistics, prune_and_split
+from pullback.render import Densified, Spheres, SphereStatistics, prune_and_split
 
 
 def _scene(n: int, generator: torch.Generator) -> Spheres:
@@ -90,3 +90,15 @@ def test_bad_arguments_are_refused(generator: torch.Generator, without_shape_che
         statistics.add(torch.zeros(2), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="gradient must be finite"):
         statistics.add(torch.tensor([0]), torch.full((4, 3), torch.nan))
+
+
+def test_moments_follow_their_spheres(generator: torch.Generator) -> None:
+    place = torch.randn(5, 3, generator=generator, requires_grad=True)
+    optimizer = torch.optim.Adam([place], amsgrad=True)
+    place.pow(3).sum().backward()
+    optimizer.step()
+    before = {name: value.clone() for name, value in optimizer.state[place].items()}
+    source = torch.tensor([4, 1, 1, 0, 2])
+    Densified(_scene(5, generator), source).carry(optimizer)
+    for name, value in optimizer.state[place].items():
+        assert torch.equal(value, before[name] if name == "step" else before[name][source])

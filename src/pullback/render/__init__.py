@@ -6,6 +6,7 @@ from pullback.render.result import Rendered
 from pullback.render.shading import NeuralShader
 from pullback.render.spheres import render_spheres
 from pullback.render.tiles import TileLists, tile_primitives
+from pullback.render.views import Views
 from pullback.render.zbuffer import ZBuffer, zbuffer_spheres
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "SphereStatistics",
     "Spheres",
     "TileLists",
+    "Views",
     "ZBuffer",
     "prune_and_split",
     "render_spheres",

@@ -48,6 +48,27 @@ class Densified(NamedTuple):
     spheres: Spheres
     source: Int[Tensor, "m"]
 
+    def carry(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give each new sphere what an optimizer remembers of the one that it comes from, such as Adam's moments.
+
+        Args:
+            optimizer: of parameters with one row a sphere. Its state changes in place; the parameters are the caller's.
+
+        Example:
+            >>> place = torch.tensor([[1.0], [2.0]], requires_grad=True)
+            >>> optimizer = torch.optim.Adam([place])
+            >>> (place[1] ** 2).backward()
+            >>> optimizer.step()
+            >>> scene = Spheres(torch.zeros(2, 3), torch.ones(2), torch.ones(2, 1), torch.ones(2))
+            >>> Densified(scene, torch.tensor([1, 1])).carry(optimizer)
+            >>> optimizer.state[place]["exp_avg"].flatten().tolist() # doctest: +ELLIPSIS
+            [0.4..., 0.4...]
+        """
+        for state in optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim:
+                    state[name] = value[self.source]
+
 
 @dataclass(eq=False)
 class SphereStatistics:
