@@ -225,9 +225,10 @@ class Recorder:
             pending()
 
     def changed(self) -> None:
-        """Write the record, after what is pending."""
+        """Write the record, after what is pending; one that takes long to write (long series) not every time."""
         self.settle()
-        self.write()
+        if self.write_cost < 0.05 or time.monotonic() - self.written >= 20 * self.write_cost:
+            self.write()
 
     def write(self) -> None:
         """Write the record."""
