@@ -395,7 +395,7 @@ def test_start_a_run_and_watch_it(browser: Browser, tmp_path: Path) -> None:
         page.goto(f"{server.address}/systems/toy-regression/index.html")
         expect(page.locator("main")).to_contain_text("Not run yet")
         page.get_by_role("link", name="Run it here").click()
-        expect(page.locator("form#run")).to_contain_text("Steps of each loop. [smoke: 3; default: 12; full: 20]")
+        expect(page.locator("form#run")).to_contain_text("Steps of each loop. [smoke: 3; default: 12; full: 20; >= 1]")
         page.get_by_label("lr").fill("-1")
         page.get_by_role("button", name="Start").click()
         expect(page.get_by_role("alert")).to_have_text("lr must be > 0, got -1.0")

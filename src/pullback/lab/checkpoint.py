@@ -239,7 +239,8 @@ def read_latest(path: Path) -> Any:
 def _checksum(tree: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     value = zlib.crc32(tree.encode())
     for key, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        value = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), zlib.crc32(key.encode(), value))
+        content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        value = zlib.crc32(content, zlib.crc32(key.encode(), value))
     return f"{value:08x}"
 
 

@@ -279,6 +279,7 @@ def _fields(system: registry.System) -> list[dict[str, Any]]:
         {
             "name": option.name,
             "help": option.help,
+            "limits": option.limits,
             "defaults": {scale: getattr(system.configure(scale), option.name) for scale in SCALES},
             "told": [s for s in SCALES if s == "default" or option.name in system.scales[s]],
             "choices": choices(option.type),
