@@ -53,3 +53,10 @@ def test_no_module_imports_a_private_module_of_a_family(graph: grimp.ImportGraph
             importers = graph.find_modules_that_directly_import(module)
             wrong += [f"{i} -> {module}" for i in importers if i != home and not i.startswith(f"{home}.")]
     assert not wrong, sorted(wrong)
+
+
+def test_no_package_has_a_cycle(graph: grimp.ImportGraph) -> None:
+    """Neither between families nor between the modules of a package, imports for type checkers included."""
+    packages = [m for m in graph.modules if graph.find_children(m)]
+    cycles = {p: breakers for p in packages if (breakers := graph.nominate_cycle_breakers(p))}
+    assert not cycles
