@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pullback import data, render
 from pullback.geometry import Camera, look_at
-from pullback.lab import Arm, Lab, above, at_least, system
+from pullback.lab import Arm, Lab, above, at_least, at_most, below, system
 from pullback.render import Spheres, Views
 
 DEPTHS = (1.0, 6.0)  # metres; the scene is between 2.1 and 5.0
@@ -42,7 +42,7 @@ class Config:
 
     spheres: Annotated[int, at_least(10)] = 3000
     """Spheres of the reconstruction."""
-    size: tuple[Annotated[int, at_least(2)], Annotated[int, at_least(2)]] = (64, 96)
+    size: Annotated[tuple[int, int], at_least(2)] = (64, 96)
     """Height and width of the images, pixels."""
     points: Annotated[int, at_least(100)] = 400_000
     """Points of the true surface, at most all 343 000."""
@@ -52,17 +52,17 @@ class Config:
     """Adam steps of each fit."""
     views: Annotated[int, at_least(1)] = 5
     """Training views a step, at most ten."""
-    covers: tuple[Annotated[float, above(0)], ...] = (2.0, 8.0)
+    covers: Annotated[tuple[float, ...], above(0)] = (2.0, 8.0)
     """Initial radii that each arm tries: how many times the discs of all spheres together would cover an image."""
-    rates: tuple[Annotated[float, above(0)], ...] = (0.04, 0.08)
+    rates: Annotated[tuple[float, ...], above(0)] = (0.04, 0.08)
     """Steps of the logarithms of the radii that each arm tries; those of the colours' logits are five times these."""
     move: Annotated[float, above(0)] = 0.0075
     """Step of the positions, as a fraction of their depth."""
-    gamma: tuple[float, float] = (0.1, 1e-3)
+    gamma: Annotated[tuple[float, float], at_least(1e-5), at_most(1)] = (0.1, 1e-3)
     """Softness at the first and at the last step."""
-    prune: tuple[float, ...] = (0.3, 0.6)
+    prune: Annotated[tuple[float, ...], at_least(0), below(1)] = (0.3, 0.6)
     """When spheres are removed and split, as fractions of the steps."""
-    timed: tuple[Annotated[int, at_least(10)], Annotated[int, at_least(8)]] = (5000, 128)
+    timed: Annotated[tuple[int, int], at_least(10)] = (5000, 128)
     """Spheres, and height and width of the image, of the timing."""
     frames: Annotated[int, at_least(1)] = 24
     """Pictures of the turntable."""
