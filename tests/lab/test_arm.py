@@ -206,7 +206,7 @@ def test_cpu_seconds_of_a_loop_are_those_of_all_its_processes(tmp_path: Path, mo
     def train(lab_: Lab, stop_at: int) -> None:
         arm = lab_.arm("ours")
         clock[0] += 100  # what comes before the block does not count
-        with arm.cpu_time():
+        with arm.cpu_time(), arm.cpu_time("seconds of both"):
             for step in arm.steps(10, {}, name="first"):
                 clock[0] += 1
                 if step == stop_at:
@@ -220,7 +220,9 @@ def test_cpu_seconds_of_a_loop_are_those_of_all_its_processes(tmp_path: Path, mo
     train(resumed := _lab(tmp_path, resume=True), -1)
     assert resumed.arm("ours")["cpu seconds"] == 17
     train(again := _lab(tmp_path, resume=True), -1)
-    assert again.arm("ours")["cpu seconds"] == 17, "also where all loops are skipped"
+    assert again.arm("ours")["cpu seconds"] == again.arm("ours")["seconds of both"] == 17, (
+        "also where all loops are skipped"
+    )
 
 
 PLACES = [f"{arm}:{replicate}:{step}" for replicate in (0, 1) for arm in ("adam", "sgd") for step in (0, 1, 2)]

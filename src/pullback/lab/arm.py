@@ -179,6 +179,6 @@ class Arm:
         """Add up operations, such as ``"evaluations"``, and return the sum so far."""
         return self._recorder.count(kind, added, self.name)
 
-    def cpu_time(self) -> AbstractContextManager[None]:
-        """Add the process's CPU seconds inside the block, loops included, to the count ``"cpu seconds"``."""
-        return self._recorder.cpu_time(self.name)
+    def cpu_time(self, kind: str = "cpu seconds") -> AbstractContextManager[None]:
+        """Add the process's CPU seconds inside the block, loops and their resumes included, to a count."""
+        return self._recorder.cpu_time(kind, self.name)

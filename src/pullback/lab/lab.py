@@ -226,7 +226,7 @@ class Lab:
 
     def cpu_time(self, of: str) -> AbstractContextManager[None]:
         """Add the process's CPU seconds inside the block to the count ``"cpu seconds"`` of an arm."""
-        return self._recorder.cpu_time(of)
+        return self._recorder.cpu_time("cpu seconds", of)
 
     # Figures of what was found
 

@@ -143,12 +143,12 @@ class Recorder:
         return Measured(arms[of], kind, of)
 
     @contextmanager
-    def cpu_time(self, of: str) -> Iterator[None]:
-        """Add the process's CPU seconds inside the block to the count ``"cpu seconds"``.
+    def cpu_time(self, kind: str, of: str) -> Iterator[None]:
+        """Add the process's CPU seconds inside the block to a count.
 
         A checkpoint that is written inside has the seconds up to it: a resumed run adds its own.
         """
-        timer = _Timer(of, time.process_time())
+        timer = _Timer(kind, of, time.process_time())
         self._timers.append(timer)
         try:
             yield
@@ -159,7 +159,7 @@ class Recorder:
     def _read_timers(self) -> None:
         for timer in self._timers:
             now = time.process_time()
-            self.count("cpu seconds", now - timer.since, timer.of)
+            self.count(timer.kind, now - timer.since, timer.of)
             timer.since = now
 
     def claim(self, statement: str, conditions: Sequence[Any], scale: str, numbers: dict[str, Any]) -> bool:
@@ -288,6 +288,7 @@ class Recorder:
 class _Timer:
     """A running clock of an arm: what passed before ``since`` is counted."""
 
+    kind: str
     of: str
     since: float
 
