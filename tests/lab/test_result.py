@@ -74,6 +74,14 @@ _ANY = st.recursive(
 )
 
 
+def test_control_characters_do_not_reach_the_message(tmp_path: Path) -> None:
+    record = _whole(tmp_path)
+    record["versions"] = {"\x1b[2J": None}
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    with pytest.raises(DamagedRecord, match=r"versions\.\\x1b\[2J must be text, got None"):
+        RunResult.read(tmp_path)
+
+
 @given(st.data())
 def test_any_change_of_a_record_leaves_a_record_or_is_seen(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -116,7 +116,9 @@ def decode(kind: Any, value: Any) -> Any:
         return found if origin is list else tuple(found)
     if origin is dict:
         item = typing.get_args(kind)[1]
-        return {_text(key): _within(f".{key}", item, one) for key, one in _expect(dict, value).items()}
+        return {
+            _text(key): _within(f".{ascii(key)[1:-1][:40]}", item, one) for key, one in _expect(dict, value).items()
+        }
     if kind is Any:
         return _decode_any(value, DEEPEST)
     return _LEAVES[type(None) if kind is None else kind](value)
