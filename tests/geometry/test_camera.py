@@ -136,6 +136,7 @@ _EYE3, _EYE4 = torch.eye(3), torch.eye(4)
         (lambda: Camera(_EYE3, _EYE4, (0, 4)), "height of size must be an integer >= 1, got 0"),
         (lambda: Camera(_EYE3, _EYE4, (4,)), "size must be"),
         (lambda: Camera(_EYE3 * torch.tensor([0.0, 1.0, 1.0]), _EYE4, (4, 4)), "focal lengths other than 0"),
+        (lambda: Camera.pinhole(1e-18, (4, 4)), "slopes of pixels of at most 1.15e"),
         (lambda: Camera(_EYE3 * torch.nan, _EYE4, (4, 4)), "intrinsics must be finite"),
         (lambda: Camera(_EYE3, _EYE4 * torch.inf, (4, 4)), "camera_from_world must be finite"),
         (lambda: Camera(_EYE3, 0 * _EYE4, (4, 4)), "camera_from_world must be invertible"),

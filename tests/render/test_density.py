@@ -74,7 +74,7 @@ def test_count_neither_splits_nor_removes_more(generator: torch.Generator) -> No
 def test_bad_arguments_are_refused(generator: torch.Generator, without_shape_checks: None) -> None:
     scene = _scene(4, generator)
     statistics = SphereStatistics(torch.tensor([1, 1, 1, 0]), torch.zeros(4))
-    with pytest.raises(ValueError, match="statistics must be of 4 spheres, got 3"):
+    with pytest.raises(ValueError, match=r"used must have shape \(..., 4\), got \(3,\)"):
         prune_and_split(scene, SphereStatistics.zeros(3))
     with pytest.raises(ValueError, match="radii must have shape"):
         prune_and_split(scene._replace(radii=scene.radii[:3]), statistics)
@@ -102,3 +102,11 @@ def test_moments_follow_their_spheres(generator: torch.Generator) -> None:
     Densified(_scene(5, generator), source).carry(optimizer)
     for name, value in optimizer.state[place].items():
         assert torch.equal(value, before[name] if name == "step" else before[name][source])
+
+
+def test_scenes_and_statistics_have_no_batch(generator: torch.Generator, without_shape_checks: None) -> None:
+    scene, statistics = _scene(4, generator), SphereStatistics(torch.ones(4).long(), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"features must have 2 dimensions, got shape \(1, 4, 3\)"):
+        prune_and_split(scene._replace(features=scene.features[None]), statistics)
+    with pytest.raises(ValueError, match="gradient must have shape"):
+        prune_and_split(scene, SphereStatistics(torch.ones(4).long(), torch.tensor(0.0)))

@@ -35,3 +35,12 @@ def test_it_learns_to_blur(generator: torch.Generator) -> None:
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="channels must be an integer >= 1, got 0"):
         NeuralShader(0, 4)
+
+
+def test_no_images_and_no_pixels() -> None:
+    shader = NeuralShader(3, 2)
+    assert shader(torch.zeros(0, 3, 4, 5)).shape == (0, 3, 4, 5)
+    with pytest.raises(ValueError, match="features must have pixels"):
+        shader(torch.zeros(2, 3, 0, 5))
+    with pytest.raises(TypeError, match="features and weights must have the same dtype"):
+        shader(torch.zeros(3, 4, 5).double())

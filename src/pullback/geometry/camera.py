@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -67,8 +68,9 @@ class Camera:
     Raises:
         TypeError: a matrix is not a floating tensor, they differ in dtype, or ``size`` is not of integers.
         ValueError: a matrix has another shape, is not finite, or is on another device than the other; a focal length
-            is 0 or the pose singular; the batch shapes do not broadcast; or ``size`` is not two integers >= 1. What
-            depends on values is not looked at under transforms of ``torch.func``.
+            is 0, or so small that slopes of pixels overflow; the pose is singular; the batch shapes do not broadcast;
+            or ``size`` is not two integers >= 1. What depends on values is not looked at under transforms of
+            ``torch.func``.
 
     Example:
         >>> camera = Camera.pinhole(100.0, (60, 80))
@@ -93,9 +95,13 @@ class Camera:
         check_broadcast(intrinsics=self.intrinsics.shape[:-2], camera_from_world=self.camera_from_world.shape[:-2])
         if can_look(self.intrinsics):
             check_finite("intrinsics", self.intrinsics[..., :2, :])
-            focal = self.intrinsics[..., (0, 1), (0, 1)]
-            if not bool((focal.abs() > torch.finfo(focal.dtype).tiny ** 0.5).all()):
-                raise ValueError(f"intrinsics must have focal lengths other than 0, got {focal.tolist()}")
+            # Larger slopes would overflow when squared. The comparison is false for those of a focal length of 0.
+            limit = math.sqrt(torch.finfo(_wide(self.intrinsics).dtype).max) / 16
+            if not bool((self._steepest() <= limit).all()):
+                raise ValueError(
+                    f"intrinsics must have focal lengths other than 0, and slopes of pixels of at most {limit:.3g}, "
+                    f"got focal lengths {self.intrinsics[..., (0, 1), (0, 1)].tolist()}"
+                )
         if can_look(self.camera_from_world):
             check_finite("camera_from_world", self.camera_from_world[..., :3, :])
             matrix = self._pose()[0].detach()
@@ -274,6 +280,12 @@ class Camera:
         """The focal lengths, skew and principal point, each ``[*batch, 1]`` against the points of an item."""
         k = _wide(self.intrinsics)[..., None, :, :]
         return k[..., 0, 0], k[..., 0, 1], k[..., 0, 2], k[..., 1, 1], k[..., 1, 2]
+
+    def _steepest(self) -> Tensor:
+        """A bound of the slopes of all pixels."""
+        fx, skew, cx, fy, cy = (entry.detach().abs() for entry in self._entries())
+        down = (self.size[0] + cy) / fy
+        return torch.maximum((self.size[1] + cx + skew * down) / fx, down)
 
     def _pose(self) -> tuple[Tensor, Tensor]:
         pose = _wide(self.camera_from_world)

@@ -12,11 +12,11 @@ from pullback.core.checks import (
     check_floating,
     check_integer,
     check_same_dtype,
-    check_shape,
     check_tensor,
 )
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Int, Tensor
+from pullback.render.tiles import check_unbatched
 
 __all__ = ["Densified", "SphereStatistics", "Spheres", "prune_and_split"]
 
@@ -114,7 +114,7 @@ class SphereStatistics:
                 not there.
         """
         n = len(self.used)
-        check_shape("gradient", check_floating("gradient", gradient), (n, 3))
+        check_unbatched("gradient", check_floating("gradient", gradient), (n, 3))
         check_finite("gradient", gradient)
         if check_tensor("strongest", strongest).is_floating_point() or strongest.dtype == torch.bool:
             raise TypeError(f"strongest must be of integers, got {strongest.dtype}")
@@ -204,12 +204,12 @@ def _split(scene: Spheres, busy: Tensor, generator: torch.Generator | None) -> S
 def _checked(spheres: Spheres, statistics: SphereStatistics) -> int:
     """Return the number of spheres, if all parts are of it."""
     centers, radii, features, opacity = spheres
-    check_shape("centers", check_floating("centers", centers), (None, 3))
+    check_unbatched("centers", check_floating("centers", centers), (None, 3))
     n = len(centers)
-    check_shape("radii", check_floating("radii", radii), (n,))
-    check_shape("features", check_floating("features", features), (n, None))
-    check_shape("opacity", check_floating("opacity", opacity), (n,))
+    check_unbatched("radii", check_floating("radii", radii), (n,))
+    check_unbatched("features", check_floating("features", features), (n, None))
+    check_unbatched("opacity", check_floating("opacity", opacity), (n,))
     check_same_dtype(centers=centers, radii=radii, features=features, opacity=opacity)
-    if len(statistics.used) != n or len(statistics.gradient) != n:
-        raise ValueError(f"statistics must be of {n} spheres, got {len(statistics.used)}")
+    check_unbatched("used", statistics.used, (n,))
+    check_unbatched("gradient", statistics.gradient, (n,))
     return n

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from pullback.core.checks import check_floating, check_integer, check_same_dtype, check_shape
+from pullback.core.checks import check_floating, check_integer, check_same_dtype
 from pullback.core.shapes import Float, Tensor
 from pullback.geometry import Camera
 from pullback.render.result import Rendered
+from pullback.render.tiles import check_unbatched
 from pullback.render.zbuffer import ZBuffer
 
 __all__ = ["splat_points"]
@@ -46,8 +47,8 @@ def splat_points(
         >>> seen.image.tolist(), seen.alpha.sum().item()
         ([[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 2.0, 4.0]]], 2.0)
     """
-    check_shape("points", check_floating("points", points), (None, 3))
-    check_shape("features", check_floating("features", features), (len(points), None))
+    check_unbatched("points", check_floating("points", points), (None, 3))
+    check_unbatched("features", check_floating("features", features), (len(points), None))
     check_integer("subpixels", subpixels, 1)
     check_same_dtype(points=points, features=features, camera=camera.intrinsics)
     seen = _nearest(points.detach(), camera, subpixels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pullback.core.checks import check_floating, check_integer, check_shape
+from pullback.core.checks import check_floating, check_integer, check_same_dtype, check_shape
 from pullback.core.shapes import Float, Tensor
 
 __all__ = ["NeuralShader"]
@@ -47,11 +47,14 @@ class NeuralShader(nn.Module):
         """Return colours in (0, 1), ``[*batch, 3, height, width]``.
 
         Raises:
-            TypeError: ``features`` is not floating.
-            ValueError: another number of channels.
+            TypeError: ``features`` is not floating, or of another dtype than the weights.
+            ValueError: another number of channels, no pixels, or on another device than the weights.
         """
         check_shape("features", check_floating("features", features), (self.channels, None, None))
-        flat = features.reshape(-1, *features.shape[-3:])
+        if not all(features.shape[-2:]):
+            raise ValueError(f"features must have pixels, got shape {tuple(features.shape)}")
+        check_same_dtype(features=features, weights=self.fine[0].weight)
+        flat = features.reshape(features.shape[:-3].numel(), *features.shape[-3:])
         fine = self.fine(flat)
         # ceil_mode keeps the last row and column of odd sizes, and an image of one pixel.
         coarse = self.coarse(nn.functional.avg_pool2d(fine, 2, ceil_mode=True))

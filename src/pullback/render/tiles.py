@@ -9,7 +9,7 @@ import torch
 from pullback.core.checks import check_floating, check_integer, check_shape
 from pullback.core.shapes import Float, Int, Tensor
 
-__all__ = ["TileLists", "tile_primitives"]
+__all__ = ["TileLists", "check_unbatched", "tile_primitives"]
 
 
 class TileLists(NamedTuple):
@@ -60,8 +60,8 @@ def tile_primitives(
         Kerbl, Kopanas, Leimkuehler, Drettakis (2023), 3D Gaussian splatting for real-time radiance field rendering,
         section 6: one sort by (tile, depth).
     """
-    check_shape("boxes", check_floating("boxes", boxes), (None, 4))
-    check_shape("depths", check_floating("depths", depths), (boxes.shape[0],))
+    check_unbatched("boxes", check_floating("boxes", boxes), (None, 4))
+    check_unbatched("depths", check_floating("depths", depths), (len(boxes),))
     check_integer("tile", tile, 1)
     height, width = (check_integer(f"{name} of size", s, 1) for name, s in zip(("height", "width"), size, strict=True))
     # In half precision a pixel's centre would be rounded to its edge.
@@ -89,3 +89,16 @@ def tile_primitives(
     ends = torch.bincount(number, minlength=rows * columns).cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends])
     return TileLists(offsets, order[owner[by_tile]], torch.cat([first, last], -1), (rows, columns), tile)
+
+
+def check_unbatched(name: str, value: Tensor, expected: tuple[int | None, ...]) -> None:
+    """Raise ``ValueError`` unless the shape of ``value`` is ``expected`` without a batch (``None`` allows any size).
+
+    Example:
+        >>> check_unbatched("boxes", torch.zeros(1, 5, 4), (None, 4))
+        Traceback (most recent call last):
+        ValueError: boxes must have 2 dimensions, got shape (1, 5, 4)
+    """
+    check_shape(name, value, expected)
+    if value.ndim != len(expected):
+        raise ValueError(f"{name} must have {len(expected)} dimensions, got shape {tuple(value.shape)}")

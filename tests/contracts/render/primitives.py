@@ -121,6 +121,7 @@ CONTRACTS = [
         bad=[
             Bad((torch.zeros(2, 3), torch.zeros(2)), {}, ValueError, "boxes must have shape"),
             Bad((torch.zeros(2, 4), torch.zeros(3)), {}, ValueError, "depths must have shape"),
+            Bad((torch.zeros(1, 2, 4), torch.zeros(2)), {}, ValueError, "boxes must have 2 dimensions"),
             Bad((torch.zeros(2, 4), torch.zeros(2)), {"tile": 0}, ValueError, "tile must be an integer >= 1"),
             Bad((torch.zeros(2, 4).long(), torch.zeros(2)), {}, TypeError, "boxes must be a floating tensor"),
         ],
@@ -136,6 +137,7 @@ CONTRACTS = [
         bad=[
             Bad((torch.zeros(2, 1), torch.zeros(3, 3)), {}, ValueError, "features must have shape"),
             Bad((torch.zeros(3, 1), torch.zeros(3, 2)), {}, ValueError, "points must have shape"),
+            Bad((torch.zeros(2, 3, 1), torch.zeros(3, 3)), {}, ValueError, "features must have 2 dimensions"),
             Bad((torch.zeros(3, 1).double(), torch.zeros(3, 3)), {}, TypeError, "must have the same dtype"),
         ],
         why="batched, vmap: one cloud of points, seen by any batch of cameras",
