@@ -30,7 +30,7 @@ def test_a_block_gives_what_it_gives_on_the_cpu(contract: Contract) -> None:
         expected, slopes = _evaluate(contract, call)
         got, other_slopes = _evaluate(contract, Call(on_device(call.args), on_device(call.kwargs)))
         for g, e in zip(got, expected, strict=True):
-            assert g.device.type == DEVICE.type
+            assert g.device.type == DEVICE.type or not g.is_floating_point()  # counts may be anywhere
             close(g, e, max(1e-9, contract.tolerance))
         for g, e in zip(other_slopes, slopes, strict=True):
             assert (g is None) == (e is None)
