@@ -24,6 +24,9 @@ __all__ = ["Growth", "bars", "curves", "images", "scaling"]
 _AVERAGED_FROM = 100
 """From so many values on a curve is drawn twice: its values faintly, and their moving mean."""
 
+_MARKED_TO = 20
+"""Up to so many values each is marked: a line between a few says more than was recorded."""
+
 _LOGARITHMIC_FROM = 20.0
 """From this ratio of the largest to the smallest positive value on an axis is logarithmic, unless it is said."""
 
@@ -42,6 +45,8 @@ def curves(
     panels: Mapping[str, Sequence[Series]], colours: Mapping[str, str], *, log: bool | None, xlabel: str
 ) -> Figure:
     """Draw recorded series over their steps, a panel a name; replicates of an arm have its colour."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, grid = subplots(1, len(panels), squeeze=False)
     for axes, (name, found) in zip(grid[0], panels.items(), strict=True):
         labelled: set[str] = set()
@@ -52,7 +57,9 @@ def curves(
         values = [value for series in found for value in series.values]
         if log or (log is None and _spans(values)):
             axes.set_yscale("log")
-        axes.set(xlabel=xlabel, ylabel=name)
+        axes.set_xlabel(xlabel)
+        axes.set_title(name, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, grid[0])
     return figure
 
@@ -60,7 +67,7 @@ def curves(
 def _curve(axes: Axes, series: Series, colour: str, label: str) -> None:
     steps, values = np.asarray(series.steps), np.asarray(series.values)
     width = len(values) // 40 if len(values) >= _AVERAGED_FROM else 1
-    marker = "o" if len(values) == 1 else None
+    marker = "." if len(values) <= _MARKED_TO else None
     if width > 1:
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
         steps = np.convolve(steps, np.full(width, 1 / width), "valid")
@@ -100,9 +107,9 @@ def scaling(sizes: Sequence[float], contenders: Sequence[Growth], *, xlabel: str
     for each in contenders:
         label = each.name
         if each.fit is not None:
-            label += f": exponent {each.fit.exponent:.2f}"
+            label += f": exponent {each.fit.exponent:z.2f}"
             if math.isfinite(each.fit.low):
-                label += f" ({each.fit.low:.2f} to {each.fit.high:.2f})"
+                label += f" ({each.fit.low:z.2f} to {each.fit.high:z.2f})"
             ends = np.asarray([min(sizes), max(sizes)], dtype=float)
             axes.plot(ends, each.fit.factor * ends**each.fit.exponent, color=each.colour, linewidth=1, alpha=0.6)
         axes.plot(sizes, each.values, "o" if each.fit is not None else "o-", color=each.colour, label=label)

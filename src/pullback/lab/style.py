@@ -85,24 +85,24 @@ def make_readable(drawn: Figure) -> None:
         if to_hex(legend.get_frame().get_facecolor()) == "#ffffff":
             legend.set_frame_on(False)
     for axes in drawn.axes:
-        for axis in (axes.xaxis, axes.yaxis):
+        box = axes.get_window_extent().transformed(drawn.dpi_scale_trans.inverted())
+        # Labels stand side by side on one axis, and one above the other on the other.
+        for axis, room in ((axes.xaxis, box.width / 0.55), (axes.yaxis, box.height / 0.25)):
             if axis.get_scale() == "log" and isinstance(axis.get_major_formatter(), LogFormatter):
-                _label_logarithmic(axis)
+                _label_logarithmic(axis, most=min(max(int(room), 2), 9))
 
 
-def _label_logarithmic(axis: Axis) -> None:
+def _label_logarithmic(axis: Axis, most: int) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     low, high = sorted(axis.get_view_interval())
     decades = math.log10(high / low) if low > 0 else math.inf
     if not isinstance(axis.get_major_locator(), FixedLocator):
         # About four to nine labelled ticks: every power of ten or, on a short axis, their multiples in between.
-        multiples = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
+        multiples: tuple[float, ...] = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
         if decades < 0.7:
             multiples = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-        box = axis.axes.get_window_extent().transformed(axis.axes.figure.dpi_scale_trans.inverted())
-        room = int(box.width / 0.55 if axis.axis_name == "x" else box.height / 0.25)  # labels side by side, or stacked
-        axis.set_major_locator(LogLocator(10, subs=multiples, numticks=min(max(room, 2), 9)))
+        axis.set_major_locator(LogLocator(10, subs=multiples, numticks=most))
     axis.set_major_formatter(FuncFormatter(lambda value, place: plain_number(value)))
     axis.set_minor_formatter(NullFormatter())
 
