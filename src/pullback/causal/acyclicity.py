@@ -26,8 +26,8 @@ def acyclicity(
 
     * ``"logdet"``: :math:`-\log\det(sI - A) + d\log s`; **+inf outside its domain**, the M-matrices (spectral radius of
       :math:`A` below ``scale``), with gradient zero there;
-    * ``"exponential"``: :math:`\mathrm{tr}\, e^{A} - d`;
-    * ``"polynomial"``: :math:`\mathrm{tr}\,(I + A/d)^d - d`;
+    * ``"exponential"``: :math:`\mathrm{tr}\, e^{A} - d`; +inf with gradient zero where the exponential overflows;
+    * ``"polynomial"``: :math:`\mathrm{tr}\,(I + A/d)^d - d`; likewise;
     * ``"spectral"``: the spectral radius of :math:`A`, with the gradient of a simple eigenvalue (first order only).
 
     Each backward pass is the closed form and reuses the forward factorisation: :math:`2W\circ(sI-A)^{-T}`,
@@ -59,21 +59,24 @@ def acyclicity(
     check_choice("method", method, METHODS)
     check_scalar("scale", scale)
     nodes = check_square("weights", check_floating("weights", weights))
-    squared = weights * weights
-    identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device)
+    working = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    squared = working * working
+    identity = torch.eye(nodes, dtype=working.dtype, device=weights.device)
     if method == "logdet":
         log_determinant, inverse = _LogDeterminant.apply(scale * identity - squared)
         # sI - A is an M-matrix iff its inverse is non-negative; the tolerance is rounding of the inverse.
-        tolerance = 1e3 * torch.finfo(weights.dtype).eps * inverse.detach().abs().amax((-2, -1))
+        tolerance = 1e3 * torch.finfo(working.dtype).eps * inverse.detach().abs().amax((-2, -1))
         inside = (inverse.detach().amin((-2, -1)) >= -tolerance) & log_determinant.detach().isfinite()
         log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
         value = nodes * log_scale - log_determinant
-        return torch.where(inside, value, torch.full_like(value, math.inf))
-    if method == "exponential":
-        return _TraceExponential.apply(squared)[0] - nodes
-    if method == "polynomial":
-        return _TracePower.apply(squared)[0] - nodes
-    return _spectral_radius(squared)
+        value = torch.where(inside, value, torch.full_like(value, math.inf))
+    elif method == "exponential":
+        value = _TraceExponential.apply(squared)[0] - nodes
+    elif method == "polynomial":
+        value = _TracePower.apply(squared)[0] - nodes
+    else:
+        value = _spectral_radius(squared)
+    return value.to(weights.dtype)
 
 
 class _LogDeterminant(torch.autograd.Function):
@@ -121,7 +124,7 @@ class _TraceExponential(torch.autograd.Function):
     @staticmethod
     def forward(matrix: Tensor) -> tuple[Tensor, Tensor]:
         exponential = torch.linalg.matrix_exp(matrix)
-        return exponential.diagonal(dim1=-2, dim2=-1).sum(-1), exponential
+        return _or_infinity(exponential.diagonal(dim1=-2, dim2=-1).sum(-1), exponential)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -133,13 +136,16 @@ class _TraceExponential(torch.autograd.Function):
     def backward(ctx: Any, of_value: Tensor, _: Tensor | None) -> Tensor:
         matrix, exponential = ctx.saved_tensors
         if torch.is_grad_enabled():  # A second derivative may be wanted: tie the exponential to its input.
-            exponential = torch.linalg.matrix_exp(matrix)
+            fits = _fits(exponential)
+            exponential = torch.linalg.matrix_exp(matrix * fits) * fits
         return of_value[..., None, None] * exponential.mT
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
         with nested_forward_mode():  # the exponential again, tied to its input for a second derivative
-            exponential = torch.linalg.matrix_exp(primals(ctx.saved_tensors)[0])
+            matrix, exponential = primals(ctx.saved_tensors)
+            fits = _fits(exponential)
+            exponential = torch.linalg.matrix_exp(matrix * fits) * fits
             return (exponential.mT * tangent).sum((-2, -1)), None
 
 
@@ -151,7 +157,7 @@ class _TracePower(torch.autograd.Function):
     @staticmethod
     def forward(matrix: Tensor) -> tuple[Tensor, Tensor]:
         shifted, power = _shifted_power(matrix)
-        return (power.mT * shifted).sum((-2, -1)), power
+        return _or_infinity((power.mT * shifted).sum((-2, -1)), power)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -163,14 +169,29 @@ class _TracePower(torch.autograd.Function):
     def backward(ctx: Any, of_value: Tensor, _: Tensor | None) -> Tensor:
         matrix, power = ctx.saved_tensors
         if torch.is_grad_enabled():
-            power = _shifted_power(matrix)[1]
+            fits = _fits(power)
+            power = _shifted_power(matrix * fits)[1] * fits
         return of_value[..., None, None] * power.mT
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
         with nested_forward_mode():
-            power = _shifted_power(primals(ctx.saved_tensors)[0])[1]
+            matrix, power = primals(ctx.saved_tensors)
+            fits = _fits(power)
+            power = _shifted_power(matrix * fits)[1] * fits
             return (power.mT * tangent).sum((-2, -1)), None
+
+
+def _or_infinity(value: Tensor, derivative: Tensor) -> tuple[Tensor, Tensor]:
+    """Infinity with derivative zero where one of them has overflowed."""
+    fits = value.isfinite() & derivative.isfinite().all(-1).all(-1)
+    value = torch.where(fits, value, torch.full_like(value, math.inf))
+    return value, torch.where(fits[..., None, None], derivative, torch.zeros_like(derivative))
+
+
+def _fits(derivative: Tensor) -> Tensor:
+    """1 where :func:`_or_infinity` kept a derivative, else 0: what it keeps has a positive diagonal."""
+    return (derivative.detach().diagonal(dim1=-2, dim2=-1).amax(-1) > 0)[..., None, None].to(derivative.dtype)
 
 
 def _shifted_power(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +203,7 @@ def _shifted_power(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _spectral_radius(matrix: Tensor, squarings: int = 30) -> Tensor:
     """Rayleigh quotient with the left and right Perron vectors, from normalised squarings of ``I + A``."""
     with torch.no_grad():
-        power = (torch.eye(matrix.shape[-1], device=matrix.device) + matrix).double()
+        power = torch.eye(matrix.shape[-1], dtype=torch.float64, device=matrix.device) + matrix.double()
         for _ in range(squarings):
             power = power @ power
             power = power / power.abs().amax((-2, -1), keepdim=True)

@@ -155,7 +155,7 @@ class COSMO(StructureLearner):
         lr: float = 1e-2,
         l1: float = 1e-3,
         l2: float = 1e-3,
-        priority_penalty: float = 1e-3,
+        priority_penalty: float = 3e-3,
         shift: float = 1e-2,
         temperature: tuple[float, float] = (0.45, 5e-4),
         minibatch: int | None = None,

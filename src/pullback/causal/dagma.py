@@ -68,8 +68,9 @@ class DAGMA(CovarianceLearner):
         self._penalty = positive("penalty", penalty, zero=True)
         self._lr = positive("lr", lr)
         self._tolerance = positive("tolerance", tolerance)
-        self._check_every = check_integer("check_every", check_every, 1)
-        check_integer("iterations", iterations, 1)
+        self._check_every = min(
+            check_integer("check_every", check_every, 1), check_integer("iterations", iterations, 1)
+        )
         if not path:
             raise ValueError("path must have at least one pair (mu, s)")
         points = [(positive("mu of path", mu), positive("s of path", s)) for mu, s in path]

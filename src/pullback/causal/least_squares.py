@@ -7,6 +7,7 @@ import torch
 from pullback.causal.graphs import check_square
 from pullback.core.checks import check_finite, check_floating, check_scalar, check_shape
 from pullback.core.shapes import Float, Tensor
+from pullback.core.transforms import can_look
 
 __all__ = ["least_squares_score", "ridge_weights", "second_moments"]
 
@@ -89,7 +90,7 @@ def least_squares_score(
         ``[*batch]``, >= 0.
 
     Raises:
-        TypeError: not floating tensors.
+        TypeError: not floating tensors of one dtype.
         ValueError: matrices that are not square or of different sizes.
 
     Example:
@@ -98,6 +99,8 @@ def least_squares_score(
     """
     nodes = check_square("weights", check_floating("weights", weights))
     check_shape("covariance", check_floating("covariance", covariance), (nodes, nodes))
+    if covariance.dtype != weights.dtype:
+        raise TypeError(f"weights and covariance must have one dtype, got {weights.dtype} and {covariance.dtype}")
     residual = torch.eye(nodes, dtype=weights.dtype, device=weights.device) - weights
     return (residual * (covariance @ residual)).sum((-2, -1)) / nodes
 
@@ -117,7 +120,7 @@ def ridge_weights(
         ``[*batch, d, d]`` weights with zero diagonal.
 
     Raises:
-        ValueError: not square, or ``penalty`` not positive.
+        ValueError: not square, ``penalty`` not positive or too small to tell the matrix from a singular one.
 
     Example:
         >>> ridge_weights(torch.tensor([[1.0, 0.5], [0.5, 1.0]]), penalty=1e-9)
@@ -126,7 +129,10 @@ def ridge_weights(
     """
     check_scalar("penalty", penalty)
     nodes = check_square("covariance", check_floating("covariance", covariance))
-    identity = torch.eye(nodes, dtype=covariance.dtype, device=covariance.device)
-    precision = torch.linalg.inv(covariance + penalty * identity)
+    # In double precision: a small penalty would vanish beside large variances.
+    identity = torch.eye(nodes, dtype=torch.float64, device=covariance.device)
+    precision, information = torch.linalg.inv_ex(covariance.double() + penalty * identity)
+    if can_look(information) and bool((information > 0).any()):
+        raise ValueError("covariance + penalty I is singular; raise the penalty")
     weights = -precision / precision.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
-    return weights.masked_fill(identity.bool(), 0.0)
+    return weights.masked_fill(identity.bool(), 0.0).to(covariance.dtype)

@@ -1,4 +1,4 @@
-"""Contracts of ``pullback.causal``: the differentiable blocks."""
+"""Contracts of ``pullback.causal``: acyclicity, orientations, scores and weights, and models to draw from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pullback import causal
-from tests.contracts.contract import Bad, Call, Contract
+from tests.contracts.contract import Bad, Call, Contract, Exempt, Module
 
 
 def _matrix(generator: torch.Generator, *, scale: float = 0.4) -> list[Call]:
@@ -43,11 +43,31 @@ _BAD_WEIGHTS = [
     Bad((torch.zeros(2, 2),), {"scale": 0.0}, ValueError, "scale must be > 0"),
     Bad((torch.zeros(2, 2, dtype=torch.int64),), {}, TypeError, "weights must be a floating tensor"),
 ]
-_LAPACK = "torch has no half-precision factorisation on the CPU"
+_OVERFLOWS = "infinite by nature where the exponential or power overflows, or outside of the domain, as documented"
+_ORDER = torch.tensor([2, 0, 3, 1])
+_CHAIN = torch.tensor([[0.0, 0.7, 0.0], [0.0, 0.0, -1.1], [0.0, 0.0, 0.0]], dtype=torch.float64)
 
 
 def _method(name: str) -> object:
     return lambda weights, **kwargs: causal.acyclicity(weights, **{"method": name, **kwargs})
+
+
+def _along_order(x: Tensor) -> Tensor:
+    """Each node regressed on the ones before it, one least-squares problem a node."""
+    centred, weights = x - x.mean(0), torch.zeros(4, 4, dtype=x.dtype)
+    for place in range(1, 4):
+        before, node = _ORDER[:place], _ORDER[place]
+        weights[before, node] = torch.linalg.lstsq(centred[:, before], centred[:, node]).solution
+    return weights
+
+
+def _linear_model(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The density of independent residuals; samples along the chain, one node after the other."""
+    density = torch.distributions.Normal(0.0, 1.0).log_prob(x - x @ w).sum(-1)
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=w.dtype)
+    first = z[:, 0]
+    second = z[:, 1] + w[0, 1] * first
+    return density, torch.stack([first, second, z[:, 2] + w[1, 2] * second], -1)
 
 
 CONTRACTS = [
@@ -57,22 +77,28 @@ CONTRACTS = [
         lambda g: _matrix(g, scale=0.25),
         reference=_by_eigenvalues(lambda e: -torch.log(1 - e).sum()),
         bad=_BAD_WEIGHTS,
-        half=False,
-        why=_LAPACK,
+        scalars={"scale": 1.5},
+        large=(),
+        infinite=True,
+        why=_OVERFLOWS,
     ),
     Contract(
         "causal.acyclicity[exponential]",
         _method("exponential"),
         _matrix,
         reference=_by_eigenvalues(lambda e: e.exp().sum() - 4),
-        half=False,
-        why=_LAPACK,
+        large=(),
+        infinite=True,
+        why=_OVERFLOWS,
     ),
     Contract(
         "causal.acyclicity[polynomial]",
         _method("polynomial"),
         _matrix,
         reference=_by_eigenvalues(lambda e: ((1 + e / 4) ** 4).sum() - 4),
+        large=(),
+        infinite=True,
+        why=_OVERFLOWS,
     ),
     Contract(
         "causal.acyclicity[spectral]",
@@ -80,7 +106,8 @@ CONTRACTS = [
         _matrix,
         reference=_by_eigenvalues(lambda e: e.abs().max() + 0j),
         gradgradcheck=False,
-        why="the Perron vectors are constants of the gradient: first order only, as documented",
+        large_limit=1e4,
+        why="the Perron vectors are constants of the gradient: first order only; a square overflows half",
     ),
     Contract(
         "causal.orientation",
@@ -88,42 +115,146 @@ CONTRACTS = [
         lambda g: [Call((torch.randn(4, generator=g, dtype=torch.float64),))],
         reference=lambda p: torch.sigmoid((p[None, :] - p[:, None] - 0.1) / 0.5).fill_diagonal_(0),
         hard=lambda p: ((p[None, :] - p[:, None]) > 0.1).double(),
+        scalars={"temperature": 0.5, "shift": 0.1},
+        large_limit=1e8,
         bad=[
             Bad((torch.zeros(3),), {"temperature": 0.0}, ValueError, "temperature must be > 0"),
+            Bad((torch.zeros(3),), {"temperature": torch.ones(2)}, ValueError, "temperature must be a number or a"),
             Bad((torch.zeros(3),), {"shift": -1.0}, ValueError, "shift must be > 0"),
+            Bad((torch.zeros(()),), {}, ValueError, "priority must have shape"),
             Bad((torch.zeros(3, dtype=torch.int64),), {}, TypeError, "priority must be a floating tensor"),
         ],
+        why="differences of the largest numbers overflow",
     ),
     Contract(
         "causal.least_squares_score",
-        lambda w, c: causal.least_squares_score(w, c),
+        causal.least_squares_score,
         lambda g: [Call((torch.randn(4, 4, generator=g, dtype=torch.float64), _covariance(g)))],
         reference=lambda w, c: torch.trace((torch.eye(4) - w).T @ c @ (torch.eye(4) - w)) / 4,
+        bad=[
+            Bad((torch.zeros(3), torch.eye(3)), {}, ValueError, "weights must have shape"),
+            Bad((torch.zeros(3, 3), torch.eye(2)), {}, ValueError, "covariance must have shape"),
+            Bad((torch.zeros(3, 3), torch.eye(3).double()), {}, TypeError, "one dtype"),
+        ],
         half_tolerance=6e-2,
+        large=(),
+        why="a sum of squares leaves the range of half precision",
     ),
     Contract(
         "causal.ridge_weights",
         lambda c, **kwargs: causal.ridge_weights(c, **{"penalty": 0.1, **kwargs}),
         lambda g: [Call((_covariance(g),))],
         reference=_regressions,
-        bad=[Bad((torch.eye(2),), {"penalty": 0.0}, ValueError, "penalty must be > 0")],
-        half=False,
-        why=_LAPACK,
+        scalars={"penalty": 0.1},
+        bad=[
+            Bad((torch.eye(2),), {"penalty": 0.0}, ValueError, "penalty must be > 0"),
+            Bad((torch.full((2, 2), 1e20),), {"penalty": 1e-9}, ValueError, "singular; raise the penalty"),
+            Bad((torch.zeros(2, 3),), {}, ValueError, "covariance must have shape"),
+        ],
+        large=(),
+        why="a matrix scaled up is nearer to singular, and its inverse below what half precision resolves",
     ),
     Contract(
         "causal.score_order",
-        lambda c: causal.score_order(c, torch.tensor([2, 0, 3, 1])),
+        lambda c: causal.score_order(0.5 * (c + c.mT), _ORDER),
         lambda g: [Call((_covariance(g),))],
-        reference=lambda c: causal.least_squares_score(
-            causal.fit_order(c, torch.tensor([2, 0, 3, 1]), covariance=True), c
-        ),
+        reference=lambda c: causal.least_squares_score(causal.fit_order(c, _ORDER, covariance=True), c),
         bad=[Bad((torch.zeros(4, 4),), {}, ValueError, "covariance is singular")],
-        gradcheck=False,
-        gradgradcheck=False,
-        forward_mode=False,
         vmap=False,
         compile=False,
         half=False,
-        why="a search score: its checks read values, and it is symmetric only on symmetric matrices",
+        large=(),
+        why="it looks at its factorisation and says where that fails; rounding to half makes a matrix singular",
     ),
+    Contract(
+        "causal.fit_order",
+        lambda x: causal.fit_order(x, _ORDER),
+        lambda g: [Call((torch.randn(9, 4, generator=g, dtype=torch.float64),))],
+        reference=lambda x: _along_order(x),
+        bad=[
+            Bad((torch.zeros(5, 4),), {}, ValueError, "column 0 is constant"),
+            Bad((torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),), {}, ValueError, "singular"),
+            Bad((torch.randn(1, 4),), {}, ValueError, "at least two samples"),
+        ],
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        why="it looks at the data and says what is wrong with it; moments of half are in single precision",
+    ),
+    Contract(
+        "causal.second_moments",
+        causal.second_moments,
+        lambda g: [Call((torch.randn(6, 3, generator=g, dtype=torch.float64),))],
+        reference=lambda x: torch.cov(x.T, correction=0),
+        bad=[
+            Bad((torch.zeros(4),), {}, ValueError, "data must have shape"),
+            Bad((torch.zeros(1, 3),), {}, ValueError, "at least two samples"),
+            Bad((torch.zeros(3, 0),), {}, ValueError, "at least one column"),
+            Bad((torch.tensor([[1.0, 7.0], [2.0, 7.0]]),), {}, ValueError, "column 1 is constant"),
+            Bad((torch.tensor([[1.0, 1e30], [2.0, -1e30]]),), {}, ValueError, "too large"),
+            Bad((torch.tensor([[1.0, 0.0], [torch.inf, 1.0]]),), {}, ValueError, r"finite, got inf at index \(1, 0\)"),
+            Bad((torch.ones(3, 3, dtype=torch.int64),), {}, TypeError, "data must be a floating tensor"),
+            Bad((torch.ones(2, 3),), {"covariance": True}, ValueError, "covariance must be square"),
+            Bad((torch.tensor([[1.0, 2.0], [0.0, 9.0]]),), {"covariance": True}, ValueError, "must be symmetric"),
+            Bad((torch.tensor([[1.0, 2.0], [2.0, 1.0]]),), {"covariance": True}, ValueError, "semi-definite"),
+            Bad((torch.diag(torch.tensor([1.0, -1.0])),), {"covariance": True}, ValueError, "variance of column 1"),
+        ],
+        vmap=False,
+        compile=False,
+        half=False,
+        large_limit=1e8,
+        why="it looks at the data and says what is wrong with it; moments of half are in single precision",
+    ),
+    Module(
+        "causal.SmoothAcyclicSCM",
+        lambda model, x: (model(x), model.weights()),
+        lambda g: [Call((torch.randn(5, 3, generator=g, dtype=torch.float64),))],
+        build=lambda g: causal.SmoothAcyclicSCM(3, restarts=2, shift=0.1, generator=g),
+        reference=None,
+        batched=False,
+        half_tolerance=6e-2,
+        large_limit=1e4,
+        why="a batch of data needs a model with that batch; a linear model's predictions leave the range of half",
+    ),
+    Module(
+        "causal.SmoothAcyclicSCM[nonlinear]",
+        lambda model, x: (model(x), model.weights()),
+        lambda g: [Call((torch.randn(5, 3, generator=g, dtype=torch.float64),))],
+        build=lambda g: causal.SmoothAcyclicSCM(3, hidden=4, restarts=2, shift=0.1, generator=g),
+        batched=False,
+        half_tolerance=6e-2,
+        large_limit=1e4,
+        why="a batch of data needs a model with that batch; sums before the sigmoid leave the range of half",
+    ),
+    Contract(
+        "causal.LinearSCM",
+        lambda w, x: (
+            causal.LinearSCM(w).log_prob(x),
+            causal.LinearSCM(w).rsample(4, generator=torch.Generator().manual_seed(0)),
+        ),
+        lambda g: [Call((_CHAIN.clone(), torch.randn(2, 3, generator=g, dtype=torch.float64)))],
+        reference=_linear_model,
+        bad=[Bad((torch.zeros(2, 3), torch.zeros(2)), {}, ValueError, "weights must have shape")],
+        batched=False,
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        why="draws come from a generator, in the dtype of the weights; a log-density is a square",
+    ),
+    Contract(
+        "causal.NonlinearSCM",
+        lambda x: causal.NonlinearSCM(_CHAIN, "mim", generator=torch.Generator().manual_seed(0)).log_prob(x),
+        lambda g: [Call((torch.randn(2, 3, generator=g, dtype=torch.float64),))],
+        batched=False,
+        vmap=False,
+        compile=False,
+        large=(),
+        half_tolerance=1e-1,
+        why="built anew each call, from a generator; a log-density is a square",
+    ),
+    Exempt("causal.random_dag", "a draw: no data in", "causal/test_structure.py"),
+    Exempt("causal.random_weights", "a draw: no data but a graph in", "causal/test_structure.py"),
+    Exempt("causal.cosine_temperature", "a function of a Python number", "causal/test_structure.py"),
 ]
