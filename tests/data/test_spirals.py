@@ -36,3 +36,13 @@ def test_observed_points_are_distinct_ordered_and_of_the_range(generator: torch.
         assert torch.equal(part.noisy[row], sequence.noisy[row, index])
     with pytest.raises(ValueError, match=r"points must be 1 \.\. last - first"):
         sequence.observed(101, 0, 100, generator=generator)
+
+
+def test_the_latest_start_is_kept(generator: torch.Generator) -> None:
+    sequence = data.spirals(400, latest=120, generator=generator)
+    step = 6 * math.pi / 999
+    start = sequence.clean[::2, 0].sub(torch.tensor([5.0, 0.0])).norm(dim=1) / 0.3 / step
+    assert 99.5 < start.min() < 101
+    assert 119 < start.max() < 120.5
+    with pytest.raises(ValueError, match=r"latest must be in 100\.\.799, got 800"):
+        data.spirals(4, latest=800, generator=generator)

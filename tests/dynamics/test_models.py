@@ -17,8 +17,6 @@ from pullback.dynamics import (
     LatentODE,
     NeuralField,
     PlanarFlow,
-    compare_adjoints,
-    odeint,
 )
 
 
@@ -159,6 +157,42 @@ def test_bound_of_a_drifting_state(generator: torch.Generator) -> None:
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
+def test_fixed_steps_are_read_at_the_times_and_do_not_stop_there(generator: torch.Generator) -> None:
+    calls = 0
+
+    class Rotation(nn.Module):
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return torch.stack([-z[:, 1], z[:, 0]], 1)
+
+    model = LatentODE(BackwardsEncoder(1, 2), Rotation(), nn.Linear(2, 1), latent=2, method="rk4", step=0.1).double()
+    z0 = torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    counts = []
+    for steps in (3, 50):
+        times = 2 * torch.rand(4, steps, generator=generator, dtype=torch.float64).sort(1).values
+        times[0, -1] = 2.0
+        calls = 0
+        states = model.trajectory(z0, times)
+        counts.append(calls)
+        cos, sin = times.T.cos(), times.T.sin()
+        exact = torch.stack([z0[:, 0] * cos - z0[:, 1] * sin, z0[:, 0] * sin + z0[:, 1] * cos], -1)
+        assert torch.allclose(states, exact, atol=1e-4)
+    assert counts[0] == counts[1]
+
+
+def test_neural_field_has_the_layers_that_were_asked_for() -> None:
+    field = NeuralField(3, hidden=(5, 7), activation=nn.Tanh)
+    z = torch.randn(4, 3)
+    first, second, third = (layer for layer in field.layers if isinstance(layer, nn.Linear))
+    assert [layer.out_features for layer in (first, second, third)] == [5, 7, 3]
+    assert torch.allclose(field(torch.zeros(1), z), third(second(first(z).tanh()).tanh()))
+    with pytest.raises(ValueError, match="at least one layer"):
+        NeuralField(3, hidden=())
+    with pytest.raises(ValueError, match="hidden must be an integer >= 1, got 0"):
+        NeuralField(3, hidden=(5, 0))
+
+
 def test_intensity_has_the_likelihood_of_a_poisson_process(generator: torch.Generator) -> None:
     intensity = nn.Linear(2, 1).double()
     model = latent_model(intensity=intensity, rtol=1e-9, atol=1e-11)
@@ -214,27 +248,3 @@ def test_planar_flow_has_the_determinant_of_its_jacobian(generator: torch.Genera
         assert torch.allclose(torch.linalg.det(jacobian).log(), change[i], atol=1e-10)
     base = MultivariateNormal(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
     assert torch.allclose(flow.log_prob(x), base.log_prob(z) + change)
-
-
-def test_compare_adjoints_reports_what_saved_bytes_and_gradients_say(generator: torch.Generator) -> None:
-    matrix = torch.randn(3, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    y0 = torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_()
-
-    def field(t: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(y @ matrix)
-
-    adjoints = ("checkpoint", "backsolve")
-    result = compare_adjoints(field, y0, [0.0, 1.0], [matrix], adjoints=adjoints, repeats=1, rtol=1e-3, atol=1e-4)
-    assert result["checkpoint"].difference < 1e-12
-    grads = []
-    for adjoint in ("unrolled", "backsolve"):
-        end = odeint(field, y0, [0.0, 1.0], adjoint=adjoint, rtol=1e-3, atol=1e-4).y[-1]
-        grads.append(torch.autograd.grad(end.sin().sum(), [y0, matrix]))
-    expected = max(float((b - a).norm() / a.norm()) for a, b in zip(*grads, strict=True))
-    assert result["backsolve"].difference == pytest.approx(expected, rel=1e-6)
-    assert expected > 1e-7
-    assert result["checkpoint"].time_ratio > 0
-    with pytest.raises(ValueError, match="repeats must be >= 1, got 0"):
-        compare_adjoints(field, y0, [0.0, 1.0], [matrix], repeats=0)
-    with pytest.raises(ValueError, match="y0 must require a gradient"):
-        compare_adjoints(field, y0.detach(), [0.0, 1.0], [matrix])

@@ -10,6 +10,7 @@ from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer,
 from pullback.data.networks import GaussianNetwork, Sachs, bayesian_network, ecoli70, sachs
 from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.photographs import Calibration, calibration, photo
+from pullback.data.planar import circles, moons
 from pullback.data.shapes3d import Body, Mesh, Scan, body, mesh, scan
 from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
@@ -48,6 +49,7 @@ __all__ = [
     "cache_root",
     "calibration",
     "catalogue",
+    "circles",
     "diabetes",
     "digit_numbers",
     "digits",
@@ -61,6 +63,7 @@ __all__ = [
     "mesh",
     "missing",
     "mnist",
+    "moons",
     "motorcycle",
     "opencv_digits",
     "origin",

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pullback.core.checks import check_integer, check_positive
+
 __all__ = ["Spirals", "spirals"]
 
 
@@ -35,17 +37,21 @@ class Spirals(NamedTuple):
         return Spirals(self.times.gather(1, chosen), self.clean.gather(1, pair), self.noisy.gather(1, pair))
 
 
-def spirals(n: int, *, noise: float = 0.3, generator: torch.Generator) -> Spirals:
+def spirals(n: int, *, noise: float = 0.3, latest: int = 799, generator: torch.Generator) -> Spirals:
     """Return ``n`` pieces, 200 steps and 1.2 pi of angle long, of a clockwise and an anti-clockwise spiral.
 
     Anti-clockwise, the radius is 0.3 angle around (5, 0); clockwise, 15 / angle around (-5, 0), with the angle falling
-    from 6 pi + 1. Angles are sampled 1 000 times over 6 pi; a piece starts at any sample that is 100 or more from the
-    first and 200 or more from the last. Time is the angle passed since the start.
+    from 6 pi + 1. Angles are sampled 1 000 times over 6 pi; a piece starts at any sample from 100 to ``latest``. Time
+    is the angle passed since the start.
 
     Args:
         n: number of pieces, one direction and the other in turn.
         noise: standard deviation of the noise on both coordinates.
+        latest: last sample at which a piece starts, 100 to 799.
         generator: of starts and noise.
+
+    Raises:
+        ValueError: an argument outside its range.
 
     Example:
         >>> sequence = spirals(4, generator=torch.Generator().manual_seed(0))
@@ -55,8 +61,11 @@ def spirals(n: int, *, noise: float = 0.3, generator: torch.Generator) -> Spiral
     References:
         Chen, Rubanova, Bettencourt, Duvenaud (2018), section 5.1, arXiv 1806.07366; constants of the authors' code.
     """
+    check_integer("n", n, 1)
+    check_positive("noise", noise, zero=True)
+    check_integer("latest", latest, 100, 799)
     step = 6 * math.pi / 999
-    start = torch.randint(100, 800, (n, 1), generator=generator)
+    start = torch.randint(100, latest + 1, (n, 1), generator=generator)
     passed = step * torch.arange(200)
     anticlockwise = (torch.arange(n) % 2 == 0).unsqueeze(1)
     angle = torch.where(anticlockwise, step * start + passed, 6 * math.pi + 1 - step * start - passed)

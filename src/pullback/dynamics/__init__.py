@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pullback.dynamics.comparison import AdjointComparison, compare_adjoints
+from pullback.dynamics.adjoints import ADJOINTS
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.events import Event
@@ -11,9 +11,13 @@ from pullback.dynamics.networks import ConvolutionalField, NeuralField
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
 from pullback.dynamics.planar_flow import PlanarFlow
+from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
+from pullback.dynamics.tableaux import METHODS, Tableau
 
 __all__ = [
-    "AdjointComparison",
+    "ADJOINTS",
+    "METHODS",
+    "AutoregressiveRNN",
     "BackwardsEncoder",
     "ContinuousFlow",
     "ConvergenceOrder",
@@ -23,11 +27,12 @@ __all__ = [
     "FlowSample",
     "GatedField",
     "LatentODE",
+    "LatentRNN",
     "NeuralField",
     "NeuralODE",
     "ODESolution",
     "PlanarFlow",
-    "compare_adjoints",
+    "Tableau",
     "convergence_order",
     "odeint",
 ]

@@ -77,7 +77,7 @@ class EventRecord(NamedTuple):
 
     times: Tensor
     states: Tensor
-    index: Tensor
+    number: Tensor
 
 
 def solve_with_events(
@@ -101,7 +101,7 @@ def solve_with_events(
     Returns:
         States ``[times, samples, size]``, the run, and what happened when.
     """
-    chosen = list(events) if isinstance(events, list | tuple) else [events]
+    chosen: list[Any] = list(events) if isinstance(events, list | tuple) else [events]
     if not chosen or not all(isinstance(e, Event) for e in chosen):
         raise TypeError(f"events must be an Event or a sequence of them, got {type(events).__name__}")
     # each sample stops at events of its own

@@ -78,11 +78,13 @@ class LatentODE(nn.Module):
         intensity: ``[..., latent] -> [..., 1]``, log of the rate lambda(z(t)) of observation times: a Poisson process
             on (start, last time of the row], whose compensator is integrated by the same solve. ``None`` takes the
             times as given.
-        method, rtol, atol, step, adjoint: as in :func:`odeint`.
+        method, rtol, atol, step, adjoint: as in :func:`odeint`. Fixed steps do not stop at the observation times: the
+            states there are read from the dense output, so that more of them do not make a solve longer.
 
     Example:
         >>> from pullback.dynamics import NeuralField
-        >>> model = LatentODE(BackwardsEncoder(2, 4), NeuralField(4), torch.nn.Linear(4, 2), latent=4, method="rk4")
+        >>> encoder, decoder = BackwardsEncoder(2, 4), torch.nn.Linear(4, 2)
+        >>> model = LatentODE(encoder, NeuralField(4), decoder, latent=4, method="rk4", step=0.2)
         >>> times = torch.linspace(0, 1, 10).expand(3, 10)
         >>> model.posterior(times, torch.zeros(3, 10, 2)).mean.shape, model.decode(torch.zeros(3, 4), times).shape
         (torch.Size([3, 4]), torch.Size([3, 10, 2]))
@@ -146,6 +148,22 @@ class LatentODE(nn.Module):
         """Return the mean of the observations at ``times``."""
         return self.decoder(self.trajectory(z0, times)).transpose(0, 1)
 
+    def extrapolate(
+        self,
+        times: Float[Tensor, "batch steps"],
+        values: Float[Tensor, "batch steps dim"],
+        queries: Float[Tensor, "batch later"],
+        mask: Num[Tensor, "batch steps"] | None = None,
+    ) -> Float[Tensor, "batch later dim"]:
+        """Return the means at ``queries``, ascending and after ``times``, from the mean of q(z0 | x).
+
+        Args:
+            times, values, mask: as in :meth:`posterior`.
+            queries: ``[batch, later]``.
+        """
+        z0 = self.posterior(times, values, mask).mean
+        return self.decode(z0, torch.cat([times, queries], 1))[:, times.shape[1] :]
+
     def elbo(
         self,
         times: Float[Tensor, "batch steps"],
@@ -183,10 +201,13 @@ class LatentODE(nn.Module):
         start = torch.full_like(times[:, :1], self.start)
         if bool((times[:, :1] < start).any()):
             raise ValueError(f"times must not lie before start={self.start}, got {float(times.min())}")
-        states: Tensor = odeint(
-            field, z0, torch.cat([start, times], 1), params=list(self.parameters()), **self.options
-        ).y
-        return states[1:]
+        parameters = list(self.parameters())
+        if self.options["step"] is None:
+            states: Tensor = odeint(field, z0, torch.cat([start, times], 1), params=parameters, **self.options).y
+            return states[1:]
+        ends = [self.start, float(times.max())]
+        states = odeint(field, z0, ends, params=parameters, dense=True, **self.options).interpolate(times)
+        return states
 
     def _with_intensity(self, z0: Tensor, times: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """States, and log likelihood of the times: sum_i log lambda(z(t_i)) - int lambda(z(t)) dt."""

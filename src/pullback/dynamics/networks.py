@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pullback.core.checks import check_integer
 from pullback.core.shapes import Float
 
 __all__ = ["ConvolutionalField", "NeuralField"]
 
 
 class NeuralField(nn.Module):
-    """An autonomous field of one hidden tanh layer, ``f(z) = W2 tanh(W1 z + b1) + b2``.
+    """An autonomous field, ``dz/dt = W_k a(... a(W_1 z + b_1) ...) + b_k``, with torch's initial weights.
+
+    The default is the latent field of the authors' spirals: dim - 20 - 20 - dim with ELU.
 
     Args:
         dim: of z.
-        hidden: units.
+        hidden: sizes of the hidden layers, at least one.
+        activation: makes the function a between them.
+
+    Raises:
+        ValueError: a size below 1, or no hidden layer.
 
     Example:
         >>> NeuralField(4)(torch.zeros(1), torch.zeros(3, 4)).shape
         torch.Size([3, 4])
+
+    References:
+        Chen, Rubanova, Bettencourt, Duvenaud (2018), section 5.1, arXiv 1806.07366; sizes of the authors' code.
     """
 
-    def __init__(self, dim: int, *, hidden: int = 20) -> None:
+    def __init__(
+        self, dim: int, *, hidden: Sequence[int] = (20, 20), activation: Callable[[], nn.Module] = nn.ELU
+    ) -> None:
         super().__init__()
-        self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        nn.init.normal_(self.outer.weight, std=0.5 / math.sqrt(hidden))
+        sizes = [check_integer("dim", dim, 1), *(check_integer("hidden", size, 1) for size in hidden), dim]
+        if len(sizes) == 2:
+            raise ValueError("hidden must hold the size of at least one layer, got none")
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(sizes):
+            layers += [nn.Linear(before, after), activation()]
+        self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, t: Tensor, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """dz/dt."""
-        return self.outer(torch.tanh(self.inner(z)))
+        return self.layers(z)
 
 
 class ConvolutionalField(nn.Module):

@@ -293,7 +293,7 @@ def _solution(
     if record is not None:
         event_times = record.times.reshape(-1, *rows.batch).to(rows.dtype)
         event_states = rows.unpack(record.states.to(rows.dtype))
-        event_index = record.index.reshape(-1, *rows.batch)
+        event_index = record.number.reshape(-1, *rows.batch)
     return ODESolution(
         y=rows.unpack(states.to(rows.dtype)),
         t=t,
