@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pullback.cli import main
-from pullback.lab import artifacts, registry
+from pullback.lab import registry
+from pullback.lab.draw import files
 from pullback.lab.gallery import Pages, Store, build
 from pullback.lab.gallery.charts import bars, curves
 from pullback.lab.gallery.meshes import preview
@@ -235,14 +236,14 @@ def test_bars_are_proportional() -> None:
 
 def test_meshes_for_the_page(tmp_path: Path) -> None:
     corners = np.array([[0, 0, 0], [2, 0, 0], [0, 4, 0]], float)
-    path = tmp_path / artifacts.mesh(tmp_path, "m", corners, [[0, 1, 2]], np.eye(3))[0]
+    path = tmp_path / files.mesh(tmp_path, "m", corners, [[0, 1, 2]], np.eye(3))[0]
     found = preview(path)
     assert found is not None
     assert found["faces"] == [[0, 1, 2]]
     assert found["colours"] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
     assert np.allclose(found["points"], (corners - [1, 2, 0]) / 5**0.5, atol=1e-4)
     many = np.stack([np.arange(50_000.0)] * 3, 1)
-    sample = preview(tmp_path / artifacts.mesh(tmp_path, "many", many)[0])
+    sample = preview(tmp_path / files.mesh(tmp_path, "many", many)[0])
     assert sample is not None
     assert len(sample["points"]) == 4000
     path.write_bytes(path.read_bytes()[:-1])

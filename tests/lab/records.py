@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import uvicorn
 
-from pullback.lab import artifacts, style
+from pullback.lab.draw import files, style
 from pullback.lab.result import Artifact, Claim, Data, Metric, RunResult, Series
 from pullback.lab.server import configuration, create_app
 
@@ -87,12 +87,12 @@ def _artifacts(directory: Path) -> list[Artifact]:
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
     table = {"columns": ["arm", "value"], "rows": [["ours", 0.5], [NASTY, "NaN"]]}
     return [
-        Artifact("figure", "Two panels", artifacts.figure(directory, "figure-two", figure), f"Caption {NASTY}"),
-        Artifact("image", "ramp", artifacts.image(directory, "image-ramp", ramp)),
-        Artifact("animation", "turning", artifacts.animation(directory, "animation-t", [ramp, ramp.T], rate=4)),
-        Artifact("audio", "tone", artifacts.audio(directory, "audio-tone", np.sin(np.arange(800) / 3), rate=8000)),
-        Artifact("mesh", "corner", artifacts.mesh(directory, "mesh-corner", corners, [[0, 1, 2], [0, 1, 3]])),
-        Artifact("table", "numbers", artifacts.table(directory, "table-n", ["arm", "value"], table["rows"]), "", table),
+        Artifact("figure", "Two panels", files.figure(directory, "figure-two", figure), f"Caption {NASTY}"),
+        Artifact("image", "ramp", files.image(directory, "image-ramp", ramp)),
+        Artifact("animation", "turning", files.animation(directory, "animation-t", [ramp, ramp.T], rate=4)),
+        Artifact("audio", "tone", files.audio(directory, "audio-tone", np.sin(np.arange(800) / 3), rate=8000)),
+        Artifact("mesh", "corner", files.mesh(directory, "mesh-corner", corners, [[0, 1, 2], [0, 1, 3]])),
+        Artifact("table", "numbers", files.table(directory, "table-n", ["arm", "value"], table["rows"]), "", table),
         Artifact("image", "lost", ("image-lost.png",)),
         Artifact("image", "elsewhere", ("../../secret.png",)),
     ]

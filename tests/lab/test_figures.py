@@ -12,7 +12,7 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from pullback.lab import style
+from pullback.lab.draw import style
 from pullback.lab.gallery import charts
 from pullback.lab.lab import Lab
 from pullback.lab.progress import Silent

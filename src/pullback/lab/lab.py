@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_integer
-from pullback.lab import artifacts, figures, style
 from pullback.lab.arm import Arm
+from pullback.lab.draw import figures, files, style
 from pullback.lab.loops import Limits, Loops, RunStopped
 from pullback.lab.measure import Race, Slope, peak_memory, race, slope
 from pullback.lab.measured import Measured
@@ -340,29 +340,29 @@ class Lab:
 
     def figure(self, name: str, figure: Figure, caption: str = "") -> None:
         """Keep a matplotlib figure (PNG, and SVG where small)."""
-        self._keep("figure", name, caption, lambda stem: artifacts.figure(self.directory, stem, figure))
+        self._keep("figure", name, caption, lambda stem: files.figure(self.directory, stem, figure))
 
     def image(self, name: str, pixels: Any, caption: str = "") -> None:
         """Keep an image: ``[H, W]`` or ``[C, H, W]``, floats in [0, 1] (clipped) or bytes."""
-        self._keep("image", name, caption, lambda stem: artifacts.image(self.directory, stem, pixels))
+        self._keep("image", name, caption, lambda stem: files.image(self.directory, stem, pixels))
 
     def animation(self, name: str, frames: Sequence[Any], caption: str = "", *, rate: float = 10.0) -> None:
         """Keep images that play at ``rate`` frames a second."""
-        self._keep("animation", name, caption, lambda s: artifacts.animation(self.directory, s, frames, rate=rate))
+        self._keep("animation", name, caption, lambda s: files.animation(self.directory, s, frames, rate=rate))
 
     def audio(self, name: str, waveform: Any, rate: int, caption: str = "") -> None:
         """Keep sound: ``[time]`` or ``[channels, time]`` in [-1, 1], ``rate`` samples a second."""
-        self._keep("audio", name, caption, lambda stem: artifacts.audio(self.directory, stem, waveform, rate=rate))
+        self._keep("audio", name, caption, lambda stem: files.audio(self.directory, stem, waveform, rate=rate))
 
     def mesh(self, name: str, vertices: Any, faces: Any = None, caption: str = "", *, colours: Any = None) -> None:
         """Keep a mesh: ``[V, 3]`` vertices, ``[F, 3]`` faces (none: points), ``[V, 3]`` colours in [0, 1]."""
-        self._keep("mesh", name, caption, lambda s: artifacts.mesh(self.directory, s, vertices, faces, colours))
+        self._keep("mesh", name, caption, lambda s: files.mesh(self.directory, s, vertices, faces, colours))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
         """Keep a table: the names of its columns, and its rows."""
         plain = [[c if isinstance(c, str | int) or c is None else number(name, c) for c in row] for row in rows]
         content = {"columns": list(columns), "rows": plain}
-        self._keep("table", name, caption, lambda s: artifacts.table(self.directory, s, columns, plain), content)
+        self._keep("table", name, caption, lambda s: files.table(self.directory, s, columns, plain), content)
 
     def _keep(self, kind: str, name: str, caption: str, write: Any, content: Any = None) -> None:
         self._recorder.keep(kind, name, caption, write, content)

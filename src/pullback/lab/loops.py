@@ -12,7 +12,7 @@ from typing import Any
 
 from pullback.core.checks import check_integer
 from pullback.lab import checkpoint
-from pullback.lab.artifacts import file_name
+from pullback.lab.draw.files import file_name
 from pullback.lab.processes import Processes
 from pullback.lab.recorder import Recorder
 from pullback.lab.streams import Streams

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_choice
-from pullback.lab.artifacts import file_name
+from pullback.lab.draw.files import file_name
 from pullback.lab.measured import Measured, Verdict, mean
 from pullback.lab.progress import Display
 from pullback.lab.result import SCALES, Artifact, Claim, Data, Metric, RunResult, Series

@@ -18,7 +18,7 @@ _TYPES = {"float": "<f4", "uchar": "u1"}
 
 
 def preview(path: Path) -> dict[str, Any] | None:
-    """Return the points, faces and colours of a mesh as :func:`pullback.lab.artifacts.mesh` writes it.
+    """Return the points, faces and colours of a mesh as :func:`pullback.lab.draw.files.mesh` writes it.
 
     Args:
         path: a binary little-endian PLY.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pullback.core.files import write_atomically
-from pullback.lab.style import STYLE, make_readable
+from pullback.lab.draw.style import STYLE, make_readable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pullback.lab import artifacts
+from pullback.lab.draw.files import pixels
+from pullback.lab.draw.style import INK, STYLE, plain_number, subplots
 from pullback.lab.measure import Slope
 from pullback.lab.result import Metric, Series
-from pullback.lab.style import INK, STYLE, plain_number, subplots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,18 +138,18 @@ def images(
     if columns == 0:
         raise ValueError("rows must hold at least one image")
     low, high = limits
-    pixels = [
-        [artifacts.pixels(f"image {place} of row {line}", _scaled(image, low, high)) for place, image in enumerate(row)]
+    shown = [
+        [pixels(f"image {place} of row {line}", _scaled(image, low, high)) for place, image in enumerate(row)]
         for line, row in enumerate(content)
     ]
-    heights = [max((image.shape[0] / image.shape[1] for image in row), default=1.0) for row in pixels]
+    heights = [max((image.shape[0] / image.shape[1] for image in row), default=1.0) for row in shown]
     width = min(1.5, 12 / columns)
     size = (width * columns + (1.2 if any(names) else 0.2), width * sum(heights) + 0.2 * len(heights) + 0.3)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure, grid = subplots(
             len(content), columns, squeeze=False, figsize=size, gridspec_kw={"height_ratios": heights}
         )
-    for row, (name, line) in enumerate(zip(names, pixels, strict=True)):
+    for row, (name, line) in enumerate(zip(names, shown, strict=True)):
         for column in range(columns):
             axes = grid[row][column]
             axes.set(xticks=[], yticks=[])

@@ -13,25 +13,25 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from pullback.lab import artifacts, style
+from pullback.lab.draw import files, style
 
 
 def test_images_keep_their_pixels(tmp_path: Path) -> None:
     grey = torch.tensor([[0.0, 0.5], [1.0, 2.0]])
-    artifacts.image(tmp_path, "grey", grey)
+    files.image(tmp_path, "grey", grey)
     assert np.asarray(Image.open(tmp_path / "grey.png")).tolist() == [[0, 128], [255, 255]]
     colour = torch.zeros(3, 5, 7)
     colour[0] = 1
-    artifacts.image(tmp_path, "colour", colour)
+    files.image(tmp_path, "colour", colour)
     pixels = np.asarray(Image.open(tmp_path / "colour.png"))
     assert pixels.shape == (5, 7, 3)
     assert pixels[2, 3].tolist() == [255, 0, 0]
-    artifacts.image(tmp_path, "bytes", np.full((4, 6, 3), 9, np.uint8))
+    files.image(tmp_path, "bytes", np.full((4, 6, 3), 9, np.uint8))
     assert np.asarray(Image.open(tmp_path / "bytes.png")).shape == (4, 6, 3)
 
 
 def test_animations_keep_their_frames_and_pace(tmp_path: Path) -> None:
-    artifacts.animation(tmp_path, "film", [torch.full((4, 4), x) for x in (0.0, 0.5, 1.0)], rate=20)
+    files.animation(tmp_path, "film", [torch.full((4, 4), x) for x in (0.0, 0.5, 1.0)], rate=20)
     film = Image.open(tmp_path / "film.png")
     assert film.n_frames == 3
     assert film.info["duration"] == pytest.approx(50)
@@ -41,7 +41,7 @@ def test_animations_keep_their_frames_and_pace(tmp_path: Path) -> None:
 
 def test_sound_is_a_wav_of_the_same_tone(tmp_path: Path) -> None:
     tone = torch.stack([torch.sin(2 * math.pi * 440 * torch.arange(8000) / 8000), torch.zeros(8000)])
-    artifacts.audio(tmp_path, "tone", tone, rate=8000)
+    files.audio(tmp_path, "tone", tone, rate=8000)
     with wave.open(str(tmp_path / "tone.wav")) as file:
         assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (8000, 2, 8000)
         samples = np.frombuffer(file.readframes(8000), "<i2").reshape(-1, 2) / 32767
@@ -49,7 +49,7 @@ def test_sound_is_a_wav_of_the_same_tone(tmp_path: Path) -> None:
 
 
 def test_sound_that_is_too_loud_is_scaled_not_clipped(tmp_path: Path) -> None:
-    artifacts.audio(tmp_path, "loud", [0.0, 2.0, -4.0], rate=10)
+    files.audio(tmp_path, "loud", [0.0, 2.0, -4.0], rate=10)
     with wave.open(str(tmp_path / "loud.wav")) as file:
         assert np.frombuffer(file.readframes(3), "<i2").tolist() == [0, 16384, -32767]
 
@@ -57,7 +57,7 @@ def test_sound_that_is_too_loud_is_scaled_not_clipped(tmp_path: Path) -> None:
 def test_a_mesh_is_a_ply_with_its_numbers(tmp_path: Path) -> None:
     vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
-    artifacts.mesh(tmp_path, "mesh", vertices, faces, vertices)
+    files.mesh(tmp_path, "mesh", vertices, faces, vertices)
     header, _, body = (tmp_path / "mesh.ply").read_bytes().partition(b"end_header\n")
     lines = header.decode().splitlines()
     assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
@@ -73,7 +73,7 @@ def test_a_mesh_is_a_ply_with_its_numbers(tmp_path: Path) -> None:
 
 
 def test_a_table_is_csv(tmp_path: Path) -> None:
-    artifacts.table(tmp_path, "table", ["a", "b"], [["x, y", 1.5], ["z", 2]])
+    files.table(tmp_path, "table", ["a", "b"], [["x, y", 1.5], ["z", 2]])
     with (tmp_path / "table.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["a", "b"], ["x, y", "1.5"], ["z", "2"]]
 
@@ -84,7 +84,7 @@ def test_figures_read_on_light_and_dark(tmp_path: Path) -> None:
     axes[0].legend()
     axes[1].set_title("title")
     axes[1].text(0.5, 0.5, "note")
-    assert artifacts.figure(tmp_path, "f", figure) == ("f.png", "f.svg")
+    assert files.figure(tmp_path, "f", figure) == ("f.png", "f.svg")
     assert {text.get_color() for text in figure.findobj(Text) if text.get_text()} == {style.INK}
     pixels = np.asarray(Image.open(tmp_path / "f.png"))
     assert not ((pixels[..., :3] > 240).all(-1) & (pixels[..., 3] > 0)).any(), "nothing is white, not even a legend"
@@ -96,7 +96,7 @@ def test_figures_read_on_light_and_dark(tmp_path: Path) -> None:
 def test_a_large_figure_is_no_svg(tmp_path: Path) -> None:
     figure, axes = style.subplots()
     axes.scatter(*np.random.default_rng(0).random((2, 5000)))
-    assert artifacts.figure(tmp_path, "f", figure) == ("f.png",)
+    assert files.figure(tmp_path, "f", figure) == ("f.png",)
 
 
 def test_the_ink_has_contrast_on_white_and_on_black() -> None:
@@ -109,16 +109,16 @@ def test_the_ink_has_contrast_on_white_and_on_black() -> None:
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda d: artifacts.image(d, "x", torch.zeros(2, 5, 5)), r"image must have shape .* got \(2, 5, 5\)"),
-        (lambda d: artifacts.image(d, "x", torch.full((2, 2), math.nan)), "image must be finite"),
-        (lambda d: artifacts.image(d, "x", torch.zeros(2, 2, dtype=torch.int64)), "floats in .* got int64"),
-        (lambda d: artifacts.animation(d, "x", [], rate=1), "at least one image"),
-        (lambda d: artifacts.animation(d, "x", [torch.zeros(2, 2), torch.zeros(3, 3)], rate=1), "all of one shape"),
-        (lambda d: artifacts.audio(d, "x", torch.zeros(9, 5), rate=8), "waveform must have shape"),
-        (lambda d: artifacts.audio(d, "x", torch.zeros(5), rate=0), "rate must be >= 1"),
-        (lambda d: artifacts.mesh(d, "x", torch.zeros(3, 2)), "vertices must have shape"),
-        (lambda d: artifacts.mesh(d, "x", torch.zeros(3, 3), torch.tensor([[0, 1, 3]])), r"faces must be in \[0, 2\]"),
-        (lambda d: artifacts.table(d, "x", ["a"], [[1, 2]]), "row 0 must have 1 values"),
+        (lambda d: files.image(d, "x", torch.zeros(2, 5, 5)), r"image must have shape .* got \(2, 5, 5\)"),
+        (lambda d: files.image(d, "x", torch.full((2, 2), math.nan)), "image must be finite"),
+        (lambda d: files.image(d, "x", torch.zeros(2, 2, dtype=torch.int64)), "floats in .* got int64"),
+        (lambda d: files.animation(d, "x", [], rate=1), "at least one image"),
+        (lambda d: files.animation(d, "x", [torch.zeros(2, 2), torch.zeros(3, 3)], rate=1), "all of one shape"),
+        (lambda d: files.audio(d, "x", torch.zeros(9, 5), rate=8), "waveform must have shape"),
+        (lambda d: files.audio(d, "x", torch.zeros(5), rate=0), "rate must be >= 1"),
+        (lambda d: files.mesh(d, "x", torch.zeros(3, 2)), "vertices must have shape"),
+        (lambda d: files.mesh(d, "x", torch.zeros(3, 3), torch.tensor([[0, 1, 3]])), r"faces must be in \[0, 2\]"),
+        (lambda d: files.table(d, "x", ["a"], [[1, 2]]), "row 0 must have 1 values"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_by_name(call: object, match: str, tmp_path: Path) -> None:
