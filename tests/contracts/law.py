@@ -108,6 +108,19 @@ def gradients_of(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequenc
     return torch.autograd.grad(sum(o.sum() for o in live), inputs, allow_unused=True)
 
 
+def _every_second(t: Tensor) -> Tensor:
+    wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1]), 7)
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda t: t.mT.contiguous().mT if t.ndim > 1 else t,
+    "every second": lambda t: _every_second(t) if t.ndim else t,
+    "negated lazily": lambda t: torch._neg_view(-t) if t.is_floating_point() else t,  # as `x.conj().imag` is
+}
+
+
 def same(tensor: Tensor, before: Tensor) -> bool:
     """Equal to the bit, NaN where NaN was."""
     return tensor.shape == before.shape and bool(((tensor == before) | (tensor.isnan() & before.isnan())).all())

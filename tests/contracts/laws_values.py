@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,9 @@ from torch.autograd import gradcheck
 
 from pullback.core.errors import ConvergenceError
 from tests.contracts.contract import DEVICE, Bad, Call, Contract
+from tests.contracts.fuzz import fuzz
 from tests.contracts.law import (
+    LAYOUTS,
     NONDETERMINISM,
     calls,
     close,
@@ -123,19 +124,6 @@ def test_inputs_are_not_changed(contract: Contract) -> None:
         assert all(same(t, b) for t, b in zip(tensors, before, strict=True))
 
 
-def _every_second(t: Tensor) -> Tensor:
-    wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1]), 7)
-    wide[..., ::2] = t
-    return wide[..., ::2]
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "transposed": lambda t: t.mT.contiguous().mT if t.ndim > 1 else t,
-    "every second": lambda t: _every_second(t) if t.ndim else t,
-    "negated lazily": lambda t: torch._neg_view(-t) if t.is_floating_point() else t,  # as `x.conj().imag` is
-}
-
-
 @having(lambda c: c.layouts)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_result_does_not_depend_on_memory_layout(contract: Contract, layout: str) -> None:
@@ -191,6 +179,13 @@ def test_scalars_may_be_tensors_with_a_gradient(contract: Contract, without_shap
             assert gradcheck(function, (scalar,), nondet_tol=NONDETERMINISM)
             with pytest.raises((TypeError, ValueError), match=name):
                 function(torch.full((2,), number, dtype=torch.float64))
+
+
+@having(lambda c: True)
+def test_distorted_calls_are_refused_by_name_or_right(contract: Contract, without_shape_checks: None) -> None:
+    """A hundred of the calls of fuzz.py; a slow test makes a hundred thousand."""
+    faults = fuzz([contract], calls=100, cpu_seconds=1)
+    assert not faults, "\n".join(map(str, faults))
 
 
 @each_bad_call
