@@ -35,15 +35,15 @@ from pullback.core.output import lend_output
 
 KILLS = 34
 
-TIMES = ("s", "ms", "us", "µs", "seconds", "x")
-"""Units of metrics that are measured times or ratios of them: they differ from run to run."""
+MEASURED = ("s", "ms", "us", "µs", "seconds", "x", "bytes")
+"""Units of metrics that are measured times, their ratios, or memory: they differ from run to run."""
 
 
 def numbers(result: lab.RunResult) -> dict[str, Any]:
-    """What a run found, but for measured times."""
+    """What a run found, but for measured times and memory."""
     return {
         "status": result.status,
-        "metrics": {f"{m.name} ({m.of})": [m.value, *m.values] for m in result.metrics if m.unit not in TIMES},
+        "metrics": {f"{m.name} ({m.of})": [m.value, *m.values] for m in result.metrics if m.unit not in MEASURED},
         "series": {f"{s.name} ({s.of}) {s.replicate}": [s.steps, s.values] for s in result.series},
         "counts": {kind: arms for kind, arms in result.counts.items() if kind != "cpu seconds"},
         "claims": [claim.statement for claim in result.claims],

@@ -16,11 +16,11 @@ from pullback.cli import main
 from pullback.lab.config import Bound, Option
 from pullback.lab.registry import System
 from pullback.lab.result import RunResult
-from tests.systems.kills import TIMES
+from tests.systems.kills import MEASURED
 
 
 def _deterministic(result: RunResult) -> dict[tuple[str, str], float]:
-    return {(m.name, m.of): m.value for m in result.metrics if m.unit not in TIMES}
+    return {(m.name, m.of): m.value for m in result.metrics if m.unit not in MEASURED}
 
 
 _FILES = Path(pullback.__file__).parent.glob("systems/*/[!_]*.py")
