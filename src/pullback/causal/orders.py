@@ -37,7 +37,7 @@ def score_order(covariance: Float[Tensor, "*#batch d d"], order: Int[Tensor, "*#
         Deng, Bello, Aragam, Ravikumar (2023), Optimizing NOTEARS Objectives via Topological Swaps (inner problem).
     """
     check_square("covariance", check_floating("covariance", covariance))
-    _check_order(covariance, order)
+    order = _checked_order(covariance, order)
     return _factor(covariance, order).diagonal(dim1=-2, dim2=-1).square().mean(-1)
 
 
@@ -65,7 +65,7 @@ def fit_order(
                 [0.5000, 0.0000]])
     """
     moments = second_moments(data, covariance=covariance)
-    _check_order(moments, order)
+    order = _checked_order(moments, order)
     factor = _factor(moments, order)
     identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device).expand_as(factor)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
@@ -130,8 +130,7 @@ def topological_swaps(
         raise ValueError(f"data must have more samples than nodes, got shape {tuple(data.shape)}")
     moments = given.detach().double().cpu()  # many small factorisations: no work for another device
     if order is not None:
-        _check_order(moments, order)
-        order = order.cpu()
+        order = _checked_order(moments, order)
     nodes = moments.shape[-1]
     results = []
     for restart in range(restarts):
@@ -222,7 +221,8 @@ def _permuted(matrix: Tensor, order: Tensor) -> Tensor:
     return matrix.gather(-2, rows).gather(-1, columns)
 
 
-def _check_order(covariance: Tensor, order: Tensor) -> None:
+def _checked_order(covariance: Tensor, order: Tensor) -> Tensor:
+    """Return the order where the covariance is, or say what is wrong with it."""
     nodes = covariance.shape[-1]
     if not isinstance(order, Tensor) or order.is_floating_point() or order.dtype == torch.bool:
         raise TypeError(f"order must be an integer tensor, got {getattr(order, 'dtype', type(order).__name__)}")
@@ -233,3 +233,4 @@ def _check_order(covariance: Tensor, order: Tensor) -> None:
         present = set(order.reshape(-1, nodes)[0].tolist())
         missing = sorted(set(range(nodes)) - present)
         raise ValueError(f"order must be a permutation of 0..{nodes - 1}; missing {missing[:5] or 'in a later row'}")
+    return order.to(covariance.device)

@@ -31,7 +31,7 @@ def _regressions(covariance: Tensor) -> Tensor:
     weights = torch.zeros_like(covariance)
     for node in range(4):
         others = [i for i in range(4) if i != node]
-        system = covariance[others][:, others] + 0.1 * torch.eye(3, dtype=covariance.dtype)
+        system = covariance[others][:, others] + 0.1 * torch.eye(3).to(covariance)
         weights[others, node] = torch.linalg.solve(system, covariance[others, node])
     return weights
 
@@ -54,7 +54,7 @@ def _method(name: str) -> object:
 
 def _along_order(x: Tensor) -> Tensor:
     """Each node regressed on the ones before it, one least-squares problem a node."""
-    centred, weights = x - x.mean(0), torch.zeros(4, 4, dtype=x.dtype)
+    centred, weights = x - x.mean(0), x.new_zeros(4, 4)
     for place in range(1, 4):
         before, node = _ORDER[:place], _ORDER[place]
         weights[before, node] = torch.linalg.lstsq(centred[:, before], centred[:, node]).solution
@@ -64,7 +64,7 @@ def _along_order(x: Tensor) -> Tensor:
 def _linear_model(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The density of independent residuals; samples along the chain, one node after the other."""
     density = torch.distributions.Normal(0.0, 1.0).log_prob(x - x @ w).sum(-1)
-    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=w.dtype)
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=w.dtype).to(w)
     first = z[:, 0]
     second = z[:, 1] + w[0, 1] * first
     return density, torch.stack([first, second, z[:, 2] + w[1, 2] * second], -1)
@@ -130,7 +130,7 @@ CONTRACTS = [
         "causal.least_squares_score",
         causal.least_squares_score,
         lambda g: [Call((torch.randn(4, 4, generator=g, dtype=torch.float64), _covariance(g)))],
-        reference=lambda w, c: torch.trace((torch.eye(4) - w).T @ c @ (torch.eye(4) - w)) / 4,
+        reference=lambda w, c: torch.trace((torch.eye(4).to(w) - w).T @ c @ (torch.eye(4).to(w) - w)) / 4,
         bad=[
             Bad((torch.zeros(3), torch.eye(3)), {}, ValueError, "weights must have shape"),
             Bad((torch.zeros(3, 3), torch.eye(2)), {}, ValueError, "covariance must have shape"),
