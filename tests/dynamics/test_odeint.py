@@ -317,6 +317,24 @@ def test_compiled_field_gives_the_same(generator: torch.Generator) -> None:
         assert torch.allclose(a, b, atol=1e-10)
 
 
+def test_a_final_euler_step_is_a_residual_block(generator: torch.Generator) -> None:
+    layer = nn.Linear(3, 3)
+
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return self.layer(y).tanh()
+
+    y = torch.randn(5, 3, generator=generator)
+    network = nn.Sequential(NeuralODE(Field(), final=True, method="euler"), NeuralODE(Field(), final=True, step=0.5))
+    residual = y + layer(y).tanh()
+    assert torch.allclose(network[0](y), residual, atol=1e-6)
+    assert torch.allclose(network(y), odeint(Field(), residual, [0.0, 1.0], step=0.5).y[-1], atol=1e-6)
+
+
 def test_module_counts_its_evaluations_in_the_result() -> None:
     class Field(nn.Linear):
         calls = 0

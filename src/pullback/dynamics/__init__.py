@@ -7,9 +7,10 @@ from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedF
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.events import Event
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
-from pullback.dynamics.networks import ConvolutionalField, NeuralField
+from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
+from pullback.dynamics.oscillators import duffing, lotka_volterra, van_der_pol
 from pullback.dynamics.planar_flow import PlanarFlow
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.tableaux import METHODS, Tableau
@@ -32,7 +33,11 @@ __all__ = [
     "NeuralODE",
     "ODESolution",
     "PlanarFlow",
+    "ResidualBlock",
     "Tableau",
     "convergence_order",
+    "duffing",
+    "lotka_volterra",
     "odeint",
+    "van_der_pol",
 ]

@@ -1,4 +1,4 @@
-"""Networks that are fields: dy/dt as a perceptron of the state, or as convolutions that see the time."""
+"""Networks that are fields, perceptrons or convolutions that see the time, and the residual block they replace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pullback.core.checks import check_integer
 from pullback.core.shapes import Float
 
-__all__ = ["ConvolutionalField", "NeuralField"]
+__all__ = ["ConvolutionalField", "NeuralField", "ResidualBlock"]
 
 
 class NeuralField(nn.Module):
@@ -81,3 +81,31 @@ class ConvolutionalField(nn.Module):
         for norm, convolution in zip(self.norms, self.convolutions, strict=False):
             y = convolution(torch.cat([F.relu(norm(y)), plane], 1))
         return self.norms[2](y)
+
+
+class ResidualBlock(nn.Module):
+    """The block that an ODE-net replaces: ``y + conv(relu(norm(conv(relu(norm(y))))))``, Euler's step of such a field.
+
+    Args:
+        channels: of the state.
+        groups: of the group normalisations; a divisor of ``channels``.
+
+    Example:
+        >>> ResidualBlock(6)(torch.zeros(2, 6, 4, 4)).shape
+        torch.Size([2, 6, 4, 4])
+
+    References:
+        He, Zhang, Ren, Sun (2016), Identity mappings in deep residual networks, arXiv 1603.05027.
+    """
+
+    def __init__(self, channels: int, *, groups: int = 1) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, channels) for _ in range(2))
+        self.convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, y: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """The next state."""
+        change = y
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            change = convolution(F.relu(norm(change)))
+        return y + change

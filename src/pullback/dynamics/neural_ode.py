@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from pullback.dynamics.odeint import ODESolution, odeint
+from pullback.dynamics.odeint import odeint
 
 __all__ = ["NeuralODE"]
 
@@ -19,6 +20,8 @@ class NeuralODE(nn.Module):
     Args:
         field: ``field(t, y)``, a module.
         t: the times, ``(0, 1)`` by default.
+        final: return the state at the last time alone, which makes the module a layer of ``nn.Sequential``; one step
+            of ``method="euler"`` is then a residual block.
         method, rtol, atol, step, adjoint, shared_step, max_steps, batch_ndim: as in :func:`odeint`.
 
     Example:
@@ -39,6 +42,7 @@ class NeuralODE(nn.Module):
         field: nn.Module,
         t: Tensor | Sequence[float] = (0.0, 1.0),
         *,
+        final: bool = False,
         method: str = "dopri5",
         rtol: float = 1e-5,
         atol: float = 1e-7,
@@ -52,6 +56,7 @@ class NeuralODE(nn.Module):
         if not isinstance(field, nn.Module):
             raise TypeError(f"field must be a torch.nn.Module, got {type(field).__name__}; for a function call odeint")
         self.field = field
+        self.final = final
         self.register_buffer("t", torch.as_tensor(t), persistent=False)
         self.options: dict[str, Any] = {
             "method": method,
@@ -64,11 +69,17 @@ class NeuralODE(nn.Module):
             "batch_ndim": batch_ndim,
         }
 
-    def forward(self, y0: Any, t: Tensor | Sequence[float] | None = None) -> ODESolution:
-        """Solve from ``y0``; ``t`` replaces the module's times. The counts of evaluations are in the result."""
+    def forward(self, y0: Any, t: Tensor | Sequence[float] | None = None) -> Any:
+        """Solve from ``y0``; ``t`` replaces the module's times.
+
+        Returns:
+            The :class:`pullback.dynamics.ODESolution`, which has the counts of evaluations; where ``final``, the last
+            state alone.
+        """
         times: Any = self.t if t is None else t
         field: Callable[[Tensor, Any], Any] = self.field
-        return odeint(field, y0, times, **self.options)
+        solution = odeint(field, y0, times, **self.options)
+        return tree_map(lambda y: y[-1], solution.y) if self.final else solution
 
     def extra_repr(self) -> str:
         """Method and adjoint."""
