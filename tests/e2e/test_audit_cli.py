@@ -128,6 +128,7 @@ def test_a_script_that_raises_is_status_3(folder: Path, capsys: pytest.CaptureFi
         (["audit", "train.py", "--relax", "0"], "relax must be a temperature > 0, got 0"),
         (["audit", "train.py", "--html", "no/folder/x.html"], "html must be a file in an existing folder"),
         (["audit", "train.py", "--html", "/"], "html must be a file in an existing folder, got '/'"),
+        (["audit", "train.py", "--html", "/dev/null"], "html must be a file in an existing folder, got '/dev/null'"),
         (["audit", "train.py", "--json", "."], "json must be a file in an existing folder, got '.'"),
         (["audit", "train.py", "--steps", "1.9"], 'Invalid value for --steps: unable to convert "1.9" into int'),
         (["audit", "train.py", "--relax", "nan"], "relax must be a temperature > 0, got nan"),

@@ -76,7 +76,8 @@ def check_file(name: str, path: str | Path) -> None:
     from pullback.lab.runner import UsageError
 
     path = Path(path)
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    # Not a device either: it would be replaced by a file.
+    if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
         raise UsageError(f"{name} must be a file in an existing folder, got {str(path)!r}")
 
 
