@@ -33,8 +33,8 @@ from tests.contracts.contract import Call, Contract
 from tests.contracts.law import LAYOUTS, gradients_of, samples, values_of
 
 ORDINARY = 1e8
-CPU_SECONDS_A_CALL = 30
-"""Nothing that these calls ask for takes a hundredth of it: more is a loop without an end."""
+PATIENCE = 30.0
+"""CPU seconds: nothing that these calls ask for takes a tenth of it, more is a loop without an end."""
 _SOURCE = Path(pullback.__file__).parent
 
 
@@ -54,7 +54,9 @@ class _OutOfTime(BaseException):
     """A call took more CPU time than any of these may."""
 
 
-def fuzz(contracts: list[Contract], calls: int, seed: int = 0, cpu_seconds: float = math.inf) -> list[Fault]:
+def fuzz(
+    contracts: list[Contract], calls: int, seed: int = 0, *, cpu_seconds: float = math.inf, patience: float = PATIENCE
+) -> list[Fault]:
     """Return one fault of each kind that shows in ``calls`` calls, spread evenly over the contracts.
 
     Args:
@@ -62,6 +64,7 @@ def fuzz(contracts: list[Contract], calls: int, seed: int = 0, cpu_seconds: floa
         calls: how many in all.
         seed: of the distortions.
         cpu_seconds: what the calls of one contract may take together; the rest of its calls is then left out.
+        patience: CPU seconds after which a call is given up. That is a fault where it is :data:`PATIENCE`.
     """
     found: dict[tuple[str, str], Fault] = {}
     for contract in contracts:
@@ -71,7 +74,7 @@ def fuzz(contracts: list[Contract], calls: int, seed: int = 0, cpu_seconds: floa
         for _ in range(max(1, calls // len(contracts))):
             if time.process_time() - began > cpu_seconds:
                 break
-            for fault in _try(contract, distorted(rng.choice(plain), contract, rng), rng):
+            for fault in _try(contract, distorted(rng.choice(plain), contract, rng), patience):
                 found.setdefault((fault.name, fault.kind), fault)
     return list(found.values())
 
@@ -159,35 +162,59 @@ def _with_one(t: Tensor, value: float, generator: torch.Generator) -> Tensor:
     return t
 
 
-def _try(contract: Contract, call: Call, rng: random.Random) -> Iterator[Fault]:
-    args = [a.detach().requires_grad_() if _floating(a) else a for a in call.args]
-    tensors = [a for a in (*args, *call.kwargs.values()) if _floating(a)]
+def _try(contract: Contract, call: Call, patience: float) -> Iterator[Fault]:
     try:
-        with warnings.catch_warnings(), _Limit():
-            warnings.simplefilter("ignore")
-            values = [v for v in values_of(contract, contract.run(*args, **call.kwargs)) if v.is_floating_point()]
-            wanted = [t for t in tensors if t.requires_grad]
-            gradients = gradients_of([v / max(1, v.numel()) for v in values], wanted) if wanted else []
+        with _Limit(patience):
+            values, gradients = _evaluate(contract, call)
     except ConvergenceError:
         return
     except _OutOfTime:
-        yield _fault(contract, call, f"takes more than {CPU_SECONDS_A_CALL} CPU seconds")
+        if patience >= PATIENCE:
+            yield _fault(contract, call, f"takes more than {patience:g} CPU seconds")
         return
     except Exception as error:
         if not _is_refusal(error):
             yield _fault(contract, call, _where(error), error)
         return
-    numbers = [v for v in call.kwargs.values() if isinstance(v, float)]
-    inputs = [t.detach() for t in tensors] + [torch.tensor(v, dtype=torch.float64) for v in numbers]
+    inputs = [t.detach() for t in (*call.args, *call.kwargs.values()) if _floating(t)]
+    inputs += [torch.tensor(v, dtype=torch.float64) for v in call.kwargs.values() if isinstance(v, float)]
     if all(_ordinary(t) for t in inputs):
         invertible = all(bool(((t == 0) | (t.abs() >= 1 / ORDINARY)).all()) for t in inputs)
         broken = torch.isnan if contract.infinite or not invertible else lambda v: ~torch.isfinite(v)
         if any(bool(broken(v).any()) for v in values):
-            yield _fault(contract, call, "the value is not finite")
-        elif any(g is not None and bool(broken(g).any()) for g in gradients):
-            yield _fault(contract, call, "the gradient is not finite")
+            if not _is_beyond(contract, call):
+                yield _fault(contract, call, "the value is not finite")
+        elif any(bool(broken(g).any()) for g in gradients):
+            if not _is_beyond(contract, call):
+                yield _fault(contract, call, "the gradient is not finite")
         elif call.kwargs.get("temperature", 1.0) == 0 and contract.hard is not None:
             yield from _compare_with_hard(contract, call, values)
+
+
+def _evaluate(contract: Contract, call: Call) -> tuple[list[Tensor], list[Tensor]]:
+    """The floating values, and the gradients of their means."""
+    args = [a.detach().requires_grad_() if _floating(a) else a for a in call.args]
+    wanted = [a for a in (*args, *call.kwargs.values()) if _floating(a) and a.requires_grad]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values = [v for v in values_of(contract, contract.run(*args, **call.kwargs)) if v.is_floating_point()]
+        gradients = gradients_of([v / max(1, v.numel()) for v in values], wanted) if wanted else []
+    return values, [g for g in gradients if g is not None]
+
+
+def _is_beyond(contract: Contract, call: Call) -> bool:
+    """Whether single precision cannot hold the answer: in double precision it is larger than any of its numbers."""
+    if not any(_floating(a) and a.dtype == torch.float32 for a in call.args):
+        return False
+    wide = [a.double() if _floating(a) else a for a in call.args]
+    words = {
+        k: v.detach().double().requires_grad_(v.requires_grad) if _floating(v) else v for k, v in call.kwargs.items()
+    }
+    try:
+        values, gradients = _evaluate(contract, Call(tuple(wide), words))
+    except (ConvergenceError, ValueError, TypeError):
+        return True
+    return not all(bool((t.abs() <= torch.finfo(torch.float32).max).all()) for t in (*values, *gradients))
 
 
 def _compare_with_hard(contract: Contract, call: Call, values: list[Tensor]) -> Iterator[Fault]:
@@ -210,13 +237,15 @@ def _ordinary(t: Tensor) -> bool:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether pullback raised it itself, or the table did: its last frame is a ``raise`` of ours."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    if "tests/contracts" in frame.filename:  # a reference or a lambda of the table
+    """Whether pullback raised it itself (its last frame is a ``raise`` of ours), or a function that the table gave."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = frames[-1]
+    tables = [i for i, f in enumerate(frames) if Path(f.filename).parent.parent == Path(__file__).parent]
+    ours = [i for i, f in enumerate(frames) if Path(f.filename).is_relative_to(_SOURCE)]
+    if tables and (not ours or tables[-1] > ours[0]):
         return True
-    ours = Path(frame.filename).is_relative_to(_SOURCE)
     raised = linecache.getline(frame.filename, frame.lineno or 0).lstrip().startswith("raise ")
-    return isinstance(error, ValueError | TypeError | IndexError) and ours and raised
+    return isinstance(error, ValueError | TypeError | IndexError) and ours[-1:] == [len(frames) - 1] and raised
 
 
 def _where(error: Exception) -> str:
@@ -241,9 +270,12 @@ def _shown(value: Any) -> str:
 class _Limit:
     """A limit on the CPU time of a block of code."""
 
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
     def __enter__(self) -> None:
         signal.signal(signal.SIGVTALRM, self._stop)
-        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS_A_CALL)
+        signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
 
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
