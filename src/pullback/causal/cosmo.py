@@ -13,7 +13,7 @@ from pullback.causal.least_squares import least_squares_score, second_moments
 from pullback.causal.orders import fit_order
 from pullback.causal.orientation import cosine_temperature, orientation
 from pullback.causal.structure import StructureLearner, StructureResult, positive
-from pullback.core.checks import check_integer
+from pullback.core.checks import check_broadcast, check_floating, check_integer, check_shape
 from pullback.core.errors import ConvergenceError
 from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.kernels.smooth_orientation import Annealed, Penalties, anneal
@@ -99,7 +99,16 @@ class SmoothAcyclicSCM(nn.Module):
         return oriented.square().sum(-1).clamp_min(1e-24).sqrt()
 
     def forward(self, x: Float[Tensor, "*data n d"]) -> Float[Tensor, "*lead n d"]:
-        """Predict every node from its parents; ``x`` is shared by the restarts (``[*batch, n, d]``)."""
+        """Predict every node from its parents; ``x`` is shared by the restarts (``[*batch, n, d]``).
+
+        Raises:
+            TypeError: ``x`` is no floating tensor of the model's dtype.
+            ValueError: another number of nodes, or another batch than the model's.
+        """
+        check_shape("x", check_floating("x", x), (None, self.priority.shape[-1]))
+        if x.dtype != self.priority.dtype:
+            raise TypeError(f"x must have the dtype of the model, {self.priority.dtype}, got {x.dtype}")
+        check_broadcast(x=tuple(x.shape[:-2]), model=tuple(self.priority.shape[:-2]))
         x = x.unsqueeze(-3)
         if self.hidden is None:
             return x @ self.weights()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pullback.causal.graphs import check_square
-from pullback.core.checks import check_finite, check_floating, check_scalar, check_shape
+from pullback.core.checks import check_broadcast, check_finite, check_floating, check_scalar, check_shape
 from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import can_look
 
@@ -69,6 +69,15 @@ def _check_covariance(moments: Tensor) -> None:
         raise ValueError("covariance must be positive semi-definite")
 
 
+def factorised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Cholesky factor of ``[*batch, d, d]`` and whether the matrix is positive definite beyond rounding."""
+    factor, information = torch.linalg.cholesky_ex(matrix)
+    # A node that the ones before it determine up to rounding has no residual variance to speak of.
+    left, whole = (m.detach().diagonal(dim1=-2, dim2=-1) for m in (factor, matrix))
+    rounding = matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+    return factor, (information == 0) & (left.square() > rounding * whole).all(-1)
+
+
 def _refuse_constant(constant: Tensor) -> None:
     if bool(constant.any()):
         column = int(constant.nonzero()[0][-1])
@@ -101,6 +110,7 @@ def least_squares_score(
     check_shape("covariance", check_floating("covariance", covariance), (nodes, nodes))
     if covariance.dtype != weights.dtype:
         raise TypeError(f"weights and covariance must have one dtype, got {weights.dtype} and {covariance.dtype}")
+    check_broadcast(weights=tuple(weights.shape), covariance=tuple(covariance.shape))
     residual = torch.eye(nodes, dtype=weights.dtype, device=weights.device) - weights
     return (residual * (covariance @ residual)).sum((-2, -1)) / nodes
 
@@ -120,7 +130,8 @@ def ridge_weights(
         ``[*batch, d, d]`` weights with zero diagonal.
 
     Raises:
-        ValueError: not square, ``penalty`` not positive or too small to tell the matrix from a singular one.
+        ValueError: not square, ``penalty`` not positive, or too small for ``covariance + penalty I`` to be positive
+            definite.
 
     Example:
         >>> ridge_weights(torch.tensor([[1.0, 0.5], [0.5, 1.0]]), penalty=1e-9)
@@ -131,8 +142,9 @@ def ridge_weights(
     nodes = check_square("covariance", check_floating("covariance", covariance))
     # In double precision: a small penalty would vanish beside large variances.
     identity = torch.eye(nodes, dtype=torch.float64, device=covariance.device)
-    precision, information = torch.linalg.inv_ex(covariance.double() + penalty * identity)
-    if can_look(information) and bool((information > 0).any()):
-        raise ValueError("covariance + penalty I is singular; raise the penalty")
+    ridge = covariance.double() + penalty * identity
+    if can_look(ridge) and not bool(factorised(ridge.detach())[1].all()):
+        raise ValueError("covariance + penalty I must be positive definite; raise the penalty")
+    precision = torch.linalg.inv_ex(ridge).inverse
     weights = -precision / precision.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
     return weights.masked_fill(identity.bool(), 0.0).to(covariance.dtype)

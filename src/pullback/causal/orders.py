@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pullback.causal.graphs import check_square
-from pullback.causal.least_squares import second_moments
+from pullback.causal.least_squares import factorised, second_moments
 from pullback.causal.structure import StructureResult
 from pullback.core.checks import check_floating, check_integer
 from pullback.core.shapes import Float, Int, Shaped, Tensor
@@ -203,11 +203,8 @@ def _swap(order: Tensor, pairs: Tensor) -> Tensor:
 def _factor(covariance: Tensor, order: Tensor) -> Tensor:
     """Return the Cholesky factor in the order, in at least single precision."""
     permuted = _permuted(covariance, order).to(torch.promote_types(covariance.dtype, torch.float32))
-    factor, information = torch.linalg.cholesky_ex(permuted)
-    # A node that the ones before it determine up to rounding has no residual variance to speak of.
-    left, whole = (m.detach().diagonal(dim1=-2, dim2=-1) for m in (factor, permuted))
-    rounding = covariance.shape[-1] * torch.finfo(factor.dtype).eps
-    if bool((information > 0).any() or (left.square() <= rounding * whole).any()):
+    factor, definite = factorised(permuted)
+    if not bool(definite.all()):
         raise ValueError("covariance is singular; add a ridge (covariance + 1e-6 I)")
     return factor
 

@@ -8,9 +8,19 @@ from collections.abc import Mapping
 import torch
 
 from pullback.causal.graphs import check_square, topological_order
-from pullback.core.checks import check_choice, check_floating, check_integer, check_positive, check_tensor
+from pullback.core.checks import (
+    check_broadcast,
+    check_choice,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_positive,
+    check_shape,
+    check_tensor,
+)
 from pullback.core.numerics import solve
 from pullback.core.shapes import Bool, Float, Shaped, Tensor
+from pullback.core.transforms import can_look
 
 __all__ = ["LinearSCM", "NonlinearSCM", "random_weights"]
 
@@ -65,7 +75,9 @@ class LinearSCM:
         noise: distribution of ``z``; ``"exp"`` and ``"gumbel"`` are centred.
 
     Raises:
-        ValueError: not square, unknown noise, scale not positive.
+        TypeError: weights or samples that are no floating tensors, samples of another dtype.
+        ValueError: not square, not finite, unknown noise, scale not positive; weights whose cycles make ``I - W``
+            singular.
 
     Example:
         >>> scm = LinearSCM(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
@@ -80,6 +92,8 @@ class LinearSCM:
         check_choice("noise", noise, ["gauss", "exp", "gumbel"])
         check_positive("noise_scale", noise_scale)
         check_square("weights", check_floating("weights", weights))
+        if can_look(weights):
+            check_finite("weights", weights.detach())
         self.weights = weights
         self.noise_scale = torch.as_tensor(noise_scale, dtype=weights.dtype, device=weights.device)
         self.noise = noise
@@ -100,14 +114,20 @@ class LinearSCM:
             targets = _targets(interventions, nodes, z.device)
             z = torch.where(targets, _values(interventions, z), z)
             weights = weights * ~targets
-        identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device)
-        x = solve((identity - weights).mT, z.mT).mT
+        working = torch.promote_types(weights.dtype, torch.float32)  # there is no factorisation in half precision
+        system = torch.eye(nodes, dtype=working, device=weights.device) - weights.to(working)
+        try:
+            x = solve(system.mT, z.to(working).mT).mT.to(weights.dtype)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError("weights must be those of a DAG: their cycles make I - W singular") from error
         return torch.where(targets, z, x) if targets is not None else x  # exactly the value, not up to rounding
 
     def log_prob(
         self, x: Float[Tensor, "*#batch d"], *, targets: Bool[Tensor, "*#batch d"] | None = None
     ) -> Float[Tensor, "*batch"]:
         """Return the log-density of samples; intervened nodes (``targets``) contribute nothing."""
+        _check_samples(x, self.weights)
+        check_broadcast(x=tuple(x.shape[:-2]), weights=tuple(self.weights.shape[:-2]))
         residual = (x - x @ self.weights) / self.noise_scale
         density = _log_density(self.noise, residual) - self.noise_scale.log()
         return (density if targets is None else density * ~targets).sum(-1)
@@ -155,9 +175,9 @@ class NonlinearSCM:
         self.first = signed(nodes, nodes, width) * self.adjacency.unsqueeze(-1)
         self.second = signed(nodes, width)
 
-    def mechanisms(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+    def mechanisms(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return ``f_j(x)`` for every node."""
-        index = torch.einsum("...nu,uvk->...nvk", x, self.first.to(x))
+        index = torch.einsum("...u,uvk->...vk", x, self.first.to(x))
         has_parent = self.adjacency.any(0)
         if self.kind == "mlp":
             value = (torch.sigmoid(index) * self.second.to(x)).sum(-1)
@@ -181,7 +201,7 @@ class NonlinearSCM:
         x = torch.zeros_like(z)
         for node in self.order:
             if interventions and node in interventions:
-                column = torch.as_tensor(interventions[node], dtype=z.dtype, device=z.device).expand(n)
+                column = _column(node, interventions[node], z[:, 0])
             else:
                 column = self.mechanisms(x)[:, node] + z[:, node]
             x = torch.cat([x[:, :node], column.unsqueeze(-1), x[:, node + 1 :]], -1)
@@ -191,8 +211,15 @@ class NonlinearSCM:
         self, x: Float[Tensor, "*#batch d"], *, targets: Bool[Tensor, "*#batch d"] | None = None
     ) -> Float[Tensor, "*batch"]:
         """Return the log-density of samples; intervened nodes (``targets``) contribute nothing."""
+        _check_samples(x, self.first[..., 0].to(x))
         density = _log_density("gauss", x - self.mechanisms(x))
         return (density if targets is None else density * ~targets).sum(-1)
+
+
+def _check_samples(x: Tensor, weights: Tensor) -> None:
+    check_shape("x", check_floating("x", x), (weights.shape[-1],))
+    if x.dtype != weights.dtype:
+        raise TypeError(f"x must have the dtype of the weights, {weights.dtype}, got {x.dtype}")
 
 
 def _draw(noise: str, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -221,8 +248,16 @@ def _targets(interventions: Mapping[int, float | Tensor], nodes: int, device: to
 
 
 def _values(interventions: Mapping[int, float | Tensor], like: Tensor) -> Tensor:
-    columns = [
-        torch.as_tensor(interventions.get(node, 0.0), dtype=like.dtype, device=like.device).expand(like.shape[:-1])
-        for node in range(like.shape[-1])
-    ]
-    return torch.stack(columns, -1)
+    return torch.stack(
+        [_column(node, interventions.get(node, 0.0), like[..., 0]) for node in range(like.shape[-1])], -1
+    )
+
+
+def _column(node: int, value: float | Tensor, like: Tensor) -> Tensor:
+    """What a node is set to: one number for all samples, or one for each."""
+    column = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if column.ndim and column.shape != like.shape[-column.ndim :]:
+        raise ValueError(
+            f"interventions[{node}] must be a number or have shape {tuple(like.shape)}, got {column.shape}"
+        )
+    return column.expand(like.shape)

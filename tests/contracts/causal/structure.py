@@ -134,6 +134,7 @@ CONTRACTS = [
         bad=[
             Bad((torch.zeros(3), torch.eye(3)), {}, ValueError, "weights must have shape"),
             Bad((torch.zeros(3, 3), torch.eye(2)), {}, ValueError, "covariance must have shape"),
+            Bad((torch.zeros(2, 3, 3), torch.zeros(4, 3, 3)), {}, ValueError, "shapes that broadcast"),
             Bad((torch.zeros(3, 3), torch.eye(3).double()), {}, TypeError, "one dtype"),
         ],
         half_tolerance=6e-2,
@@ -148,7 +149,8 @@ CONTRACTS = [
         scalars={"penalty": 0.1},
         bad=[
             Bad((torch.eye(2),), {"penalty": 0.0}, ValueError, "penalty must be > 0"),
-            Bad((torch.full((2, 2), 1e20),), {"penalty": 1e-9}, ValueError, "singular; raise the penalty"),
+            Bad((torch.full((2, 2), 1e20),), {"penalty": 1e-9}, ValueError, "positive definite; raise the penalty"),
+            Bad((torch.tensor([[1.0, 3.0], [3.0, 1.0]]),), {}, ValueError, "must be positive definite"),
             Bad((torch.zeros(2, 3),), {}, ValueError, "covariance must have shape"),
         ],
         large=(),
@@ -235,7 +237,13 @@ CONTRACTS = [
         ),
         lambda g: [Call((_CHAIN.clone(), torch.randn(2, 3, generator=g, dtype=torch.float64)))],
         reference=_linear_model,
-        bad=[Bad((torch.zeros(2, 3), torch.zeros(2)), {}, ValueError, "weights must have shape")],
+        bad=[
+            Bad((torch.zeros(2, 3), torch.zeros(2)), {}, ValueError, "weights must have shape"),
+            Bad((torch.zeros(3, 3), torch.zeros(2)), {}, ValueError, "x must have shape"),
+            Bad((torch.zeros(3, 3), torch.zeros(3).double()), {}, TypeError, "x must have the dtype"),
+            Bad((torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.zeros(2)), {}, ValueError, "must be those of a DAG"),
+            Bad((torch.full((2, 2), torch.inf), torch.zeros(2)), {}, ValueError, "weights must be finite"),
+        ],
         batched=False,
         vmap=False,
         compile=False,
