@@ -52,7 +52,7 @@ def _points(generator: torch.Generator) -> list[Call]:
 
 
 def _splat(features: Tensor, points: Tensor) -> tuple[Tensor, ...]:
-    camera = Camera.pinhole(4.0, _SIZE, dtype=points.dtype)
+    camera = Camera.pinhole(4.0, _SIZE, dtype=points.dtype, device=points.device)
     return render.splat_points(points, features, camera, subpixels=2)[:3]
 
 
@@ -85,7 +85,7 @@ _USED = torch.tensor([1, 0, 3, 0, 0, 2, 1, 1, 0])
 
 
 def _prune(centers: Tensor, radii: Tensor, features: Tensor, opacity: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-    statistics = render.SphereStatistics(_USED, gradient, 1)
+    statistics = render.SphereStatistics(_USED.to(gradient.device), gradient, 1)
     scene = render.Spheres(centers, radii, features, opacity)
     return tuple(render.prune_and_split(scene, statistics, generator=torch.Generator().manual_seed(0)).spheres)
 
