@@ -59,14 +59,8 @@ class Config:
     title="Efficient and Modular Implicit Differentiation",
     paper="Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-Lopez, Pedregosa, Vert, NeurIPS 2022, arXiv 2105.15183",
     config=Config,
-    smoke={
-        "iterations": 30,
-        "svm_samples": 30,
-        "svm_steps": 2,
-        "inner_steps": (5, 10),
-        "distill_steps": 3,
-        "discs": 16,
-    },
+    smoke={"iterations": 20, "svm_samples": 12, "svm_steps": 1, "inner_steps": (5, 9)}
+    | {"distill_steps": 2, "discs": 9, "packings": 1},
     full={"svm_samples": 700, "svm_steps": 50, "distill_steps": 1000, "discs": 256, "packings": 10},
     data=("digits", "diabetes"),
     blocks=(
