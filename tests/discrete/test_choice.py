@@ -95,3 +95,23 @@ def test_temperature_zero_keeps_the_sign_of_zero() -> None:
     assert torch.signbit(chosen)
     chosen.backward()
     assert scores.grad.tolist() == [0.0, 0.0]
+
+
+def test_take_counts_from_the_end_as_torch_does() -> None:
+    x, index = torch.arange(6.0).view(2, 3), torch.tensor([-1.0, -6.0, 2.0])
+    for options in ({"temperature": 0.0}, {"hard": True}, {"method": "linear"}):
+        assert torch.equal(discrete.take(x, index, **options), torch.take(x, index.long()))
+
+
+def test_an_index_without_dimensions_selects_one_slice() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    chosen = discrete.index_select(x, 1, torch.tensor(1.0), method="linear")
+    assert torch.equal(chosen, torch.index_select(x, 1, torch.tensor(1)))
+
+
+def test_an_unknown_index_gives_nan_in_every_form() -> None:
+    table = torch.arange(6.0).view(3, 2)
+    for options in ({}, {"hard": True}, {"temperature": 0.0}):
+        rows = discrete.embedding(torch.tensor([math.nan, 1.0]), table, method="linear", **options)
+        assert rows[0].isnan().all()
+        assert rows[1].tolist() == [2.0, 3.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import Any
 
 import pytest
 import torch
@@ -156,3 +157,22 @@ def test_masked_mean_of_nothing_is_nan_with_gradient_zero() -> None:
     out = discrete.masked_mean(x, p)
     assert math.isnan(out.item())
     assert all(torch.equal(g, torch.zeros(3)) for g in torch.autograd.grad(out, (x, p)))
+
+
+def test_a_comparison_with_nan_is_false_as_in_torch() -> None:
+    x = torch.tensor([math.nan, 0.0, math.nan], requires_grad=True)
+    other = torch.tensor([0.0, math.nan, math.nan])
+    for name in ("gt", "ge", "lt", "le", "eq", "ne"):
+        names = {"gt": "greater", "ge": "greater_equal", "lt": "less", "le": "less_equal", "eq": "equal"}
+        block = getattr(discrete, names.get(name, "not_equal"))
+        for options in ({}, {"hard": True}, {"temperature": 0.0}):
+            p = block(x, other, **options)
+            assert torch.equal(p, getattr(torch, name)(x, other).float())
+            assert torch.equal(torch.autograd.grad(p.sum(), x)[0], torch.zeros(3))
+
+
+@pytest.mark.parametrize("block", [discrete.all, discrete.any, discrete.count, discrete.logical_not])
+def test_what_is_no_probability_is_refused_and_rounding_is_not(block: Any) -> None:
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got minimum -2\.0 and maximum 1e\+30"):
+        block(torch.tensor([0.5, -2.0, 1e30], dtype=torch.float64))
+    assert torch.isfinite(block(torch.tensor([1.0 + 1e-6, -1e-6]))).all()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import diffsort
 import jaxtyping
@@ -291,3 +292,19 @@ def test_ordering_metrics_refuse_bad_arguments(without_shape_checks: None) -> No
         ordering_metrics(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="must not be empty"):
         ordering_metrics(torch.zeros(0, 3), torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ((2**31,), ValueError, "n must be small enough for 268435456 swaps, got 2147483648"),
+        ((100_000, "odd_even"), ValueError, "n must be small enough for 268435456 swaps, got 100000"),
+        ((0,), ValueError, "n must be an integer >= 1, got 0"),
+        ((2.0,), TypeError, "n must be an integer, got float"),
+    ],
+)
+def test_a_network_that_cannot_be_listed_is_refused(
+    arguments: tuple[Any, ...], error: type[Exception], match: str, without_shape_checks: None
+) -> None:
+    with pytest.raises(error, match=match):
+        comparators(*arguments)

@@ -174,3 +174,29 @@ def test_broadcasting_and_promotion_follow_torch() -> None:
     assert discrete.maximum(half, single).dtype == torch.float32
     assert discrete.maximum(half, single, hard=True).shape == (3, 2)
     assert discrete.maximum(torch.tensor(0.0), half, hard=True).dtype == torch.float16
+
+
+def test_bends_far_from_their_arguments_are_hard() -> None:
+    for method in ("softplus", "gated"):
+        x = torch.tensor([1.0, 1e8, -1e8, 3e38], requires_grad=True)
+        other = torch.tensor([-1e8, 1.0, 1.0, -3e38])
+        assert torch.equal(discrete.maximum(x, other, method=method), torch.maximum(x, other))
+        assert torch.equal(discrete.minimum(x, other, method=method), torch.minimum(x, other))
+        clamped = discrete.clamp(x, -3.0, 2.0, method=method)
+        torch.testing.assert_close(clamped, x.clamp(-3.0, 2.0), rtol=1e-6, atol=1e-6)
+        assert torch.isfinite(torch.autograd.grad(clamped.sum(), x)[0]).all()
+
+
+@pytest.mark.parametrize("name", ["remainder", "fmod"])
+def test_remainders_of_large_numbers_are_those_of_their_exact_quotient(name: str) -> None:
+    x = torch.tensor([1e8, 3e30, -1e8, 16777219.0])
+    hard = getattr(torch, name)(x.double(), 3.0)
+    torch.testing.assert_close(getattr(discrete, name)(x, 3.0, temperature=1e-6).double(), hard, rtol=1e-5, atol=1e-5)
+
+
+def test_a_temperature_may_be_mapped_over() -> None:
+    x, temperatures = torch.tensor([0.3, 1.2, -0.7]), torch.tensor([0.1, 0.5, 2.0])
+    for block in (discrete.round, discrete.relu, discrete.sign, discrete.argmax, discrete.sparsemax, discrete.rank):
+        mapped = torch.func.vmap(lambda t, block=block: block(x, temperature=t))(temperatures)
+        alone = torch.stack([block(x, temperature=float(t)) for t in temperatures])
+        torch.testing.assert_close(mapped, alone)

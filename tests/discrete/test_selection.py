@@ -126,7 +126,17 @@ def test_topk_permutation_and_sizes(generator: torch.Generator) -> None:
 
 
 def test_bad_levels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"q must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"q must be one or more numbers in \[0, 1\]"):
         discrete.quantile(torch.zeros(3), 1.5)
     with pytest.raises(ValueError, match="q must be a number or a tensor of one dimension"):
         discrete.quantile(torch.zeros(3), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "isotonic", "network"])
+@pytest.mark.parametrize("size", [1e8, 1e12, 1e30, 3e38])
+def test_masks_of_large_entries_sum_to_k_and_share_ties(method: str, size: float) -> None:
+    x = torch.tensor([-size, size, 0.0, size, 0.5 * size], requires_grad=True)
+    for k, expected in ((1, [0.0, 0.5, 0.0, 0.5, 0.0]), (2, [0.0, 1.0, 0.0, 1.0, 0.0])):
+        mask = discrete.soft_topk(x, k, method=method, scale=None)
+        torch.testing.assert_close(mask, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+        assert torch.isfinite(torch.autograd.grad(mask[0], x)[0]).all()

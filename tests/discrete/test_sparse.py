@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import entmax
 import pytest
@@ -85,3 +86,26 @@ def test_hard_is_the_argmax_with_the_soft_gradient() -> None:
     zero = discrete.sparsemax(x, temperature=0.0)
     assert zero.tolist() == [0.0, 1.0, 0.0]
     assert torch.autograd.grad((zero * weights).sum(), x)[0].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["auto", "sort", "bisection"])
+@pytest.mark.parametrize("temperature", [1.0, 1e-18, torch.tensor(1e-18)], ids=str)
+@pytest.mark.parametrize("size", [2e16, 1e30, torch.finfo(torch.float32).min])
+def test_rows_of_huge_scores_are_distributions(method: str, temperature: Any, size: float) -> None:
+    x = torch.tensor([[size] * 4, [0.0, size, size, size]], requires_grad=True)
+    for block in (discrete.sparsemax, discrete.entmax15):
+        p = block(x, method=method, temperature=temperature)
+        assert torch.equal(p[0], torch.full((4,), 0.25)), "a masked row is uniform"
+        expected = [1.0, 0.0, 0.0, 0.0] if size < 0 else [0.0, 1 / 3, 1 / 3, 1 / 3]
+        torch.testing.assert_close(p[1], torch.tensor(expected))
+        (gradient,) = torch.autograd.grad(p[:, 1].sum(), x)
+        assert torch.isfinite(gradient).all()
+
+
+def test_a_row_without_a_finite_entry_is_nan_and_sends_no_gradient() -> None:
+    x = torch.tensor([[-math.inf, 0.0, 0.5], [-math.inf] * 3], requires_grad=True)
+    p = discrete.sparsemax(x)
+    assert p[0].tolist() == [0.0, 0.25, 0.75]
+    assert p[1].isnan().all()
+    (gradient,) = torch.autograd.grad(p[0, 2] + p[1].sum(), x)
+    assert gradient.tolist() == [[0.0, -0.5, 0.5], [0.0, 0.0, 0.0]]

@@ -18,6 +18,8 @@ from pullback.discrete.value_state import value_state
 __all__ = ["choose", "embedding", "gather", "index_select", "lookup", "one_hot", "take", "take_along_dim"]
 
 KERNELS = ("softmax", "linear")
+_MOST_CLASSES = 2**31
+"""The distribution of one index over more would take over 8 GiB."""
 
 
 def choose(
@@ -170,6 +172,8 @@ def one_hot(
     check_floating("index", index)
     check_choice("method", method, KERNELS)
     check_integer("num_classes", num_classes, 1)
+    if num_classes > _MOST_CLASSES:
+        raise ValueError(f"num_classes must be at most {_MOST_CLASSES}, got {num_classes}")
     wide = widen(index)
     frozen = is_hard(temperature, wide.dtype)
     classes = torch.arange(num_classes, dtype=wide.dtype, device=index.device)

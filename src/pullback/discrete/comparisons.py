@@ -248,7 +248,7 @@ def isclose(
         alike = (x.isnan() & other.isnan() & equal_nan).to(x.dtype)
         x, other = torch.where(nan, 0.0, x), torch.where(nan, 0.0, other)
         bound = atol + rtol * torch.where(other.isinf(), 0.0, other).abs()
-        bound = bound.clamp(max=torch.finfo(x.dtype).max)  # against an infinite difference it is small still
+        bound = bound.clamp(max=torch.finfo(bound.dtype).max)  # against an infinite difference it is small still
         difference = _difference(x, other)
         top = soft_step(quotient(bound, temperature), method)
         below = soft_step(quotient(bound - difference, temperature), method) / top
@@ -273,11 +273,10 @@ def _compare(
         return _flat(comparison(x, other), x, other)
 
     def soft(x: Tensor, other: Operand, temperature: Scalar) -> Tensor:
-        other = as_tensor(other, x)
-        nan = x.isnan() | other.isnan()
-        x, other = torch.where(nan, 0.0, x), torch.where(nan, 0.0, other)
-        p = probability(quotient(_difference(x, other), temperature))
-        return torch.where(nan, 1.0 if comparison is torch.ne else 0.0, p)
+        difference = x - as_tensor(other, x)
+        undefined = difference.isnan()  # of equal infinities, which are at no distance, and of NaN
+        p = probability(quotient(torch.where(undefined, 0.0, difference), temperature))
+        return torch.where(undefined & (x != other), 1.0 if comparison is torch.ne else 0.0, p)
 
     return relax(operation, soft, temperature=temperature, hard=hard, x=x, other=other)
 

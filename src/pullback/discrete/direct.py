@@ -169,7 +169,7 @@ class _Direct(torch.autograd.Function):
         return _shaped(result, x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         rows, compiled, composed, kept = ctx.parts
         x, learned = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]

@@ -15,7 +15,7 @@ from pullback.core.checks import check_choice, check_dim, check_floating, check_
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.core.transforms import can_look
-from pullback.discrete.softness import Operand, as_tensor, broadcast, relax, widen
+from pullback.discrete.softness import Operand, as_tensor, broadcast, decide, widen
 
 __all__ = [
     "all",
@@ -124,7 +124,7 @@ def logical_not(p: Float[Tensor, "*shape"], *, hard: bool = False) -> Float[Tens
         tensor([0.7500, 0.0000])
     """
     _check_probability("p", p)
-    return relax(lambda p: (p <= 0.5).to(p.dtype), lambda p: 1 - p, temperature=None, hard=hard, p=p)
+    return decide(lambda p: (p <= 0.5).to(p.dtype), lambda p: 1 - p, hard=hard, p=p)
 
 
 def all(
@@ -152,7 +152,7 @@ def all(
         tensor([0.2500, 0.5000])
     """
     check_choice("method", method, _NORMS)
-    dims = _dims(_check_probability("p", p), dim)
+    dims = _dims(_check_probability("p", p), dim, keepdim)
 
     def operation(p: Tensor) -> Tensor:
         return torch.all(p > 0.5, dims, keepdim).to(p.dtype)
@@ -160,7 +160,7 @@ def all(
     def soft(p: Tensor) -> Tensor:
         return _conjunction(p, dims, keepdim, method)
 
-    return relax(operation, soft, temperature=None, hard=hard, p=p)
+    return decide(operation, soft, hard=hard, p=p)
 
 
 def any(
@@ -182,7 +182,7 @@ def any(
         tensor([0.7500, 0.5000])
     """
     check_choice("method", method, _NORMS)
-    dims = _dims(_check_probability("p", p), dim)
+    dims = _dims(_check_probability("p", p), dim, keepdim)
 
     def operation(p: Tensor) -> Tensor:
         return torch.any(p > 0.5, dims, keepdim).to(p.dtype)
@@ -190,7 +190,7 @@ def any(
     def soft(p: Tensor) -> Tensor:
         return 1 - _conjunction(1 - p, dims, keepdim, method)
 
-    return relax(operation, soft, temperature=None, hard=hard, p=p)
+    return decide(operation, soft, hard=hard, p=p)
 
 
 def count(
@@ -212,12 +212,12 @@ def count(
         >>> count(torch.tensor([0.25, 1.0, 0.75])), count(torch.tensor([0.25, 1.0, 0.75]), hard=True)
         (tensor(2.), tensor(2.))
     """
-    dims = _dims(_check_probability("p", p), dim)
+    dims = _dims(_check_probability("p", p), dim, keepdim)
 
     def operation(p: Tensor) -> Tensor:
         return (p > 0.5).sum(dims, keepdim).to(p.dtype)
 
-    return relax(operation, lambda p: p.sum(dims, keepdim), temperature=None, hard=hard, p=p)
+    return decide(operation, lambda p: p.sum(dims, keepdim), hard=hard, p=p)
 
 
 def where(condition: Shaped[Tensor, "..."], x: Operand, other: Operand, *, hard: bool = False) -> Shaped[Tensor, "..."]:
@@ -333,7 +333,7 @@ def masked_mean(
     _check_probability("mask", mask)
     broadcast(x=x, mask=mask)
     wide, p = torch.broadcast_tensors(widen(x), widen(mask))
-    dims = _dims(wide, dim)
+    dims = _dims(wide, dim, keepdim)
     ignored = (p == 0) & ~torch.isfinite(wide)
     total = p.sum(dims, True)
     empty = total == 0
@@ -360,7 +360,7 @@ def _logical(
         return operation(p > 0.5, q > 0.5).to(torch.result_type(p, q))
 
     soft = product if method == "product" else minimum
-    return relax(decided, soft, temperature=None, hard=hard, p=p, q=q)
+    return decide(decided, soft, hard=hard, p=p, q=q)
 
 
 def _check_probability(name: str, p: Tensor) -> Tensor:
@@ -372,7 +372,9 @@ def _check_probability(name: str, p: Tensor) -> Tensor:
     return p
 
 
-def _dims(x: Tensor, dim: _Dims) -> tuple[int, ...]:
+def _dims(x: Tensor, dim: _Dims, keepdim: bool) -> tuple[int, ...]:
+    if not isinstance(keepdim, bool):
+        raise TypeError(f"keepdim must be True or False, got {type(keepdim).__name__}")
     if dim is None:
         return tuple(range(x.ndim))
     dims = tuple(check_dim(x, d) for d in (dim if isinstance(dim, tuple | list) else (dim,)))

@@ -17,7 +17,7 @@ from pullback.core.checks import check_choice
 from pullback.discrete import direct
 from pullback.discrete.isotonic import capped, project_ascending
 from pullback.discrete.networks import sorting_network
-from pullback.discrete.optimal_transport import Transport, soft_threshold
+from pullback.discrete.optimal_transport import Transport, soft_mask
 from pullback.discrete.result import Sorted
 from pullback.discrete.softsort import NeuralSort, SoftSort
 from pullback.discrete.sorted_input import SortedInput
@@ -37,7 +37,8 @@ class OrderingMethod:
         matrix: ``[*batch, n, n]``, rows places ascending, columns items.
         carried: a payload ``[*batch, c, n]``, given by item, in the order of the places.
         mask: for ``0 < k < n`` membership of the items in the k largest, which sums to k.
-        compiled_values, compiled_ranks: the common case of values and ranks as one compiled operation.
+        compiled_values: the common case of ``values`` as one compiled operation.
+        compiled_ranks: that of ``ranks``.
     """
 
     values: Callable[[SortedInput], Tensor]
@@ -142,7 +143,7 @@ ORDERINGS: dict[str, OrderingMethod] = {
     "sinkhorn": _weighting(
         Transport,
         lambda y: Transport.row(y, -1),
-        lambda y, k: torch.sigmoid(y - soft_threshold(y, k)),
+        soft_mask,
         compiled_values=direct.SINKHORN_VALUES,
         compiled_ranks=direct.SINKHORN_RANKS,
     ),

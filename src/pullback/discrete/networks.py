@@ -27,7 +27,12 @@ _MOST_SWAPS = 2**28
 
 
 class Swap(NamedTuple):
-    """A sorted pair: ``low <= high`` where the swap is hard."""
+    """A sorted pair: ``low <= high`` where the swap is hard.
+
+    Attributes:
+        low: the (soft) minimum.
+        high: the (soft) maximum.
+    """
 
     low: Float[Tensor, "..."]
     high: Float[Tensor, "..."]

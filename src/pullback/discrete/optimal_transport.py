@@ -24,7 +24,7 @@ from pullback.core.gradients import nested_forward_mode, primals
 from pullback.discrete.laplace import as_rows, batched, laplace
 from pullback.kernels.laplace import balance, solve_balanced
 
-__all__ = ["Transport", "soft_threshold"]
+__all__ = ["Transport", "soft_mask", "soft_threshold"]
 
 
 class Transport:
@@ -149,6 +149,26 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], y: Tensor, f: Tensor, g: Tensor) -> Any:
         return _solve(*batched(info.batch_size, in_dims, y, f, g)), 0
+
+
+def soft_mask(y: Tensor, k: int) -> Tensor:
+    """Return the share ``[*batch, n]`` of ascending ``y`` that goes to the upper of two targets of masses n - k and k.
+
+    It is ``sigmoid(y - theta)``. Only what is near the k-th place decides about ``theta``, so the rest is held at a
+    distance, where it is 0 or 1: then the numbers are small and nothing is rounded.
+
+    Args:
+        y: ``[*batch, n]`` ascending, finite.
+        k: 0 < k < n.
+
+    Example:
+        >>> soft_mask(torch.tensor([0.0, 1e12, 1e12]), 2).tolist()
+        [0.0, 1.0, 1.0]
+    """
+    n = y.shape[-1]
+    far = 2 * math.log(n) + (800.0 if y.dtype == torch.float64 else 120.0)
+    near = (y - y.detach()[..., n - k - 1 : n - k]).clamp(-far, far)
+    return torch.sigmoid(near - soft_threshold(near, k))
 
 
 def soft_threshold(y: Tensor, k: int) -> Tensor:

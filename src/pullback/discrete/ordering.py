@@ -44,7 +44,7 @@ def permutation_loss(permutation: Float[Tensor, "*batch n n"], target: Num[Tenso
             ``torch.argsort`` of the true values.
 
     Returns:
-        A scalar of the dtype of ``permutation``.
+        A scalar of the dtype of ``permutation``; 0 for an empty batch.
 
     Raises:
         TypeError: ``permutation`` is not a floating tensor, or ``target`` neither floating nor integer.
@@ -76,11 +76,12 @@ def permutation_loss(permutation: Float[Tensor, "*batch n n"], target: Num[Tenso
         places = torch.arange(n, device=target.device)
         if not is_transformed(permutation) and not bool((target.sort(dim=-1).values == places).all()):
             raise ValueError(f"target must hold every index 0..{n - 1} once in every row")
-        truth = (target[..., None] == places).to(permutation.dtype)
-    p, truth = widen(permutation), truth.to(widen(permutation).dtype)
+        truth = target[..., None] == places
+    p = widen(permutation)
+    truth = truth.to(p)
     tiny = torch.finfo(p.dtype).tiny
     loss = -truth * p.clamp(min=tiny).log() - (1 - truth) * (1 - p).clamp(min=tiny).log()
-    return loss.mean().to(permutation.dtype)
+    return (loss.sum() / max(1, loss.numel())).to(permutation.dtype)
 
 
 def ordering_metrics(

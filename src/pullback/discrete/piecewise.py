@@ -8,6 +8,8 @@ own gradient.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from pullback.core.checks import check_choice, check_floating, check_tensor
@@ -92,7 +94,7 @@ def heaviside(
         step = soft_step(quotient(x, temperature), method)
         return step if values is None else step.expand(torch.broadcast_shapes(x.shape, values.shape))
 
-    return relax(operation, soft, temperature=temperature, hard=hard, x=x, values=values)
+    return relax(operation, soft, temperature=temperature, hard=hard, optional=("values",), x=x, values=values)
 
 
 def relu(
@@ -272,13 +274,16 @@ def clamp(
         under, over = inside < below, inside > above
         # relu(a) = a + relu(-a): of the three equal forms the one where nothing large cancels.
         start = torch.where(over, above, torch.where(under, below, inside))
-        first = _ramp(torch.where(under, inside - below, below - inside), method, temperature)
-        second = _ramp(torch.where(over, above - inside, inside - above), method, temperature)
-        nested = -_larger(-_larger(x, low, method, temperature), -high, method, temperature)
+        first = _bend(torch.where(under, inside - below, below - inside), method, temperature)
+        second = _bend(torch.where(over, above - inside, inside - above), method, temperature)
         outside = torch.minimum(torch.maximum(x, low), high)
-        return torch.where(finite, start + first - second, torch.where(torch.isfinite(x), nested, outside))
+        if isinstance(min, Tensor) or isinstance(max, Tensor) or not math.isfinite(min) or not math.isfinite(max):
+            # An infinite bound is none: the bend at the other one is left.
+            nested = -_larger(-_larger(x, low, method, temperature), -high, method, temperature)
+            outside = torch.where(torch.isfinite(x), nested, outside)
+        return torch.where(finite, start + first - second, outside)
 
-    return relax(_clamp, soft, temperature=temperature, hard=hard, x=x, min=min, max=max)
+    return relax(_clamp, soft, temperature=temperature, hard=hard, optional=("min", "max"), x=x, min=min, max=max)
 
 
 def _maximum(x: Tensor, other: Operand) -> Tensor:
@@ -300,24 +305,27 @@ def _clamp(x: Tensor, min: Operand | None, max: Operand | None) -> Tensor:
 def _ramp(x: Tensor, method: str, temperature: Scalar) -> Tensor:
     """Return the soft ``relu``; where ``x`` is not finite, the hard one."""
     finite = torch.isfinite(x)
-    safe = torch.where(finite, x, 0.0)
+    return torch.where(finite, _bend(torch.where(finite, x, 0.0), method, temperature), torch.relu(x))
+
+
+def _bend(x: Tensor, method: str, temperature: Scalar) -> Tensor:
+    """Return the soft ``relu`` of finite ``x``."""
     if method == "gated":
-        soft = safe * soft_step(quotient(safe, temperature))
-    else:
-        if isinstance(temperature, Tensor):
-            temperature = temperature.to(x)
-        # Beyond 60 the difference from a straight line is below every rounding, and the quotient could overflow.
-        straight = safe.detach() > 15 * temperature
-        bend = torch.nn.functional.softplus(quotient(4 * torch.where(straight, 0.0, safe), temperature), threshold=60.0)
-        soft = torch.where(straight, safe, temperature / 4 * bend)
-    return torch.where(finite, soft, torch.relu(x))
+        return x * soft_step(quotient(x, temperature))
+    # Beyond 60 the difference from a straight line is below every rounding, and the quotient could overflow.
+    if not isinstance(temperature, Tensor):
+        return torch.nn.functional.softplus(x, beta=4 / temperature, threshold=60.0)
+    temperature = temperature.to(x)
+    straight = x.detach() > 15 * temperature
+    bend = torch.nn.functional.softplus(quotient(4 * torch.where(straight, 0.0, x), temperature), threshold=60.0)
+    return torch.where(straight, x, temperature / 4 * bend)
 
 
 def _larger(a: Tensor, b: Tensor, method: str, temperature: Scalar) -> Tensor:
-    finite = torch.isfinite(a) & torch.isfinite(b)
-    first, second = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
-    larger = first > second
+    difference = a - b
+    finite = torch.isfinite(difference)
+    larger = difference > 0
     # Symmetric: the larger one plus the bend at minus the distance, so that nothing large cancels.
-    gap = torch.where(larger, second - first, first - second)
-    soft = torch.where(larger, first, second) + _ramp(gap, method, temperature)
+    gap = torch.where(finite, torch.where(larger, -difference, difference), 0.0)
+    soft = torch.where(larger, a, b) + _bend(gap, method, temperature)
     return torch.where(finite, soft, torch.maximum(a, b))

@@ -245,8 +245,14 @@ def _unit_step(fraction: Tensor, method: str, temperature: Scalar) -> Tensor:
     """Return the step from 0 at 0 to 1 at 1."""
     half = quotient(torch.full((), 0.5, dtype=fraction.dtype, device=fraction.device), temperature)
     # Where the steps are this wide they are a straight line, up to less than what rounding does to the quotient.
-    straight = half < torch.finfo(fraction.dtype).eps ** (1 / 3)
-    half = torch.where(straight, 0.5, half)
+    narrowest = torch.finfo(fraction.dtype).eps ** (1 / 3)
+    if not isinstance(temperature, Tensor):
+        return fraction.clone() if 0.5 / temperature < narrowest else _curved(fraction, half, method, temperature)
+    straight = half < narrowest
+    curved = _curved(torch.where(straight, 0.0, fraction), torch.where(straight, 0.5, half), method, temperature)
+    return torch.where(straight, fraction, curved)
+
+
+def _curved(fraction: Tensor, half: Tensor, method: str, temperature: Scalar) -> Tensor:
     start = soft_step(-half, method)
-    step = soft_step(torch.where(straight, 0.0, quotient(fraction - 0.5, temperature)), method)
-    return torch.where(straight, fraction, (step - start) / (1 - 2 * start))
+    return (soft_step(quotient(fraction - 0.5, temperature), method) - start) / (1 - 2 * start)

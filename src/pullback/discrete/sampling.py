@@ -9,6 +9,7 @@ import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating, check_integer, check_tensor
 from pullback.core.gradients import replace_gradient
+from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Scalar, Shaped, Tensor
 from pullback.core.transforms import can_look
 from pullback.discrete.softness import is_hard, quotient, softmax, widen
@@ -248,7 +249,7 @@ def bernoulli(
     if can_look(p) and bool((~((p >= 0) & (p <= 1))).any()):
         raise ValueError(f"p must be in [0, 1], got minimum {p.min().item()} and maximum {p.max().item()}")
     wide = widen(p)
-    uniform = _unfilled(wide).uniform_(generator=generator)
+    uniform = _unfilled(wide, generator).uniform_(generator=generator).to(wide.device)
     return _bernoulli(p, uniform, method, temperature, hard, frozen)
 
 
@@ -274,13 +275,16 @@ def _negative_log(exponential: Tensor) -> Tensor:
 
 def _perturb(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     wide = widen(logits)
-    return wide + _negative_log(_unfilled(wide).exponential_(generator=generator))
+    noise = _negative_log(_unfilled(wide, generator).exponential_(generator=generator))
+    return wide + noise.to(wide.device)
 
 
-def _unfilled(x: Tensor) -> Tensor:
-    """Return a tensor to be drawn into: like ``x``, so that under vmap with randomness="different" each sample gets a
-    draw of its own, and contiguous, so that the draw does not depend on how ``x`` lies in memory."""
-    return torch.empty_like(x.detach(), memory_format=torch.contiguous_format)
+def _unfilled(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return a tensor to be drawn into, on the generator's device: like ``x``, so that under vmap with
+    randomness="different" each sample gets a draw of its own, and contiguous, so that the draw does not depend on how
+    ``x`` lies in memory."""
+    device = drawing_device(generator, x)
+    return torch.empty_like(x.detach(), memory_format=torch.contiguous_format, device=device)
 
 
 def _one_hot_max(x: Tensor, dim: int) -> Tensor:
@@ -295,10 +299,14 @@ def draw(probabilities: Tensor, dim: int, generator: torch.Generator | None) -> 
         >>> draw(torch.tensor([0.0, 1.0, 0.0]), 0, None).tolist()
         [0.0, 1.0, 0.0]
     """
+    if probabilities.ndim == 0:
+        return torch.ones_like(probabilities)
     rows = probabilities.movedim(dim, -1)
     total = rows.cumsum(-1, dtype=torch.float64)
     end = total[..., -1:]
-    uniform = torch.rand(end.shape, dtype=torch.float64, device=rows.device, generator=generator)
+    uniform = torch.rand(
+        end.shape, dtype=torch.float64, device=drawing_device(generator, rows), generator=generator
+    ).to(rows.device)
     # Class i is drawn where total[i-1] <= u < total[i]: an empty interval, of probability 0, never.
     u = torch.minimum(uniform * end, torch.nextafter(end, torch.zeros_like(end)))
     index = torch.searchsorted(total, u, right=True)

@@ -1,9 +1,7 @@
-"""Single places and subsets of an order with a gradient: max, median, quantile, soft masks, distributions over
-positions.
+"""Single places and subsets of an order with a gradient: max, median, quantile, masks, distributions over positions.
 
 Methods, ``temperature`` and ``scale`` are those of :mod:`pullback.discrete.sorting`. Values are places of the
-soft-sorted values. Index-valued operations (``argmax``, ``argmin``) return a distribution over positions: an index
-carries no gradient.
+soft-sorted values; ``argmax`` and ``argmin`` return a distribution over positions, as an index carries no gradient.
 """
 
 from __future__ import annotations
@@ -162,7 +160,7 @@ def quantile(
 
     Args:
         x: ``[*shape]`` floating.
-        q: in [0, 1]: a number, or a tensor ``[]`` or ``[m]``; with ``[m]`` the result has m as its first dimension.
+        q: in [0, 1]: a number, or a tensor ``[]`` or ``[m]`` (the result then has m first), which gets no gradient.
         dim: the dimension to reduce; ``None`` flattens ``x``.
         keepdim: keep it (or all, for ``None``) with size 1.
         interpolation: ``"linear"``, ``"lower"``, ``"higher"``, ``"nearest"`` or ``"midpoint"``.
@@ -187,8 +185,8 @@ def quantile(
     if levels.ndim > 1:
         raise ValueError(f"q must be a number or a tensor of one dimension, got shape {tuple(levels.shape)}")
     numbers = [float(level) for level in levels.reshape(-1)]
-    if not all(0 <= level <= 1 for level in numbers):
-        raise ValueError(f"q must be in [0, 1], got {numbers}")
+    if not numbers or not all(0 <= level <= 1 for level in numbers):
+        raise ValueError(f"q must be one or more numbers in [0, 1], got {numbers}")
     flat, at = (x.reshape(-1), 0) if dim is None else (x, dim)
     request = Request.of(flat, at, method=method, temperature=temperature, scale=scale, empty=False)
     ordered = request.values(hard=hard)
@@ -197,9 +195,7 @@ def quantile(
         parts = [part.to(x.dtype).reshape([1] * x.ndim if keepdim else []) for part in parts]
     else:
         parts = [request.reduced(part, keepdim) for part in parts]
-    if levels.ndim == 1:
-        return torch.stack(parts) if parts else ordered.new_zeros(0, *request.reduced(ordered[..., 0], keepdim).shape)
-    return parts[0]
+    return torch.stack(parts) if levels.ndim == 1 else parts[0]
 
 
 def argmax(
@@ -238,9 +234,8 @@ def argmax(
     References:
         Martins, Astudillo (2016), From softmax to sparsemax, for ``"isotonic"``.
     """
-    return _position(
-        Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="largest", empty=False), hard
-    )
+    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="largest", empty=False)
+    return _position(request, hard)
 
 
 def argmin(
@@ -319,12 +314,15 @@ def soft_topk(
 
 
 class Partition(NamedTuple):
-    """Two soft masks that sum to 1 at every entry."""
+    """Two soft masks that sum to 1 at every entry.
+
+    Attributes:
+        lower: ``[*shape]`` membership in the k smallest, sums to k.
+        upper: ``[*shape]`` membership in the others, sums to n - k.
+    """
 
     lower: Tensor
-    """``[*shape]`` membership in the k smallest, sums to k."""
     upper: Tensor
-    """``[*shape]`` membership in the others, sums to n - k."""
 
 
 def partition(
@@ -366,14 +364,13 @@ def _place(request: Request, place: int, keepdim: bool, hard: bool) -> Tensor:
 
 def _interpolate(ordered: Tensor, position: float, interpolation: str) -> Tensor:
     low, high = math.floor(position), math.ceil(position)
-    weight = position - low
     if interpolation == "lower" or low == high:
         return ordered[..., low]
     if interpolation == "higher":
         return ordered[..., high]
     if interpolation == "nearest":
         return ordered[..., round(position)]
-    return torch.lerp(ordered[..., low], ordered[..., high], 0.5 if interpolation == "midpoint" else weight)
+    return torch.lerp(ordered[..., low], ordered[..., high], 0.5 if interpolation == "midpoint" else position - low)
 
 
 def _position(request: Request, hard: bool) -> Tensor:

@@ -12,7 +12,7 @@ from pullback.core.checks import check_floating, check_scalar
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Scalar, Tensor
 
-__all__ = ["Operand", "as_tensor", "broadcast", "is_hard", "quotient", "relax", "softmax", "widen"]
+__all__ = ["Operand", "as_tensor", "broadcast", "decide", "is_hard", "quotient", "relax", "softmax", "widen"]
 
 _COMPUTED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -102,7 +102,7 @@ def broadcast(**operands: Any) -> tuple[int, ...]:
     """Return the shape that the operands which are tensors (or shapes) have in common.
 
     Raises:
-        TypeError: an operand is neither a real tensor, a number nor ``None``.
+        TypeError: an operand is neither a real tensor nor a number.
         ValueError: two shapes do not broadcast; the first and the offending one are named.
 
     Example:
@@ -110,25 +110,32 @@ def broadcast(**operands: Any) -> tuple[int, ...]:
         Traceback (most recent call last):
         ValueError: other must broadcast with x, got (3,) and (2,)
     """
-    shape: tuple[int, ...] = ()
-    first = next(iter(operands))
+    shape: tuple[int, ...] | None = None
+    first = ""
     for name, operand in operands.items():
-        if name != first and operand is not None and not isinstance(operand, torch.Size):
+        if shape is not None and type(operand) in (float, int):
+            continue
+        if not isinstance(operand, torch.Size):
             _check_operand(name, operand)
-        if isinstance(operand, Tensor | torch.Size):
-            other = operand if isinstance(operand, torch.Size) else operand.shape
-            if any(m != n and 1 not in (m, n) for m, n in zip(shape[::-1], other[::-1], strict=False)):
-                raise ValueError(f"{name} must broadcast with {first}, got {tuple(other)} and {shape}")
-            shape = tuple(torch.broadcast_shapes(shape, other))
-    return shape
+            if not isinstance(operand, Tensor):
+                continue
+        came = operand if isinstance(operand, torch.Size) else operand.shape
+        if shape is None:
+            shape, first = came, name
+        elif came != shape:
+            if any(m != n and 1 not in (m, n) for m, n in zip(shape[::-1], came[::-1], strict=False)):
+                raise ValueError(f"{name} must broadcast with {first}, got {tuple(came)} and {tuple(shape)}")
+            shape = torch.broadcast_shapes(shape, came)
+    return tuple(shape or ())
 
 
 def relax(
     operation: Callable[..., Tensor],
     soft: Callable[..., Tensor],
     *,
-    temperature: Scalar | None,
+    temperature: Scalar,
     hard: bool,
+    optional: tuple[str, ...] = (),
     **operands: Any,
 ) -> Tensor:
     """Return ``soft(*operands, temperature)``, at temperature 0 ``operation(*operands)``, with ``hard`` its values.
@@ -136,17 +143,17 @@ def relax(
     Args:
         operation: the hard operation.
         soft: its relaxation; gets half-precision operands in float32.
-        temperature: >= 0; ``None`` for a relaxation that has none.
+        temperature: >= 0.
         hard: forward ``operation``, bit for bit, backward ``soft``.
-        **operands: under the names that errors call them by: the first is a floating tensor and decides about the
-            precision, the others are what broadcasts with it: tensors, numbers or ``None``.
+        optional: the operands that may be ``None``.
+        **operands: as in :func:`decide`.
 
     Returns:
         A tensor of the dtype of ``operation``'s result.
 
     Raises:
-        TypeError: the first operand is not a floating tensor.
-        ValueError: ``temperature`` is negative or not finite, or the operands do not broadcast.
+        TypeError: the first operand is not a floating tensor, another neither a tensor nor a number.
+        ValueError: ``temperature`` is negative, not finite or has dimensions, or the operands do not broadcast.
 
     Example:
         >>> x = torch.tensor([0.4, 1.6], requires_grad=True)
@@ -155,18 +162,46 @@ def relax(
         >>> y.tolist(), x.grad.tolist()
         ([0.0, 2.0], [2.0, 2.0])
     """
-    name, *others = operands
+    name = next(iter(operands))
     first = check_floating(name, operands[name])
-    if others:
-        broadcast(**operands)
+    if is_hard(temperature, _COMPUTED.get(first.dtype, first.dtype)):
+        _check_operands(operands, optional)
+        return operation(*operands.values())
+    return decide(operation, lambda *values: soft(*values, temperature), hard=hard, optional=optional, **operands)
+
+
+def decide(
+    operation: Callable[..., Tensor],
+    soft: Callable[..., Tensor],
+    *,
+    hard: bool,
+    optional: tuple[str, ...] = (),
+    **operands: Any,
+) -> Tensor:
+    """Return ``soft(*operands)``, a relaxation without temperature, with ``hard`` the values of ``operation``.
+
+    Args:
+        operation, soft, hard, optional: as in :func:`relax`.
+        **operands: under the names that errors call them by: the first is a floating tensor and decides about the
+            precision, the others are what broadcasts with it: tensors, numbers or, if optional, ``None``.
+
+    Example:
+        >>> decide(torch.logical_not, lambda p: 1 - p, hard=False, p=torch.tensor([0.25]))
+        tensor([0.7500])
+    """
+    name = next(iter(operands))
+    first = check_floating(name, operands[name])
+    _check_operands(operands, optional)
     values = list(operands.values())
-    if temperature is not None and is_hard(temperature, _COMPUTED.get(first.dtype, first.dtype)):
-        return operation(*values)
-    wide = [widen(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in values]
-    relaxed = soft(*wide) if temperature is None else soft(*wide, temperature)
+    relaxed = soft(*[widen(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in values])
     pairs = [torch.result_type(first, other) for other in values[1:] if isinstance(other, Tensor)]
     relaxed = relaxed.to(reduce(torch.promote_types, pairs) if pairs else first.dtype)
     return replace_gradient(operation(*values).detach(), relaxed) if hard else relaxed
+
+
+def _check_operands(operands: dict[str, Any], optional: tuple[str, ...]) -> None:
+    if len(operands) > 1:
+        broadcast(**{name: a for name, a in operands.items() if a is not None or name not in optional})
 
 
 def _check_operand(name: str, value: Any) -> None:

@@ -218,6 +218,14 @@ _TABLE = [
         )
         for m in METHODS[:-1]
     ),
+    Contract(
+        "discrete.permutation_matrix",
+        partial(discrete.permutation_matrix, temperature=T),
+        _samples,
+        reference=softsort,
+        hard=_one_hot_argsort,
+        bad=(*(b for b in BAD if "dim" not in b.kwargs), UNKNOWN, NO_MATRIX),
+    ),
     *(
         Contract(
             f"discrete.topk[{m}]",
