@@ -168,14 +168,15 @@ class Module(Contract):
         return self.build(torch.Generator().manual_seed(seed))
 
     @cached_property
-    def modules(self) -> dict[torch.dtype, nn.Module]:
+    def modules(self) -> dict[tuple[str, torch.dtype], nn.Module]:
         """Made beforehand: a module moved inside of a transform would keep tensors of that transform."""
         dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-        return {dtype: self.new().to(DEVICE, dtype) for dtype in dtypes}
+        devices = {"cpu", DEVICE.type}
+        return {(device, dtype): self.new().to(device, dtype) for device in devices for dtype in dtypes}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        dtype = next(a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point())
-        return self.block(self.modules[dtype], *args, **kwargs)
+        first = next(a for a in args if isinstance(a, Tensor) and a.is_floating_point())
+        return self.block(self.modules[first.device.type, first.dtype], *args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,8 @@ def _try(contract: Contract, call: Call, patience: float) -> Iterator[Fault]:
             yield _fault(contract, call, _where(error), error)
         return
     inputs = [t.detach() for t in (*call.args, *call.kwargs.values()) if _floating(t)]
-    inputs += [torch.tensor(v, dtype=torch.float64) for v in call.kwargs.values() if isinstance(v, float)]
+    numbers = [v for v in (*call.args, *call.kwargs.values()) if isinstance(v, float)]
+    inputs += [torch.tensor(v, dtype=torch.float64) for v in numbers]
     if all(_ordinary(t) for t in inputs):
         invertible = all(bool(((t == 0) | (t.abs() >= 1 / ORDINARY)).all()) for t in inputs)
         broken = torch.isnan if contract.infinite or not invertible else lambda v: ~torch.isfinite(v)
@@ -243,6 +244,8 @@ def _is_refusal(error: Exception) -> bool:
     tables = [i for i, f in enumerate(frames) if Path(f.filename).parent.parent == Path(__file__).parent]
     ours = [i for i, f in enumerate(frames) if Path(f.filename).is_relative_to(_SOURCE)]
     if tables and (not ours or tables[-1] > ours[0]):
+        return True
+    if "allocate" in str(error):  # asked for more memory than there is
         return True
     raised = linecache.getline(frame.filename, frame.lineno or 0).lstrip().startswith("raise ")
     return isinstance(error, ValueError | TypeError | IndexError) and ours[-1:] == [len(frames) - 1] and raised
