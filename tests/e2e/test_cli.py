@@ -52,7 +52,7 @@ def test_run_prints_claims_and_exits_by_them(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr()
     assert "held" in shown.out
     assert "every arm ends below the bound" in shown.out
-    assert "train a: 3/3" in shown.err
+    assert "a: train: 3/3" in shown.err
     assert "\x1b[" not in shown.err, "plain lines where there is no terminal"
     assert main(["run", "toy-regression", "--scale", "smoke", "--bound", "-1", "--quiet"]) == 1
     quiet = capsys.readouterr()

@@ -405,7 +405,7 @@ def test_start_a_run_and_watch_it(browser: Browser, tmp_path: Path) -> None:
         page.get_by_role("button", name="Start").click()
         expect(page.locator("#found path.line").first).to_be_attached(timeout=30_000)
         expect(page.locator("#status")).to_have_text("complete", timeout=30_000)
-        expect(page.locator("#log")).to_contain_text("train a: 400/400")
+        expect(page.locator("#log")).to_contain_text("a: train: 400/400")
         expect(page.locator("#found .verdict.held")).to_have_count(1)
         page.get_by_role("link", name="Show the result").click()
         expect(page.locator(".head .status")).to_have_text("complete")

@@ -92,7 +92,7 @@ def test_curves_show_what_was_recorded(lab: Sketchbook) -> None:
 def test_long_noisy_curves_get_their_mean(lab: Sketchbook) -> None:
     noise = np.random.default_rng(0).standard_normal(400)
     for value in noise:
-        lab.record("noise", value)
+        lab.arm("ours").record("noise", value)
     lab.curves("noise")
     faint, smooth = lab.drawn["noise by step"].axes[0].lines
     assert faint.get_ydata().tolist() == noise.tolist()

@@ -56,8 +56,8 @@ def test_forks_depend_on_seed_and_name_alone(inline: Lab) -> None:
 
 
 def test_results_are_written_as_they_come(inline: Lab) -> None:
-    inline.metric("accuracy", torch.tensor(0.5), of="ours", better="higher", unit="%")
-    inline.metric("accuracy", np.float32(0.25), of="ours", better="higher")
+    inline.arm("ours").metric("accuracy", torch.tensor(0.5), better="higher", unit="%")
+    inline.arm("ours").metric("accuracy", np.float32(0.25), better="higher")
     inline.metric("error", float("inf"))
     inline.claim("it holds", torch.tensor(True), gap=float("nan"), solver="lbfgs")
     record = _record(inline)
@@ -69,28 +69,19 @@ def test_results_are_written_as_they_come(inline: Lab) -> None:
 
 
 def test_progress_and_series(inline: Lab) -> None:
-    for _ in inline.steps(3, "train"):
-        inline.record("loss", torch.tensor([1.5]), of="ours")
-    inline.record("after", 1, step=10)
+    ours = inline.arm("ours")
+    for _ in ours.steps(3):
+        ours.record("loss", torch.tensor([1.5]))
+    ours.record("after", 1, step=10)
     inline.note("done")
     record = _record(inline)
-    assert record["progress"] == {"loop": "train", "step": 3, "steps": 3}
+    assert record["progress"] == {"loop": "ours: train", "step": 3, "steps": 3}
     assert record["series"][0] == {"name": "loss", "of": "ours", "replicate": None} | {
         "steps": [0, 1, 2],
         "values": [1.5, 1.5, 1.5],
     }
     assert record["series"][1]["steps"] == [10]
-    assert inline.last("after") == 1
-
-
-def test_cpu_time_and_counts_add_up(inline: Lab) -> None:
-    for _ in range(2):
-        with inline.cpu_time("ours"):
-            sum(range(200_000))
-    inline.count("evaluations", 3, of="ours")
-    assert inline.count("evaluations", 4, of="ours") == 7
-    inline.note("x")
-    assert _record(inline)["counts"]["cpu seconds"]["ours"] > 0
+    assert ours.last("after") == 1
 
 
 @pytest.mark.parametrize(
@@ -105,11 +96,9 @@ def test_cpu_time_and_counts_add_up(inline: Lab) -> None:
         (lambda x: x.claim("a", 1.0), TypeError, "a condition of claim 'a' must be true or false, got float"),
         (lambda x: x.claim("a", torch.tensor([True, False])), TypeError, "must be one truth value, got"),
         (lambda x: x.data("d", origin="fake"), ValueError, "origin must be one of 'real', 'simulated', 'stand-in'"),
-        (lambda x: x.steps(-1), ValueError, "count must be an integer >= 0, got -1"),
-        (lambda x: x.steps(2.0), TypeError, "count must be an integer, got float"),
-        (lambda x: x.steps(2, save={"lr": 0.1}), TypeError, "state 'lr' of the loop 'steps' must have state_dict"),
-        (lambda x: [list(x.steps(1)) for _ in x.steps(1)], RuntimeError, "inside another loop of steps"),
-        (lambda x: x.last("loss"), KeyError, "no series 'loss'"),
+        (lambda x: x.arm("a").steps(2.0), TypeError, "count must be an integer, got float"),
+        (lambda x: x.arm("a").steps(2, lr=0.1), TypeError, "state 'lr' of the loop 'train' must have state_dict"),
+        (lambda x: x.arm("a").last("loss"), KeyError, "no series 'loss' of 'a'; recorded: nothing"),
     ],
 )
 def test_wrong_calls_are_refused_by_name(inline: Lab, call: object, error: type[Exception], match: str) -> None:

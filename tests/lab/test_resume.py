@@ -89,7 +89,7 @@ def test_an_error_in_a_loop_is_not_taken_for_its_end(tmp_path: Path) -> None:
     counter = torch.zeros(())
 
     def count() -> None:
-        for step in first.steps(4, save={"counter": counter}):
+        for step in first.arm("x").steps(4, counter):
             counter.add_(1)
             if step == 2:
                 raise ZeroDivisionError
@@ -99,13 +99,13 @@ def test_an_error_in_a_loop_is_not_taken_for_its_end(tmp_path: Path) -> None:
     first.finish("failed")
 
     again = torch.zeros(())
-    assert list(_lab(tmp_path, resume=True).steps(4, save={"counter": again})) == [0, 1, 2, 3]
+    assert list(_lab(tmp_path, resume=True).arm("x").steps(4, again)) == [0, 1, 2, 3]
 
 
 def test_a_loop_that_was_left_is_not_entered_again(tmp_path: Path) -> None:
     def left(lab_: Lab) -> tuple[int, float]:
         entered, counter = 0, torch.zeros(())
-        for step in lab_.steps(10, save={"counter": counter}):
+        for step in lab_.arm("x").steps(10, counter):
             entered += 1
             counter += 1
             if step == 3:
@@ -120,7 +120,7 @@ def test_a_loop_that_was_left_is_not_entered_again(tmp_path: Path) -> None:
 def test_streams_forked_before_a_skipped_loop_go_on_after_it(tmp_path: Path) -> None:
     def draws(lab_: Lab) -> list[float]:
         stream = lab_.fork("a")
-        for _ in lab_.steps(3, save={}):
+        for _ in lab_.arm("x").steps(3, {}):
             torch.rand(2, generator=stream)
             lab_.fork("inside a loop")
         return [torch.rand((), generator=stream).item(), torch.rand((), generator=lab_.fork("b")).item()]
@@ -128,17 +128,17 @@ def test_streams_forked_before_a_skipped_loop_go_on_after_it(tmp_path: Path) -> 
     assert draws(_lab(tmp_path, resume=False)) == draws(_lab(tmp_path, resume=True))
 
 
-def test_a_loop_without_save_is_done_again_with_the_same_draws(tmp_path: Path) -> None:
+def test_a_loop_without_state_is_done_again_with_the_same_draws(tmp_path: Path) -> None:
     def draws(lab_: Lab) -> list[float]:
-        return [torch.rand((), generator=lab_.generator).item() for _ in lab_.steps(3)]
+        return [torch.rand((), generator=lab_.generator).item() for _ in lab_.arm("x").steps(3)]
 
     assert draws(_lab(tmp_path, resume=False)) == draws(_lab(tmp_path, resume=True))
 
 
 def test_a_loop_of_another_length_is_refused(tmp_path: Path) -> None:
-    list(_lab(tmp_path, resume=False).steps(3, save={}))
+    list(_lab(tmp_path, resume=False).arm("x").steps(3, {}))
     with pytest.raises(CheckpointError, match="a loop of 3 steps, not 4; start a new run"):
-        list(_lab(tmp_path, resume=True).steps(4, save={}))
+        list(_lab(tmp_path, resume=True).arm("x").steps(4, {}))
 
 
 def _train(directory: Path, stop: int, *, resume: bool, inputs: int = 3) -> tuple[int, list[float]]:
@@ -151,7 +151,7 @@ def _train(directory: Path, stop: int, *, resume: bool, inputs: int = 3) -> tupl
 
     def train() -> None:
         nonlocal done
-        for step in lab_.steps(6, "train", save={"model": model, "optimizer": optimizer}):
+        for step in lab_.arm("x").steps(6, model=model, optimizer=optimizer):
             if step == stop:
                 raise ZeroDivisionError
             optimizer.zero_grad()

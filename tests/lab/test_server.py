@@ -352,7 +352,7 @@ def test_start_watch_and_stop(server: Served, store: Path) -> None:
     first = headers["location"]
     done = wait_until(server, first, lambda state: state["over"])
     assert done["status"] == "complete"
-    assert "train x: 3/3" in done["log"]
+    assert "x: train: 3/3" in done["log"]
     assert "every arm ends below the bound" in done["found"]
     assert "<path" in done["found"]
     assert ask(server, done["page"])[0] == 200
@@ -363,7 +363,7 @@ def test_start_watch_and_stop(server: Served, store: Path) -> None:
     second = headers["location"]
     assert second != first
     going = wait_until(server, second, lambda state: state["step"] > 0)
-    assert (going["status"], going["loop"], going["steps"]) == ("running", "train a", 200000)
+    assert (going["status"], going["loop"], going["steps"]) == ("running", "a: train", 200000)
     status, _, text = post(server, "/start", {"system": "toy-regression"})
     assert (status, "toy-regression is still running" in text) == (409, True)
     assert post(server, f"{second}/stop", {})[0] == 303

@@ -57,46 +57,45 @@ def run(lab: Lab, config: Config) -> None:
     target = features.sum(1, keepdim=True)
     lab.data("noise", origin="simulated")
     noise = lab.fork("noise")
-    for arm in config.arms:
+    for arm in (lab.arm(name, baseline=name == "b") for name in config.arms):
         model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
         state = {"best": float("inf"), "total": 0.0, "mean": torch.zeros(())}
-        save = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "state": state}
-        for step in lab.steps(config.steps, f"train {arm}", save=save):
+        for step in arm.steps(config.steps, model, optimizer, scheduler, state):
             rows = torch.randint(0, 64, (16,), generator=lab.generator)
             shaken = features[rows] + 0.1 * torch.randn(16, 3, generator=noise)
             loss = nn.functional.mse_loss(model(shaken), target[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            _die(arm, step)
+            _die(arm.name, step)
             scheduler.step()
             state["best"] = min(state["best"], loss.item())
             state["total"] += loss.item()
             state["mean"] += loss.detach() / config.steps
-            lab.record("loss", loss, of=arm)
-            lab.count("evaluations", 16, of=arm)
+            arm.record("loss", loss)
+            arm.count("evaluations", 16)
             if config.fail and step == 1:
                 raise ArithmeticError("asked to fail\nsecond line")
-        lab.metric("last loss", lab.last("loss", of=arm), of=arm, better="lower")
-        lab.metric("best loss", state["best"], of=arm, better="lower", baseline=arm == "b")
-        lab.metric("total loss", state["total"], of=arm)
-        lab.metric("mean loss", state["mean"], of=arm)
-        lab.metric("evaluations", lab.count("evaluations", 0, of=arm), of=arm)
-    for step in lab.steps(100, "until drawn", save={}):
-        drawn = torch.rand((), generator=lab.generator)
-        lab.record("drawn", drawn)
+        arm.metric("last loss", arm.last("loss"), better="lower")
+        arm.metric("best loss", state["best"], better="lower")
+        arm.metric("total loss", state["total"])
+        arm.metric("mean loss", state["mean"])
+        arm.metric("evaluations", arm["evaluations"])
+    chance = lab.arm("chance")
+    for step in chance.steps(100, {}, name="until drawn"):
+        chance.record("drawn", torch.rand((), generator=lab.generator))
         _die("until drawn", step)
         if step == 4:
             break
     lab.metric("after the break", torch.rand((), generator=lab.generator))
     lab.metric("dropout state", torch.rand(()))
-    worst = max(lab.last("loss", of=arm) for arm in config.arms)
+    worst = max(lab.arm(name).last("loss") for name in config.arms)
     lab.claim("every arm ends below the bound", worst <= config.bound, scale="smoke", worst=worst)
     lab.claim("the paper's gain shows", worst < 100, worst=worst)
     figure, axes = lab.subplots()
-    axes.plot(lab.series("loss", of=config.arms[0]))
+    axes.plot(lab.arm(config.arms[0]).series("loss"))
     lab.figure("loss", figure, caption="Loss of the first arm.")
 
 

@@ -26,14 +26,12 @@ def train(lab: Lab, config: Config) -> None:
     model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model, optimizer = lab.prepare(model, optimizer)
-    for _ in lab.steps(20, save={"model": model, "optimizer": optimizer}):
+    arm = lab.arm("SGD")
+    for _ in arm.steps(20, model, optimizer):
         features = torch.randn(config.batch, 4, generator=lab.generator, dtype=torch.float64)
         target = features.prod(1, keepdim=True)
         loss = nn.functional.mse_loss(model(lab.shard(features)), lab.shard(target))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        lab.record("loss", lab.mean(loss.detach()))
+        arm.descend(loss, optimizer)
     for index, parameter in enumerate(model.parameters()):
         lab.metric(f"parameter {index}", parameter.detach().square().sum())
     lab.metric("processes", lab.world)

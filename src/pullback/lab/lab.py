@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +149,10 @@ class Lab:
         """
         return self._recorder.claim(statement, conditions, scale, numbers)
 
+    def metric(self, name: str, value: Any, *, better: str | None = None, unit: str = "") -> Measured:
+        """Report a measured number of no arm, as :meth:`Arm.metric` does."""
+        return self._recorder.metric(name, value, "", better=better, unit=unit, baseline=False)
+
     def data(self, name: str, *, origin: str) -> None:
         """Say which data are used; ``origin`` is ``"real"``, ``"simulated"`` or ``"stand-in"``."""
         self._recorder.data(name, origin)
@@ -181,52 +184,6 @@ class Lab:
     def slope(self, x: Any, y: Any, *, confidence: float = 0.95, of: str = "") -> Slope:
         """Return the exponent of a power law with its confidence interval (:func:`pullback.lab.measure.slope`)."""
         return slope(x, y, confidence=confidence, of=of)
-
-    # The level below: loops, series and metrics by the name of their arm, or of none
-
-    def steps(self, count: int, name: str = "steps", *, save: dict[str, Any] | None = None) -> Iterator[int]:
-        """Yield ``0 .. count - 1`` as :meth:`Arm.steps` does, of no arm.
-
-        Args:
-            count: number of steps, >= 0.
-            name: shown, and the name of the checkpoint.
-            save: all that the loop changes, by name. ``None``: no checkpoint, a resumed run does the loop again from
-                its start; ``{}``: the loop changes nothing but what it records.
-        """
-        return self._loops.steps(count, name, "", save)
-
-    def record(self, name: str, value: float | Tensor, of: str = "", step: int | None = None) -> None:
-        """Add a value to a series, as :meth:`Arm.record` does."""
-        self._recorder.record(name, value, of, step)
-
-    def last(self, name: str, of: str = "") -> float:
-        """Return the latest recorded value, as :meth:`Arm.last` does."""
-        return self._recorder.last(name, of)
-
-    def series(self, name: str, of: str = "") -> list[float]:
-        """Return all recorded values, as :meth:`Arm.series` does."""
-        return list(self._recorder.series(name, of).values)
-
-    def metric(
-        self,
-        name: str,
-        value: float | Tensor,
-        of: str = "",
-        *,
-        better: str | None = None,
-        unit: str = "",
-        baseline: bool = False,
-    ) -> Measured:
-        """Report a measured number, as :meth:`Arm.metric` does."""
-        return self._recorder.metric(name, value, of, better=better, unit=unit, baseline=baseline)
-
-    def count(self, kind: str, number: float = 1, of: str = "") -> float:
-        """Add up operations, as :meth:`Arm.count` does."""
-        return self._recorder.count(kind, number, of)
-
-    def cpu_time(self, of: str) -> AbstractContextManager[None]:
-        """Add the process's CPU seconds inside the block to the count ``"cpu seconds"`` of an arm."""
-        return self._recorder.cpu_time("cpu seconds", of)
 
     # Figures of what was found
 
