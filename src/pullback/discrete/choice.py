@@ -18,8 +18,7 @@ from pullback.discrete.value_state import value_state
 __all__ = ["choose", "embedding", "gather", "index_select", "lookup", "one_hot", "take", "take_along_dim"]
 
 KERNELS = ("softmax", "linear")
-_MOST_CLASSES = 2**31
-"""The distribution of one index over more would take over 8 GiB."""
+_MOST_CLASSES = 2**31  # over more, the distribution of one index would take over 8 GiB
 
 
 def choose(
@@ -159,8 +158,7 @@ def one_hot(
 
     Raises:
         TypeError: ``index`` is not a floating tensor (for integers there is ``torch.nn.functional.one_hot``).
-        ValueError: ``num_classes`` < 1, ``temperature`` is negative, not finite or has dimensions, ``method`` is
-            unknown.
+        ValueError: ``num_classes`` or ``temperature`` is out of range or has dimensions, ``method`` is unknown.
 
     Example:
         >>> one_hot(torch.tensor([1.0, 1.25]), 3, method="linear")
@@ -237,7 +235,7 @@ def embedding(
     """Return the rows of a table at fractional indices, as ``torch.nn.functional.embedding`` does at integers.
 
     Args:
-        index: ``[*shape]`` floating, see :func:`one_hot`. For a distribution over the rows see :func:`lookup`.
+        index: ``[*shape]`` floating. For a distribution over the rows see :func:`lookup`.
         weight: ``[n, *features]``, not empty; differentiable too.
         method, temperature, hard: as in :func:`one_hot`.
 

@@ -217,6 +217,7 @@ CONTRACTS = [
         "discrete.masked_fill[-inf]",
         discrete.masked_fill,
         lambda generator: [Call((_X, _Q, -math.inf))],
+        infinite=True,
         reference=lambda x, p, value: torch.log((1 - p) * torch.exp(x)),
     ),
     Contract(
