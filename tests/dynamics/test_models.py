@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from pullback.dynamics import (
+    AutoregressiveRNN,
     BackwardsEncoder,
     ContinuousFlow,
     ConvolutionalField,
     GatedField,
     LatentODE,
+    LatentRNN,
     NeuralField,
     PlanarFlow,
+    ResidualBlock,
 )
 
 
@@ -248,3 +251,50 @@ def test_planar_flow_has_the_determinant_of_its_jacobian(generator: torch.Genera
         assert torch.allclose(torch.linalg.det(jacobian).log(), change[i], atol=1e-10)
     base = MultivariateNormal(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
     assert torch.allclose(flow.log_prob(x), base.log_prob(z) + change)
+
+
+def stepped(gru: nn.GRU, inputs: Tensor, state: Tensor) -> Tensor:
+    """States of a recurrent network, cell by cell: ``[batch, steps, hidden]``."""
+    cell = nn.GRUCell(gru.input_size, gru.hidden_size).to(state.dtype)
+    for name, parameter in cell.named_parameters():
+        parameter.data = getattr(gru, f"{name}_l0").data
+    states = []
+    for x in inputs.unbind(1):
+        state = cell(x, state)
+        states.append(state)
+    return torch.stack(states, 1)
+
+
+def test_autoregressive_network_reads_value_and_gap_and_then_itself(generator: torch.Generator) -> None:
+    model = AutoregressiveRNN(2, hidden=5, noise=0.4).double()
+    times = torch.rand(3, 6, generator=generator, dtype=torch.float64).sort(1).values
+    values = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
+    gaps = times.diff(dim=1).unsqueeze(-1)
+    state = torch.zeros(3, 5, dtype=torch.float64)
+    mean = model.head(stepped(model.gru, torch.cat([values[:, :5], gaps], -1), state))
+    expected = Normal(mean, 0.4).log_prob(values[:, 1:]).sum((1, 2))
+    assert torch.allclose(model.log_likelihood(times, values), expected)
+    told = model.extrapolate(times[:, :4], values[:, :4], times[:, 4:])
+    states = stepped(model.gru, torch.cat([values[:, :4], gaps[:, :4]], -1), state)
+    first = model.head(states[:, -1])
+    second = model.head(stepped(model.gru, torch.cat([first, gaps[:, 4]], -1)[:, None], states[:, -1])[:, 0])
+    assert torch.allclose(told, torch.stack([first, second], 1))
+    with pytest.raises(ValueError, match="at least two steps"):
+        model.log_likelihood(times[:, :1], values[:, :1])
+
+
+def test_latent_rnn_reads_gaps_from_its_start(generator: torch.Generator) -> None:
+    model = LatentRNN(2, 3, hidden=4, start=-1.0).double()
+    times = torch.rand(3, 6, generator=generator, dtype=torch.float64).sort(1).values
+    z0 = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    gaps = torch.cat([times[:, :1] + 1.0, times.diff(dim=1)], 1).unsqueeze(-1)
+    states = stepped(model.field, gaps, torch.tanh(model.first(z0)))
+    assert torch.allclose(model.trajectory(z0, times), states.transpose(0, 1))
+    assert torch.allclose(model.decode(z0, times), model.decoder(states))
+
+
+def test_residual_block_is_its_layers(generator: torch.Generator) -> None:
+    block = ResidualBlock(4)
+    y = torch.randn(2, 4, 5, 5, generator=generator)
+    inner = block.convolutions[0](torch.relu(block.norms[0](y)))
+    assert torch.allclose(block(y), y + block.convolutions[1](torch.relu(block.norms[1](inner))), atol=1e-6)

@@ -11,8 +11,7 @@ from scipy.integrate import RK45, solve_ivp
 from torch import Tensor, nn
 
 from pullback.core.errors import ConvergenceError
-from pullback.dynamics import NeuralODE, odeint
-from pullback.dynamics.tableaux import METHODS
+from pullback.dynamics import METHODS, NeuralODE, ODESolution, Tableau, odeint
 
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.error is not None]
 
@@ -27,7 +26,7 @@ def rate_numpy(mu: float):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_tableaux_fulfil_the_order_conditions(name: str) -> None:
-    tableau = METHODS[name]
+    tableau: Tableau = METHODS[name]
     sets = [(tableau.a, tableau.b)]
     if tableau.partitioned:
         sets.append((tableau.a_second, tableau.b_second))
@@ -269,6 +268,18 @@ def test_large_and_small_states_are_solved_as_any(size: float, shared: bool) -> 
     assert torch.allclose(solution.y[-1] / size, y0 * math.exp(-1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "kvaerno3"])
+def test_no_time_and_no_samples_are_solved_too(method: str) -> None:
+    y0 = torch.ones(2, 3, requires_grad=True)
+    still = odeint(lambda t, y: -y, y0, [0.5, 0.5, 0.5], method=method).y
+    assert torch.equal(still, y0.expand(3, 2, 3))
+    assert torch.allclose(torch.autograd.grad(still.sum(), y0)[0], torch.full((2, 3), 3.0))
+    none = torch.ones(0, 3, requires_grad=True)
+    y = odeint(lambda t, y: -y, none, [0.0, 1.0], method=method).y
+    assert y.shape == (2, 0, 3)
+    assert torch.autograd.grad(y.sum(), none)[0].shape == (0, 3)
+
+
 def test_numbers_may_be_tensors() -> None:
     def end(**options: object) -> Tensor:
         return odeint(van_der_pol, torch.tensor([2.0, 0.0]), [0.0, 1.0], **options).y[-1]
@@ -345,6 +356,7 @@ def test_module_counts_its_evaluations_in_the_result() -> None:
 
     block = NeuralODE(Field(3, 3), [0.0, 1.0])
     solution = block(torch.ones(2, 3))
+    assert isinstance(solution, ODESolution)
     assert solution.evaluations == Field.calls
     solution.y[-1].sum().backward()
     assert solution.evaluations + solution.backward_evaluations == Field.calls

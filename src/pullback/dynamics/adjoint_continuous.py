@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.errors import ConvergenceError
 from pullback.dynamics.loop import integrate
 from pullback.dynamics.problem import Cotangents, Gradients, Problem, Solved
 from pullback.dynamics.steps import StepAdjoint, Stepper
@@ -32,7 +33,7 @@ def backsolve_adjoint(problem: Problem, solved: Solved, params: list[Tensor], co
         span = -torch.stack([times[i], times[i - 1]])
         run = integrate(slope, problem.tableau, start, span, control, on_step=slope.end_step, first_step=step)
         if run.problem:
-            raise RuntimeError(f"adjoint='backsolve': the reverse solve failed: {run.problem}")
+            raise ConvergenceError(f"adjoint='backsolve': the reverse solve failed: {run.problem}", run.final)
         # a sample without an interval here (times of its own) has no step to hand on
         step = None if run.next_step is None or some(run.next_step <= 0) else run.next_step
         bar = run.final[:, slope.size :] + torch.nan_to_num(outputs[i - 1])

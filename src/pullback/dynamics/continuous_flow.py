@@ -33,7 +33,12 @@ class _StandardNormal:
 
 
 class FlowSample(NamedTuple):
-    """Samples ``[n, dim]`` and their log density ``[n]``."""
+    """What :meth:`ContinuousFlow.sample` returns.
+
+    Attributes:
+        x: ``[n, dim]`` samples.
+        log_prob: ``[n]`` their log density.
+    """
 
     x: Tensor
     log_prob: Tensor
@@ -76,6 +81,8 @@ class GatedField(nn.Module):
         self.gate_bias = nn.Parameter(torch.zeros(units))
 
     def _parts(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        check_shape("t", t, (1,))
+        check_shape("z", z, (self.w.shape[1],))
         gates = torch.sigmoid(
             F.linear(torch.tanh(F.linear(t, self.gate_in, self.gate_shift)), self.gate_out, self.gate_bias)
         )
@@ -140,16 +147,18 @@ class ContinuousFlow(nn.Module):
         self.t = (float(t[0]), float(t[1]))
         self.options: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, "step": step, "adjoint": adjoint}
 
-    def log_prob(self, x: Float[Tensor, "n dim"], *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
+    def log_prob(
+        self, x: Float[Tensor, "*batch dim"], *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*batch"]:
         """Return the log density at ``x``.
 
         Args:
-            x: ``[n, dim]``.
+            x: ``[*batch, dim]``.
             generator: of the Hutchinson probe, needed where ``trace="hutchinson"``.
         """
         check_shape("x", x, (self.dim,))
-        z, change = self._carry(x, self.t[::-1], generator)
-        return self._base_log_prob(z) + change
+        z, change = self._carry(x.reshape(-1, self.dim), self.t[::-1], generator)
+        return (self._base_log_prob(z) + change).reshape(x.shape[:-1])
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> FlowSample:
         """Return ``n`` samples with their log density (differentiable: reverse Kullback-Leibler training)."""
@@ -161,8 +170,9 @@ class ContinuousFlow(nn.Module):
         x, change = self._carry(z, self.t, generator)
         return FlowSample(x, self._base_log_prob(z) - change)
 
-    def inverse(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+    def inverse(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Return the base point z(0) of ``x``."""
+        check_shape("x", x, (self.dim,))
         return odeint(self.field, x, self.t[::-1], **self.options).y[-1]
 
     def _base_log_prob(self, z: Tensor) -> Tensor:

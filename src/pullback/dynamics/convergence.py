@@ -16,7 +16,14 @@ _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.22
 
 
 class ConvergenceOrder(NamedTuple):
-    """Slope of log(error) against log(step), its 95 % confidence interval, and the errors."""
+    """What :func:`convergence_order` returns.
+
+    Attributes:
+        order: slope of log(error) against log(step).
+        low: lower end of its 95 % confidence interval.
+        high: upper end.
+        errors: one a step.
+    """
 
     order: float
     low: float

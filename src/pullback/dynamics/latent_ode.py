@@ -18,7 +18,14 @@ __all__ = ["BackwardsEncoder", "EvidenceLowerBound", "LatentODE"]
 
 
 class EvidenceLowerBound(NamedTuple):
-    """``bound = likelihood - kl_weight kl`` (+ the log likelihood of the times), each ``[batch]``."""
+    """The evidence lower bound of each sequence and its parts, each ``[batch]``.
+
+    Attributes:
+        bound: ``log_likelihood - kl_weight kl`` (+ ``event_log_likelihood``).
+        log_likelihood: of the observations, from one sample of z0.
+        kl: divergence of q(z0 | x) from the prior.
+        event_log_likelihood: of the observation times; ``None`` without an intensity.
+    """
 
     bound: Tensor
     log_likelihood: Tensor

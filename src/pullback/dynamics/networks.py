@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pullback.core.checks import check_integer
+from pullback.core.checks import check_integer, check_shape
 from pullback.core.shapes import Float
 
 __all__ = ["ConvolutionalField", "NeuralField", "ResidualBlock"]
@@ -46,10 +46,12 @@ class NeuralField(nn.Module):
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), activation()]
+        self.dim = dim
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, t: Tensor, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """dz/dt."""
+        check_shape("z", z, (self.dim,))
         return self.layers(z)
 
 

@@ -291,9 +291,9 @@ def _solution(
     reached = rows.per_row((run.reached * field.sign)[:, 0])
     event_times = event_states = event_index = None
     if record is not None:
-        event_times = record.times.reshape(-1, *rows.batch).to(rows.dtype)
+        event_times = record.times.reshape(len(record.times), *rows.batch).to(rows.dtype)
         event_states = rows.unpack(record.states.to(rows.dtype))
-        event_index = record.number.reshape(-1, *rows.batch)
+        event_index = record.number.reshape(len(record.number), *rows.batch)
     return ODESolution(
         y=rows.unpack(states.to(rows.dtype)),
         t=t,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pullback.core.checks import check_shape
+
 __all__ = ["duffing", "lotka_volterra", "van_der_pol"]
 
 
@@ -19,6 +21,7 @@ def lotka_volterra(t: Tensor, y: Tensor) -> Tensor:
         >>> lotka_volterra(torch.zeros(1), torch.tensor([3.0, 1.5])).tolist()  # at rest
         [0.0, 0.0]
     """
+    check_shape("y", y, (2,))
     return torch.stack([y[..., 0] * (1.5 - y[..., 1]), y[..., 1] * (y[..., 0] - 3.0)], -1)
 
 
@@ -33,6 +36,7 @@ def van_der_pol(t: Tensor, y: Tensor) -> Tensor:
         >>> van_der_pol(torch.zeros(1), torch.tensor([2.0, 0.0])).tolist()
         [0.0, -2.0]
     """
+    check_shape("y", y, (2,))
     return torch.stack([y[..., 1], (1 - y[..., 0].square()) * y[..., 1] - y[..., 0]], -1)
 
 
@@ -47,4 +51,6 @@ def duffing(t: Tensor, y: Tensor) -> Tensor:
         >>> [round(v, 2) for v in duffing(torch.zeros(1), torch.tensor([2.0, 1.0])).tolist()]
         [1.0, -5.7]
     """
+    check_shape("y", y, (2,))
+    check_shape("t", t, (1,))
     return torch.stack([y[..., 1], y[..., 0] - y[..., 0] ** 3 + 0.3 * torch.cos(t[..., 0])], -1)

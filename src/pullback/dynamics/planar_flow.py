@@ -41,19 +41,19 @@ class PlanarFlow(nn.Module):
         self.u = nn.Parameter(0.1 * torch.randn(layers, dim, generator=generator))
         self.b = nn.Parameter(torch.randn(layers, generator=generator))
 
-    def forward(self, x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n dim"], Float[Tensor, " n"]]:
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*batch"]]:
         """Return the base points and log |det| of the map."""
+        check_shape("x", x, (self.dim,))
         inner = (self.w * self.u).sum(1)
         u = self.u + ((F.softplus(inner) - 1 - inner) / self.w.square().sum(1)).unsqueeze(1) * self.w
-        change = torch.zeros_like(x[:, 0])
+        change = torch.zeros_like(x[..., 0])
         for w, v, b in zip(self.w, u, self.b, strict=True):
             h = torch.tanh(x @ w + b)
             change = change + torch.log1p((1 - h.square()) * (v @ w))
-            x = x + h.unsqueeze(1) * v
+            x = x + h.unsqueeze(-1) * v
         return x, change
 
-    def log_prob(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
+    def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """Return the log density at ``x``."""
-        check_shape("x", x, (self.dim,))
         z, change = self(x)
-        return -0.5 * z.square().sum(1) - 0.5 * self.dim * math.log(2 * math.pi) + change
+        return -0.5 * z.square().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi) + change

@@ -126,6 +126,8 @@ class Storage:
 
     def walk(self, reached: Tensor) -> Iterator[Step]:
         """The steps in order, one at a time."""
+        if not self.times:
+            return
         if all(o is None for o in self.owners):
             ends = [*self.times[1:], reached]
             for t, t_next, y in zip(self.times, ends, self.starts, strict=True):
