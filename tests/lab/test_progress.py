@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from pullback.lab.lab import Lab
 from pullback.lab.progress import Bars, Lines, Silent, display
+from pullback.lab.result import RunResult
 
 
 def _show(shown: Silent) -> None:
@@ -49,3 +52,14 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     _show(display(quiet=True))
     assert capsys.readouterr() == ("", "")
     assert isinstance(display(), Lines), "standard error is no terminal here"
+
+
+def test_a_loop_is_shown_with_its_arm_and_replicate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = Lab(RunResult(slug="inline", family="gradients", directory=tmp_path), tmp_path, Lines())
+    for _ in lab.replicates(2):
+        for _ in lab.arm("Cauchy").steps(3, {}, name="tune"):
+            lab.arm("Cauchy").record("loss", 0.5)
+    assert capsys.readouterr().err.splitlines() == [
+        "Cauchy: tune [0]: 3/3 loss (Cauchy) 0.5",
+        "Cauchy: tune [1]: 3/3 loss (Cauchy) 0.5",
+    ]

@@ -239,7 +239,7 @@ def read_latest(path: Path) -> Any:
 def _checksum(tree: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     value = zlib.crc32(tree.encode())
     for key, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         value = zlib.crc32(content, zlib.crc32(key.encode(), value))
     return f"{value:08x}"
 
