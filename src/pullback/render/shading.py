@@ -53,7 +53,7 @@ class NeuralShader(nn.Module):
         check_shape("features", check_floating("features", features), (self.channels, None, None))
         if not all(features.shape[-2:]):
             raise ValueError(f"features must have pixels, got shape {tuple(features.shape)}")
-        check_same_dtype(features=features, weights=self.fine[0].weight)
+        check_same_dtype(features=features, weights=next(self.parameters()))
         flat = features.reshape(features.shape[:-3].numel(), *features.shape[-3:])
         fine = self.fine(flat)
         # ceil_mode keeps the last row and column of odd sizes, and an image of one pixel.
