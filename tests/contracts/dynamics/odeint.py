@@ -29,13 +29,13 @@ def exact(y0: Tensor, matrix: Tensor, **_: Any) -> Tensor:
 
 
 def samples(g: torch.Generator) -> list[Call]:
-    y0 = torch.randn(3, 2, generator=g, dtype=torch.float64)
+    y0 = torch.randn(2, 2, generator=g, dtype=torch.float64)
     return [Call((y0, 0.5 * torch.randn(2, 2, generator=g, dtype=torch.float64)))]
 
 
 def times(y0: Tensor, t: Tensor) -> Tensor:
     """A field that depends on time, at three times that are differentiated themselves."""
-    return odeint(lambda s, y: -y * torch.cos(s), y0, t, rtol=1e-10, atol=1e-12).y
+    return odeint(lambda s, y: -y * torch.cos(s), y0, t, rtol=1e-9, atol=1e-11).y
 
 
 def times_exact(y0: Tensor, t: Tensor) -> Tensor:
@@ -107,10 +107,10 @@ CONTRACTS = [
     ),
     Contract(
         "dynamics.odeint[kvaerno3]",
-        linear("kvaerno3", rtol=1e-5, atol=1e-7),
+        linear("kvaerno3", rtol=1e-4, atol=1e-6),
         samples,
         reference=exact,
-        tolerance=1e-4,
+        tolerance=1e-3,
         gradcheck=False,
         gradgradcheck=False,
         compile=False,
@@ -124,7 +124,9 @@ CONTRACTS = [
             reference=exact,
             gradgradcheck=False,
             compile=False,
-            why=f"the continuous adjoints are not differentiable twice and say so; {COMPILE}",
+            large_limit=1e4,
+            why=f"the continuous adjoints are not differentiable twice and say so; solved backwards, a state drifts past "
+            f"the largest number of half; {COMPILE}",
         )
         for adjoint in ("backsolve", "interpolated")
     ),

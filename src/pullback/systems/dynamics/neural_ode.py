@@ -222,7 +222,7 @@ def classifiers(lab: Lab, config: Config) -> None:
                     ours.metric("evaluations of the field", model[1](model[0](held_out)).evaluations)
             arm.metric("test accuracy", correct.float().mean(), better="higher")
             arm.metric("parameters", size(model), better="lower")
-    lab.curves("loss", arms=list(makers), caption="Digits: cross entropy of a batch, the first initialisation.")
+    lab.curves("loss", arms=list(makers), caption="Digits: cross entropy of a batch, every initialisation.")
     lab.claim(
         "the ODE-net is within 1.0 point of the residual net or better, with at most a third of its parameters",
         ours["test accuracy"] >= residual["test accuracy"] - 0.010,
