@@ -21,7 +21,9 @@ def compiled() -> Callable[..., Any] | None:
     """Return numba's compiling decorator (no Python objects, no GIL, results cached on disk), or ``None`` without
     numba.
 
-    numba is imported on first use and is optional: each kernel has a plain form for the case ``None``.
+    numba is imported on first use and is optional: each kernel has a plain form for the case ``None``. A function that
+    is compiled here may define inner functions, but not refer to another compiled one beside it: numba would find
+    nothing on disk, and compile for seconds at every start.
 
     Example:
         >>> jit = compiled()

@@ -149,20 +149,19 @@ def _scans() -> tuple[Callable[..., Any], ...] | None:
                     right_ties += v[k, a, j]
 
     @jit
-    def scan(decay: Any, v: Any, out: Any) -> None:
-        n = v.shape[0]
-        left, right = 0.0, 0.0
-        for i in range(n):
-            out[i] = 0.0
-        for i in range(n):
-            j = n - 1 - i
-            left = left * decay[i] + v[i]
-            out[i] += left
-            out[j] += right
-            right = (right + v[j]) * decay[j]
-
-    @jit
     def balanced(y: Any, tolerance: float, f: Any) -> None:
+        def scan(decay: Any, v: Any, out: Any) -> None:
+            n = v.shape[0]
+            left, right = 0.0, 0.0
+            for i in range(n):
+                out[i] = 0.0
+            for i in range(n):
+                j = n - 1 - i
+                left = left * decay[i] + v[i]
+                out[i] += left
+                out[j] += right
+                right = (right + v[j]) * decay[j]
+
         b, n = y.shape
         decay, u, k_u = np.empty(n), np.empty(n), np.empty(n)
         for k in range(b):
@@ -185,6 +184,18 @@ def _scans() -> tuple[Callable[..., Any], ...] | None:
 
     @jit
     def solve(y: Any, f: Any, g: Any, steps: int, out: Any) -> None:
+        def scan(decay: Any, v: Any, out: Any) -> None:
+            n = v.shape[0]
+            left, right = 0.0, 0.0
+            for i in range(n):
+                out[i] = 0.0
+            for i in range(n):
+                j = n - 1 - i
+                left = left * decay[i] + v[i]
+                out[i] += left
+                out[j] += right
+                right = (right + v[j]) * decay[j]
+
         b, n = y.shape
         decay, u, scaled, k_d = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
         w, residual, direction = np.empty(n), np.empty(n), np.empty(n)

@@ -149,32 +149,31 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
     import numpy as np
 
     @jit
-    def side(base: Any, factor: Any, step: int, cut: float, v: Any, total: Any, sums: Any) -> None:
-        """Add the weights above (step 1) or below (step -1) each place to ``total`` and the weighted ``v`` to ``sums``.
-
-        Places are visited so that the distance to every gap grows: the factor ``exp(-(2m + 1) gap)`` of a gap is then
-        updated by one multiplication, and the band of the next place ends no later than this one's.
-        """
-        c, n = v.shape
-        for j in range(n - 1):
-            factor[j] = base[j]
-        for at in range(n):
-            i = n - 1 - at if step == 1 else at
-            weight = 1.0
-            j = i
-            while 0 <= j + step < n:
-                g = j if step == 1 else j - 1
-                weight *= factor[g]
-                if weight < cut:
-                    break
-                factor[g] *= base[g] * base[g]
-                j += step
-                total[i] += weight
-                for a in range(c):
-                    sums[a, i] += weight * v[a, j]
-
-    @jit
     def mean(y: Any, v: Any, cut: float, out: Any, totals: Any) -> None:
+        def side(base: Any, factor: Any, step: int, cut: float, v: Any, total: Any, sums: Any) -> None:
+            """Add the weights above (step 1) or below (step -1) each place to ``total`` and the weighted ``v`` to ``sums``.
+
+            Places are visited so that the distance to every gap grows: the factor ``exp(-(2m + 1) gap)`` of a gap is then
+            updated by one multiplication, and the band of the next place ends no later than this one's.
+            """
+            c, n = v.shape
+            for j in range(n - 1):
+                factor[j] = base[j]
+            for at in range(n):
+                i = n - 1 - at if step == 1 else at
+                weight = 1.0
+                j = i
+                while 0 <= j + step < n:
+                    g = j if step == 1 else j - 1
+                    weight *= factor[g]
+                    if weight < cut:
+                        break
+                    factor[g] *= base[g] * base[g]
+                    j += step
+                    total[i] += weight
+                    for a in range(c):
+                        sums[a, i] += weight * v[a, j]
+
         b, c, n = v.shape
         base, factor, total, sums = np.empty(n), np.empty(n), np.empty(n), np.empty((c, n))
         for k in range(b):
@@ -190,51 +189,50 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
                     out[k, a, i] = sums[a, i] / total[i]
 
     @jit
-    def side_gradient(
-        base: Any,
-        factor: Any,
-        back: Any,
-        step: int,
-        cut: float,
-        v: Any,
-        g: Any,
-        total: Any,
-        centre: Any,
-        into: Any,
-        grad_gap: Any,
-    ) -> None:
-        """Add what the weights above or below each place pass back to the channels and to the gaps."""
-        c, n = v.shape
-        for j in range(n - 1):
-            factor[j] = base[j]
-        for at in range(n):
-            i = n - 1 - at if step == 1 else at
-            weight = 1.0 / total[i]
-            least = cut * weight
-            j = i
-            m = 0
-            while 0 <= j + step < n:
-                k = j if step == 1 else j - 1
-                weight *= factor[k]
-                if weight < least:
-                    break
-                factor[k] *= base[k] * base[k]
-                j += step
-                score = 0.0
-                for a in range(c):
-                    score += g[a, i] * v[a, j]
-                    into[a, j] += g[a, i] * weight
-                back[m] = weight * (score - centre[i])
-                m += 1
-            # The logit of an item falls by (2m + 1) times every gap between it and i: sum from the far end.
-            beyond = 0.0
-            for d in range(m - 1, -1, -1):
-                beyond += back[d]
-                k = i + d if step == 1 else i - 1 - d
-                grad_gap[k] -= (2 * d + 1) * beyond
-
-    @jit
     def mean_gradient(y: Any, v: Any, g: Any, out: Any, totals: Any, cut: float, grad_y: Any, grad_v: Any) -> None:
+        def side_gradient(
+            base: Any,
+            factor: Any,
+            back: Any,
+            step: int,
+            cut: float,
+            v: Any,
+            g: Any,
+            total: Any,
+            centre: Any,
+            into: Any,
+            grad_gap: Any,
+        ) -> None:
+            """Add what the weights above or below each place pass back to the channels and to the gaps."""
+            c, n = v.shape
+            for j in range(n - 1):
+                factor[j] = base[j]
+            for at in range(n):
+                i = n - 1 - at if step == 1 else at
+                weight = 1.0 / total[i]
+                least = cut * weight
+                j = i
+                m = 0
+                while 0 <= j + step < n:
+                    k = j if step == 1 else j - 1
+                    weight *= factor[k]
+                    if weight < least:
+                        break
+                    factor[k] *= base[k] * base[k]
+                    j += step
+                    score = 0.0
+                    for a in range(c):
+                        score += g[a, i] * v[a, j]
+                        into[a, j] += g[a, i] * weight
+                    back[m] = weight * (score - centre[i])
+                    m += 1
+                # The logit of an item falls by (2m + 1) times every gap between it and i: sum from the far end.
+                beyond = 0.0
+                for d in range(m - 1, -1, -1):
+                    beyond += back[d]
+                    k = i + d if step == 1 else i - 1 - d
+                    grad_gap[k] -= (2 * d + 1) * beyond
+
         b, c, n = v.shape
         base, factor, back, centre = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
         into, grad_gap = np.empty((c, n)), np.empty(n)

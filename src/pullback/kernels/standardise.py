@@ -36,17 +36,16 @@ def standardise() -> tuple[Callable[..., Any], ...] | None:
     import numpy as np
 
     @jit
-    def insert(x: Any, order: Any) -> None:
-        """Sort one short row; equal items keep their order."""
-        for i in range(x.shape[0]):
-            at = i
-            while at > 0 and x[order[at - 1]] > x[i]:
-                order[at] = order[at - 1]
-                at -= 1
-            order[at] = i
-
-    @jit
     def points(x: Any, order: Any, temperature: float, relative: bool, o: Any, y: Any, spread: Any) -> bool:
+        def insert(x: Any, order: Any) -> None:
+            """Sort one short row; equal items keep their order."""
+            for i in range(x.shape[0]):
+                at = i
+                while at > 0 and x[order[at - 1]] > x[i]:
+                    order[at] = order[at - 1]
+                    at -= 1
+                order[at] = i
+
         b, n = x.shape
         room = (3e38 if x.itemsize == 4 else 1e308) / (8 * n)
         for k in range(b):
