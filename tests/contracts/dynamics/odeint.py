@@ -125,7 +125,7 @@ CONTRACTS = [
             gradgradcheck=False,
             compile=False,
             large_limit=1e4,
-            why=f"the continuous adjoints are not differentiable twice and say so; solved backwards, a state drifts past "
+            why=f"the continuous adjoints are not differentiable twice and say so; solved back, a state drifts past "
             f"the largest number of half; {COMPILE}",
         )
         for adjoint in ("backsolve", "interpolated")
