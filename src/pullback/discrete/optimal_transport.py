@@ -162,7 +162,7 @@ def soft_mask(y: Tensor, k: int) -> Tensor:
         k: 0 < k < n.
 
     Example:
-        >>> soft_mask(torch.tensor([0.0, 1e12, 1e12]), 2).tolist()
+        >>> soft_mask(torch.tensor([0.0, 1e12, 1e12]), 2).round().tolist()
         [0.0, 1.0, 1.0]
     """
     n = y.shape[-1]

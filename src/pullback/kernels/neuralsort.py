@@ -151,10 +151,10 @@ def _bands() -> tuple[Callable[..., Any], ...] | None:
     @jit
     def mean(y: Any, v: Any, cut: float, out: Any, totals: Any) -> None:
         def side(base: Any, factor: Any, step: int, cut: float, v: Any, total: Any, sums: Any) -> None:
-            """Add the weights above (step 1) or below (step -1) each place to ``total`` and the weighted ``v`` to ``sums``.
+            """Add the weights above (step 1) or below (step -1) each place to ``total``, times ``v`` to ``sums``.
 
-            Places are visited so that the distance to every gap grows: the factor ``exp(-(2m + 1) gap)`` of a gap is then
-            updated by one multiplication, and the band of the next place ends no later than this one's.
+            Places are visited so that the distance to every gap grows: the factor ``exp(-(2m + 1) gap)`` of a gap is
+            then updated by one multiplication, and the band of the next place ends no later than this one's.
             """
             c, n = v.shape
             for j in range(n - 1):

@@ -19,9 +19,10 @@ def standardise() -> tuple[Callable[..., Any], ...] | None:
     """Return ``points(x, order, temperature, relative, o, y, spread)``, its transpose and ``to_items(by_place, order,
     out)``, or ``None`` without numba.
 
-    ``points`` fills ``o`` and ``y [b, n]`` and ``spread [b]`` and returns whether all rows are finite, and sums of their
-    entries and points too; if not, what is filled is of no use. ``order [b, n]`` is an ascending order of the items, or -1 to have it found here. The items of
-    a tie are brought into their own order, so that any sort becomes a stable one.
+    ``points`` fills ``o`` and ``y [b, n]`` and ``spread [b]`` and returns whether all rows are finite, and sums of
+    their entries and points too; if not, what is filled is of no use. ``order [b, n]`` is an ascending order of the
+    items, or -1 to have it found here. The items of a tie are brought into their own order, so that any sort becomes a
+    stable one.
     ``points_transposed(o, order, y, spread, grad_y, grad_spread, temperature, relative, grad_o, grad_x)`` adds to
     ``grad_o`` what comes back through ``y`` and ``spread`` and writes the sum to the items ``order``.
 
