@@ -21,16 +21,16 @@ def _python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("slug", "more"),
+    ("name", "more"),
     [
         ("toy-regression", ("--module=tests.lab.toy", "--scale=default")),
         *(pytest.param(slug, (), id=f"{family}/{slug}", marks=pytest.mark.slow) for slug, family in FAMILIES.items()),
     ],
 )
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_numbers(slug: str, more: tuple[str, ...]) -> None:
-    done = _python("-m", "tests.systems.kills", slug, f"--kills={KILLS}", *more)
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_numbers(name: str, more: tuple[str, ...]) -> None:
+    done = _python("-m", "tests.systems.kills", name, f"--kills={KILLS}", *more)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{slug}: {KILLS} kills" in done.stdout
+    assert f"{name}: {KILLS} kills" in done.stdout
 
 
 FORGETFUL = """
