@@ -21,7 +21,7 @@ def solve(matrix: Float[Tensor, "*#batch n n"], right: Float[Tensor, "*#batch n 
         right: ``[*batch, n, k]``.
 
     Returns:
-        ``[*batch, n, k]``.
+        ``[*batch, n, k]``; half precision is solved in single.
 
     Raises:
         torch.linalg.LinAlgError: the matrix is exactly singular.
@@ -30,8 +30,9 @@ def solve(matrix: Float[Tensor, "*#batch n n"], right: Float[Tensor, "*#batch n 
         >>> solve(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[1.0], [1.0]])).flatten().tolist()
         [0.5, 0.25]
     """
-    factor, pivots, singular = torch.linalg.lu_factor_ex(matrix)
+    wide = torch.promote_types(matrix.dtype, torch.float32)  # torch factorises nothing narrower
+    factor, pivots, singular = torch.linalg.lu_factor_ex(matrix.to(wide))
     if can_look(singular) and bool(singular.any()):
         raise torch.linalg.LinAlgError(f"a matrix of shape {tuple(matrix.shape)} is singular and cannot be solved with")
-    result: Tensor = torch.linalg.lu_solve(factor, pivots, right)
+    result: Tensor = torch.linalg.lu_solve(factor, pivots, right.to(wide)).to(right.dtype)
     return result
