@@ -178,7 +178,7 @@ class NonlinearSCM:
     def mechanisms(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return ``f_j(x)`` for every node."""
         index = torch.einsum("...u,uvk->...vk", x, self.first.to(x))
-        has_parent = self.adjacency.any(0)
+        has_parent = self.adjacency.any(0).to(x.device)
         if self.kind == "mlp":
             value = (torch.sigmoid(index) * self.second.to(x)).sum(-1)
         else:

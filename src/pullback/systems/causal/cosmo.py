@@ -237,7 +237,7 @@ def _real_cells(lab: Lab, config: Config) -> None:
         lab.arms[name].metric("SHD, cells", found.shd, better="lower")
     lab.note(
         "Sachs: measured and not claimed. The score assumes noise of equal variance, which standardised cells do not "
-        "have: the learners rank the 17 arcs of the consensus graph about as chance does (AUC near .5), worse than the "
+        "have: the learners rank the 17 arcs of the consensus graph about as chance does (AUC .4 to .5), worse than the "
         "correlations (.63) and a cyclic ridge regression (.68), which say little about directions."
     )
 
