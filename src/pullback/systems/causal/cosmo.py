@@ -237,7 +237,7 @@ def _real_cells(lab: Lab, config: Config) -> None:
         lab.arms[name].metric("SHD, cells", found.shd, better="lower")
     lab.note(
         "Sachs: measured and not claimed. The score assumes noise of equal variance, which standardised cells do not "
-        "have: the learners rank the 17 arcs of the consensus graph about as chance does (AUC .4 to .5), worse than the "
+        "have: the learners rank the 17 arcs of the consensus graph as chance does (AUC .4 to .5), worse than the "
         "correlations (.63) and a cyclic ridge regression (.68), which say little about directions."
     )
 
@@ -282,7 +282,7 @@ def _draw(lab: Lab, design: str, learned: causal.StructureResult, arms: tuple[Ar
     paths, temperatures = learned.history["priority"][:, 0, start], learned.history["temperature"]
     left.plot(temperatures, paths)
     left.invert_xaxis()
-    left.set(title="priorities jump apart at t = .01, the shift", xlabel="temperature t, falling", ylabel="priority")
+    left.set(title="priorities of the nodes as t falls", xlabel="temperature t, falling", ylabel="priority")
     left.set_xscale("log")
     differences = torch.linspace(-0.06, 0.08, 400)
     for t in (0.1, 0.01, 5e-4):
