@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -137,8 +138,8 @@ def jacobians(lab: Lab, config: Config, implicit: Arm, unrolled: Arm) -> None:
         if name == "ridge":
             late = slice(4, None)
             slope = lab.slope((path - solution).norm(dim=-1)[late], errors["implicit"][late], of="implicit").exponent
-            ratio = (errors["implicit"] / errors["unrolled"])[late].max()
-            ratio = implicit.metric("ridge: largest error relative to unrolling", ratio, better="lower")
+            largest = (errors["implicit"] / errors["unrolled"])[late].max()
+            ratio = implicit.metric("ridge: largest error relative to unrolling", largest, better="lower")
     lab.claim(
         "the implicit Jacobian is as good as the iterate (theorem 1): log-log slope 1 +- 0.1", abs(slope - 1) <= 0.1
     )
@@ -174,7 +175,7 @@ class _SVM:
             return projection_simplex(y)
 
         found = minimize(self.inner, init, t, prox=prox, tolerance=1e-8, max_iterations=20_000, check=True)
-        return found.value  # type: ignore[no-any-return]
+        return found.value
 
     def solve_with_multipliers(self, init: Tensor, t: Tensor) -> KKTPoint:
         dual = self.solve(init, t)
@@ -218,16 +219,16 @@ def svm(lab: Lab, config: Config) -> None:
         dual = problem.start
         for arm in arms:
             dual, _, slope = problem.hypergradient(problem.differentiable(arm.name, start), dual, start)
-            slope = arm.metric(f"hypergradient, {samples} samples", slope)
-            differences.append(abs(slope / forms[0][f"hypergradient, {samples} samples"] - 1))
+            found = arm.metric(f"hypergradient, {samples} samples", slope)
+            differences.append(abs(found / forms[0][f"hypergradient, {samples} samples"] - 1))
     statement = "projected-gradient, mirror-descent and KKT conditions give the same hypergradient to 1e-4 relative"
     lab.claim(statement, max(differences) <= 1e-4, scale="smoke")
     for arm in forms[:2]:
         t, dual = start.clone(), problem.start.clone()
         for _ in arm.steps(config.svm_steps, t, dual, name="tune"):
-            found, loss, slope = problem.hypergradient(problem.differentiable(arm.name, t), dual, t)
+            solution, loss, slope = problem.hypergradient(problem.differentiable(arm.name, t), dual, t)
             arm.record("validation loss", loss)
-            dual.copy_(found)
+            dual.copy_(solution)
             t.sub_(slope)
         before = arm.metric("validation loss before tuning", arm.series("validation loss")[0], better="lower")
         after = arm.metric("validation loss after tuning", arm.last("validation loss"), better="lower")
@@ -256,7 +257,7 @@ def cost(lab: Lab, config: Config, implicit: Arm, unrolled: Arm) -> None:
     memory: dict[str, list[float]] = {"implicit": [], "unrolled": []}
     for arm in (implicit, unrolled):
         for steps in config.inner_steps:
-            memory[arm.name].append(lab.peak_memory(lambda a=arm, n=steps: hypergradient(a, n), of=arm.name))
+            memory[arm.name].append(lab.peak_memory(partial(hypergradient, arm, steps), of=arm.name))
             arm.record("hypergradient: relative error", abs(hypergradient(arm, steps) / exact - 1), step=steps)
         arm.metric("hypergradient: error when converged", arm.last("hypergradient: relative error"), better="lower")
         arm.metric("hypergradient: memory", memory[arm.name][-1], unit="bytes", better="lower")
@@ -270,7 +271,7 @@ def cost(lab: Lab, config: Config, implicit: Arm, unrolled: Arm) -> None:
         growth["unrolled"].exponent >= 0.9,
     )
     last = config.inner_steps[-1]
-    race = lab.race({a.name: lambda a=a: hypergradient(a, last) for a in (implicit, unrolled)}, rounds=5)
+    race = lab.race({arm.name: partial(hypergradient, arm, last) for arm in (implicit, unrolled)}, rounds=5)
     for arm in (implicit, unrolled):
         arm.metric("hypergradient: time", 1e3 * race[arm.name], unit="ms", better="lower")
     statement = "an implicit hypergradient takes at most 0.8 of the time of an unrolled one"
@@ -289,7 +290,7 @@ def distillation(lab: Lab, config: Config) -> None:
     def fit(init: Tensor, few: Tensor) -> Tensor:
         # Away from the optimum of the images an inner minimum may be flat: more iterations than a default.
         options: dict[str, Any] = {"batch_ndim": few.ndim - 2, "tolerance": 1e-6, "max_iterations": 2000, "check": True}
-        return minimize(training, init, few, **options).value  # type: ignore[no-any-return]
+        return minimize(training, init, few, **options).value
 
     ours, means = lab.arm("distilled images"), lab.arm("class means", baseline=True)
     real = lab.arm("real images, mean of 5", baseline=True)
