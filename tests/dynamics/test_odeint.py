@@ -11,7 +11,7 @@ from scipy.integrate import RK45, solve_ivp
 from torch import Tensor, nn
 
 from pullback.core.errors import ConvergenceError
-from pullback.dynamics import METHODS, NeuralODE, ODESolution, Tableau, odeint
+from pullback.dynamics import METHODS, Event, NeuralODE, ODESolution, Tableau, odeint
 
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.error is not None]
 
@@ -223,6 +223,9 @@ def test_blow_up_is_named() -> None:
         ({"t": [0.0, math.nan]}, "t must be finite"),
         ({"y0": torch.tensor([[1.0, math.inf]])}, "y0 must be finite"),
         ({"y0": []}, "y0 must hold at least one tensor"),
+        ({"y0": torch.ones(3, 0)}, r"y0 must hold at least one number a sample, got shapes \(\(0,\),\) behind"),
+        ({"shared_step": True, "t": torch.tensor([[0.0, 1.0]]).expand(3, 2)}, "t must be the same for all samples"),
+        ({"shared_step": True, "events": Event(lambda t, y: y[..., 0])}, "shared_step must be False with events"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict, match: str) -> None:
@@ -268,16 +271,37 @@ def test_large_and_small_states_are_solved_as_any(size: float, shared: bool) -> 
     assert torch.allclose(solution.y[-1] / size, y0 * math.exp(-1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", [{}, {"shared_step": True}, {"step": 0.5}, {"adjoint": "unrolled"}], ids=str)
+def test_no_samples_are_solved_too(method: str, options: dict) -> None:
+    rate = torch.tensor(0.5, requires_grad=True)
+    none = torch.ones(0, 2, requires_grad=True)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([-rate * y[..., 1], rate * y[..., 0]], -1)
+
+    shared = "shared_step" in options
+    for t in (torch.tensor([0.0, 0.4, 1.0]), torch.zeros(0, 3))[: 1 if shared else 2]:
+        solution = odeint(field, none, t, method=method, dense=True, **options)
+        inside = solution.interpolate(0.0 if len(t) == 3 else torch.zeros(0, 2))
+        y = odeint(field, none, t, method=method, **options).y
+        assert y.shape == (3, 0, 2)
+        assert inside.shape[-2:] == (0, 2)
+        gradients = torch.autograd.grad(y.sum() + inside.sum(), [none, rate], allow_unused=True, materialize_grads=True)
+        assert gradients[0].shape == (0, 2)
+        assert float(gradients[1]) == 0
+    if not shared:
+        ended = odeint(field, none, [0.0, 1.0], method=method, events=Event(lambda t, y: y.sum(-1)), **options)
+        assert ended.event_times is not None
+        assert ended.event_times.shape[1:] == (0,)
+
+
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "kvaerno3"])
-def test_no_time_and_no_samples_are_solved_too(method: str) -> None:
+def test_no_time_is_solved_too(method: str) -> None:
     y0 = torch.ones(2, 3, requires_grad=True)
     still = odeint(lambda t, y: -y, y0, [0.5, 0.5, 0.5], method=method).y
     assert torch.equal(still, y0.expand(3, 2, 3))
     assert torch.allclose(torch.autograd.grad(still.sum(), y0)[0], torch.full((2, 3), 3.0))
-    none = torch.ones(0, 3, requires_grad=True)
-    y = odeint(lambda t, y: -y, none, [0.0, 1.0], method=method).y
-    assert y.shape == (2, 0, 3)
-    assert torch.autograd.grad(y.sum(), none)[0].shape == (0, 3)
 
 
 def test_numbers_may_be_tensors() -> None:

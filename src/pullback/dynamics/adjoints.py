@@ -112,7 +112,7 @@ def _unrolled(problem: Problem, y0: Tensor, times: Tensor) -> tuple[Tensor, Run,
     if not problem.dense:
         return run.states, run, None
     if not nodes:
-        return run.states, run, Steps(times[:1], y0[None][:0], None)
+        return run.states, run, Steps(run.reached[None], y0[None][:0], None)
     # a rejected attempt leaves t where it was: a step of length zero, which the look-up never meets
     t = torch.stack([*(step.t for step in nodes), nodes[-1].t + nodes[-1].h])
     stages = torch.stack([torch.stack(step.stages) for step in nodes])

@@ -57,8 +57,7 @@ class Control:
         y, new = y.detach(), new.detach()
         scale = torch.maximum(y.abs(), new.abs()).mul_(self.rtol).add_(self._floor(y.dtype))
         ratio = stepper.error(h, stages).detach() / scale
-        norm = torch.linalg.vector_norm(ratio, dim=None if self.shared else 1, keepdim=True).reshape(self.rows(y), 1)
-        norm = norm * (1.0 / math.sqrt(ratio.numel() if self.shared else ratio.shape[1]))
+        norm = self._norm(ratio)
         accept = norm <= 1.0
         if stepper.solved is not None:
             solved = stepper.solved.all() if self.shared else stepper.solved
@@ -71,23 +70,24 @@ class Control:
         with torch.no_grad():
             y, k = y.detach(), k.detach()
             scale = y.abs() * self.rtol + self._floor(y.dtype)
-
-            def norm(x: Tensor) -> Tensor:
-                x = (x / scale).square()
-                return (x.mean() if self.shared else x.mean(1)).sqrt().reshape(-1, 1)
-
-            d0, d1 = norm(y), norm(k)
+            d0, d1 = self._norm(y / scale), self._norm(k / scale)
             tiny = (d0 < 1e-5) | (d1 < 1e-5)
             h0 = torch.where(tiny, 1e-6 * span, 0.01 * d0 / torch.where(tiny, 1.0, d1))
             h0 = torch.minimum(h0, span)
             slope = stepper.quietly(t + h0, y + h0 * k)
-            d2 = norm(slope.detach() - k) / torch.where(h0 > 0, h0, 1.0)
+            d2 = self._norm((slope.detach() - k) / scale) / torch.where(h0 > 0, h0, 1.0)
             most = torch.maximum(d1, d2)
             h1 = torch.where(
                 most <= 1e-15, torch.maximum(1e-6 * span, 1e-3 * h0), (0.01 / most) ** (1.0 / stepper.tableau.order)
             )
             h = torch.minimum(torch.minimum(100 * h0, h1), span)
             return torch.where(torch.isfinite(h) & (h > 0), h, 1e-6 * span)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """``[M, 1]`` root mean square of each sample, or of all where they share their steps; 0 of no component."""
+        count = x.numel() if self.shared else x.shape[1]
+        norm = torch.linalg.vector_norm(x, dim=None if self.shared else 1, keepdim=True).reshape(self.rows(x), 1)
+        return norm * (1.0 / math.sqrt(max(count, 1)))
 
     def _floor(self, dtype: torch.dtype) -> float:
         """The absolute tolerance; never 0, so that a component that stays 0 has the error 0 rather than 0 / 0."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -104,8 +104,6 @@ def solve_with_events(
     chosen: list[Any] = list(events) if isinstance(events, list | tuple) else [events]
     if not chosen or not all(isinstance(e, Event) for e in chosen):
         raise TypeError(f"events must be an Event or a sequence of them, got {type(events).__name__}")
-    # each sample stops at events of its own
-    problem = replace(problem, control=replace(problem.control, shared=False), dense=False)
     walk = _Walk(problem, y0, times, explicit, chosen, timed)
     while some(walk.alive) and not walk.accumulates():
         hit = walk.advance()

@@ -261,4 +261,5 @@ def _substeps(times: Tensor, control: Control) -> list[int]:
 def _longest(times: Tensor) -> list[float]:
     """The longest interval over the samples; under vmap over all of its calls (the batch stays in front)."""
     spans = physical(times.diff(dim=0).detach())
-    return [float(v) for v in spans.movedim(-3, 0).flatten(1).amax(1)]
+    spans = spans.movedim(-3, 0).flatten(1)
+    return [float(v) for v in spans.amax(1)] if spans.shape[1] else [0.0] * len(spans)  # none without samples

@@ -144,7 +144,7 @@ def odeint(
             redoes one step at a time), ``symplectic`` (one stage at a time), ``unrolled`` (keeps everything); of the
             continuous one, up to the tolerance: ``backsolve`` (keeps only the outputs; Chen et al.), ``interpolated``
             (keeps the dense output).
-        shared_step: one step for all samples.
+        shared_step: one step for all samples; they share their times, and no events stop one of them.
         events: conditions that end or reset the solve (:class:`pullback.dynamics.Event`).
         dense: keep what ``ODESolution.interpolate`` needs.
         max_steps: attempted steps after which the solve is given up.
@@ -194,6 +194,8 @@ def odeint(
         check_integer("batch_ndim", batch_ndim)
     explicit = None if params is None else [_parameter(p) for p in params]
     rows = Rows.of(y0, batch_ndim, "y0")
+    if not rows.size:
+        raise ValueError(f"y0 must hold at least one number a sample, got shapes {rows.shapes} behind the batch")
     if tableau.partitioned:
         check_pair(rows, tableau)
     flat = rows.pack(y0)
@@ -207,6 +209,8 @@ def odeint(
     live_times = columns("t", t.to(flat.dtype), rows)
     if len(live_times) < 2:
         raise ValueError(f"t must hold at least two times, got {len(live_times)}")
+    if shared_step and live_times.shape[1] != 1:
+        raise ValueError(f"t must be the same for all samples with shared_step=True, [times], got {tuple(t.shape)}")
     sign = direction(live_times)
     live_times = live_times * sign
     flat_field = FlatField(field, rows, sign)
@@ -217,6 +221,8 @@ def odeint(
     if events is not None:
         if dense:
             raise ValueError("dense=True is not available with events; ask for the times in t")
+        if shared_step:
+            raise ValueError("shared_step must be False with events: each sample stops at events of its own")
         states, run, record = solve_with_events(problem, flat, live_times, explicit, events, timed)
         steps = None
     else:

@@ -19,7 +19,7 @@ def columns(name: str, t: Tensor, rows: Rows) -> Tensor:
         return t.reshape(-1, 1, 1)
     if tuple(t.shape[:-1]) != rows.batch:
         raise ValueError(f"{name} must have shape [times] or {[*rows.batch, 'times']}, got {tuple(t.shape)}")
-    return t.reshape(rows.count, -1).T.unsqueeze(-1)
+    return t.reshape(rows.count, t.shape[-1]).T.unsqueeze(-1)
 
 
 def direction(times: Tensor) -> float | Tensor:
