@@ -48,6 +48,42 @@ class Bad:
 
 
 @dataclass(frozen=True)
+class Edges:
+    """How a block is called with one tensor of any length, and what the hard operation makes of it.
+
+    The laws of edges go through every method of the block, its hard form and its hard limit. One entry of a name,
+    whose ``block`` passes options on, states them.
+
+    Attributes:
+        hard: the hard operation, of ``x``, or of ``x`` and ``dim`` where the block works along a dimension. Its shape
+            is the block's; its values are those of a single entry; where it is NaN at an infinity the block may be.
+        args: from ``x`` to the arguments of the call (default: ``x`` alone); ``dim`` is added where the block has it.
+        words: the same for keyword arguments.
+        along: works along a dimension, in which a single entry leaves nothing to choose.
+        domain: from any numbers to ones that the block takes, such as ``torch.sigmoid`` for probabilities.
+        empty: how the message begins with which no entries along that dimension are refused. ``None`` where the
+            result has the shape of the hard operation's.
+        refuses: the rows with infinities that are refused, and the message.
+        nan: ``(x, options)``, whether NaN is the documented answer.
+        soft_single: ``(x)``, the exact answer to a single entry where the soft one is not the hard one.
+        place: of ``x`` among the arguments.
+        outputs: picks the tensors of the result that have the hard operation's shape (default: all).
+    """
+
+    hard: Callable[..., Tensor]
+    args: Callable[[Tensor], tuple[Any, ...]] = lambda x: (x,)
+    words: Callable[[Tensor], dict[str, Any]] = lambda x: {}
+    along: bool = False
+    domain: Callable[[Tensor], Tensor] = lambda x: x
+    empty: str | None = None
+    refuses: tuple[Callable[[Tensor], bool], str] | None = None
+    nan: Callable[[Tensor, Mapping[str, Any]], bool] | None = None
+    soft_single: Callable[[Tensor], Tensor] | None = None
+    place: int = 0
+    outputs: Callable[[Any], Tensor | tuple[Tensor, ...]] | None = None
+
+
+@dataclass(frozen=True)
 class Contract:
     """What one block claims.
 
@@ -66,6 +102,7 @@ class Contract:
         large: positions of the arguments that may have any finite size: the block is right at 1e4, 1e8 and the largest
             number of float32, float16 and bfloat16. ``()`` needs a ``why``.
         large_limit: up to which size, where the result overflows by nature beyond; needs a ``why``.
+        edges: how ties, infinities, no entries and a single one go in: one entry of each name in ``discrete``.
         infinite: whether infinity is an answer, as documented, to an input of ordinary size. NaN never is.
         batched: ``block`` on a stack of inputs equals the stack of ``block`` on each (first argument gets the batch).
         layouts: the result depends on values alone: any strides, expanded and lazily negated inputs.
@@ -87,6 +124,7 @@ class Contract:
     large: Sequence[int] = (0,)
     large_limit: float = math.inf
     large_tolerance: float = 1e-4
+    edges: Edges | None = None
     infinite: bool = False
     batched: bool = True
     layouts: bool = True

@@ -53,6 +53,11 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def floating(t: Tensor) -> torch.dtype:
+    """The dtype of what stands beside ``t``: its own, or float32 beside integers (which are refused)."""
+    return t.dtype if t.is_floating_point() else torch.float32
+
+
 def on_device(value: Any) -> Any:
     """The value with its tensors on the device of the laws."""
     return tree_map(lambda a: a.to(DEVICE) if isinstance(a, Tensor) else a, value)

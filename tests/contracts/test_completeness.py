@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import pullback
-from tests.contracts.contract import Exempt
+from tests.contracts.contract import Contract, Exempt
 
 TESTS = Path(__file__).parents[1]
 FAMILIES = (*pullback.FAMILIES, "core")
@@ -63,6 +63,12 @@ def test_every_public_name_has_an_entry(family: str) -> None:
     wanted = {name for name, value in offered.items() if needs_entry(value)}
     assert not wanted - held, f"no entry in tests/contracts/{family}: {sorted(wanted - held)}"
     assert not held - set(offered), f"entries without a public name: {sorted(held - set(offered))}"
+
+
+def test_every_block_of_discrete_states_its_edges_once() -> None:
+    blocks = [entry for entry in entries("discrete") if isinstance(entry, Contract)]
+    stated = [entry.name.partition("[")[0] for entry in blocks if entry.edges is not None]
+    assert sorted(stated) == sorted({entry.name.partition("[")[0] for entry in blocks})
 
 
 @pytest.mark.parametrize("family", pullback.FAMILIES)

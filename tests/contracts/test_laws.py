@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pullback.core.checks import check_floating, check_scalar
 from pullback.core.errors import ConvergenceError
-from tests.contracts import laws_derivatives, laws_kinds, laws_values
-from tests.contracts.contract import Bad, Call, Contract, HigherOrder, Learner, Module
+from tests.contracts import laws_derivatives, laws_edges, laws_kinds, laws_values
+from tests.contracts.contract import Bad, Call, Contract, Edges, HigherOrder, Learner, Module
 from tests.contracts.fuzz import fuzz
 
 
@@ -79,6 +79,48 @@ def test_a_law_refuses_what_breaks_it(broken: str) -> None:
         law(_contract(block, **options), *arguments)
     if broken != "hard":
         law(_contract(_good, **{**options, **({"reference": torch.tanh} if broken == "reference" else {})}), *arguments)
+
+
+def _soft_max(x: Tensor) -> Tensor:
+    return check_floating("x", x).softmax(-1)
+
+
+ALONG = Edges(lambda x, dim: torch.ones_like(x), along=True)
+BROKEN_AT_EDGES: dict[str, tuple[Callable[..., None], Callable[..., Any], tuple[Any, ...]]] = {
+    "ties": (
+        laws_edges.test_ties_have_finite_values_and_gradients,
+        lambda x: (x - x.roll(1)).abs().sqrt(),
+        ((0.5, 0.5, 0.5, 0.5),),
+    ),
+    "infinities": (
+        laws_edges.test_infinities_bring_no_nan,
+        lambda x: x.softmax(-1),
+        ((-torch.inf, 0.25, torch.inf, 0.0),),
+    ),
+    "one entry": (laws_edges.test_a_single_entry_is_exact, lambda x: x.softmax(-1) / 2, ()),
+    "no entries": (laws_edges.test_no_entries_keep_their_shape_or_are_refused_by_name, torch.sum, ((0, 3), None)),
+    "half": (laws_edges.test_half_precision_stays_in_every_form, lambda x: x.float().softmax(-1), (torch.float16,)),
+    "integers": (laws_edges.test_integers_are_refused_by_name, torch.tanh, (None,)),
+    "a list": (laws_edges.test_a_list_is_refused_by_name, torch.tensor, (None,)),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_AT_EDGES)
+def test_a_law_of_edges_refuses_what_breaks_it(broken: str) -> None:
+    """The name is that of a public block without a method, a hard form and a temperature."""
+    law, block, arguments = BROKEN_AT_EDGES[broken]
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        law(Contract("discrete.soft_step", block, _samples, edges=ALONG), *arguments)
+    good = _soft_max if broken != "infinities" else torch.tanh
+    law(Contract("discrete.soft_step", good, _samples, edges=ALONG), *arguments)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1.0])
+def test_the_law_of_ranges_refuses_blocks_that_take_anything(value: float) -> None:
+    law = laws_edges.test_scalars_out_of_range_are_refused_by_name
+    law(_contract(_good, scalars={"temperature": 0.5}), value, None)
+    with pytest.raises(AssertionError):
+        law(_contract(_number_only, scalars={"temperature": 0.5}), value, None)
 
 
 def test_the_law_of_scalars_refuses_numbers_only() -> None:

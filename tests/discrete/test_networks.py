@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import diffsort
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,14 +27,6 @@ MONOTONIC = ("cauchy", "reciprocal", "optimal")
 NETWORKS = ("bitonic", "odd_even")
 # The steepness of the reference code is ours times this.
 REFERENCE_SCALE = {"logistic": 4.0, "cauchy": math.pi, "reciprocal": 4.0, "optimal": 1.0}
-
-
-@pytest.fixture
-def without_shape_checks() -> Iterator[None]:
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def _in_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, Exempt
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt
+from tests.contracts.law import floating
 
 _INT = torch.arange(3)
 _T = {"temperature": 0.7}
@@ -120,6 +121,40 @@ def _chosen(scores: Tensor, values: Tensor, temperature: float, features: int = 
     return torch.einsum("bn,n->b", weights, values)
 
 
+def _largest(x: Tensor, dim: int) -> Tensor:
+    return torch.zeros_like(x).scatter(dim, x.argmax(dim, keepdim=True), 1.0) if x.numel() else x
+
+
+def _slope(x: Tensor) -> Tensor:
+    return torch.linspace(1, 2, x.shape[-1], dtype=floating(x), device=x.device)
+
+
+def _hot(index: Tensor, n: int) -> Tensor:
+    return torch.eye(n, dtype=index.dtype)[index.round().clamp(0, n - 1).long()]
+
+
+def _sampled() -> Edges:
+    """Of the samplers: a row without a finite largest logit is no distribution."""
+    return Edges(
+        _largest,
+        along=True,
+        empty="logits must have at least one class",
+        refuses=(lambda x: bool((x == torch.inf).any()), "logits must have a finite largest"),
+        outputs=lambda result: result,
+    )
+
+
+def _has_no_largest(x: Tensor, options: Mapping[str, Any]) -> bool:
+    """A row without a finite largest entry is no distribution: documented as NaN."""
+    return bool((x == torch.inf).any())
+
+
+def _is_mean_of_opposites(x: Tensor, options: Mapping[str, Any]) -> bool:
+    """All entries have a weight > 0, and the mean of opposite infinities is no number."""
+    soft = options in ({}, {"method": "softmax"})
+    return soft and bool((x == torch.inf).any() and (x == -torch.inf).any())
+
+
 _KERNELS = {"softmax": _gaussian, "linear": _hat}
 
 CONTRACTS = [
@@ -127,6 +162,7 @@ CONTRACTS = [
         "discrete.straight_through",
         discrete.straight_through,
         lambda g: [Call((_INT, torch.rand(3, generator=g, dtype=torch.float64)))],
+        edges=Edges(lambda x: (x > 0).to(x.dtype), lambda x: (x > 0, x), place=1),
         bad=[
             Bad((_INT, _INT), {}, TypeError, "soft must be a floating tensor, got torch.int64"),
             Bad((_INT, torch.zeros(2)), {}, ValueError, "hard and soft must agree"),
@@ -147,6 +183,7 @@ CONTRACTS = [
         reference=lambda x, temperature: torch.softmax((x + _noise(tuple(x.shape))) / temperature, -1),
         hard=_exact,
         scalars=_T,
+        edges=_sampled(),
         bad=[*_bad_logits(), *_BAD_ROW],
         batched=False,
         vmap=False,
@@ -159,6 +196,7 @@ CONTRACTS = [
         lambda g: [Call((_logits(g),), {"temperature": 1.3})],
         reference=lambda x, temperature: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True),
         outputs=lambda sample: sample.probabilities,
+        edges=_sampled(),
         bad=[
             *_bad_logits(),
             *_BAD_ROW,
@@ -173,6 +211,7 @@ CONTRACTS = [
             _seeded(discrete.categorical),
             lambda g, method=method: [Call((_logits(g),), {"method": method, "temperature": 1.3})],
             reference=lambda x, method, temperature: _exact(x) if method == "gumbel" else _inverted(x),
+            edges=_sampled() if method == "gumbel" else None,
             bad=[
                 *_bad_logits(),
                 *_BAD_ROW,
@@ -195,6 +234,7 @@ CONTRACTS = [
         scalars=_T,
         large=(),
         hard=lambda p: torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(0)) < p,
+        edges=Edges(lambda p: (p > 0.5).to(p.dtype), domain=torch.sigmoid),
         bad=[
             *_bad_logits("p"),
             Bad((torch.tensor([0.5, 1.5]),), {}, ValueError, r"p must be in \[0, 1\], got minimum 0.5 and maximum 1.5"),
@@ -210,6 +250,13 @@ CONTRACTS = [
         _seeded(discrete.multinomial),
         lambda g: [Call((torch.rand(3, 4, generator=g, dtype=torch.float64) + 0.1, 2), {"temperature": 0.8})],
         scalars=_T,
+        edges=Edges(
+            lambda p, dim: _largest(p, dim).unsqueeze(-2),
+            lambda p: (p, 1),
+            along=True,
+            domain=torch.sigmoid,
+            empty="num_samples must be at most the number of classes 0",
+        ),
         bad=[
             Bad((_INT, 2), {}, TypeError, "p must be a floating tensor"),
             Bad((torch.ones(3), 4), {}, ValueError, "num_samples must be at most the number of classes 3, got 4"),
@@ -230,6 +277,7 @@ CONTRACTS = [
             scalars=_T,
             reference=_simplex_projection,
             hard=_one_hot_max,
+            edges=Edges(_largest, along=True, nan=_has_no_largest) if method == "auto" else None,
             bad=_bad_logits("x") if method == "auto" else (),
         )
         for method in ("auto", "sort", "bisection")
@@ -242,6 +290,7 @@ CONTRACTS = [
             scalars=_T,
             reference=_entmax_by_root,
             hard=_one_hot_max,
+            edges=Edges(_largest, along=True, nan=_has_no_largest) if method == "auto" else None,
             bad=_bad_logits("x") if method == "auto" else (),
         )
         for method in ("auto", "sort", "bisection")
@@ -254,6 +303,7 @@ CONTRACTS = [
             scalars=_T,
             reference=_entmax_by_root,
             hard=_one_hot_max,
+            edges=Edges(_largest, along=True, nan=_has_no_largest) if (alpha, method) == (1.3, "auto") else None,
             bad=[
                 *_bad_logits("x"),
                 Bad((torch.zeros(3), 0.5), {}, ValueError, "alpha must be a finite number >= 1, got 0.5"),
@@ -285,6 +335,12 @@ CONTRACTS = [
         ],
         reference=_chosen,
         scalars=_T,
+        edges=Edges(
+            lambda s, dim: _slope(s)[s.argmax(-1)],
+            lambda s: (s, _slope(s)),
+            along=True,
+            empty="scores must have at least one",
+        ),
         bad=[
             Bad((_INT, torch.zeros(3)), {}, TypeError, "scores must be a floating tensor"),
             Bad((torch.zeros(3), _INT), {}, TypeError, "values must be a floating tensor"),
@@ -300,6 +356,12 @@ CONTRACTS = [
         lambda g: [Call((torch.softmax(_logits(g), -1), torch.randn(4, 2, generator=g, dtype=torch.float64)))],
         large=(1,),
         reference=lambda w, table: torch.stack([sum(row[k] * table[k] for k in range(4)) for row in w]),
+        edges=Edges(
+            lambda w, dim: w,
+            lambda w: (w, torch.eye(w.shape[-1], dtype=floating(w), device=w.device)),
+            along=True,
+            domain=torch.sigmoid,
+        ),
         bad=[
             Bad((_INT, torch.zeros(3)), {}, TypeError, "weights must be a floating tensor"),
             Bad((torch.zeros(3), torch.zeros(2, 2)), {}, ValueError, "weights and table must agree in n"),
@@ -313,6 +375,7 @@ CONTRACTS = [
             reference=_KERNELS[method],
             scalars=_T if method == "softmax" else {},
             hard=(lambda i, n: torch.nn.functional.one_hot(i.round().long(), n)) if method == "softmax" else None,
+            edges=Edges(lambda i: _hot(i, 3), lambda i: (i, 3)) if method == "softmax" else None,
             bad=[
                 Bad((_INT, 3), {}, TypeError, "index must be a floating tensor, got torch.int64"),
                 Bad((torch.zeros(2), 0), {}, ValueError, "num_classes must be an integer >= 1, got 0"),
@@ -330,12 +393,13 @@ CONTRACTS = [
             reference=reference,
             hard=hard,
             scalars=_T,
+            edges=edges,
             batched=False,
             vmap=name not in ("take", "embedding", "index_select"),
             bad=bad,
             why="x has no batch in this signature, as in torch",
         )
-        for name, samples, reference, hard, bad in (
+        for name, samples, reference, hard, edges, bad in (
             (
                 "take",
                 lambda g: [Call((_TABLE, _INDEX), {"temperature": 0.7})],
@@ -343,6 +407,11 @@ CONTRACTS = [
                     "mk,k->m", _KERNELS["softmax"](i, 12, temperature), x.reshape(-1)
                 ),
                 lambda x, i: torch.take(x, i.round().long()),
+                Edges(
+                    lambda i: i.round().clamp(0, 2),
+                    lambda i: (torch.arange(3.0, dtype=floating(i), device=i.device), i),
+                    place=1,
+                ),
                 [Bad((torch.zeros(0), torch.zeros(1)), {}, ValueError, "x must have at least one entry")],
             ),
             (
@@ -350,6 +419,7 @@ CONTRACTS = [
                 lambda g: [Call((_INDEX, _TABLE), {"temperature": 0.7})],
                 lambda i, w, temperature: torch.einsum("mk,kf->mf", _KERNELS["softmax"](i, 4, temperature), w),
                 lambda i, w: torch.nn.functional.embedding(i.round().long(), w),
+                Edges(lambda i: _hot(i, 3), lambda i: (i, torch.eye(3, dtype=floating(i), device=i.device))),
                 [Bad((_INT, torch.zeros(3, 2)), {}, TypeError, "index must be a floating tensor")],
             ),
             (
@@ -357,6 +427,13 @@ CONTRACTS = [
                 lambda g: [Call((_TABLE, 0, _INDEX), {"temperature": 0.7})],
                 lambda x, dim, i, temperature: torch.einsum("mk,kf->mf", _KERNELS["softmax"](i, 4, temperature), x),
                 lambda x, dim, i: torch.index_select(x, dim, i.round().long()),
+                Edges(
+                    lambda x, dim: x.index_select(dim, torch.zeros(2, dtype=torch.int64)),
+                    words=lambda x: {"index": torch.zeros(2, dtype=x.dtype, device=x.device)},
+                    along=True,
+                    empty="x must have at least one",
+                    nan=_is_mean_of_opposites,
+                ),
                 [
                     Bad((torch.zeros(3), 1, torch.zeros(2)), {}, IndexError, "dim must be in"),
                     Bad(
@@ -369,6 +446,13 @@ CONTRACTS = [
                 lambda g: [Call((_TABLE, _INDEX[:3].expand(2, 3).clone(), 0), {"temperature": 0.7})],
                 lambda x, i, dim, temperature: torch.einsum("mfk,kf->mf", _KERNELS["softmax"](i, 4, temperature), x),
                 lambda x, i, dim: torch.take_along_dim(x, i.round().long(), dim),
+                Edges(
+                    lambda x, dim: x.gather(dim, torch.zeros_like(x, dtype=torch.int64)),
+                    lambda x: (x, torch.zeros_like(x)),
+                    along=True,
+                    empty="x must have at least one entry",
+                    nan=_is_mean_of_opposites,
+                ),
                 [
                     Bad((torch.zeros(3), torch.zeros(1, 3)), {}, ValueError, "index must have as many dimensions as x"),
                     Bad((torch.zeros(3, 0), torch.zeros(3, 1)), {}, ValueError, "x must have at least one entry"),
@@ -383,6 +467,13 @@ CONTRACTS = [
                     "mfk,kf->mf", _KERNELS["softmax"](i, 4, temperature), x[:, :2]
                 ),
                 lambda x, dim, i: torch.gather(x, dim, i.round().long()),
+                Edges(
+                    lambda x, dim: x.gather(dim, torch.zeros_like(x, dtype=torch.int64)),
+                    words=lambda x: {"index": torch.zeros_like(x)},
+                    along=True,
+                    empty="x must have at least one entry",
+                    nan=_is_mean_of_opposites,
+                ),
                 [Bad((torch.zeros(2, 2), 0, torch.zeros(2, 3)), {}, ValueError, "index must not be larger than x")],
             ),
         )

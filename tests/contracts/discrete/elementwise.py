@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract
+from tests.contracts.contract import Bad, Call, Contract, Edges
 
 # Away from the jumps of round (n + 1/2) and of floor (n), also after the batch law's factors 1.25 and 0.5.
 _AWAY = torch.tensor([[-2.3, -1.7, -0.3], [0.3, 0.7, 2.7]], dtype=torch.float64)
@@ -72,6 +72,7 @@ def _rounding(name: str, shift: float, hard: Callable[..., Tensor]) -> list[Cont
             reference=lambda x, method, temperature: _stairs(x + shift, method, temperature),
             hard=hard,
             bad=_bad() if method == "cauchy" else (),
+            edges=Edges(hard) if method == "cauchy" else None,
         )
         for method in ("cauchy", "logistic", "reciprocal", "optimal")
     ]
@@ -114,6 +115,7 @@ _TABLE = [
         _calls(temperature=0.2),
         reference=_reference_trunc,
         hard=torch.trunc,
+        edges=Edges(torch.trunc),
         bad=_bad(),
     ),
     Contract(
@@ -122,6 +124,7 @@ _TABLE = [
         _calls(temperature=0.2),
         reference=lambda x, temperature: x - _reference_trunc(x, temperature),
         hard=torch.frac,
+        edges=Edges(torch.frac),
         bad=_bad(),
     ),
     Contract(
@@ -130,6 +133,7 @@ _TABLE = [
         _calls(1.25, temperature=0.2),
         reference=lambda x, d, temperature: x - d * _stairs(x / d - 0.5, "cauchy", temperature),
         hard=torch.remainder,
+        edges=Edges(lambda x: torch.remainder(x, 1.5), lambda x: (x, 1.5)),
         bad=[*_bad(2), *_BAD_SECOND["divisor"]],
     ),
     Contract(
@@ -140,6 +144,7 @@ _TABLE = [
             x - d * (_stairs(x / d - 0.5, "cauchy", temperature) + _cdf(-x / d / temperature, "cauchy"))
         ),
         hard=torch.fmod,
+        edges=Edges(lambda x: torch.fmod(x, 1.5), lambda x: (x, 1.5)),
         bad=[*_bad(2), *_BAD_SECOND["divisor"]],
     ),
     *[
@@ -149,6 +154,7 @@ _TABLE = [
             _calls(method=method, temperature=0.2),
             reference=lambda x, method, temperature: 2 * _cdf(x / temperature, method) - 1,
             hard=torch.sign,
+            edges=Edges(torch.sign) if method == "logistic" else None,
             bad=_bad() if method == "logistic" else (),
         )
         for method in ("logistic", "cauchy", "reciprocal", "optimal")
@@ -159,6 +165,7 @@ _TABLE = [
         _calls(temperature=0.2),
         reference=lambda x, temperature: _cdf(x / temperature, "logistic"),
         hard=lambda x: torch.heaviside(x, torch.full_like(x, 0.5)),
+        edges=Edges(lambda x: torch.heaviside(x, torch.full_like(x, 0.5))),
         bad=_bad(),
     ),
     Contract(
@@ -167,6 +174,7 @@ _TABLE = [
         _calls(temperature=0.5),
         reference=lambda x, temperature: _soft_maximum(x, 0.0, temperature),
         hard=torch.relu,
+        edges=Edges(torch.relu),
         bad=_bad(),
     ),
     Contract(
@@ -182,6 +190,7 @@ _TABLE = [
         _calls(temperature=0.5),
         reference=lambda x, temperature: x.abs() + temperature / 2 * torch.log1p(torch.exp(-4 * x.abs() / temperature)),
         hard=torch.abs,
+        edges=Edges(torch.abs),
         bad=_bad(),
     ),
     Contract(
@@ -197,6 +206,7 @@ _TABLE = [
         _calls(_OTHER, temperature=0.5),
         reference=_soft_maximum,
         hard=torch.maximum,
+        edges=Edges(lambda x: x.clamp(min=0.5), lambda x: (x, 0.5)),
         bad=[*_bad(0.0), *_BAD_SECOND["other"]],
     ),
     Contract(
@@ -221,6 +231,7 @@ _TABLE = [
         _calls(_OTHER, temperature=0.5),
         reference=lambda x, other, temperature: -_soft_maximum(-x, -other, temperature),
         hard=torch.minimum,
+        edges=Edges(lambda x: x.clamp(max=0.5), lambda x: (x, 0.5)),
         bad=[*_bad(0.0), *_BAD_SECOND["other"]],
     ),
     Contract(
@@ -229,6 +240,7 @@ _TABLE = [
         _calls(_LOW, _HIGH, temperature=0.5),
         reference=_reference_clamp,
         hard=torch.clamp,
+        edges=Edges(lambda x: x.clamp(-1, 1), lambda x: (x, -1, 1)),
         bad=[*_bad(0.0, 1.0), Bad((torch.zeros(3),), {}, ValueError, "min and max must not both be None")],
     ),
     Contract(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract
+from tests.contracts.contract import Bad, Call, Contract, Edges
+from tests.contracts.law import floating
 
 _X = torch.tensor([[-0.3, 0.1, 0.45], [0.5, -0.7, 0.02]], dtype=torch.float64)
 _OTHER = torch.tensor([0.11, -0.2, 0.4], dtype=torch.float64)
@@ -50,6 +51,9 @@ def _comparison(name: str, hard: Callable[..., Tensor], probability: Callable[[T
             reference=lambda x, other, method, temperature: probability((x - other) / temperature, method),
             hard=hard,
             scalars={"temperature": 0.2},
+            edges=Edges(lambda x: hard(x, 0.5).to(x.dtype), lambda x: (x, 0.5))
+            if method == "logistic" and other is _OTHER
+            else None,
             bad=bad if method == "logistic" and other is _OTHER else (),
         )
         for method, other in (("logistic", _OTHER), ("cauchy", _OTHER), ("logistic", 0.3))
@@ -82,7 +86,16 @@ def _bad_probabilities(*tail: Any) -> list[Bad]:
     ]
 
 
+def _alone(p: Tensor, dim: int) -> Tensor:
+    return p.squeeze(dim)
+
+
 _NOT_LARGE = "probabilities are not large"
+_OF_EQUALS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logical_and": lambda p: p,
+    "logical_or": lambda p: p,
+    "logical_xor": lambda p: 0 * p,
+}
 _FUZZY = {"logical_and": torch.minimum, "logical_or": torch.maximum}
 
 CONTRACTS = [
@@ -102,6 +115,7 @@ CONTRACTS = [
             / _cdf((atol + rtol * o.abs()) / temperature, "logistic") ** 2
         ),
         hard=torch.isclose,
+        edges=Edges(lambda x: torch.isclose(x, torch.full_like(x, 0.5)).to(x.dtype), lambda x: (x, 0.5)),
         scalars={"temperature": 0.2},
         bad=[
             Bad((_INT, 1), {}, TypeError, "x must be a floating tensor, got torch.int64"),
@@ -118,6 +132,7 @@ CONTRACTS = [
             large=(),
             why=_NOT_LARGE,
             reference=_enumerated(name),
+            edges=Edges(_OF_EQUALS[name], lambda p: (p, p), domain=torch.sigmoid),
             bad=[
                 *_bad_probabilities(_Q),
                 Bad((_P, _INT), {}, TypeError, "q must be a floating tensor, got torch.int64"),
@@ -143,6 +158,7 @@ CONTRACTS = [
         _probabilities(),
         large=(),
         why=_NOT_LARGE,
+        edges=Edges(lambda p: 1 - p, domain=torch.sigmoid),
         reference=lambda p: 1 - p,
         bad=_bad_probabilities(),
     ),
@@ -152,6 +168,7 @@ CONTRACTS = [
         _probabilities(-1),
         large=(),
         why=_NOT_LARGE,
+        edges=Edges(lambda p, dim: (p > 0.5).all(dim), along=True, domain=torch.sigmoid, soft_single=_alone),
         reference=lambda p, dim: torch.exp(torch.log(p).sum(dim)),
         bad=[*_bad_probabilities(), Bad((_P, 2), {}, IndexError, "dim must be in")],
     ),
@@ -169,6 +186,7 @@ CONTRACTS = [
         _probabilities(-1),
         large=(),
         why=_NOT_LARGE,
+        edges=Edges(lambda p, dim: (p > 0.5).any(dim), along=True, domain=torch.sigmoid, soft_single=_alone),
         reference=lambda p, dim: 1 - torch.exp(torch.log1p(-p).sum(dim)),
         bad=[*_bad_probabilities(), Bad((_P, -3), {}, IndexError, "dim must be in")],
     ),
@@ -178,6 +196,7 @@ CONTRACTS = [
         _probabilities(-1),
         large=(),
         why=_NOT_LARGE,
+        edges=Edges(lambda p, dim: (p > 0.5).sum(dim), along=True, domain=torch.sigmoid, soft_single=_alone),
         reference=lambda p, dim: torch.einsum("...n->...", p),
         bad=_bad_probabilities(),
     ),
@@ -186,6 +205,7 @@ CONTRACTS = [
         discrete.where,
         _probabilities(_X[0], _OTHER),
         large=(1, 2),
+        edges=Edges(lambda p: (p > 0.5).to(p.dtype), lambda p: (p, 1.0, 0.0), domain=torch.sigmoid),
         reference=lambda p, x, other: torch.lerp(other.expand_as(p), x.expand_as(p), p),
         bad=[
             Bad((_INT, 1.0, 2.0), {}, TypeError, "condition must be a floating tensor, got torch.int64"),
@@ -205,6 +225,12 @@ CONTRACTS = [
         "discrete.masked_fill",
         discrete.masked_fill,
         lambda generator: [Call((_X, _Q, 2.0))],
+        edges=Edges(
+            lambda p: (p > 0.5).to(p.dtype),
+            lambda p: (torch.zeros_like(p, dtype=floating(p)), p, 1.0),
+            domain=torch.sigmoid,
+            place=1,
+        ),
         reference=lambda x, p, value: torch.lerp(x, torch.full_like(x, value), p.expand_as(x)),
         bad=[
             Bad((_INT, _Q, 0.0), {}, TypeError, "x must be a floating tensor, got torch.int64"),
@@ -224,6 +250,7 @@ CONTRACTS = [
         "discrete.masked_mean",
         discrete.masked_mean,
         lambda generator: [Call((_X, _P, -1)), Call((_X, _Q, -2))],
+        edges=Edges(lambda x, dim: x.mean(dim), lambda x: (x, torch.ones_like(x)), along=True),
         reference=lambda x, p, dim: (x * (p / p.expand_as(x).sum(dim, keepdim=True))).sum(dim),
         bad=[
             Bad((_INT, _Q), {}, TypeError, "x must be a floating tensor, got torch.int64"),

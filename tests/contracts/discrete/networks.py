@@ -12,7 +12,7 @@ from torch import Tensor
 from pullback.discrete.networks import comparators, soft_swap, sorting_network
 from pullback.discrete.ordering import permutation_loss
 from pullback.discrete.steps import soft_step
-from tests.contracts.contract import Bad, Call, Contract, Exempt
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt
 
 _STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "logistic": lambda x: 1 / (1 + torch.exp(-4 * x)),
@@ -66,6 +66,14 @@ def _network(distribution: str, network: str) -> Contract:
         soft={"steepness": 1e8},
         scalars={"steepness": 2.0},
         outputs=lambda result: (result.values, result.permutation),
+        edges=Edges(
+            lambda x, dim: x.sort(dim).values,
+            along=True,
+            empty="x must not be empty along dim",
+            outputs=lambda result: result.values,
+        )
+        if (distribution, network) == ("logistic", "bitonic")
+        else None,
         bad=[
             Bad((torch.zeros(2),), {"steepness": torch.tensor(-1.0)}, ValueError, "steepness must be > 0, got -1.0"),
             Bad((torch.tensor([1, 2]),), {}, TypeError, "x must be a floating tensor, got torch.int64"),
@@ -95,6 +103,7 @@ def _swap(distribution: str) -> Contract:
         soft={"steepness": 1e8},
         scalars={"steepness": 2.0},
         outputs=tuple,
+        edges=Edges(lambda x: x, lambda x: (x, x * 0.5)) if distribution == "logistic" else None,
         bad=[
             Bad((torch.zeros(2), torch.zeros(3)), {}, ValueError, "a and b must broadcast"),
             Bad((torch.zeros(2), torch.zeros(2).double()), {}, ValueError, "a and b must agree in dtype"),
@@ -119,6 +128,12 @@ def _doubly_stochastic(generator: torch.Generator) -> list[Call]:
     return [Call((torch.rand(2, 3, 3, generator=generator, dtype=torch.float64) * 0.8 + 0.1,))]
 
 
+def _matrix(x: Tensor) -> Tensor:
+    """A matrix with a distribution in each row, or one of integers from integers."""
+    product = x.unsqueeze(-1) * torch.arange(1, x.shape[-1] + 1).to(x)
+    return torch.softmax(product, -1) if x.is_floating_point() else product
+
+
 _ORDER = torch.tensor([2, 0, 1])
 
 CONTRACTS = [
@@ -127,6 +142,7 @@ CONTRACTS = [
         "discrete.soft_step",
         soft_step,
         lambda g: [Call((torch.randn(7, generator=g, dtype=torch.float64),))],
+        edges=Edges(lambda x: torch.heaviside(x, torch.full_like(x, 0.5))),
         bad=[Bad((torch.zeros(2), "gauss"), {}, ValueError, "distribution must be one of 'logistic'")],
     ),
     *[_swap(d) for d in _STEPS],
@@ -156,12 +172,18 @@ CONTRACTS = [
     ),
     Contract(
         "discrete.permutation_loss",
-        lambda p: permutation_loss(p, _ORDER.expand(p.shape[:-1])),
+        lambda p, target=None: permutation_loss(p, _ORDER.expand(p.shape[:-1]) if target is None else target),
         _doubly_stochastic,
         reference=lambda p: torch.nn.functional.binary_cross_entropy(
             p, torch.eye(3, dtype=p.dtype)[_ORDER].expand_as(p)
         ),
         batched=False,
+        edges=Edges(
+            lambda s, dim: s.new_zeros(()),
+            lambda s: (_matrix(s), torch.arange(s.shape[-1], device=s.device).expand(s.shape)),
+            along=True,
+            domain=torch.sigmoid,
+        ),
         large=(),
         bad=[
             Bad((torch.zeros(3, 2),), {}, ValueError, "permutation must have shape"),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract
+from tests.contracts.contract import Bad, Call, Contract, Edges
+from tests.contracts.law import floating
 
 T = 0.5
 
@@ -160,6 +161,19 @@ def _hard_mask(x: Tensor, k: int) -> Tensor:
     return torch.zeros_like(x).scatter(-1, x.topk(k).indices, 1.0)
 
 
+def _matrix(x: Tensor, dim: int) -> Tensor:
+    return torch.eye(x.shape[dim], dtype=x.dtype)[x.movedim(dim, -1).argsort(-1)]
+
+
+def _one_of(x: Tensor, dim: int, largest: bool = True) -> Tensor:
+    """The mask of the largest, or of the smallest."""
+    return torch.zeros_like(x).scatter(dim, x.topk(1, dim, largest).indices, 1.0) if x.numel() else x
+
+
+def _lone(x: Tensor) -> tuple[Tensor, int]:
+    return x, 1
+
+
 def _values(result: Any) -> Tensor:
     return result.values
 
@@ -178,6 +192,10 @@ UNKNOWN = Bad((torch.zeros(2),), {"method": "sotfsort"}, ValueError, "method mus
 NO_MATRIX = Bad((torch.zeros(2),), {"method": "isotonic"}, ValueError, "method must be one of 'softsort', .*'network'")
 
 
+NO_K = "k must be in"
+_EXTREMES = {"max": torch.max, "min": torch.min, "median": torch.median}
+
+
 def _add_k(bads: tuple[Bad, ...], k: int = 1) -> tuple[Bad, ...]:
     return tuple(Bad((*b.args, k), b.kwargs, b.error, b.match) for b in bads)
 
@@ -192,6 +210,7 @@ _TABLE = [
             reference=None if m == "network" else _sort_reference(m),
             hard=lambda x: x.sort(-1).values,
             outputs=_values,
+            edges=Edges(lambda x, dim: x.sort(dim).values, along=True, outputs=_values) if m == METHODS[0] else None,
             bad=(*BAD, UNKNOWN),
         )
         for m in METHODS
@@ -203,6 +222,9 @@ _TABLE = [
             _samples,
             reference=None if m == "network" else _rank_reference(m),
             hard=_hard_rank,
+            edges=Edges(lambda x, dim: x.argsort(dim).argsort(dim).to(x.dtype), along=True)
+            if m == METHODS[0]
+            else None,
             bad=(*BAD, UNKNOWN),
         )
         for m in METHODS
@@ -214,6 +236,7 @@ _TABLE = [
             _samples,
             reference=MATRICES.get(m),
             hard=_one_hot_argsort,
+            edges=Edges(_matrix, along=True) if m == METHODS[0] else None,
             bad=(*BAD, UNKNOWN, NO_MATRIX),
         )
         for m in METHODS[:-1]
@@ -224,6 +247,7 @@ _TABLE = [
         _samples,
         reference=softsort,
         hard=_one_hot_argsort,
+        edges=Edges(_matrix, along=True),
         bad=(*(b for b in BAD if "dim" not in b.kwargs), UNKNOWN, NO_MATRIX),
     ),
     *(
@@ -234,6 +258,9 @@ _TABLE = [
             reference=None if m == "network" else _topk_reference(m),
             hard=lambda x, k: x.topk(k).values,
             outputs=_values,
+            edges=Edges(lambda x, dim: x.topk(1, dim).values, _lone, along=True, empty=NO_K, outputs=_values)
+            if m == METHODS[0]
+            else None,
             bad=(
                 *_add_k((*BAD, UNKNOWN)),
                 Bad((torch.zeros(2), 3), {}, ValueError, r"k must be in 0\.\.2, got 3"),
@@ -252,6 +279,11 @@ _TABLE = [
             hard=lambda x, v: v.take_along_dim(x.argsort(-1).unsqueeze(-1), -2),
             batched=False,
             why="the payload needs the batch too",
+            edges=Edges(
+                lambda x, dim: torch.ones_like(x), lambda x: (x, torch.ones_like(x, dtype=floating(x))), along=True
+            )
+            if m == METHODS[0]
+            else None,
             bad=(
                 Bad((torch.zeros(2), torch.zeros(3)), {}, ValueError, r"values must have the shape of the keys \(2,\)"),
                 Bad((torch.zeros(2), torch.tensor([1, 2])), {}, TypeError, "values must be a floating tensor"),
@@ -266,6 +298,7 @@ _TABLE = [
             _samples,
             reference=_last_row(m) if m in MATRICES else None,
             hard=lambda x: torch.nn.functional.one_hot(x.argmax(-1), x.shape[-1]),
+            edges=Edges(_one_of, along=True, empty="x must not be empty along dim") if m == METHODS[0] else None,
             bad=(*BAD, UNKNOWN, Bad((torch.zeros(0),), {}, ValueError, "x must not be empty along dim -1")),
         )
         for m in METHODS
@@ -276,6 +309,7 @@ _TABLE = [
         _samples,
         reference=lambda x: torch.softmax(-x / width(x), -1),
         hard=lambda x: torch.nn.functional.one_hot(x.argmin(-1), x.shape[-1]),
+        edges=Edges(lambda x, dim: _one_of(x, dim, False), along=True, empty="x must not be empty along dim"),
         bad=BAD,
     ),
     *(
@@ -284,6 +318,7 @@ _TABLE = [
             partial(discrete.soft_topk, method=m, temperature=T),
             _with_k,
             hard=_hard_mask,
+            edges=Edges(_one_of, _lone, along=True, empty=NO_K) if m == "sinkhorn" else None,
             bad=(
                 *_add_k(BAD),
                 Bad((torch.zeros(2), 3), {}, ValueError, r"k must be in 0\.\.2, got 3"),
@@ -303,6 +338,9 @@ _TABLE = [
             1 - discrete.soft_topk(-x, k, temperature=T),
         ),
         hard=lambda x, k: (_hard_mask(-x, k), 1 - _hard_mask(-x, k)),
+        edges=Edges(
+            lambda x, dim: _one_of(x, dim, False), _lone, along=True, empty=NO_K, outputs=lambda parts: parts.lower
+        ),
     ),
     *(
         Contract(
@@ -311,6 +349,11 @@ _TABLE = [
             _samples,
             reference=lambda x, p=place: _sort_reference("softsort")(x)[..., p(x.shape[-1])],
             hard=hard,
+            edges=Edges(
+                lambda x, dim, name=name: _EXTREMES[name](x, dim).values,
+                along=True,
+                empty="x must not be empty along dim",
+            ),
             bad=(*BAD, Bad((torch.zeros(2, 0),), {}, ValueError, "x must not be empty along dim -1")),
         )
         for name, place, hard in (
@@ -324,13 +367,19 @@ _TABLE = [
         partial(discrete.kthvalue, temperature=T),
         _with_k,
         hard=lambda x, k: x.kthvalue(k).values,
+        edges=Edges(lambda x, dim: x.kthvalue(1, dim).values, _lone, along=True, empty="x must not be empty along dim"),
         bad=(Bad((torch.zeros(2), 0), {}, ValueError, r"k must be in 1\.\.2, got 0"),),
     ),
     Contract(
         "discrete.quantile",
-        lambda x, **kw: discrete.quantile(x, 0.3, -1, **{"temperature": T, **kw}),
+        lambda x, **kw: discrete.quantile(x, 0.3, **{"dim": -1, "temperature": T, **kw}),
         _samples,
         hard=lambda x: x.quantile(0.3, -1),
+        edges=Edges(
+            lambda x, dim: x.double().quantile(0.3, dim) if x.numel() else x.sum(dim),
+            along=True,
+            empty="x must not be empty along dim",
+        ),
         bad=(Bad((torch.zeros(2),), {"interpolation": "cubic"}, ValueError, "interpolation must be one of"),),
     ),
     *(
@@ -343,6 +392,14 @@ _TABLE = [
                 )
             ],
             reference=reference,
+            edges=Edges(
+                lambda z, dim: 0 * z,
+                lambda z: (z, torch.zeros_like(z, dtype=floating(z))),
+                along=True,
+                domain=torch.sigmoid,
+            )
+            if r == "l2"
+            else None,
             bad=(
                 Bad((torch.zeros(2), torch.zeros(3)), {}, ValueError, "z and w must have the same last dimension"),
                 Bad((torch.zeros(1), torch.full((1,), torch.inf)), {}, ValueError, "w must be finite"),
