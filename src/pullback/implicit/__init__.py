@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pullback.implicit import optimality
 from pullback.implicit.linear_solve import linear_solve
+from pullback.implicit.multiclass_svm import MulticlassSVM
 from pullback.implicit.optimality import KKTPoint
 from pullback.implicit.projections import (
     projection_affine,
@@ -14,11 +15,13 @@ from pullback.implicit.projections import (
 )
 from pullback.implicit.proximal import prox_group_lasso, prox_lasso, prox_ridge
 from pullback.implicit.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
+from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
 
 __all__ = [
     "KKTPoint",
+    "MulticlassSVM",
     "Reason",
     "Solution",
     "custom_fixed_point",
@@ -38,4 +41,5 @@ __all__ = [
     "prox_ridge",
     "root_jvp",
     "root_vjp",
+    "soft_disc_energy",
 ]

@@ -22,14 +22,13 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from pullback import data
 from pullback.implicit import (
-    KKTPoint,
+    MulticlassSVM,
     custom_fixed_point,
-    custom_root,
     minimize,
     optimality,
-    projection_simplex,
     prox_lasso,
     root_jvp,
+    soft_disc_energy,
 )
 from pullback.lab import Arm, Lab, at_least, system
 
@@ -66,7 +65,8 @@ class Config:
     data=("digits", "diabetes"),
     blocks=(
         *("implicit.custom_root", "implicit.custom_fixed_point", "implicit.root_jvp", "implicit.minimize"),
-        *("implicit.optimality", "implicit.projection_simplex", "implicit.prox_lasso"),
+        *("implicit.optimality", "implicit.prox_lasso"),
+        *("implicit.MulticlassSVM", "implicit.soft_disc_energy"),
     ),
 )
 def run(lab: Lab, config: Config) -> None:
@@ -147,63 +147,34 @@ def jacobians(lab: Lab, config: Config, implicit: Arm, unrolled: Arm) -> None:
     lab.curves("ridge: error of the Jacobian", "lasso: error of the Jacobian", log=True, xlabel="iteration")
 
 
-class _SVM:
-    """The dual of a multiclass SVM (Crammer, Singer): one point of the simplex a sample, weights linear in it.
-
-    ``t`` is the logarithm of the regularisation, which the loss on validation digits tunes.
-    """
+class Tuning:
+    """The choice of an SVM's regularisation ``exp(t)`` by its squared loss on validation digits."""
 
     def __init__(self, samples: int, generator: torch.Generator) -> None:
         digits = data.digits("train")
         order = torch.randperm(len(digits.labels), generator=generator)[: 2 * samples]
-        self.train, self.valid = digits.images[order].flatten(1).double().split(samples)
-        self.targets, self.wanted = one_hot(digits.labels[order], 10).double().split(samples)
-        self.curvature = torch.linalg.eigvalsh(self.train @ self.train.T)[-1].item()
-        self.start = torch.full((samples, 10), 0.1, dtype=torch.float64)
+        train, self._valid = digits.images[order].flatten(1).double().split(samples)
+        targets, self._wanted = one_hot(digits.labels[order], 10).double().split(samples)
+        self.svm = MulticlassSVM(train, targets)
+        self.start = self.svm.uniform()
 
-    def weights(self, dual: Tensor, t: Tensor) -> Tensor:
-        return self.train.T @ (self.targets - dual) / t.exp()
-
-    def inner(self, dual: Tensor, t: Tensor) -> Tensor:
-        return t.exp() * (self.weights(dual, t) ** 2).sum() / 2 + (dual * self.targets).sum()
-
-    def outer(self, dual: Tensor, t: Tensor) -> Tensor:
-        return ((self.valid @ self.weights(dual, t) - self.wanted) ** 2).sum() / (2 * len(self.valid))
+    def loss(self, dual: Tensor, t: Tensor) -> Tensor:
+        """Return the outer loss."""
+        scores = self._valid @ self.svm.weights(dual, t.exp())
+        return ((scores - self._wanted) ** 2).sum() / (2 * len(self._valid))
 
     def solve(self, init: Tensor, t: Tensor) -> Tensor:
-        options: dict[str, Any] = {"tolerance": 1e-8, "max_iterations": 20_000, "check": True}
-        return minimize(self.inner, init, t, prox=lambda y, step, t: projection_simplex(y), **options).value
-
-    def update(self, form: str, t: Tensor) -> Callable[..., Any]:
-        """Return a map whose fixed point is the solution, its step the inverse of the curvature."""
-        step = t.exp().item() / self.curvature
-        if form == "projected gradient":
-            return optimality.projected_gradient(self.inner, lambda y, t: projection_simplex(y), step=step)
-        # The solution has exact zeros, where the logarithm needs a floor.
-        back, log = (lambda y, t: y.softmax(-1)), (lambda y: y.clamp(min=1e-300).log())
-        return optimality.mirror_descent(self.inner, back, log, step=step)
+        """Return the dual solution, without a derivative."""
+        return self.svm.solve(init, t.exp())
 
     def solution(self, form: str, dual: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the solution found, as a function of ``t`` with the derivative of one of three conditions."""
-
-        def with_multipliers(_: None, t: Tensor) -> KKTPoint:
-            slope, inside = func.grad(self.inner)(dual, t), dual > 0
-            level = -(slope * inside).sum(-1, keepdim=True) / inside.sum(-1, keepdim=True)
-            return KKTPoint(dual, level, torch.where(inside, 0, (slope + level).clamp(min=0)))
-
-        if form == "KKT":
-            kkt = optimality.kkt(self.inner, lambda y, t: y.sum(-1, keepdim=True) - 1, lambda y, t: -y)
-            return lambda t: custom_root(kkt)(with_multipliers)(None, t).primal
-        # Mirror descent scales the gradient by the dual, whose entries differ ten thousandfold: divided by them again,
-        # the linear system is conditioned like that of the projected gradient.
-        scale = torch.where(dual > 0, dual, 1).flatten() if form == "mirror descent" else dual.new_ones(())
-        options: dict[str, Any] = {"tolerance": 1e-9, "preconditioner": lambda v: v / scale}
-        return lambda t: custom_fixed_point(self.update(form, t), **options)(lambda _, t: dual)(None, t)
+        return lambda t: self.svm.differentiable(dual, t.exp(), form)
 
     def hypergradient(self, solver: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         """Return the derivative of the outer loss in ``t`` through a solver of the inner problem."""
         live = t.clone().requires_grad_()
-        return torch.autograd.grad(self.outer(solver(live), live), live)[0]
+        return torch.autograd.grad(self.loss(solver(live), live), live)[0]
 
 
 def svm(lab: Lab, config: Config) -> None:
@@ -212,12 +183,12 @@ def svm(lab: Lab, config: Config) -> None:
     start, differences = torch.tensor(2.0, dtype=torch.float64), []
     few = min(24, config.svm_samples)  # KKT has 21 unknowns a sample
     for samples, arms in ((few, forms), (config.svm_samples, forms[:2])):
-        problem, name = _SVM(samples, lab.fork("svm")), f"hypergradient, {samples} samples"
+        problem, name = Tuning(samples, lab.fork("svm")), f"hypergradient, {samples} samples"
         dual = problem.solve(problem.start, start)
         for arm in arms:
             found = arm.metric(name, problem.hypergradient(problem.solution(arm.name, dual), start))
             differences.append(abs(found / forms[0][name] - 1))
-    near = [problem.outer(problem.solve(dual, t), t) for t in (start - 1e-5, start + 1e-5)]
+    near = [problem.loss(problem.solve(dual, t), t) for t in (start - 1e-5, start + 1e-5)]
     numerical = lab.arm("central differences", baseline=True).metric(name, (near[1] - near[0]) / 2e-5)
     statement = "projected-gradient, mirror-descent and KKT conditions give the same hypergradient to 1e-4 relative"
     lab.claim(statement, max(differences) <= 1e-4, scale="smoke")
@@ -227,13 +198,13 @@ def svm(lab: Lab, config: Config) -> None:
     search, dual = lab.arm("grid search", baseline=True), problem.start.clone()
     for t in torch.linspace(1, 6, config.svm_steps, dtype=torch.float64):
         dual = problem.solve(dual, t)
-        search.record("loss on the grid", problem.outer(dual, t))
+        search.record("loss on the grid", problem.loss(dual, t))
     best = search.metric("validation loss after tuning", min(search.series("loss on the grid")), better="lower")
     for arm in forms[:2]:
         t, dual = start.clone(), problem.start.clone()
         for _ in arm.steps(config.svm_steps, t, dual, name="tune"):
             dual.copy_(problem.solve(dual, t))
-            arm.record("validation loss", problem.outer(dual, t))
+            arm.record("validation loss", problem.loss(dual, t))
             t.sub_(problem.hypergradient(problem.solution(arm.name, dual), t))
         arm.metric("validation loss after tuning", arm.last("validation loss"), better="lower")
     statement = "tuning by either hypergradient ends at most 0.1 % above the best of a grid of as many regularisations"
@@ -243,21 +214,21 @@ def svm(lab: Lab, config: Config) -> None:
 
 def cost(lab: Lab, config: Config, implicit: Arm, unrolled: Arm) -> None:
     """Measure what a hypergradient of the SVM costs, through all steps of its solver or through its fixed point."""
-    problem, t = _SVM(config.svm_samples, lab.fork("svm")), torch.tensor(4.0, dtype=torch.float64)
-    update = problem.update("projected gradient", t)
+    problem, t = Tuning(config.svm_samples, lab.fork("svm")), torch.tensor(4.0, dtype=torch.float64)
+    update = problem.svm.projected_gradient(t.exp())
 
     def hypergradient(arm: Arm, steps: int) -> Tensor:
-        def accelerated(init: Tensor, t: Tensor) -> Tensor:
+        def accelerated(init: Tensor, r: Tensor) -> Tensor:
             dual, point, momentum = init, init, 1.0
             for _ in range(steps):
-                new = update(point, t)
+                new = update(point, r)
                 following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
                 dual, point, momentum = new, new + (momentum - 1) / following * (new - dual), following
             return dual
 
         decorate = custom_fixed_point(update, solve="gmres", max_iterations=300, tolerance=1e-4)
         solver = accelerated if arm is unrolled else decorate(accelerated)
-        return problem.hypergradient(partial(solver, problem.start), t)
+        return problem.hypergradient(lambda t: solver(problem.start, t.exp()), t)
 
     exact = problem.hypergradient(problem.solution("projected gradient", problem.solve(problem.start, t)), t)
     memory: dict[str, list[float]] = {"implicit": [], "unrolled": []}
@@ -328,18 +299,11 @@ def packing(lab: Lab, config: Config, arm: Arm) -> None:
 
     count = config.discs
     small = torch.arange(count) < count // 2
-    first, second = torch.triu_indices(count, count, 1)
     # The box holds the discs' area exactly once at the reference diameters: dense, well above jamming (0.84).
     side = math.sqrt(math.pi / 4 * (count // 2 * 0.6**2 + (count - count // 2) * 1.0))
 
     def energy(positions: Tensor, diameter: Tensor) -> Tensor:
-        sizes = torch.where(small, diameter, 1.0)
-        reach = (sizes[first] + sizes[second]) / 2
-        gap = positions[first] - positions[second]
-        squared = ((gap - side * (gap / side).round()) ** 2).sum(-1)
-        touching = squared < reach**2
-        distance = torch.where(touching, squared, 1.0).sqrt()
-        return (torch.where(touching, 1 - distance / reach, 0.0) ** 2).sum() / 2
+        return soft_disc_energy(positions, torch.where(small, diameter, 1.0), side)
 
     def relax(init: Tensor, diameter: Tensor) -> Tensor:
         # Translations and loose discs cost no energy: conjugate gradients stay out of those directions.
@@ -364,10 +328,10 @@ def packing(lab: Lab, config: Config, arm: Arm) -> None:
     figure, axis = lab.subplots(figsize=(6, 6))
     axis.set(xlim=(0, side), ylim=(0, side), aspect="equal", xticks=[], yticks=[])
     shifts = side * torch.cartesian_prod(*[torch.arange(-1.0, 2.0)] * 2)  # the box is periodic
-    sizes, places = torch.where(small, 0.6, 1.0).repeat(9), (shown + shifts[:, None]).flatten(0, 1)
+    sizes, places = torch.where(small, 0.6, 1.0).repeat(9).numpy(), (shown + shifts[:, None]).flatten(0, 1).numpy()
     colours = [lab.colour("small discs" if disc else "large discs") for disc in small.repeat(9)]
     shape: dict[str, Any] = {"units": "xy", "offset_transform": axis.transData, "facecolors": colours, "alpha": 0.5}
-    axis.add_collection(EllipseCollection(sizes, sizes, torch.zeros_like(sizes), offsets=places, **shape))
+    axis.add_collection(EllipseCollection(sizes, sizes, 0 * sizes, offsets=places, **shape))
     axis.quiver(*shown.T, *arrows.T, angles="xy", zorder=2)
     axis.set_title("response to a larger diameter of the small discs")
     lab.figure("discs", figure, caption="Simulated discs; arrows: derivative of the rest positions.")
