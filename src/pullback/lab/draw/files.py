@@ -42,6 +42,7 @@ def figure(directory: Path, stem: str, drawn: Figure) -> tuple[str, ...]:
     with matplotlib.rc_context(STYLE):
         png, svg = io.BytesIO(), io.BytesIO()
         drawn.savefig(png, format="png", dpi=144)
+        drawn.set_layout_engine("none")  # it is laid out: a second time costs as much as drawing it
         drawn.savefig(svg, format="svg", metadata={"Date": None})
     write_atomically(directory / f"{stem}.png", png.getvalue())
     if svg.tell() > _LARGEST_SVG:
