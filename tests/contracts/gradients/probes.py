@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pullback.gradients import SavedBytes, evolution_gradient, kink_distance, lyapunov_spectrum, saved_bytes
 from tests.contracts.contract import Bad, Call, Contract, HigherOrder, Measurement
+from tests.contracts.law import seeded
 
 
 def _vector(g: torch.Generator) -> list[Call]:
@@ -19,10 +20,6 @@ def _vector(g: torch.Generator) -> list[Call]:
 def _second(x: Tensor) -> Tensor:
     ordered = x.sort(dim=-1, descending=True).values
     return ordered[..., 0] - ordered[..., 1]
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 _MEASURED: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pullback.audit.judge.verdicts import Bias
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import set_random_state
 from pullback.audit.probe.replay import Laboratory
-from pullback.audit.probe.trial import random_steps
+from pullback.audit.probe.slopes import changes_along
 
 __all__ = ["measure_bias"]
 
@@ -44,28 +44,10 @@ def measure_bias(
         laboratory.restore()
     found = []
     for smoothing in SCALES:
-        predicted: list[float] = []
-        moved: list[float] = []
-        for _ in range(PAIRS):
-            if laboratory.spent:
-                return []
-            with random_steps(tensors, smoothing, generator) as steps:
-                predicted.append(
-                    sum(
-                        float((g.double() * s.double()).sum())
-                        for g, s in zip(gradients, steps, strict=True)
-                        if g is not None
-                    )
-                )
-                ends = []
-                for sign in (1.0, -2.0):
-                    with torch.no_grad():
-                        for tensor, step in zip(tensors, steps, strict=True):
-                            tensor.add_(step, alpha=sign)
-                    ends.append(laboratory.loss())
-            if ends[0] is None or ends[1] is None:
-                return []
-            moved.append(0.5 * (ends[0] - ends[1]))
+        changes = changes_along(gradients, laboratory, tensors, smoothing, PAIRS, generator)
+        if changes is None:
+            return []
+        predicted, moved = changes
         square = sum(a * a for a in predicted)
         size = math.sqrt(square * sum(b * b for b in moved))
         if not (math.isfinite(size) and size > 0):

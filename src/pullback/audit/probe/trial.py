@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,9 +10,10 @@ from torch import Tensor
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import set_random_state
 from pullback.audit.probe.replay import Laboratory
+from pullback.audit.probe.slopes import changes_along
 from pullback.relax import relaxed
 
-__all__ = ["random_steps", "try_relaxed"]
+__all__ = ["try_relaxed"]
 
 DIRECTIONS = 24
 SMOOTHING = 0.3
@@ -51,28 +50,11 @@ def try_relaxed(
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients if g is not None))
     if norm == 0.0 or not math.isfinite(norm):
         return {"relaxed_gradient": norm}, ""
-    expected: list[float] = []
-    measured: list[float] = []
-    for _ in range(DIRECTIONS):
-        if laboratory.spent:
-            return {"relaxed_gradient": norm}, "the time budget did not reach for the smoothed reference of relaxed"
-        with random_steps(tensors, SMOOTHING, generator) as steps:
-            expected.append(
-                sum(
-                    float((g.double() * s.double()).sum())
-                    for g, s in zip(gradients, steps, strict=True)
-                    if g is not None
-                )
-            )
-            ends = []
-            for sign in (1.0, -2.0):
-                with torch.no_grad():
-                    for tensor, step in zip(tensors, steps, strict=True):
-                        tensor.add_(step, alpha=sign)
-                ends.append(laboratory.loss())
-        if None in ends:
-            return {"relaxed_gradient": norm}, ""
-        measured.append(0.5 * (ends[0] - ends[1]))  # type: ignore[operator]
+    changes = changes_along(gradients, laboratory, tensors, SMOOTHING, DIRECTIONS, generator)
+    if changes is None:
+        late = "the time budget did not reach for the smoothed reference of relaxed"
+        return {"relaxed_gradient": norm}, late if laboratory.spent else ""
+    expected, measured = changes
     sizes = math.sqrt(sum(a * a for a in expected) * sum(b * b for b in measured))
     if sizes == 0.0 or not math.isfinite(sizes):
         return {"relaxed_gradient": norm}, ""
@@ -82,21 +64,3 @@ def try_relaxed(
         "relaxed_cosine": cosine,
         "relaxed_cosine_error": 1.0 / math.sqrt(DIRECTIONS),
     }, ""
-
-
-@contextmanager
-def random_steps(tensors: list[Tensor], scale: float, generator: torch.Generator) -> Iterator[list[Tensor]]:
-    """Give each tensor a random step of ``scale`` times its root mean square; restore the tensors to the bit."""
-    with torch.no_grad():
-        before = [t.detach().clone() for t in tensors]
-        steps = []
-        for start in before:
-            size = float(start.double().square().mean().sqrt()) if start.numel() else 0.0
-            noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)
-            steps.append((scale * (size or 0.1) * noise).to(start))
-    try:
-        yield steps
-    finally:
-        with torch.no_grad():
-            for tensor, start in zip(tensors, before, strict=True):
-                tensor.copy_(start)
