@@ -4,18 +4,18 @@ The hidden state follows dy/dt = f(y, t; theta); a solver chooses its evaluation
 comes from an adjoint solve. Three models of the paper are trained: an ODE-net classifier, a continuous normalising
 flow, and a latent ODE of irregular time series. Chen, Rubanova, Bettencourt, Duvenaud, NeurIPS 2018.
 
-Smaller here: the classifier sees the real 8 x 8 digits of scikit-learn (paper: MNIST) with six channels and one
-downsampling convolution, the flow has 32 hidden units on simulated circles, and the models of simulated spirals take
-800 steps on 0.6 pi of a spiral from 30 points; the authors' code observes 1.2 pi (it asks for 1 000 samples of a
-spiral, makes 500 and observes 100 of them), which takes more steps than a minute has. What does not show here: a
-perceptron of the ODE-net's size reads these digits as well, on two moons both flows are level, and a recurrent network
-asked only at gaps as wide as those of its training foretells better than the latent ODE.
+Smaller here: real digits of 8 x 8 pixels (paper: MNIST) and six channels, 32 hidden units of the flow, and 800 steps
+for the models of spirals, which see 0.6 pi; the authors' code observes 1.2 pi (it asks for 1 000 samples of a spiral,
+makes 500, observes 100), which takes more steps than a minute has. What does not show here: a perceptron of the size of
+the ODE-net reads these digits as well, on two moons both flows are level, and an autoregressive network that is asked
+at gaps like those of its training foretells about as well as the latent ODE.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -24,11 +24,12 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
 from pullback import data, dynamics
 from pullback.dynamics import odeint
 from pullback.gradients import saved_bytes
-from pullback.lab import Lab, above, at_least, system
+from pullback.lab import Arm, Lab, above, at_least, system
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def run(lab: Lab, config: Config) -> None:
 
 def solvers(lab: Lab, config: Config) -> None:
     """What all rests on: errors of the adaptive solver, orders of all methods, and what a sample's steps depend on."""
-    figure, axes = lab.subplots(1, 2, figsize=(10, 3.8))
+    figure, axes = lab.subplots(1, 2, figsize=(11, 3.8))
     t, ratios, evaluations = torch.linspace(0, 8, 17, dtype=torch.float64), [], []
     for field, start in ((dynamics.lotka_volterra, [1.0, 1.0]), (dynamics.van_der_pol, [2.0, 0.0])):
         rate = partial(lambda f, s, y: f(torch.tensor(s), torch.from_numpy(y)).numpy(), field)
@@ -102,20 +103,19 @@ def solvers(lab: Lab, config: Config) -> None:
         ends = {h: odeint(dynamics.duffing, y0, [0.0, 2.0], method=method, step=h).y[-1] for h in steps}
         fit = dynamics.convergence_order(ends.__getitem__, exact, steps)
         gaps.append(abs(fit.order - tableau.order))
-        axes[1].loglog(steps, fit.errors, "o-", label=f"{method} ({fit.order:.2f})")
+        axes[1].loglog(steps, fit.errors, marker=".os^Dv"[tableau.order], label=f"{method} ({fit.order:.2f})")
     axes[1].set(xlabel="step", ylabel="error, Duffing oscillator")
-    for axis in axes:
-        axis.legend(fontsize=7)
-    lab.figure("solvers", figure, caption="Error against tolerance (left); order of convergence (right, in brackets).")
-    statement = "the fitted order of every method is within 0.15 of the nominal one"
-    lab.claim(statement, max(gaps) <= 0.15, scale="smoke", largest=max(gaps))
+    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    lab.figure("solvers", figure, "Error against tolerance (left); orders of convergence (right: marker, in brackets).")
+    lab.claim("fitted orders are within 0.15 of the nominal ones", max(gaps) <= 0.15, scale="smoke", largest=max(gaps))
 
     rates = torch.logspace(0, 2.5, 64, dtype=torch.float64).unsqueeze(1)
     starts = torch.rand(64, 2, generator=lab.fork("stiffness"), dtype=torch.float64)
 
     def relaxed(which: slice, shared_step: bool = False) -> Tensor:
-        stiff = rates[which]
-        return odeint(lambda t, y: -stiff * (y - torch.cos(t)), starts[which], [0, 2], shared_step=shared_step).y[-1]
+        decay = partial(lambda rate, t, y: rate * (torch.cos(t) - y), rates[which])
+        return odeint(decay, starts[which], [0, 2], shared_step=shared_step).y[-1]
 
     solo = torch.cat([relaxed(slice(i, i + 1)) for i in range(0, 64, 21)])
     distances = [(relaxed(slice(None), shared)[::21] - solo).abs().max() for shared in (False, True)]
@@ -136,32 +136,26 @@ def adjoints(lab: Lab, config: Config) -> None:
         field = dynamics.NeuralField(16, hidden=(64,), activation=nn.Tanh).double()
     y0 = torch.randn(128, 16, generator=g, dtype=torch.float64).requires_grad_()
 
-    def solve(adjoint: str, rtol: float = 1e-5) -> Tensor:
-        return odeint(field, y0, [0.0, 1.0], adjoint=adjoint, rtol=rtol, atol=1e-2 * rtol).y[-1]
+    def solve(rate: Any, start: Tensor, adjoint: str, rtol: float = 1e-5) -> Tensor:
+        return odeint(rate, start, [0.0, 1.0], adjoint=adjoint, rtol=rtol, atol=1e-2 * rtol).y[-1]
 
-    def gradients(adjoint: str) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(solve(adjoint).sin().sum(), [y0, *field.parameters()])
+    def gradients(rate: Any, inputs: list[Tensor], adjoint: str, rtol: float = 1e-5) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(solve(rate, inputs[0], adjoint, rtol).sin().sum(), inputs)
 
     def distance(gradients: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
         return max(float((a - b).norm() / b.norm()) for a, b in zip(gradients, truth, strict=True))
 
-    def linear_error(adjoint: str, rtol: float) -> float:
-        end = odeint(lambda t, y: y @ matrix.T, start, [0.0, 1.0], adjoint=adjoint, rtol=rtol, atol=1e-2 * rtol).y[-1]
-        return distance(torch.autograd.grad(end.sin().sum(), [start, matrix]), closed_form)
-
-    race = lab.race({arm.name: partial(gradients, arm.name) for arm in arms}, rounds=config.rounds)
-    exact, slopes = gradients("unrolled"), {}
-    figure, axes = lab.subplots(1, 1, figsize=(5.5, 3.8))
-    for arm, marker in zip(arms, "oxv^s", strict=True):  # the three exact ones coincide
-        errors = [linear_error(arm.name, rtol) for rtol in config.tolerances]
-        slopes[arm.name] = lab.slope(config.tolerances, errors, of=arm.name).exponent
-        axes.loglog(config.tolerances, errors, marker=marker, color=arm.colour, label=arm.name)
-        arm.metric("difference to the unrolled gradient", distance(gradients(arm.name), exact), better="lower")
-        arm.metric("time of solve and gradient / unrolled", race.ratio(arm.name, "unrolled"), better="lower", unit="x")
-        arm.metric("bytes kept for the gradient", saved_bytes(solve, arm.name).total, better="lower", unit="bytes")
-    axes.set(xlabel="rtol", ylabel="relative error of the gradient, linear system")
-    axes.legend()
-    lab.figure("adjoints", figure, caption="Gradient error against the closed form.")
+    kept = partial(saved_bytes, solve, field, y0)
+    linear = partial(gradients, lambda t, y: y @ matrix.T, [start, matrix])
+    learned = partial(gradients, field, [y0, *field.parameters()])
+    race, exact = lab.race({a.name: partial(learned, a.name) for a in arms}, rounds=config.rounds), learned("unrolled")
+    for arm in arms:
+        arm.metric("difference to the unrolled gradient", distance(learned(arm.name), exact), better="lower")
+        arm.metric("time / unrolled", race.ratio(arm.name, "unrolled"), better="lower", unit="x")
+        arm.metric("bytes kept for the gradient", kept(arm.name).total, better="lower", unit="bytes")
+    errors = {a.name: [distance(linear(a.name, rtol), closed_form) for rtol in config.tolerances] for a in arms}
+    caption = "Relative error of the gradient of a linear system; checkpoint, unrolled and symplectic coincide."
+    fits = lab.scaling(config.tolerances, errors, name="adjoints", xlabel="rtol", ylabel="error", caption=caption)
     checkpoint, steps = lab.arm("checkpoint"), int(odeint(field, y0, [0.0, 1.0]).accepted.sum())
     lab.claim(
         "the checkpoint gradient equals the unrolled one to 1e-10 and keeps at most steps x (state + 2 numbers)",
@@ -169,11 +163,10 @@ def adjoints(lab: Lab, config: Config) -> None:
         checkpoint["bytes kept for the gradient"] <= steps * (16 + 2) * 8,
         scale="smoke",
     )
-    ratio = checkpoint["time of solve and gradient / unrolled"]
-    lab.claim("checkpoint takes at most 1.6 x the time of unrolled (one thread)", ratio <= 1.6)
-    loose, tight = (saved_bytes(solve, "backsolve", rtol).total for rtol in (1e-3, 1e-8))
+    lab.claim("checkpoint takes at most 1.6 x the time of unrolled (one thread)", checkpoint["time / unrolled"] <= 1.6)
+    loose, tight = (kept("backsolve", rtol).total for rtol in (1e-3, 1e-8))
     statement = "backsolve keeps the same bytes at rtol 1e-3 and 1e-8, and its gradient error falls with rtol"
-    lab.claim(f"{statement} (log-log slope >= 0.6)", loose == tight, slopes["backsolve"] >= 0.6)
+    lab.claim(f"{statement} (log-log slope >= 0.6)", loose == tight, fits["backsolve"].exponent >= 0.6)
 
 
 def classifiers(lab: Lab, config: Config) -> None:
@@ -183,8 +176,7 @@ def classifiers(lab: Lab, config: Config) -> None:
 
     def classifier(*middle: nn.Module) -> nn.Sequential:
         head = (nn.GroupNorm(1, channels), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        down = nn.Conv2d(1, channels, 4, stride=2, padding=1)
-        return nn.Sequential(down, *middle, *head, nn.Linear(4 * channels, 10))
+        return nn.Sequential(nn.Conv2d(1, channels, 4, 2, padding=1), *middle, *head, nn.Linear(4 * channels, 10))
 
     def ode_net() -> nn.Sequential:
         # low order and a loose tolerance: the gradient is exact for the steps that were taken
@@ -192,43 +184,37 @@ def classifiers(lab: Lab, config: Config) -> None:
         field = dynamics.ConvolutionalField(channels)
         return classifier(dynamics.NeuralODE(field, final=True, batch_ndim=1, **solver))
 
-    def residual_net() -> nn.Sequential:
-        return classifier(*(dynamics.ResidualBlock(channels) for _ in range(6)))
-
     def perceptron() -> nn.Sequential:
-        units = round((size(ode_net()) - 10) / 75)  # 64 x units + units + 10 x units + 10 parameters
+        units = round((parameters_to_vector(ode_net().parameters()).numel() - 10) / 75)  # 75 a unit, and 10
         return nn.Sequential(nn.Flatten(), nn.Linear(64, units), nn.ReLU(), nn.Linear(units, 10))
 
-    def size(model: nn.Module) -> int:
-        return sum(p.numel() for p in model.parameters())
-
-    ours, residual = lab.arm("ODE-net"), lab.arm("residual net", baseline=True)
-    makers = {ours: ode_net, residual: residual_net, lab.arm("perceptron", baseline=True): perceptron}
-    batch, rate = 64, 6e-2
+    ours, residual, plain = (lab.arm(n, baseline=n != "ODE-net") for n in ("ODE-net", "residual net", "perceptron"))
+    makers: dict[Arm, Callable[[], nn.Sequential]] = {ours: ode_net, plain: perceptron}
+    makers[residual] = lambda: classifier(*(dynamics.ResidualBlock(channels) for _ in range(6)))
     for _ in lab.replicates(config.replicates):
         for arm, make in makers.items():
             with arm.weights():
-                model = make()
-            optimizer, draws = torch.optim.Adam(model.parameters(), lr=rate), lab.fork("digits")
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=config.digit_steps)
+                model: Any = make()
+            optimizer, draws = torch.optim.Adam(model.parameters()), lab.fork("digits")
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-2, total_steps=config.digit_steps)
             for _ in arm.steps(config.digit_steps, model, optimizer, schedule, draws):
-                chosen = torch.randint(len(images), (batch,), generator=draws)
+                chosen = torch.randint(len(images), (64,), generator=draws)
                 arm.descend(F.cross_entropy(model(images[chosen]), train.labels[chosen]), optimizer)
                 schedule.step()
             with torch.no_grad():
                 correct = model(held_out).argmax(1) == test.labels
                 if arm is ours:
-                    block: Any = model[1]
-                    block.final = False
-                    ours.metric("evaluations of the field", block(model[0](held_out)).evaluations)
+                    model[1].final = False
+                    ours.metric("evaluations of the field", model[1](model[0](held_out)).evaluations)
             arm.metric("test accuracy", correct.float().mean(), better="higher")
-            arm.metric("parameters", size(model), better="lower")
+            arm.metric("parameters", parameters_to_vector(model.parameters()).numel(), better="lower")
     lab.curves("loss", arms=list(makers), caption="Digits: cross entropy of a batch, every initialisation.")
     lab.claim(
         "the ODE-net is within 1.0 point of the residual net or better, with at most a third of its parameters",
         ours["test accuracy"] >= residual["test accuracy"] - 0.010,
         3 * ours["parameters"] <= residual["parameters"],
     )
+    lab.note(f"A perceptron of the ODE-net's size reads these digits as well: accuracy {plain['test accuracy']:.3f}.")
 
 
 def densities(lab: Lab, config: Config) -> None:
@@ -236,7 +222,7 @@ def densities(lab: Lab, config: Config) -> None:
     train, test = (data.circles(n, generator=lab.fork(f"{n} circles")) for n in (2000, 1000))
     ours, planar = lab.arm("continuous flow"), lab.arm("planar flow", baseline=True)
     figure, axes = lab.subplots(1, 3, figsize=(9, 3))
-    axes[0].scatter(*test.T, s=2)
+    axes[0].scatter(*test.T.numpy(), s=2)
     axes[0].set(title="test points", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
     # rates tried: 1e-2, 2e-2, 4e-2; the continuous flow at 4e-2 learns to profit from errors of its solver
     for axis, arm, rate in ((axes[1], ours, 2e-2), (axes[2], planar, 4e-2)):
@@ -252,27 +238,25 @@ def densities(lab: Lab, config: Config) -> None:
             schedule.step()
         flow.options |= {"method": "dopri5", "step": None}  # judged by a solver that it did not train with
         with torch.no_grad():
-            nats = arm.metric("test negative log likelihood", -model.log_prob(test).mean(), better="lower", unit="nat")
+            nats = arm.metric("test NLL", -model.log_prob(test).mean(), better="lower", unit="nat")
             grid = torch.cartesian_prod(*[torch.linspace(-3, 3, 80)] * 2)
-            axis.imshow(model.log_prob(grid).exp().reshape(80, 80).T, origin="lower", extent=(-3, 3, -3, 3))
+            axis.imshow(model.log_prob(grid).exp().reshape(80, 80).T.numpy(), origin="lower", extent=(-3, 3, -3, 3))
         axis.set(title=f"{arm.name}, {nats:.2f} nats")
     lab.figure("flows", figure, caption="Densities learned by maximum likelihood.")
-    loss = "test negative log likelihood"
     statement = "after equal steps the continuous flow has the higher test likelihood than the planar flow, by 0.05 nat"
-    lab.claim(statement, ours[loss] <= planar[loss] - 0.05)
+    lab.claim(statement, ours["test NLL"] <= planar["test NLL"] - 0.05)
 
 
 def sequences(lab: Lab, config: Config) -> None:
     """Section 5: extrapolation of noisy spirals from 30 irregular observations, no warm-up of the divergence."""
-    points, noise, batch, rate = 30, 0.3, 96, 2e-2
+    points, noise = 30, 0.3
     train = data.spirals(1000, noise=noise, generator=lab.fork("train spirals"))
-    # later starts ask for a stretch of the spiral that no training piece shows
-    test = data.spirals(200, noise=noise, latest=700, generator=lab.fork("test spirals"))
+    test = data.spirals(200, noise=noise, latest=700, generator=lab.fork("test spirals"))  # no future beyond training
     times, _, values = train.observed(points, 0, 100, generator=lab.fork("observed"))
     past = test.observed(points, 0, 100, generator=lab.fork("test observed"))
     asked = {n: test.observed(n, 100, 200, generator=lab.fork("test future")) for n in (100, points)}
-    ours, vae = lab.arm("latent ODE"), lab.arm("RNN-VAE", baseline=True)
-    recurrent = lab.arm("autoregressive RNN", baseline=True)
+    names = "latent ODE", "RNN-VAE", "autoregressive RNN"
+    ours, vae, recurrent = (lab.arm(name, baseline=name != names[0]) for name in names)
 
     def latent_ode() -> nn.Module:
         encoder, field = dynamics.BackwardsEncoder(2, 4), dynamics.NeuralField(4)
@@ -280,16 +264,19 @@ def sequences(lab: Lab, config: Config) -> None:
         solver: Any = {"method": "rk4", "step": 0.38, "adjoint": "unrolled"}
         return dynamics.LatentODE(encoder, field, decoder, latent=4, noise=noise, **solver)
 
-    makers = {ours: latent_ode, vae: lambda: dynamics.LatentRNN(2, 4, noise=noise)}
-    makers[recurrent] = lambda: dynamics.AutoregressiveRNN(2, noise=noise)
-    figure, axes = lab.subplots(3, 3, figsize=(9, 8))
-    for row, (arm, make) in zip(axes, makers.items(), strict=True):
+    makers: dict[Arm, Callable[[], nn.Module]] = {ours: latent_ode, vae: partial(dynamics.LatentRNN, 2, 4, noise=noise)}
+    makers[recurrent] = partial(dynamics.AutoregressiveRNN, 2, noise=noise)
+    figure, axes = lab.subplots(1, 3, figsize=(11, 4), subplot_kw={"aspect": "equal"})
+    for axis, truth, dots in zip(axes, test.clean, past.noisy, strict=False):
+        axis.plot(*truth.T.numpy(), ":", color="gray", label="truth")
+        axis.plot(*dots.T.numpy(), ".", ms=4, color="black", label="observed")
+    for arm, make in makers.items():
         with arm.weights():
             model: Any = make()
-        optimizer, draws = torch.optim.Adam(model.parameters(), lr=rate), lab.fork("draws")
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=config.spiral_steps)
+        optimizer, draws = torch.optim.Adam(model.parameters()), lab.fork("draws")
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, total_steps=config.spiral_steps)
         for _ in arm.steps(config.spiral_steps, model, optimizer, schedule, draws):
-            chosen = torch.randint(len(times), (batch,), generator=draws)
+            chosen = torch.randint(len(times), (96,), generator=draws)
             seen = times[chosen], values[chosen]
             bound = model.log_likelihood(*seen) if arm is recurrent else model.elbo(*seen, generator=draws).bound
             arm.descend(-bound.mean() / points, optimizer, name="negative bound a point", clip=10.0)
@@ -299,17 +286,14 @@ def sequences(lab: Lab, config: Config) -> None:
                 foretold = model.extrapolate(past.times, past.noisy, later.times)
                 error = (foretold - later.clean).square().sum(-1).mean().sqrt()
                 arm.metric(f"RMSE, {number} of the next 100 steps", error, better="lower")
-        for axis, truth, dots, line in zip(row, test.clean, past.noisy, foretold, strict=False):
-            axis.plot(*truth.T, ":", color="gray", label="truth")
-            axis.plot(*dots.T, ".", ms=4, color="black", label="observed")
-            axis.plot(*line.T, color=arm.colour, label=arm.name)
-            axis.set(aspect="equal")
-        row[0].legend(fontsize=7)
-    lab.figure(
-        "spirals", figure, caption="Three held-out spirals: 30 noisy observations, and 30 of the next 100 steps."
-    )
+        for axis, line in zip(axes, foretold, strict=False):
+            axis.plot(*line.T.numpy(), color=arm.colour, label=arm.name)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    lab.figure("spirals", figure, "Three held-out spirals: 30 noisy observations, 30 of the next 100 steps foretold.")
     every, few = (f"RMSE, {number} of the next 100 steps" for number in asked)
     statement = "from 30 points the latent ODE extrapolates with at most 0.6 x the RMSE of the RNN-VAE"
     lab.claim(statement, ours[every] <= 0.6 * vae[every], ours[few] <= 0.6 * vae[few])
-    statement = "at all of the next 100 steps the latent ODE has at most 0.8 x the RMSE of the autoregressive RNN"
-    lab.claim(statement, ours[every] <= 0.8 * recurrent[every])
+    statement = "asked at all of the next 100 steps (in training: 30 of 100) the latent ODE has at most 0.8 x the RMSE"
+    lab.claim(f"{statement} of the autoregressive RNN", ours[every] <= 0.8 * recurrent[every])
+    both = f"the autoregressive RNN has RMSE {recurrent[few]:.2f}, the latent ODE {ours[few]:.2f}"
+    lab.note(f"Asked at 30 of the next 100 steps, gaps as in training, {both}: nothing is claimed about those.")
