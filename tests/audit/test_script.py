@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +51,25 @@ def test_an_error_of_the_script_is_kept_with_the_findings(tmp_path: Path) -> Non
     assert "KeyError: 'k'" in report.error
     assert "pullback" not in report.error
     assert report.steps == 1
+
+
+def test_functions_compile_again_after_the_audit_of_a_script_that_loaded_the_compiler(tmp_path: Path) -> None:
+    script = tmp_path / "compiled.py"
+    script.write_text(
+        "import torch\n"
+        "w = torch.ones(2, requires_grad=True)\n"
+        "torch.compile(lambda x: (x * x).sum(), backend='eager')(w).backward()\n"
+    )
+    program = (
+        "import sys, torch\n"
+        "from pullback.audit import audit_script\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "assert audit_script(sys.argv[1]).ok\n"
+        "compiled = torch.compile(lambda x: x + torch.compiler.is_compiling(), backend='eager')\n"
+        "assert compiled(torch.zeros(1)).item() == 1\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bad_targets_are_named(tmp_path: Path) -> None:

@@ -125,6 +125,10 @@ def eager() -> Iterator[None]:
             del os.environ["TORCH_COMPILE_DISABLE"]
         else:
             os.environ["TORCH_COMPILE_DISABLE"] = before
+        # The compiler reads the variable once, when it is loaded: if that was here, it would stay switched off.
+        config = sys.modules.get("torch._dynamo.config")
+        if loaded is None and config is not None:
+            config.disable = before == "1"  # type: ignore[attr-defined]
 
 
 def _traceback(raised: BaseException) -> str:
