@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.func import grad
 
-from pullback.core.checks import check_choice, check_floating, check_same_dtype, check_shape
+from pullback.core.checks import check_choice, check_floating, check_integer, check_same_dtype, check_shape
 from pullback.core.shapes import Float, Tensor
 from pullback.implicit import optimality
 from pullback.implicit.iteration import Map
@@ -91,6 +93,18 @@ class MulticlassSVM:
         )
         return solution.value
 
+    def iterate(
+        self, init: Float[Tensor, "n k"], regularisation: Float[Tensor, ""], steps: int
+    ) -> Float[Tensor, "n k"]:
+        """Return the dual after that many accelerated projected gradients: where unrolled, each is differentiated."""
+        check_integer("steps", steps, 0)
+        update, dual, point, momentum = self.projected_gradient(regularisation.detach()), init, init, 1.0
+        for _ in range(steps):
+            new = update(point, regularisation)
+            following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            dual, point, momentum = new, new + (momentum - 1) / following * (new - dual), following
+        return dual
+
     def projected_gradient(self, regularisation: Float[Tensor, ""]) -> Conditions:
         """Return the map of ``(dual, r)`` whose fixed point is the solution, its step the inverse of the curvature."""
         step = (regularisation / self.curvature()).item()
@@ -105,7 +119,13 @@ class MulticlassSVM:
         return optimality.mirror_descent(self.objective, back, log, step=step)
 
     def differentiable(
-        self, dual: Float[Tensor, "n k"], regularisation: Float[Tensor, ""], condition: str = "projected gradient"
+        self,
+        dual: Float[Tensor, "n k"],
+        regularisation: Float[Tensor, ""],
+        condition: str = "projected gradient",
+        *,
+        tolerance: float = 1e-9,
+        max_iterations: int | None = None,
     ) -> Float[Tensor, "n k"]:
         """Return a solution with its derivative in the regularisation, whatever found it.
 
@@ -114,14 +134,16 @@ class MulticlassSVM:
             regularisation: ``r``, which gets the derivative.
             condition: ``"projected gradient"``, ``"mirror descent"`` or ``"KKT"``: what the solution satisfies. The
                 derivative is the same; the linear system of KKT has ``2 k + 1`` unknowns a sample instead of ``k``.
+            tolerance, max_iterations: of the linear solve, see :func:`~pullback.implicit.linear_solve`.
 
         Raises:
             ValueError: another condition.
         """
         check_choice("condition", condition, ("projected gradient", "mirror descent", "KKT"))
+        limits: dict[str, Any] = {"tolerance": tolerance, "max_iterations": max_iterations}
         if condition == "KKT":
             kkt = optimality.kkt(self.objective, lambda y, r: y.sum(-1, keepdim=True) - 1, lambda y, r: -y)
-            point: KKTPoint = custom_root(kkt)(self.multipliers)(dual, regularisation)
+            point: KKTPoint = custom_root(kkt, **limits)(self.multipliers)(dual, regularisation)
             return point.primal
         fixed = self.projected_gradient(regularisation.detach())
         precondition: Map | None = None
@@ -130,7 +152,7 @@ class MulticlassSVM:
             # linear system is conditioned like that of the projected gradient.
             fixed, scale = self.mirror_descent(regularisation.detach()), torch.where(dual > 0, dual, 1).flatten()
             precondition = scale.reciprocal().mul
-        decorate = custom_fixed_point(fixed, tolerance=1e-9, preconditioner=precondition)
+        decorate = custom_fixed_point(fixed, preconditioner=precondition, **limits)
         solution: Tensor = decorate(lambda init, r: init)(dual, regularisation)
         return solution
 
