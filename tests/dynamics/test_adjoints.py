@@ -243,3 +243,12 @@ def test_zeno_is_named() -> None:
             [0.0, 1.5],
             events=bounce(torch.tensor(0.7, dtype=torch.float64)),
         )
+
+
+def test_a_reverse_solve_ends_after_as_many_steps_as_one_forwards() -> None:
+    # at rest forwards, while its adjoint turns ten thousand times a unit of time
+    y0 = torch.zeros(1, 2, requires_grad=True)
+    turn = 1e4 * torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    end = odeint(lambda t, y: y @ turn, y0, [0.0, 1.0], adjoint="backsolve", max_steps=100).y[-1]
+    with pytest.raises(ConvergenceError, match="the reverse solve failed: max_steps=100 steps did not reach the end"):
+        end.sum().backward()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,12 +25,11 @@ def backsolve_adjoint(problem: Problem, solved: Solved, params: list[Tensor], co
     pull = StepAdjoint(problem.field, problem.tableau, states[0], params, one_stage=True, tolerance=1e-6)
     slope = _Augmented(pull, problem.tableau, states.shape[-1])
     bar = torch.where(solved.reached >= times[-1], outputs[-1], 0.0)
-    control = replace(problem.control, max_steps=10 * problem.control.max_steps)
     step: Tensor | None = None
     for i in range(len(times) - 1, 0, -1):
         start = torch.cat([torch.nan_to_num(states[i]), bar], 1)
         span = -torch.stack([times[i], times[i - 1]])
-        run = integrate(slope, problem.tableau, start, span, control, on_step=slope.end_step, first_step=step)
+        run = integrate(slope, problem.tableau, start, span, problem.control, on_step=slope.end_step, first_step=step)
         if run.problem:
             raise ConvergenceError(f"adjoint='backsolve': the reverse solve failed: {run.problem}", run.final)
         # a sample without an interval here (times of its own) has no step to hand on

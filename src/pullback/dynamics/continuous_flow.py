@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pullback.core.checks import check_choice, check_shape
+from pullback.core.random import drawing_device
 from pullback.core.shapes import Float
+from pullback.dynamics.draws import standard_normal
 from pullback.dynamics.odeint import odeint
 
 __all__ = ["ContinuousFlow", "FlowSample", "GatedField"]
@@ -70,7 +72,7 @@ class GatedField(nn.Module):
         super().__init__()
 
         def normal(*shape: int, scale: float) -> nn.Parameter:
-            return nn.Parameter(scale * torch.randn(*shape, generator=generator))
+            return nn.Parameter(scale * standard_normal(*shape, generator=generator))
 
         self.w = normal(units, dim, scale=1.0)
         self.b = normal(units, scale=1.0)
@@ -164,7 +166,7 @@ class ContinuousFlow(nn.Module):
         """Return ``n`` samples with their log density (differentiable: reverse Kullback-Leibler training)."""
         like = next(iter(self.parameters()), torch.zeros(()))
         if self.base is None:
-            z = torch.randn(n, self.dim, generator=generator, dtype=like.dtype).to(like.device)
+            z = standard_normal(n, self.dim, generator=generator, dtype=like.dtype, device=like.device)
         else:
             z = self.base.sample(n, generator)
         x, change = self._carry(z, self.t, generator)
@@ -184,7 +186,7 @@ class ContinuousFlow(nn.Module):
         if self.trace == "hutchinson":
             if generator is None:
                 raise ValueError("generator must be given where trace='hutchinson' (it draws the probe), got None")
-            signs = torch.randint(0, 2, tuple(z.shape), generator=generator, device=generator.device)
+            signs = torch.randint(0, 2, tuple(z.shape), generator=generator, device=drawing_device(generator, z))
             probe = (2 * signs - 1).to(z)
 
         def augmented(time: Tensor, state: Tensor) -> Tensor:

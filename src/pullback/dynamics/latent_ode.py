@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pullback.core.checks import check_positive, check_shape
 from pullback.core.shapes import Float, Num
+from pullback.dynamics.draws import standard_normal
 from pullback.dynamics.odeint import odeint
 
 __all__ = ["BackwardsEncoder", "EvidenceLowerBound", "LatentODE"]
@@ -190,7 +191,7 @@ class LatentODE(nn.Module):
         mask = torch.ones_like(times) if mask is None else mask
         values = torch.where(mask.unsqueeze(-1) > 0, values, 0.0)  # what was not observed may be NaN
         q = self.posterior(times, values, mask)
-        noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype).to(q.mean.device)
+        noise = standard_normal(*q.mean.shape, generator=generator, dtype=q.mean.dtype, device=q.mean.device)
         z0 = q.mean + q.stddev * noise
         kl = kl_divergence(q, Normal(torch.zeros_like(z0), torch.ones_like(z0))).sum(-1)
         events: Tensor | None = None

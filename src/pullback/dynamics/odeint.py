@@ -147,7 +147,7 @@ def odeint(
         shared_step: one step for all samples; they share their times, and no events stop one of them.
         events: conditions that end or reset the solve (:class:`pullback.dynamics.Event`).
         dense: keep what ``ODESolution.interpolate`` needs.
-        max_steps: attempted steps after which the solve is given up.
+        max_steps: attempted steps after which the solve is given up; with ``backsolve`` also each one backwards.
         check: raise if a sample does not reach the end; else return what there is, with ``converged=False``.
         params: tensors that the field depends on and that cannot be found: they are found in modules, closures, bound
             methods and in the graph of the first evaluation.
@@ -206,7 +206,7 @@ def odeint(
         raise ValueError(f"y0 must be finite, got NaN or infinity in sample {int(bad)}")
     given = isinstance(t, Tensor)
     t = _times(t, flat)
-    live_times = columns("t", t.to(flat.dtype), rows)
+    live_times = columns("t", t.to(flat), rows)
     if len(live_times) < 2:
         raise ValueError(f"t must hold at least two times, got {len(live_times)}")
     if shared_step and live_times.shape[1] != 1:

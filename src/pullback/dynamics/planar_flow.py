@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pullback.core.checks import check_shape
 from pullback.core.shapes import Float
+from pullback.dynamics.draws import standard_normal
 
 __all__ = ["PlanarFlow"]
 
@@ -37,9 +38,9 @@ class PlanarFlow(nn.Module):
     def __init__(self, dim: int, layers: int, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.dim = dim
-        self.w = nn.Parameter(torch.randn(layers, dim, generator=generator))
-        self.u = nn.Parameter(0.1 * torch.randn(layers, dim, generator=generator))
-        self.b = nn.Parameter(torch.randn(layers, generator=generator))
+        self.w = nn.Parameter(standard_normal(layers, dim, generator=generator))
+        self.u = nn.Parameter(0.1 * standard_normal(layers, dim, generator=generator))
+        self.b = nn.Parameter(standard_normal(layers, generator=generator))
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*batch"]]:
         """Return the base points and log |det| of the map."""

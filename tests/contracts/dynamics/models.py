@@ -33,6 +33,12 @@ def time_of(y: Tensor) -> Tensor:
     return torch.full_like(y[..., :1], 0.3)
 
 
+def drawn(flow: dynamics.ContinuousFlow, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples of one seed, whose generator lives on the CPU wherever the flow does."""
+    sample = flow.sample(2, generator=torch.Generator().manual_seed(0))
+    return x + sample.x, sample.log_prob
+
+
 CONTRACTS = [
     Contract(
         "dynamics.lotka_volterra",
@@ -94,6 +100,20 @@ CONTRACTS = [
         compile=False,
         large_limit=100.0,
         why=f"a transform over a module's solve needs functional_call; squares leave the range of half; {COMPILE}",
+    ),
+    Module(
+        "dynamics.ContinuousFlow[sample]",
+        drawn,
+        points(2, 2),
+        build=lambda g: dynamics.ContinuousFlow(dynamics.GatedField(2, 3, generator=g), 2, method="rk4", step=0.5),
+        gradcheck=False,
+        gradgradcheck=False,
+        forward_mode=False,
+        batched=False,
+        vmap=False,
+        compile=False,
+        large=(),
+        why=f"draws: of its input only the shift by it depends on it; {COMPILE}",
     ),
     Exempt("dynamics.ConvolutionalField", "images in; against a convolution written out", "dynamics/test_models.py"),
     Exempt("dynamics.ResidualBlock", "images in; against its layers applied by hand", "dynamics/test_models.py"),

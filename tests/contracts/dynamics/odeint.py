@@ -29,7 +29,7 @@ def exact(y0: Tensor, matrix: Tensor, **_: Any) -> Tensor:
 
 
 def samples(g: torch.Generator) -> list[Call]:
-    y0 = torch.randn(2, 2, generator=g, dtype=torch.float64)
+    y0 = torch.randn(1, 2, generator=g, dtype=torch.float64)  # the law of batches stacks several
     return [Call((y0, 0.5 * torch.randn(2, 2, generator=g, dtype=torch.float64)))]
 
 
@@ -136,8 +136,8 @@ CONTRACTS = [
         lambda g: [
             Call(
                 (
-                    torch.randn(3, 2, generator=g, dtype=torch.float64),
-                    torch.tensor([0.2, 0.7, 1.1], dtype=torch.float64),
+                    torch.randn(2, 1, generator=g, dtype=torch.float64),
+                    torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64),
                 )
             )
         ],
