@@ -215,3 +215,26 @@ def test_dependent_equations_are_refused(second: list[float]) -> None:
     matrix = torch.tensor([[1.0, 1.0, 3.0], second])
     with pytest.raises(ValueError, match="matrix must have linearly independent rows"):
         projection_affine(torch.tensor([1.0, 2.0, 0.5]), matrix, torch.tensor([1.0, 7.0]))
+
+
+def test_newton_takes_unknowns_of_any_shape_and_refuses_a_singular_jacobian() -> None:
+    def function(x: dict[str, Tensor], a: Tensor) -> dict[str, Tensor]:
+        return {"square": x["square"] ** 2 - a, "line": 2 * x["line"] - 6}
+
+    step = optimality.newton(function)
+    got = step({"square": torch.tensor([[3.0, 1.0]]), "line": torch.tensor(0.0)}, torch.tensor([4.0, 1.0]))
+    torch.testing.assert_close(got["square"], torch.tensor([[13 / 6, 1.0]]))
+    torch.testing.assert_close(got["line"], torch.tensor(3.0))
+    assert optimality.newton(lambda x: x)(torch.zeros(0)).shape == (0,)
+    with pytest.raises(ValueError, match="function must have a regular Jacobian at x"):
+        step({"square": torch.zeros(1, 2), "line": torch.tensor(0.0)}, torch.ones(2))
+    with pytest.raises(ValueError, match="function must return the shape of x"):
+        optimality.newton(lambda x: x[:1])(torch.ones(2))
+
+
+def test_the_entropy_refuses_what_is_on_no_simplex() -> None:
+    step = optimality.mirror_descent(lambda x: (x**2).sum(), step=0.5)
+    for x in (torch.zeros(3), torch.tensor([1.0, -0.1]), torch.tensor([1.0, torch.nan])):
+        with pytest.raises(ValueError, match="x must be >= 0 with an entry > 0 in each row"):
+            step(x)
+    torch.testing.assert_close(step(torch.tensor([0.0, 1.0])), torch.tensor([0.0, 1.0]))

@@ -288,3 +288,50 @@ def test_linear_solve_in_half_precision(dtype: torch.dtype, method: Any, generat
     assert solution.converged
     assert solution.value.dtype == dtype
     torch.testing.assert_close(solution.value.float(), torch.linalg.solve(a.float(), b.float()), atol=0.05, rtol=0.05)
+
+
+METHODS = ["lu", "cg", "normal_cg", "bicgstab", "gmres"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_matrices_and_right_sides_broadcast(method: str, count: int, generator: torch.Generator) -> None:
+    a = torch.randn(count, 3, 3, generator=generator, dtype=torch.float64)
+    a = (a @ a.mT + torch.eye(3, dtype=torch.float64)).requires_grad_()
+    b = torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_()
+    weight = torch.arange(3, dtype=torch.float64)
+    found = linear_solve(a, b, method=method, tolerance=1e-13)
+    expected = torch.linalg.solve(a, b.expand(count, 3))
+    assert found.converged.shape == (count,)
+    torch.testing.assert_close(found.value, expected)
+    got, wanted = (torch.autograd.grad((x * weight).sum(), (a, b)) for x in (found.value, expected))
+    torch.testing.assert_close(got, wanted, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("matrix", [torch.zeros(2, 2), torch.full((2, 2), 0.3)], ids=["zero", "equal"])
+def test_a_singular_system_is_finite_and_says_so(method: str, matrix: Tensor) -> None:
+    a = matrix.double().requires_grad_()
+    found = linear_solve(a, torch.tensor([1.0, -1.0], dtype=torch.float64), method=method)
+    assert torch.isfinite(found.value).all()
+    assert not found.converged
+    assert found.reason == Reason.STALLED
+    with pytest.warns(RuntimeWarning, match="the backward pass of linear_solve"):
+        (slope,) = torch.autograd.grad(found.value[0], a)
+    assert torch.isfinite(slope).all()
+    nothing = linear_solve(a, torch.zeros(2, dtype=torch.float64), method=method)  # 0 solves it, whatever the matrix
+    assert nothing.converged
+    assert not nothing.value.any()
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "newton", "gradient", "fire"])
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
+def test_nothing_is_minimised_at_once(method: str, shape: tuple[int, ...]) -> None:
+    a = torch.zeros(shape, requires_grad=True)
+    found = minimize(
+        lambda x, a: ((x - a) ** 2).sum(-1), torch.zeros(shape), a, method=method, batch_ndim=len(shape) - 1
+    )
+    assert found.value.shape == shape
+    assert found.converged.shape == shape[:-1]
+    assert found.converged.all()
+    assert torch.autograd.grad(found.value.sum(), a)[0].shape == shape

@@ -146,7 +146,7 @@ class ProximalGradient:
         """Start without momentum, with a step of length 1."""
         slope = _Slope(*self.objective(x))
         residual = self._mapping(x, slope.gradient, 1.0) + 0 * _steepness(slope)
-        return State.moving(x, residual, _Accelerated(x, torch.ones_like(x[:, 0]), 1.0))
+        return State.moving(x, residual, _Accelerated(x, x.new_ones(len(x)), 1.0))
 
     def step(self, state: State, active: Tensor) -> State:
         """Step from the extrapolated point, shorter until the quadratic bound holds."""
@@ -196,7 +196,7 @@ class FIRE:
     def init(self, x: Tensor) -> State:
         """Start at rest."""
         force = -self.objective(x)[1]
-        one = torch.ones_like(x[:, 0])
+        one = x.new_ones(len(x))
         memory = _Dynamics(force, torch.zeros_like(x), self.length * one, 0.1 * one, 0 * one)
         return State.moving(x, norm(force), memory)
 

@@ -76,19 +76,20 @@ def iterate(
     iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     diverged = ~torch.isfinite(state.residual)
     active = _going(state, tolerance)
-    taken = 0
-    while taken < limit and bool(active.any()):
+    taken, everyone, anyone = 0, bool(active.all()), bool(active.any())
+    while taken < limit and anyone:
         taken += 1
         new = method.step(state, active)
-        going = active & _going(new, tolerance)
-        if bool(going.all()):  # nothing to keep count of
+        going = _going(new, tolerance)
+        if everyone and bool(going.all()):  # nothing to keep count of
             state = new
             continue
+        going = active & going
         finite = torch.isfinite(new.residual)
         diverged = diverged | (active & ~finite)
         state = _advance(active & finite, new, state)
         iterations = torch.where(active & ~going, taken, iterations)
-        active = going
+        active, everyone, anyone = going, False, bool(going.any())
     iterations = torch.where(active, taken, iterations)
     reason = torch.full_like(iterations, Reason.MAX_ITERATIONS)
     reason[state.stalled] = Reason.STALLED
@@ -98,7 +99,8 @@ def iterate(
 
 
 def _going(state: State, tolerance: float | Tensor) -> Bool[Tensor, "count"]:
-    return (state.residual > tolerance) & (state.residual < torch.inf) & ~state.stalled
+    # Of truth values, a > b is a & ~b: every operation counts in a loop over small problems.
+    return ((state.residual > tolerance) & (state.residual < torch.inf)) > state.stalled
 
 
 def _advance(rows: Bool[Tensor, "count"], new: State, old: State) -> State:
@@ -139,7 +141,7 @@ def backtrack(
         The new points, what was computed there, and which rows found none.
     """
     direction = torch.where(searching[:, None], direction, 0)
-    length = torch.ones_like(x[:, 0])
+    length = x.new_ones(len(x))
     start = x
     for _ in range(halvings):
         if not bool(searching.any()):
@@ -171,5 +173,4 @@ def norm(a: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
 
 def ratio(top: Tensor | float, bottom: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Return ``top / bottom``, and 0 where ``bottom`` is 0."""
-    good = bottom != 0
-    return torch.where(good, top / torch.where(good, bottom, 1), 0)
+    return (top / bottom).masked_fill(bottom == 0, 0)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.func import vjp, vmap
 
-from pullback.core.checks import check_choice, check_floating, check_integer, check_same_dtype
+from pullback.core.checks import check_broadcast, check_choice, check_floating, check_integer, check_same_dtype
 from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.rows import Rows
 from pullback.core.shapes import Float, Tensor
@@ -91,7 +91,7 @@ def linear_solve(
     Args:
         matvec: ``A`` itself, ``[*batch, n, n]``, or a linear function ``v -> A v`` (called ``matvec(v, *parameters)``)
             that keeps the shape of ``b``.
-        b: right side. ``[*batch, n]`` for a matrix; any shape for a function.
+        b: right side. ``[*batch, n]`` for a matrix, both batches broadcast; any shape for a function.
         method: ``"cg"`` for symmetric positive (semi)definite ``A``; ``"normal_cg"`` (conjugate gradients on ``A^T A``,
             where ``ridge`` is added to ``A^T A``), ``"bicgstab"``, ``"gmres"`` for general ``A``; ``"lu"``: dense, up
             to 512 unknowns, a function is then called under ``torch.func.vmap``. ``"auto"`` is ``"lu"`` up to 512, else
@@ -108,7 +108,8 @@ def linear_solve(
     Returns:
         ``Solution``: ``value`` like ``b``, ``residual [*batch]`` (2-norm of ``b - (A + ridge I) x``; of the normal
         equations for ``"normal_cg"`` with a ridge), ``iterations`` (products; 1 for ``"lu"``), ``reason`` and
-        ``converged``. A singular ``A`` without ridge shows as ``converged`` false.
+        ``converged``. A singular ``A`` without ridge shows as ``converged`` false; ``value`` is then the last
+        finite point, 0 where elimination breaks down, and derivatives warn.
 
     Raises:
         TypeError: ``b`` is no floating tensor, the matrix has another dtype, or ``matvec`` is no function.
@@ -127,11 +128,12 @@ def linear_solve(
     """
     check_floating("b", b)
     if isinstance(matvec, Tensor):
-        if batch_ndim is None:
-            batch_ndim = max(b.ndim - 1, 0)
         if b.ndim == 0 or matvec.ndim < 2 or matvec.shape[-2:] != (b.shape[-1], b.shape[-1]):
             raise ValueError(f"matvec must be [*batch, n, n] for b {tuple(b.shape)}, got {tuple(matvec.shape)}")
         check_same_dtype(matvec=matvec, b=b)
+        b = b.expand(*check_broadcast(matvec=tuple(matvec.shape[:-2]), b=tuple(b.shape[:-1])), b.shape[-1])
+        if batch_ndim is None:
+            batch_ndim = b.ndim - 1
         operator = _MATRIX
         tensors: tuple[Tensor, ...] = (matvec,)
     else:
@@ -279,23 +281,21 @@ def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple
 
     # Systems are linear: solved for right sides of ordinary size, whose squares neither overflow nor vanish.
     right = rows.pack(b).to(working)
-    scale = right.abs().amax(1, keepdim=True) if rows.size else right
-    scale = torch.where((scale == 0) | ~torch.isfinite(scale), 1, scale)
-    right = right / scale
     if rows.size == 0:
         nothing = rows.per_row(torch.zeros(rows.count, dtype=torch.int64, device=b.device))
         return Solution(b.clone(), nothing.to(b.dtype), nothing, nothing)
+    right, scale, length = _ordinary(right, torch.finfo(b.dtype).max)
     method = resolve_method(options, rows.size, operator.symmetric)
     product, adjoint = on_rows(operator.at(*tensors)), on_rows(operator.adjoint_at(*tensors))
     shift = 0.0 if method == "normal_cg" else options.ridge
     matvec = (lambda v: product(v) + shift * v) if shift else product
     tolerance = options.tolerance if options.tolerance is not None else default_tolerance(b.dtype)
-    threshold = tolerance * norm(right)
+    threshold = tolerance * length
     limit = options.max_iterations if options.max_iterations is not None else 10 * rows.size
     precondition = on_rows(options.preconditioner) if options.preconditioner is not None else _identity
     if method == "lu":
         x, iterations = _dense(matvec, right), torch.ones(rows.count, dtype=torch.int64, device=b.device)
-        stopped = torch.full_like(iterations, Reason.STALLED)
+        stopped = iterations.new_full((rows.count,), Reason.STALLED)
     else:
         algorithm: krylov.KrylovMethod
         if method == "cg":
@@ -314,23 +314,45 @@ def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple
         gap = adjoint(gap) - options.ridge * x
         threshold = tolerance * norm(adjoint(right))
     residual = norm(gap)
-    # Rounding alone leaves about eps |A||x|: a solve as good as its arithmetic has converged, unless the matrix is
-    # singular to working precision, which shows as a residual above sqrt(eps) |b|.
-    eps = torch.finfo(b.dtype).eps
-    floor = torch.minimum(100 * eps * norm(matvec(x.abs())), eps**0.5 * norm(right))
-    finite = torch.isfinite(residual)
-    reason = torch.where(stopped == Reason.CONVERGED, Reason.STALLED, stopped)
-    reason = torch.where(finite, reason, Reason.DIVERGED)
-    reason = torch.where(finite & (residual <= torch.maximum(2 * threshold, floor)), Reason.CONVERGED, reason)
+    reason = _judge(matvec, x, residual, 2 * threshold, length, torch.finfo(b.dtype).eps, stopped)
     solution = Solution(
-        rows.unpack((x * scale).to(b.dtype)),
-        rows.per_row((residual * scale[:, 0]).to(b.dtype)),
+        rows.unpack((x if scale is None else x * scale).to(b.dtype)),
+        rows.per_row((residual if scale is None else residual * scale[:, 0]).to(b.dtype)),
         rows.per_row(iterations),
         rows.per_row(reason),
     )
     if options.warn and not bool(solution.converged.all()):
         warnings.warn(describe(options.warn, solution), RuntimeWarning, stacklevel=2)
     return solution
+
+
+def _ordinary(right: Tensor, largest: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the rows in a size whose squares neither overflow nor vanish, the scale taken out, and their norms."""
+    length = norm(right)
+    least, most = length.aminmax() if len(length) else (length.new_ones(()),) * 2
+    limit = largest**0.4  # of the type that products are taken in
+    if bool(least * limit > 1) and bool(most < limit):
+        return right, None, length
+    scale = right.abs().amax(1, keepdim=True)
+    scale = torch.where((scale == 0) | ~torch.isfinite(scale), 1, scale)
+    right = right / scale
+    return right, scale, norm(right)
+
+
+def _judge(
+    matvec: Map, x: Tensor, residual: Tensor, threshold: Tensor, length: Tensor, eps: float, stopped: Tensor
+) -> Tensor:
+    """Return the reason of each row, from its true residual and from where the method ``stopped``."""
+    good = residual <= threshold
+    if bool(good.all()):
+        return torch.full_like(stopped, Reason.CONVERGED)
+    # Rounding alone leaves about eps |A||x|: a solve as good as its arithmetic has converged, unless the matrix is
+    # singular to working precision, which shows as a residual above sqrt(eps) |b|.
+    floor = torch.minimum(100 * eps * norm(matvec(x.abs())), eps**0.5 * length)
+    finite = torch.isfinite(residual)
+    reason = torch.where(stopped == Reason.CONVERGED, Reason.STALLED, stopped)
+    reason = torch.where(finite, reason, Reason.DIVERGED)
+    return torch.where(finite & (good | (residual <= floor)), Reason.CONVERGED, reason)
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -347,4 +369,9 @@ def _dense(matvec: Map, rows: Tensor) -> Tensor:
     basis = torch.eye(n, dtype=rows.dtype, device=rows.device)
     basis = basis.reshape(n, *(1,) * (rows.ndim - 1), n).expand(n, *rows.shape)
     matrix = vmap(matvec)(basis).movedim(0, -1)
-    return torch.linalg.solve_ex(matrix, rows)[0]
+    x = torch.linalg.solve_ex(matrix, rows)[0]
+    found = torch.isfinite(x).all(1)
+    if not bool(found.all()):  # no elimination without a pivot: such a row stays at 0, where all methods start
+        wrong = ~(torch.isfinite(rows).all(1) & torch.isfinite(matrix).flatten(1).all(1))
+        x = torch.where((found | wrong)[:, None], x, 0)
+    return x

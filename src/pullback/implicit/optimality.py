@@ -15,7 +15,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pullback.core.numerics import solve
+from pullback.core.rows import Rows
 from pullback.core.shapes import Tensor
+from pullback.core.transforms import can_look
 from pullback.implicit.arguments import check_function, check_number
 
 __all__ = [
@@ -202,10 +204,11 @@ def mirror_descent(
         step: > 0.
 
     Returns:
-        ``T``. For the entropy ``x`` must be positive.
+        ``T``. For the entropy ``x`` must be >= 0 with an entry > 0 in each row; derivatives in ``x`` need
+        every entry > 0.
 
     Raises:
-        ValueError: only one of ``projection`` and ``mapping`` is given.
+        ValueError: only one of ``projection`` and ``mapping`` is given; when called, ``x`` is not as the entropy needs.
 
     References:
         Blondel et al. (2022), equation 13; Beck, Teboulle (2003).
@@ -219,6 +222,10 @@ def mirror_descent(
     back: Function = projection or (lambda y, *theta: torch.softmax(y, -1))
 
     def map(x: Tensor, *theta: Any) -> Any:
+        if mapping is None and can_look(x) and not bool(((x >= 0).all(-1) & (x > 0).any(-1)).all()):
+            raise ValueError(
+                "x must be >= 0 with an entry > 0 in each row, where the entropy on the simplex is defined"
+            )
         return back(dual(x) - step * gradient(x, *theta), *theta)
 
     return Conditions(map)
@@ -261,14 +268,22 @@ def block_proximal(objective: Function, proxes: Sequence[Function], steps: Seque
 
 
 def newton(function: Function, *, step: float = 1.0) -> Conditions:
-    r"""Return Newton's map ``T = x - step * [dG/dx]^{-1} G(x, *theta)`` of a root of ``G``, ``x`` one vector ``[n]``.
+    r"""Return Newton's map ``T = x - step * [dG/dx]^{-1} G(x, *theta)`` of a root of ``G``.
 
     Args:
-        function: ``G(x, *theta)``, shaped like ``x``.
+        function: ``G(x, *theta)``, with the structure and the shapes of ``x``; one system over all entries.
         step: > 0.
 
     Returns:
         ``T``. Its Jacobian at the root is ``(1 - step) I``, so the linear system of its derivative is trivial.
+
+    Raises:
+        TypeError: (when called) ``x`` holds something else than floating tensors.
+        ValueError: (when called) ``function`` returns another shape than ``x``, or its Jacobian is singular there.
+
+    Example:
+        >>> newton(lambda x, a: x**2 - a)(torch.tensor([3.0, 1.0]), torch.tensor([4.0, 1.0]))
+        tensor([2.1667, 1.0000])
 
     References:
         Blondel et al. (2022), equation 14.
@@ -277,9 +292,22 @@ def newton(function: Function, *, step: float = 1.0) -> Conditions:
     check_function("function", function)
     check_number("step", step)
 
-    def map(x: Tensor, *theta: Any) -> Tensor:
-        jacobian = torch.func.jacrev(function)(x, *theta)
-        return x - step * solve(jacobian, function(x, *theta)[..., None])[..., 0]
+    def map(x: Any, *theta: Any) -> Any:
+        rows = Rows.of(x, 0)
+
+        def flat(vector: Tensor) -> Tensor:
+            value = function(rows.unpack(vector[None]), *theta)
+            rows.check(value, "function")
+            return rows.pack(value)[0]
+
+        vector = rows.pack(x)[0]
+        if not rows.size:
+            return x
+        try:
+            move = solve(torch.func.jacrev(flat)(vector), flat(vector)[:, None])
+        except torch.linalg.LinAlgError as error:
+            raise ValueError("function must have a regular Jacobian at x; it is singular there") from error
+        return rows.unpack((vector - step * move[:, 0])[None])
 
     return Conditions(map)
 

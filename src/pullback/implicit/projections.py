@@ -10,7 +10,7 @@ import torch
 
 from pullback.core.checks import check_broadcast, check_floating, check_same_dtype
 from pullback.core.numerics import solve
-from pullback.core.shapes import Float, Tensor
+from pullback.core.shapes import Bool, Float, Tensor
 from pullback.core.transforms import can_look
 from pullback.implicit.arguments import broadcast, positive
 
@@ -133,10 +133,8 @@ def projection_l2_ball(x: Float[Tensor, "*batch n"], radius: float | Float[Tenso
     check_points(x)
     work = widened(x)
     size = positive("radius", radius, work, x.shape[:-1])[..., None]
-    unit, scale = scaled(work)
-    inside = torch.linalg.vector_norm(unit, dim=-1, keepdim=True) <= size / scale
-    # The norm is taken of a safe point inside, where its derivative at 0 would be NaN.
-    length = torch.linalg.vector_norm(torch.where(inside, 1, unit), dim=-1, keepdim=True)
+    unit, scale = scaled(work, size)
+    inside, length = compared(unit, size / scale)
     return torch.where(inside, work, unit * (size / length)).to(x.dtype)
 
 
@@ -175,15 +173,24 @@ def projection_affine(
     rows, right = rows / weight, right / weight[..., 0]
     largest = torch.maximum(points.detach().abs().amax(-1, keepdim=True), right.detach().abs().amax(-1, keepdim=True))
     scale = _nonzero(largest)
-    gap = (rows @ (points / scale)[..., None])[..., 0] - right / scale
+    gap = _times(points / scale, rows.mT) - right / scale
+    gram = rows @ rows.mT
     try:
-        multiplier = solve(rows @ rows.mT, gap[..., None])
+        if gram.ndim == 2:  # one factorisation for all points, which are its columns
+            multiplier = solve(gram, gap.reshape(-1, gap.shape[-1]).mT).mT.reshape(gap.shape)
+        else:
+            multiplier = solve(gram, gap[..., None])[..., 0]
     except torch.linalg.LinAlgError as error:
         raise ValueError(_DEPENDENT) from error
-    step = (rows.mT @ multiplier)[..., 0]
-    left = gap.detach() - (rows @ step[..., None])[..., 0].detach()
-    eps = torch.finfo(left.dtype).eps
-    if can_look(left) and bool((left.abs().amax(-1) > eps**0.5 * (1 + gap.detach().abs().amax(-1))).any()):
+    step = _times(multiplier, rows)
+    left = (gap.detach() - _times(step.detach(), rows.detach().mT)).abs()
+    small = torch.finfo(left.dtype).eps ** 0.5
+    # The first condition implies the second, and is cheaper.
+    if (
+        can_look(left)
+        and bool((left > small).any())
+        and bool((left.amax(-1) > small * (1 + gap.detach().abs().amax(-1))).any())
+    ):
         raise ValueError(_DEPENDENT)
     return (points - scale * step).to(x.dtype)
 
@@ -191,13 +198,46 @@ def projection_affine(
 _DEPENDENT = "matrix must have linearly independent rows: no point of the affine set was found"
 
 
-def scaled(x: Float[Tensor, "*batch n"]) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch 1"]]:
+def _times(v: Tensor, matrix: Tensor) -> Tensor:
+    """Return ``v`` as rows times a matrix."""
+    return (v[..., None, :] @ matrix)[..., 0, :]
+
+
+def scaled(
+    x: Float[Tensor, "*batch n"], size: Float[Tensor, "..."]
+) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch 1"] | float]:
     """Return ``x / scale`` and ``scale``, the largest magnitude, a constant: the quotient's norm is of ordinary size.
 
-    With infinite entries the quotient is the limit: their signs, and 0 elsewhere.
+    With infinite entries the quotient is the limit: their signs, and 0 elsewhere. Where nothing can go wrong in a
+    comparison of the norm of ``x`` with ``size``, the scale is 1.
     """
+    if _is_ordinary(x) and can_look(size) and bool(size.detach().amin() * _largest_ordinary(x) > 1):
+        return x, 1.0
     scale = _nonzero(x.detach().abs().amax(-1, keepdim=True))
     return torch.where(scale.isinf(), torch.where(x.isinf(), x.sign(), 0), x / scale), scale
+
+
+def compared(
+    x: Float[Tensor, "*#batch n"], bound: Float[Tensor, "*#batch 1"]
+) -> tuple[Bool[Tensor, "*batch 1"], Float[Tensor, "*batch 1"]]:
+    """Return whether ``|x|_2 <= bound``, and ``|x|_2`` where not (1 where it is: at 0 its derivative would be NaN)."""
+    square = (x * x).sum(-1, keepdim=True)
+    within = square <= bound * bound
+    return within, torch.where(within, 1, square).sqrt()
+
+
+def _is_ordinary(x: Tensor) -> bool:
+    """Return whether squares of ``x`` do not overflow, as far as looking is free: it is not on an accelerator."""
+    if x.device.type != "cpu" or not x.numel() or not can_look(x):
+        return False
+    least, most = x.detach().aminmax()
+    limit = _largest_ordinary(x)
+    return bool(least > -limit) and bool(most < limit)
+
+
+def _largest_ordinary(x: Tensor) -> float:
+    """Return a number whose square is far from overflow, and the square of its inverse far from vanishing."""
+    return float(torch.finfo(x.dtype).max ** 0.4)
 
 
 def _nonzero(scale: Tensor) -> Tensor:

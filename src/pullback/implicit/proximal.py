@@ -10,7 +10,7 @@ import torch
 from pullback.core.checks import check_floating
 from pullback.core.shapes import Float, Tensor
 from pullback.implicit.arguments import positive
-from pullback.implicit.projections import check_points, scaled, widened
+from pullback.implicit.projections import check_points, compared, scaled, widened
 
 __all__ = ["prox_group_lasso", "prox_lasso", "prox_ridge"]
 
@@ -90,7 +90,6 @@ def prox_group_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tens
     check_points(x)
     work = widened(x)
     threshold = positive("weight", weight, work, x.shape[:-1], zero=True)[..., None]
-    unit, scale = scaled(work)
-    out = torch.linalg.vector_norm(unit, dim=-1, keepdim=True) <= threshold / scale
-    length = torch.linalg.vector_norm(torch.where(out, 1, unit), dim=-1, keepdim=True)  # no NaN derivative at 0
+    unit, scale = scaled(work, threshold)
+    out, length = compared(unit, threshold / scale)
     return torch.where(out, 0, work * (1 - threshold / scale / length)).to(x.dtype)

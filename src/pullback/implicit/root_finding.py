@@ -34,7 +34,8 @@ class NewtonRoot:
     def step(self, state: State, active: Tensor) -> State:
         """Take the Newton step, shorter until the residual falls enough."""
         direction = -solve_system(self.jacobian, state.memory, (state.x,), self.linear).value
-        usable = torch.isfinite(direction).all(1)
+        # No direction, where the residual is not 0, is what a singular Jacobian leaves.
+        usable = torch.isfinite(direction).all(1) & (direction != 0).any(1)
 
         def accept(length: Tensor, found: tuple[Tensor, ...]) -> Tensor:
             return norm(found[0]) <= (1 - 1e-4 * length) * state.residual
