@@ -140,6 +140,21 @@ def test_result_does_not_depend_on_expansion(contract: Contract) -> None:
     _compare_layouts(contract, Call((expanded.contiguous(), *rest), kwargs), Call((expanded, *rest), kwargs))
 
 
+@having(lambda c: c.layouts and c.gradcheck)
+def test_cotangents_may_be_negated_lazily(contract: Contract) -> None:
+    inputs, function = function_of(contract, calls(contract)[0])
+    values = [v for v in function(*inputs) if v.requires_grad]
+    if not values:
+        return
+    ones = [torch.ones_like(v) for v in values]
+    lazy = [torch._neg_view(-c) for c in ones]
+    plain, other = (torch.autograd.grad(values, inputs, c, retain_graph=True, allow_unused=True) for c in (ones, lazy))
+    for g, e in zip(other, plain, strict=True):
+        assert (g is None) == (e is None)
+        if e is not None:
+            close(g, e, 1e-9)
+
+
 def _compare_layouts(contract: Contract, plain: Call, other: Call) -> None:
     results = []
     for call in (plain, other):

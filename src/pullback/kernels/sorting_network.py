@@ -127,7 +127,7 @@ def _forward(x: Tensor, swaps: Swaps, derivatives: int) -> tuple[Tensor, list[Te
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.detach().reshape(-1, x.shape[-1]).contiguous()
+    return x.detach().reshape(-1, x.shape[-1]).contiguous().resolve_neg()
 
 
 class _Values(torch.autograd.Function):
