@@ -32,14 +32,15 @@ CONTRACTS = [
         reference=_all_images,
         tolerance=1e-12,
         large=(),
-        batched=False,
         half_tolerance=6e-2,
         bad=[
             Bad((_PLACES.long(), torch.ones(3), 1.0), {}, TypeError, "positions must be a floating tensor"),
             Bad((_PLACES, torch.ones(3).double(), 1.0), {}, TypeError, "diameters"),
+            Bad((_PLACES, torch.ones(1), 1.0), {}, ValueError, "diameters must have shape"),
+            Bad((_PLACES.expand(2, 3, 2), torch.ones(4, 3), 1.0), {}, ValueError, "positions"),
             Bad((_PLACES, torch.ones(3), 0.0), {}, ValueError, "side must be > 0"),
         ],
-        why="large: far from the box the place inside of it is lost to rounding; batched: one packing",
+        why="large: far from the box the place inside of it is lost to rounding",
     ),
     Exempt("implicit.MulticlassSVM", "a problem with methods", "implicit/test_problems.py"),
 ]
