@@ -40,10 +40,11 @@ def soft_disc_energy(
     check_floating("positions", positions)
     check_shape("positions", positions, (None, 2))
     check_same_dtype(positions=positions, diameters=diameters)
-    check_shape("diameters", diameters, (positions.shape[-2],))
+    count = positions.shape[-2]
+    check_shape("diameters", diameters, (count,))
     check_broadcast(positions=tuple(positions.shape[:-1]), diameters=tuple(diameters.shape))
     check_positive("side", side)
-    first, second = torch.triu_indices(*[positions.shape[-2]] * 2, 1, device=positions.device)
+    first, second = torch.triu_indices(count, count, 1, device=positions.device)
     reach = (diameters[..., first] + diameters[..., second]) / 2
     gap = positions[..., first, :] - positions[..., second, :]
     squared = ((gap - side * (gap / side).round()) ** 2).sum(-1)
