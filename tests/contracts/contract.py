@@ -103,7 +103,10 @@ class Contract:
             number of float32, float16 and bfloat16. ``()`` needs a ``why``.
         large_limit: up to which size, where the result overflows by nature beyond; needs a ``why``.
         edges: how ties, infinities, no entries and a single one go in: one entry of each name in ``discrete``.
-        infinite: whether infinity is an answer, as documented, to an input of ordinary size. NaN never is.
+        infinite: whether infinity is an answer, as documented, to an input of ordinary size. NaN never is,
+            but where ``undefined`` says so.
+        undefined: same arguments, the entries of the value for which NaN is the documented answer; gradients are
+            finite there too.
         batched: ``block`` on a stack of inputs equals the stack of ``block`` on each (first argument gets the batch).
         layouts: the result depends on values alone: any strides, expanded and lazily negated inputs.
         gradcheck, gradgradcheck, forward_mode, vmap, compile, half: the laws that hold. ``False`` needs a ``why``.
@@ -126,6 +129,7 @@ class Contract:
     large_tolerance: float = 1e-4
     edges: Edges | None = None
     infinite: bool = False
+    undefined: Callable[..., Tensor] | None = None
     batched: bool = True
     layouts: bool = True
     gradcheck: bool = True

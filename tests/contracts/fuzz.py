@@ -5,7 +5,8 @@ Usage: ``python -m tests.contracts.fuzz FAMILY [CALLS [SEED]]`` prints each kind
 A block may refuse a call by name (``ValueError``, ``TypeError``, ``IndexError`` of a dimension, ``ConvergenceError``,
 raised in pullback and not below it) or give its result. It is a fault if anything else is raised, if an input of
 ordinary size (finite, at most 1e8, in single or double precision) gives a value or a gradient that is NaN, or infinite
-where the inverse of the input is of ordinary size too, or if temperature 0 is not the hard operation.
+where the inverse of the input is of ordinary size too, but for what its contract calls undefined, or if temperature 0
+is not the hard operation.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ def _try(contract: Contract, call: Call, patience: float) -> Iterator[Fault]:
     if all(_ordinary(t) for t in inputs):
         invertible = all(bool(((t == 0) | (t.abs() >= 1 / ORDINARY)).all()) for t in inputs)
         broken = torch.isnan if contract.infinite or not invertible else lambda v: ~torch.isfinite(v)
-        if any(bool(broken(v).any()) for v in values):
+        undefined = contract.undefined(*call.args, **call.kwargs) if contract.undefined else torch.tensor(False)
+        if any(bool(broken(torch.where(undefined, 0.0, v)).any()) for v in values):
             if not _is_beyond(contract, call):
                 yield _fault(contract, call, "the value is not finite")
         elif any(bool(broken(g).any()) for g in gradients):

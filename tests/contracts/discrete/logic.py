@@ -251,6 +251,7 @@ CONTRACTS = [
         discrete.masked_mean,
         lambda generator: [Call((_X, _P, -1)), Call((_X, _Q, -2))],
         edges=Edges(lambda x, dim: x.mean(dim), lambda x: (x, torch.ones_like(x)), along=True),
+        undefined=lambda x, p, dim: torch.broadcast_tensors(x, p)[1].sum(dim) == 0,
         reference=lambda x, p, dim: (x * (p / p.expand_as(x).sum(dim, keepdim=True))).sum(dim),
         bad=[
             Bad((_INT, _Q), {}, TypeError, "x must be a floating tensor, got torch.int64"),
