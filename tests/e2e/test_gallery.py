@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pullback.cli import main
+from pullback.core.errors import UsageError
 from pullback.lab import registry
 from pullback.lab.draw import files
 from pullback.lab.gallery import Pages, Store, build
 from pullback.lab.gallery.charts import bars, curves
 from pullback.lab.gallery.meshes import preview
 from pullback.lab.result import SCALES, STATUSES, Artifact, Claim, Metric, Series
-from pullback.lab.runner import UsageError
 from pullback.lab.store import read_results
 from tests.e2e import ensure_chromium
 from tests.lab import toy  # noqa: F401

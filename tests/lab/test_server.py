@@ -19,9 +19,9 @@ from urllib.parse import urlencode
 
 import pytest
 
+from pullback.core.errors import UsageError
 from pullback.lab.request import RunRequest, parse_request
 from pullback.lab.result import Artifact
-from pullback.lab.runner import UsageError
 from pullback.lab.store import read_results
 from tests.lab import toy  # noqa: F401
 from tests.lab.records import NASTY, Served, record, served

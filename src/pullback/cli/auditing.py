@@ -12,6 +12,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from pullback.cli.output import StandardOutput, UserCodeError, check_file, check_folder, print_json, print_line
+from pullback.core.errors import UsageError
 from pullback.core.files import write_atomically
 from pullback.core.output import lend_output
 
@@ -58,8 +59,6 @@ def demo(
 
     Example: `pullback demo --out pullback-demo`
     """
-    from pullback.lab.runner import UsageError
-
     if seed < 0:
         raise UsageError(f"seed must be an integer >= 0, got {seed}")
     check_folder("out", out)
@@ -84,7 +83,6 @@ def find(
     """
     from pullback.audit.report.remedies import find as remedies
     from pullback.audit.report.remedies import suggest
-    from pullback.lab.runner import UsageError
 
     found = [remedy.for_expression() for remedy in remedies(word)]
     if not found:
@@ -133,7 +131,6 @@ def audit(
     Example: `pullback audit train.py -- --epochs 1`, `pullback audit model:loss --inputs model:make_inputs`
     """
     from pullback.audit import audit_script
-    from pullback.lab.runner import UsageError
 
     if steps < 1:
         raise UsageError(f"steps must be >= 1, got {steps}")
@@ -172,7 +169,6 @@ def _relaxed(temperature: float | None) -> Any:
 def _audit_function(target: str, inputs: str | None, options: dict[str, Any]) -> Report:
     """Import and audit; an error of the user's own code keeps its traceback."""
     from pullback.audit import audit_target, load_target
-    from pullback.lab.runner import UsageError
 
     try:
         for name in (target, inputs):

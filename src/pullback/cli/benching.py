@@ -11,6 +11,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from pullback.cli.output import print_json, print_line, print_table
+from pullback.core.errors import UsageError
 
 if TYPE_CHECKING:
     from pullback.lab.bench import Measurement
@@ -50,7 +51,6 @@ def bench(
     import pullback
     from pullback.core.checks import nearest
     from pullback.lab.bench import geometric_mean, import_cost, load_cases, measure
-    from pullback.lab.runner import UsageError
 
     for option, value in (("rounds", rounds), ("threads", threads)):
         if value < 1:
@@ -80,8 +80,6 @@ def bench(
 
 def _benchmarks(package: Path) -> Path:
     """``benchmarks/`` of the checkout that the package is imported from, or of the working directory."""
-    from pullback.lab.runner import UsageError
-
     for folder in (package.parents[2] / "benchmarks", Path("benchmarks")):
         if folder.is_dir():
             return folder

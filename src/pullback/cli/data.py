@@ -10,6 +10,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from pullback.cli.output import print_json, print_line, print_table
+from pullback.core.errors import UsageError
 
 __all__ = ["register"]
 
@@ -40,7 +41,6 @@ def fetch(
     Example: `pullback data fetch mnist`, `pullback data fetch --family discrete`
     """
     from pullback import data
-    from pullback.lab.runner import UsageError
 
     chosen = _chosen(names, family, every=all, systems=systems)
     states: dict[str, str] = {}
@@ -68,7 +68,6 @@ def _chosen(names: tuple[str, ...], family: str | None, *, every: bool, systems:
     from pullback import data
     from pullback.core.checks import check_choice
     from pullback.lab import registry
-    from pullback.lab.runner import UsageError
 
     if not (names or family or every or systems):
         raise UsageError("data fetch needs names, --family FAMILY, --all or --systems (`pullback data list` shows all)")
@@ -99,7 +98,6 @@ def list_sets(
     import pullback
     from pullback import data
     from pullback.core.checks import check_choice
-    from pullback.lab.runner import UsageError
 
     if family is not None:
         try:

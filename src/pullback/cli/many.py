@@ -15,6 +15,7 @@ from pullback.cli.output import print_json, print_line, print_table
 from pullback.cli.running import Json, Runs, Scale, parse_options
 from pullback.cli.status import FINE, FOUND, RAISED
 from pullback.cli.systems import in_words
+from pullback.core.errors import UsageError
 from pullback.lab.config import plain
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ def verify(
     Example: `pullback verify --family discrete --seeds 3 --jobs 2`
     """
     from pullback.lab import campaign, registry
-    from pullback.lab.runner import UsageError
 
     try:
         systems = [registry.load(slug) for slug in (slugs or registry.slugs(family))]
@@ -103,7 +103,6 @@ def sweep(
     Example: `pullback sweep monotonic-sorting-networks steepness=1,10 steps=100,200 --jobs 2`
     """
     from pullback.lab import campaign, registry
-    from pullback.lab.runner import UsageError
 
     try:
         system = registry.load(slug)
@@ -139,7 +138,6 @@ def sweep(
 def _values(system: System, words: Sequence[str]) -> dict[str, list[Any]]:
     """Parse ``option=value,value`` by the rules of ``pullback run``."""
     from pullback.core.checks import nearest
-    from pullback.lab.runner import UsageError
 
     if not words:
         raise UsageError(f"sweep needs option=value,... with an option of {system.slug}: {', '.join(system.options)}")

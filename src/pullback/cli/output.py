@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pullback.core.errors import UsageError
 from pullback.lab.decode import encode
 
 __all__ = [
@@ -49,8 +50,6 @@ class StandardOutput(Console):
 
 def check_folder(name: str, path: Path) -> None:
     """Raise ``UsageError`` unless ``path`` is a folder or can become one."""
-    from pullback.lab.runner import UsageError
-
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -73,8 +72,6 @@ def prepare_streams() -> None:
 
 def check_file(name: str, path: str | Path) -> None:
     """Raise ``UsageError`` unless ``path`` can be written as a file in an existing folder."""
-    from pullback.lab.runner import UsageError
-
     path = Path(path)
     # Not a device either: it would be replaced by a file.
     if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():

@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter
 from pullback.cli.output import print_json, print_line
 from pullback.cli.parsing import STRICT
 from pullback.cli.systems import in_words, print_result
+from pullback.core.errors import UsageError
 from pullback.core.output import lend_output
 
 if TYPE_CHECKING:
@@ -81,7 +82,6 @@ def register(app: cyclopts.App) -> None:
 def run_command(words: Sequence[str]) -> int:
     """Run ``pullback run`` with the words behind it; return the exit status."""
     from pullback.lab.registry import load, slugs
-    from pullback.lab.runner import UsageError
 
     named = words[0] if words and not words[0].startswith("-") else next((w for w in words if w in slugs()), None)
     if named is None:

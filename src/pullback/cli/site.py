@@ -9,6 +9,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from pullback.cli.output import check_folder, print_line
+from pullback.core.errors import UsageError
 
 __all__ = ["register"]
 
@@ -48,8 +49,6 @@ def serve(
 
     Example: `pullback serve --port 8000`
     """
-    from pullback.lab.runner import UsageError
-
     if not 0 <= port <= 65535:
         raise UsageError(f"port must be in [0, 65535], got {port}")
     from pullback.lab.server import serve as start

@@ -9,6 +9,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from pullback.cli.output import print_json, print_line, print_table
+from pullback.core.errors import UsageError
 from pullback.lab.config import plain
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def list_systems(
     Example: `pullback list --family discrete`
     """
     from pullback.lab import registry
-    from pullback.lab.runner import UsageError
 
     try:
         names = registry.slugs(family)
@@ -97,7 +97,6 @@ def show(
     Example: `pullback show monotonic-sorting-networks`
     """
     from pullback.lab import registry
-    from pullback.lab.runner import UsageError
 
     try:
         system = registry.load(slug)

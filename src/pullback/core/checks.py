@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pullback.core.choices import check_choice, nearest
 from pullback.core.transforms import physical
 
 __all__ = [
@@ -156,31 +155,6 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise TypeError(f"{name} must be a number in [{low}, {high}], got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or an empty string.
-
-    Example:
-        >>> nearest("sotfsort", ["softsort", "network"])
-        "; did you mean 'softsort'?"
-    """
-    matches = get_close_matches(word, list(allowed), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise ``ValueError`` listing the allowed words unless ``value`` is one of them.
-
-    Example:
-        >>> check_choice("method", "sotfsort", ["softsort", "network"])
-        Traceback (most recent call last):
-        ValueError: method must be one of 'softsort', 'network', got 'sotfsort'; did you mean 'softsort'?
-    """
-    allowed = list(allowed)
-    if value not in allowed:
-        hint = nearest(value, allowed) if isinstance(value, str) else ""
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
 
 
 def check_dim(x: Tensor, dim: int, name: str = "dim") -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = ["ConvergenceError", "UsageError"]
+
 
 class ConvergenceError(RuntimeError):
     """A solver stopped before it reached its tolerance.
@@ -21,3 +23,10 @@ class ConvergenceError(RuntimeError):
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class UsageError(ValueError):
+    """Something was asked for that cannot be done; the message is one line that names the argument and what is allowed.
+
+    The command shows it without a traceback, with exit status 2.
+    """

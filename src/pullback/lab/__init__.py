@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pullback.core.errors import UsageError
+
 if TYPE_CHECKING:
     from pullback.lab.arm import Arm
     from pullback.lab.bench import Case
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from pullback.lab.measured import Measured, Verdict
     from pullback.lab.registry import System, families, load, slugs, system
     from pullback.lab.result import SCALES, DamagedRecord, RunResult
-    from pullback.lab.runner import RunError, UsageError, run
+    from pullback.lab.runner import RunError, run
     from pullback.lab.store import read_results, scan
 
 _HOMES = {
@@ -33,7 +35,6 @@ _HOMES = {
     "RunResult": "result",
     "SCALES": "result",
     "System": "registry",
-    "UsageError": "runner",
     "Verdict": "measured",
     "above": "config",
     "at_least": "config",

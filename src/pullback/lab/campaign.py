@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
+from pullback.core.errors import UsageError
 from pullback.core.output import lend_output
 from pullback.lab.registry import System, load
 from pullback.lab.result import RunResult
-from pullback.lab.runner import RunError, UsageError, check_ready, run
+from pullback.lab.runner import RunError, check_ready, run
 
 __all__ = ["ClaimCount", "Job", "Outcome", "count_claims", "execute", "grid", "seeds"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pullback.core.checks import check_choice
+from pullback.core.errors import UsageError
 from pullback.lab.registry import System, load
 from pullback.lab.result import SCALES
-from pullback.lab.runner import UsageError
 
 __all__ = ["RunRequest", "choices", "is_editable", "parse_request"]
 

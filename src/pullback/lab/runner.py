@@ -20,6 +20,7 @@ import torch
 
 import pullback
 from pullback.core.checks import check_choice
+from pullback.core.errors import UsageError
 from pullback.core.files import remove_partial
 from pullback.data.cache import DataMissingError, missing
 from pullback.lab.checkpoint import CheckpointError
@@ -30,14 +31,10 @@ from pullback.lab.registry import System, load
 from pullback.lab.result import SCALES, DamagedRecord, RunResult, this_process
 from pullback.lab.store import RunBusyError, hold_run, new_directory, scan
 
-__all__ = ["RunError", "UsageError", "check_ready", "run"]
+__all__ = ["RunError", "check_ready", "run"]
 
 UNFINISHED = ("killed", "interrupted", "out of time", "failed")
 """Statuses of a run that ``resume`` continues."""
-
-
-class UsageError(ValueError):
-    """A run was asked for that cannot start; the message is one line that names the argument and what is allowed."""
 
 
 class RunError(RuntimeError):

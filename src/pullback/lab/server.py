@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from pullback.core.errors import UsageError
 from pullback.data.cache import missing
 from pullback.lab import registry
 from pullback.lab.gallery import Entry, Pages, Store, artifact_files, assets
@@ -28,7 +29,7 @@ from pullback.lab.guard import SANDBOX, Guard, timed_protocol
 from pullback.lab.launcher import PROGRAM, BusyError, Launched, Launcher
 from pullback.lab.request import choices, is_editable, parse_request
 from pullback.lab.result import SCALES, RunResult
-from pullback.lab.runner import UsageError, check_ready
+from pullback.lab.runner import check_ready
 
 __all__ = ["configuration", "create_app", "serve"]
 

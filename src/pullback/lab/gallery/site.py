@@ -6,10 +6,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pullback.core.errors import UsageError
 from pullback.lab.gallery.pages import MOST_RUNS, Pages, assets
 from pullback.lab.gallery.store import Entry, Store, artifact_files
 from pullback.lab.result import RunResult
-from pullback.lab.runner import UsageError
 
 __all__ = ["build"]
 
