@@ -15,11 +15,9 @@ from tests.cost import pytest_runtest_call, pytest_terminal_summary  # noqa: F40
 # Before any family is imported: every call of an annotated function in these packages is checked by beartype.
 # Where the checkers are not installed (tests/device), PULLBACK_CHECK_SHAPES=0 does without.
 if os.environ.get("PULLBACK_CHECK_SHAPES", "1") == "1":
-    from jaxtyping import install_import_hook
+    from tests import shapes
 
-    import tests.shapes  # noqa: F401 (the checker that the hook names)
-
-    install_import_hook([f"pullback.{family}" for family in (*pullback.FAMILIES, "core")], "tests.shapes.check")
+    shapes.install([f"pullback.{family}" for family in (*pullback.FAMILIES, "core")])
 
 torch.set_num_threads(1)
 

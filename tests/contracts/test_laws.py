@@ -65,7 +65,7 @@ BROKEN: dict[str, tuple[Callable[..., None], Callable[..., Any], tuple[Any, ...]
         {},
     ),
     "half": (laws_values.test_half_precision, _without_gradient_in_half, (torch.float16,), {}),
-    "large": (laws_values.test_large_inputs, lambda x: x.exp().log(), (1e4,), {}),
+    "large": (laws_values.test_large_inputs, lambda x: x.exp().log(), (), {}),
     "dtype": (laws_values.test_result_has_the_dtype_and_the_device_of_its_input, _single, (), {}),
     "gradient": (laws_derivatives.test_gradcheck, _wrong_second, (), {}),
     "batch": (laws_derivatives.test_batch_equals_loop_and_vmap, lambda x: x / x.sum(), (), {}),
