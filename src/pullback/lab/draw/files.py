@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["animation", "audio", "figure", "file_name", "image", "mesh", "pixels", "table"]
 
 _LARGEST_SVG = 200_000
+_DOTS = 144  # an inch, of PNG
 
 
 def file_name(name: str) -> str:
@@ -37,13 +38,19 @@ def file_name(name: str) -> str:
 def figure(directory: Path, stem: str, drawn: Figure) -> tuple[str, ...]:
     """Write a matplotlib figure as PNG, and as SVG where that is small."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     make_readable(drawn)
+    drawn.set_facecolor("none")
+    # The canvases draw once, laying out on the way; savefig does all of it twice for each format.
     with matplotlib.rc_context(STYLE):
-        png, svg = io.BytesIO(), io.BytesIO()
-        drawn.savefig(png, format="png", dpi=144)
-        drawn.set_layout_engine("none")  # it is laid out: a second time costs as much as drawing it
-        drawn.savefig(svg, format="svg", metadata={"Date": None})
+        png, svg, dpi = io.BytesIO(), io.BytesIO(), drawn.dpi
+        drawn.dpi = _DOTS
+        FigureCanvasAgg(drawn).print_png(png)
+        drawn.set_layout_engine("none")
+        drawn.dpi = dpi
+        FigureCanvasSVG(drawn).print_svg(svg, metadata={"Date": None})
     write_atomically(directory / f"{stem}.png", png.getvalue())
     if svg.tell() > _LARGEST_SVG:
         return (f"{stem}.png",)
