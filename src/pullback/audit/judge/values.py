@@ -10,34 +10,63 @@ from typing import Any
 from pullback.audit.judge.flow import LOOP
 from pullback.audit.judge.ledger import SILENT, Ledger
 from pullback.audit.trace import operations as ops
-from pullback.audit.trace.records import Node
+from pullback.audit.trace.records import Node, NotFinite
 
 __all__ = ["find_kinks", "find_not_finite", "find_zeros"]
 
 
 def find_not_finite(ledger: Ledger) -> None:
     """Find the first value, or the first cotangent, that is not finite."""
-    bad = [e for e in ledger.graph.events if not e.finite]
-    for event in bad:
-        inside = ledger.graph.upstream([event.node])  # type: ignore[list-item]
-        first = next((n for n in sorted(inside) if ledger.nodes[n].first_bad), None)
-        if first is not None:
-            node = ledger.nodes[first]
-            grown = _growing_loop(ledger, inside, first)
-            if grown is not None:
-                looped, growth = grown
-                evidence = {"what": node.forward, "growth of the value": f"{growth:.1e}", "loop": True}
-                ledger.add("exploding.loop", looped.site, looped.op, "error", evidence, factor=f"{growth:.1e}")
-                return
-            evidence = {"what": node.forward, **_values(node.values)}
-            ledger.add("nan.forward", node.site, node.op, "error", evidence)
-            return
-    for entry in ledger.tracer.not_finite:
-        node = ledger.nodes[entry.node]
-        code = "nan.where" if entry.masked else "nan.backward"
-        evidence = {"function": entry.function, "what": entry.what, **_values(node.values)}
-        ledger.add(code, node.site, node.op, "error", evidence)
+    entries = {entry.event: entry for entry in reversed(ledger.tracer.not_finite)}  # the first of each pass
+    before = entries.get(-1)  # a gradient that the program took on the way to its first loss
+    if before is not None:
+        _not_finite_backward(ledger, before)
         return
+    for number, event in enumerate(ledger.tracer.events):
+        if event.node is not None and not event.finite and _not_finite_forward(ledger, event.node, number):
+            return
+        if number in entries:
+            _not_finite_backward(ledger, entries[number])
+            return
+
+
+def _not_finite_forward(ledger: Ledger, loss: int, number: int) -> bool:
+    """Blame the operation that made the first bad value of a loss, or the loop that grew until it overflowed."""
+    inside = ledger.graph.upstream([loss])
+    first = _first_bad(ledger, inside)
+    if first is None:
+        return False
+    grown = _growing_loop(ledger, inside, first.index)
+    if grown is not None:
+        looped, growth = grown
+        evidence = {"what": first.forward, "growth of the value": f"{growth:.1e}", "loop": True}
+        ledger.add("exploding.loop", looped.site, looped.op, "error", evidence, factor=f"{growth:.1e}")
+        return True
+    evidence = {"what": first.forward, "backward pass": number + 1, **_values(first.values)}
+    ledger.add("nan.forward", first.site, first.op, "error", evidence)
+    return True
+
+
+def _not_finite_backward(ledger: Ledger, entry: NotFinite) -> None:
+    """Blame the operation whose backward made the first bad cotangent, or the one that made the value it met.
+
+    Rows that a softmax made NaN and that were sliced away have the cotangent zero, and zero times NaN is NaN.
+    """
+    node = ledger.nodes[entry.node]
+    evidence = {"function": entry.function, "what": entry.what, "backward pass": entry.event + 1}
+    spoilt = [p for p in node.parents if ledger.nodes[p].forward == "nan"]
+    made = _first_bad(ledger, ledger.graph.upstream(spoilt)) if spoilt else None
+    if made is not None:
+        ledger.add("nan.forward", made.site, made.op, "error", {**evidence, **_values(made.values)})
+        return
+    code = "nan.where" if entry.masked else "nan.backward"
+    ledger.add(code, node.site, node.op, "error", {**evidence, **_values(node.values)})
+
+
+def _first_bad(ledger: Ledger, inside: set[int]) -> Node | None:
+    """Return the earliest node that made a value that is not finite; without one, the earliest that has one."""
+    nodes = [ledger.nodes[i] for i in sorted(inside) if ledger.nodes[i].forward]
+    return next((n for n in nodes if n.first_bad), nodes[0] if nodes else None)
 
 
 def _growing_loop(ledger: Ledger, inside: set[int], first: int) -> tuple[Node, float] | None:
@@ -50,7 +79,7 @@ def _growing_loop(ledger: Ledger, inside: set[int], first: int) -> tuple[Node, f
     best: tuple[Node, float] | None = None
     for nodes in visits.values():
         sizes = [n.scale for n in nodes if n.scale > 0 and math.isfinite(n.scale)]
-        if len(sizes) < LOOP or sizes[-1] < 1e15:  # the norm overflows in float32 from 1e19 on
+        if len(sizes) < LOOP or sizes[-1] < 1e15:
             continue
         growth = sizes[-1] / sizes[0]
         rising = sum(a < b for a, b in pairwise(sizes)) >= 0.9 * (len(sizes) - 1)

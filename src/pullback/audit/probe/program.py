@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pullback.audit.trace.norms import norm_of
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.sites import locate
 from pullback.audit.trace.tracer import Tracer
@@ -98,7 +99,7 @@ class Program:
                 return
         for (leaf, _), gradient in zip(leaves, gradients, strict=True):
             if gradient is not None:
-                leaf.norm = float(torch.linalg.vector_norm(gradient.detach()))
+                leaf.norm = norm_of(gradient)
                 leaf.gradient = gradient.detach()
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pullback.audit.trace.norms import finite, norm_of
-from pullback.audit.trace.records import Node, NotFinite
+from pullback.audit.trace.norms import finite, norm_of, vanished
+from pullback.audit.trace.records import Event, Node, NotFinite
 
 __all__ = ["CotangentHook", "graph_functions"]
 
@@ -18,6 +18,7 @@ class Watch(Protocol):
     """Who collects what the hooks see."""
 
     stopped: bool
+    events: list[Event]
     not_finite: list[NotFinite]
 
 
@@ -55,8 +56,9 @@ class CotangentHook:
             return
         passed = [n for n, leaf in zip(norms, self.leaves, strict=False) if n is not None and not leaf]
         passed = passed or [n for n in norms if n is not None]
-        if norm_in > 1e-20 and (not passed or max(passed) == 0) and all(not n for n in norms):
-            node.zero_out += 1
+        if not any(norms):
+            dtype = next(g.dtype for g in arriving if g is not None)
+            node.zero_out += not vanished(norm_in, dtype)
         elif passed and norm_in > 0:
             node.gain_log += math.log(max(max(passed), 1e-300) / norm_in)
             node.gain_count += 1
@@ -68,7 +70,8 @@ class CotangentHook:
                 bad = ~gradient.isfinite()
                 given = next((g for g in arriving if g is not None and g.shape == gradient.shape), None)
                 masked = given is not None and not bool(given[bad].any())
-                self.tracer.not_finite.append(NotFinite(self.node.index, self.function, masked, what))
+                event = len(self.tracer.events) - 1
+                self.tracer.not_finite.append(NotFinite(self.node.index, self.function, masked, what, event))
                 return
 
 

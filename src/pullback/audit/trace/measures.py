@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pullback.audit.trace import operations as ops
-from pullback.audit.trace.norms import checked
+from pullback.audit.trace.norms import checked, finite
 from pullback.audit.trace.records import Node
 from pullback.audit.trace.tensor_table import TensorTable
 
@@ -22,12 +23,21 @@ def measure(table: TensorTable, node: Node, name: str, out: Tensor, args: Any) -
     with torch._C.DisableTorchFunction(), torch.no_grad():
         bad, node.scale = checked(out)
         if bad and not any(table.nodes[p].forward >= bad for p in node.parents):
-            node.first_bad = True
+            node.first_bad = bad == "nan" or not _meant_infinite(table, name, args)
         node.forward = bad
         if name in ops.SINGULAR:
             node.values = _range(args[ops.SINGULAR[name]] if len(args) > ops.SINGULAR[name] else None)
         if name in ops.KINKS and args and isinstance(args[0], Tensor) and out.numel() and not bad:
             node.kinks = _on_kink(name, args, out)
+
+
+def _meant_infinite(table: TensorTable, name: str, args: Any) -> bool:
+    """Whether an infinity was written into the result, as the -inf of a mask: what it does later is the fault."""
+    given = [a for a in args if isinstance(a, float | Tensor)]
+    if name in ops.FILLS and any(isinstance(a, float) and math.isinf(a) for a in given):
+        return True
+    data = (a for a in given if isinstance(a, Tensor) and table.index_of(a) is None)
+    return any(finite(a) == "inf" for a in data)
 
 
 def _range(value: Any) -> tuple[float, float, float] | None:

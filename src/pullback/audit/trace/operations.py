@@ -9,6 +9,7 @@ __all__ = [
     "COMPARISONS",
     "CONVERSIONS",
     "EXITS",
+    "FILLS",
     "IGNORED",
     "INDICES",
     "KINKS",
@@ -60,6 +61,9 @@ COMPARISONS = frozenset(
 CASTS = frozenset("to long int short char byte bool type type_as half bfloat16 float double".split())
 CONVERSIONS = CASTS | {"contiguous", "cpu", "cuda"}
 """Return the tensor itself where nothing has to be done."""
+
+FILLS = frozenset("masked_fill masked_fill_ fill_ where __setitem__ index_fill index_fill_ pad".split())
+"""Write a number into places."""
 
 SAMPLERS = frozenset("multinomial bernoulli normal poisson binomial _standard_gamma _sample_dirichlet".split())
 REBUILDS = frozenset("tensor as_tensor asarray from_numpy new_tensor scalar_tensor FloatTensor".split())

@@ -135,6 +135,8 @@ class NotFinite:
     function: str
     masked: bool
     what: str
+    event: int
+    """Index of the backward pass that it happened in."""
 
 
 def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
