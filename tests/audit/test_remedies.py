@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pullback.audit.report.findings import Finding, Report
+from pullback.audit.report.findings import Finding
 from pullback.audit.report.remedies import REMEDIES, find, remedies_for, suggest, with_remedies
+from pullback.audit.report.report import Report
 
 
 def _finding(source: str, code: str, operation: str, column: int = 0, end_column: int = 0) -> Finding:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pullback.audit.report.findings import Finding, LineRecord, ParameterRecord, Report
-from pullback.audit.report.html import to_html, write_html
+from pullback.audit.report.findings import Finding, LineRecord, ParameterRecord
+from pullback.audit.report.html import to_html
 from pullback.audit.report.remedies import with_remedies
+from pullback.audit.report.report import Report
 from pullback.audit.report.terminal import print_report
 
 _SOURCE = """import torch
@@ -53,10 +54,8 @@ def report(tmp_path: Path) -> Report:
 
 
 def test_terminal_shows_line_mark_evidence_remedy_and_blame(report: Report) -> None:
-    from rich.console import Console
-
     stream = io.StringIO()
-    print_report(report, Console(file=stream, width=140, force_terminal=False))
+    print_report(report, stream)
     text = stream.getvalue()
     marked = next(line for line in text.splitlines() if "order = torch.argsort(x)" in line)
     assert marked.split()[:2] == ["x", "6"]
@@ -96,11 +95,11 @@ def test_html_is_one_well_formed_file_that_escapes_the_source(report: Report) ->
 
 
 def test_html_is_written_atomically(report: Report, tmp_path: Path) -> None:
-    path = write_html(report, tmp_path / "report.html")
+    path = report.save(tmp_path / "report.html")
     assert path.read_text().startswith("<!doctype html>")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["program.py", "report.html"]
     with pytest.raises(OSError, match="missing"):
-        write_html(report, tmp_path / "missing" / "report.html")
+        report.save(tmp_path / "missing" / "report.html")
 
 
 def test_a_report_without_source_files_still_renders() -> None:

@@ -118,7 +118,7 @@ def test_a_script_that_raises_is_status_3(folder: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["audit"], "requires an argument"),
+        (["audit"], "audit needs one target"),
         (["audit", "no.py"], "no script 'no.py'"),
         (["audit", "train"], "target must be a script or pkg.mod:fn, got 'train'"),
         (["audit", "functions_of_a_user:pik"], "did you mean 'pick'?"),
@@ -130,11 +130,14 @@ def test_a_script_that_raises_is_status_3(folder: Path, capsys: pytest.CaptureFi
         (["audit", "train.py", "--html", "/"], "html must be a file in an existing folder, got '/'"),
         (["audit", "train.py", "--html", "/dev/null"], "html must be a file in an existing folder, got '/dev/null'"),
         (["audit", "train.py", "--json", "."], "json must be a file in an existing folder, got '.'"),
-        (["audit", "train.py", "--steps", "1.9"], 'Invalid value for --steps: unable to convert "1.9" into int'),
+        (["audit", "train.py", "--steps", "1.9"], "argument --steps: invalid int value: '1.9'"),
         (["audit", "train.py", "--relax", "nan"], "relax must be a temperature > 0, got nan"),
         (["audit", "train.py", "--json", "no/folder/x.json"], "json must be a file in an existing folder"),
-        (["audit", "train.py", "--fail-on", "all"], 'Invalid value "all" for --fail-on'),
-        (["audit", "train.py", "--epochs", "1"], "Unknown option: --epochs"),
+        (["audit", "train.py", "--fail-on", "all"], "argument --fail-on: invalid choice: 'all'"),
+        (
+            ["audit", "train.py", "--epochs", "1"],
+            "has no option '--epochs'; did you mean '--steps'? (arguments of a script stand after --)",
+        ),
         (["audit", "functions_of_a_user:one", "--", "-x"], "arguments after -- belong to a script"),
         (["find", "agrmax"], "no block is known for 'agrmax'; did you mean 'argmax'"),
     ],

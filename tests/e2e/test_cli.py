@@ -136,7 +136,7 @@ def test_show_tells_how_to_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--seed", "-1"], "seed must be an integer >= 0, got -1"),
         (["demo", "--out", f"{__file__}/x"], "out must be a folder"),
         (["gallery", "--out", __file__], "out must be a folder"),
-        (["lsit"], 'Unknown command "lsit". Did you mean "list"?'),
+        (["lsit"], "no command 'lsit'; did you mean 'list'?"),
         (["find"], ""),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -15,7 +15,7 @@ from pullback.audit.probe.chaos import chaos_finding
 from pullback.audit.probe.probes import probe
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
-from pullback.audit.report.findings import Report
+from pullback.audit.report.report import Report
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.tracer import Tracer
 from pullback.core.checks import check_choice, check_positive, nearest
@@ -63,7 +63,7 @@ def audit(
         kwargs: keyword arguments of ``fn``.
 
     Returns:
-        A :class:`~pullback.audit.findings.Report`.
+        A :class:`~pullback.audit.Report`.
 
     Raises:
         TypeError: ``fn`` is not callable or ``wrt`` holds something that is not trained.

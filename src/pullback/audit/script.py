@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from pullback.audit.judge.analysis import analyse
 from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.probe.probes import check_customs
-from pullback.audit.report.findings import Report
+from pullback.audit.report.report import Report
 from pullback.audit.trace.tracer import StopTracing, Tracer
 
 __all__ = ["audit_script", "eager"]
@@ -45,7 +45,7 @@ def audit_script(
         libraries: blame lines inside installed libraries.
 
     Returns:
-        A :class:`~pullback.audit.findings.Report`; ``error`` holds the traceback if the script raised.
+        A :class:`~pullback.audit.Report`; ``error`` holds the traceback if the script raised.
 
     Raises:
         FileNotFoundError: there is no such script.

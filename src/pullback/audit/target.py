@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pullback.audit.entry import audit
-from pullback.audit.report.findings import Report
+from pullback.audit.report.report import Report
 from pullback.core.checks import nearest
 
 __all__ = ["audit_target", "load_target"]

@@ -1,17 +1,19 @@
-"""``pullback audit``, ``pullback find`` and ``pullback demo``."""
+"""``pullback audit``: the audit of a script, a module, a notebook or a function, and where its report goes."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import cyclopts
-from cyclopts import Parameter
-
-from pullback.cli.output import StandardOutput, UserCodeError, check_file, check_folder, print_json, print_line
+from pullback.audit.report.findings import SEVERITIES
+from pullback.cli.output import UserCodeError, check_file, complain
+from pullback.cli.words import Words
 from pullback.core.errors import UsageError
 from pullback.core.files import write_atomically
 from pullback.core.output import lend_output
@@ -19,143 +21,80 @@ from pullback.core.output import lend_output
 if TYPE_CHECKING:
     from pullback.audit import Report
 
-__all__ = ["complete_json", "register"]
-
-_DEMO = Path("pullback-demo")
+__all__ = ["run"]
 
 
-def complete_json(words: Sequence[str]) -> list[str]:
-    """Return the words of ``pullback audit`` with ``--json`` and ``--json -`` as ``--json=-``.
-
-    Example:
-        >>> complete_json(["audit", "train.py", "--json", "--steps", "1", "--", "--json"])
-        ['audit', 'train.py', '--json=-', '--steps', '1', '--', '--json']
-    """
-    end = words.index("--") if "--" in words else len(words)
-    own = list(words[:end])
-    for index, word in enumerate(own):
-        following = own[index + 1] if index + 1 < len(own) else "-"
-        if word == "--json" and following.startswith("-"):
-            own[index] = "--json=-"
-            if own[index + 1 : index + 2] == ["-"]:
-                del own[index + 1]
-    return [*own, *words[end:]]
-
-
-def register(app: cyclopts.App) -> None:
-    """Add the commands."""
-    app.command(demo)
-    app.command(audit)
-    app.command(find)
-
-
-def demo(
-    *,
-    out: Annotated[Path, Parameter(help="Folder of the page.")] = _DEMO,
-    seed: Annotated[int, Parameter(help="Of every random draw, >= 0.")] = 0,
-    json: Annotated[bool, Parameter(negative=(), help="Print JSON.")] = False,
-) -> int:
-    """Audit a pipeline over real digits that cannot learn, relax it, train it, and write a page with pictures.
-
-    Example: `pullback demo --out pullback-demo`
-    """
-    if seed < 0:
-        raise UsageError(f"seed must be an integer >= 0, got {seed}")
-    check_folder("out", out)
-    from pullback.demo.tour import run
-
-    with lend_output(to_stderr=json):
-        summary = run(out, seed=seed)
-    if json:
-        print_json(summary)
-    return 0
-
-
-def find(
-    word: Annotated[str, Parameter(help="A torch operation, a finding's code, or what you want to do.")],
-    /,
-    *,
-    json: Annotated[bool, Parameter(negative=(), help="Print JSON.")] = False,
-) -> int:
-    """Print the blocks that let a gradient through where an operation does not, each with code to paste.
-
-    Example: `pullback find argmax`
-    """
-    from pullback.audit.report.remedies import find as remedies
-    from pullback.audit.report.remedies import suggest
-
-    found = [remedy.for_expression() for remedy in remedies(word)]
-    if not found:
-        near = suggest(word)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise UsageError(f"no block is known for {word!r}{hint}")
-    if json:
-        print_json(found)
-        return 0
-    for index, remedy in enumerate(found):
-        name = remedy["block"]
-        print_line(("\n" if index else "") + (name if name.startswith("torch") else f"pullback.{name}"))
-        print_line(f"    {remedy['what']}\n")
-        for line in remedy["code"].splitlines():
-            print_line(f"    {line}")
-    return 0
-
-
-def audit(
-    target: Annotated[str, Parameter(help="A script (`train.py`) or a function (`pkg.mod:fn`).")],
-    /,
-    *arguments: Annotated[str, Parameter(help="After `--`: the script's own arguments.")],
-    inputs: Annotated[
-        str | None, Parameter(help="`pkg.mod:make_inputs`, called without arguments; its result goes to the function.")
-    ] = None,
-    steps: Annotated[int, Parameter(help="Backward passes audited per line; then the script is stopped.")] = 3,
-    json: Annotated[
-        str | None, Parameter(help="Write the report as JSON to this file; `-` or nothing: standard output.")
-    ] = None,
-    html: Annotated[Path | None, Parameter(help="Write a self-contained page.")] = None,
-    fail_on: Annotated[
-        Literal["info", "warning", "error"], Parameter(help="From this severity on, a finding makes the exit status 1.")
-    ] = "error",
-    relax: Annotated[
-        float | None, Parameter(help="Run the code under `pullback.relaxed` of this temperature and audit that.")
-    ] = None,
-    ignore: Annotated[
-        tuple[str, ...], Parameter(help="Places not to report, `model.py:12` or `model.py`.", negative=())
-    ] = (),
-    libraries: Annotated[
-        bool, Parameter(negative=(), help="Blame lines inside installed libraries, not those that call them.")
-    ] = False,
-) -> int:
-    """Find where the gradient dies, line by line of your own source.
-
-    Example: `pullback audit train.py -- --epochs 1`, `pullback audit model:loss --inputs model:make_inputs`
-    """
-    from pullback.audit import audit_script
-
-    if steps < 1:
-        raise UsageError(f"steps must be >= 1, got {steps}")
-    if relax is not None and not 0 < relax < float("inf"):
-        raise UsageError(f"relax must be a temperature > 0, got {relax}")
-    for name, path in (("json", json if json != "-" else None), ("html", html)):
-        if path is not None:
-            check_file(name, path)
-    is_script = target.endswith(".py") or Path(target).is_file()
-    if is_script and not Path(target).is_file():
-        raise UsageError(f"no script {target!r}; a function is named pkg.mod:fn")
-    if not is_script and ":" not in target:
-        raise UsageError(f"target must be a script or pkg.mod:fn, got {target!r}")
-    if arguments and not is_script:
-        raise UsageError(f"arguments after -- belong to a script, got {' '.join(arguments)!r} for {target}")
-    if inputs is not None and is_script:
-        raise UsageError("--inputs belongs to a function (pkg.mod:fn); a script brings its own")
+def run(words: Sequence[str]) -> int:
+    """Find where the gradient dies, line by line of the user's own source; return the exit status."""
+    end = list(words).index("--") if "--" in words else len(words)
+    options = _parser().parse(words[:end])
+    options.arguments = list(words[end + 1 :])
+    _check(options)
     # What the audited code prints is for people: with `--json -` it must not reach standard output.
-    with lend_output(to_stderr=json == "-"), _relaxed(relax):
-        options: dict[str, Any] = {"ignore": ignore, "libraries": libraries}
-        if is_script:
-            report = audit_script(target, arguments, steps=steps, **options)
-        else:
-            report = _audit_function(target, inputs, options)
-    return _show(report, json, html, fail_on)
+    with lend_output(to_stderr="-" in (options.json, options.sarif)), _relaxed(options.relax):
+        report = _audit(options)
+    if os.environ.get("RANK", "0") not in ("", "0"):
+        return report.exit_code(options.fail_on)  # under torchrun: the process of rank 0 reports
+    _show(report, options)
+    return report.exit_code(options.fail_on)
+
+
+def _parser() -> Words:
+    parser = Words(
+        "pullback audit",
+        "Find where the gradient dies, line by line of your own source.",
+        [
+            "pullback audit train.py -- --epochs 1",
+            "pullback audit -m package.train --html report.html",
+            "pullback audit model:loss --inputs model:make_inputs",
+        ],
+        beyond="arguments of a script stand after --",
+    )
+    add = parser.add_argument
+    add("target", nargs="?", help="a script (train.py), a notebook (train.ipynb) or a function (pkg.mod:fn)")
+    add("-m", dest="module", metavar="MODULE", help="audit a module as `python -m MODULE` runs it")
+    add("--inputs", metavar="PKG.MOD:FN", help="called without arguments; its result goes to the function")
+    add("--steps", type=int, default=3, metavar="N", help="backward passes a line, then the script is stopped (3)")
+    add("--json", nargs="?", const="-", metavar="FILE", help="write JSON; `-` or nothing: standard output")
+    add("--html", metavar="FILE", help="write a page that needs no other file")
+    add("--sarif", nargs="?", const="-", metavar="FILE", help="write SARIF 2.1.0, for code scanning and editors")
+    add("--github", action="store_true", help="print annotations of GitHub Actions")
+    add("--fail-on", choices=SEVERITIES, default="error", help="a finding from here on: exit status 1 (error)")
+    add("--relax", type=float, metavar="T", help="run the code under `pullback.relaxed` of this temperature")
+    add("--ignore", action="append", default=[], metavar="PLACE", help="model.py:12 or model.py; may be repeated")
+    add("--libraries", action="store_true", help="blame lines inside installed libraries, not their callers")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise ``UsageError`` for what cannot be done, before any code of the user runs."""
+    target: str | None = options.target
+    if (target is None) == (options.module is None):
+        raise UsageError("audit needs one target: a script, a notebook, pkg.mod:fn, or -m package.module")
+    if options.steps < 1:
+        raise UsageError(f"steps must be >= 1, got {options.steps}")
+    if options.relax is not None and not 0 < options.relax < float("inf"):
+        raise UsageError(f"relax must be a temperature > 0, got {options.relax:g}")
+    if options.json == "-" == options.sarif:
+        raise UsageError("json and sarif cannot both go to standard output: name a file")
+    for name in ("json", "html", "sarif"):
+        path = getattr(options, name)
+        if path is not None and (path != "-" or name == "html"):
+            check_file(name, path)
+    if target is not None:
+        options.is_script = target.endswith((".py", ".ipynb")) or Path(target).is_file()
+        if options.is_script and not Path(target).is_file():
+            raise UsageError(f"no script {target!r}; a function is named pkg.mod:fn")
+        if not options.is_script and ":" not in target:
+            raise UsageError(f"target must be a script or pkg.mod:fn, got {target!r}")
+    else:
+        options.is_script = True
+    if options.arguments and not options.is_script:
+        raise UsageError(
+            f"arguments after -- belong to a script, got {' '.join(options.arguments)!r} for {options.target}"
+        )
+    if options.inputs is not None and options.is_script:
+        raise UsageError("--inputs belongs to a function (pkg.mod:fn); a script brings its own")
 
 
 def _relaxed(temperature: float | None) -> Any:
@@ -166,21 +105,32 @@ def _relaxed(temperature: float | None) -> Any:
     return relaxed(temperature=temperature)
 
 
+def _audit(options: argparse.Namespace) -> Report:
+    from pullback.audit import audit_script
+
+    shared: dict[str, Any] = {"ignore": tuple(options.ignore), "libraries": options.libraries}
+    if not options.is_script:
+        return _audit_function(options.target, options.inputs, shared)
+    return audit_script(options.target, options.arguments, steps=options.steps, **shared)
+
+
 def _audit_function(target: str, inputs: str | None, options: dict[str, Any]) -> Report:
     """Import and audit; an error of the user's own code keeps its traceback."""
     from pullback.audit import audit_target, load_target
+    from pullback.audit.report.tracebacks import user_traceback
 
     try:
         for name in (target, inputs):
             if name is not None:
                 load_target(name)
         return audit_target(target, inputs, **options)
-    except (ValueError, TypeError, ModuleNotFoundError) as error:
-        if _raised_by(error, "pullback.audit.target"):
-            raise UsageError(str(error)) from error
-        raise UserCodeError(f"{target} raised {type(error).__name__}: {error}") from error
     except Exception as error:
-        raise UserCodeError(f"{target} raised {type(error).__name__}: {error}") from error
+        if isinstance(error, ValueError | TypeError | ModuleNotFoundError) and _raised_by(
+            error, "pullback.audit.target"
+        ):
+            raise UsageError(str(error)) from error
+        message = f"{target} raised {type(error).__name__}: {error}"
+        raise UserCodeError(message, user_traceback(error)) from error
 
 
 def _raised_by(error: Exception, module: str) -> bool:
@@ -194,20 +144,28 @@ def _raised_by(error: Exception, module: str) -> bool:
     return blamed == module
 
 
-def _show(report: Report, json: str | None, html: Path | None, fail_on: str) -> int:
+def _show(report: Report, options: argparse.Namespace) -> None:
     # Files first: a reader that closes the pipe must not cost them.
-    if html is not None:
-        from pullback.audit.report.html import write_html
-
-        write_html(report, html)
-    if json == "-":
-        print(report.to_json())
+    for name in ("json", "html", "sarif"):
+        path = getattr(options, name)
+        if path is not None and path != "-":
+            write_atomically(Path(path), _forms(report)[name]().encode("utf-8", "backslashreplace"))
+    taken = next((name for name in ("json", "sarif") if getattr(options, name) == "-"), None)
+    if options.github and report.findings:  # the runner reads both streams
+        print(report.to_annotations(), file=sys.stderr if taken else sys.stdout)
+    if taken:
+        print(_forms(report)[taken]())
     else:
         from pullback.audit.report.terminal import print_report
 
-        if json is not None:
-            write_atomically(Path(json), report.to_json().encode())
-        print_report(report, StandardOutput())
+        print_report(report)
     if report.error is not None:
-        print(report.error.rstrip(), file=sys.stderr)
-    return report.exit_code(fail_on)
+        complain(f"{report.target} raised {report.error.strip().splitlines()[-1]}")
+
+
+def _forms(report: Report) -> dict[str, Callable[[], str]]:
+    return {
+        "json": report.to_json,
+        "html": report.to_html,
+        "sarif": lambda: json.dumps(report.to_sarif(), indent=2, allow_nan=False),
+    }

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
-from pullback.cli.output import print_json, print_line, print_table
+from pullback.cli.output import print_json, print_line
+from pullback.cli.tables import print_table
 from pullback.core.errors import UsageError
 
 __all__ = ["register"]

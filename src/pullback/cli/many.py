@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
-from pullback.cli.output import print_json, print_line, print_table
+from pullback.cli.output import print_json, print_line
 from pullback.cli.running import Json, Runs, Scale, parse_options
 from pullback.cli.status import FINE, FOUND, RAISED
 from pullback.cli.systems import in_words
+from pullback.cli.tables import print_table
 from pullback.core.errors import UsageError
 from pullback.lab.config import plain
 

@@ -18,7 +18,6 @@ from torch import Tensor
 import pullback
 from pullback import data
 from pullback.audit import Finding, Report
-from pullback.audit.report.html import write_html
 from pullback.audit.report.remedies import with_remedies
 from pullback.audit.report.terminal import print_report
 from pullback.core.checks import check_positive
@@ -90,7 +89,7 @@ def run(
     model = _model(seed)
     report = with_remedies(pullback.audit(pipeline.ordering_loss, model, few_images, few_values))
     print_report(report)
-    audit_page = write_html(report, out / "audit.html")
+    audit_page = report.save(out / "audit.html")
 
     print(f"\n2. Train it as it is: {steps} steps")
     plain = _train(model, train, (images, values), steps, sets, seed, relaxed=False)

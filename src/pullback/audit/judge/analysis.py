@@ -13,7 +13,8 @@ from pullback.audit.judge.ledger import SILENT, Ledger
 from pullback.audit.judge.stops import find_stops
 from pullback.audit.judge.values import find_kinks, find_not_finite, find_zeros
 from pullback.audit.judge.verdicts import Verdicts
-from pullback.audit.report.findings import SEVERITIES, LineRecord, ParameterRecord, Report
+from pullback.audit.report.findings import SEVERITIES, LineRecord, ParameterRecord
+from pullback.audit.report.report import Report
 from pullback.audit.report.remedies import with_remedies
 from pullback.audit.trace.records import Leaf
 from pullback.audit.trace.sites import place

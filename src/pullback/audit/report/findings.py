@@ -1,6 +1,7 @@
-"""What an audit hands back: findings, per-line measurements, and the report that holds them.
+"""What an audit hands back as data: findings, measurements of lines and parameters, and the record that holds them.
 
-The JSON form (``Report.to_dict``) has ``schema`` = :data:`SCHEMA_VERSION` and these keys::
+The JSON form (``Audited.to_dict``) has ``schema`` = :data:`SCHEMA_VERSION` and the keys below. A number that JSON lacks
+is one of the strings "NaN", "Infinity" and "-Infinity"::
 
     schema      int, raised when a key changes its meaning or goes away
     target      str, what was audited
@@ -20,14 +21,15 @@ The JSON form (``Report.to_dict``) has ``schema`` = :data:`SCHEMA_VERSION` and t
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-from pullback.core.checks import check_choice
+from pullback.audit.report.numbers import from_json, json_value
+from pullback.audit.report.remedy import Remedy
+from pullback.core.choices import check_choice
 
-__all__ = ["KINDS", "SCHEMA_VERSION", "SEVERITIES", "Finding", "LineRecord", "ParameterRecord", "Report"]
+__all__ = ["KINDS", "SCHEMA_VERSION", "SEVERITIES", "Audited", "Finding", "LineRecord", "ParameterRecord"]
 
 SCHEMA_VERSION = 1
 SEVERITIES = ("info", "warning", "error")
@@ -50,7 +52,7 @@ class Finding:
         operation: torch name of the operation, as ``argmax``.
         message: one sentence saying what happens and why it matters.
         evidence: the numbers (and names) behind it; JSON values only.
-        remedies: what fits there, each ``{"block", "code", "what"}``; filled by ``pullback.audit.remedies``.
+        remedies: rewritings of the code that were tried and help.
     """
 
     code: str
@@ -64,7 +66,7 @@ class Finding:
     operation: str
     message: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    remedies: tuple[Any, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -120,9 +122,9 @@ class ParameterRecord:
     blame: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that one audit found.
+@dataclass(frozen=True, repr=False)
+class Audited:
+    """All that one audit found, as data; :class:`~pullback.audit.report.report.Report` adds the forms to read it in.
 
     Attributes:
         target: what was audited.
@@ -134,13 +136,6 @@ class Report:
         silenced: findings silenced by ``# audit: ok`` or ``ignore=``.
         steps: backward passes audited.
         error: the traceback of the user's code if it raised, else ``None``.
-
-    Example:
-        >>> report = Report(target="f")
-        >>> report.ok, report.exit_code()
-        (True, 0)
-        >>> Report.from_dict(report.to_dict()) == report
-        True
     """
 
     target: str
@@ -157,6 +152,11 @@ class Report:
     def ok(self) -> bool:
         """Whether no finding is an error."""
         return not any(f.severity == "error" for f in self.findings)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Findings of each severity, the worst first."""
+        return {s: sum(f.severity == s for f in self.findings) for s in reversed(SEVERITIES)}
 
     def exit_code(self, fail_on: str = "error") -> int:
         """Return 1 if a finding is at or above ``fail_on``, 3 if the user's code raised, else 0.
@@ -175,15 +175,15 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values (see the schema at the top of this module)."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = json_value(self)
         return {"schema": SCHEMA_VERSION, "ok": self.ok, **plain}
 
     def to_json(self, indent: int | None = 2) -> str:
         """Return :meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a report from :meth:`to_dict`.
 
         Raises:
@@ -191,35 +191,24 @@ class Report:
         """
         if data.get("schema") != SCHEMA_VERSION:
             raise ValueError(f"schema must be {SCHEMA_VERSION}, got {data.get('schema')!r}")
+        measured = ("gradient_norm", "gain", "evidence")
+        in_tuples = ("operations", "marks", "shape")
+
+        def fields(record: Mapping[str, Any]) -> dict[str, Any]:
+            read = {name: from_json(value) if name in measured else value for name, value in record.items()}
+            return {name: tuple(value) if name in in_tuples else value for name, value in read.items()}
+
+        def finding(record: Mapping[str, Any]) -> Finding:
+            return Finding(**{**fields(record), "remedies": tuple(map(Remedy.from_dict, record["remedies"]))})
+
         return cls(
             target=data["target"],
-            findings=tuple(Finding(**{**f, "remedies": tuple(f["remedies"])}) for f in data["findings"]),
-            lines=tuple(
-                LineRecord(**{**r, "operations": tuple(r["operations"]), "marks": tuple(r["marks"])})
-                for r in data["lines"]
-            ),
+            findings=tuple(map(finding, data["findings"])),
+            lines=tuple(LineRecord(**fields(record)) for record in data["lines"]),
             edges=tuple((int(i), int(j)) for i, j in data["edges"]),
-            parameters=tuple(ParameterRecord(**{**p, "shape": tuple(p["shape"])}) for p in data["parameters"]),
+            parameters=tuple(ParameterRecord(**fields(record)) for record in data["parameters"]),
             notes=tuple(data["notes"]),
             silenced=data["silenced"],
             steps=data["steps"],
             error=data["error"],
         )
-
-    def __str__(self) -> str:
-        counts = [f"{sum(f.severity == s for f in self.findings)} {s}" for s in reversed(SEVERITIES)]
-        head = f"audit of {self.target}: {', '.join(counts)}, {self.steps} backward passes"
-        body = [f"{finding}\n    {finding.source.strip()}" for finding in self.findings]
-        notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([head, *body, *notes])
-
-
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists and non-finite numbers into text, so that the result is strict JSON."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

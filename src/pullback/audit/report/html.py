@@ -2,59 +2,42 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterable
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from pullback.audit.report.findings import Finding, LineRecord, Report
-from pullback.audit.report.terminal import MARKS, number, source_lines
-from pullback.core.files import write_atomically
+from pullback.audit.report.findings import Audited, Finding, LineRecord
+from pullback.audit.report.numbers import largest_finite, level, number
+from pullback.audit.report.source import MARKS, source_lines
 
-__all__ = ["to_html", "write_html"]
+__all__ = ["to_html"]
 
 _MOST_NODES = 80
 """Lines in the diagram; a longer program shows those that carry a gradient or a finding first."""
 
 
-def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
-    """Write :func:`to_html` to a file, atomically.
-
-    Returns:
-        The path.
-
-    Raises:
-        OSError: the folder is missing or not writable.
-    """
-    target = Path(path)
-    write_atomically(target, to_html(report).encode())
-    return target
-
-
-def to_html(report: Report) -> str:
+def to_html(report: Audited) -> str:
     """Return the page as text; it needs no other file and no network.
 
     Example:
-        >>> "no findings" in to_html(Report(target="f"))
+        >>> "no findings" in to_html(Audited(target="f"))
         True
     """
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
+    environment.filters["change"] = {"+": "added", "-": "gone"}.get
     template = resources.files("pullback.audit.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         report=report,
-        counts={s: sum(f.severity == s for f in report.findings) for s in ("error", "warning", "info")},
         files=list(_files(report)),
         diagram=_diagram(report),
         marks=MARKS,
     )
 
 
-def _files(report: Report) -> Iterable[dict[str, Any]]:
+def _files(report: Audited) -> Iterable[dict[str, Any]]:
     """Every file with traced lines or findings: its source lines with heat and marks, long untouched runs left out."""
     names = list(dict.fromkeys([r.file for r in report.lines] + [f.file for f in report.findings if f.line]))
     largest = _largest_norm(report)
@@ -70,7 +53,7 @@ def _files(report: Report) -> Iterable[dict[str, Any]]:
         rows, last = [], 0
         for n in shown:
             record = records.get(n)
-            text = lines[n - 1] if n <= len(lines) else (record.source if record else found[n][0].source)
+            text = lines[n - 1] if 1 <= n <= len(lines) else (record.source if record else found[n][0].source)
             rows.append(
                 {
                     "gap": n > last + 1,
@@ -96,22 +79,19 @@ def _parts(text: str, findings: list[Finding]) -> list[tuple[str, str]]:
     return [(text, "")]
 
 
-def _largest_norm(report: Report) -> float:
-    norms = [r.gradient_norm for r in report.lines if r.gradient_norm is not None]
-    return max((n for n in norms if math.isfinite(n)), default=0.0)
+def _largest_norm(report: Audited) -> float:
+    return largest_finite(record.gradient_norm for record in report.lines)
 
 
 def _heat(record: LineRecord | None, largest: float) -> float | None:
-    """The gradient norm on a logarithmic scale over eight decades: 1 the largest of the program, 0 dead."""
+    """The length of a line's bar: 1 the largest gradient of the program, 0 dead, ``None`` where none was measured."""
     if record is None or record.gradient_norm is None:
         return None
-    norm = record.gradient_norm
-    if not math.isfinite(norm) or norm <= 0 or largest <= 0:
-        return 0.0
-    return min(max(1 + math.log10(norm / largest) / 8, 0.05), 1.0)
+    heat = level(record.gradient_norm, largest)
+    return max(heat, 0.05) if record.gradient_norm > 0 and heat < 0.05 and largest > 0 else heat
 
 
-def _diagram(report: Report) -> dict[str, Any] | None:
+def _diagram(report: Audited) -> dict[str, Any] | None:
     """Lay the lines out in layers, inputs at the top and the loss at the bottom, as boxes and arrows of an SVG."""
     if not report.lines:
         return None
@@ -120,7 +100,8 @@ def _diagram(report: Report) -> dict[str, Any] | None:
         key=lambda i: (not report.lines[i].marks, report.lines[i].gradient_norm is None, i),
     )
     kept = sorted(order[:_MOST_NODES])
-    edges = [(i, j) for i, j in report.edges if i != j and i in set(kept) and j in set(kept)]
+    inside = set(kept)
+    edges = [(i, j) for i, j in report.edges if i != j and i in inside and j in inside]
     layer = dict.fromkeys(kept, 0)
     for _ in range(len(kept)):  # longest path; the bound ends loops of lines that feed each other
         changed = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["explain"]
+__all__ = ["describe", "explain"]
 
 _CUT = {
     "index": "{op} returns positions, which carry no gradient, and the loss depends on them",
@@ -40,17 +40,37 @@ def explain(code: str, **words: object) -> str:
         >>> explain("cut.index", op="argmax")
         'argmax returns positions, which carry no gradient, and the loss depends on them'
     """
+    return _template(code).format(**words)
+
+
+def describe(code: str) -> str:
+    """Return what a finding of this code is, whatever operation and numbers are in it.
+
+    Example:
+        >>> describe("cut.index")
+        'an operation returns positions, which carry no gradient, and the loss depends on them'
+    """
+    return _template(code).format_map(_General(op="an operation"))
+
+
+class _General(dict[str, str]):
+    """Words for what only a finding knows."""
+
+    def __missing__(self, name: str) -> str:
+        return {"factor": "a large factor", "count": "some", "size": "the", "name": "a value"}.get(name, "some " + name)
+
+
+def _template(code: str) -> str:
     kind, _, detail = code.partition(".")
     if kind == "nan":
         if detail == "forward":
-            return f"{words['op']} is the first operation whose result is not finite, and the loss depends on it"
+            return "{op} is the first operation whose result is not finite, and the loss depends on it"
         if detail == "where":
             return (
-                f"{words['op']} has an infinite derivative at values that a later mask or where hides: "
+                "{op} has an infinite derivative at values that a later mask or where hides: "
                 "zero times infinity makes the gradient NaN"
             )
-        return f"{words['op']} receives a finite cotangent and passes on one that is not finite"
+        return "{op} receives a finite cotangent and passes on one that is not finite"
     if code == "biased.gradient":
         return "the gradient of this value is not that of its randomly smoothed form: something on the way biases it"
-    template = _CUT.get(detail, _CUT["operation"]) if kind == "cut" else _OTHER[kind]
-    return template.format(**words)
+    return _CUT.get(detail, _CUT["operation"]) if kind == "cut" else _OTHER[kind]

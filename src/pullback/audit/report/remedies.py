@@ -10,7 +10,9 @@ import ast
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from pullback.audit.report.findings import Finding, Report
+from pullback.audit.report.findings import Finding
+from pullback.audit.report.remedy import Remedy as Shown
+from pullback.audit.report.report import Report
 
 __all__ = ["REMEDIES", "Remedy", "find", "remedies_for", "suggest", "with_remedies"]
 
@@ -339,9 +341,13 @@ def with_remedies(report: Report) -> Report:
     return replace(
         report,
         findings=tuple(
-            f if f.remedies or f.severity == "info" else replace(f, remedies=remedies_for(f)) for f in report.findings
+            f if f.remedies or f.severity == "info" else replace(f, remedies=_shown(f)) for f in report.findings
         ),
     )
+
+
+def _shown(finding: Finding) -> tuple[Shown, ...]:
+    return tuple(Shown(r["block"], r["what"], finding.file, r["code"], "") for r in remedies_for(finding))
 
 
 def _answers(code: str, asked: str) -> bool:

@@ -1,175 +1,179 @@
-"""The report for a terminal: source excerpts with a gutter of marks and gradient norms, then the findings."""
+"""The report as text: source excerpts with a gutter of marks and gradient norms, then the findings and their remedies.
+
+Colours are escape sequences for a terminal; nothing but Python is needed.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TextIO
 
-from pullback.audit.report.findings import Finding, LineRecord, Report
+from pullback.audit.report.findings import Audited, Finding, LineRecord
+from pullback.audit.report.numbers import largest_finite, level, number
+from pullback.audit.report.source import MARKS, source_lines
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.text import Text
+__all__ = ["print_report", "to_text"]
 
-__all__ = ["MARKS", "print_report"]
+_CODES = {"bold": "1", "dim": "2", "error": "1;31", "warning": "33", "info": "36", "good": "32", "gone": "31"}
+_NO_DATA = ([], (), {}, None, "")
 
-MARKS = {
-    "cut": "x",
-    "zero": "0",
-    "nan": "!",
-    "vanishing": "v",
-    "exploding": "^",
-    "biased": "~",
-    "chaotic": "*",
-    "kink": "k",
-    "control-flow": "?",
-    "unused": "-",
-}
-"""The gutter's sign of each kind of finding."""
-
-_COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+Span = tuple[str, str]
+"""Text and its style: "" or words of ``_CODES``, "underline" among them."""
 
 
-def print_report(report: Report, console: Console | None = None, *, context: int = 2, width: int = 12) -> None:
-    """Print a report with rich.
+def print_report(report: Audited, stream: TextIO | None = None) -> None:
+    """Print a report, in colours where the stream is a terminal (and the variable ``NO_COLOR`` is not set).
 
     Args:
         report: of :func:`pullback.audit`.
-        console: where to; standard output by default.
+        stream: where to; standard output by default.
+    """
+    stream = sys.stdout if stream is None else stream
+    colour = stream.isatty() and not os.environ.get("NO_COLOR")
+    print(to_text(report, colour=colour), file=stream)
+
+
+def to_text(report: Audited, *, colour: bool = False, context: int = 2, width: int = 12) -> str:
+    """Return the report as lines of text.
+
+    Args:
+        report: of :func:`pullback.audit`.
+        colour: with escape sequences for a terminal.
         context: source lines shown around a finding.
         width: characters of the gradient bars.
+
+    Example:
+        >>> print(to_text(Audited(target="f", steps=1)))
+        audit of f
+        <BLANKLINE>
+        no findings  1 backward pass audited
     """
-    from rich.console import Console as RichConsole
-
-    console = console or RichConsole()
-    for renderable in _body(report, context, width):
-        console.print(renderable)
+    return "\n".join("".join(_styled(span, colour) for span in line) for line in _lines(report, context, width))
 
 
-def _body(report: Report, context: int, width: int) -> Iterable[RenderableType]:
-    from rich.text import Text
+def _styled(span: Span, colour: bool) -> str:
+    text, style = span
+    if not colour or not style or not text:
+        return text
+    codes = ";".join("4" if word == "underline" else _CODES[word] for word in style.split())
+    return f"\x1b[{codes}m{text}\x1b[0m"
 
-    yield Text(f"audit of {report.target}", style="bold reverse")
+
+def _lines(report: Audited, context: int, width: int) -> Iterator[list[Span]]:
+    yield [(f"audit of {report.target}", "bold")]
     by_file: dict[str, list[LineRecord]] = {}
     for record in report.lines:
         by_file.setdefault(record.file, []).append(record)
-    for finding in report.findings:  # a line without traced operations still shows its finding
-        by_file.setdefault(finding.file, [])
-    for file, records in by_file.items():
+    largest = largest_finite(record.gradient_norm for record in report.lines)
+    for file in dict.fromkeys([*by_file, *(finding.file for finding in report.findings)]):
         found = [f for f in report.findings if f.file == file and f.line > 0]
         if found:
-            yield from _excerpt(file, records, found, context, width)
+            yield from _excerpt(file, by_file.get(file, []), found, largest, context, width)
     for finding in report.findings:
         yield from _finding(finding)
-    blamed = [p for p in report.parameters if p.blame]
-    if blamed:
-        yield Text("\nparameters without a gradient", style="bold")
-        for parameter in blamed:
-            blame = parameter.blame or {}
-            yield Text(f"  {parameter.name} {list(parameter.shape)}: line {blame.get('line')} of {blame.get('file')}")
+    yield from _parameters(report)
     for note in report.notes:
-        yield Text(f"note: {note}", style="dim")
+        yield from _block(f"note: {note}", "", "dim")
+    yield []
     yield _summary(report)
-    if report.error:
-        yield Text(report.error, style="red")
+    if report.error is not None:
+        yield []
+        yield from _block(report.error.rstrip(), "", "gone")
+
+
+def _block(text: str, indent: str, style: str) -> Iterator[list[Span]]:
+    for line in text.splitlines():
+        yield [(indent + line, style)]
 
 
 def _excerpt(
-    file: str, records: list[LineRecord], found: list[Finding], context: int, width: int
-) -> Iterable[RenderableType]:
-    from rich.text import Text
-
+    file: str, records: list[LineRecord], found: list[Finding], largest: float, context: int, width: int
+) -> Iterator[list[Span]]:
     lines = source_lines(file)
     measured = {r.line: r for r in records}
     around = {n for f in found for n in range(f.line - context, f.line + context + 1)}
     wanted = sorted({n for n in around if 1 <= n <= len(lines)} | {f.line for f in found})
-    yield Text(f"\n{file}", style="bold")
-    norms = [r.gradient_norm for r in records if r.gradient_norm]
-    largest = max(norms, default=0.0)
-    last = wanted[0] if wanted else 0
-    for number in wanted:
-        if number > last + 1:
-            yield Text("      ...", style="dim")
-        last = number
-        here = [f for f in found if f.line == number]
-        marks = "".join(dict.fromkeys(MARKS[f.kind] for f in here)) or " "
+    yield []
+    yield [(file, "bold")]
+    last = wanted[0]
+    for n in wanted:
+        if n > last + 1:
+            yield [("      ...", "dim")]
+        last = n
+        here = [f for f in found if f.line == n]
         worst = here[0].severity if here else ""
-        record = measured.get(number)
-        text = Text()
-        text.append(f"{marks:>3} ", style=_COLOURS.get(worst, ""))
-        text.append(f"{number:>4} ", style="dim")
-        text.append(_bar(record, largest, width), style="green" if not here else _COLOURS[worst])
-        text.append(" ")
-        shown = lines[number - 1] if number <= len(lines) else (here[0].source if here else "")
-        start = len(text)
-        text.append(shown, style="" if here or record else "dim")
-        for f in here:
-            if f.column and f.end_column > f.column:
-                text.stylize(f"underline {_COLOURS[f.severity]}", start + f.column - 1, start + f.end_column - 1)
-        yield text
+        record = measured.get(n)
+        marks = "".join(dict.fromkeys(MARKS[f.kind] for f in here)) or " "
+        shown = lines[n - 1] if n <= len(lines) else here[0].source
+        yield [
+            (f"{marks:>3} ", worst),
+            (f"{n:>4} ", "dim"),
+            (_bar(record, largest, width), worst or "good"),
+            (" ", ""),
+            *_marked(shown, here, "" if here or record else "dim"),
+        ]
+
+
+def _marked(text: str, found: Iterable[Finding], style: str) -> list[Span]:
+    """Cut a line so that the very call of its first finding is underlined."""
+    for finding in found:
+        start, end = finding.column - 1, finding.end_column - 1
+        if 0 <= start < end <= len(text):
+            return [(text[:start], style), (text[start:end], f"underline {finding.severity}"), (text[end:], style)]
+    return [(text, style)]
 
 
 def _bar(record: LineRecord | None, largest: float, width: int) -> str:
-    """A bar on a logarithmic scale over eight decades below the largest norm."""
+    """A bar for the gradient's norm, or what stands in its place where that is not finite or none."""
     if record is None or record.gradient_norm is None:
         return " " * width
     norm = record.gradient_norm
     if not math.isfinite(norm):
-        return "nan".ljust(width)
-    if norm == 0 or largest == 0:
+        return ("nan" if math.isnan(norm) else "inf").ljust(width)
+    if norm == 0:
         return "0".ljust(width)
-    share = 1 + math.log10(norm / largest) / 8
-    return ("=" * max(1, round(width * min(max(share, 0.0), 1.0)))).ljust(width)
+    return ("=" * max(1, round(width * level(norm, largest)))).ljust(width)
 
 
-def _finding(finding: Finding) -> Iterable[RenderableType]:
-    from rich.text import Text
-
-    head = Text("\n")
-    head.append(f"{finding.severity} {finding.code}", style=_COLOURS[finding.severity])
-    head.append(f"  {finding.file}:{finding.line}", style="bold")
-    yield head
-    yield Text(f"  {finding.message}")
-    evidence = {name: value for name, value in finding.evidence.items() if value not in ([], ())}
+def _finding(finding: Finding) -> Iterator[list[Span]]:
+    yield []
+    yield [(f"{finding.severity} {finding.code}", finding.severity), (f"  {finding.file}:{finding.line}", "bold")]
+    yield from _block(finding.message, "  ", "")
+    evidence = [f"{name} = {number(value)}" for name, value in finding.evidence.items() if value not in _NO_DATA]
     if evidence:
-        yield Text("  " + ", ".join(f"{k} = {number(v)}" for k, v in evidence.items()), style="dim")
+        yield [("  " + ", ".join(evidence), "dim")]
     for remedy in finding.remedies:
-        yield Text(f"  fits here: {remedy['block']}. {remedy['what']}")
-        yield Text("\n".join(f"      {line}" for line in remedy["code"].splitlines()), style="green")
+        yield from _block(f"fits here: {remedy.block}. {remedy.what}", "  ", "")
+        for line in remedy.diff.splitlines():
+            yield [(f"      {line}", {"+": "good", "-": "gone"}.get(line[:1], "" if line[:1] == " " else "good"))]
+        if remedy.effect:
+            yield from _block(f"tried: {remedy.effect}", "      ", "dim")
 
 
-def _summary(report: Report) -> Text:
-    from rich.text import Text
+def _parameters(report: Audited) -> Iterator[list[Span]]:
+    """Every trained tensor without a gradient, with the line that is to blame where one is known."""
+    dead = [p for p in report.parameters if p.blame or p.gradient_norm is None or p.gradient_norm == 0]
+    if not dead or not report.steps:
+        return
+    yield []
+    yield [("parameters without a gradient", "bold")]
+    for parameter in dead:
+        where = "never used" if not parameter.reached else "used, but no gradient arrives"
+        if parameter.gradient_norm == 0:
+            where = "its gradient is zero"
+        if parameter.blame:
+            where = f"line {parameter.blame.get('line')} of {parameter.blame.get('file')}"
+        yield [(f"  {parameter.name} {list(parameter.shape)}: {where}", "")]
 
-    counts = {s: sum(f.severity == s for f in report.findings) for s in ("error", "warning", "info")}
-    text = Text("\n")
-    if not report.findings:
-        text.append("no findings", style="bold green")
-    for severity, count in counts.items():
+
+def _summary(report: Audited) -> list[Span]:
+    spans: list[Span] = [] if report.findings else [("no findings", "good")]
+    for severity, count in report.counts.items():
         if count:
-            text.append(
-                f"{count} {severity}{'s' if count > 1 and severity != 'info' else ''}  ", style=_COLOURS[severity]
-            )
-    text.append(f"  {report.steps} backward pass{'es' if report.steps != 1 else ''} audited", style="dim")
-    if report.silenced:
-        text.append(f", {report.silenced} silenced", style="dim")
-    return text
-
-
-def source_lines(file: str) -> list[str]:
-    """The file's lines, none if it cannot be read (an interactive cell, a deleted file)."""
-    try:
-        return Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def number(value: object) -> str:
-    """A value of the evidence as text: four significant digits, lists in brackets."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(number(v) for v in value) + "]"
-    return str(value)
+            spans.append((f"{count} {severity}{'s' if count > 1 and severity != 'info' else ''}", severity))
+    parts = [span for one in spans for span in (one, ("  ", ""))]
+    passes = f"{report.steps} backward pass{'es' if report.steps != 1 else ''} audited"
+    return [*parts, (passes + (f", {report.silenced} silenced" if report.silenced else ""), "dim")]
