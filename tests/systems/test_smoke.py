@@ -5,6 +5,7 @@ As a user runs it: shapes at run time are checked in the contracts and tests of 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import typing
 from dataclasses import replace
@@ -24,6 +25,13 @@ from tests.systems.kills import MEASURED
 
 def _deterministic(result: RunResult) -> dict[tuple[str, str], float]:
     return {(m.name, m.of): m.value for m in result.metrics if m.unit not in MEASURED}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries() -> None:
+    """Imported before the first system, which would pay for all others."""
+    for name in ("matplotlib.backends.backend_svg", "numba", "scipy.stats", "sklearn.datasets", "torch._dynamo"):
+        importlib.import_module(name)
 
 
 _FILES = Path(pullback.__file__).parent.glob("systems/*/[!_]*.py")

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Annotated, Any
 
 import torch
@@ -110,10 +111,8 @@ def jacobians(lab: Lab, config: Config, implicit: Arm, unrolled: Arm) -> None:
     for name, update, t, jacobian in (("lasso", lasso_map, weight, sparse_closed), ("ridge", ridge_map, theta, closed)):
 
         def trajectory(t: Tensor, update: Callable[..., Tensor] = update) -> Tensor:
-            path = [update(zeros, t)]
-            for _ in range(config.iterations - 1):
-                path.append(update(path[-1], t))
-            return torch.stack(path)
+            path = accumulate(range(config.iterations), lambda w, _: update(w, t), initial=zeros)
+            return torch.stack(list(path)[1:])
 
         path, along = func.jvp(trajectory, (t,), (torch.ones_like(t),))[:2]
         conditions = partial(lambda update, w, t: w - update(w, t), update)
@@ -127,8 +126,7 @@ def jacobians(lab: Lab, config: Config, implicit: Arm, unrolled: Arm) -> None:
     slope = lab.slope((path - exact).norm(dim=-1)[4:], errors["implicit"][4:], of="implicit").exponent
     largest = (errors["implicit"] / errors["unrolled"])[4:].max()
     ratio = implicit.metric("ridge: largest error relative to unrolling", largest, better="lower")
-    statement = "the implicit Jacobian is as good as the iterate (theorem 1): log-log slope 1 +- 0.1"
-    lab.claim(statement, abs(slope - 1) <= 0.1)
+    lab.claim("implicit Jacobians are as good as iterates (theorem 1): log-log slope 1 +- 0.1", abs(slope - 1) <= 0.1)
     lab.claim("implicit is at least as accurate as unrolling at every iteration from 5 on", ratio <= 1, scale="smoke")
     lab.curves("ridge: error of the Jacobian", "lasso: error of the Jacobian", log=True, xlabel="iteration")
 
@@ -169,8 +167,7 @@ def svm(lab: Lab, config: Config) -> None:
     numerical = lab.arm("central differences", baseline=True).metric(name, (near[1] - near[0]) / 2e-5)
     statement = "projected-gradient, mirror-descent and KKT conditions give the same hypergradient to 1e-4 relative"
     lab.claim(statement, max(differences) <= 1e-4, scale="smoke")
-    statement = "they give that of central differences of dual solutions to 1 %"
-    lab.claim(statement, abs(forms[0][name] / numerical - 1) <= 0.01)
+    lab.claim("it is that of central differences of dual solutions to 1 %", abs(forms[0][name] / numerical - 1) <= 0.01)
 
     losses, dual = [], problem.svm.uniform()
     for t in torch.linspace(1, 6, config.svm_steps, dtype=torch.float64):
@@ -218,8 +215,8 @@ def cost(lab: Lab, config: Config, implicit: Arm, unrolled: Arm) -> None:
         abs(growth["implicit"].exponent) <= 0.05,
         growth["unrolled"].exponent >= 0.9,
     )
-    last = config.inner_steps[-1]
-    race = lab.race({arm.name: partial(hypergradient, arm, last) for arm in (implicit, unrolled)}, rounds=5)
+    converged = {arm.name: partial(hypergradient, arm, config.inner_steps[-1]) for arm in (implicit, unrolled)}
+    race = lab.race(converged, rounds=5)
     for arm in (implicit, unrolled):
         arm.metric("hypergradient: time", 1e3 * race[arm.name], unit="ms", better="lower")
     statement = "an implicit hypergradient takes at most 0.8 of the time of an unrolled one"
@@ -250,17 +247,13 @@ def distillation(lab: Lab, config: Config) -> None:
         weights.copy_(live.detach())
     orders = [torch.randperm(len(images), generator=lab.fork(f"real {draw}")) for draw in range(5)]
     draws = [images[torch.stack([o[train.labels[o] == c][0] for c in range(10)])] for o in orders]
-    mean_images = torch.stack([images[train.labels == c].mean(0) for c in range(10)])
-    sets = torch.stack([few.detach(), mean_images, *draws])
+    sets = torch.stack([few.detach(), torch.stack([images[train.labels == c].mean(0) for c in range(10)]), *draws])
     read = test.images.flatten(1).double() @ fit(images.new_zeros(7, 64, 10), sets)  # seven trainings, one solve
     accuracy = (read.argmax(-1) == test.labels).double().mean(-1)
-    for arm, value in ((ours, accuracy[0]), (means, accuracy[1]), (real, accuracy[2:].mean())):
-        arm.metric("test accuracy", value, better="higher")
-    distilled, by_means, by_real = (arm["test accuracy"] for arm in (ours, means, real))
-    statement = (
-        "10 distilled images teach to read 2 points more test digits than 10 class means, 15 more than real images"
-    )
-    lab.claim(statement, distilled >= by_means + 0.02, distilled >= by_real + 0.15)
+    values = zip((ours, means, real), (accuracy[0], accuracy[1], accuracy[2:].mean()), strict=True)
+    best, by_means, by_real = (arm.metric("test accuracy", value, better="higher") for arm, value in values)
+    statement = "10 distilled images teach to read 2 points more digits than 10 class means, 15 more than real images"
+    lab.claim(statement, best >= by_means + 0.02, best >= by_real + 0.15)
     lab.bars("test accuracy", caption="One image a class is the whole training set.")
     rows = dict(zip([ours.name, means.name, "real images"], sets.reshape(7, 10, 8, 8), strict=False))
     lab.images(rows, titles=[str(c) for c in range(10)], name="training sets", limits=(-1.0, 1.0))
@@ -284,16 +277,16 @@ def packing(lab: Lab, config: Config, arm: Arm) -> None:
     diameter, h = torch.tensor(0.6, dtype=torch.float64), 1e-6
     shown, arrows = torch.zeros(2, count, 2, dtype=torch.float64)
     for number in arm.steps(config.packings, shown, arrows, name="packings"):
-        start = side * torch.rand(count, 2, generator=lab.fork(f"packing {number}"), dtype=torch.float64)
-        rest = relax(start, diameter)
+        start = torch.rand(count, 2, generator=lab.fork(f"packing {number}"), dtype=torch.float64)
+        rest = relax(side * start, diameter)
         response = func.jvp(lambda d, rest=rest: relax(rest, d), (diameter,), (torch.ones_like(diameter),))[1]
         differences = (relax(rest, diameter + h) - relax(rest, diameter - h)) / (2 * h)
         arm.record("discs: cosine", torch.cosine_similarity(response.flatten(), differences.flatten(), dim=0))
         shown.copy_(rest % side)
         arrows.copy_(response)
     worst = arm.metric("discs: smallest cosine to differences", min(arm.series("discs: cosine")), better="higher")
-    claim = "the discs' response to a diameter matches finite differences of relaxed packings: cosine at least 0.99"
-    lab.claim(claim, worst >= 0.99, scale="smoke")
+    statement = "the response to a diameter is that of finite differences of relaxed packings: cosine at least 0.99"
+    lab.claim(statement, worst >= 0.99, scale="smoke")
 
     figure, axis = lab.subplots(figsize=(6, 6))
     axis.set(xlim=(0, side), ylim=(0, side), aspect="equal", xticks=[], yticks=[], title="response of soft discs")
