@@ -199,7 +199,8 @@ class Audited:
             return {name: tuple(value) if name in in_tuples else value for name, value in read.items()}
 
         def finding(record: Mapping[str, Any]) -> Finding:
-            return Finding(**{**fields(record), "remedies": tuple(map(Remedy.from_dict, record["remedies"]))})
+            remedies = tuple(Remedy.from_dict({**r, "numbers": from_json(r["numbers"])}) for r in record["remedies"])
+            return Finding(**{**fields(record), "remedies": remedies})
 
         return cls(
             target=data["target"],
