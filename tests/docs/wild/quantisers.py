@@ -8,7 +8,6 @@ from torch import Tensor
 
 from tests.docs.wild.defect import Lost
 
-
 # All codes should be used equally often.
 
 
