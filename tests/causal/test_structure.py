@@ -244,3 +244,56 @@ def test_a_smooth_acyclic_model_has_right_gradients(hidden: int | None, generato
 def test_the_temperature_falls_along_a_cosine_and_stays_at_its_ends() -> None:
     values = [causal.cosine_temperature(p, start=1.0, end=0.1) for p in (-1.0, 0.0, 0.25, 0.5, 1.0, 2.0)]
     assert values == pytest.approx([1.0, 1.0, 0.55 + 0.45 * 2**-0.5, 0.55, 0.1, 0.1])
+
+
+def test_logistic_samples_have_the_conditional_frequencies_of_their_model() -> None:
+    weights = torch.tensor([[0.0, 1.5, 0.0], [0.0, 0.0, -2.0], [0.0, 0.0, 0.0]])
+    x = causal.LogisticSCM(weights).sample(40_000, generator=torch.Generator().manual_seed(0))
+    assert x[:, 0].mean() == pytest.approx(0.5, abs=0.01)
+    for parent, node in ((0, 1), (1, 2)):
+        for value in (0.0, 1.0):
+            expected = torch.sigmoid(value * weights[parent, node]).item()
+            assert x[x[:, parent] == value, node].mean() == pytest.approx(expected, abs=0.015)
+    with pytest.raises(ValueError, match="cycle 0 -> 1 -> 0"):
+        causal.LogisticSCM(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    with pytest.raises(ValueError, match="weights must be finite"):
+        causal.LogisticSCM(torch.full((3, 3), torch.nan))
+
+
+def test_logistic_swaps_reach_the_best_of_all_orders() -> None:
+    g = torch.Generator().manual_seed(1)
+    weights = causal.random_weights(causal.random_dag(4, 5, generator=g), generator=g).double()
+    x = causal.LogisticSCM(weights).sample(500, generator=g)
+    scores = []
+    for order in itertools.permutations(range(4)):
+        model = causal.LogisticSCM(causal.fit_order(x, torch.tensor(order), model="logistic"))
+        scores.append(-model.log_prob(x).mean().item() / 4)
+    found = causal.topological_swaps(x, model="logistic", restarts=4, generator=g)
+    assert found.score.item() == pytest.approx(min(scores), rel=1e-9)
+
+
+def test_separated_data_have_no_logistic_regression_without_a_penalty() -> None:
+    x = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double().repeat(10, 1)
+    order = torch.tensor([0, 1])
+    with pytest.raises(ConvergenceError, match="node 1 has no finite answer"):
+        causal.fit_order(x, order, model="logistic")
+    assert causal.fit_order(x, order, model="logistic", penalty=0.1)[0, 1] > 0
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        causal.fit_order(2 * x, order, model="logistic")
+    with pytest.raises(ValueError, match="needs samples"):
+        causal.fit_order(torch.eye(2), order, model="logistic", covariance=True)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
+def test_a_ridge_is_in_the_weights_and_in_the_score_of_the_search(penalty: float) -> None:
+    _, x = _planted(6)
+    moments = causal.second_moments(x)
+    result = causal.topological_swaps(x, penalty=penalty, generator=torch.Generator().manual_seed(0))
+    weights = causal.fit_order(x, result.order, penalty=penalty)
+    torch.testing.assert_close(result.weights, weights)
+    whole = causal.least_squares_score(weights, moments) + penalty * weights.square().sum() / 6
+    assert result.score.item() == pytest.approx(whole.item(), rel=1e-10)
+    free = weights.detach().clone().requires_grad_()
+    objective = causal.least_squares_score(free, moments) + penalty * free.square().sum() / 6
+    (slope,) = torch.autograd.grad(objective, free)
+    assert slope[weights != 0].abs().max() < 1e-12

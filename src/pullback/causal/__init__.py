@@ -16,11 +16,13 @@ from pullback.causal.graphs import (
     topological_order,
 )
 from pullback.causal.least_squares import least_squares_score, ridge_weights, second_moments
+from pullback.causal.logistic import LogisticSCM
 from pullback.causal.notears import NOTEARS, notears
-from pullback.causal.orders import fit_order, score_order, topological_swaps
+from pullback.causal.orders import fit_order, score_order
 from pullback.causal.orientation import cosine_temperature, orientation
 from pullback.causal.scm import LinearSCM, NonlinearSCM, random_weights
 from pullback.causal.structure import StructureLearner, StructureResult
+from pullback.causal.swaps import kkt_violation, swap_candidates, topological_swaps
 
 __all__ = [
     "COSMO",
@@ -28,6 +30,7 @@ __all__ = [
     "NOTEARS",
     "EdgeMetrics",
     "LinearSCM",
+    "LogisticSCM",
     "NonlinearSCM",
     "SmoothAcyclicSCM",
     "StructureLearner",
@@ -41,6 +44,7 @@ __all__ = [
     "find_cycle",
     "fit_order",
     "is_acyclic",
+    "kkt_violation",
     "least_squares_score",
     "notears",
     "orientation",
@@ -49,6 +53,7 @@ __all__ = [
     "ridge_weights",
     "score_order",
     "second_moments",
+    "swap_candidates",
     "threshold_to_dag",
     "topological_order",
     "topological_swaps",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from pullback import causal
-from tests.contracts.contract import Bad, Call, Contract, Exempt, Module
+from tests.contracts.contract import Bad, Call, Contract, Exempt, Measurement, Module
 
 
 def _matrix(generator: torch.Generator, *, scale: float = 0.4) -> list[Call]:
@@ -68,6 +69,40 @@ def _linear_model(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     first = z[:, 0]
     second = z[:, 1] + w[0, 1] * first
     return density, torch.stack([first, second, z[:, 2] + w[1, 2] * second], -1)
+
+
+_BITS = (torch.rand(60, 4, generator=torch.Generator().manual_seed(5)) < 0.5).double()
+
+
+def _regularised_logistic(penalty: Tensor) -> Tensor:
+    """Each node on the ones before it, by a quasi-Newton method of another package."""
+    weights = torch.zeros(4, 4, dtype=penalty.dtype)
+    for place in range(1, 4):
+        before, node = _ORDER[:place], _ORDER[place]
+        x, y = _BITS[:, before].numpy(), _BITS[:, node].numpy()
+        fitted = LogisticRegression(C=1 / (len(x) * penalty.item()), fit_intercept=False, tol=1e-10, max_iter=1000)
+        weights[before, node] = torch.from_numpy(fitted.fit(x, y).coef_[0]).to(penalty.dtype)
+    return weights
+
+
+def _reaches(weights: Tensor, start: int, end: int) -> bool:
+    return start == end or any(_reaches(weights, int(k), end) for k in weights[start].nonzero()[:, 0])
+
+
+def _largest_free_slope(weights: Tensor, slope: Tensor) -> Tensor:
+    """The slope along every arc whose end does not lead back to its start."""
+    nodes = range(len(weights))
+    return max(slope[i, j].abs() for i in nodes for j in nodes if not _reaches(weights, j, i))
+
+
+def _upper(generator: torch.Generator) -> Tensor:
+    return torch.randn(4, 4, generator=generator).double().triu(1)
+
+
+def _candidates_by_walks(weights: Tensor, slope: Tensor) -> Tensor:
+    """Sum the walks by powers of the matrix and sort the pairs backwards along the order."""
+    walks = sum(torch.linalg.matrix_power(weights.abs(), k) for k in range(4))
+    return torch.tensor(sorted(((i, j) for i in range(4) for j in range(i)), key=lambda pair: walks[pair[::-1]].item()))
 
 
 CONTRACTS = [
@@ -185,6 +220,53 @@ CONTRACTS = [
         why="it looks at the data and says what is wrong with it; moments of half are in single precision",
     ),
     Contract(
+        "causal.fit_order[logistic]",
+        lambda penalty: causal.fit_order(_BITS.to(penalty), _ORDER, model="logistic", penalty=penalty),
+        lambda g: [Call((torch.tensor(0.1, dtype=torch.float64),))],
+        reference=_regularised_logistic,
+        tolerance=1e-6,
+        batched=False,
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        bad=[
+            Bad((torch.tensor(-1.0),), {}, ValueError, "penalty must be >= 0"),
+            Bad((torch.ones(2),), {}, ValueError, "penalty must be a number or a tensor without dimensions"),
+        ],
+        why="a batch of penalties has no meaning; it looks at the data and at its steps; there is no solve in half",
+    ),
+    Measurement(
+        "causal.kkt_violation",
+        causal.kkt_violation,
+        lambda g: [
+            Call((torch.randn(5, 5, generator=g).double().triu(1).round(), torch.randn(5, 5, generator=g).double())),
+            Call((torch.zeros(3, 3).double(), torch.randn(3, 3, generator=g).double())),
+        ],
+        reference=_largest_free_slope,
+        bad=[
+            Bad((torch.zeros(2, 3), torch.zeros(2, 3)), {}, ValueError, "weights must have shape"),
+            Bad((torch.zeros(2, 2), torch.zeros(3, 3)), {}, ValueError, "loss_gradient must have the shape of weights"),
+            Bad((torch.zeros(2, 2), torch.zeros(2, 2)), {"tolerance": -1.0}, ValueError, "tolerance must be >= 0"),
+        ],
+    ),
+    Measurement(
+        "causal.swap_candidates",
+        lambda weights, slope, **kwargs: causal.swap_candidates(
+            weights, **{"order": torch.arange(4, device=weights.device), "loss_gradient": slope, **kwargs}
+        ),
+        lambda g: [Call((_upper(g), torch.randn(4, 4, generator=g).double()))],
+        reference=_candidates_by_walks,
+        bad=[
+            Bad((torch.ones(4, 4), torch.ones(4, 4)), {}, ValueError, "must be zero where the order forbids an arc"),
+            Bad((torch.zeros(4, 4), torch.ones(3, 3)), {}, ValueError, "loss_gradient must have shape"),
+            Bad((torch.zeros(4, 4), torch.ones(4, 4)), {"order": torch.tensor([0, 1, 1, 2])}, ValueError, "missing"),
+            Bad((torch.zeros(4, 4), torch.ones(4, 4)), {"xi": -1.0}, ValueError, "xi must be >= 0"),
+            Bad((torch.zeros(4, 4), torch.ones(4, 4)), {"tau": -1.0}, ValueError, "tau must be >= 0"),
+            Bad((torch.zeros(4, 4), torch.ones(4, 4)), {"count": 0}, ValueError, "count must be an integer >= 1"),
+        ],
+    ),
+    Contract(
         "causal.second_moments",
         causal.second_moments,
         lambda g: [Call((torch.randn(6, 3, generator=g, dtype=torch.float64),))],
@@ -250,6 +332,17 @@ CONTRACTS = [
         half=False,
         large=(),
         why="draws come from a generator, in the dtype of the weights; a log-density is a square",
+    ),
+    Contract(
+        "causal.LogisticSCM",
+        lambda x: causal.LogisticSCM(_CHAIN.to(x)).log_prob(x),
+        lambda g: [Call((torch.randn(2, 3, generator=g, dtype=torch.float64),))],
+        reference=lambda x: (x * torch.sigmoid(x @ _CHAIN).log() + (1 - x) * torch.sigmoid(-x @ _CHAIN).log()).sum(-1),
+        batched=False,
+        half_tolerance=6e-2,
+        large_limit=1e4,
+        bad=[Bad((torch.zeros(2),), {}, ValueError, "x must have shape")],
+        why="a row is a sample; sums of large logits leave the range of half",
     ),
     Contract(
         "causal.NonlinearSCM",
