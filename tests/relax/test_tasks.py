@@ -11,7 +11,6 @@ from tests.relax.tasks import TASKS
 
 # What the docstring of ``relaxed`` calls limits.
 _LIMITS = {
-    "hard_attention": "a square of rows chosen among three that are nearly equal",
     "nearest_pair": "two rows of one distance matrix choose by the same distance",
 }
 

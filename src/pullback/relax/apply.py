@@ -12,8 +12,20 @@ from torch import Tensor
 from torch.overrides import resolve_name
 
 from pullback.core.gradients import replace_gradient
-from pullback.relax import catalogue, lifting, ranking, soft_tensors
-from pullback.relax.lifting import FOLLOWS, MEAN, NEAREST_HALF_WAY, any_lifted, follow, lift, pure, remember_jump
+from pullback.relax import catalogue
+from pullback.relax.law import (
+    FOLLOWS,
+    MEAN,
+    NEAREST_HALF_WAY,
+    any_law,
+    distribution_of,
+    follow,
+    give_law,
+    jump_law,
+    law_of,
+    lift,
+    pure,
+)
 from pullback.relax.ranking import MOVES, Statistic, follow_places, remember_places
 from pullback.relax.report import Calls, Site, find_site
 from pullback.relax.rules import (
@@ -31,7 +43,7 @@ from pullback.relax.rules import (
     soft_value,
     tensors_in,
 )
-from pullback.relax.rules_elementwise import keep_values
+from pullback.relax.rules_flow import atoms_behind
 from pullback.relax.rules_index import set_items
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import (
@@ -40,9 +52,7 @@ from pullback.relax.soft_tensors import (
     SoftIndex,
     SoftTensor,
     Stale,
-    force_pending,
     plain,
-    remember_values,
     untouched,
 )
 from pullback.relax.transforms import keep_in_recomputation, keep_in_reentrant_recomputation, warn_of_compiled_caller
@@ -60,14 +70,12 @@ class Context(AbstractContextManager[Any], Protocol):
 
 def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """Return what ``func(*args, **kwargs)`` returns, relaxed where a rule applies."""
-    if _is_inplace(func) and args and isinstance(args[0], Tensor):
-        force_pending(args[0])
     soft = any(issubclass(kind, SoftTensor) for kind in types)
     if not soft and func not in RULES and func not in INPLACE and not catalogue.ends(func, False):
         if func in _LEAVES:
             return _LEAVES[func](context, *args, **kwargs)
         result = _pass(func, args, kwargs)
-        if func not in _NOTED or not anything_known():
+        if func not in _NOTED or not _anything_known((args, kwargs)):
             return result
         with untouched(subclasses=True):
             return _noted(context, func, result, args, kwargs)
@@ -88,15 +96,13 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
         return _relax(context, site, func, args, kwargs, soft)
 
 
-_NOTED = FOLLOWS | MOVES | catalogue.KEEPS_VALUES
+_NOTED = FOLLOWS | MOVES
 
 
-def anything_known() -> bool:
-    """Return whether it is known of any float alive what stands behind it."""
-    return any(table.data for table in _TABLES)
+def _anything_known(arguments: Any) -> bool:
+    """Return whether it is known of any float among the arguments what stands behind it."""
+    return any("_law" in t.__dict__ or "_places" in t.__dict__ for t in tensors_in(arguments))
 
-
-_TABLES = (lifting.known_jumps, ranking.known_statistics, soft_tensors.known_values)
 
 _OWN = (Tensor, torch.nn.Parameter)
 
@@ -131,7 +137,7 @@ def _relax(context: Context, site: Site, func: Any, args: Any, kwargs: Any, soft
 
 def _unruled(func: Any, hard: Any, args: Any, kwargs: Any) -> Any:
     """The plain result; after a jump with the derivative at the right place."""
-    if func in FOLLOWS and any_lifted((args, kwargs)):
+    if func in FOLLOWS and any_law((args, kwargs)):
         hard = follow(func, hard, args, kwargs)
     if func in MOVES:
         follow_places(func, hard, args, kwargs)
@@ -142,8 +148,6 @@ def _noted(context: Context, func: Any, result: Any, args: Any, kwargs: Any) -> 
     """The result of a function without a rule, with what is known of its arguments handed on."""
     try:
         result = _unruled(func, result, args, kwargs)
-        if func in catalogue.KEEPS_VALUES and not kwargs:
-            keep_values(func, result, args)
     except _FAILURES as error:
         site = find_site()
         if site is not None:
@@ -175,19 +179,18 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
     hard = func(*args, **kwargs)
     try:
         given, named = args, kwargs
-        lifted = rule.operation != "cast" and any_lifted((args, kwargs))
+        lifted = any_law((args, kwargs))
         if lifted:
             point = NEAREST_HALF_WAY if pure((args, kwargs)) else MEAN
             given, named = lift(args, point), lift(kwargs, point)
         part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
-            result = _unruled(func, hard, args, kwargs)
-            if func in catalogue.KEEPS_VALUES:
-                keep_values(func, result, args)
-            return result
+            return _unruled(func, hard, args, kwargs)
+        if lifted and rule.group in _ATOMWISE:
+            part = _of_atoms(func, hard, args, kwargs, part)
         result = _combine(context, hard, part)
         if context.settings.hard and (lifted or rule.operation not in catalogue.CONTINUOUS):
-            _remember_jumps(rule, result, hard, part, (args, kwargs))
+            _give_laws(rule, result, hard, part, (args, kwargs))
     except (Dropped, Stale) as why:
         context.calls.add(site, rule.operation, "dropped", str(why))
         return hard
@@ -196,6 +199,32 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
         return hard
     context.calls.add(site, rule.operation, "relaxed")
     return result
+
+
+_ATOMWISE = ("comparison", "rounding", "elementwise", "cast")
+
+
+def _of_atoms(func: Any, hard: Any, args: Any, kwargs: Any, otherwise: Any) -> Any:
+    """The part behind an elementwise function of floats that only jump: that of their atoms, where these are few."""
+    sources = [t for t in tensors_in((args, kwargs)) if is_active(t)]
+    if not isinstance(hard, Tensor) or any(distribution_of(t) is None for t in sources) or not pure((args, kwargs)):
+        return otherwise
+    atoms = atoms_behind(func, hard, args, kwargs)
+    shape = hard.shape
+    if hard.is_floating_point():
+        exact = atoms()
+        return otherwise if exact is None else Discrete(exact.mean().expand(shape), atoms)
+    second = otherwise if isinstance(otherwise, Lazy) else otherwise.expected
+
+    def expected() -> Any:
+        exact = atoms()
+        return second if exact is None else exact.mean().expand(shape)
+
+    late = Lazy(expected, [atoms])
+    if hard.dtype == torch.bool:
+        return late
+    known = otherwise.distribution
+    return Integer(Lazy(lambda: known if atoms() is None and known is not None else atoms(), [atoms]), late)
 
 
 def _combine(context: Context, hard: Any, part: Any) -> Any:
@@ -214,31 +243,30 @@ def _combine(context: Context, hard: Any, part: Any) -> Any:
             remember_places(result, part)
         return result
     if isinstance(part, Discrete):
-        result = _combine(context, hard, part.value)
-        remember_values(result, part.distribution)
-        return result
+        return _combine(context, hard, part.value)
     part = part.to(hard.dtype)
     if part.shape != hard.shape:
         part = part.expand(hard.shape)
     return replace_gradient(hard, part) if context.settings.hard else part
 
 
-def _remember_jumps(rule: Rule, result: Any, hard: Any, part: Any, arguments: Any) -> None:
-    """Note what stands behind the float results of a rule."""
+def _give_laws(rule: Rule, result: Any, hard: Any, part: Any, arguments: Any) -> None:
+    """Attach to the float results of a rule what stands behind them."""
     if not isinstance(hard, Tensor):
         for r, h, p in zip(result, hard, part, strict=True):
-            _remember_jumps(rule, r, h, p, arguments)
+            _give_laws(rule, r, h, p, arguments)
         return
-    unit = 1.0
+    unit, distribution = 1.0, None
     if isinstance(part, Statistic):
         part = part.value
     if isinstance(part, Discrete):
-        part, unit = part.value, part.unit
+        part, distribution, unit = part
     if not isinstance(part, Tensor):
         return
     carries = rule.only_soft or rule.group == "cast" or rule.operation in catalogue.CONTINUOUS
     is_pure = pure(arguments) if carries else rule.operation != "threshold"
-    remember_jump(result, hard, part.to(hard.dtype).expand(hard.shape), arguments, unit=unit, is_pure=is_pure)
+    mean = part.to(hard.dtype).expand(hard.shape)
+    give_law(result, jump_law(hard, mean, arguments, distribution, unit=unit, is_pure=is_pure))
 
 
 def _relax_inplace(context: Context, site: Site, func: Any, out_of_place: Any, args: Any, kwargs: Any) -> Any:
@@ -303,7 +331,9 @@ def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: A
         target.copy_(replace_gradient(hard, soft) if context.settings.hard else soft)
         mean = lift(relaxed, MEAN)
         if context.settings.hard and mean is not relaxed:
-            remember_jump(target, hard, mean, (), unit=1.0, is_pure=False)
+            law = law_of(relaxed)
+            distribution = None if law is None else law.distribution
+            give_law(target, jump_law(hard, mean, (), distribution, unit=1.0, is_pure=law is not None and law.pure))
         return target
     return func(*args, **kwargs)
 
@@ -343,16 +373,6 @@ def _without_flag(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, bool]:
 def plain_in(index: Any) -> Any:
     """An index with its soft tensors as plain ones."""
     return tuple(plain(a) for a in index) if isinstance(index, tuple) else plain(index)
-
-
-@functools.cache
-def _is_inplace(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return (
-        (name.endswith("_") and not name.endswith("__"))
-        or (name.startswith("__i") and func in INPLACE)
-        or (name == "__setitem__")
-    )
 
 
 @functools.cache

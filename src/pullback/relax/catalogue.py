@@ -47,11 +47,6 @@ SILENT = _named(
 ) | {torch.autograd.grad, torch.autograd.backward}
 """Functions that ask for the form of a tensor, not for its values, or cut on purpose: nothing to say about them."""
 
-KEEPS_VALUES = _named(
-    "add sub subtract rsub mul multiply div divide true_divide neg negative __radd__ __rsub__ __rmul__"
-)
-"""Elementwise functions after which a float that takes discrete values still does."""
-
 CONTINUOUS = {
     *("relu", "abs", "clamp", "maximum", "minimum", "max", "min", "sort", "topk", "kthvalue", "median", "quantile"),
     *("frac", "remainder"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from pullback.relax.rules import Dropped
 from pullback.relax.soft_tensors import Distribution, SoftBool, SoftIndex, plain
 
-__all__ = ["Layout", "dense", "parse", "read", "read_along", "write", "write_along"]
+__all__ = ["Layout", "atoms", "atoms_along", "dense", "parse", "read", "read_along", "write", "write_along"]
 
 
 def dense(index: SoftIndex, size: int) -> Tensor:
@@ -112,6 +112,35 @@ def _weights(layout: Layout) -> Tensor:
     for other in more:
         weights = (weights.unsqueeze(-1) * other.expand(*layout.shape, other.shape[-1]).unsqueeze(-2)).flatten(-2)
     return weights
+
+
+def atoms(x: Tensor, index: tuple[Any, ...]) -> Distribution:
+    """The entries that ``x[index]`` could have been: a row shares one choice."""
+    layout = parse(x, index)
+    weights = _weights(layout)
+    count = len(layout.shape)
+    weights = weights.expand(*layout.shape, weights.shape[-1])
+    support = layout.view[layout.others] if layout.others else layout.view
+    rest = support.ndim - 1 - (count if layout.others else 0)
+    weights = weights.reshape(*layout.shape, *[1] * rest, weights.shape[-1])
+    if rest == 0 and not layout.others:
+        return Distribution(weights, support)
+    if not layout.others:
+        support = support.reshape(*[1] * count, *support.shape)
+    return Distribution(_to_position(weights, count, layout.position), _to_position(support, count, layout.position))
+
+
+def atoms_along(x: Tensor, dim: int, index: SoftIndex) -> Distribution:
+    """The entries that ``torch.gather(x, dim, index)`` could have been."""
+    if x.ndim == 0:
+        return Distribution(torch.ones_like(index, dtype=torch.get_default_dtype()).unsqueeze(-1), x.reshape(1))
+    dim = dim % x.ndim
+    weights = dense(index, x.shape[dim])
+    for d in range(x.ndim):
+        if d != dim:
+            x = x.narrow(d, 0, index.shape[d])
+    support = x.movedim(dim, -1)
+    return Distribution(weights, support if support.ndim == 1 else support.unsqueeze(dim))
 
 
 def read(x: Tensor, index: tuple[Any, ...]) -> Tensor:

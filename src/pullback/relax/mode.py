@@ -40,16 +40,17 @@ class relaxed:
     Where that cannot be carried on (``if``, ``.item()``, ``x[mask]``, ...) the plain value is used and a line is added
     to :meth:`report`. Tensors that do not require grad are left alone, as is code under ``torch.no_grad()``.
 
-    Nonlinear functions of such values (``((x > 0).float() @ w - 1) ** 2``) are differentiated half way between the
-    value and where it would jump, as a difference quotient would; a comparison of ``x`` with its own order statistics
+    Behind each hard value stands its law, a finite distribution of what else it could have been: two truth values, the
+    entries of a table, neighbouring levels. Elementwise functions and comparisons (``2 ** gain[order]``, ``mask == 1``)
+    map all of these, so their derivative is that of an expectation. A sum of many independent values has too many; its
+    nonlinear functions (``((x > 0).float() @ w - 1) ** 2``) are differentiated half way between the value and where it
+    would jump, as a difference quotient would. A comparison of ``x`` with its own order statistics
     (``x >= x.topk(k).values[-1]``) asks for the place of each entry.
 
     Limits. The gradient is right where one jump is near, or several that do not depend on each other.
 
     * Steps that share their noise (two choices by the same distance, a median of values computed from the same few
       numbers, a strongly curved function of a sum of several near jumps) are taken as independent.
-    * Nonlinear functions see one alternative to a choice: the square of a row chosen among three nearly equal ones is
-      differentiated towards the mean of the other two.
     * The width of a step is relative to the spread of what it meets, or of the tensor that it is a slice of. Where the
       noise that matters is several times wider, the direction loses accuracy: raise the temperature.
     * ``relaxed`` cannot look ahead: a value far from every jump has almost no gradient.

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from pullback.relax.rules import functions_named
-from pullback.relax.soft_tensors import Lazy
+from pullback.relax.soft_tensors import Lazy, attach, attached
 
 __all__ = [
     "MOVES",
@@ -22,7 +21,6 @@ __all__ = [
     "Statistic",
     "compare_with_places",
     "follow_places",
-    "known_statistics",
     "places_of_rows",
     "remember_places",
 ]
@@ -52,23 +50,21 @@ MOVES = frozenset(
     for f in functions_named(name)
 )
 
-known_statistics: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
 
 def remember_places(result: Tensor, statistic: Statistic) -> None:
     """Note that ``result`` holds order statistics."""
-    version = statistic.source._version
-    known_statistics[result] = (statistic._replace(value=None), result._version, version)
+    with torch._C.DisableTorchFunction():
+        version = statistic.source._version
+    attach(result, "_places", (statistic._replace(value=None), version))
 
 
 def _statistic(value: Any) -> Statistic | None:
-    if not isinstance(value, Tensor) or not known_statistics.data:
+    noted = attached(value, "_places")
+    if noted is None:
         return None
-    statistic, version, source_version = known_statistics.get(value, (None, 0, 0))
-    if statistic is None or version != value._version or source_version != statistic.source._version:
-        return None
-    found: Statistic = statistic
-    return found
+    statistic: Statistic = noted[0]
+    with torch._C.DisableTorchFunction():
+        return statistic if noted[1] == statistic.source._version else None
 
 
 def follow_places(function: Callable[..., Any], result: Any, args: Any, kwargs: Any) -> None:
@@ -84,7 +80,7 @@ def follow_places(function: Callable[..., Any], result: Any, args: Any, kwargs: 
 
         return Places(*(torch.func.vmap(one, in_dims=-1, out_dims=-1)(p) for p in statistic.places()))
 
-    remember_places(result, statistic._replace(places=Lazy(moved)))
+    remember_places(result, statistic._replace(places=Lazy(moved, [statistic.places])))
 
 
 def places_of_rows(matrix: Tensor, rows: Any, dim: int, keepdim: bool) -> Places:
@@ -110,8 +106,8 @@ def places_of_rows(matrix: Tensor, rows: Any, dim: int, keepdim: bool) -> Places
 _MIRRORED = {"gt": "lt", "lt": "gt", "ge": "le", "le": "ge", "eq": "eq", "ne": "ne"}
 
 
-def compare_with_places(operation: str, input: Any, other: Any) -> Callable[[], Tensor] | None:
-    """Return how to compute ``P(input op other)`` where one is an order statistic of the other, else ``None``."""
+def compare_with_places(operation: str, input: Any, other: Any) -> Lazy[Tensor] | None:
+    """Return ``P(input op other)`` where one is an order statistic of the other, else ``None``."""
     statistic = _statistic(other)
     if statistic is None or statistic.source is not input:
         statistic, input, other, operation = _statistic(input), other, input, _MIRRORED[operation]
@@ -139,4 +135,4 @@ def compare_with_places(operation: str, input: Any, other: Any) -> Callable[[], 
         assert dim is not None
         return value.squeeze(dim).movedim(-1, dim)
 
-    return probability
+    return Lazy(probability, [statistic.places])

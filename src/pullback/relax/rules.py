@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor
+from pullback.core.transforms import transform_running
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, attach, attached
 
 __all__ = [
     "FLOW",
@@ -24,6 +25,7 @@ __all__ = [
     "Integer",
     "Rule",
     "any_active",
+    "as_they_are",
     "functions_named",
     "is_active",
     "lazy",
@@ -251,6 +253,42 @@ def one_dtype(arguments: Any) -> Any:
     return convert(arguments)
 
 
-def lazy(compute: Callable[[], Any], *arguments: Any) -> Lazy[Any]:
-    """Return ``compute`` as a :class:`Lazy` that reads the (plain) tensors among ``arguments``."""
-    return Lazy(compute, [tensor for tensor in tensors_in(arguments) if not isinstance(tensor, SoftTensor)])
+def lazy(compute: Callable[..., Any], *arguments: Any, mean: bool = False) -> Lazy[Any]:
+    """Return ``compute(*arguments)`` as a :class:`Lazy`, of the arguments as they are now.
+
+    They may be changed in place before it is asked for, so copies are kept. What stands behind the soft tensors among
+    them (with ``mean`` their expected values alone) is computed first, in order.
+    """
+    kept = arguments if transform_running() else as_they_are(arguments)
+    parents: list[Lazy[Any]] = []
+    for t in tensors_in(kept):
+        if isinstance(t, SoftBool):
+            parents.append(t._carried)
+        elif isinstance(t, SoftIndex):
+            distribution, expected = t._carried
+            parents.append(expected if mean or distribution is None else distribution)
+    return Lazy(lambda: compute(*kept), parents)
+
+
+def as_they_are(arguments: Any) -> Any:
+    """Return a copy of nested arguments that later changes in place do not reach, in the graph.
+
+    Raises:
+        Stale: a soft tensor was changed before by an operation that does not know what it carries.
+    """
+    if isinstance(arguments, SoftTensor):
+        arguments._current()
+        return arguments.duplicate()
+    if isinstance(arguments, Tensor):
+        with torch._C.DisableTorchFunction():
+            copy = arguments.clone()
+        law = attached(arguments, "_law")
+        if law is not None:
+            attach(copy, "_law", law)
+        return copy
+    if isinstance(arguments, dict):
+        return {key: as_they_are(item) for key, item in arguments.items()}
+    if isinstance(arguments, tuple | list):
+        items = [as_they_are(item) for item in arguments]
+        return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
+    return arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,19 +10,12 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from pullback.relax.rules import INPLACE_FLAG, PASS, Discrete, Dropped, Integer, is_active, lazy, relaxes, soft_value
+from pullback.relax.image import MAX_ATOMS
+from pullback.relax.rules import INPLACE_FLAG, PASS, Discrete, Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import (
-    Distribution,
-    Lazy,
-    SoftBool,
-    SoftIndex,
-    SoftTensor,
-    remember_values,
-    remembered_values,
-)
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, coin
 
-__all__ = ["keep_values"]
+__all__: list[str] = []
 
 
 def _unary(operation: str, block: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -35,7 +29,7 @@ def _rounding(operation: str, block: Callable[..., Tensor]) -> Callable[..., Any
     def soft(settings: Settings, hard: Tensor, input: Tensor) -> Any:
         width = settings.width(input)
         value = block(input, temperature=width, **settings.method(operation))
-        return Discrete(value, lazy(lambda: _rounded(input, operation, width, settings), input))
+        return Discrete(value, lazy(lambda x: _rounded(x, operation, width, settings), input))
 
     return soft
 
@@ -55,8 +49,8 @@ def _sign(settings: Settings, hard: Tensor, input: Tensor) -> Any:
     value = discrete.sign(input, temperature=settings.width(input), **settings.method("sign"))
     if value.is_complex():
         return value
-    ends = torch.tensor([-1, 1], device=input.device)
-    return Discrete(value, Lazy(lambda: Distribution(_coin((value + 1) / 2).probability, ends)), unit=2.0)
+    p, ends = (value + 1) / 2, torch.tensor([-1.0, 1.0], dtype=value.dtype, device=input.device)
+    return Discrete(value, Lazy(lambda: Distribution(torch.stack([1 - p, p], -1), ends)), unit=2.0)
 
 
 @relaxes("round", group="rounding")
@@ -75,10 +69,6 @@ def _relu(settings: Settings, hard: Tensor, input: Tensor) -> Any:
 
 @relaxes("clamp clip", group="elementwise", operation="clamp")
 def _clamp(settings: Settings, hard: Tensor, input: Tensor, min: Any = None, max: Any = None) -> Any:
-    known = remembered_values(input)
-    if known is not None and not any(isinstance(bound, Tensor) and bound.ndim for bound in (min, max)):
-        clamped = Lazy(lambda: _mapped(known(), lambda values: torch.clamp(values, min, max)))
-        return Discrete(clamped().mean(), clamped)
     low, high = soft_value(min), soft_value(max)
     return discrete.clamp(input, low, high, temperature=settings.width(input), **settings.method("clamp"))
 
@@ -116,7 +106,8 @@ for _name, _position in (("relu", 1), ("relu6", 1), ("hardtanh", 3), ("threshold
 @relaxes("heaviside", group="elementwise")
 def _heaviside(settings: Settings, hard: Tensor, input: Tensor, values: Tensor) -> Any:
     value = discrete.heaviside(input, values, temperature=settings.width(input), **settings.method("heaviside"))
-    return Discrete(value, Lazy(lambda: _coin(value)))
+    steps = torch.tensor([0.0, 1.0], dtype=value.dtype, device=input.device)
+    return Discrete(value, Lazy(lambda: Distribution(torch.stack([1 - value, value], -1), steps)))
 
 
 @relaxes("maximum fmax", group="elementwise", operation="maximum")
@@ -186,87 +177,69 @@ def _cast(settings: Settings, hard: Any, input: Tensor, *args: Any, **kwargs: An
         return _cast_soft(hard, input)
     if hard.is_floating_point() or hard.is_complex():
         return PASS
-    known = remembered_values(input)
-    if hard.dtype == torch.bool:
-        if known is not None:
-            return lazy(lambda: _unlike_zero(known()))
-        width = settings.width(input)
-        return lazy(lambda: discrete.not_equal(input, 0.0, temperature=width, **settings.method("ne")), input)
-    if known is not None:
-        return Integer(Lazy(lambda: _mapped(known(), lambda values: values.to(hard.dtype).long())))
-    if bool((input.detach() == hard).all()):  # already whole numbers: the slope they bring is all there is
-        return Integer(expected=lazy(lambda: input, input))
     width = settings.width(input)
-    truncated = lazy(lambda: discrete.trunc(input, temperature=width, **settings.method("trunc")), input)
-    return Integer(lazy(lambda: _rounded(input, "trunc", width, settings), input), truncated)
+    if hard.dtype == torch.bool:
+        return lazy(lambda x: discrete.not_equal(x, 0.0, temperature=width, **settings.method("ne")), input)
+    if bool((input.detach() == hard).all()):  # already whole numbers: the slope they bring is all there is
+        return Integer(expected=lazy(lambda x: x, input))
+
+    def values(x: Tensor) -> Distribution | None:
+        atoms = _rounded(x, "trunc", width, settings)
+        return None if atoms is None else atoms._replace(support=atoms.values.to(hard.dtype).long())
+
+    truncated = lazy(lambda x: discrete.trunc(x, temperature=width, **settings.method("trunc")), input)
+    return Integer(lazy(values, input), truncated)
 
 
 def _cast_soft(hard: Tensor, input: SoftTensor) -> Any:
-    if hard.is_floating_point():
-        if isinstance(input, SoftBool):
-            return Discrete(input.probability, Lazy(lambda: _coin(input.probability)))
-        assert isinstance(input, SoftIndex)
-        known = input._current()[0]
-        return input.expected if known is None else Discrete(input.expected, known)
-    if hard.dtype == torch.bool:
-        if isinstance(input, SoftBool):
-            return lazy(lambda: input.probability)
-        assert isinstance(input, SoftIndex)
-        if not input.has_distribution:
-            raise Dropped("a condition from an expected value")
-        return lazy(lambda: _unlike_zero(input.distribution))  # type: ignore[arg-type]
     if isinstance(input, SoftBool):
-        return Integer(lazy(lambda: _coin(input.probability)))
-    return Integer(*input._current())
+        tossed = coin(input._current())
+        if hard.is_floating_point():
+            return Discrete(input.probability, _as_floats(tossed, hard.dtype))
+        if hard.dtype == torch.bool:
+            return input._current()
+        return Integer(Lazy(lambda: Distribution(tossed().probability), [tossed]), input._current())
+    assert isinstance(input, SoftIndex)
+    known, expected = input._current()
+    if hard.is_floating_point():
+        return input.expected if known is None else Discrete(input.expected, _as_floats(known, hard.dtype))
+    if hard.dtype == torch.bool:
+        if known is None:
+            raise Dropped("a condition from an expected value")
+        return lazy(_unlike_zero, input)
+    return Integer(known, expected)
 
 
-def _mapped(distribution: Distribution, function: Callable[[Tensor], Tensor]) -> Distribution:
-    return Distribution(distribution.probability, function(distribution.values))
+def _as_floats(known: Lazy[Any], dtype: torch.dtype) -> Lazy[Any]:
+    def compute() -> Any:
+        atoms = known()
+        return None if atoms is None else atoms._replace(support=atoms.values.to(dtype))
+
+    return Lazy(compute, [known])
 
 
-def keep_values(function: Callable[..., Any], result: Any, args: Any) -> None:
-    """Let ``result = function(*args)`` remember its values where one argument does and the rest is data."""
-    remembered = [(i, remembered_values(a)) for i, a in enumerate(args)]
-    known = [(i, distribution) for i, distribution in remembered if distribution is not None]
-    if len(known) != 1 or not isinstance(result, Tensor):
-        return
-    position, values = known[0]
-    others = [a for i, a in enumerate(args) if i != position]
-    if any(is_active(a) or (isinstance(a, Tensor) and a.shape != result.shape and a.ndim) for a in others):
-        return
-    if args[position].shape != result.shape:
-        return
-
-    def distribution() -> Distribution:
-        def apply(support: Tensor) -> Tensor:
-            given = [a.unsqueeze(-1) if isinstance(a, Tensor) and a.ndim else a for a in args]
-            given[position] = support
-            moved: Tensor = function(*given)
-            return moved
-
-        return _mapped(values(), apply)
-
-    remember_values(result, Lazy(distribution, [a for a in others if isinstance(a, Tensor)]))
+def _unlike_zero(index: SoftIndex) -> Tensor:
+    atoms = index.distribution
+    if atoms is None:
+        raise Dropped("a condition from an expected value")
+    return (atoms.probability * (atoms.values != 0)).sum(-1).expand(index.shape)
 
 
-def _unlike_zero(distribution: Distribution) -> Tensor:
-    return (distribution.probability * (distribution.values != 0)).sum(-1)
-
-
-def _coin(p: Tensor) -> Distribution:
-    """A truth value as an integer: 0 or 1."""
-    return Distribution(torch.stack([1 - p, p], -1))
-
-
-_REACH = 3
-
+_REACH = 64
+"""Levels on each side of a value that are told apart; noise wider than these makes a rounding continuous."""
 
 _SHIFTS = {"floor": 0.0, "round": -0.5, "ceil": -1.0}
 
 
-def _rounded(x: Tensor, operation: str, width: float, settings: Settings) -> Distribution:
-    """The integers near ``x`` with the probability that ``x`` with noise of scale ``width`` is rounded to them."""
-    offsets = torch.arange(-_REACH, _REACH + 1, device=x.device)
+def _rounded(x: Tensor, operation: str, width: float, settings: Settings) -> Distribution | None:
+    """The integers near ``x`` with the probability that ``x`` with noise of scale ``width`` is rounded to them.
+
+    ``None`` where they are too many.
+    """
+    reach = math.ceil(2 * width) + 2
+    if reach > _REACH or x.numel() * (2 * reach + 1) > MAX_ATOMS:
+        return None
+    offsets = torch.arange(-reach, reach + 1, device=x.device)
     support = torch.where(torch.isfinite(x.detach()), x.detach(), 0.0).round().unsqueeze(-1) + offsets
     if operation == "trunc":  # k: [k, k + 1) for k > 0, (k - 1, k] for k < 0, (-1, 1) for 0
         low = torch.where(support > 0, support, support - 1)
@@ -276,4 +249,4 @@ def _rounded(x: Tensor, operation: str, width: float, settings: Settings) -> Dis
     method = settings.method(operation)
     above = discrete.greater(x.unsqueeze(-1), low[..., 1:], temperature=width, **method)
     one = torch.ones_like(above[..., :1])
-    return Distribution(torch.cat([one, above], -1) - torch.cat([above, 0 * one], -1), support.long())
+    return Distribution(torch.cat([one, above], -1) - torch.cat([above, 0 * one], -1), support)

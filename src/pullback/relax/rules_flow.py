@@ -8,56 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import transform_running
+from pullback.relax.image import ELEMENTWISE, SHAPES, VALUES, form_of, image, moved
+from pullback.relax.law import distribution_of
 from pullback.relax.rules import (
     FLOW,
     Discrete,
     Integer,
     Rule,
+    as_they_are,
     functions_named,
     is_active,
     lazy,
     one_dtype,
     register_inplace,
     soft_arguments,
-    soft_value,
+    tensors_in,
 )
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain
 
-__all__ = ["flow", "push_forward"]
-
-ELEMENTWISE = (
-    "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow __pow__ "
-    "neg negative abs absolute "
-    "square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan "
-    "sigmoid erf lerp addcmul addcdiv clamp clamp_min clamp_max clip minimum maximum fmin fmax sign sgn "
-    "bitwise_left_shift bitwise_right_shift "
-    "__radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ __floordiv__ __rfloordiv__ __mod__ __rmod__ __rpow__ "
-    "__lshift__ __rshift__ atan2 hypot positive"
-)
-"""On a distribution: applied to every value it may take."""
-
-SHAPES = (
-    "view reshape view_as reshape_as permute transpose swapaxes swapdims t T mT H movedim "
-    "moveaxis flatten ravel unflatten "
-    "squeeze unsqueeze expand expand_as repeat tile repeat_interleave stack cat concat "
-    "concatenate hstack vstack dstack "
-    "chunk split split_with_sizes tensor_split unbind flip fliplr flipud roll rot90 diag "
-    "diagonal diag_embed contiguous "
-    "clone narrow select broadcast_to broadcast_tensors atleast_1d atleast_2d atleast_3d tril triu "
-    "cpu cuda resolve_conj unfold adjoint __reversed__"
-)
-"""On a distribution: applied to the probability of every value."""
-
-VALUES = (
-    "sum mean prod std var nansum nanmean cumsum cumprod norm std_mean var_mean logsumexp diff dot mv mm bmm matmul "
-    "__matmul__ __rmatmul__ inner outer ger tensordot einsum kron cross addmm addmv baddbmm bilinear linear trace "
-    "cov corrcoef cdist pdist softmax log_softmax "
-    "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div "
-    "cosine_similarity normalize layer_norm pad meshgrid copysign "
-    "conv1d conv2d conv3d interpolate avg_pool1d avg_pool2d adaptive_avg_pool2d max_pool2d max_pool1d"
-)
-"""Of the soft value alone."""
+__all__ = ["atoms_behind", "flow", "push_forward", "reshape_distribution"]
 
 
 def flow(function: Callable[..., Any], hard: Any, args: Any, kwargs: Any, *, numbers: bool = False) -> Any:
@@ -66,62 +37,58 @@ def flow(function: Callable[..., Any], hard: Any, args: Any, kwargs: Any, *, num
     Bool and integer results get a lazy probability or expected value, float results a tensor.
     """
 
-    def call() -> Any:
+    def call(args: Any, kwargs: Any) -> Any:
         given = (args, _without_integer_dtype(kwargs))
         soft_args, soft_kwargs = one_dtype(soft_arguments(given, numbers=True)) if numbers else soft_arguments(given)
         return function(*soft_args, **soft_kwargs)
 
     if not isinstance(hard, Tensor):
-        soft = call()
+        soft = call(args, kwargs)
         return tuple(_part(h, s) for h, s in zip(hard, soft, strict=True))
 
     if hard.is_floating_point() or hard.is_complex():
-        return call()
-    late = lazy(call, args, kwargs)
+        return call(args, kwargs)
+    late = lazy(call, args, kwargs, mean=True)
     return late if hard.dtype == torch.bool else Integer(expected=late)
 
 
-def push_forward(function: Callable[..., Any], hard: Tensor, args: Any, kwargs: Any) -> Any:
-    """Return the part behind ``hard = function(...)``, elementwise, where one argument has a distribution.
+def atoms_behind(function: Callable[..., Any], hard: Tensor, args: Any, kwargs: Any) -> Lazy[Distribution | None]:
+    """Return the atoms of ``hard = function(...)`` from those of its arguments; ``None`` where they are too many."""
+    args, kwargs = (args, kwargs) if transform_running() else as_they_are((args, kwargs))
+    sources = {id(t): distribution_of(t) for t in tensors_in((args, kwargs))}
+    known = {key: distribution for key, distribution in sources.items() if distribution is not None}
+    result = form_of(plain(hard))
+
+    def compute() -> Distribution | None:
+        found = {key: distribution() for key, distribution in known.items()}
+        return None if any(d is None for d in found.values()) else image(function, args, kwargs, found, result)
+
+    return Lazy(compute, list(known.values()))
+
+
+def push_forward(function: Callable[..., Any], hard: Tensor, args: Any, kwargs: Any, *, numbers: bool = False) -> Any:
+    """Return the part behind ``hard = function(...)`` where every soft argument has a distribution.
 
     ``P(f(i) = w) = sum_{v: f(v) = w} P(i = v)``: the distribution keeps its probabilities and gets the values ``f(v)``;
-    a condition has the probability ``sum_v P(v) [f(v)]``, a float result the expectation ``sum_v P(v) f(v)``.
+    a condition has the probability ``sum_v P(v) [f(v)]``, a float result the expectation ``sum_v P(v) f(v)``. Where
+    that would be too large it is the function of the expected values.
     """
-    index = next(a for a in args if isinstance(a, SoftIndex) and a.has_distribution)
-
-    def values() -> tuple[Tensor, Tensor]:
-        distribution = index.distribution
-        assert distribution is not None
-        support = distribution.values
-        result = at(support)
-        if result.is_floating_point() and not bool(torch.isfinite(result.detach()).all()):
-            # A value at which the function has none (`x / count` at 0) counts as no change.
-            support = torch.where(torch.isfinite(result.detach()), support, plain(index).unsqueeze(-1))
-            result = at(support)
-        return distribution.probability, result
-
-    def at(support: Tensor) -> Tensor:
-        given = [support if a is index else _trailing(soft_or_hard(a)) for a in args]
-        result: Tensor = function(*given, **{k: _trailing(soft_or_hard(v)) for k, v in kwargs.items()})
-        return result
-
-    def expected() -> Tensor:
-        probability, result = values()
-        return (probability * result.to(torch.promote_types(result.dtype, probability.dtype))).sum(-1)
-
-    if hard.is_floating_point() and function in _AFFINE and not any(is_active(a) for a in args if a is not index):
-        given = [index.expected if a is index else a for a in args]
-        return Discrete(function(*given, **kwargs), lazy(lambda: Distribution(*values()), args))
+    atoms = atoms_behind(function, hard, args, kwargs)
     if hard.is_floating_point():
-        return expected()
-    if hard.dtype == torch.bool:
-        return lazy(expected, args)
+        affine = function in _AFFINE and sum(is_active(a) for a in args) == 1
+        exact = None if affine else atoms()
+        value = flow(function, hard, args, kwargs, numbers=numbers) if exact is None else exact.mean()
+        return Discrete(value, atoms)
+    flowing = flow(function, hard, args, kwargs, numbers=numbers)
+    otherwise: Lazy[Tensor] = flowing if isinstance(flowing, Lazy) else flowing.expected
+    shape = hard.shape
 
-    def distribution() -> Distribution:
-        probability, result = values()
-        return Distribution(probability.expand(*hard.shape, probability.shape[-1]), result)
+    def expected() -> Any:
+        exact = atoms()
+        return otherwise if exact is None else exact.mean().expand(shape)
 
-    return Integer(lazy(distribution, args))
+    late = Lazy(expected, [atoms])
+    return late if hard.dtype == torch.bool else Integer(atoms, late)
 
 
 _AFFINE = frozenset(
@@ -143,8 +110,10 @@ def count(hard: Tensor, input: SoftBool, args: Any, kwargs: Any) -> Integer | No
     reduced = sorted({d % input.ndim for d in dims}) if input.ndim else []
     rest = [d for d in range(input.ndim) if d not in reduced]
 
-    def distribution() -> Distribution:
-        p = input.probability.permute(*rest, *reduced).reshape(*hard.shape, -1)
+    shape = hard.shape
+
+    def distribution(input: SoftBool) -> Distribution:
+        p = input.probability.permute(*rest, *reduced).reshape(*shape, -1)
         number = torch.ones_like(p[..., :1])
         for one in p.unbind(-1):
             one = one.unsqueeze(-1)
@@ -153,20 +122,12 @@ def count(hard: Tensor, input: SoftBool, args: Any, kwargs: Any) -> Integer | No
         return Distribution(number)
 
     return Integer(
-        lazy(distribution), lazy(lambda: torch.sum(input.probability, *args, **_without_integer_dtype(kwargs)))
+        lazy(distribution, input),
+        lazy(lambda input: torch.sum(input.probability, *args, **_without_integer_dtype(kwargs)), input),
     )
 
 
 _MAX_COUNTED = 64
-
-
-def soft_or_hard(value: Any) -> Any:
-    """Return the value of a second operand inside of an expectation: plain integers, floating probabilities."""
-    return soft_value(value) if isinstance(value, SoftBool) else value
-
-
-def _trailing(value: Any) -> Any:
-    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.ndim else value
 
 
 def _part(hard: Tensor, soft: Tensor) -> Any:
@@ -192,25 +153,25 @@ def _register_flow(names: str, kind: str) -> None:
 
 def _rule(function: Any, kind: str) -> Callable[..., Any]:
     def soft(settings: Settings, hard: Any, *args: Any, **kwargs: Any) -> Any:
-        if kind == "elementwise" and sum(_has_distribution(a) for a in args) == 1 and _single(args):
-            return push_forward(function, hard, args, kwargs)
         if kind == "shape" and any(_has_distribution(a) for a in _flat(args)):
             return reshape_distribution(function, hard, args, kwargs)
         if function in _SUMS and isinstance(args[0], SoftBool) and not hard.is_floating_point():
             counted = count(hard, args[0], args[1:], kwargs)
             if counted is not None:
                 return counted
+        if kind != "shape" and isinstance(hard, Tensor) and _all_known(args, kwargs):
+            return push_forward(function, hard, args, kwargs, numbers=kind == "value")
         return flow(function, hard, args, kwargs, numbers=kind == "value")
 
     return soft
 
 
+def _all_known(args: Any, kwargs: Any) -> bool:
+    soft = [t for t in tensors_in((args, kwargs)) if isinstance(t, SoftTensor)]
+    return all(isinstance(t, SoftBool) or _has_distribution(t) for t in soft)
+
+
 _SUMS = frozenset(functions_named("sum"))
-
-
-def _single(args: Any) -> bool:
-    """Whether no other argument is a soft index: two soft indices are combined by their expected values."""
-    return sum(isinstance(a, SoftIndex) for a in args) == 1
 
 
 def _has_distribution(value: Any) -> bool:
@@ -225,56 +186,33 @@ def _flat(args: Any) -> list[Any]:
 
 
 def reshape_distribution(function: Callable[..., Any], hard: Any, args: Any, kwargs: Any) -> Any:
-    """Return the parts behind ``hard = function(...)`` where the function only moves elements.
-
-    The same function is mapped over the last dimension, that of the possible values.
-    """
-    indices = [a for a in _flat(args) if isinstance(a, SoftTensor)]
-    if not all(_has_distribution(a) for a in indices) or any(
-        isinstance(a, Tensor) and not isinstance(a, SoftTensor) and a.ndim != 0 for a in _flat(args)
-    ):
+    """Return the parts behind ``hard = function(...)`` where the function only moves elements."""
+    kept, options = (args, kwargs) if transform_running() else as_they_are((args, kwargs))
+    known = {id(t): distribution_of(t) for t in tensors_in((kept, options)) if isinstance(t, SoftIndex)}
+    if not all(known.values()):
         return flow(function, hard, args, kwargs)
 
-    def distributions() -> list[Distribution]:
-        return [a.distribution for a in indices]  # type: ignore[attr-defined]
-
-    def mapped(leaves: list[Tensor]) -> Any:
-        def one(*slices: Tensor) -> Any:
-            given = iter(slices)
-            return function(*_replace(args, indices, given), **kwargs)
-
-        return torch.func.vmap(one, in_dims=-1, out_dims=-1)(*leaves)
-
     def build() -> Any:
-        parts = distributions()
-        size = max(d.probability.shape[-1] for d in parts)
-        probability = mapped([_padded(d.probability, size) for d in parts])
-        if all(d.support is None for d in parts):
-            return probability, None
-        return probability, mapped([_padded(d.values.expand(d.probability.shape), size) for d in parts])
+        found: dict[int, Any] = {key: distribution() for key, distribution in known.items()}  # type: ignore[misc]
+        return None if None in found.values() else moved(function, kept, options, found)
 
+    late: Lazy[Any] = Lazy(build, list(known.values()))  # type: ignore[arg-type]
+    flowing = flow(function, hard, args, kwargs)
     if isinstance(hard, Tensor):
-        return Integer(lazy(lambda: Distribution(*build())))
-    shared: Lazy[Any] = lazy(build)
-
-    def item(i: int) -> Integer:
-        def distribution() -> Distribution:
-            probability, support = shared()
-            return Distribution(probability[i], None if support is None else support[i])
-
-        return Integer(Lazy(distribution))
-
-    return tuple(item(i) for i in range(len(hard)))
+        return _known_or_flowing(late, flowing, hard.shape)
+    return tuple(
+        _known_or_flowing(_item(late, i), part, h.shape) for i, (h, part) in enumerate(zip(hard, flowing, strict=True))
+    )
 
 
-def _padded(x: Tensor, size: int) -> Tensor:
-    return x if x.shape[-1] == size else torch.nn.functional.pad(x, (0, size - x.shape[-1]))
+def _item(late: Lazy[Any], i: int) -> Lazy[Any]:
+    return Lazy(lambda: None if late() is None else late()[i], [late])
 
 
-def _replace(value: Any, old: list[Any], new: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_replace(item, old, new) for item in value)
-    return next(new) if isinstance(value, SoftTensor) else value
+def _known_or_flowing(late: Lazy[Any], flowing: Integer, shape: torch.Size) -> Integer:
+    otherwise = flowing.expected
+    assert otherwise is not None
+    return Integer(late, Lazy(lambda: otherwise if late() is None else late().mean().expand(shape), [late]))
 
 
 def register() -> None:

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from pullback.relax import lookup
-from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.image import MAX_ATOMS
+from pullback.relax.law import law_of
+from pullback.relax.rules import Discrete, Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_flow import flow, reshape_distribution
+from pullback.relax.rules_logic import selection
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Lazy, SoftBool, SoftIndex, SoftTensor
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain
 
 __all__ = ["set_items"]
 
@@ -24,25 +27,36 @@ def _getitem(settings: Settings, hard: Tensor, input: Tensor, index: Any) -> Any
     if not any(isinstance(a, SoftIndex) for a in index):
         if isinstance(input, SoftIndex) and input.has_distribution:
             part = reshape_distribution(Tensor.__getitem__, hard, (input, index), {})
-            if all(isinstance(a, slice) or a is Ellipsis for a in index) and part.distribution is not None:
-                part.distribution.exclusive = input._current()[0].exclusive
+            known = input._current()[0]
+            if all(isinstance(a, slice) or a is Ellipsis for a in index) and known is not None:
+                part.distribution.exclusive = known.exclusive
             return part
         return flow(Tensor.__getitem__, hard, (input, index), {})
-    return _read(hard, input, lambda table: lookup.read(table, index), (index,))
+    return _read(hard, input, index, lookup.read, lookup.atoms)
 
 
-def _read(hard: Tensor, input: Any, read: Any, reads: Any) -> Any:
+def _read(hard: Tensor, input: Any, index: Any, read: Any, atoms: Any) -> Any:
     """The parts behind a lookup in ``input``, which may be floating, integer, bool or itself soft."""
+    certain = not isinstance(input, SoftTensor) and law_of(input) is None
+    known: Any = lazy(lambda table, index: _small(atoms(table, index), hard), input, index) if certain else None
     if hard.is_floating_point():
-        return read(input)
+        value = read(input, index)
+        return value if known is None else Discrete(value, known)
 
-    def compute() -> Tensor:
+    def compute(input: Any, index: Any) -> Tensor:
         table = soft_value(input)
-        result: Tensor = read(table if table.is_floating_point() else table.to(torch.get_default_dtype()))
+        result: Tensor = read(table if table.is_floating_point() else table.to(torch.get_default_dtype()), index)
         return result
 
-    late = lazy(compute, input, reads)
-    return late if hard.dtype == torch.bool else Integer(expected=late)
+    late = lazy(compute, input, index)
+    return late if hard.dtype == torch.bool else Integer(known, late)
+
+
+def _small(atoms: Distribution, hard: Tensor) -> Distribution | None:
+    integers = not hard.is_floating_point() and atoms.support is not None
+    if integers:
+        atoms = atoms._replace(support=atoms.values.long())
+    return atoms if atoms.values.numel() <= MAX_ATOMS else None
 
 
 @relaxes("gather", group="index", only_soft=True)
@@ -51,7 +65,13 @@ def _gather(
 ) -> Any:
     if not isinstance(index, SoftIndex):
         return flow(torch.gather, hard, (input, dim, index), {})
-    return _read(hard, input, lambda table: lookup.read_along(table, dim, index), index)
+    return _read(
+        hard,
+        input,
+        index,
+        lambda table, index: lookup.read_along(table, dim, index),
+        lambda table, index: lookup.atoms_along(table, dim, index),
+    )
 
 
 @relaxes("take_along_dim", group="index", only_soft=True)
@@ -59,25 +79,34 @@ def _take_along_dim(settings: Settings, hard: Tensor, input: Tensor, indices: Te
     if not isinstance(indices, SoftIndex):
         return flow(torch.take_along_dim, hard, (input, indices, dim), {})
 
-    def read(table: Tensor) -> Tensor:
-        if dim is None:
-            return lookup.read(table.reshape(-1), (indices,)).reshape(hard.shape)
-        place = dim % table.ndim
-        shape = torch.broadcast_shapes(
-            table.shape[:place] + table.shape[place + 1 :], indices.shape[:place] + indices.shape[place + 1 :]
-        )
-        table = table.expand(*shape[:place], table.shape[place], *shape[place:])
-        wanted = (*shape[:place], indices.shape[place], *shape[place:])
-        return lookup.read_along(table, place, _expanded(indices, wanted))
+    def along(function: Any, flat: Any) -> Any:
+        def read(table: Tensor, indices: Any) -> Any:
+            if dim is None:
+                return flat(table.reshape(-1), (indices,))
+            place = dim % table.ndim
+            shape = torch.broadcast_shapes(
+                table.shape[:place] + table.shape[place + 1 :], indices.shape[:place] + indices.shape[place + 1 :]
+            )
+            table = table.expand(*shape[:place], table.shape[place], *shape[place:])
+            wanted = (*shape[:place], indices.shape[place], *shape[place:])
+            return function(table, place, _expanded(indices, wanted))
 
-    return _read(hard, input, read, indices)
+        return read
+
+    if dim is None:
+        indices = _flattened(indices)
+    return _read(hard, input, indices, along(lookup.read_along, lookup.read), along(lookup.atoms_along, lookup.atoms))
 
 
-def _expanded(index: SoftIndex, shape: tuple[int, ...]) -> SoftIndex:
+def _flattened(index: SoftIndex) -> SoftIndex:
+    return _expanded(index, (index.numel(),), Tensor.reshape)
+
+
+def _expanded(index: SoftIndex, shape: tuple[int, ...], function: Any = Tensor.expand) -> SoftIndex:
     if tuple(index.shape) == tuple(shape):
         return index
-    hard = index.expand(shape)
-    part = reshape_distribution(Tensor.expand, hard, (index, shape), {})
+    hard = function(plain(index), shape)
+    part = reshape_distribution(function, hard, (index, shape), {})
     return SoftIndex.make(hard, part.distribution, part.expected)
 
 
@@ -85,7 +114,13 @@ def _expanded(index: SoftIndex, shape: tuple[int, ...]) -> SoftIndex:
 def _take(settings: Settings, hard: Tensor, input: Tensor, index: Tensor) -> Any:
     if not isinstance(index, SoftIndex):
         return flow(torch.take, hard, (input, index), {})
-    return _read(hard, input, lambda table: lookup.read(table.reshape(-1), (index,)), index)
+    return _read(
+        hard,
+        input,
+        index,
+        lambda table, index: lookup.read(table.reshape(-1), (index,)),
+        lambda table, index: lookup.atoms(table.reshape(-1), (index,)),
+    )
 
 
 @relaxes("index_select", group="index", only_soft=True)
@@ -93,12 +128,9 @@ def _index_select(settings: Settings, hard: Tensor, input: Tensor, dim: int, ind
     if not isinstance(index, SoftIndex):
         return flow(torch.index_select, hard, (input, dim, index), {})
 
-    def read(table: Tensor) -> Tensor:
-        place = dim % table.ndim
-        result = lookup.read(table, (*[slice(None)] * place, index))
-        return result if index.ndim else result.unsqueeze(place)
-
-    return _read(hard, input, read, index)
+    place = dim % max(input.ndim, 1)
+    where = (*[slice(None)] * place, index if index.ndim else _expanded(index, (1,)))
+    return _read(hard, input, where, lookup.read, lookup.atoms)
 
 
 @relaxes("embedding", group="index", only_soft=True)
@@ -120,14 +152,20 @@ def _embedding(
     if padding_idx is not None and padding_idx >= -len(weight):
         keep = torch.arange(len(weight), device=weight.device) == padding_idx % len(weight)
         weight = torch.where(keep.unsqueeze(-1), weight.detach(), weight)
-    return lookup.read(weight, (input,))
+    return _read(hard, weight, (input,), lookup.read, lookup.atoms)
 
 
 @relaxes("one_hot", group="index", only_soft=True)
 def _one_hot(settings: Settings, hard: Tensor, tensor: SoftIndex, num_classes: int = -1) -> Any:
-    late = lazy(lambda: lookup.dense(tensor, hard.shape[-1]))
+    classes = hard.shape[-1]
+    late = lazy(lambda index: lookup.dense(index, classes), tensor)
     late.exclusive = tensor.ndim
-    return Integer(expected=late)
+
+    def vectors() -> Distribution:
+        p = late()
+        return Distribution(p.unsqueeze(-2), torch.eye(classes, dtype=torch.long, device=p.device))
+
+    return Integer(Lazy(vectors, [late]), late)
 
 
 def _scatter(settings: Settings, hard: Tensor, input: Any, dim: int, index: Any, src: Any = None, **kwargs: Any) -> Any:
@@ -137,7 +175,7 @@ def _scatter(settings: Settings, hard: Tensor, input: Any, dim: int, index: Any,
         raise Dropped("a scatter with a reduction")
     if not isinstance(index, SoftIndex):
         return flow(torch.scatter, hard, (input, dim, index, src), {})
-    return _write(hard, input, src, lambda x, v: lookup.write_along(x, dim, index, v), index)
+    return _write(hard, input, src, lambda x, v, index: lookup.write_along(x, dim, index, v), index)
 
 
 relaxes("scatter", group="index", only_soft=True)(_scatter)
@@ -147,7 +185,7 @@ relaxes("scatter", group="index", only_soft=True)(_scatter)
 def _scatter_add(settings: Settings, hard: Tensor, input: Tensor, dim: int, index: Any, src: Tensor) -> Any:
     if not isinstance(index, SoftIndex):
         return flow(torch.scatter_add, hard, (input, dim, index, src), {})
-    return _write(hard, input, src, lambda x, v: lookup.write_along(x, dim, index, v, accumulate=True), index)
+    return _write(hard, input, src, lambda x, v, index: lookup.write_along(x, dim, index, v, accumulate=True), index)
 
 
 @relaxes("index_add", group="index", only_soft=True)
@@ -157,7 +195,7 @@ def _index_add(
     if not isinstance(index, SoftIndex):
         return flow(torch.index_add, hard, (input, dim, index, source), {"alpha": alpha})
     place = (*[slice(None)] * (dim % input.ndim), index)
-    return _write(hard, input, source, lambda x, v: lookup.write(x, place, alpha * v, accumulate=True), index)
+    return _write(hard, input, source, lambda x, v, place: lookup.write(x, place, alpha * v, accumulate=True), place)
 
 
 @relaxes("index_copy", group="index", only_soft=True)
@@ -165,7 +203,7 @@ def _index_copy(settings: Settings, hard: Tensor, input: Tensor, dim: int, index
     if not isinstance(index, SoftIndex):
         return flow(torch.index_copy, hard, (input, dim, index, source), {})
     place = (*[slice(None)] * (dim % input.ndim), index)
-    return _write(hard, input, source, lambda x, v: lookup.write(x, place, v), index)
+    return _write(hard, input, source, lambda x, v, place: lookup.write(x, place, v), place)
 
 
 @relaxes("index_fill", group="index", only_soft=True)
@@ -173,7 +211,7 @@ def _index_fill(settings: Settings, hard: Tensor, input: Tensor, dim: int, index
     if not isinstance(index, SoftIndex):
         return flow(torch.index_fill, hard, (input, dim, index, value), {})
     place = (*[slice(None)] * (dim % input.ndim), index)
-    return _write(hard, input, value, lambda x, v: lookup.write(x, place, v), index)
+    return _write(hard, input, value, lambda x, v, place: lookup.write(x, place, v), place)
 
 
 @relaxes("index_put", group="index", only_soft=True)
@@ -191,15 +229,13 @@ def set_items(settings: Settings, hard: Tensor, input: Tensor, index: Any, value
     if masks:
         return _set_masked(hard, input, index, value, accumulate)
     if soft:
-        return _write(hard, input, value, lambda x, v: lookup.write(x, index, v, accumulate=accumulate), index)
+        return _write(hard, input, value, lambda x, v, index: lookup.write(x, index, v, accumulate=accumulate), index)
     if any(isinstance(a, Tensor) and a.dtype == torch.bool for a in index):
         raise Dropped("soft values written at a plain mask")
     return _overwrite(hard, input, index, value, accumulate)
 
 
 def _set_masked(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any, accumulate: bool) -> Any:
-    from pullback.relax.rules_logic import select
-
     if len(index) != 1 or accumulate or (isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 1):
         raise Dropped("x[mask] = values: which value goes where depends on the data")
     mask = index[0]
@@ -207,18 +243,12 @@ def _set_masked(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any,
     if isinstance(value, Tensor):
         value = value.reshape(())
 
-    def compute() -> Tensor:
-        return select(mask, soft_value(value), soft_value(input))
-
-    if hard.is_floating_point():
-        return compute()
-    late = lazy(compute, mask, value, input)
-    return late if hard.dtype == torch.bool else Integer(expected=late)
+    return selection(hard, mask, value, input)
 
 
 def _trailing(mask: SoftBool, ndim: int) -> SoftBool:
     shape = (*mask.shape, *[1] * (ndim - mask.ndim))
-    return SoftBool.make(mask.view(shape), Lazy(lambda: mask.probability.view(shape)))
+    return SoftBool.make(plain(mask).view(shape), lazy(lambda mask: mask.probability.view(shape), mask))
 
 
 def _overwrite(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any, accumulate: bool) -> Any:
@@ -226,7 +256,7 @@ def _overwrite(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any, 
     if accumulate:
         raise Dropped("soft values accumulated")
 
-    def compute() -> Tensor:
+    def compute(input: Any, index: Any, value: Any) -> Tensor:
         base, new = soft_value(input), soft_value(value)
         dtype = next(t.dtype for t in (new, base) if isinstance(t, Tensor) and t.is_floating_point())
         changed = base.to(dtype).clone()
@@ -234,20 +264,20 @@ def _overwrite(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any, 
         return changed
 
     if hard.is_floating_point():
-        return compute()
-    late = lazy(compute, input, index, value)
+        return compute(input, index, value)
+    late = lazy(compute, input, index, value, mean=True)
     return late if hard.dtype == torch.bool else Integer(expected=late)
 
 
-def _write(hard: Tensor, input: Any, value: Any, write: Any, reads: Any) -> Any:
+def _write(hard: Tensor, input: Any, value: Any, write: Any, index: Any) -> Any:
     if hard.is_floating_point():
-        return write(soft_value(input), soft_value(value))
+        return write(soft_value(input), soft_value(value), index)
 
-    def compute() -> Tensor:
+    def compute(input: Any, value: Any, index: Any) -> Tensor:
         base, new = soft_value(input), soft_value(value)
         base = base if base.is_floating_point() else base.to(torch.get_default_dtype())
-        result: Tensor = write(base, new)
+        result: Tensor = write(base, new, index)
         return result
 
-    late = lazy(compute, input, value, reads)
+    late = lazy(compute, input, value, index)
     return late if hard.dtype == torch.bool else Integer(expected=late)

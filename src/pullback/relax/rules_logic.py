@@ -11,13 +11,15 @@ from torch import Tensor
 
 from pullback import discrete
 from pullback.core.gradients import replace_gradient
+from pullback.core.transforms import transform_running
+from pullback.relax.image import MAX_ATOMS, elementwise
+from pullback.relax.law import distribution_of, only_jumps
 from pullback.relax.ranking import compare_with_places
-from pullback.relax.rules import PASS, Dropped, Integer, is_active, lazy, relaxes, soft_value
-from pullback.relax.rules_flow import push_forward
+from pullback.relax.rules import PASS, Discrete, Dropped, Integer, as_they_are, is_active, lazy, relaxes, soft_value
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain, remembered_values
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain
 
-__all__ = ["probability", "select"]
+__all__ = ["probability", "select", "selection"]
 
 _COMPARISONS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor], str]] = {
     # operation: torch's function, the block, torch's names
@@ -36,38 +38,33 @@ def _comparison(operation: str) -> Callable[..., Any]:
     def soft(settings: Settings, hard: Any, input: Any, other: Any) -> Any:
         if not isinstance(hard, Tensor):  # `x == None`
             return PASS
-        indices = [a for a in (input, other) if isinstance(a, SoftIndex)]
-        if len(indices) == 1 and indices[0].has_distribution and not _floating(input) and not _floating(other):
-            late = push_forward(function, hard, (input, other), {})
-            if operation == "eq":
-                late.exclusive = _exclusive(indices[0], other if indices[0] is input else input)
-            return late
-        if operation in ("eq", "ne") and len(indices) == 2 and all(i.has_distribution for i in indices):
-            return lazy(lambda: _same(indices[0], indices[1], operation == "ne"))
-        if operation in ("eq", "ne") and all(isinstance(a, SoftBool) or _is_bool(a) for a in (input, other)):
-            return lazy(lambda: _agree(input, other, operation == "ne"), input, other)
-
-        remembered = [(i, remembered_values(a)) for i, a in enumerate((input, other))]
-        known = [(i, values) for i, values in remembered if values is not None]
-        if len(known) == 1 and not indices and not any(isinstance(a, SoftBool) for a in (input, other)):
-            return lazy(lambda: _of_values(function, (input, other), *known[0]), input, other)
-
+        known = [a for a in (input, other) if distribution_of(a) is not None]
+        counts = [a for a in (input, other) if isinstance(a, SoftIndex)]
         by_places = compare_with_places(operation, input, other)
-        if by_places is not None:
-            return lazy(by_places, input, other)
+        if by_places is not None and not known:
+            return by_places
+        width = _comparison_width(settings, plain(input), plain(other), counts)
+        options = {"temperature": width, **settings.method(operation)}
 
-        def compute() -> Tensor:
+        def compute(input: Any, other: Any) -> Tensor:
+            if known:
+                p = _by_atoms(function, block, input, other, hard, options)
+                if p is not None:
+                    return p
             x, y = soft_value(input), soft_value(other)
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 x = torch.as_tensor(x, device=hard.device).to(y.dtype)
-            p = block(x, y, temperature=_comparison_width(settings, x, y, indices), **settings.method(operation))
+            p = block(x, y, **options)
             if operation in ("eq", "ne") or not (is_active(x) and is_active(y)):
                 return p
             # An entry compared with itself is certain, `scores > scores[label]`; derivatives of distinct ones stay.
             certain = replace_gradient(plain(hard).to(p.dtype), p)
             return torch.where(x.detach() == y.detach(), certain, p)
 
-        return lazy(compute, input, other)
+        late = lazy(compute, input, other)
+        if operation == "eq" and len(counts) == 1:
+            late.exclusive = _exclusive(counts[0], other if counts[0] is input else input)
+        return late
 
     return soft
 
@@ -85,48 +82,60 @@ def _exclusive(index: SoftIndex, other: Any) -> int | None:
     return dim if other.ndim == index.ndim and other.shape[dim] == 1 else None
 
 
-def _of_values(
-    function: Callable[..., Any], operands: tuple[Any, Any], position: int, values: Lazy[Distribution]
-) -> Tensor:
-    """``sum_v P(v) [v ? other]`` where the operand at ``position`` is a float that takes discrete values."""
-    probability, support = values().probability, values().values
-    other = operands[1 - position]
-    other = other.detach().unsqueeze(-1) if isinstance(other, Tensor) and other.ndim else other
-    return (probability * (function(support, other) if position == 0 else function(other, support))).sum(-1)
+def _by_atoms(
+    function: Callable[..., Any], block: Callable[..., Tensor], input: Any, other: Any, hard: Tensor, options: Any
+) -> Tensor | None:
+    """The probability over all atoms; ``None`` where they are too many.
+
+    Where the atoms themselves move, or what they meet does, each is compared softly.
+    """
+    found = {id(a): distribution_of(a)() for a in (input, other) if distribution_of(a) is not None}  # type: ignore[misc]
+    if any(d is None for d in found.values()):
+        return None
+    still = all(only_jumps(d) for d in found.values())
+    if still and not any(is_active(a) for a in (input, other) if id(a) not in found):
+        image = elementwise(function, (input, other), {}, found, None)
+        if image is None and len(found) == 2 and function in (torch.eq, torch.ne):
+            p = _same(*found.values())
+            return None if p is None else 1 - p if function is torch.ne else p
+    else:
+
+        def softly(x: Any, y: Any) -> Tensor:
+            dtype = next(a.dtype for a in (x, y) if isinstance(a, Tensor) and a.is_floating_point())
+            x = x.to(dtype) if isinstance(x, Tensor) else torch.as_tensor(x, dtype=dtype, device=hard.device)
+            return block(x, y, **options)
+
+        image = elementwise(softly, (input, other), {}, found, None)
+    return None if image is None else image.mean().expand(hard.shape)
 
 
-def _comparison_width(settings: Settings, x: Tensor, y: Any, indices: list[SoftIndex]) -> float:
-    if indices and not isinstance(y, Tensor):  # an expected count against a number: a step of one unit
+def _comparison_width(settings: Settings, x: Any, y: Any, counts: list[SoftIndex]) -> float:
+    if counts and not (isinstance(x, Tensor) and isinstance(y, Tensor)):  # a count against a number: a step of one unit
         return 1.0
+    if not isinstance(x, Tensor) or (isinstance(y, Tensor) and x.numel() == 1 < y.numel()):
+        x, y = y, x
     if not isinstance(y, Tensor) or y.numel() == 1:  # a shift has no part in the spread
         return settings.width(x)
+    if torch.bool in (x.dtype, y.dtype):  # a truth value against a number
+        return 1.0
     return settings.width(x.detach() - y.detach())
-
-
-def _floating(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
 
 
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
 
 
-def _same(a: SoftIndex, b: SoftIndex, differ: bool) -> Tensor:
-    """``P(a = b)`` of two independent indices."""
-    p, q = a.distribution, b.distribution
-    assert p is not None
-    assert q is not None
-    same = p.values.unsqueeze(-1) == q.values.unsqueeze(-2)
-    equal = (p.probability.unsqueeze(-1) * q.probability.unsqueeze(-2) * same).sum((-1, -2))
-    return 1 - equal if differ else equal
+def _same(p: Distribution, q: Distribution) -> Tensor | None:
+    """``P(a = b)`` of two independent integers with many atoms."""
+    low = min(int(d.values.min()) for d in (p, q))
+    size = max(int(d.values.max()) for d in (p, q)) - low + 1
+    if any(d.values.is_floating_point() for d in (p, q)) or size > _MAX_RANGE:
+        return None
+    a, b = (d._replace(support=d.values - low).dense(size) for d in (p, q))
+    return (a * b).sum(-1)
 
 
-def _agree(a: Any, b: Any, differ: bool) -> Tensor:
-    p, q = probability(a), probability(b)
-    dtype = next(v.dtype for v in (p, q) if isinstance(v, Tensor) and v.is_floating_point())
-    p, q = torch.as_tensor(p).to(dtype), torch.as_tensor(q).to(dtype)
-    unequal = discrete.logical_xor(p, q)
-    return unequal if differ else discrete.logical_not(unequal)
+_MAX_RANGE = 4096
 
 
 def probability(value: Any) -> Any:
@@ -152,7 +161,7 @@ def _logic(operation: str) -> Callable[..., Any]:
         if hard.dtype != torch.bool:
             raise Dropped("bits of an integer")
 
-        def compute() -> Tensor:
+        def compute(input: Any, other: Any) -> Tensor:
             p, q = probability(input), probability(other)
             dtype = next(v.dtype for v in (p, q) if isinstance(v, Tensor) and v.is_floating_point())
             p, q = (torch.as_tensor(v, device=hard.device).to(dtype) for v in (p, q))
@@ -172,10 +181,10 @@ for _operation, (_, _names) in _LOGIC.items():
 @relaxes("logical_not bitwise_not __invert__", group="logic", operation="logical_not", only_soft=True)
 def _not(settings: Settings, hard: Tensor, input: Tensor) -> Any:
     if isinstance(input, SoftBool):
-        return lazy(lambda: discrete.logical_not(input.probability))
+        return lazy(lambda mask: discrete.logical_not(mask.probability), input)
     if hard.dtype == torch.bool:
         raise Dropped("a condition from an integer")
-    return Integer(expected=lazy(lambda: -1 - soft_value(input)))
+    return Integer(expected=lazy(lambda index: -1 - index.expected, input, mean=True))
 
 
 def _reduction(block: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -185,8 +194,8 @@ def _reduction(block: Callable[..., Tensor]) -> Callable[..., Any]:
         dims = tuple(dim) if isinstance(dim, list) else dim
         exclusive = input._current().exclusive
         if block is discrete.any and exclusive is not None and (exclusive == dims or input.ndim == 1):
-            return lazy(lambda: input.probability.sum(exclusive, keepdim).clamp(max=1))
-        return lazy(lambda: block(input.probability, dims, keepdim, **settings.method("logical")))
+            return lazy(lambda mask: mask.probability.sum(exclusive, keepdim).clamp(max=1), input)
+        return lazy(lambda mask: block(mask.probability, dims, keepdim, **settings.method("logical")), input)
 
     return soft
 
@@ -200,7 +209,7 @@ def _count_nonzero(settings: Settings, hard: Tensor, input: Tensor, dim: Any = N
     if not isinstance(input, SoftBool):
         raise Dropped("counts of integers that are not zero")
     dims = tuple(dim) if isinstance(dim, list) else dim
-    return Integer(expected=lazy(lambda: discrete.count(input.probability, dims)))
+    return Integer(expected=lazy(lambda mask: discrete.count(mask.probability, dims), input))
 
 
 @relaxes("where", group="where", operation="where", only_soft=True)
@@ -211,24 +220,69 @@ def _where(settings: Settings, hard: Any, *args: Any) -> Any:
         condition, input, other = args[1], args[0], args[2]  # x.where(condition, other)
     else:
         condition, input, other = args
-    return _selection(hard, condition, input, other)
+    return selection(hard, condition, input, other)
 
 
 @relaxes("masked_fill", group="where", operation="masked_fill", only_soft=True)
 def _masked_fill(settings: Settings, hard: Tensor, input: Tensor, mask: Tensor, value: Any) -> Any:
     if isinstance(mask, SoftBool) and input.is_floating_point():
         return discrete.masked_fill(input, mask.probability, value)
-    return _selection(hard, mask, value, input)
+    return selection(hard, mask, value, input)
 
 
-def _selection(hard: Tensor, condition: Any, input: Any, other: Any) -> Any:
-    def compute() -> Tensor:
-        return select(condition, soft_value(input), soft_value(other))
-
+def selection(hard: Tensor, condition: Any, input: Any, other: Any) -> Any:
+    """The part behind ``where(condition, input, other)``."""
     if hard.is_floating_point():
-        return compute()
-    late = lazy(compute, condition, input, other)
-    return late if hard.dtype == torch.bool else Integer(expected=late)
+        value = select(condition, soft_value(input), soft_value(other))
+        return Discrete(value, _mixture(hard, condition, input, other))
+    late = lazy(lambda c, a, b: select(c, soft_value(a), soft_value(b)), condition, input, other, mean=True)
+    return late if hard.dtype == torch.bool else Integer(_mixture(hard, condition, input, other), late)
+
+
+def _mixture(hard: Tensor, condition: Any, input: Any, other: Any) -> Lazy[Distribution | None]:
+    """The atoms of a choice between two branches: those of both, where a branch has none its value."""
+    branches = as_they_are((input, other)) if not transform_running() else (input, other)
+    known = [distribution_of(branch) for branch in branches]
+    parents = [lazy_ for lazy_ in known if lazy_ is not None]
+    if not isinstance(condition, SoftBool):
+        condition = as_they_are(condition)
+        p: Any = None
+    else:
+        p = condition._current()
+        parents.append(p)
+    dtype, shape, device = hard.dtype, hard.shape, hard.device
+
+    def compute() -> Distribution | None:
+        chosen = condition if p is None else p()
+        parts = []
+        for branch, lazy_, weight in zip(
+            branches, known, (chosen, 1 - chosen if p is not None else ~condition), strict=True
+        ):
+            atoms = lazy_() if lazy_ is not None else None
+            if lazy_ is not None and atoms is None:
+                return None
+            if atoms is None:
+                value = soft_value(branch) if isinstance(branch, SoftTensor) else branch
+                values = torch.as_tensor(value, device=device).unsqueeze(-1)
+                probability = weight.unsqueeze(-1)
+            else:
+                values, probability = atoms.values, atoms.probability * weight.unsqueeze(-1)
+            if not values.is_floating_point() and not dtype.is_floating_point:
+                values = values.long()
+            parts.append((values.to(dtype) if dtype.is_floating_point else values, probability))
+        if math.prod(shape) * sum(v.shape[-1] for v, _ in parts) > MAX_ATOMS:
+            return None
+        floats = next((q.dtype for _, q in parts if q.is_floating_point()), torch.get_default_dtype())
+        values = [v.expand(*shape, v.shape[-1]) if v.ndim > 1 or v.numel() > 1 else v for v, _ in parts]
+        if any(v.ndim > 1 for v in values):
+            values = [v.expand(*shape, v.shape[-1]) for v in values]
+        longest = torch.broadcast_shapes(*(q.shape[:-1] for _, q in parts))
+        support = torch.cat(values, -1)
+        if support.is_floating_point() and not bool(torch.isfinite(support.detach()).all()):
+            return None
+        return Distribution(torch.cat([q.to(floats).expand(*longest, q.shape[-1]) for _, q in parts], -1), support)
+
+    return Lazy(compute, parents)
 
 
 def select(condition: Any, input: Any, other: Any) -> Tensor:
@@ -266,7 +320,8 @@ def _finite(branch: Any, p: Tensor) -> Tensor:
 def _signbit(settings: Settings, hard: Tensor, input: Tensor) -> Any:
     if isinstance(input, SoftTensor):
         raise Dropped("the sign bit of an integer")
-    return lazy(lambda: discrete.less(input, 0.0, temperature=settings.width(input), **settings.method("lt")), input)
+    width = settings.width(input)
+    return lazy(lambda x: discrete.less(x, 0.0, temperature=width, **settings.method("lt")), input)
 
 
 @relaxes("isclose", group="comparison")
@@ -281,8 +336,6 @@ def _isclose(
 ) -> Any:
     x, y = soft_value(input), soft_value(other)
 
-    def compute() -> Tensor:
-        width = settings.width(x.detach() - y.detach())
-        return discrete.isclose(x, y, rtol, atol, equal_nan, temperature=width, **settings.method("eq"))
-
-    return Lazy(compute, [t for t in (x, y) if isinstance(t, Tensor)])
+    width = settings.width(x.detach() - y.detach())
+    options = {"temperature": width, **settings.method("eq")}
+    return lazy(lambda x, y: discrete.isclose(x, y, rtol, atol, equal_nan, **options), x, y)

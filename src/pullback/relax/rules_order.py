@@ -28,12 +28,12 @@ def _floating(input: Any) -> Tensor:
     return value
 
 
-def _matrix(settings: Settings, operation: str, x: Tensor, dim: int, descending: bool) -> Tensor:
+def _matrix(options: dict[str, Any], x: Tensor, dim: int, descending: bool) -> Tensor:
     """``[*batch, n places, n items]``."""
     n = x.shape[dim] if x.ndim else 1
     if x.numel() * n > MAX_MATRIX:
         raise Dropped(f"the distribution behind the indices of {n} sorted entries has {x.numel() * n:.1e} elements")
-    options = settings.ordering(x, operation)
+    options = dict(options)
     if "method" not in options or discrete.ORDERINGS[options["method"]].matrix is None:
         options["method"] = "sinkhorn"  # doubly stochastic: an entry that leaves one place arrives at another
     return discrete.argsort(x, dim, descending, **options)
@@ -47,8 +47,10 @@ def _rows(
     if x.ndim == 0:
         return Integer(Lazy(lambda: Distribution(torch.ones(1, dtype=x.dtype, device=x.device))))
 
-    def distribution() -> Distribution:
-        matrix = _matrix(settings, operation, x, dim, descending)
+    options = settings.ordering(x, operation)
+
+    def distribution(x: Tensor) -> Distribution:
+        matrix = _matrix(options, x, dim, descending)
         if isinstance(rows, int):
             row = matrix[..., rows, :]
             return Distribution(row.unsqueeze(dim % x.ndim) if keepdim else row)
@@ -68,10 +70,12 @@ def _statistic(
         return value
     along = None if dim is None else dim % input.ndim
 
-    def places() -> Places:
+    options = settings.ordering(input, operation)
+
+    def places(input: Tensor) -> Places:
         x = input.reshape(-1) if along is None else input
         place = 0 if along is None else along
-        return places_of_rows(_matrix(settings, operation, x, place, False), rows, place, keepdim and along is not None)
+        return places_of_rows(_matrix(options, x, place, False), rows, place, keepdim and along is not None)
 
     return Statistic(value, input, along, lazy(places, input))
 
@@ -82,7 +86,7 @@ def _extreme_statistic(settings: Settings, operation: str, input: Any, value: An
         return value
     along = None if dim is None else dim % input.ndim
 
-    def places() -> Places:
+    def places(input: Tensor) -> Places:
         part = _extreme_position(settings, operation, input, along, keepdim and along is not None, operation == "max")
         assert part.distribution is not None
         at = part.distribution().probability
@@ -97,11 +101,13 @@ def _extreme_position(
     x = _floating(input)
     block = discrete.argmax if largest else discrete.argmin
 
-    def distribution() -> Distribution:
+    options = settings.ordering(x, operation)
+
+    def distribution(x: Tensor) -> Distribution:
         if dim is None or x.ndim == 0:
-            probability = block(x.reshape(-1), 0, **settings.ordering(x, operation))
+            probability = block(x.reshape(-1), 0, **options)
             return Distribution(probability.view([1] * x.ndim + [-1]) if keepdim else probability)
-        probability = block(x, dim, **settings.ordering(x, operation)).movedim(dim, -1)
+        probability = block(x, dim, **options).movedim(dim, -1)
         return Distribution(probability.unsqueeze(dim % x.ndim) if keepdim else probability)
 
     return Integer(lazy(distribution, x))
@@ -209,7 +215,7 @@ def _reversed_statistic(settings: Settings, operation: str, input: Any, value: A
     def places() -> Places:
         return Places(*(p.flip(along).narrow(along, 0, p.shape[along] if k is None else k) for p in ascending.places()))
 
-    return ascending._replace(places=lazy(places, input))
+    return ascending._replace(places=Lazy(places, [ascending.places]))
 
 
 @relaxes("msort", group="order", operation="sort")
@@ -232,7 +238,7 @@ def _argsort(
 def _inverse(index: SoftIndex, dim: int) -> Integer | None:
     """The distribution of the inverse permutation, where ``index`` is one: the ranks ``x.argsort().argsort()``."""
     n = index.shape[dim] if index.ndim else 0
-    distribution = index.distribution
+    distribution = index.distribution  # asked for here: whether this is a permutation is seen from its support
     if distribution is None or distribution.support is not None or distribution.probability.shape[-1] != n:
         return None
 
@@ -366,9 +372,10 @@ def _count_below(settings: Settings, boundaries: Tensor, input: Any) -> Integer:
     bounds, x = _floating(boundaries), soft_value(input)
     x = x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=bounds.dtype, device=bounds.device)
 
-    def distribution() -> Distribution:
+    width = settings.width(x.detach())
+
+    def distribution(bounds: Tensor, x: Tensor) -> Distribution:
         edges = bounds.unsqueeze(-2) if bounds.ndim > 1 else bounds
-        width = settings.width(x.detach())
         above = discrete.greater(x.unsqueeze(-1), edges.to(x.dtype), temperature=width, **settings.method("gt"))
         one = torch.ones_like(above[..., :1])
         return Distribution(torch.cat([one, above], -1) - torch.cat([above, 0 * one], -1))

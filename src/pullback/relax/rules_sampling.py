@@ -36,9 +36,11 @@ def _multinomial(
     if isinstance(input, SoftTensor):
         raise Dropped("a draw from integer weights")
 
-    def distribution() -> Distribution:
+    shape = hard.shape
+
+    def distribution(input: Tensor) -> Distribution:
         probability = input / input.sum(-1, keepdim=True)
-        return Distribution(probability.unsqueeze(-2).expand(*hard.shape, input.shape[-1]))
+        return Distribution(probability.unsqueeze(-2).expand(*shape, input.shape[-1]))
 
     return Integer(lazy(distribution, input))
 

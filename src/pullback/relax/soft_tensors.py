@@ -7,13 +7,12 @@ operations under :class:`~pullback.relaxed` look at what it carries. Everywhere 
 from __future__ import annotations
 
 import threading
-import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from pullback.core.transforms import transform_running
 
@@ -24,12 +23,11 @@ __all__ = [
     "SoftIndex",
     "SoftTensor",
     "Stale",
-    "force_pending",
+    "attach",
+    "attached",
+    "coin",
     "is_untouched",
-    "known_values",
     "plain",
-    "remember_values",
-    "remembered_values",
     "touched",
     "untouched",
 ]
@@ -83,53 +81,79 @@ class Stale(Exception):
 
 
 class Lazy(Generic[T]):
-    """A value computed on first use, under grad mode, from tensors that must not have changed until then.
+    """A value computed on first use, under grad mode; what it is computed from comes first, in order, not by recursion.
 
     Args:
-        compute: called once, without arguments.
-        sources: the tensors that ``compute`` reads.
+        compute: called once, without arguments; it may return another lazy value instead of its result.
+        parents: the lazy values that ``compute`` asks for, or a function that returns them when they are wanted.
 
     Example:
-        >>> Lazy(lambda: 3)()
+        >>> one = Lazy(lambda: 1)
+        >>> Lazy(lambda: one() + 2, [one])()
         3
     """
 
-    __slots__ = ("__weakref__", "_compute", "_value", "_versions", "exclusive")
+    __slots__ = ("__weakref__", "_compute", "_error", "_parents", "_value", "coin", "exclusive")
 
-    def __init__(self, compute: Callable[[], T], sources: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, compute: Callable[[], T], parents: Sequence[Lazy[Any]] | Callable[[], Sequence[Lazy[Any]]] = ()
+    ) -> None:
         self._compute: Callable[[], T] | None = compute
+        self._parents = parents
         self._value: T | None = None
+        self._error: Exception | None = None
         self.exclusive: int | None = None
         """Dimension along which at most one of the elements can have a given value, or be true."""
+        self.coin: Lazy[Distribution] | None = None
+        """The same probability as a distribution on false and true, made once: it is one choice."""
         if transform_running():  # levels of torch.func end before the value may be asked for
-            self._versions: list[tuple[Tensor, int]] = []
             self()
-            return
-        self._versions = [(source, source._version) for source in sources]
-        for source in sources:
-            _watch(source, self)
 
     def __call__(self) -> T:
         """Return the value.
 
         Raises:
-            Stale: a source was changed in place before the first call.
+            Exception: what ``compute`` raised, each time; :class:`Stale` where a source was overwritten before.
         """
         if self._compute is not None:
-            if any(source._version != version for source, version in self._versions):
-                raise Stale("the tensor it was computed from was changed in place where the context could not see it")
-            with untouched(), torch.enable_grad():
-                self._value = self._compute()
-            self._compute, self._versions = None, []
+            waiting: list[Lazy[Any]] = [self]
+            while waiting:
+                last = waiting[-1]
+                parents = last._parents() if callable(last._parents) else last._parents
+                last._parents = parents
+                unknown = [parent for parent in parents if parent._compute is not None]
+                if unknown:
+                    waiting.extend(unknown)
+                else:
+                    last._settle()
+                    if last._compute is None:
+                        waiting.pop()
+        if self._error is not None:
+            raise self._error
         return self._value  # type: ignore[return-value]
+
+    def _settle(self) -> None:
+        if self._compute is None:
+            return
+        try:
+            with untouched(), torch.enable_grad():
+                value = self._compute()
+            if isinstance(value, Lazy):
+                self._compute, self._parents = value, [value]
+                return
+            self._value = value
+        except Exception as error:  # raised by whoever asks
+            self._error = error.with_traceback(None)
+        self._compute, self._parents = None, ()
 
 
 class Distribution(NamedTuple):
-    """The values an integer could have taken, with their probabilities.
+    """The values a hard value could have taken, with their probabilities: its atoms.
 
     Attributes:
-        probability: ``[*shape, n]`` floating.
-        support: ``[n]`` or ``[*shape, n]`` int64; ``None`` means the positions ``0 .. n-1``.
+        probability: ``[*shape, n]`` floating. Elements along a dimension where it has size 1, or that it lacks in
+            front, share one choice, as the entries of a looked-up row do; all others are independent.
+        support: ``[n]`` or ``[*shape, n]``, of the dtype of the hard values; ``None`` means the positions ``0 .. n-1``.
     """
 
     probability: Tensor
@@ -137,14 +161,18 @@ class Distribution(NamedTuple):
 
     @property
     def values(self) -> Tensor:
-        """``[n]`` or ``[*shape, n]`` int64."""
+        """``[n]`` or ``[*shape, n]``."""
         if self.support is not None:
             return self.support
         return torch.arange(self.probability.shape[-1], device=self.probability.device)
 
     def mean(self) -> Tensor:
         """``[*shape]`` expected value."""
-        return (self.probability * self.values).sum(-1)
+        values = self.values
+        dtype = torch.promote_types(self.probability.dtype, values.dtype)
+        if values.ndim == 1:
+            return self.probability.to(dtype) @ values.to(dtype)
+        return (self.probability * values.to(dtype)).sum(-1)
 
     def dense(self, size: int) -> Tensor:
         """``[*shape, size]`` the probability of each position of a dimension; negative ones count from the end.
@@ -155,9 +183,22 @@ class Distribution(NamedTuple):
         if self.support is None and values.shape[0] == size:
             return probability
         values = torch.where(values < 0, values + size, values) if self.support is not None else values
-        support = values.clamp(0, size - 1).expand(probability.shape)
-        zeros = probability.new_zeros((*probability.shape[:-1], size))
-        return zeros.scatter_add(-1, support, probability)
+        shape = torch.broadcast_shapes(probability.shape, values.shape)
+        support = values.clamp(0, size - 1).expand(shape)
+        zeros = probability.new_zeros((*shape[:-1], size))
+        return zeros.scatter_add(-1, support, probability.expand(shape))
+
+
+def coin(probability: Lazy[Tensor]) -> Lazy[Distribution]:
+    """Return the distribution of a truth value: false or true."""
+    if probability.coin is None:
+
+        def toss() -> Distribution:
+            p = probability()
+            return Distribution(torch.stack([1 - p, p], -1), torch.tensor([False, True], device=p.device))
+
+        probability.coin = Lazy(toss, [probability])
+    return probability.coin
 
 
 class SoftTensor(Tensor):
@@ -271,8 +312,8 @@ class SoftIndex(SoftTensor):
     @property
     def expected(self) -> Tensor:
         """``[*shape]`` floating, the expected value, with gradient."""
-        distribution, expected = self._current()
-        return expected() if expected is not None else distribution().mean()
+        value: Tensor = self._current()[1]()
+        return value
 
     @property
     def has_distribution(self) -> bool:
@@ -287,6 +328,10 @@ class SoftIndex(SoftTensor):
         context: Any = None,
     ) -> SoftIndex:
         """Return ``data`` carrying a distribution, an expected value, or both."""
+        if expected is None:
+            assert distribution is not None
+            shape = data.shape
+            expected = Lazy(lambda: distribution().mean().expand(shape), [distribution])
         return _make(SoftIndex, data, (distribution, expected), context)
 
 
@@ -323,44 +368,29 @@ def plain(value: Any) -> Any:
         return value.as_subclass(Tensor)
 
 
-known_values: WeakIdKeyDictionary = WeakIdKeyDictionary()
+class _Note:
+    """Something known of a tensor, until it is changed in place; a saved tensor goes without it."""
+
+    __slots__ = ("value", "version")
+
+    def __init__(self, value: Any, version: int) -> None:
+        self.value = value
+        self.version = version
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, ()
 
 
-def remember_values(result: Tensor, distribution: Lazy[Distribution]) -> None:
-    """Note that the float tensor ``result`` (a rounding, a mask as numbers) can only take the values of a distribution.
-
-    Its gradient says where its mean moves; a later comparison or cast to integers needs the single values.
-    """
-    known_values[result] = (distribution, result._version)
+def attach(tensor: Tensor, name: str, value: Any) -> None:
+    """Note ``value`` as the attribute ``name`` of a tensor."""
+    with torch._C.DisableTorchFunction():
+        tensor.__dict__[name] = _Note(value, tensor._version)
 
 
-def remembered_values(value: Any) -> Lazy[Distribution] | None:
-    """Return the distribution behind a float tensor that takes discrete values, where it is known."""
-    if not known_values.data or not isinstance(value, Tensor):
+def attached(tensor: Any, name: str) -> Any:
+    """Return what was noted of a tensor, ``None`` where nothing was or it was changed in place since."""
+    note = getattr(tensor, name, None)
+    if not isinstance(note, _Note):
         return None
-    distribution, version = known_values.get(value, (None, 0))
-    return distribution if distribution is not None and version == value._version else None
-
-
-_pending: dict[int, list[weakref.ref[Lazy[Any]]]] = {}
-_MAX_PENDING = 4096
-
-
-def _watch(source: Tensor, lazy: Lazy[Any]) -> None:
-    if len(_pending) > _MAX_PENDING:
-        for key in [k for k, refs in list(_pending.items()) if all(ref() is None for ref in refs)]:
-            _pending.pop(key, None)
-    refs = _pending.setdefault(source.untyped_storage()._cdata, [])
-    if len(refs) > 16:
-        refs[:] = [ref for ref in refs if ref() is not None]
-    refs.append(weakref.ref(lazy))
-
-
-def force_pending(target: Tensor) -> None:
-    """Compute every soft counterpart that still reads ``target``, which is about to be changed in place."""
-    if not _pending or transform_running():
-        return
-    for ref in _pending.pop(target.untyped_storage()._cdata, ()):
-        lazy = ref()
-        if lazy is not None:
-            lazy()
+    with torch._C.DisableTorchFunction():
+        return note.value if note.version == tensor._version else None

@@ -1,0 +1,413 @@
+"""The image of finite distributions under torch's functions, atom by atom, as far as it is finite and small.
+
+With ``P(h = s_k) = p_k`` the atoms of ``g(h)`` are ``g(s_k)`` with the same probabilities. This is exact
+
+* for elementwise functions; several arguments that share one choice move together, independent ones form a product;
+* for functions of elements that share one choice, such as the entries of a looked-up row: reductions over them,
+  products with matrices; with a single choice in all, for every function;
+* for functions that only move elements.
+
+Everything else mixes independent elements, and has no image here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.core.transforms import physical
+from pullback.relax.rules import functions_named, soft_value, tensors_in
+from pullback.relax.soft_tensors import Distribution, SoftTensor, plain
+
+__all__ = [
+    "ELEMENTWISE",
+    "LINEAR",
+    "LOSSES",
+    "MOVES",
+    "MULTILINEAR",
+    "SHAPES",
+    "SMOOTH",
+    "VALUES",
+    "image",
+    "is_joint",
+    "moved",
+]
+
+ELEMENTWISE = (
+    "add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow __pow__ "
+    "neg negative abs absolute "
+    "square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan "
+    "sigmoid erf lerp addcmul addcdiv clamp clamp_min clamp_max clip minimum maximum fmin fmax sign sgn "
+    "bitwise_left_shift bitwise_right_shift "
+    "__radd__ __rsub__ __rmul__ __rdiv__ __rtruediv__ __floordiv__ __rfloordiv__ __mod__ __rmod__ __rpow__ "
+    "__lshift__ __rshift__ atan2 hypot positive"
+)
+"""On a distribution: applied to every value it may take."""
+
+_ACTIVATIONS = (
+    "softplus gelu silu elu selu celu mish leaky_relu logsigmoid softsign tanhshrink hardsigmoid hardswish logit sinc "
+    "logaddexp logaddexp2 relu relu6 hardtanh threshold round floor ceil trunc fix frac heaviside"
+)
+
+SHAPES = (
+    "view reshape view_as reshape_as permute transpose swapaxes swapdims t T mT H movedim "
+    "moveaxis flatten ravel unflatten "
+    "squeeze unsqueeze expand expand_as repeat tile repeat_interleave stack cat concat "
+    "concatenate hstack vstack dstack "
+    "chunk split split_with_sizes tensor_split unbind flip fliplr flipud roll rot90 diag "
+    "diagonal contiguous "
+    "clone narrow select broadcast_to broadcast_tensors atleast_1d atleast_2d atleast_3d "
+    "cpu cuda resolve_conj unfold adjoint __reversed__"
+)
+"""On a distribution: applied to the probability of every value."""
+
+VALUES = (
+    "sum mean prod std var nansum nanmean cumsum cumprod norm std_mean var_mean logsumexp diff dot mv mm bmm matmul "
+    "__matmul__ __rmatmul__ inner outer ger tensordot einsum kron cross addmm addmv baddbmm bilinear linear trace "
+    "cov corrcoef cdist pdist softmax log_softmax tril triu diag_embed "
+    "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div "
+    "cosine_similarity normalize layer_norm pad meshgrid copysign "
+    "conv1d conv2d conv3d interpolate avg_pool1d avg_pool2d adaptive_avg_pool2d max_pool2d max_pool1d"
+)
+"""Of the soft value alone."""
+
+
+def named(names: str) -> frozenset[Any]:
+    """The functions of these names."""
+    return frozenset(function for name in names.split() for function in functions_named(name))
+
+
+MOVES = named(f"{SHAPES} __getitem__ gather index_select take_along_dim take real")
+
+LINEAR = MOVES | named(
+    "add sub subtract rsub neg negative positive sum mean nansum nanmean cumsum diff trace pad tril triu diag_embed "
+    "__radd__ __rsub__ to float double"
+)
+"""Their own gradient is right at any value; their results may be views."""
+
+MULTILINEAR = named(
+    "mul multiply __rmul__ dot mv mm bmm matmul __matmul__ __rmatmul__ inner outer ger tensordot einsum kron cross "
+    "linear bilinear conv1d conv2d conv3d addmm addmv baddbmm addcmul lerp"
+)
+"""Linear in each argument."""
+
+SMOOTH = named(
+    f"{ELEMENTWISE} {VALUES} {_ACTIVATIONS} cross_entropy nll_loss softmin pairwise_distance group_norm "
+    "rms_norm hinge_embedding_loss margin_ranking_loss cosine_embedding_loss triplet_margin_loss soft_margin_loss "
+    "multi_margin_loss poisson_nll_loss gaussian_nll_loss conv_transpose1d conv_transpose2d where masked_fill scatter "
+    "scatter_add index_add index_copy index_fill embedding logcumsumexp det inverse logdet "
+    "scaled_dot_product_attention"
+) | {torch.linalg.norm, torch.linalg.vector_norm, torch.linalg.matrix_norm, torch.linalg.det, torch.linalg.solve}
+
+LOSSES = named(
+    "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss"
+)
+"""Elementwise functions of two arguments, then a mean or a sum."""
+
+_ELEMENTWISE = named(
+    f"{ELEMENTWISE} {_ACTIVATIONS} to float double half bfloat16 int long short char byte bool type type_as where "
+    "masked_fill signbit"
+) | {
+    f
+    for name in "gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ __ne__ greater greater_equal less less_equal "
+    "not_equal logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not __and__ "
+    "__or__ __xor__ __rand__ __ror__ __rxor__ __invert__ isclose".split()
+    for f in functions_named(name)
+}
+
+_MATRIX = named("matmul __matmul__ mm mv linear dot")
+
+_ALONG = {  # functions of the elements along dimensions -> position of these among the arguments
+    **dict.fromkeys(
+        named("sum mean prod std var nansum nanmean cumsum cumprod logsumexp softmax log_softmax amax amin"), 1
+    ),
+    **dict.fromkeys((torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm), 2),
+    **dict.fromkeys(named("normalize cosine_similarity"), 2),
+}
+
+MAX_ATOMS = 2**24
+"""Elements of the largest table of atoms that is formed."""
+
+MAX_PRODUCT = 32
+"""Atoms of the largest product of independent laws that is formed for each element."""
+
+
+def is_joint(function: Any) -> bool:
+    """Return whether ``function`` takes several elements of one argument together."""
+    return function not in _ELEMENTWISE and function not in MOVES
+
+
+def image(
+    function: Callable[..., Any], args: Any, kwargs: Any, found: dict[int, Distribution], hard: Any
+) -> Distribution | None:
+    """Return the atoms of ``hard = function(*args, **kwargs)``, or ``None`` where they are too many or not known.
+
+    Args:
+        found: the atoms of arguments, by ``id``; all other arguments are certain.
+    """
+    if not isinstance(hard, Tensor):
+        return None
+    if function in _ELEMENTWISE:
+        return elementwise(function, args, kwargs, found, hard)
+    return _together(function, args, kwargs, found, hard)
+
+
+def form_of(hard: Any) -> Any:
+    """Return a tensor of the same shape and dtype without values: what lives on with a law must not be the result."""
+    return torch.empty(hard.shape, dtype=hard.dtype, device="meta") if isinstance(hard, Tensor) else hard
+
+
+def elementwise(
+    function: Callable[..., Any], args: Any, kwargs: Any, found: dict[int, Distribution], hard: Tensor | None
+) -> Distribution | None:
+    """Return the atoms of an elementwise function: those of every combination of independent choices."""
+    choices: list[Tensor] = []
+    for distribution in found.values():
+        if not any(distribution.probability is choice for choice in choices):
+            choices.append(distribution.probability)
+    count = len(choices)
+    if count > 1 and math.prod(choice.shape[-1] for choice in choices) > MAX_PRODUCT:
+        return None
+
+    def along(value: Tensor, axis: int) -> Tensor:
+        return value.reshape(*value.shape[:-1], *[1] * axis, value.shape[-1], *[1] * (count - 1 - axis))
+
+    placed: list[Tensor] = []
+
+    def place(value: Any, usable: Tensor | None = None) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(place(item, usable) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        distribution = found.get(id(value))
+        if distribution is None:
+            value = soft_value(value)
+            if value.ndim:
+                value = value.reshape(*value.shape, *[1] * count)
+                placed.append(value)
+            return value
+        axis = next(i for i, choice in enumerate(choices) if choice is distribution.probability)
+        atoms = along(distribution.values, axis)
+        if usable is not None:
+            atoms = torch.where(usable, atoms, plain(value).detach().reshape(*value.shape, *[1] * count))
+        placed.append(atoms)
+        return atoms
+
+    given, named_arguments = place(args), {key: place(value) for key, value in kwargs.items()}
+    if math.prod(torch.broadcast_shapes(*(t.shape for t in placed))) > MAX_ATOMS:
+        return None
+    support = function(*given, **named_arguments)
+    if hard is not None and not (hard.dtype == torch.bool or support.is_floating_point()):
+        support = support.to(hard.dtype).long()  # bytes wrap around, as those of the program
+    if support.is_floating_point() and not _all_finite(support):
+        # An atom at which the function has no value (`x / count` at 0) counts as no change.
+        usable = torch.isfinite(support.detach())
+        support = function(*place(args, usable), **{key: place(value, usable) for key, value in kwargs.items()})
+        if not _all_finite(support):
+            return None
+    probability = along(choices[0], 0)
+    for axis, choice in enumerate(choices[1:], 1):
+        probability = probability * along(choice, axis)
+    if count > 1:
+        support, probability = support.flatten(-count), probability.flatten(-count)
+        return _merged(support, probability)
+    return Distribution(probability, support)
+
+
+def _all_finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(physical(x.detach()).sum()))
+
+
+def _merged(support: Tensor, probability: Tensor) -> Distribution:
+    """Join equal atoms of integers that every element shares: a counter of ``n`` steps has ``n + 1`` values."""
+    if support.ndim != 1 or support.is_floating_point() or torch._C._functorch.is_functorch_wrapped_tensor(support):
+        return Distribution(probability, support)
+    values, which = support.unique(return_inverse=True)
+    if len(values) == len(support):
+        return Distribution(probability, support)
+    joined = probability.new_zeros((*probability.shape[:-1], len(values)))
+    return Distribution(joined.index_add(-1, which, probability), values)
+
+
+def _together(
+    function: Callable[..., Any], args: Any, kwargs: Any, found: dict[int, Distribution], hard: Tensor
+) -> Distribution | None:
+    """The atoms of a function of elements that share one choice."""
+    sources = [t for t in _distinct(args, kwargs) if id(t) in found]
+    probability = found[id(sources[0])].probability
+    if any(found[id(t)].probability is not probability for t in sources):
+        return None
+    shared = _result_choice(function, args, kwargs, sources, probability, hard)
+    if shared is None:
+        return None
+    atoms = [_full(found[id(t)].values, t.shape) for t in sources]
+    if max(a.numel() for a in atoms) > MAX_ATOMS or hard.numel() * probability.shape[-1] > MAX_ATOMS:
+        return None
+
+    def one(*values: Tensor) -> Any:
+        known = {id(t): value for t, value in zip(sources, values, strict=True)}
+        return function(*_put(args, known), **_put(kwargs, known))
+
+    support = torch.func.vmap(one, in_dims=-1, out_dims=-1)(*atoms)
+    if support.is_floating_point() and not _all_finite(support):
+        return None
+    return Distribution(shared, support)
+
+
+def _result_choice(
+    function: Any, args: Any, kwargs: Any, sources: list[Tensor], probability: Tensor, hard: Tensor
+) -> Tensor | None:
+    """The probabilities in the shape of the result; ``None`` where independent elements are mixed."""
+    n = probability.shape[-1]
+    if probability.numel() == n:
+        return probability.reshape(n)
+    source = sources[0]
+    choice = _padded(probability, source.ndim)
+    if any(t.shape != source.shape for t in sources):
+        return None
+    if function in _MATRIX and len(args) >= 2 and len(sources) == 1:
+        first = args[0] is source
+        other = args[1] if first else args[0]
+        d = source.ndim - 1 if first else max(source.ndim - 2, 0)
+        if (function in _LINEAR_LAYER and not first) or choice.shape[d] != 1:
+            return None
+        return choice.squeeze(d) if other.ndim == 1 or (not first and source.ndim == 1) else choice
+    if function not in _ALONG or sources[0] is not args[0]:
+        return None
+    position = _ALONG[function]
+    dims = kwargs.get("dim", args[position] if len(args) > position else None)
+    if not isinstance(dims, int | tuple | list):
+        return None
+    along = [d % source.ndim for d in ((dims,) if isinstance(dims, int) else dims)]
+    if any(choice.shape[d] != 1 for d in along):
+        return None
+    return choice if hard.ndim == source.ndim else choice.squeeze(tuple(along))
+
+
+_LINEAR_LAYER = named("linear")
+
+
+def _padded(probability: Tensor, ndim: int) -> Tensor:
+    return probability.reshape(*[1] * (ndim + 1 - probability.ndim), *probability.shape)
+
+
+def _full(values: Tensor, shape: torch.Size) -> Tensor:
+    return values.expand(*shape, values.shape[-1])
+
+
+def moved(
+    function: Callable[..., Any], args: Any, kwargs: Any, found: dict[int, Distribution], hard: Any = None
+) -> Any:
+    """Return the atoms of a function that only moves elements; a list of them for several results.
+
+    Elements that share a choice are followed by its number.
+    """
+    moving = args[0] if isinstance(args[0], tuple | list) else args[:1]
+    if {id(t) for t in tensors_in(moving)} != {id(t) for t in moving} or not set(found) <= {id(t) for t in moving}:
+        return None
+    size = max(d.probability.shape[-1] for d in found.values())
+    shapes = [t.shape for t in moving]
+    if sum(math.prod(shape) for shape in shapes) * size > MAX_ATOMS:
+        return None
+
+    def run(values: list[Tensor]) -> Any:
+        first = values if isinstance(args[0], tuple | list) else values[0]
+        return function(first, *args[1:], **kwargs)
+
+    def over_atoms(values: list[Tensor]) -> Any:
+        return torch.func.vmap(lambda *parts: run(list(parts)), in_dims=-1, out_dims=-1)(*values)
+
+    parts = [found[id(t)] if id(t) in found else _certain(t) for t in moving]
+    one = parts[0] if len(parts) == 1 else None
+    if all(d.support is None and d.probability.shape[-1] == size for d in parts):
+        support: Any = None
+    else:
+        support = one.support if one is not None and one.support is not None and one.support.ndim == 1 else _UNKNOWN
+    if support is _UNKNOWN:
+        atoms = [_widened(_full(d.values, shape), size) for d, shape in zip(parts, shapes, strict=True)]
+        supports = over_atoms(_one_type(atoms))
+    several = not isinstance(supports, Tensor) if support is _UNKNOWN else None
+    if one is not None and _shares(one.probability, shapes[0]):
+        choices = one.probability.reshape(-1, size)
+        numbers = torch.arange(len(choices), device=choices.device).reshape(one.probability.shape[:-1])
+        arrived = run([_padded(numbers.unsqueeze(-1), len(shapes[0])).squeeze(-1).expand(shapes[0])])
+        if isinstance(arrived, Tensor):
+            probability: Any = choices[_constant_dims(arrived)]
+        else:
+            probability = [choices[_constant_dims(a)] for a in arrived]
+    else:
+        spread = [
+            _widened(d.probability.expand(*shape, d.probability.shape[-1]), size, 0.0)
+            for d, shape in zip(parts, shapes, strict=True)
+        ]
+        probability = over_atoms(_one_type(spread))
+    if isinstance(probability, Tensor):
+        return Distribution(probability, supports if support is _UNKNOWN else support)
+    if support is _UNKNOWN:
+        assert several
+        return [Distribution(p, s) for p, s in zip(probability, supports, strict=True)]
+    return [Distribution(p, support) for p in probability]
+
+
+class _Unknown:
+    """No support that all elements share."""
+
+
+_UNKNOWN: Any = _Unknown()
+
+
+def _certain(value: Tensor) -> Distribution:
+    dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+    return Distribution(torch.ones(1, dtype=dtype, device=value.device), plain(value).unsqueeze(-1))
+
+
+def _shares(probability: Tensor, shape: torch.Size) -> bool:
+    return probability.shape[:-1] != shape
+
+
+def _constant_dims(numbers: Tensor) -> Tensor:
+    """``numbers`` with each dimension along which they do not change reduced to size 1."""
+    for d in range(numbers.ndim):
+        if numbers.shape[d] > 1:
+            first = numbers.narrow(d, 0, 1)
+            if bool((numbers == first).all()):
+                numbers = first
+    return numbers
+
+
+def _widened(values: Tensor, size: int, fill: float | None = None) -> Tensor:
+    missing = size - values.shape[-1]
+    if missing == 0:
+        return values
+    more = values[..., :1] if fill is None else values.new_full((*values.shape[:-1], 1), fill)
+    return torch.cat([values, more.expand(*values.shape[:-1], missing)], -1)
+
+
+def _one_type(values: list[Tensor]) -> list[Tensor]:
+    dtype = values[0].dtype
+    for value in values[1:]:
+        dtype = torch.promote_types(dtype, value.dtype)
+    return [value.to(dtype) for value in values]
+
+
+def _distinct(args: Any, kwargs: Any) -> Iterator[Tensor]:
+    seen: set[int] = set()
+    for t in tensors_in((args, kwargs)):
+        if id(t) not in seen:
+            seen.add(id(t))
+            yield t
+
+
+def _put(arguments: Any, known: dict[int, Tensor]) -> Any:
+    if isinstance(arguments, Tensor):
+        return known.get(id(arguments), soft_value(arguments) if isinstance(arguments, SoftTensor) else arguments)
+    if isinstance(arguments, dict):
+        return {key: _put(item, known) for key, item in arguments.items()}
+    if isinstance(arguments, tuple | list):
+        items = [_put(item, known) for item in arguments]
+        return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
+    return arguments

@@ -1,0 +1,356 @@
+"""The law of a float: what else a value that jumps could have been, and how functions carry that on.
+
+Behind a hard value ``h`` that jumps (a mask as a number, a rounding, a looked-up row) stands a finite distribution, its
+*atoms* ``s_1 .. s_n`` with differentiable probabilities ``p``. A function of it has
+
+.. math::
+    \\mathbb E\\, g(h) = \\sum_k p_k\\, g(s_k),
+
+so an elementwise function maps the atoms (:func:`image`) and the derivative of its result is that of the sum: exact,
+however curved ``g`` is, and also for what is mixed in (``(codes - x) ** 2``). Two arguments with one choice behind them
+(``row[0] * row[1]``) move together; independent ones form the product of their laws. The entries of a looked-up row
+share one choice: functions of them together (``row @ matrix``, ``row.norm()``) map whole rows.
+
+A sum of independent values has too many atoms. There the law *collapses* to the mean ``m`` and a difference quotient: a
+nonlinear function is differentiated half way between the value and where it would jump, at ``h + (m - h) / (2 p)`` with
+``p`` the largest probability of a jump, exact for quadratic functions of a single near jump. Where something smooth is
+mixed in, which needs its own derivative at the right place, and in products it is taken at the mean.
+
+A law is an attribute of the tensor it belongs to, lives as long, and is void once that is changed in place.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.core.gradients import replace_gradient
+from pullback.relax.image import (
+    LINEAR,
+    LOSSES,
+    MOVES,
+    MULTILINEAR,
+    SMOOTH,
+    elementwise,
+    form_of,
+    image,
+    is_joint,
+    moved,
+)
+from pullback.relax.rules import functions_named, is_active, tensors_in
+from pullback.relax.soft_tensors import (
+    Distribution,
+    Lazy,
+    SoftBool,
+    SoftIndex,
+    SoftTensor,
+    Stale,
+    attach,
+    attached,
+    coin,
+    plain,
+)
+
+__all__ = [
+    "FOLLOWS",
+    "MEAN",
+    "NEAREST_HALF_WAY",
+    "Law",
+    "any_law",
+    "distribution_of",
+    "follow",
+    "give_law",
+    "jump_law",
+    "law_of",
+    "lift",
+    "only_jumps",
+    "pure",
+]
+
+FOLLOWS = LINEAR | MULTILINEAR | SMOOTH
+"""Functions without draws and side effects through which a law is carried."""
+
+_REFLECTED = frozenset(functions_named("__rdiv__")) | frozenset(functions_named("__rtruediv__"))
+_QUOTIENTS = frozenset(f for name in "div divide true_divide".split() for f in functions_named(name)) | _REFLECTED
+
+MEAN, NEAREST_HALF_WAY, EACH_HALF_WAY = range(3)
+"""Where a derivative is taken: at the mean; with the nearest jump half way; with every jump half way."""
+
+
+class Law:
+    """What stands behind one float tensor; its parts are computed when a function asks for them.
+
+    Attributes:
+        distribution: the atoms; gives ``None`` where the law has collapsed.
+        pure: nothing but jumps moves the tensor.
+    """
+
+    __slots__ = ("_compute", "_parents", "_points", "distribution", "pure")
+
+    def __init__(
+        self,
+        compute: Callable[[int], Tensor],
+        distribution: Lazy[Distribution | None],
+        *,
+        pure: bool,
+        parents: Callable[[int], Sequence[Lazy[Any]]] = lambda point: (),
+    ) -> None:
+        self._compute = compute
+        self._parents = parents
+        self._points: dict[int, Lazy[Tensor]] = {}
+        self.distribution = distribution
+        self.pure = pure
+
+    def point(self, point: int) -> Lazy[Tensor]:
+        """The values at which a derivative is taken: :data:`MEAN`, or half way to a jump."""
+        if point not in self._points:
+            self._points[point] = Lazy(lambda: self._at(point), lambda: self._parents(point))
+        return self._points[point]
+
+    def _at(self, point: int) -> Tensor:
+        with torch.no_grad():
+            return self._compute(point)
+
+
+def law_of(value: Any) -> Law | None:
+    """Return the law of a float tensor, where it has one that is still valid."""
+    law: Law | None = attached(value, "_law")
+    return law
+
+
+def give_law(value: Tensor, law: Law) -> None:
+    """Attach ``law`` to ``value``."""
+    attach(value, "_law", law)
+
+
+def any_law(arguments: Any) -> bool:
+    """Return whether any tensor of the nested arguments has a law."""
+    return any(getattr(t, "_law", None) is not None for t in tensors_in(arguments))
+
+
+def distribution_of(value: Any) -> Lazy[Any] | None:
+    """Return the atoms behind a soft or float tensor; the lazy value may be ``None`` where they are too many."""
+    if isinstance(value, SoftBool):
+        return coin(value._current())
+    if isinstance(value, SoftIndex):
+        lazy: Lazy[Any] | None = value._current()[0]
+        return lazy
+    law = law_of(value) if isinstance(value, Tensor) else None
+    return None if law is None else law.distribution
+
+
+def jump_law(
+    hard: Tensor, mean: Tensor, arguments: Any, distribution: Lazy[Any] | None, *, unit: float, is_pure: bool
+) -> Law:
+    """Return the law of a result with the values ``hard`` and the mean ``mean``, before anything has been done with it.
+
+    Args:
+        arguments: of the call that made it; the soft tensors among them say how probable a jump is.
+        distribution: its atoms, if known.
+        unit: size of the jump where there are no soft tensors.
+        is_pure: nothing but jumps moves it.
+    """
+    mean = mean.detach()
+    soft = [t for t in tensors_in(arguments) if isinstance(t, SoftTensor)]
+
+    def compute(point: int) -> Tensor:
+        if point == MEAN or mean.numel() == 0:
+            return mean
+        deviation = mean - hard
+        if point == EACH_HALF_WAY:
+            each = deviation.abs() / unit if not soft else _own_probability(soft, hard.shape)
+            if each is not None:
+                near = torch.isfinite(deviation) & (each > torch.finfo(mean.dtype).eps)
+                return torch.where(near, hard + deviation * (0.5 / torch.where(near, each, 1.0).to(mean.dtype)), hard)
+        p = (
+            torch.stack([_jump_probability(t).to(mean.dtype) for t in soft]).amax()
+            if soft
+            else deviation.abs().amax() / unit
+        )
+        usable = torch.isfinite(p) & (p < 0.5) & (p > torch.finfo(mean.dtype).eps ** 0.5)
+        factor = torch.where(usable, 0.5 / torch.where(usable, p, 1.0), 1.0)
+        return torch.where(torch.isfinite(deviation), hard + factor * deviation, mean)
+
+    return Law(compute, distribution or Lazy(lambda: None), pure=is_pure)
+
+
+def _own_probability(soft: list[SoftTensor], shape: torch.Size) -> Tensor | None:
+    """The probability of a jump of each element, or, of those that jump together, as dimensions of size 1."""
+    if len(soft) != 1:
+        return None
+    (one,) = soft
+    hard = plain(one)
+    if isinstance(one, SoftBool):
+        p = one.probability.detach()
+        return (p - hard.to(p.dtype)).abs() if one.shape == shape else None
+    assert isinstance(one, SoftIndex)
+    leaves = _leaves(one)
+    if leaves is None or shape[: one.ndim] != one.shape:
+        return None
+    return leaves.reshape((*one.shape, *[1] * (len(shape) - one.ndim)))
+
+
+def _leaves(index: SoftIndex) -> Tensor | None:
+    """The probability of each element that it is another."""
+    distribution = index.distribution
+    if distribution is None:
+        return None
+    stays = distribution.probability.detach() * (distribution.values == plain(index).unsqueeze(-1))
+    return (1 - stays.sum(-1)).expand(index.shape)
+
+
+def _jump_probability(soft: SoftTensor) -> Tensor:
+    """The largest probability of an element that it is not what it is."""
+    hard = plain(soft)
+    if isinstance(soft, SoftBool):
+        return (soft.probability.detach() - hard.to(soft.probability.dtype)).abs().amax()
+    assert isinstance(soft, SoftIndex)
+    leaves = _leaves(soft)
+    return (soft.expected.detach() - hard).abs().amax() if leaves is None else leaves.amax()
+
+
+def only_jumps(distribution: Distribution) -> bool:
+    """Return whether the atoms themselves stand still."""
+    return distribution.support is None or not is_active(distribution.support)
+
+
+def pure(arguments: Any) -> bool:
+    """Return whether the nested arguments move by jumps alone."""
+    for t in tensors_in(arguments):
+        if is_active(t) and not isinstance(t, SoftTensor):
+            law = law_of(t)
+            if law is None or not law.pure:
+                return False
+    return True
+
+
+def lift(arguments: Any, point: int) -> Any:
+    """Return nested arguments with the values of what stands behind them; the gradient goes where it went."""
+    if isinstance(arguments, Tensor):
+        law = law_of(arguments)
+        if law is None:
+            return arguments
+        try:
+            value = law.point(point)()
+        except Stale:
+            return arguments
+        lifted = replace_gradient(value, arguments)
+        give_law(lifted, law)
+        return lifted
+    if isinstance(arguments, dict):
+        return {key: lift(item, point) for key, item in arguments.items()}
+    if isinstance(arguments, tuple | list):
+        items = [lift(item, point) for item in arguments]
+        return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
+    return arguments
+
+
+def follow(function: Any, hard: Any, args: Any, kwargs: Any) -> Any:
+    """Return ``hard = function(*args, **kwargs)``, one of :data:`FOLLOWS`, with its derivative at the right place."""
+    given = (args, kwargs)
+    sources = list(tensors_in(given))
+    laws = [law for law in map(law_of, sources) if law is not None]
+    if not laws:
+        return hard
+    versions = [(t, t._version) for t in sources]
+    is_pure = pure(given)
+    joins = is_joint(function)
+    form = form_of(hard)
+
+    def check() -> None:
+        if any(t._version != version for t, version in versions):
+            raise Stale("an argument was changed in place since")
+
+    def atoms() -> Any:
+        check()
+        found = {id(t): distribution_of(t)() for t in sources if law_of(t) is not None}  # type: ignore[misc]
+        if any(d is None for d in found.values()):
+            return None
+        return (moved if function in MOVES else image)(function, args, kwargs, found, form)
+
+    def quiet() -> Any:
+        try:
+            return atoms()
+        except Stale:
+            return None
+
+    distribution: Lazy[Any] = Lazy(quiet, [law.distribution for law in laws])
+    if not _is_linear(function, args, kwargs):
+        hard = _nonlinear(function, hard, args, kwargs, distribution, is_pure, joins)
+
+    def compute(point: int) -> Any:
+        check()
+        if point == EACH_HALF_WAY and joins:
+            point = NEAREST_HALF_WAY
+        return function(*lift(args, point), **lift(kwargs, point))
+
+    def parents(point: int) -> list[Lazy[Any]]:
+        return [law.point(NEAREST_HALF_WAY if point == EACH_HALF_WAY and joins else point) for law in laws]
+
+    if isinstance(hard, Tensor):
+        if hard.is_floating_point() and all(hard is not t for t in sources):
+            give_law(hard, Law(compute, distribution, pure=is_pure, parents=parents))
+    else:
+        for i, item in enumerate(hard):
+            if isinstance(item, Tensor) and item.is_floating_point():
+                give_law(item, Law(_item(compute, i), _item_of(distribution, i), pure=is_pure, parents=parents))
+    return hard
+
+
+def _nonlinear(
+    function: Any, hard: Any, args: Any, kwargs: Any, distribution: Lazy[Any], is_pure: bool, joins: bool
+) -> Any:
+    if isinstance(hard, Tensor):
+        exact = distribution()
+        soft = _mean_loss(function, args, kwargs) if exact is None else exact.mean()
+        if soft is not None:
+            return _replaced(hard, soft.to(hard.dtype).expand(hard.shape))
+    point = MEAN
+    if is_pure and function not in MULTILINEAR:
+        point = NEAREST_HALF_WAY if joins else EACH_HALF_WAY
+    return _replaced(hard, function(*lift(args, point), **lift(kwargs, point)))
+
+
+def _mean_loss(function: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """The expectation of a loss that is a mean or a sum over elements."""
+    reduction = kwargs.get("reduction", "mean")
+    if function not in LOSSES or len(args) != 2 or not set(kwargs) <= {"reduction", "beta", "delta"}:
+        return None
+    found = {id(t): distribution_of(t)() for t in args if law_of(t) is not None}  # type: ignore[misc]
+    if reduction not in ("mean", "sum") or any(d is None for d in found.values()):
+        return None
+    each = elementwise(functools.partial(function, **{**kwargs, "reduction": "none"}), args, {}, found, None)
+    if each is None:
+        return None
+    losses = each.mean().expand(torch.broadcast_shapes(*(t.shape for t in args)))
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def _item(compute: Callable[[int], Any], i: int) -> Callable[[int], Any]:
+    return lambda point: compute(point)[i]
+
+
+def _item_of(distribution: Lazy[Any], i: int) -> Lazy[Any]:
+    return Lazy(lambda: None if distribution() is None else distribution()[i], [distribution])
+
+
+def _is_linear(function: Any, args: Any, kwargs: Any) -> bool:
+    if function in LINEAR:
+        return True
+    if function in MULTILINEAR:
+        return sum(law_of(t) is not None for t in tensors_in((args, kwargs))) == 1
+    if function in _QUOTIENTS and len(args) == 2 and not kwargs:
+        return not is_active(args[0] if function in _REFLECTED else args[1])
+    return False
+
+
+def _replaced(hard: Any, soft: Any) -> Any:
+    if not isinstance(hard, Tensor):
+        return type(hard)([_replaced(h, s) for h, s in zip(hard, soft, strict=True)])
+    if not hard.is_floating_point() or not is_active(soft):
+        return hard
+    return replace_gradient(hard, soft)
