@@ -15,6 +15,8 @@ from pullback.audit.probe.chaos import chaos_finding
 from pullback.audit.probe.probes import probe
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
+from pullback.audit.remedy.rerun import Rerun
+from pullback.audit.remedy.search import with_remedies
 from pullback.audit.report.report import Report
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.tracer import Tracer
@@ -115,6 +117,8 @@ def audit(
         verdicts=verdicts,
         notes=notes,
     )
+    if probes != "none":
+        report = with_remedies(report, Rerun(program, tracer, ids, program.names(), state, opened), budget)
     chaos = chaos_finding(step, inputs[0]) if step is not None else None
     set_random_state(after)
     return report if chaos is None else replace(report, findings=(chaos, *report.findings))

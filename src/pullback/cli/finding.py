@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pullback.audit.report.remedies import find as remedies
-from pullback.audit.report.remedies import suggest
+from pullback.audit.remedy.table import example, suggest
+from pullback.audit.remedy.table import find as templates
 from pullback.cli.output import print_json, print_line
 from pullback.cli.status import FINE
 from pullback.cli.words import Words
@@ -24,7 +24,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("word", help="a torch operation, a finding's code, or what you want to do")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(words)
-    found = [remedy.for_expression() for remedy in remedies(options.word)]
+    found = [{"block": t.block, "what": t.what, "diff": example(t)} for t in templates(options.word)]
     if not found:
         near = suggest(options.word)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -36,6 +36,6 @@ def run(words: Sequence[str]) -> int:
         name = remedy["block"]
         print_line(("\n" if index else "") + (name if name.startswith("torch") else f"pullback.{name}"))
         print_line(f"    {remedy['what']}\n")
-        for line in remedy["code"].splitlines():
+        for line in remedy["diff"].splitlines():
             print_line(f"    {line}")
     return FINE

@@ -18,7 +18,6 @@ from torch import Tensor
 import pullback
 from pullback import data
 from pullback.audit import Finding, Report
-from pullback.audit.report.remedies import with_remedies
 from pullback.audit.report.terminal import print_report
 from pullback.core.checks import check_positive
 from pullback.core.files import write_atomically
@@ -87,7 +86,7 @@ def run(
     print("1. Audit the pipeline as it is")
     few_images, few_values = _sets(train, 8, torch.Generator().manual_seed(seed))
     model = _model(seed)
-    report = with_remedies(pullback.audit(pipeline.ordering_loss, model, few_images, few_values))
+    report = pullback.audit(pipeline.ordering_loss, model, few_images, few_values)
     print_report(report)
     audit_page = report.save(out / "audit.html")
 

@@ -15,7 +15,6 @@ from pullback.audit.judge.values import find_kinks, find_not_finite, find_zeros
 from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.report.findings import SEVERITIES, LineRecord, ParameterRecord
 from pullback.audit.report.report import Report
-from pullback.audit.report.remedies import with_remedies
 from pullback.audit.trace.records import Leaf
 from pullback.audit.trace.sites import place
 from pullback.audit.trace.tracer import Tracer
@@ -76,7 +75,7 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
     lines, edges = _lines(ledger)
     parameters = tuple(_parameter(ledger, i, ledger.tracer.leaves[i]) for i in sorted(ledger.trained))
     every = (*ledger.tracer.notes, *notes, *_blind_spots(ledger))
-    report = Report(
+    return Report(
         target=target,
         findings=tuple(ledger.found),
         lines=lines,
@@ -87,7 +86,6 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
         steps=len(ledger.tracer.events),
         error=error,
     )
-    return with_remedies(report)
 
 
 def _bias(ledger: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""The form in which a finding carries its remedy: the user's own lines rewritten, and what that did when it was tried."""
+"""How a finding carries its remedy: the user's own lines rewritten, and what that did when it was tried."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Remedy:
         block: what the new line uses: a dotted name under ``pullback``, or a torch function.
         what: one sentence on what changes.
         file: the file that changes.
-        diff: the changed lines for people, as a unified diff without its heading (``@@``, ``-``, ``+`` and `` `` lines).
+        diff: the changed lines for people, as a unified diff without its heading.
         effect: the numbers as one sentence: "gradient norm of `enc.weight` 0 -> 0.31; loss changes by 0.002".
         changes: the same as data, from the top of the file to its end, with the imports that the new lines need.
         numbers: ``loss before``, ``loss after`` and ``gradients``, a list of ``{"name", "before", "after"}``.

@@ -16,7 +16,7 @@ import torch
 
 import pullback
 
-__all__ = ["Place", "Site", "function_apply", "in_branch_test", "locate", "place", "silenced"]
+__all__ = ["is_user_file", "Place", "Site", "function_apply", "in_branch_test", "locate", "place", "silenced"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(pullback.__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -74,6 +74,11 @@ def locate(frame: FrameType, libraries: bool = False) -> Site:
             outermost = walk
         walk = walk.f_back
     return Site(outermost.f_code, outermost.f_lasti, outermost.f_lineno, library)
+
+
+def is_user_file(filename: str) -> bool:
+    """Whether code of a file is the user's: neither torch's, nor this package's, nor an installed library's."""
+    return _role(filename) == 2
 
 
 def function_apply(frame: FrameType) -> FrameType | None:

@@ -1,0 +1,420 @@
+"""Where a value leaves the graph: numbers, NumPy, rebuilt tensors, detach, no_grad, writes in place, new parameters."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from pullback.audit.remedy.draft import Draft
+from pullback.audit.remedy.syntax import Source, called
+from pullback.audit.remedy.template import ANY, SMALL, Place, Template, number
+
+__all__ = ["TEMPLATES"]
+
+_LEAVING = frozenset({"item", "tolist", "numpy", "detach", "cpu", "__array__"})
+_BUILDERS = frozenset(
+    {"tensor", "as_tensor", "asarray", "from_numpy", "FloatTensor", "Tensor", "DoubleTensor", "array"}
+)
+_NUMPY = {
+    **{n: n for n in "log exp sqrt abs sin cos tan tanh sum mean prod square dot maximum minimum where stack".split()},
+    **{n: n for n in "clip outer cumsum sign floor ceil round log1p expm1 arctan2 std var max min einsum".split()},
+    "concatenate": "cat",
+    "power": "pow",
+    "linalg.norm": "linalg.norm",
+    "linalg.solve": "linalg.solve",
+    "linalg.inv": "linalg.inv",
+    "linalg.det": "linalg.det",
+}
+
+
+def _tensor_of(draft: Draft, node: ast.AST) -> None:
+    """Take ``.item()``, ``.detach()``, ``.numpy()``, ``.tolist()`` and ``float()`` off everything below a node."""
+    for call in ast.walk(node):
+        if not isinstance(call, ast.Call):
+            continue
+        if isinstance(call.func, ast.Attribute) and called(call) in _LEAVING and not call.args:
+            draft.put(call, lambda c=call: draft.operand(c.func.value))  # type: ignore[misc, attr-defined]
+        elif called(call) == "float" and len(call.args) == 1 and not isinstance(call.args[0], ast.Constant):
+            draft.put(call, lambda c=call: draft.operand(c.args[0]))  # type: ignore[misc]
+
+
+def _kept(place: Place) -> Iterator[Draft]:
+    """``x.item()``, ``float(x)``, ``x.tolist()``: the tensor itself, on this line; then in the whole function."""
+    source = place.source
+    statement = source.statement(place.node)
+    if isinstance(statement, ast.If | ast.While | ast.For | ast.With | ast.FunctionDef):
+        return
+    draft = Draft(source)
+    _tensor_of(draft, statement)
+    if not draft.empty:
+        yield draft
+    whole = Draft(source)
+    _all_stay(whole, source.scope(place.node))
+    if not whole.empty:
+        yield whole
+
+
+def _all_stay(draft: Draft, scope: ast.AST) -> None:
+    """Keep every value of a function a tensor: no departures, ``np.log`` as ``torch.log``, lists stacked."""
+    source = draft.source
+    _tensor_of(draft, scope)
+    for node in ast.walk(scope):
+        if not isinstance(node, ast.Call):
+            continue
+        dotted = source.segment(node.func)
+        root, _, name = dotted.partition(".")
+        if source.modules.get(root, "") == "numpy" and name in _NUMPY:
+            draft.put(node.func, f"{draft.module('torch')}.{_NUMPY[name]}")
+            for keyword in node.keywords:
+                if keyword.arg == "axis":
+                    start = source.start(keyword)
+                    draft.cut(start, start + 4, "dim")
+        elif called(node) in _BUILDERS and node.args and not draft.changed(node):
+            _joined(draft, node)
+
+
+def _rebuilt(place: Place) -> Iterator[Draft]:
+    """``torch.tensor([a, b])``: the entries stacked; ``torch.tensor(x)``: the tensor itself."""
+    source, node = place.source, place.node
+    calls = [n for n in (node, *source.ancestors(node)) if isinstance(n, ast.Call) and called(n) in _BUILDERS]
+    statement = source.statement(node)
+    calls += [n for n in ast.walk(statement) if isinstance(n, ast.Call) and called(n) in _BUILDERS and n not in calls]
+    for call in calls[:1]:
+        for join in ("stack", "cat"):
+            draft = Draft(source)
+            if call.args and _joined(draft, call, join):
+                _tensor_of(draft, call.args[0])
+                _drop_requires_grad(draft, call)
+                yield draft
+        whole = Draft(source)
+        _all_stay(whole, source.scope(node))
+        if not whole.empty:
+            yield whole
+
+
+def _joined(draft: Draft, call: ast.Call, join: str = "stack") -> bool:
+    """Put ``torch.stack`` in place of a call that builds a tensor from values; whether it could be."""
+    content = call.args[0]
+    torch = draft.module("torch")
+    if isinstance(content, ast.List | ast.Tuple):
+        if all(number(e) is not None for e in content.elts):
+            return False
+        draft.put(call, lambda: _stacked(draft, content, torch, join))
+        return True
+    if isinstance(content, ast.ListComp | ast.GeneratorExp):
+        draft.put(call, lambda: f"{torch}.{join}({draft.text(content)})")
+        return True
+    if isinstance(content, ast.Name):
+        made = draft.source.definition(content.id, draft.source.statement(call))
+        listed = made is not None and isinstance(made.value, ast.List | ast.ListComp)
+        listed = listed or any(
+            called(n) == "append" and draft.source.segment(n.func).startswith(f"{content.id}.")  # type: ignore[attr-defined]
+            for n in ast.walk(draft.source.scope(call))
+            if isinstance(n, ast.Call)
+        )
+        if listed:
+            if made is not None:
+                _tensor_of(draft, made.value)
+            for n in ast.walk(draft.source.scope(call)):
+                if isinstance(n, ast.Call) and called(n) == "append" and n.args:
+                    _tensor_of(draft, n)
+            draft.put(call, lambda: f"{torch}.{join}({draft.text(content)})")
+            return True
+    draft.put(call, lambda: draft.operand(content))
+    return True
+
+
+def _stacked(draft: Draft, content: ast.List | ast.Tuple, torch: str, join: str) -> str:
+    parts = []
+    tensors = [e for e in content.elts if number(e) is None and not isinstance(e, ast.List | ast.Tuple)]
+    for element in content.elts:
+        if isinstance(element, ast.List | ast.Tuple):
+            parts.append(_stacked(draft, element, torch, join))
+        elif number(element) is not None:
+            like = draft.operand(tensors[0]) if tensors else ""
+            text = draft.source.segment(element)
+            parts.append(f"{like}.new_tensor({text})" if like else f"{torch}.tensor({text})")
+        else:
+            parts.append(draft.text(element))
+    return f"{torch}.{join}([{', '.join(parts)}])"
+
+
+def _drop_requires_grad(draft: Draft, call: ast.Call) -> None:
+    """``c.requires_grad = True`` below a rebuilt ``c`` goes."""
+    source = draft.source
+    statement = source.statement(call)
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
+        return
+    name = statement.targets[0].id
+    for node in ast.walk(source.scope(call)):
+        set_flag = isinstance(node, ast.Assign) and source.segment(node.targets[0]) == f"{name}.requires_grad"
+        called_flag = isinstance(node, ast.Expr) and source.segment(node).startswith(f"{name}.requires_grad_(")
+        if set_flag or called_flag:
+            draft.cut(source.line_start(node.lineno), source.line_start((node.end_lineno or node.lineno) + 1))  # type: ignore[attr-defined]
+
+
+def _passed(place: Place) -> Iterator[Draft]:
+    """``x.detach()`` and ``x.data`` without it."""
+    source = place.source
+    statement = source.statement(place.node)
+    found: list[ast.AST] = [place.node] if _is_cut(source, place.node) else []
+    found += [n for n in ast.walk(statement) if _is_cut(source, n) and n not in found]
+    for node in found:
+        draft = Draft(source)
+        inner = node.func.value if isinstance(node, ast.Call) else node.value  # type: ignore[attr-defined]
+        draft.put(node, lambda d=draft, i=inner: d.operand(i))  # type: ignore[misc]
+        yield draft
+    if isinstance(statement, ast.Expr) and called(statement.value) == "detach_":
+        draft = Draft(source)
+        draft.cut(
+            source.line_start(statement.lineno), source.line_start((statement.end_lineno or statement.lineno) + 1)
+        )
+        yield draft
+
+
+def _is_cut(source: Source, node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute) and node.attr == "data" and isinstance(node.ctx, ast.Load):
+        return not source.is_module(node.value)
+    return (
+        isinstance(node, ast.Call)
+        and called(node) == "detach"
+        and not node.args
+        and isinstance(node.func, ast.Attribute)
+    )
+
+
+def _with_gradients(place: Place) -> Iterator[Draft]:
+    """The ``with torch.no_grad():`` around a line, or the decorator above it, goes."""
+    source = place.source
+    for node in (place.node, *source.ancestors(place.node)):
+        if isinstance(node, ast.With):
+            kept = [i for i in node.items if not _switches_off(i.context_expr)]
+            if len(kept) == len(node.items):
+                continue
+            draft = Draft(source)
+            if kept:
+                first, last = node.items[0], node.items[-1]
+                start = source.start(first.context_expr)
+                end = source.end(last.optional_vars or last.context_expr)
+                texts = [
+                    source.text[source.start(i.context_expr) : source.end(i.optional_vars or i.context_expr)]
+                    for i in kept
+                ]
+                draft.cut(start, end, ", ".join(texts))
+            else:
+                _dedent(draft, node)
+            yield draft
+            return
+        if isinstance(node, ast.FunctionDef):
+            for decorator in node.decorator_list:
+                if _switches_off(decorator):
+                    draft = Draft(source)
+                    draft.cut(source.line_start(decorator.lineno), source.line_start((decorator.end_lineno or 0) + 1))
+                    draft.unwrapped.append(node.name)
+                    yield draft
+                    return
+
+
+def _switches_off(node: ast.expr) -> bool:
+    name = called(node) or (node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", ""))
+    if name == "set_grad_enabled":
+        return isinstance(node, ast.Call) and isinstance(node.args[0], ast.Constant) and node.args[0].value is False
+    return name in ("no_grad", "inference_mode")
+
+
+def _dedent(draft: Draft, node: ast.With) -> None:
+    source = draft.source
+    first = node.body[0]
+    outer = source.indent(node)
+    if first.lineno == node.lineno:  # with torch.no_grad(): y = f(x)
+        draft.cut(source.start(node), source.start(first))
+        return
+    inner = source.indent(first)
+    start, end = source.line_start(node.lineno), source.line_start((node.end_lineno or node.lineno) + 1)
+    head = source.line_start(node.items[-1].context_expr.end_lineno + 1)  # type: ignore[operator]
+    lines = source.text[head:end].splitlines(keepends=True)
+    body = "".join(outer + line[len(inner) :] if line.startswith(inner) else line for line in lines)
+    draft.cut(start, end, body)
+
+
+def _out_of_place(place: Place) -> Iterator[Draft]:
+    """``x.mul_(s)`` and ``x.data.add_(y)`` alone on a line: ``x = x * s``."""
+    source = place.source
+    statement = source.statement(place.node)
+    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Call):
+        return
+    call = statement.value
+    name = called(call)
+    if not name.endswith("_") or name.endswith("__") or not isinstance(call.func, ast.Attribute):
+        return
+    receiver = call.func.value
+    if isinstance(receiver, ast.Attribute) and receiver.attr == "data":
+        receiver = receiver.value
+    elif isinstance(receiver, ast.Call) and called(receiver) == "detach":
+        receiver = receiver.func.value  # type: ignore[attr-defined]
+    draft = Draft(source)
+    target = source.segment(receiver)
+    arguments = source.text[source.end(call.func) : source.end(call)]
+    if name == "copy_":
+        draft.put(statement, f"{target} = {arguments.strip('()')}")
+    else:
+        draft.put(statement, f"{target} = {target}.{name.rstrip('_')}{arguments}")
+    yield draft
+
+
+def _same_value(place: Place) -> Iterator[Draft]:
+    """``nn.Parameter(x)`` of a value that is computed: the value itself."""
+    source = place.source
+    for node in ast.walk(source.statement(place.node)):
+        if (
+            isinstance(node, ast.Call)
+            and called(node) in ("Parameter", "Variable", "requires_grad_")
+            and not isinstance(source.parent(node), ast.Expr)
+        ):
+            inner = node.func.value if called(node) == "requires_grad_" else (node.args or [None])[0]  # type: ignore[attr-defined]
+            if inner is not None:
+                draft = Draft(source)
+                _tensor_of(draft, inner)
+                draft.put(node, lambda d=draft, i=inner: d.operand(i))  # type: ignore[misc]
+                yield draft
+
+
+def _second_order(place: Place) -> Iterator[Draft]:
+    """``torch.autograd.grad`` that keeps its graph."""
+    source = place.source
+    for node in (place.node, *ast.walk(source.statement(place.node))):
+        if (
+            isinstance(node, ast.Call)
+            and called(node) == "grad"
+            and not any(k.arg == "create_graph" for k in node.keywords)
+        ):
+            draft = Draft(source)
+            text = source.segment(node)[:-1].rstrip().rstrip(",")
+            draft.put(node, f"{text}, create_graph=True)")
+            yield draft
+            return
+
+
+def _optimizer_last(place: Place) -> Iterator[Draft]:
+    """An optimizer that was built before the layers it is to train: below the last line that replaces them."""
+    source = place.source
+    statement = source.statement(place.node)
+    parent = source.parent(statement)
+    body = next((b for b in (getattr(parent, f, None) for f in ("body", "orelse")) if b and statement in b), None)
+    if not body or not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
+        return
+    trained = {
+        n.id for a in [*statement.value.args, *statement.value.keywords] for n in ast.walk(a) if isinstance(n, ast.Name)
+    }
+    name = source.segment(statement.targets[0])
+    last = None
+    for later in body[body.index(statement) + 1 :]:
+        if any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(later)):
+            break
+        roots = {_root(t) for t in later.targets} if isinstance(later, ast.Assign) else set()
+        if isinstance(later, ast.Expr) and isinstance(later.value, ast.Call):
+            roots = {_root(later.value.func), *(_root(a) for a in later.value.args)}
+        if roots & trained:
+            last = later
+    if last is None:
+        return
+    draft = Draft(source)
+    start, end = source.line_start(statement.lineno), source.line_start((statement.end_lineno or 0) + 1)
+    at = source.line_start((last.end_lineno or last.lineno) + 1)
+    draft.cut(start, end)
+    draft.cut(at, at, source.text[start:end])
+    yield draft
+
+
+def _root(node: ast.AST) -> str:
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+TEMPLATES = {
+    "number": Template(
+        "the tensor itself",
+        "The value stays a tensor: a Python number carries no gradient.",
+        ("cut.item", "cut.number", "cut.control_flow", "control-flow"),
+        ("item", "tolist", "float", "__float__", "__int__", "__index__"),
+        "total = loss + 0.1 * penalty.item()",
+        _kept,
+    ),
+    "numpy": Template(
+        "the tensor itself",
+        "The same functions of torch, so that the value does not leave the graph.",
+        ("cut.numpy", "cut.rebuild", "cut.detach", "cut.item"),
+        ("numpy", "__array__", "from_numpy"),
+        "value = torch.from_numpy(x.detach().numpy()).log()",
+        _rebuilt,
+        SMALL,
+    ),
+    "stack": Template(
+        "torch.stack",
+        "Joins the tensors instead of building a new one from their values.",
+        ("cut.rebuild", "cut.item", "cut.number"),
+        (
+            "tensor",
+            "as_tensor",
+            "asarray",
+            "from_numpy",
+            "FloatTensor",
+            "new_tensor",
+            "scalar_tensor",
+            "rebuild",
+            "item",
+        ),
+        "c = torch.tensor([a, b])",
+        _rebuilt,
+    ),
+    "detach": Template(
+        "the tensor itself",
+        "The gradient passes where `.detach()` (or `.data`) stopped it.",
+        ("cut.detach", "cut.data", "cut.item", "cut.numpy"),
+        ("detach", "detach_", "data", "stop_gradient"),
+        "target = features.detach() * weight",
+        _passed,
+    ),
+    "no_grad": Template(
+        "torch.enable_grad",
+        "The lines run with gradients.",
+        ("cut.no_grad", "cut.inference"),
+        ("no_grad", "inference_mode", "set_grad_enabled"),
+        "with torch.no_grad():\n    h = x @ w",
+        _with_gradients,
+    ),
+    "in place": Template(
+        "out of place",
+        "The result is bound to the name instead of written over a value behind autograd's back.",
+        ("cut.data", "cut.detach", "cut.no_grad", "cut.operation"),
+        ("mul_", "add_", "sub_", "div_", "copy_", "clamp_", "in-place", "inplace"),
+        "x.data.mul_(scale)",
+        _out_of_place,
+    ),
+    "parameter": Template(
+        "the tensor itself",
+        "A new parameter is a new leaf: the value that it was made of gets no gradient. The value itself passes it on.",
+        ("cut.rebuild", "cut.detach", "cut.data", "cut.operation"),
+        ("Parameter", "Variable", "requires_grad_", "detach"),
+        "w = torch.nn.Parameter(base * scale)",
+        _same_value,
+    ),
+    "create_graph": Template(
+        "torch.autograd.grad",
+        "The graph of the inner gradient is kept, so that what is computed from it can be differentiated.",
+        ("cut.create_graph",),
+        ("grad", "create_graph", "penalty", "backward"),
+        "(inner,) = torch.autograd.grad(energy.sum(), x)",
+        _second_order,
+    ),
+    "optimizer": Template(
+        "torch.optim",
+        "The optimizer is built when all layers are in place, so that it holds the parameters that are used.",
+        ("cut.optimizer", "unused", "cut.stale", "cut"),
+        ("optimizer", "step", "SGD", "Adam", "AdamW", "stale"),
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\nmodel.head = torch.nn.Linear(4, 2)",
+        _optimizer_last,
+        ANY,
+    ),
+}

@@ -1,0 +1,53 @@
+"""The node of the user's syntax tree that a finding names."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from pullback.audit.remedy.syntax import Source, spelled
+from pullback.audit.remedy.template import Place
+from pullback.audit.report.findings import Finding
+
+__all__ = ["places"]
+
+
+def places(source: Source, finding: Finding) -> Iterator[Place]:
+    """Yield the places that a finding may mean, the surest first.
+
+    These are the expressions with the very columns of the finding, then those on its line that are written as its
+    operation, then the line's statement as a whole.
+    """
+    here = [n for n in ast.walk(source.tree) if _on_line(n, finding.line)]
+    named = [n for n in here if isinstance(n, ast.expr | ast.AugAssign) and spelled(n, finding.operation)]
+    exact = [n for n in here if isinstance(n, ast.expr) and _covers(source, n, finding)]
+    exact.sort(key=lambda n: n not in named)
+    statements = [n for n in here if isinstance(n, ast.stmt) and n.lineno == finding.line]
+    last = statements[-1:] or [n for n in here if isinstance(n, ast.stmt)][-1:]
+    seen: set[ast.AST] = set()
+    for node in [*exact, *named, *last]:
+        if node not in seen:
+            seen.add(node)
+            alike = tuple(n for n in named if n is not node and type(n) is type(node))
+            yield Place(source, node, finding.operation, alike if node in named else ())
+
+
+def _on_line(node: ast.AST, line: int) -> bool:
+    return hasattr(node, "lineno") and node.lineno <= line <= (node.end_lineno or node.lineno)  # type: ignore[attr-defined]
+
+
+def _covers(source: Source, node: ast.expr, finding: Finding) -> bool:
+    """Whether a node has the columns of a finding, which may count bytes or characters; 0 is unknown."""
+    if not finding.column and not finding.end_column:
+        return False
+    line = source.line_start(finding.line)
+    start, end = source.start(node) - line + 1, source.end(node) - line + 1
+    starts = {start, node.col_offset + 1}
+    ends = {end, (node.end_col_offset or 0) + 1}
+    if finding.column and finding.end_column:
+        return (
+            node.lineno == node.end_lineno == finding.line and finding.column in starts and finding.end_column in ends
+        )
+    if finding.column:
+        return node.lineno == finding.line and finding.column in starts and node.end_lineno != finding.line
+    return node.end_lineno == finding.line and finding.end_column in ends

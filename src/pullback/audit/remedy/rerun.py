@@ -1,0 +1,133 @@
+"""Trials of a function under audit: it runs again in this process, from the same random state, on the same inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import linecache
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.audit.judge.analysis import analyse
+from pullback.audit.probe.program import Program
+from pullback.audit.probe.random import random_state, set_random_state
+from pullback.audit.remedy.search import Candidate, Outcome
+from pullback.audit.remedy.swap import swapped
+from pullback.audit.trace.sites import is_user_file
+from pullback.audit.trace.tracer import Tracer
+
+__all__ = ["Rerun", "first_losses"]
+
+
+class Rerun:
+    """Runs a program again, as it is or with a file changed.
+
+    Args:
+        program: the function under audit.
+        tracer: the trace of its first run.
+        wrt: ids of the trained tensors, ``None`` for all.
+        names: of tensors, by id.
+        state: the random state that it began with.
+        opened: tensors that require grad for the audit only.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        tracer: Tracer,
+        wrt: set[int] | None,
+        names: Mapping[int, str],
+        state: tuple[Any, ...],
+        opened: list[Tensor],
+    ) -> None:
+        self.program = program
+        self.libraries = tracer.libraries
+        self.wrt = wrt
+        self.names = names
+        self.state = state
+        self.opened = opened
+        written = [reference() for reference in tracer.mutated.values()]
+        trained = [leaf.reference() for leaf in tracer.leaves.values()]
+        self.kept = [
+            t for t in [*written, *trained] if t is not None and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        ]
+
+    def text(self, file: str) -> str | None:
+        """Return the text of a file of the user's."""
+        return "".join(linecache.getlines(file)) or None if is_user_file(file) else None
+
+    def run(self, candidate: Candidate | None) -> Outcome | None:
+        """Run and judge."""
+        if candidate is None:
+            return self._run("")
+        with swapped(candidate) as name:
+            return None if name is None else self._run(name)
+
+    def _run(self, name: str) -> Outcome | None:
+        after = random_state()
+        for tensor in self.opened:
+            tensor.requires_grad_(True)
+        set_random_state(self.state)
+        tracer = Tracer(libraries=self.libraries)
+        try:
+            with self._put_back(), _quiet(), first_losses(self.program) as losses, tracer:
+                self.program.trace(tracer)
+            report = analyse(tracer, target="trial", wrt=self.wrt, names=self.names)
+        except Exception:
+            return None  # a rewriting that does not run is no remedy
+        finally:
+            set_random_state(after)
+            for tensor in self.opened:
+                tensor.requires_grad_(False)
+        return Outcome(report, losses[0] if losses else None, name)
+
+    @contextlib.contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Restore the values and gradients of what the program writes into."""
+        saved = [(t, t.detach().clone(), None if t.grad is None else t.grad.clone()) for t in self.kept]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value, gradient in saved:
+                    tensor.copy_(value)
+                    tensor.grad = gradient
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def first_losses(program: Program | None = None) -> Iterator[list[float]]:
+    """Collect the values that are differentiated: the program's own, and those on which ``backward`` is called."""
+    losses: list[float] = []
+    backward = torch.Tensor.backward
+
+    def noting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        losses.append(float(tensor.detach().double().sum()))
+        return backward(tensor, *args, **kwargs)
+
+    torch.Tensor.backward = noting  # type: ignore[assignment, method-assign]
+    if program is not None:
+
+        def value() -> Tensor | None:
+            found = type(program).value(program)
+            if isinstance(found, Tensor):
+                losses.append(float(found.detach().double().sum()))
+            return found
+
+        program.value = value  # type: ignore[method-assign]
+    try:
+        yield losses
+    finally:
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
+        if program is not None:
+            del program.value
