@@ -1,6 +1,7 @@
 """pullback: make whole PyTorch systems end-to-end differentiable.
 
-Four verbs: :func:`audit` finds where the gradient dies, :class:`relaxed` lets unchanged code pass one, the families
+Four verbs: :func:`audit` finds where the gradient dies (and :class:`watch` looks on in a long training),
+:class:`relaxed` lets unchanged code pass one, the families
 (``pullback.discrete``, ``pullback.implicit``, ...) are the blocks to build with, ``pullback.lab``
 verifies on real data.
 
@@ -17,6 +18,7 @@ from pullback.core.errors import ConvergenceError
 if TYPE_CHECKING:
     from pullback import causal, core, data, discrete, dynamics, geometry, gradients, implicit, kernels, lab, render
     from pullback.audit import audit
+    from pullback.audit.watching import GradientWarning, watch
     from pullback.relax import relaxed
 
 __version__ = "0.1.0"
@@ -26,9 +28,16 @@ FAMILIES = ("causal", "discrete", "dynamics", "geometry", "gradients", "implicit
 
 _SUBPACKAGES = (*FAMILIES, "audit", "core", "data", "kernels", "lab")  # `pullback.audit` is a module one can call
 
+_HOMES = {
+    "GradientWarning": "pullback.audit.watching",
+    "relaxed": "pullback.relax",
+    "watch": "pullback.audit.watching",
+}
+
 __all__ = [
     "FAMILIES",
     "ConvergenceError",
+    "GradientWarning",
     "__version__",
     "audit",
     "causal",
@@ -43,14 +52,15 @@ __all__ = [
     "lab",
     "relaxed",
     "render",
+    "watch",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f"pullback.{name}")
-    if name == "relaxed":
-        return importlib.import_module("pullback.relax").relaxed
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'pullback' has no attribute {name!r}")
 
 
