@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pullback.audit.judge.analysis import analyse
+from pullback.audit.judge.names import names_of
 from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.probe.chaos import chaos_finding
 from pullback.audit.probe.probes import probe
@@ -18,6 +19,7 @@ from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.remedy.rerun import Rerun
 from pullback.audit.remedy.search import with_remedies
 from pullback.audit.report.report import Report
+from pullback.audit.trace.optimizers import Optimizers
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.tracer import Tracer
 from pullback.core.checks import check_choice, check_positive, nearest
@@ -35,6 +37,7 @@ def audit(
     budget: float = 60.0,
     ignore: Iterable[str] = (),
     libraries: bool = False,
+    relax: float | None = None,
     generator: torch.Generator | None = None,
     target: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -60,6 +63,7 @@ def audit(
         budget: seconds that the probes may take.
         ignore: places not to report, as ``"model.py:12"`` or ``"model.py"``.
         libraries: blame lines inside installed libraries instead of the line of the user that called them.
+        relax: run it under ``pullback.relaxed`` of this temperature and audit that.
         generator: of the directions in which probes perturb (default: a fresh one with seed 0).
         target: name of what is audited, for the report.
         kwargs: keyword arguments of ``fn``.
@@ -88,14 +92,18 @@ def audit(
     if step is not None and not (inputs and isinstance(inputs[0], Tensor)):
         raise TypeError("step needs a tensor as the first input, the state to start from")
     name: str = target or getattr(fn, "__qualname__", None) or type(fn).__name__
-    program = Program(fn, inputs, dict(kwargs or {}), loss)
+    if relax is not None:
+        check_positive("relax", relax)
+    program = Program(fn, inputs, dict(kwargs or {}), loss, relax)
     wanted = list(_trained(wrt, program)) if wrt is not None else None
     ids = None if wanted is None else {id(t) for t in wanted}
     opened = [t for t in wanted or () if not t.requires_grad]
     verdicts = Verdicts()
     notes: list[str] = []
     try:
-        tracer = _run(program, opened, libraries, state)
+        optimizers = Optimizers(libraries)
+        with optimizers:
+            tracer = _run(program, opened, libraries, state)
         after = random_state()
         if wanted is None and not tracer.leaves and not tracer.events_seen:
             opened = [t for t in tensors_in((inputs, program.kwargs)) if t.is_floating_point() and t.is_leaf]
@@ -112,10 +120,11 @@ def audit(
         tracer,
         target=name,
         wrt=ids,
-        names=program.names(),
+        names=_names(program),
         ignore=tuple(ignore),
         verdicts=verdicts,
         notes=notes,
+        optimizers=optimizers,
     )
     if probes != "none":
         report = with_remedies(report, Rerun(program, tracer, ids, program.names(), state, opened), budget)
@@ -141,15 +150,21 @@ def _run(program: Program, opened: list[Tensor], libraries: bool, state: tuple[A
     return tracer
 
 
+def _names(program: Program) -> dict[int, str]:
+    inputs = ((f"inputs[{i}]", value) for i, value in enumerate(program.inputs) if isinstance(value, Tensor))
+    return names_of(program.modules(), inputs)
+
+
 def _trained(wrt: Any, program: Program) -> Iterator[Tensor]:
     if isinstance(wrt, int) and not isinstance(wrt, bool):
         if not -len(program.inputs) <= wrt < len(program.inputs):
             raise ValueError(f"wrt must name one of {len(program.inputs)} inputs, got {wrt}")
         yield from _trained(program.inputs[wrt], program)
     elif isinstance(wrt, str):
-        found = [t for t in program.tensors() if program.names().get(id(t)) == wrt]
+        short, long = _names(program), program.names()
+        found = [t for t in program.tensors() if wrt in (short.get(id(t)), long.get(id(t)))]
         if not found:
-            raise ValueError(f"wrt must name a parameter, got {wrt!r}{nearest(wrt, program.names().values())}")
+            raise ValueError(f"wrt must name a parameter, got {wrt!r}{nearest(wrt, short.values())}")
         yield from found
     elif isinstance(wrt, nn.Module):
         yield from wrt.parameters()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from pullback.audit.judge.exits import find_branches, find_exits
 from pullback.audit.judge.flow import flow_findings
 from pullback.audit.judge.ledger import SILENT, Ledger
+from pullback.audit.judge.names import names_of
+from pullback.audit.judge.starved import find_cleared, find_stale, find_starved
 from pullback.audit.judge.stops import find_stops
 from pullback.audit.judge.values import find_kinks, find_not_finite, find_zeros
 from pullback.audit.judge.verdicts import Verdicts
-from pullback.audit.report.findings import SEVERITIES, LineRecord, ParameterRecord
+from pullback.audit.report.findings import SEVERITIES, Finding, LineRecord, ParameterRecord
 from pullback.audit.report.report import Report
-from pullback.audit.trace.records import Leaf
+from pullback.audit.trace.optimizers import Optimizers
 from pullback.audit.trace.sites import place
 from pullback.audit.trace.tracer import Tracer
 
@@ -32,7 +35,7 @@ def analyse(
     verdicts: Verdicts | None = None,
     notes: Iterable[str] = (),
     error: str | None = None,
-    unfed: Collection[int] = (),
+    optimizers: Optimizers | None = None,
 ) -> Report:
     """Return the report of a trace.
 
@@ -45,12 +48,14 @@ def analyse(
         verdicts: results of the probes, where they ran.
         notes: what the audit did not see.
         error: traceback of the user's code, if it raised.
-        unfed: ids of tensors whose optimizer took its steps without a gradient for them.
+        optimizers: those that the program built and stepped.
     """
+    unfed = set() if optimizers is None else optimizers.unfed()
     for leaf in tracer.leaves.values():
         if leaf.norm is None and id(leaf.reference()) not in unfed:
             leaf.norm = leaf.inner  # the program updates by hand what autograd.grad returned
-    ledger = Ledger(tracer, wrt, {**tracer.names, **(names or {})}, ignore, verdicts or Verdicts())
+    named = {} if optimizers is None else names_of(optimizers.modules.items(), optimizers.tensors.items())
+    ledger = Ledger(tracer, wrt, {**named, **(names or {})}, ignore, verdicts or Verdicts(), optimizers)
     return _report(ledger, target, notes, error)
 
 
@@ -69,11 +74,16 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
             continue
         ledger.add("biased.custom", site, op, "error", evidence)
     find_branches(ledger)
+    if ledger.optimizers is not None:
+        find_stale(ledger, ledger.optimizers)
+        find_cleared(ledger, ledger.optimizers)
+    if not any(f.kind == "nan" for f in ledger.found):
+        find_starved(ledger)
     _bias(ledger)
     _unused(ledger)
     ledger.found.sort(key=lambda f: (-SEVERITIES.index(f.severity), f.file, f.line, f.code))
     lines, edges = _lines(ledger)
-    parameters = tuple(_parameter(ledger, i, ledger.tracer.leaves[i]) for i in sorted(ledger.trained))
+    parameters = tuple(_parameters(ledger))
     every = (*ledger.tracer.notes, *notes, *_blind_spots(ledger))
     return Report(
         target=target,
@@ -128,12 +138,29 @@ def _unused(ledger: Ledger) -> None:
             )
 
 
-def _parameter(ledger: Ledger, index: int, leaf: Leaf) -> ParameterRecord:
-    finding = ledger.blame.get(index)
-    blame = None
-    if finding is not None and finding is not SILENT:
-        blame = {"file": finding.file, "line": finding.line, "code": finding.code}
-    return ParameterRecord(ledger.name_of(index), leaf.shape, leaf.norm, index in ledger.graph.reached, blame)
+def _parameters(ledger: Ledger) -> Iterator[ParameterRecord]:
+    """Yield the trained tensors, each once; of what is not known to be trained, what a loss depends on."""
+    seen: set[int] = set()
+    for index in sorted(ledger.trained):
+        leaf = ledger.tracer.leaves[index]
+        reached = index in ledger.graph.reached
+        if not reached and not ledger.certain and index not in ledger.blame:
+            continue  # the template of a layer, copied and forgotten
+        if leaf.reference() is not None and id(leaf.reference()) in seen:
+            continue
+        seen.add(id(leaf.reference()))
+        yield ParameterRecord(ledger.name_of(index), leaf.shape, leaf.norm, reached, _blame(ledger.blame.get(index)))
+    for tensor in ledger.optimizers.held() if ledger.optimizers is not None and ledger.certain else ():
+        if id(tensor) not in seen and tensor.requires_grad:
+            seen.add(id(tensor))
+            blame = _blame(ledger.blame_of_tensors.get(id(tensor)))
+            yield ParameterRecord(ledger.name_of_tensor(tensor), tuple(tensor.shape), None, False, blame)
+
+
+def _blame(finding: Finding | None) -> dict[str, Any] | None:
+    if finding is None or finding is SILENT:
+        return None
+    return {"file": finding.file, "line": finding.line, "code": finding.code}
 
 
 def _lines(ledger: Ledger) -> tuple[tuple[LineRecord, ...], tuple[tuple[int, int], ...]]:

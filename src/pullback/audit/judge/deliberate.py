@@ -59,6 +59,8 @@ STOPS: dict[str, StopKind] = {
     "cut.rebuild": StopKind(feature=True),
     "cut.custom": StopKind(),
     "cut.operation": StopKind(),
+    "cut.optimizer": StopKind(),
+    "cut.unstepped": StopKind(),
 }
 """By code; ``zero.*`` (a step: the path is there, its derivative is zero) has a row of its own below."""
 

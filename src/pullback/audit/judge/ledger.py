@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor, nn
+
 from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.report.findings import SEVERITIES, Finding
 from pullback.audit.report.messages import explain
 from pullback.audit.trace.graph import TraceGraph
+from pullback.audit.trace.optimizers import Optimizers
 from pullback.audit.trace.sites import Place, Site, place, silenced
 from pullback.audit.trace.tracer import Tracer
 
@@ -29,6 +32,7 @@ class Ledger:
         names: Mapping[int, str],
         ignore: tuple[str, ...],
         verdicts: Verdicts,
+        optimizers: Optimizers | None = None,
     ) -> None:
         self.tracer = tracer
         self.nodes = tracer.nodes
@@ -36,10 +40,14 @@ class Ledger:
         self.ignore = ignore
         self.names = names
         self.verdicts = verdicts
+        self.optimizers = optimizers
         self.certain = wrt is not None
         self.found: list[Finding] = []
         self.silenced = 0
         self.blame: dict[int, Finding] = {}
+        self.blame_of_tensors: dict[int, Finding] = {}
+        """By id, of tensors that the program does not use."""
+        self._leaf_of = {id(t): i for i, leaf in tracer.leaves.items() if (t := leaf.reference()) is not None}
         self.trained = {i for i, leaf in tracer.leaves.items() if wrt is None or id(leaf.reference()) in wrt}
         self.dead = {i for i in self.trained if i in self.graph.reached and not tracer.leaves[i].norm}
 
@@ -82,8 +90,29 @@ class Ledger:
             if finding is not None:
                 self.blame.setdefault(leaf, finding)
 
+    def leaf_of(self, tensor: Tensor) -> int | None:
+        """Return the node of a trained tensor, ``None`` if the program never used it."""
+        return self._leaf_of.get(id(tensor))
+
+    def blame_tensor(self, tensor: Tensor, finding: Finding) -> None:
+        """Charge a tensor that the program may not use at all."""
+        leaf = self.leaf_of(tensor)
+        self.blame_of_tensors[id(tensor)] = finding
+        if leaf is not None:
+            self.charge([leaf], finding)
+
     def name_of(self, index: int) -> str:
         """Return the name of a trained tensor, or a description of it."""
         leaf = self.tracer.leaves[index]
-        known = self.names.get(id(leaf.reference()))
-        return known or f"{'parameter' if leaf.parameter else 'tensor'} {leaf.shape}"
+        tensor = leaf.reference()
+        if tensor is not None:
+            return self.name_of_tensor(tensor)
+        return f"{'parameter' if leaf.parameter else 'tensor'} {leaf.shape}"
+
+    def name_of_tensor(self, tensor: Tensor) -> str:
+        """Return the name of a tensor, or a description of it."""
+        known = self.names.get(id(tensor))
+        if known is None:
+            reference, name = self.tracer.names.get(id(tensor), (None, ""))
+            known = name if reference is not None and reference() is tensor else None
+        return known or f"{'parameter' if isinstance(tensor, nn.Parameter) else 'tensor'} {tuple(tensor.shape)}"

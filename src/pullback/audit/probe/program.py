@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from pullback.audit.trace.norms import norm_of
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.sites import locate
 from pullback.audit.trace.tracer import Tracer
+from pullback.relax import relaxed
 
 __all__ = ["Program"]
 
@@ -26,6 +28,7 @@ class Program:
         inputs: its positional arguments.
         kwargs: its keyword arguments.
         loss: from its output to a scalar, or ``None``.
+        relax: temperature of ``relaxed`` to run it under, or ``None``.
     """
 
     def __init__(
@@ -34,11 +37,13 @@ class Program:
         inputs: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         loss: Callable[[Any], Tensor] | None,
+        relax: float | None = None,
     ) -> None:
         self.fn = fn
         self.inputs = inputs
         self.kwargs = dict(kwargs)
         self.loss = loss
+        self.relax = relax
         self.copied = False
         """Whether the function gets copies of its tensor inputs."""
         self.number = False
@@ -46,6 +51,10 @@ class Program:
 
     def value(self) -> Tensor | None:
         """Run the function and return the tensor to differentiate, ``None`` if it returned nothing of the kind."""
+        with contextlib.nullcontext() if self.relax is None else relaxed(temperature=self.relax):
+            return self._value()
+
+    def _value(self) -> Tensor | None:
         inputs = [i.clone() if self.copied and isinstance(i, Tensor) else i for i in self.inputs]
         output = self.fn(*inputs, **self.kwargs)
         if self.loss is not None:

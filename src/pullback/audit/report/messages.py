@@ -19,6 +19,9 @@ _CUT = {
     "sampling": "{op} draws a sample, and no gradient passes through the draw",
     "create_graph": "autograd.grad without create_graph=True returns a constant, and the loss depends on it",
     "custom": "the custom function {op} returns a result without gradient, and the loss depends on it",
+    "optimizer": "{count} tensors of {op} get no gradient: they were replaced after it was built, and the new ones "
+    "are not stepped",
+    "unstepped": "what is made here gets the gradient, but the optimizer was built before it and steps what it replaces",
     "operation": "{op} has no derivative, and the loss depends on its result",
 }
 _OTHER = {
@@ -71,6 +74,10 @@ def _template(code: str) -> str:
                 "zero times infinity makes the gradient NaN"
             )
         return "{op} receives a finite cotangent and passes on one that is not finite"
+    if code == "unused.gradient":
+        return "{op} finds no gradient: they were computed and set to None before it, by zero_grad or by hand"
+    if code == "zero.cancels":
+        return "the gradients that reach {name} through the two sides of {op} cancel exactly, although the value stays"
     if code == "biased.gradient":
         return "the gradient of this value is not that of its randomly smoothed form: something on the way biases it"
     return _CUT.get(detail, _CUT["operation"]) if kind == "cut" else _OTHER[kind]

@@ -96,6 +96,9 @@ class Origin:
     sources: tuple[int, ...]
     """Nodes of the inputs that still carried a gradient."""
     region: int = 0
+    """Number of the stretch without gradients that it lies in, 0 where gradients were on."""
+    relaxed: bool = False
+    """Whether it ran under ``relaxed``, which let it pass."""
 
 
 @dataclass

@@ -16,12 +16,25 @@ import torch
 
 import pullback
 
-__all__ = ["is_user_file", "Place", "Site", "function_apply", "in_branch_test", "locate", "place", "silenced"]
+__all__ = [
+    "Place",
+    "Site",
+    "function_apply",
+    "in_block",
+    "in_branch_test",
+    "is_user_file",
+    "is_user_frame",
+    "locate",
+    "own_step",
+    "place",
+    "silenced",
+]
 
 _PACKAGE = os.path.dirname(os.path.abspath(pullback.__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _PYTHON = tuple({sysconfig.get_paths()[k] + os.sep for k in ("stdlib", "platstdlib", "purelib", "platlib")})
 _OWN_PROGRAMS = (os.path.join(_PACKAGE, "systems") + os.sep, os.path.join(_PACKAGE, "demo") + os.sep)
+_RELAX = os.path.join(_PACKAGE, "relax") + os.sep
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 
@@ -76,9 +89,31 @@ def locate(frame: FrameType, libraries: bool = False) -> Site:
     return Site(outermost.f_code, outermost.f_lasti, outermost.f_lineno, library)
 
 
+def is_user_frame(frame: FrameType) -> bool:
+    """Whether the code of a frame is the user's, not torch's, a library's, or this package's."""
+    return _role(frame.f_code.co_filename) == 2
+
+
 def is_user_file(filename: str) -> bool:
     """Whether code of a file is the user's: neither torch's, nor this package's, nor an installed library's."""
     return _role(filename) == 2
+
+
+def own_step(frame: FrameType, name: str) -> tuple[bool, bool]:
+    """Return whether this package called ``name`` for itself, inside a block, and whether ``relaxed`` was at work.
+
+    What ``relaxed`` lets pass is the user's call.
+    """
+    walk: FrameType | None = frame
+    while walk is not None and walk.f_code.co_filename.startswith((_TORCH, "<frozen", "<@beartype")):
+        walk = walk.f_back
+    if walk is None or not walk.f_code.co_filename.startswith(_PACKAGE):
+        return False, False
+    if walk.f_code.co_filename.startswith(_OWN_PROGRAMS):
+        return False, False
+    if not walk.f_code.co_filename.startswith(_RELAX):
+        return True, False
+    return getattr(walk.f_locals.get("func"), "__name__", None) != name, True
 
 
 def function_apply(frame: FrameType) -> FrameType | None:
@@ -140,6 +175,28 @@ def in_branch_test(where: Place) -> bool:
     for line, column, end_line, end_column in _tests(where.file):
         after = (where.line, where.column - 1) >= (line, column)
         if after and (where.line, where.column - 1) <= (end_line, end_column):
+            return True
+    return False
+
+
+@cache
+def _blocks(filename: str) -> tuple[tuple[int, int, int], ...]:
+    """Return (first line, first line of the body, last line) of every ``with`` statement in a file."""
+    text = "".join(linecache.getlines(filename))
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # as of _tests
+        return ()
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.With | ast.AsyncWith)]
+    return tuple((n.lineno, n.body[0].lineno, n.end_lineno or n.lineno) for n in found)
+
+
+def in_block(opening: Site, site: Site) -> bool:
+    """Whether ``site`` stands, in the same function, inside the ``with`` statement that begins at ``opening``."""
+    if opening.code is not site.code:
+        return False
+    for first, body, last in _blocks(opening.code.co_filename):
+        if first <= opening.line < max(body, first + 1) and body <= site.line <= last:
             return True
     return False
 

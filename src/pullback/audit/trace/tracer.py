@@ -24,7 +24,8 @@ from pullback.audit.trace.measures import measure
 from pullback.audit.trace.norms import norm_of
 from pullback.audit.trace.passes import StopTracing
 from pullback.audit.trace.records import Origin, tensors_in, unwrapped
-from pullback.audit.trace.sites import Site, function_apply, locate
+from pullback.audit.trace.regions import Regions
+from pullback.audit.trace.sites import Site, function_apply, locate, own_step
 from pullback.audit.trace.sums import adds_constant, follow_sum
 
 __all__ = ["StopTracing", "Tracer"]
@@ -45,11 +46,10 @@ class Tracer(Departures, TorchFunctionMode):
         super().__init__(libraries, steps)
         self.consumed: dict[int, list[int]] = {}
         self.custom_calls: dict[Any, CustomCall] = {}
-        self.names: dict[int, str] = {}
+        self.names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self.notes: list[str] = []
-        self._modules: set[int] = set()
-        self._regions = 0
-        self._was_enabled = True
+        self.regions = Regions(libraries)
+        self._modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def _from_numpy(self, array: Any) -> Tensor:
         """Stand in for ``torch.from_numpy``, which no mode can see."""
@@ -86,6 +86,7 @@ class Tracer(Departures, TorchFunctionMode):
         eager_transforms._autograd_grad = self._func_grad
         self._handles.append(nn.modules.module.register_module_forward_pre_hook(self._entering))
         self._patch_parameter()
+        self.regions.enter()
         super().__enter__()
         return self
 
@@ -94,6 +95,7 @@ class Tracer(Departures, TorchFunctionMode):
         torch.from_numpy = self._real_from_numpy
         eager_transforms._autograd_grad = self._real_func_grad
         nn.Parameter.__new__ = self._real_new  # type: ignore[method-assign]
+        self.regions.leave()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -112,10 +114,12 @@ class Tracer(Departures, TorchFunctionMode):
         nn.Parameter.__new__ = made  # type: ignore[method-assign]
 
     def _entering(self, module: nn.Module, _inputs: Any) -> None:
-        if id(module) not in self._modules:
-            self._modules.add(id(module))
+        if module not in self._modules:
+            self._modules.add(module)
             for name, parameter in module.named_parameters():
-                self.names.setdefault(id(parameter), f"{type(module).__name__}.{name}")
+                known, _ = self.names.get(id(parameter), (None, ""))
+                if known is None or known() is not parameter:  # else a module around this one has named it
+                    self.names[id(parameter)] = (weakref.ref(parameter), name)
         for own in module._parameters.values():
             if own is not None:
                 self._eval[id(own)] = self._eval.get(id(own), True) and not module.training
@@ -137,11 +141,6 @@ class Tracer(Departures, TorchFunctionMode):
 
     def _record(self, name: str, func: Any, args: Any, kwargs: Any, frame: Any) -> Any:
         enabled = torch.is_grad_enabled()
-        if enabled:
-            self._was_enabled = True
-        elif self._was_enabled:
-            self._was_enabled = False
-            self._regions += 1
         parents: list[int] = []
         live_parents: list[int] = []
         has_data = False
@@ -238,8 +237,10 @@ class Tracer(Departures, TorchFunctionMode):
             first = split[live][0]
             node.size, node.shape = first.numel(), tuple(first.shape)
             code = stop_code(name, live, live_parents, enabled, frame, site, kwargs)
-            if code:
-                origin = Origin(node.index, code, name, site, tuple(live_parents), 0 if enabled else self._regions)
+            own, relaxed = own_step(frame, name) if code else (False, False)
+            if code and not own:
+                region = 0 if enabled else self.regions.current
+                origin = Origin(node.index, code, name, site, tuple(live_parents), region, relaxed)
                 self.origins.append(origin)
                 node.origins = node.origins | {len(self.origins) - 1}
             for tensor in split[live]:

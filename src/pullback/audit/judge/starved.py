@@ -1,0 +1,140 @@
+"""Parameters that are trained and get nothing: what an optimizer steps in vain, and what no other finding explains."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from pullback.audit.judge.ledger import Ledger
+from pullback.audit.trace.optimizers import Optimizers
+from pullback.audit.trace.records import Leaf
+
+__all__ = ["find_cleared", "find_stale", "find_starved"]
+
+
+def find_stale(ledger: Ledger, optimizers: Optimizers) -> None:
+    """Find optimizers whose tensors were replaced after they were built, while the new ones get the gradients.
+
+    An unused part of a model is no fault, nor is a network that gets gradients which nobody asked for: it takes both,
+    tensors that are stepped in vain and others in their place.
+    """
+    orphans = [leaf for leaf in ledger.tracer.leaves.values() if leaf.norm and not _is_held(optimizers, leaf)]
+    for stepped in optimizers.stepped:
+        vain = [h for h in stepped.starved() if h.fed or ledger.leaf_of(h.tensor) not in ledger.graph.reached]
+        newer = [leaf for leaf in orphans if leaf.parameter and _age(optimizers, leaf) > stepped.born]
+        lost = [h for h in vain if not h.owned] if newer else []
+        if not lost and _same_shapes([tuple(h.tensor.shape) for h in vain], [leaf.shape for leaf in newer or orphans]):
+            lost = vain
+        if not lost:
+            continue
+        site = stepped.made or stepped.stepped
+        name = type(stepped.optimizer).__name__
+        evidence = {
+            "tensors stepped without a gradient": [_shown(ledger, h.tensor) for h in lost][:20],
+            "tensors with a gradient that nothing steps": [_described(ledger, o) for o in newer or orphans][:20],
+        }
+        count = f"{len(lost)} of {len(stepped.held)}"
+        finding = ledger.add("cut.optimizer", site, name, "error", evidence, count=count)
+        if finding is None:
+            continue
+        for held in lost:
+            ledger.blame_tensor(held.tensor, finding)
+        _replacements(ledger, optimizers, newer)
+
+
+def _replacements(ledger: Ledger, optimizers: Optimizers, newer: list[Leaf]) -> None:
+    """Name the line that made the tensors which get the gradients instead."""
+    sites = {}
+    for leaf in newer:
+        tensor = leaf.reference()
+        site = None if tensor is None else optimizers.made_at(tensor)
+        if site is not None:
+            sites.setdefault((site.code, site.line), (site, []))[1].append(leaf)
+    if sites:
+        site, leaves = max(sites.values(), key=lambda entry: len(entry[1]))
+        evidence = {"tensors": [_described(ledger, leaf) for leaf in leaves][:20]}
+        ledger.add("cut.unstepped", site, "Parameter", "warning", evidence)
+
+
+def find_cleared(ledger: Ledger, optimizers: Optimizers) -> None:
+    """Find optimizers that step after every gradient was set to ``None``: zero_grad between backward and step."""
+    for stepped in optimizers.stepped:
+        held = [h for h in stepped.held.values() if h.steps]
+        if stepped.steps < 2 or any(h.fed for h in held):
+            continue
+        had = [h.tensor for h in held if (leaf := ledger.leaf_of(h.tensor)) is not None and _norm(ledger, leaf)]
+        if had:
+            evidence = {"tensors": [_shown(ledger, t) for t in had][:20], "steps": stepped.steps}
+            name = type(stepped.optimizer).__name__
+            ledger.add("unused.gradient", stepped.stepped, f"{name}.step", "error", evidence)
+
+
+def find_starved(ledger: Ledger) -> None:
+    """Give every parameter that is used, trained and without gradient the last stop on its way, if nothing else has."""
+    by_hand = _by_hand(ledger)
+    lost: dict[int, list[int]] = defaultdict(list)
+    for leaf in sorted(ledger.dead - set(ledger.blame)):
+        record = ledger.tracer.leaves[leaf]
+        if record.norm is not None or record.frozen or id(record.reference()) in by_hand:
+            continue
+        ends = _ends(ledger, leaf)
+        if ends:
+            lost[max(ends)].append(leaf)
+    codes = {o.node: (o.code, o.site) for o in ledger.tracer.origins}
+    for end, leaves in lost.items():
+        node = ledger.nodes[end]
+        code, site = codes.get(end, ("cut.operation", node.site))
+        evidence = {"parameters without gradient": [ledger.name_of(i) for i in leaves][:20]}
+        ledger.charge(leaves, ledger.add(code, site, node.op, "error", evidence))
+
+
+def _ends(ledger: Ledger, leaf: int) -> set[int]:
+    """Return the values without gradient that were made from values with one, downstream of a tensor; empty if the
+    gradient has a way from a loss to the tensor.
+    """
+    seen: set[int] = set()
+    ends: set[int] = set()
+    losses = {e.node for e in ledger.graph.events if e.live}
+    stack = [leaf]
+    while stack:
+        index = stack.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        if index in losses:
+            return set()
+        for child in ledger.graph.children[index]:
+            if child in ledger.graph.reached:
+                (stack.append if ledger.nodes[child].live else ends.add)(child)
+    return ends
+
+
+def _by_hand(ledger: Ledger) -> set[int]:
+    """Return the ids of tensors that the program changes itself, as a codebook that follows moving averages."""
+    if ledger.optimizers is None:
+        return set()
+    return {key for s in ledger.optimizers.stepped for key, held in s.held.items() if held.written}
+
+
+def _is_held(optimizers: Optimizers, leaf: Leaf) -> bool:
+    return optimizers.is_held(leaf.reference())
+
+
+def _age(optimizers: Optimizers, leaf: Leaf) -> int:
+    tensor = leaf.reference()
+    return -1 if tensor is None else optimizers.born(tensor)
+
+
+def _same_shapes(vain: list[tuple[int, ...]], found: list[tuple[int, ...]]) -> bool:
+    return bool(vain) and not Counter(vain) - Counter(found)
+
+
+def _norm(ledger: Ledger, leaf: int) -> float | None:
+    return ledger.tracer.leaves[leaf].norm
+
+
+def _shown(ledger: Ledger, tensor: object) -> str:
+    return ledger.name_of_tensor(tensor)
+
+
+def _described(ledger: Ledger, leaf: Leaf) -> str:
+    return ledger.name_of(leaf.node)
