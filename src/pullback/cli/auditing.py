@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -31,7 +30,7 @@ def run(words: Sequence[str]) -> int:
     options.arguments = list(words[end + 1 :])
     _check(options)
     # What the audited code prints is for people: with `--json -` it must not reach standard output.
-    with lend_output(to_stderr="-" in (options.json, options.sarif)), _relaxed(options.relax):
+    with lend_output(to_stderr="-" in (options.json, options.sarif)):
         report = _audit(options)
     if os.environ.get("RANK", "0") not in ("", "0"):
         return report.exit_code(options.fail_on)  # under torchrun: the process of rank 0 reports
@@ -97,21 +96,24 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--inputs belongs to a function (pkg.mod:fn); a script brings its own")
 
 
-def _relaxed(temperature: float | None) -> Any:
-    if temperature is None:
-        return contextlib.nullcontext()
-    from pullback.relax import relaxed
-
-    return relaxed(temperature=temperature)
-
-
 def _audit(options: argparse.Namespace) -> Report:
     from pullback.audit import audit_script
 
-    shared: dict[str, Any] = {"ignore": tuple(options.ignore), "libraries": options.libraries}
+    shared: dict[str, Any] = {
+        "ignore": tuple(options.ignore),
+        "libraries": options.libraries,
+        "relax": options.relax,
+    }
     if not options.is_script:
         return _audit_function(options.target, options.inputs, shared)
-    return audit_script(options.target, options.arguments, steps=options.steps, **shared)
+    name = options.target if options.module is None else options.module
+    try:
+        by_module = options.module is not None
+        return audit_script(name, options.arguments, module=by_module, steps=options.steps, **shared)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:  # what the program raises is in the report
+        if _raised_by(error, "pullback.audit.script", "pullback.audit.notebook"):
+            raise UsageError(str(error)) from error
+        raise
 
 
 def _audit_function(target: str, inputs: str | None, options: dict[str, Any]) -> Report:
@@ -125,23 +127,22 @@ def _audit_function(target: str, inputs: str | None, options: dict[str, Any]) ->
                 load_target(name)
         return audit_target(target, inputs, **options)
     except Exception as error:
-        if isinstance(error, ValueError | TypeError | ModuleNotFoundError) and _raised_by(
-            error, "pullback.audit.target"
-        ):
+        wrong_name = isinstance(error, ValueError | TypeError | ModuleNotFoundError)
+        if wrong_name and _raised_by(error, "pullback.audit.target"):
             raise UsageError(str(error)) from error
         message = f"{target} raised {type(error).__name__}: {error}"
         raise UserCodeError(message, user_traceback(error)) from error
 
 
-def _raised_by(error: Exception, module: str) -> bool:
-    """Whether the error comes from that module itself, or from the import machinery that it called."""
+def _raised_by(error: Exception, *modules: str) -> bool:
+    """Whether the error comes from one of these modules, or from the import machinery that it called."""
     entry, blamed = error.__traceback__, ""
     while entry is not None:
         name = entry.tb_frame.f_globals.get("__name__", "")
-        if not name.startswith("importlib"):
+        if not name.startswith(("importlib", "runpy")):
             blamed = name
         entry = entry.tb_next
-    return blamed == module
+    return blamed in modules
 
 
 def _show(report: Report, options: argparse.Namespace) -> None:

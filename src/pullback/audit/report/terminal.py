@@ -166,7 +166,8 @@ def _parameters(report: Audited) -> Iterator[list[Span]]:
             where = "its gradient is zero"
         if parameter.blame:
             where = f"line {parameter.blame.get('line')} of {parameter.blame.get('file')}"
-        yield [(f"  {parameter.name} {list(parameter.shape)}: {where}", "")]
+        shape = "" if str(parameter.shape) in parameter.name else f" {list(parameter.shape)}"
+        yield [(f"  {parameter.name}{shape}: {where}", "")]
 
 
 def _summary(report: Audited) -> list[Span]:
