@@ -12,7 +12,7 @@ BENCH_PYTHON ?= $(or $(call runs,python3.13 python3.12 python3 $(wildcard $(HOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo check test test-all device-check bench docs lint data browser clean
+.PHONY: help demo check test test-all device-check bench docs reference lint data browser clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -82,11 +82,14 @@ device-check:  ## the laws, relaxed, the kernels' fallbacks and the demo on CUDA
 bench: $(BENCH)  ## every block against its peers, as ratios
 	OMP_NUM_THREADS=1 $(BENCH_VENV)/bin/pullback bench
 
-docs: $(STAMP)  ## build site/: the systems' pages from the results in runs/, and the reference in site/api/
+docs: $(STAMP)  ## build site/: the guide, the reference from the docstrings, and in site/gallery/ the systems with the results in runs/
+	@echo "== the guide and the reference"
+	$(BIN)/sphinx-build -q -W --keep-going -d build/doctrees docs site
 	@echo "== the systems' pages"
-	$(BIN)/pullback gallery --out site
-	@echo "== the reference, from the docstrings"
-	$(BIN)/pdoc -d google --math -o site/api $$($(BIN)/python -c "import pullback; print(*(f'pullback.{p}' for p in ('audit', 'relax', *pullback.FAMILIES, 'lab', 'data', 'core')))")
+	$(BIN)/pullback gallery --out site/gallery
+
+reference: $(STAMP)  ## keep the systems' runs in runs/ as the reference runs that the gallery shows where there are none yet
+	$(BIN)/python -m pullback.lab.gallery runs
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) $(BENCH_VENV) site build dist

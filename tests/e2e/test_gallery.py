@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pullback.cli import main
@@ -20,7 +21,8 @@ from pullback.lab.draw import files
 from pullback.lab.gallery import Pages, Store, build
 from pullback.lab.gallery.charts import bars, curves
 from pullback.lab.gallery.meshes import preview
-from pullback.lab.result import SCALES, STATUSES, Artifact, Claim, Metric, Series
+from pullback.lab.gallery.references import LARGEST, keep, references
+from pullback.lab.result import SCALES, STATUSES, Artifact, Claim, Metric, RunResult, Series
 from pullback.lab.store import read_results
 from tests.e2e import ensure_chromium
 from tests.lab import toy  # noqa: F401
@@ -59,6 +61,45 @@ def test_every_system_has_a_page_and_only_named_files_are_copied(site: Path, sto
         text = page.read_text()
         assert NASTY not in text
         assert "http" not in text.replace("http-equiv", ""), "nothing points out of the site"
+
+
+def test_what_was_not_run_shows_our_run(store: Path, site: Path) -> None:
+    """Its picture and its verdicts, marked as ours; never beside a run of the user's own."""
+    index, known = (site / "index.html").read_text(), references()
+    assert {"modular-implicit-differentiation", "neural-ode", "pulsar"} <= known.keys() <= set(registry.slugs())
+    for slug, kept in known.items():
+        assert (site / kept.file).stat().st_size <= LARGEST
+        assert sum(kept.verdicts.values()) > 0
+        card = index.partition(f'data-slug="{slug}"')[2].partition("</a>")[0]
+        page = (site / "systems" / slug / "index.html").read_text()
+        ours = not list(read_results(store, slug))
+        assert (f'src="{kept.file}"' in card) == ("our run" in card) == ours
+        assert (f'src="../../{kept.file}"' in page) == ("from our run" in page) == ours
+        assert not ours or f"{kept.verdicts['held']} held" in card
+
+
+def test_a_run_is_kept_as_reference(tmp_path: Path) -> None:
+    def kept(time: str, **changes: Any) -> RunResult:
+        record(tmp_path / "runs", time, seed=7, **changes)
+        entry = Store(tmp_path / "runs").entry("cosmo")
+        assert entry is not None
+        run = entry.find(time)
+        assert run is not None
+        return run
+
+    first = keep(run := kept("20260101-000001"), folder=tmp_path)
+    figures = [a.name for a in run.artifacts if a.kind in ("figure", "image", "animation")]
+    assert (first.picture, first.seed, first.verdicts) == (figures[0], 7, run.verdicts)
+    assert references(tmp_path) == {"cosmo": first}
+    with Image.open(tmp_path / "cosmo.webp") as picture:
+        assert picture.format == "WEBP"
+        assert max(picture.size) <= 640
+    other = keep(run, figures[1], folder=tmp_path)
+    assert keep(run, folder=tmp_path).picture == other.picture == figures[1], "the choice is remembered"
+    with pytest.raises(UsageError, match=r"picture must be one of .* of cosmo: 'no such'"):
+        keep(run, "no such", folder=tmp_path)
+    with pytest.raises(UsageError, match="a reference must be a complete run, got one that is failed"):
+        keep(kept("20260101-000002", status="failed"), folder=tmp_path)
 
 
 def test_the_run_that_speaks_for_a_system(tmp_path: Path) -> None:
@@ -326,7 +367,7 @@ def test_search_and_theme(browser: Browser, site: Path) -> None:
         page.get_by_text("A System of Old").click()
         expect(page.locator(".notice.failed")).to_contain_text("This version of the library has no system")
         assert page.evaluate(background) == dark, "the choice is remembered"
-        page.get_by_role("searchbox").fill("cosmo")
+        page.get_by_role("searchbox").fill("BEATS acyclicity")  # other systems name cosmo too
         page.get_by_role("searchbox").press("Enter")
         expect(cards).to_have_count(1)
     with opened(browser, site.as_uri(), color_scheme="dark") as page:

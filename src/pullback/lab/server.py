@@ -37,7 +37,7 @@ _LARGEST_FORM = 65_536
 _MOST_FIELDS = 200
 _SLOWEST_FORM = 10.0
 _IDLE = 15.0
-_ASSETS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_ASSETS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".webp": "image/webp"}
 _SHOWN = {".png": "image/png", ".svg": "image/svg+xml", ".wav": "audio/wav"}
 """Files of a run that a page shows; the others are downloads."""
 

@@ -16,6 +16,7 @@ import pullback
 from pullback.lab.gallery.charts import bars, curves, format_bytes, format_number, with_spread
 from pullback.lab.gallery.meshes import preview
 from pullback.lab.gallery.prose import inline, prose
+from pullback.lab.gallery.references import pictures, references
 from pullback.lab.gallery.store import Entry, artifact_files, block_summary, family_summary
 from pullback.lab.result import VERDICTS, Artifact, Claim, RunResult
 
@@ -32,9 +33,9 @@ ORIGINS = {
 
 
 def assets() -> dict[str, bytes]:
-    """Return the style sheet, scripts and icon by file name."""
+    """Return the style sheet, scripts, icon and pictures of reference runs by file name."""
     folder = resources.files("pullback.lab.gallery").joinpath("assets")
-    return {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()}
+    return {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()} | pictures()
 
 
 def command(slug: str, scale: str, seed: int, options: Mapping[str, Any]) -> str:
@@ -83,6 +84,7 @@ class Pages:
             verdicts=_verdicts([claim for run in shown for claim in run.claims]),
             counts={entry.slug: _verdicts(entry.shown.claims) for entry in entries if entry.shown is not None},
             thumbnails={entry.slug: _thumbnail(entry) for entry in entries},
+            references=references(),
             ran=len(shown),
             search={entry.slug: _search_text(entry) for entry in entries},
         )
@@ -99,6 +101,7 @@ class Pages:
             home="" if run is None else "../",
             files=f"{name}/" if run is None else "",
             entry=entry,
+            reference=references().get(entry.slug),
             run=shown,
             is_main=run is None or shown is entry.shown,
             newest=entry.runs[0] if entry.runs else None,
