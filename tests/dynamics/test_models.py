@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -298,3 +300,43 @@ def test_residual_block_is_its_layers(generator: torch.Generator) -> None:
     y = torch.randn(2, 4, 5, 5, generator=generator)
     inner = block.convolutions[0](torch.relu(block.norms[0](y)))
     assert torch.allclose(block(y), y + block.convolutions[1](torch.relu(block.norms[1](inner))), atol=1e-6)
+
+
+def _sequence_calls(model: Any, times: Tensor, values: Tensor, queries: Tensor, **more: Any) -> list[Callable[[], Any]]:
+    """Every way in which a sequence model reads observations."""
+    if isinstance(model, BackwardsEncoder):
+        return [lambda: model(times, values, more.get("mask", torch.ones(times.shape)))]
+    calls: list[Callable[[], Any]] = [lambda: model.extrapolate(times, values, queries, **more)]
+    if isinstance(model, AutoregressiveRNN):
+        return [*calls, lambda: model.log_likelihood(times, values)]
+    return [*calls, lambda: model.posterior(times, values, **more), lambda: model.elbo(times, values, **more)]
+
+
+@pytest.mark.parametrize("name", ["BackwardsEncoder", "LatentODE", "LatentRNN", "AutoregressiveRNN"])
+def test_sequences_of_other_batches_or_steps_are_refused_by_name(name: str, without_shape_checks: None) -> None:
+    encoder = BackwardsEncoder(2, 4)
+    models: dict[str, Any] = {
+        "BackwardsEncoder": encoder,
+        "LatentODE": LatentODE(encoder, NeuralField(4), nn.Linear(4, 2), latent=4),
+        "LatentRNN": LatentRNN(2, 4),
+        "AutoregressiveRNN": AutoregressiveRNN(2),
+    }
+    times, values, later = torch.linspace(0, 1, 5).expand(3, 5), torch.zeros(3, 5, 2), torch.full((3, 2), 2.0)
+
+    def refused(times: Tensor, values: Tensor, queries: Tensor, match: str, **more: Any) -> None:
+        for call in _sequence_calls(models[name], times, values, queries, **more):
+            with pytest.raises(ValueError, match=match):
+                call()
+
+    refused(times, values[:2], later, r"values must have shape \(3, 5, .*got \(2, 5, 2\)")
+    refused(times, values[:, :4], later, r"values must have shape \(3, 5, .*got \(3, 4, 2\)")
+    refused(times[:1], values, later, r"values must have shape \(1, 5, .*got \(3, 5, 2\)")
+    refused(times, values[..., 0], later, r"values must have shape \(3, 5, .*got \(3, 5\)")
+    refused(times[0], values, later, r"times must have shape \(batch, steps\), got \(5,\)")
+    refused(times, values[..., :1], later, r"values must have shape \(3, 5, 2\), got \(3, 5, 1\)")
+    if name != "AutoregressiveRNN":
+        mask = torch.ones(3, 4)
+        refused(times, values, later, r"mask must have the shape of times, \(3, 5\), got \(3, 4\)", mask=mask)
+    if name != "BackwardsEncoder":
+        with pytest.raises(ValueError, match=r"queries must have shape \(3, steps\), got \(2, 2\)"):
+            models[name].extrapolate(times, values, later[:2])

@@ -34,6 +34,23 @@ class EvidenceLowerBound(NamedTuple):
     event_log_likelihood: Tensor | None
 
 
+def check_times(times: Tensor, name: str = "times", batch: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``times`` are ``[batch, steps]``."""
+    if times.ndim != 2 or batch not in (None, len(times)):
+        wanted = "batch" if batch is None else batch
+        raise ValueError(f"{name} must have shape ({wanted}, steps), got {tuple(times.shape)}")
+
+
+def check_sequences(times: Tensor, values: Tensor, mask: Tensor | None = None, *, dim: int | None = None) -> None:
+    """Raise ``ValueError`` unless ``values`` are ``[batch, steps, dim]`` and ``mask`` ``[batch, steps]``, as times."""
+    check_times(times)
+    if values.ndim != 3 or values.shape[:2] != times.shape or dim not in (None, values.shape[-1]):
+        wanted = (*times.shape, "dim" if dim is None else dim)
+        raise ValueError(f"values must have shape ({', '.join(map(str, wanted))}), got {tuple(values.shape)}")
+    if mask is not None and mask.shape != times.shape:
+        raise ValueError(f"mask must have the shape of times, {tuple(times.shape)}, got {tuple(mask.shape)}")
+
+
 class BackwardsEncoder(nn.Module):
     """A recurrent network that reads (value, gap to the next later observation) from the last to the first.
 
@@ -60,6 +77,7 @@ class BackwardsEncoder(nn.Module):
         mask: Num[Tensor, "batch steps"],
     ) -> Float[Tensor, "batch twice_latent"]:
         """``[batch, 2 latent]``; masked observations are not read."""
+        check_sequences(times, values, mask, dim=self.gru.input_size - 1)
         # what is seen comes first, the latest in front, so that one fused pass reads it without holes
         seen, order = (mask.flip(1) > 0).sort(dim=1, descending=True, stable=True)
         t = times.flip(1).gather(1, order)
@@ -137,7 +155,11 @@ class LatentODE(nn.Module):
             times: ``[batch, steps]`` ascending in each row.
             values: ``[batch, steps, dim]``.
             mask: ``[batch, steps]``, zero where there is no observation.
+
+        Raises:
+            ValueError: batches or steps differ.
         """
+        check_sequences(times, values, mask)
         mask = torch.ones_like(times) if mask is None else mask
         code = self.encoder(times, values, mask)
         check_shape("encoder's output", code, (2 * self.latent,))
@@ -170,6 +192,7 @@ class LatentODE(nn.Module):
             queries: ``[batch, later]``.
         """
         z0 = self.posterior(times, values, mask).mean
+        check_times(queries, "queries", batch=len(z0))
         return self.decode(z0, torch.cat([times, queries], 1))[:, times.shape[1] :]
 
     def elbo(
@@ -188,6 +211,7 @@ class LatentODE(nn.Module):
             kl_weight: weight of the divergence from the prior N(0, 1).
             generator: of the sample.
         """
+        check_sequences(times, values, mask)
         mask = torch.ones_like(times) if mask is None else mask
         values = torch.where(mask.unsqueeze(-1) > 0, values, 0.0)  # what was not observed may be NaN
         q = self.posterior(times, values, mask)
@@ -206,6 +230,7 @@ class LatentODE(nn.Module):
         return EvidenceLowerBound(bound if events is None else bound + events, log_likelihood, kl, events)
 
     def _solve(self, field: Callable[[Tensor, Tensor], Tensor], z0: Tensor, times: Tensor) -> Tensor:
+        check_times(times, "times", batch=len(z0))
         start = torch.full_like(times[:, :1], self.start)
         if bool((times[:, :1] < start).any()):
             raise ValueError(f"times must not lie before start={self.start}, got {float(times.min())}")

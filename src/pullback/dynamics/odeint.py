@@ -169,7 +169,7 @@ def odeint(
         >>> rate = torch.tensor(2.0, requires_grad=True)
         >>> solution = odeint(lambda t, y: -rate * y, torch.ones(1), [0.0, 1.0])
         >>> solution.y[-1].backward()
-        >>> round(float(solution.y[-1]), 4), round(float(rate.grad), 4)  # exp(-2), -exp(-2)
+        >>> round(solution.y[-1].item(), 4), round(rate.grad.item(), 4)  # exp(-2), -exp(-2)
         (0.1353, -0.1353)
 
     References:

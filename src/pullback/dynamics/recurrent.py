@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pullback.core.checks import check_integer, check_positive, check_shape
+from pullback.core.checks import check_integer, check_positive
 from pullback.core.shapes import Float
-from pullback.dynamics.latent_ode import BackwardsEncoder, LatentODE
+from pullback.dynamics.latent_ode import BackwardsEncoder, LatentODE, check_sequences, check_times
 
 __all__ = ["AutoregressiveRNN", "LatentRNN"]
 
@@ -51,7 +51,7 @@ class AutoregressiveRNN(nn.Module):
             times: ``[batch, steps]`` ascending in each row, two or more.
             values: ``[batch, steps, dim]``.
         """
-        check_shape("values", values, (self.dim,))
+        check_sequences(times, values, dim=self.dim)
         if times.shape[1] < 2:
             raise ValueError(f"times must hold at least two steps, got {times.shape[1]}")
         states, _ = self.gru(torch.cat([values[:, :-1], times.diff(dim=1).unsqueeze(-1)], -1))
@@ -65,7 +65,8 @@ class AutoregressiveRNN(nn.Module):
         queries: Float[Tensor, "batch later"],
     ) -> Float[Tensor, "batch later dim"]:
         """Return the means at ``queries``, ascending and after ``times``, each read as an observation by the next."""
-        check_shape("values", values, (self.dim,))
+        check_sequences(times, values, dim=self.dim)
+        check_times(queries, "queries", batch=len(times))
         gaps = torch.cat([times, queries], 1).diff(dim=1).unsqueeze(-1)
         seen = times.shape[1]
         states, state = self.gru(torch.cat([values, gaps[:, :seen]], -1))
@@ -106,6 +107,7 @@ class LatentRNN(LatentODE):
         self, z0: Float[Tensor, "batch latent"], times: Float[Tensor, "batch steps"]
     ) -> Float[Tensor, "steps batch hidden"]:
         """Return the recurrent states ``[steps, batch, hidden]``."""
+        check_times(times, batch=len(z0))
         start = torch.full_like(times[:, :1], self.start)
         gaps = times.diff(dim=1, prepend=start).unsqueeze(-1)
         return self.field(gaps, torch.tanh(self.first(z0))[None])[0].transpose(0, 1)
