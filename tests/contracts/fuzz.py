@@ -11,7 +11,7 @@ is not the hard operation.
 
 from __future__ import annotations
 
-import linecache
+import dis
 import math
 import random
 import signal
@@ -242,14 +242,14 @@ def _ordinary(t: Tensor) -> bool:
 def _is_refusal(error: Exception) -> bool:
     """Whether pullback raised it itself (its last frame is a ``raise`` of ours), or a function that the table gave."""
     frames = traceback.extract_tb(error.__traceback__)
-    frame = frames[-1]
     tables = [i for i, f in enumerate(frames) if Path(f.filename).parent.parent == Path(__file__).parent]
     ours = [i for i, f in enumerate(frames) if Path(f.filename).is_relative_to(_SOURCE)]
     if tables and (not ours or tables[-1] > ours[0]):
         return True
     if "allocate" in str(error):  # asked for more memory than there is
         return True
-    raised = linecache.getline(frame.filename, frame.lineno or 0).lstrip().startswith("raise ")
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    raised = dis.opname[last.f_code.co_code[last.f_lasti]] == "RAISE_VARARGS"
     return isinstance(error, ValueError | TypeError | IndexError) and ours[-1:] == [len(frames) - 1] and raised
 
 

@@ -133,6 +133,21 @@ def test_soft_clamp_stays_inside_and_increases(value: float, low: float, width: 
     assert y[1] >= y[0] - slack
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+@pytest.mark.parametrize("shapes", [((), (3,), (1,)), ((1,), (3,), (2, 1)), ((3,), (), (2, 3)), ((), None, (2,))])
+def test_clamp_has_a_gradient_where_a_bound_is_larger(shapes: tuple[Any, ...], temperature: float) -> None:
+    values = zip(shapes, (0.5, -1.0, 2.0), strict=True)
+    x, low, high = (None if s is None else torch.full(s, v, requires_grad=True) for s, v in values)
+    value = discrete.clamp(x, low, high, temperature=temperature)
+    assert value.shape == torch.broadcast_shapes(*(s for s in shapes if s is not None))
+    given = [t for t in (x, low, high) if t is not None]
+    gradients = torch.autograd.grad(value.sum(), given)
+    assert [g.shape for g in gradients] == [t.shape for t in given]
+    if temperature == 0:
+        assert gradients[0].sum() == value.numel()  # x is inside of its bounds
+        assert not any(g.any() for g in gradients[1:])
+
+
 def test_clamp_follows_torch_where_bounds_cross_or_are_infinite() -> None:
     x = torch.linspace(-2, 2, 9)
     low, high = torch.tensor(1.0), torch.tensor(-1.0)

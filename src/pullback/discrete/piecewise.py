@@ -295,11 +295,12 @@ def _minimum(x: Tensor, other: Operand) -> Tensor:
 
 
 def _clamp(x: Tensor, min: Operand | None, max: Operand | None) -> Tensor:
-    if isinstance(min, Tensor) == isinstance(max, Tensor) or min is None or max is None:
-        return torch.clamp(x, min, max)  # type: ignore[arg-type]
-    low = min if isinstance(min, Tensor) else torch.full_like(x, min)
-    high = max if isinstance(max, Tensor) else torch.full_like(x, max)
-    return torch.clamp(x, low, high)
+    # Bounds of one kind, and x of their shape: torch's gradient fails where a bound has more dimensions.
+    tensors = [b for b in (min, max) if isinstance(b, Tensor)]
+    if tensors:
+        x = x.expand(torch.broadcast_shapes(x.shape, *(b.shape for b in tensors)))
+        min, max = (torch.full_like(x, b) if isinstance(b, float | int) else b for b in (min, max))
+    return torch.clamp(x, min, max)  # type: ignore[arg-type]
 
 
 def _ramp(x: Tensor, method: str, temperature: Scalar) -> Tensor:

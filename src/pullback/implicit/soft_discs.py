@@ -6,6 +6,7 @@ import torch
 
 from pullback.core.checks import check_broadcast, check_floating, check_positive, check_same_dtype, check_shape
 from pullback.core.shapes import Float, Tensor
+from pullback.core.transforms import can_look
 
 __all__ = ["soft_disc_energy"]
 
@@ -28,7 +29,7 @@ def soft_disc_energy(
 
     Raises:
         TypeError: no floating tensors, or of different dtypes.
-        ValueError: shapes that do not fit, a side that is not > 0.
+        ValueError: shapes that do not fit, diameters or a side that are not > 0.
 
     Example:
         >>> soft_disc_energy(torch.tensor([[0.1, 0.0], [3.6, 0.0]]), torch.ones(2), 4.0)  # 1/2 apart across the border
@@ -43,6 +44,8 @@ def soft_disc_energy(
     count = positions.shape[-2]
     check_shape("diameters", diameters, (count,))
     check_broadcast(positions=tuple(positions.shape[:-1]), diameters=tuple(diameters.shape))
+    if can_look(diameters):
+        check_positive("diameters", diameters)
     check_positive("side", side)
     first, second = torch.triu_indices(count, count, 1, device=positions.device)
     reach = (diameters[..., first] + diameters[..., second]) / 2

@@ -158,7 +158,8 @@ def _one_hot_argsort(x: Tensor) -> Tensor:
 
 
 def _hard_mask(x: Tensor, k: int) -> Tensor:
-    return torch.zeros_like(x).scatter(-1, x.topk(k).indices, 1.0)
+    order = x.argsort(stable=True, dim=-1, descending=True)  # of equal entries the first
+    return torch.zeros_like(x).scatter(-1, order[..., :k], 1.0)
 
 
 def _matrix(x: Tensor, dim: int) -> Tensor:

@@ -39,6 +39,7 @@ CONTRACTS = [
             Bad((_PLACES, torch.ones(1), 1.0), {}, ValueError, "diameters must have shape"),
             Bad((_PLACES.expand(2, 3, 2), torch.ones(4, 3), 1.0), {}, ValueError, "positions"),
             Bad((_PLACES, torch.ones(3), 0.0), {}, ValueError, "side must be > 0"),
+            Bad((_PLACES, torch.tensor([1.0, 0.0, 1.0]), 1.0), {}, ValueError, "diameters must be > 0 everywhere"),
         ],
         why="large: far from the box the place inside of it is lost to rounding",
     ),
