@@ -10,7 +10,7 @@ import pytest
 
 from pullback.audit.report.findings import Finding, LineRecord, ParameterRecord
 from pullback.audit.report.html import to_html
-from pullback.audit.report.remedies import with_remedies
+from pullback.audit.report.remedy import Remedy
 from pullback.audit.report.report import Report
 from pullback.audit.report.terminal import print_report
 
@@ -29,9 +29,17 @@ def report(tmp_path: Path) -> Report:
     file = tmp_path / "program.py"
     file.write_text(_SOURCE)
     lines = _SOURCE.splitlines()
+    remedy = Remedy(
+        "discrete.rank",
+        "Ranks with a gradient.",
+        str(file),
+        "@@ line 6 @@\n-    order = torch.argsort(x)\n+    order = discrete.rank(x, temperature=0.1)",
+        "gradient norm of `scores` 0 -> 1.2; loss changes by 0.01",
+    )
     finding = Finding(
         *("cut.index", "cut", "error", str(file), 6, 13, 29, lines[5], "argsort", "argsort returns indices"),
         evidence={"gradient": 0.0, "reference": 1.25},
+        remedies=(remedy,),
     )
     records = (
         LineRecord(str(file), 5, lines[4], 1, ("mul",), 0.0, None),
@@ -39,17 +47,15 @@ def report(tmp_path: Path) -> Report:
         LineRecord(str(file), 7, lines[6], 3, ("getitem", "mul", "sum"), 2.0, 1.0),
     )
     blame = {"file": str(file), "line": 6, "code": "cut.index"}
-    return with_remedies(
-        Report(
-            target="rank",
-            findings=(finding,),
-            lines=records,
-            edges=((0, 1), (1, 2), (2, 1)),
-            parameters=(ParameterRecord("scores", (4,), None, True, blame),),
-            notes=("C extensions are not seen",),
-            silenced=2,
-            steps=1,
-        )
+    return Report(
+        target="rank",
+        findings=(finding,),
+        lines=records,
+        edges=((0, 1), (1, 2), (2, 1)),
+        parameters=(ParameterRecord("scores", (4,), None, True, blame),),
+        notes=("C extensions are not seen",),
+        silenced=2,
+        steps=1,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pullback.cli import main
 
@@ -157,8 +158,17 @@ def test_find_prints_code_that_can_be_pasted(capsys: pytest.CaptureFixture[str])
     assert main(["find", "argmax", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found[0]["block"] == "discrete.argmax"
-    namespace: dict[str, object] = {}
-    exec("import torch\nx = torch.randn(5, requires_grad=True)\n" + found[0]["code"], namespace)
+    old, new = (
+        "\n".join(line[1:] for line in found[0]["diff"].splitlines() if line[0] in kept) for kept in (" -", " +")
+    )
+    values = []
+    for code in (old, new):
+        scores = torch.tensor([[0.3, 0.9], [2.0, 1.0]], requires_grad=True)
+        scope = {"torch": torch, "scores": scores, "table": torch.tensor([1.0, 5.0], requires_grad=True)}
+        exec(code, scope)
+        scope["chosen"].sum().backward()
+        values.append((scope["chosen"].tolist(), scores.grad is not None))
+    assert values == [([5.0, 1.0], False), ([5.0, 1.0], True)]
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
