@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pullback.discrete.boundaries import bucketize, searchsorted
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
+from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
+from pullback.discrete.cumulative import Cumulative, cummax, cummin
 from pullback.discrete.estimators import Sample, categorical, reinmax
+from pullback.discrete.filters import median_filter, rank_filter
 from pullback.discrete.isotonic import project_permutahedron
 from pullback.discrete.logic import (
     all,
@@ -46,12 +50,15 @@ __all__ = [
     "ORDERINGS",
     "RAMPS",
     "STEP_ERRORS",
+    "Cumulative",
+    "Histogram",
     "OrderingMethod",
     "OrderingMetrics",
     "Partition",
     "Sample",
     "Sorted",
     "Swap",
+    "Unique",
     "abs",
     "all",
     "any",
@@ -59,12 +66,16 @@ __all__ = [
     "argmin",
     "argsort",
     "bernoulli",
+    "bincount",
+    "bucketize",
     "categorical",
     "ceil",
     "choose",
     "clamp",
     "comparators",
     "count",
+    "cummax",
+    "cummin",
     "embedding",
     "entmax",
     "entmax15",
@@ -78,6 +89,8 @@ __all__ = [
     "gumbel_noise",
     "gumbel_softmax",
     "heaviside",
+    "histc",
+    "histogram",
     "index_select",
     "isclose",
     "kthvalue",
@@ -93,6 +106,7 @@ __all__ = [
     "max",
     "maximum",
     "median",
+    "median_filter",
     "min",
     "minimum",
     "multinomial",
@@ -105,10 +119,12 @@ __all__ = [
     "project_permutahedron",
     "quantile",
     "rank",
+    "rank_filter",
     "reinmax",
     "relu",
     "remainder",
     "round",
+    "searchsorted",
     "sign",
     "soft_step",
     "soft_swap",
@@ -122,5 +138,6 @@ __all__ = [
     "take_along_dim",
     "topk",
     "trunc",
+    "unique",
     "where",
 ]
