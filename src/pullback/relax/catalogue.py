@@ -7,7 +7,15 @@ from typing import Any
 import torch
 
 from pullback.discrete import ORDERINGS, RAMPS, STEP_ERRORS
-from pullback.relax import rules_elementwise, rules_flow, rules_index, rules_logic, rules_order, rules_sampling  # noqa: F401  they register
+from pullback.relax import (  # noqa: F401  they register
+    rules_counting,
+    rules_elementwise,
+    rules_flow,
+    rules_index,
+    rules_logic,
+    rules_order,
+    rules_sampling,
+)
 from pullback.relax.rules import RULES, functions_named
 
 __all__ = ["METHODS", "SILENT", "SINKS", "groups", "operations"]
@@ -21,6 +29,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "sign", "heaviside"), _STEPS),
     **dict.fromkeys(("round", "floor", "ceil", "trunc", "frac"), _STEPS),
+    **dict.fromkeys(("histc", "searchsorted"), _STEPS),
     **dict.fromkeys(("relu", "abs", "clamp", "maximum", "minimum"), RAMPS),
     "logical": ("product", "minimum"),
 }
@@ -49,7 +58,7 @@ SILENT = _named(
 
 CONTINUOUS = {
     *("relu", "abs", "clamp", "maximum", "minimum", "max", "min", "sort", "topk", "kthvalue", "median", "quantile"),
-    *("frac", "remainder"),
+    *("frac", "remainder", "cummax", "cummin"),
 }
 """Operations whose float results move with their argument, without jumps."""
 
@@ -62,7 +71,7 @@ SINKS: dict[Any, str] = {
     **dict.fromkeys(_named("item tolist __int__ __float__ __index__ __complex__"), _NUMBER),
     **dict.fromkeys(_named("__dlpack__"), "NumPy carries no gradient"),
     **dict.fromkeys(_named("nonzero argwhere unique unique_consecutive masked_select masked_scatter"), _RAGGED),
-    **dict.fromkeys(_named("bincount histc histogram"), "counting by value has no soft counterpart here"),
+    **dict.fromkeys(_named("bincount"), "counts of what is not an index"),
     **dict.fromkeys(_named("cross_entropy nll_loss"), "targets stay hard"),
 }
 """Functions that end a gradient -> why."""

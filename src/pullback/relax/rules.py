@@ -71,7 +71,8 @@ class Rule:
 
     Attributes:
         operation: its canonical name, as in ``only``, ``ignore``, ``methods`` and the report.
-        group: ``comparison``, ``logic``, ``rounding``, ``elementwise``, ``order``, ``index``, ``flow`` or ``sampling``.
+        group: ``comparison``, ``logic``, ``rounding``, ``elementwise``, ``order``, ``counting``, ``index``, ``flow``
+            or ``sampling``.
         soft: called with the settings, the hard result and the arguments of the torch call. Returns for a float result
             a tensor, for a bool result a ``Lazy`` probability, for an integer result an :class:`Integer`, a tuple of
             those for several results, or :data:`PASS`.
