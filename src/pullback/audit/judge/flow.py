@@ -27,6 +27,8 @@ _PRODUCTS = frozenset("mul mul_ __mul__ __rmul__ div div_ true_divide __truediv_
 _LINKS = frozenset("log_softmax softmax logsumexp sigmoid logsigmoid exp log softplus clamp normalize".split())
 LOOP = 8
 """Visits of one call in a chain from which it counts as a loop."""
+BENDS = 6
+"""Functions and products that a loss may be made of behind its last layer."""
 
 
 def flow_findings(graph: TraceGraph, trained: set[int]) -> Iterator[tuple[str, Node, dict[str, Any], set[int]]]:
@@ -35,20 +37,23 @@ def flow_findings(graph: TraceGraph, trained: set[int]) -> Iterator[tuple[str, N
     for event, inside in zip(graph.events, graph.ancestry, strict=True):
         if not event.live or not event.finite or event.node is None:
             continue
-        peak, bottleneck = _bounds(graph, inside, event.node)
+        chains = [visits for visits in _visits_of_calls(graph, inside).values() if _is_chain(graph, visits)]
+        peak, bottleneck = _bounds(graph, inside, event.node, chains)
         for kind in ("vanishing", "exploding"):
-            for code, node, evidence, leaves in _one(graph, trained, inside, peak, bottleneck, kind):
+            for code, node, evidence, leaves in _one(graph, trained, inside, peak, bottleneck, chains, kind):
                 key = (code, node.site.code if node.site else None, node.site.line if node.site else 0)
                 if key not in seen:
                     seen.add(key)
                     yield code, node, evidence, leaves
 
 
-def _bounds(graph: TraceGraph, inside: set[int], loss: int) -> tuple[dict[int, float], dict[int, float]]:
+def _bounds(
+    graph: TraceGraph, inside: set[int], loss: int, chains: list[list[int]]
+) -> tuple[dict[int, float], dict[int, float]]:
     start = graph.nodes[loss].cotangent or 1.0
     peak: dict[int, float] = {loss: start}
     bottleneck: dict[int, float] = {loss: start}
-    head = _head(graph, inside, loss)
+    head = _head(graph, inside, loss, chains)
     for index in sorted(inside, reverse=True):
         if index == loss:
             continue
@@ -62,23 +67,46 @@ def _bounds(graph: TraceGraph, inside: set[int], loss: int) -> tuple[dict[int, f
     return peak, bottleneck
 
 
-def _head(graph: TraceGraph, inside: set[int], loss: int) -> set[int]:
-    """Return the nodes between the loss and the first layer: a small residual there is a good fit, not a fault."""
+def _head(graph: TraceGraph, inside: set[int], loss: int, chains: list[list[int]]) -> set[int]:
+    """Return the nodes between the loss and the first layer: a small residual there is a good fit, not a fault.
+
+    A call that is repeated along the way, or a row of more than a few functions, is a chain whatever surrounds it.
+    """
+    chained = {i for visits in chains for i in visits}
     head: set[int] = set()
-    stack = [loss]
+    stack = [(loss, 0)]
     while stack:
-        index = stack.pop()
+        index, bends = stack.pop()
         node = graph.nodes[index]
         if index in head or index not in inside or node.op in ops.WEIGHTED or node.leaf is not None:
             continue
         if node.op in _PRODUCTS and node.gain_count and abs(node.gain_log / node.gain_count) > math.log(LARGE):
             continue  # a factor of a million is not the size of a residual
+        bent = node.op in _LINKS or node.op in _PRODUCTS
+        bends += bent
+        if bent and (index in chained or bends > BENDS):
+            continue
         head.add(index)
         if node.op in _PRODUCTS:
-            stack += node.parents if len(node.parents) == 1 else ()
+            stack += [(p, bends) for p in node.parents] if len(node.parents) == 1 else ()
         elif node.op in ops.LINEAR | ops.LOSSES | _LINKS or node.op.strip("_") in ops.RESIDUAL:
-            stack += node.parents
+            stack += [(p, bends) for p in node.parents]
     return head
+
+
+def _is_chain(graph: TraceGraph, visits: list[int]) -> bool:
+    """Whether the last visit of one call uses the result of its first."""
+    if len(visits) < LOOP:
+        return False
+    first, seen, stack = visits[0], set(), [visits[-1]]
+    while stack:
+        index = stack.pop()
+        if index == first:
+            return True
+        if index > first and index not in seen:
+            seen.add(index)
+            stack += graph.nodes[index].parents
+    return False
 
 
 def _one(
@@ -87,6 +115,7 @@ def _one(
     inside: set[int],
     peak: dict[int, float],
     bottleneck: dict[int, float],
+    chains: list[list[int]],
     kind: str,
 ) -> Iterator[tuple[str, Node, dict[str, Any], set[int]]]:
     nodes = graph.nodes
@@ -102,7 +131,12 @@ def _one(
         if users and kind == "exploding" and max(ratios.values()) > LARGE:
             hit.add(leaf)
             worst[leaf] = max(ratios.values())
-    looped = _loops(graph, inside, peak, bottleneck, kind)
+    looped = _loops(graph, peak, bottleneck, chains, kind)
+    rounded = {i for i in looped if nodes[i].cotangent == 0.0}  # smaller than the smallest number
+    if rounded:
+        below = {leaf for leaf in graph.leaves(inside) & trained if graph.downstream([leaf]) & rounded}
+        worst |= dict.fromkeys(below - hit, 0.0)
+        hit |= below
     if hit:
         between = graph.downstream(hit) & inside
         node, gain = _line(graph, between, kind)
@@ -118,9 +152,10 @@ def _one(
                 yield "chaotic.loop", node, {"exponent": f"{rate:.3f}", "visits": visits}, set()
     elif looped:
         node = nodes[max(looped, key=lambda i: abs(nodes[i].gain_log))]
-        extreme = looped[max(looped, key=lambda i: abs(math.log(looped[i])))]
+        extreme = (min if kind == "vanishing" else max)(looped.values())
         evidence = {"factor": f"{extreme:.1e}", "gain of the line": nodes[node.index].gain_log, "loop": True}
-        if kind == "exploding" or extreme < SMALL**1.5:
+        discounted = node.op in _PRODUCTS and len(node.parents) == 1  # by a number, and nothing is short of gradient
+        if kind == "exploding" or (extreme < SMALL**1.5 and not discounted):
             yield f"{kind}.loop", node, evidence, set()
 
 
@@ -141,33 +176,33 @@ def _line(graph: TraceGraph, between: set[int], kind: str) -> tuple[Node | None,
     return pick, total[key]
 
 
-def _groups(graph: TraceGraph, inside: set[int]) -> dict[tuple[Any, int, str], list[int]]:
+def _visits_of_calls(graph: TraceGraph, inside: set[int]) -> dict[tuple[Any, int, str], list[int]]:
     groups: dict[tuple[Any, int, str], list[int]] = defaultdict(list)
     for index in sorted(inside):
         node = graph.nodes[index]
-        if node.site is not None and node.cotangent:
+        if node.site is not None and node.cotangent is not None:
             groups[node.site.code, node.site.instruction, node.op].append(index)
     return groups
 
 
 def _loops(
-    graph: TraceGraph, inside: set[int], peak: dict[int, float], bottleneck: dict[int, float], kind: str
+    graph: TraceGraph, peak: dict[int, float], bottleneck: dict[int, float], chains: list[list[int]], kind: str
 ) -> dict[int, float]:
     """Return nodes of loops in which the cotangent decays or grows steadily, with the ratio at the first visit."""
     found: dict[int, float] = {}
-    for members in _groups(graph, inside).values():
-        if len(members) < LOOP or members[0] not in peak or (kind == "vanishing" and not peak[members[0]]):
+    for visits in chains:
+        norms = [graph.nodes[i].cotangent or 0.0 for i in visits]
+        first, end = visits[0], norms[-1]
+        if first not in peak or not peak[first] or not end:
             continue
-        first, last = members[0], members[-1]
-        if last not in graph.downstream([first]):
-            continue
-        norm, end = graph.nodes[first].cotangent or 0.0, graph.nodes[last].cotangent or 1.0
+        # Where the first is zero, the others say whether the loop led there or something in front of it.
+        norm = norms[0] or min(n for n in norms if n)
         ratio = norm / (peak[first] if kind == "vanishing" else bottleneck[first])
         steady = norm / end
         if kind == "vanishing" and ratio < SMALL and steady < SMALL:
-            found |= dict.fromkeys(members, ratio)
+            found |= dict.fromkeys(visits, ratio)
         if kind == "exploding" and ratio > LARGE and steady > LARGE:
-            found |= dict.fromkeys(members, ratio)
+            found |= dict.fromkeys(visits, ratio)
     return found
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pullback.audit.judge.verdicts import Bias
 from pullback.audit.probe.program import Program
-from pullback.audit.probe.random import set_random_state
-from pullback.audit.probe.replay import Laboratory
+from pullback.audit.probe.replay import Laboratory, Refusal
 from pullback.audit.probe.slopes import changes_along
+from pullback.audit.probe.steps import Steps
 
 __all__ = ["measure_bias"]
 
@@ -32,19 +32,23 @@ def measure_bias(
     Returns:
         One :class:`Bias` a smoothing; empty if there is no gradient to judge or the time is used up.
     """
-    set_random_state(laboratory.state)
-    try:
+
+    def differentiate() -> tuple[Tensor | None, ...]:
         value = program.value()
         if value is None or not value.requires_grad:
-            return []
-        gradients = torch.autograd.grad(value.sum(), tensors, allow_unused=True)
-    except RuntimeError:  # an operation without a derivative, which the trace names
+            return ()
+        return torch.autograd.grad(value.sum(), tensors, allow_unused=True)
+
+    try:
+        gradients = laboratory.attempt(differentiate)
+    except Refusal:  # an operation without a derivative, which the trace names
         return []
-    finally:
-        laboratory.restore()
+    if not gradients:
+        return []
     found = []
+    steps = Steps(laboratory, tensors, generator)
     for smoothing in SCALES:
-        changes = changes_along(gradients, laboratory, tensors, smoothing, PAIRS, generator)
+        changes = changes_along(gradients, steps, smoothing, PAIRS)
         if changes is None:
             return []
         predicted, moved = changes

@@ -12,9 +12,7 @@ relu, a maximum) hides a share that tends to zero with ``s``; a step or a lost f
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,9 +26,11 @@ from pullback.audit.probe.custom import check_custom
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.probe.replay import Change, Key, Laboratory, same
+from pullback.audit.probe.steps import Steps
 from pullback.audit.probe.threshold import crosses_a_jump, loss_depends
 from pullback.audit.probe.trial import try_relaxed
 from pullback.audit.trace import operations as ops
+from pullback.audit.trace.decisions import decision_at
 from pullback.audit.trace.graph import TraceGraph
 from pullback.audit.trace.records import Exit, tensors_in
 from pullback.audit.trace.sites import Site, in_branch_test, place
@@ -43,6 +43,9 @@ SCALES = (0.01, 0.05, 0.3)
 DIRECTIONS = 6
 MOST = 24
 """Sites probed one by one."""
+MOST_NOTES = 4
+MOST_VISITS = 8
+"""Of one decision that are made to fall otherwise."""
 
 
 def probe(
@@ -87,7 +90,8 @@ def probe(
     try:
         first, second = laboratory.loss(), laboratory.loss()
         if first is None:
-            return verdicts, []
+            laboratory.give_up()
+            return verdicts, _refused(laboratory)
         if second is None or not same(first, second):
             return verdicts, [
                 "two runs with the same random numbers differ: probes that replay the program were not run"
@@ -97,7 +101,7 @@ def probe(
         for key in shut:
             noise = torch.Generator().manual_seed(1) if generator is None else generator
             verdicts.matters[key] = loss_depends(laboratory, key, first, noise)
-        _probe_stops(laboratory, graph, stops, trained, generator, verdicts)
+        _probe_stops(laboratory, graph, stops, trained, generator, first, verdicts)
         notes: list[str] = []
         tensors = [t for i in sorted(trained) if (t := tracer.leaves[i].reference()) is not None]
         tensors = [t for t in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(t)]
@@ -108,7 +112,13 @@ def probe(
             notes += [note] if note else []
     finally:
         set_random_state(after)
-    return verdicts, [*notes, *(["the time budget of the probes was used up"] if laboratory.spent else [])]
+    late = ["the time budget of the probes was used up"] if laboratory.spent else []
+    return verdicts, [*notes, *_refused(laboratory), *late]
+
+
+def _refused(laboratory: Laboratory) -> list[str]:
+    """Return a note for each way in which the program refused a changed value."""
+    return [f"could not be probed here: {refusal}" for refusal in list(laboratory.refusals.values())[:MOST_NOTES]]
 
 
 def check_customs(tracer: Tracer, generator: torch.Generator | None) -> list[tuple[Site, str, dict[str, float]]]:
@@ -183,8 +193,15 @@ def _probe_exits(laboratory: Laboratory, exits: dict[Key, Exit], base: float, ve
     for key in exits:
         if laboratory.spent:
             return
-        moved = [laboratory.loss({key: lambda out, visit, s=s: _perturbed(out, s)}) for s in (1.0, -1.0)]  # type: ignore[misc]
-        verdicts.exits[key] = any(m is None or not same(m, base) for m in moved)
+        for size in (1.0, 0.01):
+            moved = [
+                laboratory.loss({key: lambda out, visit, s=s: _perturbed(out, s)})  # type: ignore[misc]
+                for s in (size, -size)
+            ]
+            taken = [m for m in moved if m is not None]
+            verdicts.exits[key] = not taken or any(not same(m, base) for m in taken)  # what is checked is used
+            if taken:
+                break
 
 
 def _perturbed(value: Any, sign: float) -> Any:
@@ -205,20 +222,33 @@ def _perturbed(value: Any, sign: float) -> Any:
 
 
 def _probe_branches(laboratory: Laboratory, branches: dict[Key, Exit], base: float, verdicts: Verdicts) -> None:
+    """Let decisions fall otherwise, one visit at a time: the last where they end a loop, else some of all."""
+    tolerance = 1e-3 * max(abs(base), 1e-12)
     for key, exit_ in branches.items():
-        if laboratory.spent:
-            return
-        changes: list[Change]
-        if key[2] == "__bool__":
-            changes = [lambda out, visit, last=exit_.visit: (not out) if visit == last else out]  # type: ignore[misc]
-        else:
-            changes = [
-                lambda out, visit, last=exit_.visit, s=s: type(out)(s) if visit == last else out  # type: ignore[misc]
-                for s in (1e9, -1e9)
-            ]
-        moved = [laboratory.loss({key: change}) for change in changes]
-        tolerance = 1e-3 * max(abs(base), 1e-12)
-        verdicts.branches[key] = any(m is not None and not abs(m - base) <= tolerance for m in moved)
+        decision = decision_at(place(exit_.site.code, exit_.site.instruction, exit_.site.line))
+        last = exit_.visit
+        visits = {last} if decision.kind == "while" or decision.leaves else _some_visits(last)
+        verdicts.branches[key] = False
+        for visit in sorted(visits, reverse=True):
+            if laboratory.spent:
+                return
+            moved = [laboratory.loss({key: change}) for change in _otherwise(key[2], visit)]
+            if any(m is not None and not abs(m - base) <= tolerance for m in moved):
+                verdicts.branches[key] = True
+                break
+
+
+def _some_visits(last: int) -> set[int]:
+    """Return up to :data:`MOST_VISITS` numbers from 0 to ``last``, evenly spread."""
+    count = min(last + 1, MOST_VISITS)
+    return {round(i * last / max(count - 1, 1)) for i in range(count)}
+
+
+def _otherwise(op: str, chosen: int) -> list[Change]:
+    """Return changes that make one visit of a decision fall otherwise."""
+    if op == "__bool__":
+        return [lambda out, visit: (not out) if visit == chosen else out]
+    return [lambda out, visit, s=s: type(out)(s) if visit == chosen else out for s in (1e9, -1e9)]  # type: ignore[misc]
 
 
 def _probe_stops(
@@ -227,6 +257,7 @@ def _probe_stops(
     stops: dict[Key, int],
     trained: set[int],
     generator: torch.Generator | None,
+    base: float,
     verdicts: Verdicts,
 ) -> None:
     if not stops:
@@ -246,7 +277,11 @@ def _probe_stops(
     tensors = [t for t in tensors if t is not None]
     frozen = {key: _freeze(recorded[key]) for key in stops}
     gaps: dict[Key, list[float]] = {key: [] for key in stops}
+    steps = Steps(laboratory, tensors, generator)
     for scale in SCALES:
+        kind = steps.kind(scale)
+        if not kind:
+            continue
         totals: list[float] = []
         together: list[float] = []  # all stops frozen at once: x - floor(x) is right although floor alone is not
         hidden: dict[Key, list[float]] = {key: [] for key in stops}
@@ -256,9 +291,9 @@ def _probe_stops(
             total = 0.0
             parts = dict.fromkeys(stops, 0.0)
             joint = 0.0
-            with _moved(tensors, scale, generator) as move:
-                for sign in (1.0, -1.0):
-                    move(sign)
+            with steps.step(kind, scale) as (move, _):
+                for side, sign in zip(steps.sides(kind), (1.0, -1.0), strict=True):
+                    move(side)
                     natural, all_held = laboratory.loss(), laboratory.loss(frozen)
                     joint += sign * ((natural or 0.0) - (all_held or 0.0))
                     for key in stops:
@@ -272,6 +307,8 @@ def _probe_stops(
             for key in stops:
                 hidden[key].append(parts[key])
         whole = math.sqrt(sum(t * t for t in totals)) + 1e-30
+        if kind != "free" and whole <= 1e-5 * abs(base):
+            continue  # steps that the program takes, along which nothing moves
         for key in stops:
             share = math.sqrt(sum(h * h for h in hidden[key])) / whole
             gaps[key].append(min(share, math.sqrt(sum(j * j for j in together)) / whole))
@@ -283,30 +320,6 @@ def _probe_stops(
                 verdicts.gaps[key] = 0.0
             elif jump and math.isfinite(gaps[key][-1]):
                 verdicts.gaps[key] = max(gaps[key])
-
-
-@contextlib.contextmanager
-def _moved(tensors: list[Tensor], scale: float, generator: torch.Generator) -> Iterator[Callable[[float], None]]:
-    """Give a function that puts the tensors at ``p + sign * scale * rms(p) * u``; restore them to the bit."""
-    with torch.no_grad():
-        before = [t.detach().clone() for t in tensors]
-        steps = []
-        for t in before:
-            size = float(t.double().square().mean().sqrt()) if t.numel() else 0.0
-            noise = torch.randn(t.shape, generator=generator, dtype=torch.float64)
-            steps.append((scale * (size or 0.1) * noise).to(t))
-
-    def move(sign: float) -> None:
-        with torch.no_grad():
-            for tensor, start, step in zip(tensors, before, steps, strict=True):
-                tensor.copy_(start + sign * step)
-
-    try:
-        yield move
-    finally:
-        with torch.no_grad():
-            for tensor, start in zip(tensors, before, strict=True):
-                tensor.copy_(start)
 
 
 def _clone(out: Any) -> Any:

@@ -7,8 +7,10 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -17,11 +19,12 @@ from pullback.audit.judge.verdicts import site_key
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import set_random_state
 from pullback.audit.trace import operations as ops
-from pullback.audit.trace.sites import locate
+from pullback.audit.trace.sites import is_user_file, locate
 from pullback.audit.trace.tracer import Tracer
 
-__all__ = ["Before", "Change", "Key", "Laboratory", "Replay", "same"]
+__all__ = ["Before", "Change", "Key", "Laboratory", "Refusal", "Replay", "same"]
 
+Result = TypeVar("Result")
 Key = tuple[Any, int, str]
 Change = Callable[[Any, int], Any]
 """From a result and the number of the visit to the result that the program gets."""
@@ -55,8 +58,33 @@ class Replay(TorchFunctionMode):
         return change(out, visit)
 
 
+class Refusal(Exception):
+    """A replay that did not come to its end; says what the program raised, and where."""
+
+    def __init__(self, raised: BaseException) -> None:
+        words = str(raised).strip().splitlines()
+        what = f"{type(raised).__name__}: {words[0]}" if words else type(raised).__name__
+        self.place = _place_of(raised.__traceback__)
+        super().__init__(f"{self.place}{what}")
+
+
+def _place_of(traceback: TracebackType | None) -> str:
+    """Return ``file:line: `` of the innermost line of the user's own code."""
+    found = ""
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_user_file(code.co_filename):
+            found = f"{code.co_filename}:{traceback.tb_lineno}: "
+        traceback = traceback.tb_next
+    return found
+
+
 class Laboratory:
-    """Replays of one program from one state."""
+    """Replays of one program from one state.
+
+    Attributes:
+        refusals: what the program raised where a question stayed open for it, by the line that raised.
+    """
 
     def __init__(self, program: Program, tracer: Tracer, state: tuple[Any, ...], budget: float) -> None:
         self.program = program
@@ -64,7 +92,14 @@ class Laboratory:
         self.state = state
         self.until = time.monotonic() + budget
         buffers = [reference() for reference in tracer.mutated.values()]
+        self.refusals: dict[str, str] = {}
+        self._refused: Refusal | None = None
         self.saved = [(b, b.detach().clone()) for b in buffers if b is not None and b.numel() < 10**7]
+
+    def give_up(self) -> None:
+        """Note the last refusal: no value was found that the program takes."""
+        if self._refused is not None:
+            self.refusals.setdefault(self._refused.place, str(self._refused))
 
     @property
     def spent(self) -> bool:
@@ -78,18 +113,45 @@ class Laboratory:
                 tensor.copy_(copy)
 
     def loss(self, changes: dict[Key, Change] | None = None, before: dict[Key, Before] | None = None) -> float | None:
-        """Return the loss of a replay, ``None`` if the changed program raised or returned no number."""
+        """Return the loss of a replay, ``None`` if the program raised or returned no number."""
+
+        def run() -> float | None:
+            with Replay(changes or {}, before or {}, self.libraries):
+                value = self.program.value()
+            return None if value is None else float(value.detach().sum())
+
+        try:
+            return self.attempt(run)
+        except Refusal:  # an assertion or a bounds check of the program refused the changed value
+            return None
+
+    def attempt(self, run: Callable[[], Result]) -> Result:
+        """Run the program from the state, in silence.
+
+        Raises:
+            Refusal: it raised anything, ``SystemExit`` included: the program checks its values, or ends itself. Only
+                a ``KeyboardInterrupt`` passes: it is the user's.
+        """
         set_random_state(self.state)
         try:
-            with contextlib.redirect_stdout(io.StringIO()), Replay(changes or {}, before or {}, self.libraries):
-                value = self.program.value()
-        except Exception:
-            if not changes and not before:
-                raise
-            return None  # an assertion or a bounds check of the program refused the changed value
+            with _silence():
+                return run()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:
+            self._refused = Refusal(raised)
+            raise self._refused from None
         finally:
             self.restore()
-        return None if value is None else float(value.detach().sum())
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what a replay prints and warns of from the user, who saw it in the traced run."""
+    out = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def same(a: float, b: float) -> bool:

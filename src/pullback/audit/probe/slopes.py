@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from pullback.audit.probe.replay import Laboratory
+from pullback.audit.probe.steps import Steps
 
 __all__ = ["Changes", "changes_along"]
 
@@ -21,60 +19,34 @@ class Changes(NamedTuple):
     measured: list[float]
 
 
-def changes_along(
-    gradients: Sequence[Tensor | None],
-    laboratory: Laboratory,
-    tensors: list[Tensor],
-    scale: float,
-    count: int,
-    generator: torch.Generator,
-) -> Changes | None:
+def changes_along(gradients: Sequence[Tensor | None], steps: Steps, scale: float, count: int) -> Changes | None:
     r"""Return ``g^T e`` and ``(L(p + e) - L(p - e)) / 2`` for ``count`` random steps ``e``.
 
     Args:
         gradients: ``g`` of each tensor.
-        laboratory: evaluates the loss.
-        tensors: ``p``; restored to the bit.
+        steps: around ``p``; the tensors are restored to the bit.
         scale: standard deviation of a step, relative to the root mean square of each tensor.
         count: number of steps.
-        generator: of the steps.
 
     Returns:
-        ``None`` where the time is used up or the program has no loss to compare.
+        ``None`` where the time is used up, the program has no loss to compare, or it takes steps to one side only.
     """
+    kind = steps.kind(scale)
+    if not kind or steps.sides(kind) != (1.0, -1.0):
+        return None
     changes = Changes([], [])
     for _ in range(count):
-        if laboratory.spent:
+        if steps.laboratory.spent:
             return None
-        with _random_steps(tensors, scale, generator) as steps:
-            pairs = zip(gradients, steps, strict=True)
+        with steps.step(kind, scale) as (move, drawn):
+            pairs = zip(gradients, drawn, strict=True)
             changes.predicted.append(sum(float((g.double() * s.double()).sum()) for g, s in pairs if g is not None))
             ends = []
-            for sign in (1.0, -2.0):
-                with torch.no_grad():
-                    for tensor, step in zip(tensors, steps, strict=True):
-                        tensor.add_(step, alpha=sign)
-                ends.append(laboratory.loss())
+            for side in steps.sides(kind):
+                move(side)
+                ends.append(steps.laboratory.loss())
         ahead, behind = ends
         if ahead is None or behind is None:
             return None
         changes.measured.append(0.5 * (ahead - behind))
     return changes
-
-
-@contextmanager
-def _random_steps(tensors: list[Tensor], scale: float, generator: torch.Generator) -> Iterator[list[Tensor]]:
-    """Give each tensor a random step of ``scale`` times its root mean square; restore the tensors to the bit."""
-    with torch.no_grad():
-        before = [t.detach().clone() for t in tensors]
-        steps = []
-        for start in before:
-            size = float(start.double().square().mean().sqrt()) if start.numel() else 0.0
-            noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)
-            steps.append((scale * (size or 0.1) * noise).to(start))
-    try:
-        yield steps
-    finally:
-        with torch.no_grad():
-            for tensor, start in zip(tensors, before, strict=True):
-                tensor.copy_(start)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.audit.probe.replay import Key, Laboratory
+from pullback.audit.probe.steps import draw_step
 
 __all__ = ["crosses_a_jump", "loss_depends"]
 
@@ -85,31 +86,36 @@ def loss_depends(laboratory: Laboratory, key: Key, base: float, generator: torch
     """Whether the loss moves when the floating arguments of the call at ``key`` do, by up to three times their size.
 
     Returns:
-        ``None`` if the call took no floating tensor, or the time is used up.
+        ``None`` if the call took no floating tensor, the program refused every move, or the time is used up.
     """
     touched: list[Tensor] = []
+    taken = False
     for scale in (0.1, 0.5, 3.0):
+        for kind in ("free", "free", "scaled", "mixed"):  # the later ones where the program refuses the first
 
-        def perturb(args: Any, scale: float = scale) -> Any:
-            touched.extend(a for a in args if isinstance(a, Tensor) and a.is_floating_point())
-            with torch.no_grad():
-                return tuple(_noisy(a, scale, generator) if isinstance(a, Tensor) else a for a in args)
+            def perturb(args: Any, scale: float = scale, kind: str = kind) -> Any:
+                touched.extend(a for a in args if isinstance(a, Tensor) and a.is_floating_point())
+                with torch.no_grad():
+                    return tuple(_noisy(a, kind, scale, generator) if isinstance(a, Tensor) else a for a in args)
 
-        for _ in range(2):
             if laboratory.spent:
                 return None
+            if taken and kind != "free":
+                break
             value = laboratory.loss(before={key: perturb})
-            if value is None or value != base:
+            if value is not None and value != base:
                 return True
             if not touched:
                 return None
+            taken |= value is not None
             touched.clear()
-    return False
+    if taken:
+        return False
+    laboratory.give_up()
+    return None
 
 
-def _noisy(value: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+def _noisy(value: Tensor, kind: str, scale: float, generator: torch.Generator) -> Tensor:
     if not value.is_floating_point() or not value.numel():
         return value
-    size = float(value.detach().double().square().mean().sqrt()) or 0.1
-    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-    return value.detach() + (scale * size * noise).to(value)
+    return value.detach() + draw_step(value.detach(), kind, min(scale, 1.0) if kind == "mixed" else scale, generator)

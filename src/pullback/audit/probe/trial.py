@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pullback.audit.probe.program import Program
-from pullback.audit.probe.random import set_random_state
-from pullback.audit.probe.replay import Laboratory
+from pullback.audit.probe.replay import Laboratory, Refusal
 from pullback.audit.probe.slopes import changes_along
+from pullback.audit.probe.steps import Steps
 from pullback.relax import relaxed
 
 __all__ = ["try_relaxed"]
@@ -33,24 +33,24 @@ def try_relaxed(
         ``relaxed_gradient`` (its norm), ``relaxed_cosine`` and ``relaxed_cosine_error``, empty if the trial could not
         be made; and a note that says why, empty if it was.
     """
-    set_random_state(laboratory.state)
-    try:
+
+    def differentiate() -> tuple[Tensor | None, ...]:
         with relaxed(temperature=0.5):
             value = program.value()
         if value is None or not value.requires_grad:
-            return {"relaxed_gradient": 0.0}, ""
-        gradients = torch.autograd.grad(value.sum(), tensors, allow_unused=True)
-    except Exception as error:  # whatever the user's program raises when its tensors are soft ones
-        return (
-            {},
-            f"relaxed could not be tried, the program raised {type(error).__name__}: {str(error).splitlines()[:1]}",
-        )
-    finally:
-        laboratory.restore()
+            return ()
+        return torch.autograd.grad(value.sum(), tensors, allow_unused=True)
+
+    try:
+        gradients = laboratory.attempt(differentiate)
+    except Refusal as refusal:  # whatever the user's program raises when its tensors are soft ones
+        return {}, f"relaxed could not be tried: {refusal}"
+    if not gradients:
+        return {"relaxed_gradient": 0.0}, ""
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients if g is not None))
     if norm == 0.0 or not math.isfinite(norm):
         return {"relaxed_gradient": norm}, ""
-    changes = changes_along(gradients, laboratory, tensors, SMOOTHING, DIRECTIONS, generator)
+    changes = changes_along(gradients, Steps(laboratory, tensors, generator), SMOOTHING, DIRECTIONS)
     if changes is None:
         late = "the time budget did not reach for the smoothed reference of relaxed"
         return {"relaxed_gradient": norm}, late if laboratory.spent else ""
