@@ -12,7 +12,7 @@ make cheap: an iteration on them costs the same for any number of samples.
 Smaller than in the paper: 20 nodes and eight graphs a design (the paper: up to 500 nodes, five graphs). The graphs and
 their Gaussian data are simulated, as in the paper; the protein-signalling cells of Sachs et al. are real. The step size
 and penalties were chosen on pilots and seeds 0 to 2, in the authors' ranges but for the step size of the noiseless
-iterations on second moments (3e-2 of 3e-3, 1e-2, 3e-2, 6e-2, 1e-1).
+iterations on second moments (3e-2 of 3e-3, 1e-2, 3e-2, 6e-2, 1e-1; on minibatches 1e-2 of 3e-3, 1e-2, 3e-2).
 """
 
 from __future__ import annotations
