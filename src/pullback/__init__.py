@@ -66,3 +66,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Add ``%audit`` and ``%%audit`` to a notebook; IPython calls this for ``%load_ext pullback``."""
+    importlib.import_module("pullback.integrations.notebook").load(shell)
