@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 
 from pullback.core.gradients import replace_gradient
+from pullback.core.transforms import transform_running
 from pullback.relax import catalogue
 from pullback.relax.law import (
     FOLLOWS,
@@ -39,6 +40,7 @@ from pullback.relax.rules import (
     Integer,
     Rule,
     any_active,
+    as_they_are,
     is_active,
     soft_value,
     tensors_in,
@@ -52,6 +54,7 @@ from pullback.relax.soft_tensors import (
     SoftIndex,
     SoftTensor,
     Stale,
+    attach,
     plain,
     untouched,
 )
@@ -65,16 +68,23 @@ class Context(AbstractContextManager[Any], Protocol):
 
     settings: Settings
     chosen: frozenset[str]
+    ignored: frozenset[str]
     calls: Calls
 
 
 def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """Return what ``func(*args, **kwargs)`` returns, relaxed where a rule applies."""
+    if func in catalogue.LENDS or (func is Tensor.to and len(args) > 1):
+        args = (args[0], *map(plain, args[1:]))
+        kwargs = {key: plain(value) for key, value in kwargs.items()}
+        types = (type(args[0]),)
     soft = any(issubclass(kind, SoftTensor) for kind in types)
     if not soft and func not in RULES and func not in INPLACE and not catalogue.ends(func, False):
         if func in _LEAVES:
             return _LEAVES[func](context, *args, **kwargs)
         result = _pass(func, args, kwargs)
+        if func in _EMPTY:
+            attach(result, "_empty", True)
         if func not in _NOTED or not _anything_known((args, kwargs)):
             return result
         with untouched(subclasses=True):
@@ -97,6 +107,7 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
 
 
 _NOTED = FOLLOWS | MOVES
+_EMPTY = {torch.empty, torch.empty_like, Tensor.new_empty}
 
 
 def _anything_known(arguments: Any) -> bool:
@@ -170,19 +181,19 @@ def _rule(func: Any, soft: bool) -> Rule | None:
 
 
 def _concerned(context: Context, rule: Rule, soft: bool) -> bool:
-    if rule.only_soft and not soft:
-        return False
-    return rule.group == "flow" or rule.operation in context.chosen
+    if soft:
+        return rule.group == "flow" or rule.operation not in context.ignored
+    return not rule.only_soft and rule.operation in context.chosen
 
 
 def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
     hard = func(*args, **kwargs)
     try:
-        given, named = args, kwargs
+        given, named = (args, kwargs) if rule.group in ("comparison", "order") else _copied((args, kwargs))
         lifted = any_law((args, kwargs))
         if lifted:
             point = NEAREST_HALF_WAY if pure((args, kwargs)) else MEAN
-            given, named = lift(args, point), lift(kwargs, point)
+            given, named = lift(given, point), lift(named, point)
         part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
             return _unruled(func, hard, args, kwargs)
@@ -199,6 +210,19 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
         return hard
     context.calls.add(site, rule.operation, "relaxed")
     return result
+
+
+def _copied(arguments: Any) -> Any:
+    """Arguments of which the soft counterpart may keep the floats; the program may change its own in place."""
+    if isinstance(arguments, Tensor):
+        certain = not arguments.is_floating_point() or (arguments.requires_grad and arguments.is_leaf)
+        return arguments if certain or transform_running() else as_they_are(arguments)
+    if isinstance(arguments, dict):
+        return {key: _copied(item) for key, item in arguments.items()}
+    if isinstance(arguments, tuple | list):
+        items = [_copied(item) for item in arguments]
+        return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
+    return arguments
 
 
 _ATOMWISE = ("comparison", "rounding", "elementwise", "cast")
@@ -283,9 +307,7 @@ def _relax_inplace(context: Context, site: Site, func: Any, out_of_place: Any, a
 
 def _before(target: Tensor) -> Tensor:
     """A copy of ``target`` as it is now, in the graph, with what it carries."""
-    if isinstance(target, SoftTensor):
-        return target.duplicate()
-    return target.clone()
+    return as_they_are(target)
 
 
 def _set_item(context: Context, site: Site, soft: bool, target: Tensor, index: Any, value: Any) -> None:
@@ -297,7 +319,7 @@ def _set_item(context: Context, site: Site, soft: bool, target: Tensor, index: A
     hard = plain(before).clone()
     hard[plain_in(index)] = plain(value)
     rule = RULES[Tensor.index_put]
-    if rule.operation not in context.chosen:
+    if rule.operation in context.ignored:
         target[index] = value
         return
 

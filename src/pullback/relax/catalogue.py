@@ -18,7 +18,7 @@ from pullback.relax import (  # noqa: F401  they register
 )
 from pullback.relax.rules import RULES, functions_named
 
-__all__ = ["METHODS", "SILENT", "SINKS", "groups", "operations"]
+__all__ = ["CONTINUOUS", "LENDS", "METHODS", "SILENT", "SINKS", "groups", "operations"]
 
 _STEPS = tuple(STEP_ERRORS)
 _ORDERS = tuple(ORDERINGS)
@@ -56,6 +56,9 @@ SILENT = _named(
 ) | {torch.autograd.grad, torch.autograd.backward}
 """Functions that ask for the form of a tensor, not for its values, or cut on purpose: nothing to say about them."""
 
+LENDS = _named("view_as reshape_as expand_as type_as")
+"""Functions of which only the first argument is read; the others lend their shape or dtype."""
+
 CONTINUOUS = {
     *("relu", "abs", "clamp", "maximum", "minimum", "max", "min", "sort", "topk", "kthvalue", "median", "quantile"),
     *("frac", "remainder", "cummax", "cummin"),
@@ -85,9 +88,9 @@ def ends(function: Any, soft: bool) -> bool:
     return function in SINKS and (soft or function not in _FLOAT_IS_FINE)
 
 
-def operations(*, consumers: bool = True) -> set[str]:
-    """Names that ``only`` and ``ignore`` take; without ``consumers`` those that make something soft of a float."""
-    return {rule.operation for rule in RULES.values() if consumers or not rule.only_soft}
+def operations() -> set[str]:
+    """Names that ``only`` and ``ignore`` take."""
+    return {rule.operation for rule in RULES.values()}
 
 
 def groups() -> dict[str, set[str]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.relax.rules import Dropped
-from pullback.relax.soft_tensors import Distribution, SoftBool, SoftIndex, plain
+from pullback.relax.soft_tensors import Distribution, SoftBool, SoftIndex, attached, plain
 
 __all__ = ["Layout", "atoms", "atoms_along", "dense", "parse", "read", "read_along", "write", "write_along"]
 
@@ -161,7 +161,8 @@ def read(x: Tensor, index: tuple[Any, ...]) -> Tensor:
 def write(x: Tensor, index: tuple[Any, ...], value: Any, *, accumulate: bool = False) -> Tensor:
     """``x`` after ``x[index] = value`` with soft indices replaced by their distributions.
 
-    Position ``v`` becomes ``(1 - P(v)) x[v] + P(v) value``; with ``accumulate`` it is ``x[v] + P(v) value``.
+    Position ``v`` becomes ``(1 - P(v)) x[v] + P(v) value``; with ``accumulate`` it is ``x[v] + P(v) value``. Where the
+    write covers all positions, and where nothing was before (``torch.empty``), what was there has no part in it.
 
     Raises:
         Dropped: basic indices beside the soft one.
@@ -189,8 +190,23 @@ def write(x: Tensor, index: tuple[Any, ...], value: Any, *, accumulate: bool = F
         dims = tuple(range(len(layout.shape)))
         hit = hit + (broad.sum(dims) if dims else broad)
         given = given + (contribution.sum(dims) if dims else contribution)
-    changed = table + given if accumulate else table * (1 - hit.clamp(max=1)) + given
-    return _unpermute(changed, x, index)
+    if accumulate:
+        return _unpermute(table + given, x, index)
+    if attached(x, "_empty"):
+        covered: Any = True
+    else:
+        written = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+        written[tuple(map(plain, index))] = True
+        covered = parse(written, index).view.all(-1, keepdim=True)
+    return _unpermute(_mixed(table, hit, given, covered), x, index)
+
+
+def _mixed(base: Tensor, hit: Tensor, given: Tensor, covered: Any) -> Tensor:
+    """``(1 - hit) base + given``, where it is covered ``given / hit``."""
+    covered = torch.as_tensor(covered, device=base.device)
+    share = torch.where(covered, hit.clamp(min=torch.finfo(hit.dtype).eps), 1.0)
+    base = torch.where(covered, 0.0, base)
+    return base * (1 - hit.clamp(max=1)) + given / share
 
 
 def _unpermute(changed: Tensor, x: Tensor, index: tuple[Any, ...]) -> Tensor:
@@ -251,4 +267,11 @@ def write_along(x: Tensor, dim: int, index: SoftIndex, value: Any, *, accumulate
     if any(padding):
         given, hit = (torch.nn.functional.pad(t, (0, 0, *padding)) for t in (given, hit))
     given, hit = given.movedim(-1, dim), hit.movedim(-1, dim)
-    return x + given if accumulate else x * (1 - hit) + given
+    if accumulate:
+        return x + given
+    if attached(x, "_empty"):
+        covered: Any = True
+    else:
+        written = torch.zeros(x.shape, dtype=torch.bool, device=x.device).scatter(dim, plain(index), True)
+        covered = written.all(dim, keepdim=True)
+    return _mixed(x, hit, given, covered)

@@ -67,7 +67,8 @@ class relaxed:
             the number of entries so far if it takes an argument.
         hard: ``True``: forward values are the plain program's, bit for bit. ``False``: float results are the soft ones.
         methods: operation -> method of its block, as ``{"sort": "softsort", "round": "logistic"}``.
-        only: names of operations (``"sort"``) or groups (``"comparison"``) to relax; ``None`` for all.
+        only: names of operations (``"sort"``) or groups (``"comparison"``) to relax; ``None`` for all. What they made
+            soft is carried on through everything.
         ignore: names of operations or groups to leave plain.
         scale: ``"std"``: temperature in standard deviations of the argument; ``None``: in the argument's own units.
 
@@ -122,7 +123,8 @@ class relaxed:
         self.hard = hard
         self.scale = scale
         self.methods = _checked_methods(methods)
-        self._chosen = _chosen(only, ignore)
+        self._ignored = frozenset(_expand("ignore", ignore) if ignore is not None else ())
+        self._chosen = _chosen(only) - self._ignored
         self._calls = Calls()
         self._entries = 0
         self._local = threading.local()
@@ -138,7 +140,7 @@ class relaxed:
 
     def __enter__(self) -> relaxed:
         transforms.stay_out_of_compilation()
-        mode = _RelaxMode(self._settings(), self._chosen, self._calls)
+        mode = _RelaxMode(self._settings(), self._chosen, self._ignored, self._calls)
         stack = self._stack()
         stack.append((mode, transforms.run_compiled_code_eagerly()))
         mode.__enter__()
@@ -177,6 +179,7 @@ class relaxed:
             "hard": self.hard,
             "methods": self.methods,
             "only": sorted(self._chosen),
+            "ignore": sorted(self._ignored),
             "scale": self.scale,
         }
 
@@ -201,10 +204,11 @@ for _name in ("__enter__", "__exit__", "__call__"):
 class _RelaxMode(TorchFunctionMode):
     """One entry of a context: passes every call of this thread to the rules."""
 
-    def __init__(self, settings: Settings, chosen: frozenset[str], calls: Calls) -> None:
+    def __init__(self, settings: Settings, chosen: frozenset[str], ignored: frozenset[str], calls: Calls) -> None:
         super().__init__()
         self.settings = settings
         self.chosen = chosen
+        self.ignored = ignored
         self.calls = calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -235,9 +239,8 @@ def _checked_methods(methods: Mapping[str, str] | None) -> dict[str, str]:
     return methods
 
 
-def _chosen(only: Iterable[str] | None, ignore: Iterable[str] | None) -> frozenset[str]:
-    chosen = operations() if only is None else _expand("only", only) | (operations() - operations(consumers=False))
-    return frozenset(chosen - (_expand("ignore", ignore) if ignore is not None else set()))
+def _chosen(only: Iterable[str] | None) -> frozenset[str]:
+    return frozenset(operations() if only is None else _expand("only", only))
 
 
 def _expand(name: str, words: Iterable[str]) -> set[str]:

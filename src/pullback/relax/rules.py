@@ -53,7 +53,7 @@ class Discrete(NamedTuple):
     """The soft counterpart of a float result that takes discrete values: its curve, and its distribution."""
 
     value: Tensor
-    distribution: Lazy[Distribution]
+    distribution: Lazy[Distribution | None]
     unit: float = 1.0
     """Size of a jump."""
 
@@ -61,7 +61,7 @@ class Discrete(NamedTuple):
 class Integer(NamedTuple):
     """The soft counterpart of an integer result: see :class:`~pullback.relax.SoftIndex`."""
 
-    distribution: Lazy[Distribution] | None = None
+    distribution: Lazy[Distribution | None] | None = None
     expected: Lazy[Tensor] | None = None
 
 
@@ -283,9 +283,12 @@ def as_they_are(arguments: Any) -> Any:
     if isinstance(arguments, Tensor):
         with torch._C.DisableTorchFunction():
             copy = arguments.clone()
-        law = attached(arguments, "_law")
-        if law is not None:
-            attach(copy, "_law", law)
+            whole = arguments if arguments._base is None else arguments._base
+        for name in ("_law", "_empty"):
+            known = attached(arguments, name)
+            if known is not None:
+                attach(copy, name, known)
+        attach(copy, "_cut_from", attached(arguments, "_cut_from") or (whole.detach(),))
         return copy
     if isinstance(arguments, dict):
         return {key: as_they_are(item) for key, item in arguments.items()}

@@ -11,7 +11,19 @@ from torch import Tensor
 
 from pullback import discrete
 from pullback.relax.image import MAX_ATOMS
-from pullback.relax.rules import INPLACE_FLAG, PASS, Discrete, Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules import (
+    FLOW,
+    INPLACE_FLAG,
+    PASS,
+    RULES,
+    Discrete,
+    Dropped,
+    Integer,
+    Rule,
+    lazy,
+    relaxes,
+    soft_value,
+)
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, coin
 
@@ -173,8 +185,6 @@ def _div(settings: Settings, hard: Tensor, input: Any, other: Any, *, rounding_m
 def _cast(settings: Settings, hard: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(hard, Tensor) or hard is input:  # `x.type()`, nothing to do
         return PASS
-    if isinstance(input, SoftTensor):
-        return _cast_soft(hard, input)
     if hard.is_floating_point() or hard.is_complex():
         return PASS
     width = settings.width(input)
@@ -191,7 +201,10 @@ def _cast(settings: Settings, hard: Any, input: Tensor, *args: Any, **kwargs: An
     return Integer(lazy(values, input), truncated)
 
 
-def _cast_soft(hard: Tensor, input: SoftTensor) -> Any:
+def _cast_soft(settings: Settings, hard: Any, input: SoftTensor, *args: Any, **kwargs: Any) -> Any:
+    """What is soft stays so, whichever operations were chosen."""
+    if not isinstance(hard, Tensor) or hard is input:
+        return PASS
     if isinstance(input, SoftBool):
         tossed = coin(input._current())
         if hard.is_floating_point():
@@ -208,6 +221,10 @@ def _cast_soft(hard: Tensor, input: SoftTensor) -> Any:
             raise Dropped("a condition from an expected value")
         return lazy(_unlike_zero, input)
     return Integer(known, expected)
+
+
+for _function in [function for function, rule in RULES.items() if rule.operation == "cast"]:
+    FLOW[_function] = Rule("cast", "flow", _cast_soft, only_soft=True)
 
 
 def _as_floats(known: Lazy[Any], dtype: torch.dtype) -> Lazy[Any]:

@@ -80,7 +80,7 @@ def push_forward(function: Callable[..., Any], hard: Tensor, args: Any, kwargs: 
         value = flow(function, hard, args, kwargs, numbers=numbers) if exact is None else exact.mean()
         return Discrete(value, atoms)
     flowing = flow(function, hard, args, kwargs, numbers=numbers)
-    otherwise: Lazy[Tensor] = flowing if isinstance(flowing, Lazy) else flowing.expected
+    otherwise: Lazy[Any] = flowing if isinstance(flowing, Lazy) else flowing.expected
     shape = hard.shape
 
     def expected() -> Any:
@@ -210,13 +210,20 @@ def _item(late: Lazy[Any], i: int) -> Lazy[Any]:
 
 
 def _known_or_flowing(late: Lazy[Any], flowing: Integer, shape: torch.Size) -> Integer:
-    otherwise = flowing.expected
-    assert otherwise is not None
+    otherwise: Any = flowing.expected
     return Integer(late, Lazy(lambda: otherwise if late() is None else late().mean().expand(shape), [late]))
+
+
+def _whole(settings: Settings, hard: Tensor, input: SoftTensor, *args: Any, **kwargs: Any) -> Any:
+    """A rounding of an integer is the integer."""
+    return Integer(*input._current())
 
 
 def register() -> None:
     """Add the rules of this file for every function that no other file has a rule for."""
+    for name in "round floor ceil trunc fix".split():
+        for function in functions_named(name):
+            FLOW[function] = Rule(name, "flow", _whole, only_soft=True)
     _register_flow(ELEMENTWISE, "elementwise")
     _register_flow(SHAPES, "shape")
     _register_flow(VALUES, "value")

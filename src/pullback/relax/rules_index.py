@@ -14,7 +14,7 @@ from pullback.relax.rules import Discrete, Dropped, Integer, lazy, relaxes, soft
 from pullback.relax.rules_flow import flow, reshape_distribution
 from pullback.relax.rules_logic import selection
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, attach, attached, plain
 
 __all__ = ["set_items"]
 
@@ -243,6 +243,14 @@ def _set_masked(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any,
     if isinstance(value, Tensor):
         value = value.reshape(())
 
+    if attached(input, "_empty"):  # nothing was there that could stay
+        value = soft_value(value)
+        dtype = input.dtype if input.is_floating_point() else torch.get_default_dtype()
+        filled = torch.as_tensor(value, device=input.device).to(dtype).expand(hard.shape)
+        if hard.is_floating_point():
+            return filled
+        late = Lazy(lambda: filled)
+        return late if hard.dtype == torch.bool else Integer(expected=late)
     return selection(hard, mask, value, input)
 
 
@@ -275,7 +283,10 @@ def _write(hard: Tensor, input: Any, value: Any, write: Any, index: Any) -> Any:
 
     def compute(input: Any, value: Any, index: Any) -> Tensor:
         base, new = soft_value(input), soft_value(value)
-        base = base if base.is_floating_point() else base.to(torch.get_default_dtype())
+        if not base.is_floating_point():
+            empty, base = attached(base, "_empty"), base.to(torch.get_default_dtype())
+            if empty:
+                attach(base, "_empty", True)
         result: Tensor = write(base, new, index)
         return result
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pullback import discrete
 from pullback.core.gradients import replace_gradient
-from pullback.core.transforms import transform_running
+from pullback.core.transforms import physical, transform_running
 from pullback.relax.image import MAX_ATOMS, elementwise
 from pullback.relax.law import distribution_of, only_jumps
 from pullback.relax.ranking import compare_with_places
@@ -273,13 +273,11 @@ def _mixture(hard: Tensor, condition: Any, input: Any, other: Any) -> Lazy[Distr
         if math.prod(shape) * sum(v.shape[-1] for v, _ in parts) > MAX_ATOMS:
             return None
         floats = next((q.dtype for _, q in parts if q.is_floating_point()), torch.get_default_dtype())
-        values = [v.expand(*shape, v.shape[-1]) if v.ndim > 1 or v.numel() > 1 else v for v, _ in parts]
-        if any(v.ndim > 1 for v in values):
-            values = [v.expand(*shape, v.shape[-1]) for v in values]
-        longest = torch.broadcast_shapes(*(q.shape[:-1] for _, q in parts))
-        support = torch.cat(values, -1)
-        if support.is_floating_point() and not bool(torch.isfinite(support.detach()).all()):
+        common = () if all(v.ndim == 1 for v, _ in parts) else shape
+        support = torch.cat([v.expand(*common, v.shape[-1]) for v, _ in parts], -1)
+        if support.is_floating_point() and not bool(torch.isfinite(physical(support.detach())).all()):
             return None
+        longest = torch.broadcast_shapes(*(q.shape[:-1] for _, q in parts))
         return Distribution(torch.cat([q.to(floats).expand(*longest, q.shape[-1]) for _, q in parts], -1), support)
 
     return Lazy(compute, parents)

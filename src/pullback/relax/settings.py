@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.transforms import physical
+from pullback.relax.soft_tensors import attached
 
 __all__ = ["Settings"]
 
@@ -42,7 +43,8 @@ class Settings:
             return 1.0
         with torch.no_grad():
             # A slice has the spread of what it was cut from: a loop over rows gets what the batch gets.
-            x = x.detach() if x._base is None else x._base.detach()
+            cut_from = attached(x, "_cut_from")
+            x = cut_from[0] if cut_from else x.detach() if x._base is None else x._base.detach()
             spread = _spread(physical(x))
         return spread if math.isfinite(spread) and spread > 0 else 1.0
 

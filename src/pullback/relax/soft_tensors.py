@@ -305,7 +305,7 @@ class SoftIndex(SoftTensor):
 
     @property
     def distribution(self) -> Distribution | None:
-        """Probabilities and the values they belong to; ``None`` where only the mean is known."""
+        """Probabilities and the values they belong to; ``None`` where only the mean is known, or they are too many."""
         lazy = self._current()[0]
         return None if lazy is None else lazy()
 
@@ -323,7 +323,7 @@ class SoftIndex(SoftTensor):
     @staticmethod
     def make(
         data: Tensor,
-        distribution: Lazy[Distribution] | None = None,
+        distribution: Lazy[Any] | None = None,
         expected: Lazy[Tensor] | None = None,
         context: Any = None,
     ) -> SoftIndex:
