@@ -100,17 +100,16 @@ def _sizes(x: Tensor, size: int | tuple[int, ...]) -> tuple[int, ...]:
 
 def _windows(x: Tensor, sizes: tuple[int, ...], mode: str) -> Tensor:
     """Return ``[*shape, w]``: the entries of the window around each entry."""
-    first = x.ndim - len(sizes)
-    padded = x
-    for dim, size in enumerate(sizes, start=first):
+    if not x.numel():
+        return x.unsqueeze(-1).expand(*x.shape, math.prod(sizes))
+    windows = x
+    for dim, size in enumerate(sizes, start=x.ndim - len(sizes)):
         n = x.shape[dim]
-        if not n:
-            return x.unsqueeze(-1).expand(*x.shape, math.prod(sizes))
-        places = torch.arange(-(size // 2), n + size - size // 2 - 1, device=x.device)
-        padded = padded.index_select(dim, _inside(places, n, mode))
-    for dim, size in enumerate(sizes, start=first):
-        padded = padded.unfold(dim, size, 1)
-    return padded.flatten(x.ndim)
+        first = torch.arange(n, device=x.device) - size // 2
+        places = first.unsqueeze(-1) + torch.arange(size, device=x.device)
+        chosen = windows.index_select(dim, _inside(places, n, mode).reshape(-1))
+        windows = chosen.unflatten(dim, (n, size)).movedim(dim + 1, -1)
+    return windows.flatten(x.ndim)
 
 
 def _inside(places: Tensor, n: int, mode: str) -> Tensor:
