@@ -31,16 +31,23 @@ def _audit_line(shell: Any, line: str) -> Report:
 
     call = ast.parse(line.strip(), mode="eval").body
     scope = shell.user_ns
-    if isinstance(call, ast.Call) and not any(isinstance(a, ast.Starred) for a in call.args):
-        # As a call of the user's function: its inputs are then known one by one, its names those of its arguments.
+    if isinstance(call, ast.Call) and all(map(_is_named, [call.func, *call.args, *(k.value for k in call.keywords)])):
+        # As a call of the user's function: its inputs are then known one by one, by the names of its arguments.
+        inputs = [_value(argument, scope) for argument in call.args]
         keywords = {k.arg: _value(k.value, scope) for k in call.keywords if k.arg is not None}
         if len(keywords) == len(call.keywords):
-            inputs = [_value(argument, scope) for argument in call.args]
             return pullback.audit(_value(call.func, scope), *inputs, kwargs=keywords, target=line.strip())
     name = f"<%audit {line.strip()}>"
     linecache.cache[name] = (len(line), None, [line.strip() + "\n"], name)  # so that the report can show it
     code = compile(ast.Expression(call), name, "eval")
     return pullback.audit(lambda: eval(code, scope), target=line.strip())
+
+
+def _is_named(node: ast.expr) -> bool:
+    """Whether an expression only names a value: nothing is computed that the audit would have to see."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name | ast.Constant)
 
 
 def _value(node: ast.expr, scope: dict[str, Any]) -> Any:
