@@ -5,6 +5,7 @@ from __future__ import annotations
 from pullback.causal.acyclicity import acyclicity
 from pullback.causal.cosmo import COSMO, SmoothAcyclicSCM, cosmo
 from pullback.causal.dagma import DAGMA, dagma
+from pullback.causal.distances import edge_auprc, structural_intervention_distance, varsortability
 from pullback.causal.graphs import (
     EdgeMetrics,
     ThresholdedDAG,
@@ -20,6 +21,7 @@ from pullback.causal.logistic import LogisticSCM
 from pullback.causal.notears import NOTEARS, notears
 from pullback.causal.orders import fit_order, score_order
 from pullback.causal.orientation import cosine_temperature, orientation
+from pullback.causal.posterior import GraphPosterior, enumerate_dags, exact_graph_posterior, expected_shd
 from pullback.causal.scm import LinearSCM, NonlinearSCM, random_weights
 from pullback.causal.structure import StructureLearner, StructureResult
 from pullback.causal.swaps import kkt_violation, swap_candidates, topological_swaps
@@ -29,6 +31,7 @@ __all__ = [
     "DAGMA",
     "NOTEARS",
     "EdgeMetrics",
+    "GraphPosterior",
     "LinearSCM",
     "LogisticSCM",
     "NonlinearSCM",
@@ -40,7 +43,11 @@ __all__ = [
     "cosine_temperature",
     "cosmo",
     "dagma",
+    "edge_auprc",
     "edge_metrics",
+    "enumerate_dags",
+    "exact_graph_posterior",
+    "expected_shd",
     "find_cycle",
     "fit_order",
     "is_acyclic",
@@ -53,8 +60,10 @@ __all__ = [
     "ridge_weights",
     "score_order",
     "second_moments",
+    "structural_intervention_distance",
     "swap_candidates",
     "threshold_to_dag",
     "topological_order",
     "topological_swaps",
+    "varsortability",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from pullback import causal
-from tests.contracts.contract import Bad, Call, Measurement
+from tests.contracts.contract import Bad, Call, Exempt, Measurement
 
 
 def _graphs(generator: torch.Generator) -> list[Call]:
@@ -83,6 +84,47 @@ def _metrics_by_hand(truth: Tensor, estimate: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.tensor(float(n)) for n in numbers)
 
 
+def _adjustment_by_regression(truth: Tensor, estimate: Tensor) -> Tensor:
+    """In a linear model with generic weights, adjust by regressions and compare with the total effects."""
+    d = len(truth)
+    g = torch.Generator().manual_seed(1)
+    weights = (truth != 0) * (0.5 + torch.rand(d, d, generator=g, dtype=torch.float64))
+    weights = weights * (2 * torch.randint(2, (d, d), generator=g) - 1)
+    effects = torch.linalg.inv(torch.eye(d, dtype=torch.float64) - weights)
+    covariance = effects.T @ torch.diag(0.5 + torch.rand(d, generator=g, dtype=torch.float64)) @ effects
+    wrong = 0
+    for i, j in itertools.permutations(range(d), 2):
+        held = [k for k in range(d) if estimate[k, i] != 0]
+        if j in held:
+            wrong += bool(effects[i, j].abs() > 1e-9)
+            continue
+        used = [i, *held]
+        slope = torch.linalg.solve(covariance[used][:, used], covariance[used, j])[0]
+        wrong += bool((slope - effects[i, j]).abs() > 1e-8)
+    return torch.tensor(wrong)
+
+
+def _two_dags(generator: torch.Generator) -> list[Call]:
+    sizes = [(3, 2), (4, 3), (5, 6), (6, 7), (6, 11)]
+    return [Call(tuple(causal.random_dag(d, e, generator=generator) for _ in range(2))) for d, e in sizes]
+
+
+def _paths_counted(covariance: Tensor, graph: Tensor) -> Tensor:
+    """Every pair once for every length of a path that joins it."""
+    variance, right, total = covariance.diagonal(), 0.0, 0
+    for length in range(1, len(graph)):
+        for i, j in torch.linalg.matrix_power((graph != 0).double(), length).nonzero().tolist():
+            total += 1
+            right += 0.5 if variance[i] == variance[j] else float(variance[i] < variance[j])
+    return torch.tensor(right / total, dtype=covariance.dtype)
+
+
+def _average_precision(truth: Tensor, scores: Tensor) -> Tensor:
+    off = ~torch.eye(len(truth), dtype=torch.bool)
+    value = average_precision_score((truth != 0)[off].numpy(), scores[off].double().numpy())
+    return torch.tensor(value, dtype=scores.dtype)
+
+
 CONTRACTS = [
     Measurement("causal.is_acyclic", causal.is_acyclic, _graphs, reference=_acyclic, bad=_BAD_GRAPHS),
     Measurement(
@@ -126,4 +168,52 @@ CONTRACTS = [
             Bad((torch.zeros(2, 2), torch.zeros(2, 2)), {"threshold": -1.0}, ValueError, "threshold must be >= 0"),
         ],
     ),
+    Measurement(
+        "causal.structural_intervention_distance",
+        causal.structural_intervention_distance,
+        _two_dags,
+        reference=_adjustment_by_regression,
+        batched=False,
+        bad=[
+            Bad((torch.zeros(2, 3), torch.zeros(2, 2)), {}, ValueError, "truth must have shape"),
+            Bad((torch.zeros(2, 2), torch.zeros(3, 3)), {}, ValueError, "one shape"),
+            Bad((torch.zeros(2, 2), torch.ones(2, 2)), {}, ValueError, "estimate has the cycle 0 -> 0"),
+        ],
+    ),
+    Measurement(
+        "causal.edge_auprc",
+        causal.edge_auprc,
+        lambda g: [
+            Call((causal.random_dag(5, 6, generator=g), torch.randn(5, 5, generator=g).round(decimals=1).double())),
+            Call((causal.random_dag(4, 2, generator=g), torch.zeros(4, 4, dtype=torch.float64))),
+        ],
+        reference=_average_precision,
+        bad=[
+            Bad((torch.zeros(3, 3), torch.zeros(2, 2)), {}, ValueError, "one shape"),
+            Bad((torch.zeros(2, 2), torch.full((2, 2), torch.nan)), {}, ValueError, "scores must be finite"),
+        ],
+    ),
+    Measurement(
+        "causal.varsortability",
+        causal.varsortability,
+        lambda g: [
+            Call((torch.diag(torch.rand(5, generator=g, dtype=torch.float64)), causal.random_dag(5, 6, generator=g))),
+            Call((torch.eye(4, dtype=torch.float64), causal.random_dag(4, 3, generator=g))),
+        ],
+        reference=_paths_counted,
+        bad=[
+            Bad((torch.eye(3), torch.zeros(2, 2)), {}, ValueError, "one shape"),
+            Bad((torch.zeros(2, 3), torch.zeros(2, 3)), {}, ValueError, "covariance must have shape"),
+        ],
+    ),
+    Exempt(
+        "causal.enumerate_dags", "takes a number; counted and compared with brute force", "causal/test_posterior.py"
+    ),
+    Exempt(
+        "causal.exact_graph_posterior",
+        "samples in, graphs out: held to multivariate normal densities",
+        "causal/test_posterior.py",
+    ),
+    Exempt("causal.expected_shd", "takes a posterior", "causal/test_posterior.py"),
+    Exempt("causal.GraphPosterior", "a record that checks itself, with two sums", "causal/test_posterior.py"),
 ]
