@@ -97,3 +97,15 @@ def test_a_named_target_with_made_inputs(tmp_path: Path, monkeypatch: pytest.Mon
     report = audit_target("mine:pick", "mine:make")
     assert [(f.code, f.line) for f in report.findings] == [("cut.index", 3)]
     assert report.target == "mine:pick"
+
+
+def test_two_copies_of_a_script_are_told_apart(tmp_path: Path) -> None:
+    """Python takes equal code of two files for equal; whatever is kept by code must not."""
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(
+            "import torch\nx = torch.ones(3, requires_grad=True)\nx.round().sum().backward()\n"
+        )
+        report = audit_script(tmp_path / f"{name}.py")
+        found.append([(Path(f.file).stem, f.line) for f in report.findings])
+    assert found == [[("one", 3)], [("two", 3)]]

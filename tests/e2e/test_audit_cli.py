@@ -109,17 +109,98 @@ def test_functions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_script_that_raises_is_status_3(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "raises.py").write_text("def inner():\n    raise KeyError('of the user')\n\n\ninner()\n")
+    (folder / "raises.py").write_text(
+        DEAD.replace("range(5)", "range(2)") + "def inner():\n    raise KeyError('of the user')\n\n\ninner()\n"
+    )
     assert main(["audit", "raises.py"]) == 3
-    shown = capsys.readouterr().err
-    assert "raises.py" in shown
-    assert "KeyError: 'of the user'" in shown
+    shown = capsys.readouterr()
+    report, _, trace = shown.out.partition("Traceback (most recent call last):")
+    assert "cut.index" in report, "what was found before is reported"
+    frames = [line for line in trace.splitlines() if line.startswith("  File ")]
+    assert [frame.partition("line ")[2] for frame in frames] == ["22, in <module>", "19, in inner"]
+    assert all("raises.py" in frame for frame in frames), "the user's frames, and no others"
+    assert shown.err == "pullback: raises.py raised KeyError: 'of the user'\n"
+
+
+def test_a_module_is_run_as_python_would(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = folder / "a_package_of_a_user"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "table.py").write_text("import torch\nfrom torch import nn\n\nTABLE = nn.Parameter(torch.arange(3.0))\n")
+    (package / "train.py").write_text(
+        "import sys\nimport torch\nfrom torch import nn\nfrom .table import TABLE\n"
+        "assert __name__ == '__main__' and sys.argv[1:] == ['-x']\n"
+        "scores = nn.Parameter(torch.rand(3))\n"
+        "TABLE[scores.argmax()].square().backward()\n"
+    )
+    assert main(["audit", "-m", "a_package_of_a_user.train", "--", "-x"]) == 1
+    assert "TABLE[scores.argmax()].square().backward()" in capsys.readouterr().out
+    assert main(["audit", "-m", "a_package_of_a_user.trian"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_notebook_is_audited_cell_by_cell(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": ["# Title\n"]},
+        {"cell_type": "code", "metadata": {}, "source": ["%matplotlib inline\n", "import torch\n"], "outputs": []},
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "source": "scores = torch.rand(3, requires_grad=True)\ntable = torch.ones(3, requires_grad=True)\n"
+            "table[scores.argmin()].backward()\n",
+            "outputs": [],
+        },
+    ]
+    for cell in cells[1:]:
+        cell["execution_count"] = None
+    (folder / "study.ipynb").write_text(
+        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    assert main(["audit", "study.ipynb", "--json"]) == 1
+    (finding,) = [f for f in json.loads(capsys.readouterr().out)["findings"] if f["severity"] == "error"]
+    assert finding["file"].endswith("study.ipynb[2]")
+    assert (finding["line"], finding["source"]) == (3, "table[scores.argmin()].backward()")
+
+
+def test_sarif_and_annotations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "train.py", "--sarif", "out.sarif", "--github"]) == 1
+    (run,) = json.loads((folder / "out.sarif").read_text())["runs"]
+    place = run["results"][0]["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == "train.py"
+    assert place["region"]["startLine"] == 12
+    first = capsys.readouterr().out.split("::error ")[1]
+    assert first.startswith(
+        "file=train.py,line=12,col=14,endColumn=49,title=pullback cut.index::argmax returns positions"
+    )
+    assert main(["audit", "train.py", "--sarif", "--github"]) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["version"] == "2.1.0", "nothing else is on standard output"
+    assert "::error file=train.py" in shown.err
+
+
+def test_only_the_first_process_of_a_group_reports(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["audit", "train.py", "--html", "report.html"]) == 1
+    shown = capsys.readouterr()
+    assert "cut.index" not in shown.out + shown.err
+    assert not (folder / "report.html").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert main(["audit", "train.py", "--html", "report.html"]) == 1
+    assert "cut.index" in capsys.readouterr().out
+    assert (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (["audit"], "audit needs one target"),
+        (["audit", "train.py", "-m", "train"], "audit needs one target"),
+        (["audit", "-m", "no_such_module_here"], "no_such_module_here"),
+        (["audit", "no.ipynb"], "no script 'no.ipynb'"),
+        (["audit", "train.py", "--json", "--sarif"], "json and sarif cannot both go to standard output"),
+        (["audit", "train.py", "--sarif", "."], "sarif must be a file in an existing folder, got '.'"),
         (["audit", "no.py"], "no script 'no.py'"),
         (["audit", "train"], "target must be a script or pkg.mod:fn, got 'train'"),
         (["audit", "functions_of_a_user:pik"], "did you mean 'pick'?"),

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "pullback":
             return _report(error, DEFECT, debug)
-        needed = f"this command needs '{error.name}'; install it with: pip install 'pullback[all]'"
+        needed = f"this command needs '{error.name}'; install it with: pip install 'pullback[lab]'"
         return _report(ModuleNotFoundError(needed), WRONG_USE, debug)
     except OSError as error:
         if error.errno not in _REFUSED:

@@ -126,9 +126,13 @@ def function_apply(frame: FrameType) -> FrameType | None:
     return None
 
 
-@cache
 def place(code: CodeType, instruction: int, line: int) -> Place:
     """Return file, line, columns and text of an instruction."""
+    return _place(code, code.co_filename, instruction, line)  # equal code of two files is equal to Python
+
+
+@cache
+def _place(code: CodeType, file: str, instruction: int, line: int) -> Place:
     column = end_column = 0
     end_line = line
     positions = list(code.co_positions())
@@ -139,8 +143,8 @@ def place(code: CodeType, instruction: int, line: int) -> Place:
             if start <= line <= end_line:
                 column = first + 1 if start == line else 0
                 end_column = last + 1 if end == line else 0
-    source = linecache.getline(code.co_filename, line).rstrip("\n")
-    return Place(code.co_filename, line, column, end_column, end_line, source)
+    source = linecache.getline(file, line).rstrip("\n")
+    return Place(file, line, column, end_column, end_line, source)
 
 
 def silenced(where: Place, ignore: tuple[str, ...]) -> bool:
