@@ -522,3 +522,54 @@ def histogram_by_one_hot(x: Tensor) -> Tensor:
 def second_best(x: Tensor) -> Tensor:
     order = torch.argsort(x, descending=True)
     return TABLE[order[1]] - TABLE[order[0]]
+
+
+@program
+def counts_of_classes(x: Tensor) -> Tensor:
+    classes = torch.stack([x, x.roll(1), x.roll(2)], 1).argmax(1)
+    return (torch.bincount(classes, minlength=3) * WEIGHTS[:3]).sum()
+
+
+@program
+def confusion_of_masks(x: Tensor) -> Tensor:
+    labels = torch.tensor([0, 1, 1, 0, 1, 0])
+    table = torch.bincount(2 * labels + (x > 0.1), minlength=4).reshape(2, 2).double()
+    return (table * torch.tensor([[1.0, -0.5], [0.3, 2.0]])).sum()
+
+
+@program
+def weighted_counts(x: Tensor) -> Tensor:
+    return torch.bincount((x > 0).long(), weights=WEIGHTS, minlength=2)[1]
+
+
+@program
+def histogram_moment(x: Tensor) -> Tensor:
+    return (torch.histc(x, 5, -1.5, 1.5) * torch.arange(5.0, dtype=x.dtype)).sum()
+
+
+@program
+def histogram_between_edges(x: Tensor) -> Tensor:
+    counts, edges = torch.histogram(x, torch.tensor([-2.0, -0.3, 0.2, 2.0], dtype=x.dtype))
+    return counts[1] - 2 * counts[2] + edges[0]
+
+
+@program
+def counts_of_known_values(x: Tensor) -> Tensor:
+    values, counts = torch.unique(torch.stack([x, -x], 1).argmax(1), return_counts=True)
+    return (values * counts).sum().double()
+
+
+@program
+def places_squared(x: Tensor) -> Tensor:
+    return torch.bucketize(x, torch.tensor([-1.0, -0.2, 0.4, 1.0], dtype=x.dtype)).double().square().sum()
+
+
+@program
+def running_maximum(x: Tensor) -> Tensor:
+    return (torch.cummax(x, 0).values * WEIGHTS).sum()
+
+
+@program
+def median_of_windows(x: Tensor) -> Tensor:
+    padded = torch.cat([x[:1], x, x[-1:]])
+    return (padded.unfold(0, 3, 1).median(-1).values * WEIGHTS).sum()

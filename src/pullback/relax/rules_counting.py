@@ -70,7 +70,7 @@ def _histc(settings: Settings, hard: Tensor, input: Tensor, bins: int = 100, min
 def _histogram(settings: Settings, hard: Any, input: Tensor, bins: Any, **options: Any) -> Any:
     width = settings.width(input)
     soft = discrete.histogram(input, bins, temperature=width, **options, **settings.method("histc"))
-    return soft.hist, hard[1]
+    return soft.hist, soft.bin_edges
 
 
 def _atoms(input: Tensor) -> Distribution | None:
@@ -84,7 +84,7 @@ def _atoms(input: Tensor) -> Distribution | None:
     return Distribution(p.expand(*input.shape, p.shape[-1]), atoms.values)
 
 
-@relaxes("unique", group="counting", only_soft=True)
+@relaxes("unique", group="counting")
 def _unique(
     settings: Settings,
     hard: Any,
