@@ -136,10 +136,8 @@ def _inconsistent(images: Tensor, coarse: Tensor, upper: Tensor, lower: Tensor) 
 
 
 def hierarchy(images: Tensor, coarse: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
-    parent = torch.argmax(images @ upper, dim=1)  # <- cut
-    child = torch.argmax(images @ lower, dim=1)  # <- cut
-    penalty = (_PARENT[child] != parent).float().mean()
-    return F.cross_entropy(images @ upper, coarse) + penalty
+    stray = _PARENT[(images @ lower).argmax(1)] != (images @ upper).argmax(1)  # <- cut
+    return F.cross_entropy(images @ upper, coarse) + stray.float().mean()
 
 
 def hierarchy_mended(images: Tensor, coarse: Tensor, upper: Tensor, lower: Tensor) -> Tensor:
