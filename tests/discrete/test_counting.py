@@ -5,24 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy import ndimage
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from tests.discrete.allocations import Largest
 
 from pullback import discrete
-
-
-class Largest(TorchDispatchMode):
-    """Keeps the number of elements of the largest tensor that an operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for part in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(part, Tensor):
-                self.elements = max(self.elements, part.untyped_storage().nbytes() // part.element_size())
-        return result
-
 
 N, BINS = 20_000, 2_000
 """A matrix of all entries and bins has 4e7 elements."""

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import torch
+from tests.discrete.allocations import Largest
 from torch import Tensor
 
 from pullback import discrete
@@ -65,6 +67,8 @@ def results() -> dict[str, Tensor]:
         found[f"laplace_product {signed}"] = laplace.laplace_product(y, v, signed)
     found["balance"] = f = laplace.balance(y)
     found["solve_balanced"] = laplace.solve_balanced(y, f, v[:, 0])
+    y = torch.cat([y, y * 1e-3, torch.linspace(0, 40, 33, dtype=torch.float64).expand(1, 33)])
+    v, g = torch.cat([v, v, v[:1]]), torch.cat([g, g, g[:1]])
     found["neuralsort_mean"] = neuralsort.neuralsort_mean(y, v)
     found["neuralsort in y"], found["neuralsort in v"] = neuralsort.neuralsort_mean_gradient(y, v, g)
     for entropic in (False, True):
@@ -96,3 +100,25 @@ def test_plain_forms_agree_with_the_kernels() -> None:
     assert plain.keys() == fast.keys()
     for name, value in fast.items():
         torch.testing.assert_close(plain[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("size", [8_000, 100_000])
+def test_plain_forms_take_no_square_of_a_row(size: int) -> None:
+    """Equal to the compiled form at sizes where a matrix would not fit, in tensors of a few rows and few operations."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.sort(10 * torch.randn(1, size, generator=generator, dtype=torch.float64)).values
+    y[:, 100:120] = y[:, 100:101]
+    v = torch.randn(1, 2, size, generator=generator, dtype=torch.float64)
+    for signed in (False, True):
+        with Largest() as made:
+            plain = laplace.laplace_product_plain(y, v, signed)
+        torch.testing.assert_close(plain, laplace.laplace_product(y, v, signed), rtol=1e-10, atol=1e-10)
+        assert made.elements <= 4 * v.numel()
+        assert made.operations <= 30 * (size - 1).bit_length()
+    if size > 8_000:
+        return
+    with Largest() as made:
+        mean = neuralsort.neuralsort_mean_plain(y, v)
+    torch.testing.assert_close(mean, neuralsort.neuralsort_mean(y, v), rtol=1e-10, atol=1e-10)
+    assert made.elements <= 4 * v.numel()
+    assert made.operations <= 100 * size**0.5  # a band, not a row

@@ -3,8 +3,9 @@
 For sorted points ``K`` is semiseparable: the part left of i is ``A_i = (A_{i-1} + V_{i-1}) exp(y_{i-1} - y_i)``, one
 scan from each side, every exponent <= 0. The same scans run the symmetric Sinkhorn iteration and its linear systems.
 
-Every function takes ``y [b, n]`` ascending and detached, and has a compiled form (numba, on the CPU) and a plain form
-in row blocks of O(n) memory, taken on other devices and where numba is not installed.
+Every function takes ``y [b, n]`` ascending and detached, and has a compiled form (numba, on the CPU) and a plain form,
+taken on other devices and where numba is not installed: its scans combine pairs, pairs of pairs and so on, O(n log n)
+time and O(n) memory.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from torch import Tensor
 from pullback.kernels.compiled import compiled, over_rows
 
 __all__ = ["balance", "laplace_product", "laplace_product_plain", "softsort", "solve_balanced"]
-
-_BLOCK = 1 << 20
-"""Elements of the kernel matrix that the plain form holds at a time."""
 
 
 def laplace_product(y: Tensor, v: Tensor, signed: bool = False) -> Tensor:
@@ -47,16 +45,42 @@ def laplace_product(y: Tensor, v: Tensor, signed: bool = False) -> Tensor:
 
 
 def laplace_product_plain(y: Tensor, v: Tensor, signed: bool = False) -> Tensor:
-    """Return the same as :func:`laplace_product` by its definition, in blocks of rows."""
-    rows = max(1, _BLOCK // max(1, y.numel()))
-    blocks = []
-    for part in y.split(rows, dim=-1):
-        difference = part.unsqueeze(-1) - y.unsqueeze(-2)
-        weight = torch.exp(-difference.abs())
-        if signed:
-            weight = weight * difference.sign()
-        blocks.append(v @ weight.transpose(-1, -2))
-    return torch.cat(blocks, dim=-1)
+    """Return the same as :func:`laplace_product` by scans of torch's own operations.
+
+    Example:
+        >>> laplace_product_plain(torch.tensor([[0.0, 0.0, 200.0]]), torch.ones(1, 1, 3)).tolist()
+        [[[2.0, 2.0, 1.0]]]
+    """
+    if not v.numel():
+        return v.clone()
+    decay = torch.exp(y[:, :-1] - y[:, 1:]).unsqueeze(1)
+    left, right = _scan(v, decay), _scan(v.flip(-1), decay.flip(-1)).flip(-1)
+    if not signed:
+        return left + right - v
+    # Tied points have sign 0: each takes the sums beyond its ties.
+    index = torch.arange(y.shape[-1], device=y.device)
+    new = torch.nn.functional.pad(y[:, 1:] != y[:, :-1], (1, 0), value=True)
+    first = torch.where(new, index, 0).cummax(-1).values.unsqueeze(1).expand_as(v)
+    ends = torch.nn.functional.pad(new[:, 1:], (0, 1), value=True)
+    last = torch.where(ends, index, y.shape[-1]).flip(-1).cummin(-1).values.flip(-1).unsqueeze(1).expand_as(v)
+    before = torch.nn.functional.pad(left[..., :-1] * decay, (1, 0))
+    after = torch.nn.functional.pad(right[..., 1:] * decay, (0, 1))
+    return before.gather(-1, first) - after.gather(-1, last)
+
+
+def _scan(v: Tensor, decay: Tensor) -> Tensor:
+    """Return ``s_i = v_i + decay_{i-1} s_{i-1}`` for ``v [b, c, n]`` and ``decay [b, 1, n - 1]`` in [0, 1].
+
+    Each place has the sum of the last ``reach`` entries and the decay over them (Hillis, Steele 1986).
+    """
+    total = v
+    over = torch.nn.functional.pad(decay, (1, 0))  # nothing stands before the first place
+    reach = 1
+    while reach < v.shape[-1]:
+        total = torch.cat([total[..., :reach], total[..., reach:] + over[..., reach:] * total[..., :-reach]], -1)
+        over = torch.cat([over[..., :reach], over[..., reach:] * over[..., :-reach]], -1)
+        reach *= 2
+    return total
 
 
 def balance(y: Tensor) -> Tensor:

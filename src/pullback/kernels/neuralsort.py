@@ -8,7 +8,7 @@ band: the walk stops where the weight is below rounding, O(n sqrt(n)) in all for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -18,9 +18,6 @@ from torch import Tensor
 from pullback.kernels.compiled import compiled, over_rows
 
 __all__ = ["neuralsort_matrix", "neuralsort_mean", "neuralsort_mean_gradient", "neuralsort_mean_plain", "weighted"]
-
-_BLOCK = 1 << 20
-"""Elements of the matrix that the plain form holds at a time."""
 
 
 def distance_sums(y: Tensor) -> Tensor:
@@ -75,11 +72,41 @@ def weighted(y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def neuralsort_mean_plain(y: Tensor, v: Tensor) -> Tensor:
-    """Return the same as :func:`neuralsort_mean` by its definition, in blocks of rows."""
+    """Return the same as :func:`neuralsort_mean`, all places walking outwards together: one step a place of the band.
+
+    Example:
+        >>> neuralsort_mean_plain(torch.zeros(1, 2), torch.tensor([[[1.0, 3.0]]])).tolist()
+        [[[2.0, 2.0]]]
+    """
+    total, sums = torch.ones_like(y, dtype=torch.float64), v.to(torch.float64, copy=True)
+    for weight, here, there in _walk(y):
+        total = _add(total, here, weight)
+        sums = _add(sums, here, weight.unsqueeze(1) * v[..., there])
+    return (sums / total.unsqueeze(1)).to(v.dtype)
+
+
+def _walk(y: Tensor) -> Iterator[tuple[Tensor, slice, slice]]:
+    """Yield for every distance, upwards and downwards, the weights ``[b, n - distance]`` of the places ``there`` from
+    the places ``here``, relative to a place's own, until all are below rounding.
+    """
     n = y.shape[-1]
-    rows = max(1, _BLOCK // max(1, y.numel()))
-    parts = [v @ neuralsort_matrix(y, slice(i, i + rows)).transpose(-1, -2) for i in range(0, n, rows)]
-    return torch.cat(parts, dim=-1) if parts else v.clone()
+    gap = (y[:, 1:] - y[:, :-1]).double()
+    for up in (True, False):
+        exponent = torch.zeros_like(y, dtype=torch.float64)
+        for distance in range(1, n):
+            # The logit falls by (2 m + 1) times the gap that is crossed at m places away.
+            crossed = (2 * distance - 1) * (gap[:, distance - 1 :] if up else gap[:, : n - distance])
+            exponent = (exponent[:, : n - distance] if up else exponent[:, 1:]) - crossed
+            weight = exponent.exp()
+            if not bool((weight >= _cut(y)).any()):
+                break
+            low, high = slice(0, n - distance), slice(distance, n)
+            yield (weight, low, high) if up else (weight, high, low)
+
+
+def _add(total: Tensor, here: slice, part: Tensor) -> Tensor:
+    total[..., here] += part
+    return total
 
 
 def neuralsort_mean_gradient(
@@ -120,19 +147,25 @@ def distance_sums_transposed(g: Tensor) -> Tensor:
 
 
 def _gradient_plain(y: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients by the same walk: a logit's share goes to its item's logit and away from the place's own."""
     n = y.shape[-1]
-    rows = max(1, _BLOCK // max(1, y.numel()))
-    place = torch.arange(n, dtype=y.dtype, device=y.device)
-    grad_v, slope, total = torch.zeros_like(v), torch.zeros_like(y), torch.zeros_like(y)
-    for i in range(0, n, rows):
-        part = slice(i, i + rows)
-        p = neuralsort_matrix(y, part)
-        grad_v = grad_v + g[..., part] @ p
-        score = g[..., part].transpose(-1, -2) @ v
-        grad_logits = p * (score - (p * score).sum(-1, keepdim=True))
-        slope = slope + ((2 * place[part] + 1 - n).unsqueeze(-1) * grad_logits).sum(-2)
-        total = total + grad_logits.sum(-2)
-    return slope - distance_sums_transposed(total), grad_v
+    total, sums = torch.ones_like(y, dtype=torch.float64), v.to(torch.float64, copy=True)
+    for weight, here, there in _walk(y):
+        total = _add(total, here, weight)
+        sums = _add(sums, here, weight.unsqueeze(1) * v[..., there])
+    g = g.double()
+    centre = (g * sums).sum(1) / total  # sum of g times the mean
+    grad_v = g / total.unsqueeze(1)
+    place = torch.arange(n, dtype=torch.float64, device=y.device)
+    own = ((g * v).sum(1) - centre) / total
+    slope, into = (2 * place + 1 - n) * own, own.clone()
+    for weight, here, there in _walk(y):
+        p = weight / total[:, here]
+        grad_v = _add(grad_v, there, g[..., here] * p.unsqueeze(1))
+        share = p * ((g[..., here] * v[..., there]).sum(1) - centre[:, here])
+        slope = _add(slope, there, (2 * place[here] + 1 - n) * share)
+        into = _add(into, there, share)
+    return (slope - distance_sums_transposed(into)).to(y.dtype), grad_v.to(v.dtype)
 
 
 def _cut(y: Tensor) -> float:
