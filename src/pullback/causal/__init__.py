@@ -6,6 +6,7 @@ from pullback.causal.acyclicity import acyclicity
 from pullback.causal.cosmo import COSMO, SmoothAcyclicSCM, cosmo
 from pullback.causal.dagma import DAGMA, dagma
 from pullback.causal.distances import edge_auprc, structural_intervention_distance, varsortability
+from pullback.causal.estimator import StructureEstimator
 from pullback.causal.graphs import (
     EdgeMetrics,
     ThresholdedDAG,
@@ -36,6 +37,7 @@ __all__ = [
     "LogisticSCM",
     "NonlinearSCM",
     "SmoothAcyclicSCM",
+    "StructureEstimator",
     "StructureLearner",
     "StructureResult",
     "ThresholdedDAG",
