@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from entmax import sparsemax
+from tests.discrete.allocations import Largest
 from torch import Tensor
 
 from pullback import discrete
@@ -140,3 +141,26 @@ def test_masks_of_large_entries_sum_to_k_and_share_ties(method: str, size: float
         mask = discrete.soft_topk(x, k, method=method, scale=None)
         torch.testing.assert_close(mask, torch.tensor(expected), rtol=1e-4, atol=1e-4)
         assert torch.isfinite(torch.autograd.grad(mask[0], x)[0]).all()
+
+
+@pytest.mark.parametrize("method", ["softsort", "neuralsort", "sinkhorn", "network"])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+def test_some_places_are_rows_of_the_whole_matrix(method: str, descending: bool, hard: bool) -> None:
+    x = torch.randn(2, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"method": method, "temperature": 0.7, "hard": hard}
+    whole = discrete.argsort(x, -1, descending, **options)
+    for first, end in ((0, 3), (2, 5), (6, 7), (4, 4)):
+        some = discrete.argsort(x, -1, descending, places=(first, end), **options)
+        torch.testing.assert_close(some, whole[:, first:end], rtol=1e-14, atol=1e-14)
+    top = discrete.topk(x, 3, -1, descending, **options)
+    torch.testing.assert_close(top.permutation, whole[:, :3], rtol=1e-14, atol=1e-14)
+
+
+def test_the_first_places_of_many_rows_form_no_square() -> None:
+    scores = torch.randn(256, 1000, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with Largest() as made:
+        rows = discrete.topk(scores, 5).permutation
+        discrete.argsort(scores, places=(500, 501), method="sinkhorn").square().sum().backward()
+    assert rows.shape == (256, 5, 1000)
+    assert made.elements <= 2 * rows.numel()

@@ -34,7 +34,7 @@ class OrderingMethod:
         values: ``[*batch, n]`` the soft-sorted values, ascending.
         ranks: ``[*batch, n]`` the soft place of every item, ascending from 0.
         largest: ``[*batch, n]`` a distribution over the items: which is the largest.
-        matrix: ``[*batch, n, n]``, rows places ascending, columns items.
+        matrix: ``[*batch, places, n]``, rows places ascending (those of the slice alone), columns items.
         carried: a payload ``[*batch, c, n]``, given by item, in the order of the places.
         mask: for ``0 < k < n`` membership of the items in the k largest, which sums to k.
         compiled_values: the common case of ``values`` as one compiled operation.
@@ -44,7 +44,7 @@ class OrderingMethod:
     values: Callable[[SortedInput], Tensor]
     ranks: Callable[[SortedInput], Tensor]
     largest: Callable[[SortedInput], Tensor]
-    matrix: Callable[[SortedInput], Tensor] | None = None
+    matrix: Callable[[SortedInput, slice], Tensor] | None = None
     carried: Callable[[SortedInput, Tensor], Tensor] | None = None
     mask: Callable[[SortedInput, int], Tensor] | None = None
     compiled_values: direct.Compiled | None = None
@@ -60,7 +60,7 @@ class _Kernel(Protocol):
     @staticmethod
     def ranks(y: Tensor) -> Tensor: ...
     @staticmethod
-    def matrix(y: Tensor) -> Tensor: ...
+    def matrix(y: Tensor, places: slice = ...) -> Tensor: ...
 
 
 def _weighting(
@@ -75,7 +75,7 @@ def _weighting(
         values=lambda o: o.with_infinities(kernel.mean(o.points(), o.finite.unsqueeze(-2)).squeeze(-2)),
         ranks=lambda o: o.to_items(kernel.ranks(o.points())),
         largest=lambda o: o.to_items(row(o.points())),
-        matrix=lambda o: o.columns_to_items(kernel.matrix(o.points())),
+        matrix=lambda o, places: o.columns_to_items(kernel.matrix(o.points(), places)),
         carried=lambda o, payload: kernel.mean(o.points(), o.to_places(payload)),
         mask=None if mask is None else lambda o, k: o.to_items(mask(o.points(), k)),
         compiled_values=compiled_values,
@@ -151,7 +151,7 @@ ORDERINGS: dict[str, OrderingMethod] = {
         values=lambda o: _network(o).values,
         ranks=_network_ranks,
         largest=lambda o: _network(o).permutation[..., -1, :],
-        matrix=lambda o: _network(o).permutation,
+        matrix=lambda o, places: _network(o).permutation[..., places, :],
         carried=lambda o, payload: payload @ _network(o).permutation.transpose(-1, -2),
         mask=lambda o, k: _network(o).permutation[..., o.x.shape[-1] - k :, :].sum(-2),
     ),

@@ -48,10 +48,11 @@ class Transport:
         return Transport.mean(y, places.unsqueeze(-2)).squeeze(-2)
 
     @staticmethod
-    def matrix(y: Tensor) -> Tensor:
-        """Return ``P``."""
+    def matrix(y: Tensor, places: slice = slice(None)) -> Tensor:
+        """Return ``P``, or some of its rows."""
         f = _potential(y)
-        return torch.exp(f.unsqueeze(-1) + f.unsqueeze(-2) - (y.unsqueeze(-1) - y.unsqueeze(-2)).abs())
+        at_place, y_place = f[..., places], y[..., places]
+        return torch.exp(at_place.unsqueeze(-1) + f.unsqueeze(-2) - (y_place.unsqueeze(-1) - y.unsqueeze(-2)).abs())
 
     @staticmethod
     def row(y: Tensor, place: int) -> Tensor:

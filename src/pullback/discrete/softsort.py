@@ -2,7 +2,7 @@
 
 A *kernel* here is a class with static methods on ascending, scaled points ``y [*batch, n]`` (temperature 1):
 ``mean(y, v [*batch, c, n])`` is P v, ``ranks(y)`` the expected place of each point, ``matrix(y) [*batch, n, n]`` P
-itself, rows = places, columns = points.
+itself, rows = places, columns = points; ``matrix(y, places)`` forms only those rows.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class SoftSort:
         return SoftSort.mean(y, _places(y).unsqueeze(-2)).squeeze(-2)
 
     @staticmethod
-    def matrix(y: Tensor) -> Tensor:
-        """Return ``P``."""
-        return torch.softmax(-(y.unsqueeze(-1) - y.unsqueeze(-2)).abs(), dim=-1)
+    def matrix(y: Tensor, places: slice = slice(None)) -> Tensor:
+        """Return ``P``, or some of its rows."""
+        return torch.softmax(-(y[..., places].unsqueeze(-1) - y.unsqueeze(-2)).abs(), dim=-1)
 
 
 class NeuralSort:
@@ -77,9 +77,9 @@ class NeuralSort:
         return moments[..., 0, :] / moments[..., 1, :]
 
     @staticmethod
-    def matrix(y: Tensor) -> Tensor:
-        """Return ``P``."""
-        return neuralsort_matrix(y)
+    def matrix(y: Tensor, places: slice = slice(None)) -> Tensor:
+        """Return ``P``, or some of its rows."""
+        return neuralsort_matrix(y, places)
 
 
 def _places(y: Tensor) -> Tensor:

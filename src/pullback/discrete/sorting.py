@@ -93,22 +93,25 @@ def argsort(
     method: str = "softsort",
     temperature: Scalar = 0.1,
     scale: str | None = "std",
+    places: tuple[int, int] | None = None,
     hard: bool = False,
-) -> Float[Tensor, "*batch n n"]:
+) -> Float[Tensor, "*batch places n"]:
     """Return the relaxed permutation matrix of ``argsort``: row = place, column = item, ``dim`` moved to the end.
 
-    Rows sum to 1; with ``"sinkhorn"`` and ``"network"`` so do columns. The matrix takes O(n^2) memory.
+    Rows sum to 1; with ``"sinkhorn"`` and ``"network"`` so do columns. The matrix takes O(n^2) memory, that of k places
+    O(k n).
 
     Args:
         x, dim, descending, temperature, scale: as in :func:`sort`; at temperature 0 the gradient is 0.
         method: all but ``"isotonic"``, which has no matrix.
+        places: ``(first, end)``, ``0 <= first <= end <= n``: form only these rows; all by default.
         hard: return the permutation matrix of ``torch.argsort`` with the gradient of the relaxation.
 
     Returns:
-        ``[*batch, n, n]``; ``argsort(x) @ x`` are the soft-sorted values.
+        ``[*batch, n, n]``; ``argsort(x) @ x`` are the soft-sorted values. With ``places`` ``[*batch, end - first, n]``.
 
     Raises:
-        TypeError, IndexError, ValueError: as in :func:`sort`.
+        TypeError, IndexError, ValueError: as in :func:`sort`, or ``places`` are out of range.
 
     Example:
         >>> argsort(torch.tensor([3.0, 1.0]), hard=True).tolist()
@@ -118,7 +121,12 @@ def argsort(
         Prillo, Eisenschlos (2020), SoftSort, eq. 4.
     """
     request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="matrix")
-    return _matrix(request, descending, hard)
+    if places is None:
+        return _matrix(request, descending, hard)
+    if not isinstance(places, tuple) or len(places) != 2:
+        raise ValueError(f"places must be two integers, got {places!r}")
+    end = check_integer("places[1]", places[1], 0, request.size)
+    return _matrix(request, descending, hard, check_integer("places[0]", places[0], 0, end), end)
 
 
 def permutation_matrix(
@@ -233,7 +241,7 @@ def topk(
     return Sorted(
         first(ordered.values, dim),
         lambda: first(ordered.indices, dim),
-        lambda: first(ordered.permutation, -2),
+        lambda: _matrix(request, largest, hard, 0, k),
     )
 
 
@@ -284,17 +292,19 @@ def _sorted(request: Request, descending: bool, hard: bool, carry: Tensor | None
     )
 
 
-def _matrix(request: Request, descending: bool, hard: bool) -> Tensor:
-    """Return the permutation ``[*batch, n, n]`` in the dtype of the input."""
+def _matrix(request: Request, descending: bool, hard: bool, first: int = 0, end: int | None = None) -> Tensor:
+    """Return the rows ``first .. end - 1`` of the permutation, ``[*batch, places, n]`` in the dtype of the input."""
+    n = request.size
+    end = n if end is None else end
     exact = None
     if hard or request.is_hard:
-        places = torch.arange(request.size, device=request.last.device)
-        exact = (request.indices(descending).unsqueeze(-1) == places).to(request.dtype)
+        items = torch.arange(n, device=request.last.device)
+        exact = (request.indices(descending)[..., first:end].unsqueeze(-1) == items).to(request.dtype)
     if exact is not None and request.is_hard:
         return replace_gradient(exact, torch.sign(request.last).to(exact.dtype).unsqueeze(-2).expand_as(exact))
     matrix = ordering_method(request.name, needed="matrix").matrix
     assert matrix is not None
-    p = matrix(request.sorted)
+    p = matrix(request.sorted, slice(n - end, n - first) if descending else slice(first, end))
     p = (p.flip(-2) if descending else p).to(request.dtype)
     return p if exact is None else replace_gradient(exact, p)
 

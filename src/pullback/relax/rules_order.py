@@ -18,7 +18,7 @@ from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex
 __all__: list[str] = []
 
 MAX_MATRIX = 2**26
-"""Elements of the largest permutation matrix that is formed behind indices (256 MiB in float32)."""
+"""Elements of the largest part of a permutation matrix that is formed behind indices (256 MiB in float32)."""
 
 
 def _floating(input: Any) -> Tensor:
@@ -28,15 +28,19 @@ def _floating(input: Any) -> Tensor:
     return value
 
 
-def _matrix(options: dict[str, Any], x: Tensor, dim: int, descending: bool) -> Tensor:
-    """``[*batch, n places, n items]``."""
+def _matrix(
+    options: dict[str, Any], x: Tensor, dim: int, descending: bool, places: tuple[int, int] | None = None
+) -> Tensor:
+    """``[*batch, places, n items]``; only the rows of those places are formed."""
     n = x.shape[dim] if x.ndim else 1
-    if x.numel() * n > MAX_MATRIX:
-        raise Dropped(f"the distribution behind the indices of {n} sorted entries has {x.numel() * n:.1e} elements")
+    first, end = places or (0, n)
+    if x.numel() * (end - first) > MAX_MATRIX:
+        elements = f"{x.numel() * (end - first):.1e} elements"
+        raise Dropped(f"the distribution behind the indices of {n} sorted entries has {elements}")
     options = dict(options)
     if "method" not in options or discrete.ORDERINGS[options["method"]].matrix is None:
         options["method"] = "sinkhorn"  # doubly stochastic: an entry that leaves one place arrives at another
-    return discrete.argsort(x, dim, descending, **options)
+    return discrete.argsort(x, dim, descending, places=(first, end), **options)
 
 
 def _rows(
@@ -50,11 +54,11 @@ def _rows(
     options = settings.ordering(x, operation)
 
     def distribution(x: Tensor) -> Distribution:
-        matrix = _matrix(options, x, dim, descending)
         if isinstance(rows, int):
-            row = matrix[..., rows, :]
+            row = _matrix(options, x, dim, descending, (rows, rows + 1)).squeeze(-2)
             return Distribution(row.unsqueeze(dim % x.ndim) if keepdim else row)
-        return Distribution(matrix[..., rows, :].movedim(-2, dim % x.ndim))
+        first, end, _ = rows.indices(x.shape[dim])
+        return Distribution(_matrix(options, x, dim, descending, (first, end)).movedim(-2, dim % x.ndim))
 
     late = lazy(distribution, x)
     if not isinstance(rows, int):
@@ -207,15 +211,17 @@ def _sort(
 
 def _reversed_statistic(settings: Settings, operation: str, input: Any, value: Any, dim: int, k: int | None) -> Any:
     """The ``k`` largest, the largest first."""
-    ascending = _statistic(settings, operation, input, value, dim, slice(None))
-    if not isinstance(ascending, Statistic):
+    if not isinstance(value, Tensor) or input.ndim == 0:
         return value
     along = dim % input.ndim
+    options = settings.ordering(input, operation)
 
-    def places() -> Places:
-        return Places(*(p.flip(along).narrow(along, 0, p.shape[along] if k is None else k) for p in ascending.places()))
+    def places(input: Tensor) -> Places:
+        matrix = _matrix(options, input, along, True, (0, input.shape[along] if k is None else k))
+        above = matrix.cumsum(-2) - matrix
+        return Places(matrix.movedim(-2, along), above.movedim(-2, along))
 
-    return ascending._replace(places=Lazy(places, [ascending.places]))
+    return Statistic(value, input, along, lazy(places, input))
 
 
 @relaxes("msort", group="order", operation="sort")

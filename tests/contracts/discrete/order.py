@@ -238,7 +238,7 @@ _TABLE = [
             reference=MATRICES.get(m),
             hard=_one_hot_argsort,
             edges=Edges(_matrix, along=True) if m == METHODS[0] else None,
-            bad=(*BAD, UNKNOWN, NO_MATRIX),
+            bad=(*BAD, UNKNOWN, NO_MATRIX, *_BAD_PLACES),
         )
         for m in METHODS[:-1]
     ),
@@ -420,5 +420,11 @@ _TABLE = [
 def _unsorted(z: Tensor, by_place: Tensor) -> Tensor:
     return torch.zeros_like(z).scatter(-1, z.argsort(-1), by_place)
 
+
+_BAD_PLACES = [
+    Bad((torch.zeros(3),), {"places": (0, 4)}, ValueError, r"places\[1\] must be in 0..3, got 4"),
+    Bad((torch.zeros(3),), {"places": (2, 1)}, ValueError, r"places\[0\] must be in 0..1, got 2"),
+    Bad((torch.zeros(3),), {"places": 2}, ValueError, "places must be two integers, got 2"),
+]
 
 CONTRACTS = [c if c.name.startswith("discrete.project") else replace(c, scalars={"temperature": T}) for c in _TABLE]
