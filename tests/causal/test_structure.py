@@ -297,3 +297,39 @@ def test_a_ridge_is_in_the_weights_and_in_the_score_of_the_search(penalty: float
     objective = causal.least_squares_score(free, moments) + penalty * free.square().sum() / 6
     (slope,) = torch.autograd.grad(objective, free)
     assert slope[weights != 0].abs().max() < 1e-12
+
+
+def test_swaps_regress_a_node_where_nobody_set_it() -> None:
+    g = torch.Generator().manual_seed(2)
+    weights = causal.random_weights(causal.random_dag(5, 6, generator=g), generator=g).double()
+    model = causal.LinearSCM(weights)
+    parts = [model.rsample(300, generator=g)]
+    parts += [
+        model.rsample(100, interventions={node: 3.0 * torch.randn(100, generator=g)}, generator=g) for node in (1, 3)
+    ]
+    x = torch.cat(parts)
+    targets = torch.zeros(x.shape, dtype=torch.bool)
+    targets[300:400, 1] = targets[400:, 3] = True
+    result = causal.topological_swaps(x, targets=targets, restarts=3, generator=g)
+    assert torch.equal(result.weights.abs() > 0.3, weights != 0)
+    total = 0.0
+    place = result.order.argsort()
+    for node in range(5):
+        free = ~targets[:, node]
+        before = result.order[: place[node]]
+        fit = torch.linalg.lstsq(x[free][:, before], x[free, node]).solution
+        total += (x[free, node] - x[free][:, before] @ fit).square().mean().item()
+        torch.testing.assert_close(result.weights[before, node], fit, rtol=1e-8, atol=1e-10)
+    assert result.score.item() == pytest.approx(total / 5, rel=1e-10)
+    assert bool(result.converged)
+    with pytest.raises(ValueError, match="targets need samples"):
+        causal.topological_swaps(x, targets=targets, model="logistic")
+
+
+def test_two_variables_are_told_apart_by_interventions_alone() -> None:
+    g = torch.Generator().manual_seed(0)
+    cause = torch.randn(400, 1, generator=g)
+    x = torch.cat([cause, 0.6 * cause + 0.8 * torch.randn(400, 1, generator=g)], 1).double()  # equal variances
+    targets = torch.zeros(x.shape, dtype=torch.bool)
+    x[200:, 1], targets[200:, 1] = 2 * torch.randn(200, generator=g).double(), True
+    assert causal.topological_swaps(x, targets=targets, generator=g).order.tolist() == [0, 1]

@@ -17,7 +17,7 @@ from pullback.causal.graphs import (
     threshold_to_dag,
     topological_order,
 )
-from pullback.causal.least_squares import least_squares_score, ridge_weights, second_moments
+from pullback.causal.least_squares import interventional_moments, least_squares_score, ridge_weights, second_moments
 from pullback.causal.logistic import LogisticSCM
 from pullback.causal.notears import NOTEARS, notears
 from pullback.causal.orders import fit_order, score_order
@@ -52,6 +52,7 @@ __all__ = [
     "expected_shd",
     "find_cycle",
     "fit_order",
+    "interventional_moments",
     "is_acyclic",
     "kkt_violation",
     "least_squares_score",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from pullback.causal.graphs import check_square
-from pullback.core.checks import check_broadcast, check_finite, check_floating, check_scalar, check_shape
-from pullback.core.shapes import Float, Tensor
+from pullback.core.checks import check_broadcast, check_finite, check_floating, check_scalar, check_shape, check_tensor
+from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.core.transforms import can_look
 
-__all__ = ["least_squares_score", "ridge_weights", "second_moments"]
+__all__ = ["interventional_moments", "least_squares_score", "ridge_weights", "second_moments"]
 
 
 def second_moments(data: Float[Tensor, "*batch n d"], *, covariance: bool = False) -> Float[Tensor, "*batch d d"]:
@@ -51,6 +51,54 @@ def second_moments(data: Float[Tensor, "*batch n d"], *, covariance: bool = Fals
     rounding = 4 * torch.finfo(data.dtype).eps * data.abs().amax(-2)
     _refuse_constant((data.amax(-2) == data.amin(-2)) | (spread <= rounding.square()))
     return moments
+
+
+def interventional_moments(
+    data: Shaped[Tensor, "*batch n d"], targets: Shaped[Tensor, "*batch n d"]
+) -> Float[Tensor, "*batch d d d"]:
+    r"""Return for every node the second moments of the samples in which nobody set it.
+
+    .. math:: C_j = \frac{1}{n_j} \sum_{r:\, j \notin I_r} x_r x_r^T
+
+    A node is regressed on others where its own mechanism was at work: a value that was set says nothing about its
+    causes, and everything about its effects. Not centred, since interventions move the means: subtract the
+    observational mean before, if it is not zero.
+
+    Args:
+        data: ``[*batch, n, d]`` samples.
+        targets: ``[*batch, n, d]`` booleans: which nodes were set in which sample.
+
+    Returns:
+        ``[*batch, d, d, d]``, one matrix a node.
+
+    Raises:
+        TypeError: not a floating tensor, targets that are not booleans.
+        ValueError: NaN or infinity, other shapes, a node that was set in every sample (named).
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> interventional_moments(x, torch.tensor([[False, False], [False, True]]))[1]
+        tensor([[1., 2.],
+                [2., 4.]])
+
+    References:
+        Hauser, Buehlmann (2012), Characterization and greedy learning of interventional Markov equivalence classes.
+    """
+    check_shape("data", check_floating("data", data), (None, None))
+    check_finite("data", data)
+    check_tensor("targets", targets)
+    if targets.dtype != torch.bool:
+        raise TypeError(f"targets must be booleans, got {targets.dtype}")
+    if targets.shape != data.shape:
+        raise ValueError(f"targets must have the shape of data, {tuple(data.shape)}, got {tuple(targets.shape)}")
+    data = data.to(torch.promote_types(data.dtype, torch.float32))
+    free = (~targets).to(data)
+    sizes = free.sum(-2)
+    if bool((sizes == 0).any()):
+        node = int((sizes == 0).nonzero()[0][-1])
+        raise ValueError(f"targets must leave every node free in some sample, got none of node {node}")
+    weighted = free.mT.unsqueeze(-1) * data.unsqueeze(-3)
+    return weighted.mT @ data.unsqueeze(-3) / sizes[..., None, None]
 
 
 def _check_covariance(moments: Tensor) -> None:

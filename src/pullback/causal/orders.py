@@ -108,6 +108,12 @@ def _factor(covariance: Tensor, order: Tensor) -> Tensor:
     return factor
 
 
+def residual_variances(covariance: Tensor, order: Tensor) -> Tensor:
+    """Return what is left of the variance of every node, given all before it in the order: ``[*batch, d]``."""
+    left = _factor(covariance, order).diagonal(dim1=-2, dim2=-1).square()
+    return left.gather(-1, order.argsort(-1).expand(left.shape))
+
+
 def permuted(matrix: Tensor, order: Tensor) -> Tensor:
     """Return the matrix with rows and columns in the order."""
     shape = torch.broadcast_shapes(matrix.shape[:-2], order.shape[:-1])

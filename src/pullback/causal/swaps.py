@@ -7,13 +7,14 @@ from typing import Protocol
 import torch
 
 from pullback.causal.graphs import check_square
-from pullback.causal.least_squares import second_moments
+from pullback.causal.least_squares import interventional_moments, second_moments
 from pullback.causal.logistic import check_binary, fit_logistic, node_losses
 from pullback.causal.orders import (
     MODELS,
     checked_order,
     fit_order,
     permuted,
+    residual_variances,
     score_order,
 )
 from pullback.causal.structure import StructureResult
@@ -27,6 +28,7 @@ def topological_swaps(
     data: Shaped[Tensor, "n d"],
     *,
     covariance: bool = False,
+    targets: Shaped[Tensor, "n d"] | None = None,
     model: str = "least-squares",
     penalty: float = 0.0,
     order: Int[Tensor, " d"] | None = None,
@@ -46,6 +48,8 @@ def topological_swaps(
     Args:
         data: ``[n, d]`` samples, ``n > d``, or ``[d, d]`` covariance, positive definite. Solved in double precision.
         covariance: whether ``data`` is a covariance.
+        targets: ``[n, d]`` booleans, which nodes were set in which sample: a node is regressed on the others where it
+            was not (:func:`interventional_moments`; the samples are not centred then). Least squares only.
         model: ``"least-squares"``, or ``"logistic"`` for nodes in {0, 1}; see :func:`fit_order`.
         penalty: ridge of :func:`fit_order`, >= 0, in the score too.
         order: where to start; a random order if ``None``.
@@ -79,6 +83,8 @@ def topological_swaps(
     check_integer("large_searches", large_searches, 0)
     check_choice("model", model, MODELS)
     check_scalar("penalty", penalty, zero=True)
+    if targets is not None and (covariance or model != "least-squares"):
+        raise ValueError("targets need samples and the least-squares model")
     given = second_moments(data, covariance=covariance)
     if given.ndim != 2:
         raise ValueError(f"data must have shape (n, d), got {tuple(data.shape)}")
@@ -91,6 +97,8 @@ def topological_swaps(
             raise ValueError("model 'logistic' needs samples; a covariance has the second moments alone")
         check_binary(data)
         score = _Logistic(data.detach().double().cpu(), penalty)
+    elif targets is not None:
+        score = _Interventional(interventional_moments(data.detach().double(), targets).cpu(), penalty)
     else:
         score = _LeastSquares(moments, penalty)
     if order is not None:
@@ -250,6 +258,26 @@ class _LeastSquares:
 
     def gradient(self, weights: Tensor) -> Tensor:
         return 2 * self._moments @ (weights - self._identity) / len(weights)
+
+
+class _Interventional:
+    """Least squares of every node with moments of its own."""
+
+    def __init__(self, moments: Tensor, penalty: float) -> None:
+        self._penalty, self._identity = penalty, torch.eye(len(moments)).to(moments)
+        self._moments = moments + penalty * self._identity
+
+    def weights(self, order: Tensor) -> Tensor:
+        # The column of node j of the fit with the moments of node j.
+        return fit_order(self._moments, order, covariance=True).diagonal(dim1=0, dim2=2)
+
+    def of_orders(self, orders: Tensor) -> Tensor:
+        own = residual_variances(self._moments, orders.unsqueeze(-2)).diagonal(dim1=-2, dim2=-1)
+        return own.mean(-1) - self._penalty
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        slope = self._moments @ (weights - self._identity)
+        return 2 * slope.diagonal(dim1=0, dim2=2) / len(weights)
 
 
 class _Logistic:

@@ -71,6 +71,7 @@ def _linear_model(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return density, torch.stack([first, second, z[:, 2] + w[1, 2] * second], -1)
 
 
+_SET = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1], [0, 0, 0]]).bool()
 _BITS = (torch.rand(60, 4, generator=torch.Generator().manual_seed(5)) < 0.5).double()
 
 
@@ -289,6 +290,23 @@ CONTRACTS = [
         half=False,
         large_limit=1e8,
         why="it looks at the data and says what is wrong with it; moments of half are in single precision",
+    ),
+    Contract(
+        "causal.interventional_moments",
+        lambda x: causal.interventional_moments(x, _SET[: x.shape[0]].to(x.device)),
+        lambda g: [Call((torch.randn(6, 3, generator=g, dtype=torch.float64),))],
+        reference=lambda x: torch.stack([x[~_SET[:, j]].T @ x[~_SET[:, j]] / (~_SET[:, j]).sum() for j in range(3)]),
+        bad=[
+            Bad((torch.zeros(6),), {}, ValueError, "data must have shape"),
+            Bad((torch.zeros(6, 2),), {}, ValueError, "targets must have the shape of data"),
+            Bad((torch.full((6, 3), torch.nan),), {}, ValueError, "data must be finite"),
+        ],
+        batched=False,
+        vmap=False,
+        compile=False,
+        half=False,
+        large_limit=1e8,
+        why="every batch has its own targets; it looks at the data; moments of half are in single precision",
     ),
     Module(
         "causal.SmoothAcyclicSCM",
