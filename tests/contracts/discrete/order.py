@@ -190,6 +190,11 @@ BAD = (
     Bad((torch.zeros(2),), {"scale": "range"}, ValueError, "scale must be 'std' or None, got 'range'"),
 )
 UNKNOWN = Bad((torch.zeros(2),), {"method": "sotfsort"}, ValueError, "method must be one of .*did you mean 'softsort'")
+_BAD_PLACES = [
+    Bad((torch.zeros(3),), {"places": (0, 4)}, ValueError, r"places\[1\] must be in 0..3, got 4"),
+    Bad((torch.zeros(3),), {"places": (2, 1)}, ValueError, r"places\[0\] must be in 0..1, got 2"),
+    Bad((torch.zeros(3),), {"places": 2}, ValueError, "places must be two integers, got 2"),
+]
 NO_MATRIX = Bad((torch.zeros(2),), {"method": "isotonic"}, ValueError, "method must be one of 'softsort', .*'network'")
 
 
