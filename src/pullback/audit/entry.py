@@ -127,7 +127,7 @@ def audit(
         optimizers=optimizers,
     )
     if probes != "none":
-        report = with_remedies(report, Rerun(program, tracer, ids, program.names(), state, opened), budget)
+        report = with_remedies(report, Rerun(program, tracer, ids, _names(program), state, opened), budget)
     chaos = chaos_finding(step, inputs[0]) if step is not None else None
     set_random_state(after)
     return report if chaos is None else replace(report, findings=(chaos, *report.findings))

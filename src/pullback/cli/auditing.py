@@ -30,11 +30,18 @@ def run(words: Sequence[str]) -> int:
     options.arguments = list(words[end + 1 :])
     _check(options)
     # What the audited code prints is for people: with `--json -` it must not reach standard output.
-    with lend_output(to_stderr="-" in (options.json, options.sarif)):
+    with lend_output(to_stderr="-" in (options.json, options.sarif) or options.fix):
         report = _audit(options)
+        if options.fix or options.write:
+            report = _tried(report, options)
     if os.environ.get("RANK", "0") not in ("", "0"):
         return report.exit_code(options.fail_on)  # under torchrun: the process of rank 0 reports
-    _show(report, options)
+    if options.write:
+        _write(report)
+    if options.fix:
+        _patch(report)
+    else:
+        _show(report, options)
     return report.exit_code(options.fail_on)
 
 
@@ -46,6 +53,7 @@ def _parser() -> Words:
             "pullback audit train.py -- --epochs 1",
             "pullback audit -m package.train --html report.html",
             "pullback audit model:loss --inputs model:make_inputs",
+            "pullback audit --fix train.py > train.patch",
         ],
         beyond="arguments of a script stand after --",
     )
@@ -58,6 +66,8 @@ def _parser() -> Words:
     add("--html", metavar="FILE", help="write a page that needs no other file")
     add("--sarif", nargs="?", const="-", metavar="FILE", help="write SARIF 2.1.0, for code scanning and editors")
     add("--github", action="store_true", help="print annotations of GitHub Actions")
+    add("--fix", action="store_true", help="print what cures the findings as a patch, each part of it tried")
+    add("--write", action="store_true", help="change the files themselves so")
     add("--fail-on", choices=SEVERITIES, default="error", help="a finding from here on: exit status 1 (error)")
     add("--relax", type=float, metavar="T", help="run the code under `pullback.relaxed` of this temperature")
     add("--ignore", action="append", default=[], metavar="PLACE", help="model.py:12 or model.py; may be repeated")
@@ -74,6 +84,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"steps must be >= 1, got {options.steps}")
     if options.relax is not None and not 0 < options.relax < float("inf"):
         raise UsageError(f"relax must be a temperature > 0, got {options.relax:g}")
+    if options.fix and "-" in (options.json, options.sarif):
+        raise UsageError("fix prints its patch on standard output: name a file for json and sarif")
     if options.json == "-" == options.sarif:
         raise UsageError("json and sarif cannot both go to standard output: name a file")
     for name in ("json", "html", "sarif"):
@@ -143,6 +155,45 @@ def _raised_by(error: Exception, *modules: str) -> bool:
             blamed = name
         entry = entry.tb_next
     return blamed in modules
+
+
+def _tried(report: Report, options: argparse.Namespace) -> Report:
+    """The report with what was tried; that of a function carries it already."""
+    if not options.is_script or report.error is not None:
+        return report
+    from pullback.audit.fix.scripts import remedies_of_script
+
+    name = options.target if options.module is None else options.module
+    return remedies_of_script(
+        report,
+        name,
+        options.arguments,
+        module=options.module is not None,
+        steps=options.steps,
+        ignore=tuple(options.ignore),
+        libraries=options.libraries,
+        relax=options.relax,
+    )
+
+
+def _patch(report: Report) -> None:
+    """Print the patch on standard output, and what each part of it changes on standard error."""
+    from pullback.audit.remedy.patch import patch
+
+    for finding in report.findings:
+        for remedy in finding.remedies:
+            complain(f"{finding.file}:{finding.line}: {finding.code}: {remedy.effect}")
+    open_ones = [f for f in report.findings if f.severity != "info" and not f.remedies]
+    for finding in open_ones:
+        complain(f"{finding.file}:{finding.line}: {finding.code}: no rewriting was found that cures it")
+    print(patch([r for f in report.findings for r in f.remedies]), end="")
+
+
+def _write(report: Report) -> None:
+    from pullback.audit.remedy.patch import write
+
+    for file in write([r for f in report.findings for r in f.remedies]):
+        complain(f"changed {file}")
 
 
 def _show(report: Report, options: argparse.Namespace) -> None:

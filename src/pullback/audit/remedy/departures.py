@@ -86,10 +86,10 @@ def _rebuilt(place: Place) -> Iterator[Draft]:
                 _tensor_of(draft, call.args[0])
                 _drop_requires_grad(draft, call)
                 yield draft
-        whole = Draft(source)
-        _all_stay(whole, source.scope(node))
-        if not whole.empty:
-            yield whole
+    whole = Draft(source)
+    _all_stay(whole, source.scope(node))
+    if not whole.empty:
+        yield whole
 
 
 def _joined(draft: Draft, call: ast.Call, join: str = "stack") -> bool:

@@ -15,12 +15,13 @@ from torch import Tensor
 from pullback.audit.judge.analysis import analyse
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
+from pullback.audit.remedy.losses import first_losses
 from pullback.audit.remedy.search import Candidate, Outcome
 from pullback.audit.remedy.swap import swapped
 from pullback.audit.trace.sites import is_user_file
 from pullback.audit.trace.tracer import Tracer
 
-__all__ = ["Rerun", "first_losses"]
+__all__ = ["Rerun"]
 
 
 class Rerun:
@@ -74,7 +75,7 @@ class Rerun:
         set_random_state(self.state)
         tracer = Tracer(libraries=self.libraries)
         try:
-            with self._put_back(), _quiet(), first_losses(self.program) as losses, tracer:
+            with self._put_back(), _quiet(), _values(self.program) as losses, tracer:
                 self.program.trace(tracer)
             report = analyse(tracer, target="trial", wrt=self.wrt, names=self.names)
         except Exception:
@@ -106,17 +107,9 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_losses(program: Program | None = None) -> Iterator[list[float]]:
-    """Collect the values that are differentiated: the program's own, and those on which ``backward`` is called."""
-    losses: list[float] = []
-    backward = torch.Tensor.backward
-
-    def noting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        losses.append(float(tensor.detach().double().sum()))
-        return backward(tensor, *args, **kwargs)
-
-    torch.Tensor.backward = noting  # type: ignore[assignment, method-assign]
-    if program is not None:
+def _values(program: Program) -> Iterator[list[float]]:
+    """Collect what the program returns to be differentiated, and what it calls ``backward`` on itself."""
+    with first_losses() as losses:
 
         def value() -> Tensor | None:
             found = type(program).value(program)
@@ -125,9 +118,7 @@ def first_losses(program: Program | None = None) -> Iterator[list[float]]:
             return found
 
         program.value = value  # type: ignore[method-assign]
-    try:
-        yield losses
-    finally:
-        torch.Tensor.backward = backward  # type: ignore[method-assign]
-        if program is not None:
+        try:
+            yield losses
+        finally:
             del program.value

@@ -223,6 +223,8 @@ class _Search:
         if alive:
             return True
         dead_before = any(not _usable(old) for _, old, _ in rows)
+        if self.finding.kind in ("nan", "kink") and largest > 0:  # a NaN that a later mask hid
+            return True
         return not dead_before and any(abs(new - old) > 1e-6 * max(new, old) for _, old, new in rows)
 
     def _gradients(self, after: Outcome) -> list[tuple[str, float, float]]:
@@ -236,7 +238,8 @@ class _Search:
 
     def _remedy(self, candidate: Candidate, after: Outcome) -> Remedy:
         changes = changes_between(candidate.old, candidate.new, candidate.imports.values())
-        rows = [r for r in self._gradients(after) if r[0] in self.blamed or not _usable(r[1])] or self._gradients(after)
+        every = self._gradients(after)
+        rows = [r for r in every if not _usable(r[1]) and _usable(r[2])] or [r for r in every if _usable(r[2])]
         rows = sorted(rows, key=lambda r: -r[2])
         numbers = {
             "loss before": self.before.loss,

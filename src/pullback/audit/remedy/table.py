@@ -94,12 +94,16 @@ TEMPLATES: dict[str, Template] = {
 
 
 def answers(code: str, operation: str) -> list[Template]:
-    """Return the templates for a finding: those of its code that name its operation, then the others of its code."""
-    plain = operation.rpartition(".")[2].removeprefix("get ").strip("_").lower()
+    """Return the templates for a finding: those of its code that name its operation.
+
+    A cut may be named after another operation of the line (``detach`` on the way to NumPy): there the others follow.
+    """
+    plain = operation.rpartition(".")[2].removeprefix("get ").removeprefix("linalg_").strip("_").lower()
     fitting = [t for t in TEMPLATES.values() if any(_within(code, c) for c in t.codes)]
     named = [t for t in fitting if plain in {o.strip("_").lower() for o in t.operations}]
     last = [t for t in fitting if t.block == "relaxed"]
-    return list(dict.fromkeys([*(t for t in named if t not in last), *(t for t in fitting if t not in last), *last]))
+    others = fitting if code.startswith(("cut.", "control-flow", "unused")) else []
+    return list(dict.fromkeys([*(t for t in [*named, *others] if t not in last), *last]))
 
 
 def find(word: str) -> list[Template]:

@@ -1,0 +1,30 @@
+"""The values that a program differentiates, noted while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["first_losses"]
+
+
+@contextlib.contextmanager
+def first_losses() -> Iterator[list[float]]:
+    """Collect the values on which ``backward`` is called, in order."""
+    losses: list[float] = []
+    backward = torch.Tensor.backward
+
+    def noting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            losses.append(float(tensor.detach().double().sum()))
+        return backward(tensor, *args, **kwargs)
+
+    torch.Tensor.backward = noting  # type: ignore[assignment, method-assign]
+    try:
+        yield losses
+    finally:
+        torch.Tensor.backward = backward  # type: ignore[method-assign]

@@ -1,0 +1,138 @@
+"""``pullback audit --fix``: scripts are tried where they can do no harm, and the patch is one that applies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pullback.audit import audit_script
+from pullback.audit.fix.scripts import remedies_of_script
+from pullback.audit.remedy.patch import applied
+from pullback.audit.report.remedy import Change
+
+TRAIN = '''"""Trains, writes a log, saves, and removes what it finds."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from parts import gate
+
+FOLDER = Path(__file__).parent
+torch.manual_seed(0)
+encoder, scorer, head = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD([*encoder.parameters(), *scorer.parameters(), *head.parameters()], lr=0.1)
+x = torch.randn(16, 4)
+y = x.sum(1, keepdim=True)
+os.makedirs(FOLDER / "out", exist_ok=True)
+with open(FOLDER / "log.txt", "a") as log:
+    for step in range(20):
+        h = encoder(x).detach()  # frozen by mistake
+        loss = (head(h * gate(scorer(x))) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        print(step, loss.item(), file=log)
+        torch.save(head.state_dict(), FOLDER / "out" / "head.pt")
+        assert torch.load(FOLDER / "out" / "head.pt")["weight"].shape == (1, 3)
+'''
+PARTS = """import torch
+
+
+def gate(v):
+    return (v > 0).float()
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "parts.py").write_text(PARTS)
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "log.txt").write_text("of yesterday\n")
+    return tmp_path / "train.py"
+
+
+def _command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pullback", "audit", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def _losses(folder: Path) -> list[float]:
+    subprocess.run([sys.executable, "train.py"], cwd=folder, check=True, capture_output=True)
+    return [float(line.split()[1]) for line in (folder / "log.txt").read_text().splitlines()[-20:]]
+
+
+def test_the_patch_applies_and_the_script_learns_more(script: Path) -> None:
+    plain = _losses(script.parent)
+    done = _command("--fix", "train.py", cwd=script.parent)
+    assert done.returncode == 1
+    assert script.read_text() == TRAIN
+    assert "gradient norm of `scorer.weight` 0 -> " in done.stderr
+    patch = subprocess.run(
+        ["git", "apply", "--verbose", "-"], cwd=script.parent, input=done.stdout, text=True, check=False
+    )
+    assert patch.returncode == 0
+    assert "h = encoder(x)  # frozen by mistake" in script.read_text()
+    assert "discrete.greater(v, 0, temperature=0.1, hard=True).float()" in (script.parent / "parts.py").read_text()
+    better = _losses(script.parent)
+    assert better[0] == pytest.approx(plain[0], rel=1e-5)  # the values are what they were
+    assert better[-1] < plain[-1]
+    assert _command("train.py", cwd=script.parent).returncode == 0
+
+
+def test_write_changes_the_files_themselves(script: Path) -> None:
+    done = _command("--write", "train.py", "--json", "report.json", cwd=script.parent)
+    assert done.returncode == 1
+    assert ".detach()" not in script.read_text()
+    report = json.loads((script.parent / "report.json").read_text())
+    assert [len(f["remedies"]) for f in report["findings"]] == [1, 1]
+
+
+def test_a_trial_leaves_no_trace(script: Path) -> None:
+    report = audit_script(script)
+    before = {p: p.read_bytes() for p in script.parent.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
+    tried = remedies_of_script(report, script)
+    assert all(f.remedies for f in tried.findings)
+    after = {p: p.read_bytes() for p in script.parent.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "os.remove('kept.txt')",
+        "os.rename('kept.txt', 'gone.txt')",
+        "os.unlink('kept.txt')",
+        "shutil.rmtree('folder')",
+        "subprocess.run(['touch', 'made.txt'])",
+        "os.system('rm kept.txt')",
+        "socket.create_connection(('192.0.2.1', 80), timeout=1)",
+        "os.close(os.open('kept.txt', os.O_WRONLY | os.O_TRUNC))",
+        "Path('kept.txt').write_text('other')",
+        "np.save('kept.txt', np.ones(2))",
+        "torch._C.PyTorchFileWriter('kept.txt').write_end_of_file()",
+    ],
+)
+def test_harm_is_refused_in_the_sandbox(deed: str, tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "scratch").mkdir()
+    program = (
+        "import os, shutil, socket, subprocess, torch, numpy as np\nfrom pathlib import Path\n"
+        "from pullback.audit.fix.sandbox import confine\nconfine(Path('scratch'))\n"
+        f"try:\n    {deed}\nexcept (OSError, RuntimeError) as error:\n    print(type(error).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kept.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "kept.txt", "scratch"]
+
+
+def test_changes_apply_from_the_bottom_up_and_once() -> None:
+    changes = [Change(3, 0, "new\n"), Change(1, 1, "A\nA2\n"), Change(4, 1, ""), Change(1, 1, "other\n")]
+    assert applied("a\nb\nc\nd", changes) == "A\nA2\nb\nnew\nc\n"
