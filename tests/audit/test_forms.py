@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -95,6 +96,15 @@ def test_no_number_and_no_text_breaks_a_form(report: Report) -> None:
         for a, b in ((one.gradient_norm, other.gradient_norm), (one.gain, other.gain)):
             assert a == b or (math.isnan(a) and math.isnan(b))
     _check_sarif(json.loads(json.dumps(report.to_sarif(), allow_nan=False)), report)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    evidence = {"norm": np.float32(0.5), "count": np.int64(3), "lost": np.float64("nan"), "none": None, "names": []}
+    finding = Finding(*("zero.round", "zero", "error", "f.py", 1, 0, 0, "", "round", "lost"), evidence)
+    report = Report("f", (finding,))
+    assert "norm = 0.5, count = 3, lost = nan\n" in str(report)
+    read = json.loads(report.to_json(), parse_constant=_refuse)["findings"][0]["evidence"]
+    assert read == {"norm": 0.5, "count": 3, "lost": "NaN", "none": None, "names": []}
 
 
 @given(_numbers, _numbers)

@@ -18,7 +18,6 @@ from pullback.audit.report.source import MARKS, source_lines
 __all__ = ["print_report", "to_text"]
 
 _CODES = {"bold": "1", "dim": "2", "error": "1;31", "warning": "33", "info": "36", "good": "32", "gone": "31"}
-_NO_DATA = ([], (), {}, None, "")
 
 Span = tuple[str, str]
 """Text and its style: "" or words of ``_CODES``, "underline" among them."""
@@ -142,7 +141,7 @@ def _finding(finding: Finding) -> Iterator[list[Span]]:
     yield []
     yield [(f"{finding.severity} {finding.code}", finding.severity), (f"  {finding.file}:{finding.line}", "bold")]
     yield from _block(finding.message, "  ", "")
-    evidence = [f"{name} = {number(value)}" for name, value in finding.evidence.items() if value not in _NO_DATA]
+    evidence = [f"{name} = {number(value)}" for name, value in finding.evidence.items() if _says_something(value)]
     if evidence:
         yield [("  " + ", ".join(evidence), "dim")]
     for remedy in finding.remedies:
@@ -151,6 +150,10 @@ def _finding(finding: Finding) -> Iterator[list[Span]]:
             yield [(f"      {line}", {"+": "good", "-": "gone"}.get(line[:1], "" if line[:1] == " " else "good"))]
         if remedy.effect:
             yield from _block(f"tried: {remedy.effect}", "      ", "dim")
+
+
+def _says_something(value: object) -> bool:
+    return value is not None and not (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def _parameters(report: Audited) -> Iterator[list[Span]]:
