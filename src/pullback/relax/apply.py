@@ -14,6 +14,7 @@ from torch.overrides import resolve_name
 from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import transform_running
 from pullback.relax import catalogue
+from pullback.relax.internals import forward_mode, inherits_dispatch, warn_of_compiled_caller
 from pullback.relax.law import (
     FOLLOWS,
     MEAN,
@@ -28,7 +29,7 @@ from pullback.relax.law import (
     pure,
 )
 from pullback.relax.ranking import MOVES, Statistic, follow_places, remember_places
-from pullback.relax.report import Calls, Site, find_site
+from pullback.relax.report import Calls, Site, find_site, inside_function
 from pullback.relax.rules import (
     FLOW,
     INPLACE,
@@ -45,6 +46,7 @@ from pullback.relax.rules import (
     soft_value,
     tensors_in,
 )
+from pullback.relax.rules_elementwise import STEPS, flat_point
 from pullback.relax.rules_flow import atoms_behind
 from pullback.relax.rules_index import set_items
 from pullback.relax.settings import Settings
@@ -54,11 +56,12 @@ from pullback.relax.soft_tensors import (
     SoftIndex,
     SoftTensor,
     Stale,
+    as_kind,
     attach,
+    attached,
     plain,
     untouched,
 )
-from pullback.relax.transforms import keep_in_recomputation, keep_in_reentrant_recomputation, warn_of_compiled_caller
 
 __all__ = ["relax_call"]
 
@@ -89,21 +92,88 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
             return result
         with untouched(subclasses=True):
             return _noted(context, func, result, args, kwargs)
-    if func in catalogue.SILENT or any(not issubclass(kind, SoftTensor) and kind not in _OWN for kind in types):
-        return _pass(func, args, kwargs)
-    if not any_active((args, kwargs)):
-        return _pass(func, args, kwargs)
-    if not (torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0):
-        keep_in_reentrant_recomputation(context)
+    if func in catalogue.SILENT or not any_active((args, kwargs)):
         return _pass(func, args, kwargs)
     site = find_site()
     if site is None:
         return _pass(func, args, kwargs)
-    keep_in_recomputation(context)
+    foreign = [kind for kind in types if not issubclass(kind, SoftTensor) and kind not in _OWN]
+    reason = _left(foreign)
+    if reason:
+        if soft or _makes_soft(context, func):
+            context.calls.add(site, _name(func), "left", reason)
+        return _pass(func, args, kwargs)
+    if foreign:
+        return _through_subclass(context, func, foreign[0], args, kwargs)
     if context.calls.is_new(site):
         warn_of_compiled_caller()
     with untouched():
         return _relax(context, site, func, args, kwargs, soft)
+
+
+def _left(foreign: list[type]) -> str:
+    """Why nothing is relaxed here, where that is so."""
+    strange = [kind for kind in foreign if not inherits_dispatch(kind)]
+    if strange:
+        return f"a {strange[0].__name__} handles the functions of torch itself: pass x.as_subclass(torch.Tensor)"
+    if torch.is_grad_enabled() or forward_mode():
+        return ""
+    if inside_function():
+        return "the forward of an autograd.Function: its gradient is that of its own backward"
+    return "gradients are off, as under torch.no_grad()"
+
+
+def _makes_soft(context: Context, func: Any) -> bool:
+    rule = RULES.get(INPLACE.get(func, func))
+    return rule is not None and _concerned(context, rule, False) and rule.operation not in ("cast", "floor_divide")
+
+
+def _through_subclass(context: Context, func: Any, kind: type, args: Any, kwargs: Any) -> Any:
+    """The call for tensors of a class that adds nothing to the functions of torch; its results are of that class."""
+    with untouched(subclasses=False):
+        target = args[0] if args else None
+        args, kwargs = _unclassed((args, kwargs))
+    kinds = tuple({type(t) for t in tensors_in((args, kwargs))} - {Tensor})
+    result = relax_call(context, func, kinds, args, kwargs)
+    with untouched(subclasses=False):
+        if func in INPLACE and result is args[0]:
+            return target
+        return _classed(result, kind)
+
+
+def _unclassed(value: Any) -> Any:
+    if isinstance(value, Tensor) and not isinstance(value, SoftTensor) and type(value) not in _OWN:
+        base = value.as_subclass(Tensor)
+        for name in ("_law", "_places"):
+            known = attached(value, name)
+            if known is not None:
+                attach(base, name, known)
+        return base
+    return _mapped(_unclassed, value)
+
+
+def _classed(value: Any, kind: type) -> Any:
+    if isinstance(value, SoftTensor):
+        return as_kind(value, kind)
+    if isinstance(value, Tensor) and type(value) is Tensor:
+        result = value.as_subclass(kind)
+        for name in ("_law", "_places"):
+            known = attached(value, name)
+            if known is not None:
+                attach(result, name, known)
+        return result
+    return _mapped(lambda item: _classed(item, kind), value)
+
+
+def _mapped(function: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: function(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [function(item) for item in value]
+        if type(value) in (tuple, list):
+            return type(value)(items)
+        return type(value)(*items) if hasattr(type(value), "_fields") else type(value)(items)
+    return value
 
 
 _NOTED = FOLLOWS | MOVES
@@ -137,7 +207,7 @@ def _relax(context: Context, site: Site, func: Any, args: Any, kwargs: Any, soft
     if func is Tensor.__setitem__:
         return _set_item(context, site, soft, *args)
     rule = _rule(func, soft)
-    if rule is None:
+    if rule is None or (rule.only_soft and not soft and catalogue.ends(func, soft)):
         reason = catalogue.SINKS.get(func, "no soft counterpart is known for it")
         context.calls.add(site, _name(func), "dropped", reason)
         return func(*args, **kwargs)
@@ -194,6 +264,11 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
         if lifted:
             point = NEAREST_HALF_WAY if pure((args, kwargs)) else MEAN
             given, named = lift(given, point), lift(named, point)
+        if rule.operation in STEPS and lifted and _is_whole(args[0]):
+            context.calls.add(site, rule.operation, "relaxed", "its argument is whole already")
+            result = _combine(context, hard, args[0])
+            give_law(result, law_of(args[0]))  # type: ignore[arg-type]
+            return result
         part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
             return _unruled(func, hard, args, kwargs)
@@ -208,8 +283,21 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
     except _FAILURES as error:
         _tell_failure(context, site, rule.operation, error)
         return hard
-    context.calls.add(site, rule.operation, "relaxed")
+    context.calls.add(site, rule.operation, "relaxed", _flatness(context, rule, args))
     return result
+
+
+def _is_whole(x: Any) -> bool:
+    """Whether it is known of a float that it can only have whole values."""
+    law = law_of(x)
+    return law is not None and law.whole is not None and law.whole()
+
+
+def _flatness(context: Context, rule: Rule, args: Any) -> str:
+    """What to say of a rounding whose argument is so far from every step that its gradient is next to nothing."""
+    if rule.operation not in STEPS or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        return ""
+    return flat_point(context.settings, rule.operation, args[0])
 
 
 def _copied(arguments: Any) -> Any:
@@ -217,12 +305,7 @@ def _copied(arguments: Any) -> Any:
     if isinstance(arguments, Tensor):
         certain = not arguments.is_floating_point() or (arguments.requires_grad and arguments.is_leaf)
         return arguments if certain or transform_running() else as_they_are(arguments)
-    if isinstance(arguments, dict):
-        return {key: _copied(item) for key, item in arguments.items()}
-    if isinstance(arguments, tuple | list):
-        items = [_copied(item) for item in arguments]
-        return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
-    return arguments
+    return _mapped(_copied, arguments)
 
 
 _ATOMWISE = ("comparison", "rounding", "elementwise", "cast")
@@ -290,7 +373,10 @@ def _give_laws(rule: Rule, result: Any, hard: Any, part: Any, arguments: Any) ->
     carries = rule.only_soft or rule.group == "cast" or rule.operation in catalogue.CONTINUOUS
     is_pure = pure(arguments) if carries else rule.operation != "threshold"
     mean = part.to(hard.dtype).expand(hard.shape)
-    give_law(result, jump_law(hard, mean, arguments, distribution, unit=unit, is_pure=is_pure))
+    soft = [t for t in tensors_in(arguments) if isinstance(t, SoftTensor)]
+    is_whole = rule.operation in STEPS or (rule.operation == "cast" and bool(soft))
+    law = jump_law(hard, mean, arguments, distribution, unit=unit, is_pure=is_pure, is_whole=is_whole)
+    give_law(result, law)
 
 
 def _relax_inplace(context: Context, site: Site, func: Any, out_of_place: Any, args: Any, kwargs: Any) -> Any:
@@ -345,17 +431,15 @@ def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: A
         result = func(*args, **kwargs)
         carry(target, SoftIndex.make(target, expected=Lazy(lambda: expected), context=context))
         return result
-    if not isinstance(relaxed, SoftTensor) and relaxed.is_floating_point() and is_active(relaxed):
+    law = law_of(relaxed)
+    if not isinstance(relaxed, SoftTensor) and relaxed.is_floating_point() and (is_active(relaxed) or law is not None):
         hard = target.detach().clone()
         with torch.no_grad():
             func(hard, *args[1:], **kwargs)
         soft = relaxed.to(hard.dtype).expand(hard.shape)
         target.copy_(replace_gradient(hard, soft) if context.settings.hard else soft)
-        mean = lift(relaxed, MEAN)
-        if context.settings.hard and mean is not relaxed:
-            law = law_of(relaxed)
-            distribution = None if law is None else law.distribution
-            give_law(target, jump_law(hard, mean, (), distribution, unit=1.0, is_pure=law is not None and law.pure))
+        if law is not None:
+            give_law(target, law)
         return target
     return func(*args, **kwargs)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.transforms import physical
+from pullback.relax.internals import wrapped
 from pullback.relax.rules import functions_named, soft_value, tensors_in
 from pullback.relax.soft_tensors import Distribution, SoftTensor, plain
 
@@ -165,12 +166,12 @@ def elementwise(
     function: Callable[..., Any], args: Any, kwargs: Any, found: dict[int, Distribution], hard: Tensor | None
 ) -> Distribution | None:
     """Return the atoms of an elementwise function: those of every combination of independent choices."""
-    choices: list[Tensor] = []
+    choices: list[Distribution] = []
     for distribution in found.values():
-        if not any(distribution.probability is choice for choice in choices):
-            choices.append(distribution.probability)
+        if not any(same_choice(distribution, choice) for choice in choices):
+            choices.append(distribution)
     count = len(choices)
-    if count > 1 and math.prod(choice.shape[-1] for choice in choices) > MAX_PRODUCT:
+    if count > 1 and math.prod(choice.probability.shape[-1] for choice in choices) > MAX_PRODUCT:
         return None
 
     def along(value: Tensor, axis: int) -> Tensor:
@@ -190,7 +191,7 @@ def elementwise(
                 value = value.reshape(*value.shape, *[1] * count)
                 placed.append(value)
             return value
-        axis = next(i for i, choice in enumerate(choices) if choice is distribution.probability)
+        axis = next(i for i, choice in enumerate(choices) if same_choice(distribution, choice))
         atoms = along(distribution.values, axis)
         if usable is not None:
             atoms = torch.where(usable, atoms, plain(value).detach().reshape(*value.shape, *[1] * count))
@@ -209,13 +210,29 @@ def elementwise(
         support = function(*place(args, usable), **{key: place(value, usable) for key, value in kwargs.items()})
         if not _all_finite(support):
             return None
-    probability = along(choices[0], 0)
+    if count == 1:
+        return choices[0]._replace(support=support)
+    probability = along(choices[0].probability, 0)
     for axis, choice in enumerate(choices[1:], 1):
-        probability = probability * along(choice, axis)
-    if count > 1:
-        support, probability = support.flatten(-count), probability.flatten(-count)
-        return _merged(support, probability)
-    return Distribution(probability, support)
+        probability = probability * along(choice.probability, axis)
+    return _merged(support.flatten(-count), probability.flatten(-count))
+
+
+def same_choice(a: Distribution, b: Distribution) -> bool:
+    """Return whether every element of ``a`` is decided together with that of ``b``."""
+    if a.probability is b.probability:
+        return True
+    if a.choice is None and b.choice is None:
+        return False
+    (root, which), (other, which_other) = _choice(a), _choice(b)
+    return root is other and which.shape == which_other.shape and bool((which == which_other).all())
+
+
+def _choice(d: Distribution) -> tuple[Tensor, Tensor]:
+    if d.choice is not None:
+        return d.choice
+    shape = d.probability.shape[:-1]
+    return d.probability, torch.arange(math.prod(shape), device=d.probability.device).reshape(shape)
 
 
 def _all_finite(x: Tensor) -> bool:
@@ -224,7 +241,7 @@ def _all_finite(x: Tensor) -> bool:
 
 def _merged(support: Tensor, probability: Tensor) -> Distribution:
     """Join equal atoms of integers that every element shares: a counter of ``n`` steps has ``n + 1`` values."""
-    if support.ndim != 1 or support.is_floating_point() or torch._C._functorch.is_functorch_wrapped_tensor(support):
+    if support.ndim != 1 or support.is_floating_point() or wrapped(support):
         return Distribution(probability, support)
     values, which = support.unique(return_inverse=True)
     if len(values) == len(support):
@@ -238,11 +255,13 @@ def _together(
 ) -> Distribution | None:
     """The atoms of a function of elements that share one choice."""
     sources = [t for t in _distinct(args, kwargs) if id(t) in found]
-    probability = found[id(sources[0])].probability
-    if any(found[id(t)].probability is not probability for t in sources):
+    first = found[id(sources[0])]
+    probability = first.probability
+    if not all(same_choice(found[id(t)], first) for t in sources):
         return None
-    shared = _result_choice(function, args, kwargs, sources, probability, hard)
-    if shared is None:
+    root, which = _choice(first)
+    numbers = _result_choice(function, args, kwargs, sources, which, hard)
+    if numbers is None:
         return None
     atoms = [_full(found[id(t)].values, t.shape) for t in sources]
     if max(a.numel() for a in atoms) > MAX_ATOMS or hard.numel() * probability.shape[-1] > MAX_ATOMS:
@@ -255,18 +274,17 @@ def _together(
     support = torch.func.vmap(one, in_dims=-1, out_dims=-1)(*atoms)
     if support.is_floating_point() and not _all_finite(support):
         return None
-    return Distribution(shared, support)
+    return Distribution(root.reshape(-1, root.shape[-1])[numbers], support, (root, numbers))
 
 
 def _result_choice(
-    function: Any, args: Any, kwargs: Any, sources: list[Tensor], probability: Tensor, hard: Tensor
+    function: Any, args: Any, kwargs: Any, sources: list[Tensor], which: Tensor, hard: Tensor
 ) -> Tensor | None:
-    """The probabilities in the shape of the result; ``None`` where independent elements are mixed."""
-    n = probability.shape[-1]
-    if probability.numel() == n:
-        return probability.reshape(n)
+    """The number of the choice behind each element of the result; ``None`` where independent ones are mixed."""
+    if which.numel() == 1:
+        return which.reshape(())
     source = sources[0]
-    choice = _padded(probability, source.ndim)
+    choice = which.reshape(*[1] * (source.ndim - which.ndim), *which.shape)
     if any(t.shape != source.shape for t in sources):
         return None
     if function in _MATRIX and len(args) >= 2 and len(sources) == 1:
@@ -289,10 +307,6 @@ def _result_choice(
 
 
 _LINEAR_LAYER = named("linear")
-
-
-def _padded(probability: Tensor, ndim: int) -> Tensor:
-    return probability.reshape(*[1] * (ndim + 1 - probability.ndim), *probability.shape)
 
 
 def _full(values: Tensor, shape: torch.Size) -> Tensor:
@@ -330,15 +344,18 @@ def moved(
     if support is _UNKNOWN:
         atoms = [_widened(_full(d.values, shape), size) for d, shape in zip(parts, shapes, strict=True)]
         supports = over_atoms(_one_type(atoms))
-    several = not isinstance(supports, Tensor) if support is _UNKNOWN else None
     if one is not None and _shares(one.probability, shapes[0]):
-        choices = one.probability.reshape(-1, size)
-        numbers = torch.arange(len(choices), device=choices.device).reshape(one.probability.shape[:-1])
-        arrived = run([_padded(numbers.unsqueeze(-1), len(shapes[0])).squeeze(-1).expand(shapes[0])])
-        if isinstance(arrived, Tensor):
-            probability: Any = choices[_constant_dims(arrived)]
-        else:
-            probability = [choices[_constant_dims(a)] for a in arrived]
+        root, which = _choice(one)
+        arrived = run([which.expand(shapes[0])])
+        several = not isinstance(arrived, Tensor)
+        numbers = [_constant_dims(a) for a in (arrived if several else [arrived])]
+        choices = root.reshape(-1, size)
+        if support is not _UNKNOWN:
+            supports = [support] * len(numbers)
+        elif not several:
+            supports = [supports]
+        result = [Distribution(choices[n], s, (root, n)) for n, s in zip(numbers, supports, strict=True)]
+        return result if several else result[0]
     else:
         spread = [
             _widened(d.probability.expand(*shape, d.probability.shape[-1]), size, 0.0)
@@ -348,7 +365,6 @@ def moved(
     if isinstance(probability, Tensor):
         return Distribution(probability, supports if support is _UNKNOWN else support)
     if support is _UNKNOWN:
-        assert several
         return [Distribution(p, s) for p, s in zip(probability, supports, strict=True)]
     return [Distribution(p, support) for p in probability]
 
@@ -370,13 +386,13 @@ def _shares(probability: Tensor, shape: torch.Size) -> bool:
 
 
 def _constant_dims(numbers: Tensor) -> Tensor:
-    """``numbers`` with each dimension along which they do not change reduced to size 1."""
+    """``numbers`` with each dimension along which they do not change reduced to size 1, a single one without any."""
     for d in range(numbers.ndim):
         if numbers.shape[d] > 1:
             first = numbers.narrow(d, 0, 1)
             if bool((numbers == first).all()):
                 numbers = first
-    return numbers
+    return numbers.reshape(()) if numbers.numel() == 1 else numbers
 
 
 def _widened(values: Tensor, size: int, fill: float | None = None) -> Tensor:

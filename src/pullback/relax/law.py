@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.gradients import replace_gradient
+from pullback.core.transforms import can_look
 from pullback.relax.image import (
     LINEAR,
     LOSSES,
@@ -41,6 +42,7 @@ from pullback.relax.image import (
     is_joint,
     moved,
 )
+from pullback.relax.internals import version
 from pullback.relax.rules import functions_named, is_active, tensors_in
 from pullback.relax.soft_tensors import (
     Distribution,
@@ -87,9 +89,10 @@ class Law:
     Attributes:
         distribution: the atoms; gives ``None`` where the law has collapsed.
         pure: nothing but jumps moves the tensor.
+        whole: whether it can only have whole values.
     """
 
-    __slots__ = ("_compute", "_parents", "_points", "distribution", "pure")
+    __slots__ = ("_compute", "_parents", "_points", "distribution", "pure", "whole")
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class Law:
         distribution: Lazy[Distribution | None],
         *,
         pure: bool,
+        whole: Lazy[bool] | None = None,
         parents: Callable[[int], Sequence[Lazy[Any]]] = lambda point: (),
     ) -> None:
         self._compute = compute
@@ -104,6 +108,7 @@ class Law:
         self._points: dict[int, Lazy[Tensor]] = {}
         self.distribution = distribution
         self.pure = pure
+        self.whole = whole
 
     def point(self, point: int) -> Lazy[Tensor]:
         """The values at which a derivative is taken: :data:`MEAN`, or half way to a jump."""
@@ -144,21 +149,29 @@ def distribution_of(value: Any) -> Lazy[Any] | None:
 
 
 def jump_law(
-    hard: Tensor, mean: Tensor, arguments: Any, distribution: Lazy[Any] | None, *, unit: float, is_pure: bool
+    hard: Tensor,
+    mean: Tensor,
+    arguments: Any,
+    distribution: Lazy[Any] | None,
+    *,
+    unit: float,
+    is_pure: bool,
+    is_whole: bool = False,
 ) -> Law:
     """Return the law of a result with the values ``hard`` and the mean ``mean``, before anything has been done with it.
 
     Args:
         arguments: of the call that made it; the soft tensors among them say how probable a jump is.
         distribution: its atoms, if known.
-        unit: size of the jump where there are no soft tensors.
+        unit: size of the jump where there are no soft tensors; 0 where there is none, the mean is certain.
         is_pure: nothing but jumps moves it.
+        is_whole: it can only have whole values.
     """
     mean = mean.detach()
     soft = [t for t in tensors_in(arguments) if isinstance(t, SoftTensor)]
 
     def compute(point: int) -> Tensor:
-        if point == MEAN or mean.numel() == 0:
+        if point == MEAN or mean.numel() == 0 or unit == 0:
             return mean
         deviation = mean - hard
         if point == EACH_HALF_WAY:
@@ -175,7 +188,8 @@ def jump_law(
         factor = torch.where(usable, 0.5 / torch.where(usable, p, 1.0), 1.0)
         return torch.where(torch.isfinite(deviation), hard + factor * deviation, mean)
 
-    return Law(compute, distribution or Lazy(lambda: None), pure=is_pure)
+    whole = Lazy(lambda: True) if is_whole else None
+    return Law(compute, distribution or Lazy(lambda: None), pure=is_pure, whole=whole)
 
 
 def _own_probability(soft: list[SoftTensor], shape: torch.Size) -> Tensor | None:
@@ -256,13 +270,13 @@ def follow(function: Any, hard: Any, args: Any, kwargs: Any) -> Any:
     laws = [law for law in map(law_of, sources) if law is not None]
     if not laws:
         return hard
-    versions = [(t, t._version) for t in sources]
+    versions = [(t, version(t)) for t in sources]
     is_pure = pure(given)
     joins = is_joint(function)
     form = form_of(hard)
 
     def check() -> None:
-        if any(t._version != version for t, version in versions):
+        if any(version(t) != before for t, before in versions):
             raise Stale("an argument was changed in place since")
 
     def atoms() -> Any:
@@ -293,12 +307,40 @@ def follow(function: Any, hard: Any, args: Any, kwargs: Any) -> Any:
 
     if isinstance(hard, Tensor):
         if hard.is_floating_point() and all(hard is not t for t in sources):
-            give_law(hard, Law(compute, distribution, pure=is_pure, parents=parents))
+            whole = _whole(function, args, kwargs, sources)
+            give_law(hard, Law(compute, distribution, pure=is_pure, whole=whole, parents=parents))
     else:
         for i, item in enumerate(hard):
             if isinstance(item, Tensor) and item.is_floating_point():
                 give_law(item, Law(_item(compute, i), _item_of(distribution, i), pure=is_pure, parents=parents))
     return hard
+
+
+def _whole(function: Any, args: Any, kwargs: Any, sources: list[Tensor]) -> Lazy[bool] | None:
+    """Whether a function of whole values has whole values, where that may be."""
+    known = {id(t): law.whole for t in sources if (law := law_of(t)) is not None}
+    if function not in _KEEPS_WHOLE or any(whole is None for whole in known.values()):
+        return None
+    numbers = [a for a in (*args, *kwargs.values()) if isinstance(a, float)]
+    others = [t.detach() for t in sources if id(t) not in known]
+
+    def compute() -> bool:
+        certain = all(n.is_integer() for n in numbers) and not any(is_active(t) for t in others)
+        return certain and all(whole() for whole in known.values()) and all(map(_is_whole, others))  # type: ignore[misc]
+
+    return Lazy(compute, list(known.values()))  # type: ignore[arg-type]
+
+
+def _is_whole(x: Tensor) -> bool:
+    return not x.is_floating_point() or (can_look(x) and bool((x == x.round()).all()))
+
+
+_KEEPS_WHOLE = MOVES | frozenset(
+    f
+    for name in "add sub subtract rsub mul multiply neg negative __radd__ __rsub__ __rmul__ sum cumsum prod abs dot "
+    "matmul __matmul__ mv mm clamp clamp_min clamp_max square maximum minimum to float double".split()
+    for f in functions_named(name)
+)
 
 
 def _nonlinear(

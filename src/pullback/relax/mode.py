@@ -12,12 +12,12 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from pullback.core.checks import check_choice, check_positive, nearest
-from pullback.relax import transforms
+from pullback.relax import internals
 from pullback.relax.apply import relax_call
 from pullback.relax.catalogue import METHODS, groups, operations
 from pullback.relax.report import Calls
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import is_untouched
+from pullback.relax.soft_tensors import count_entries, is_entered, is_untouched
 
 __all__ = ["relaxed"]
 
@@ -139,10 +139,12 @@ class relaxed:
         return self._calls.text()
 
     def __enter__(self) -> relaxed:
-        transforms.stay_out_of_compilation()
+        internals.stay_out_of_compilation()
         mode = _RelaxMode(self._settings(), self._chosen, self._ignored, self._calls)
         stack = self._stack()
-        stack.append((mode, transforms.run_compiled_code_eagerly()))
+        stack.append((mode, internals.run_compiled_code_eagerly()))
+        internals.keep_checkpoints_in_memory(is_entered)
+        count_entries(1)
         mode.__enter__()
         return self
 
@@ -151,6 +153,7 @@ class relaxed:
     ) -> None:
         mode, restore = self._stack().pop()
         mode.__exit__(kind, error, traceback)
+        count_entries(-1)
         restore()
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pullback.relax.internals import version
 from pullback.relax.rules import functions_named
 from pullback.relax.soft_tensors import Lazy, attach, attached
 
@@ -53,9 +54,7 @@ MOVES = frozenset(
 
 def remember_places(result: Tensor, statistic: Statistic) -> None:
     """Note that ``result`` holds order statistics."""
-    with torch._C.DisableTorchFunction():
-        version = statistic.source._version
-    attach(result, "_places", (statistic._replace(value=None), version))
+    attach(result, "_places", (statistic._replace(value=None), version(statistic.source)))
 
 
 def _statistic(value: Any) -> Statistic | None:
@@ -63,8 +62,7 @@ def _statistic(value: Any) -> Statistic | None:
     if noted is None:
         return None
     statistic: Statistic = noted[0]
-    with torch._C.DisableTorchFunction():
-        return statistic if noted[1] == statistic.source._version else None
+    return statistic if noted[1] == version(statistic.source) else None
 
 
 def follow_places(function: Callable[..., Any], result: Any, args: Any, kwargs: Any) -> None:

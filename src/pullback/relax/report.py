@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import linecache
+import os
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 import torch
 
 import pullback
 
-__all__ = ["Calls", "RelaxedCall", "Site", "find_site"]
+__all__ = ["Calls", "RelaxedCall", "Site", "find_site", "inside_function"]
 
-_TORCH = str(Path(torch.__file__).parent)
-_PULLBACK = str(Path(pullback.__file__).parent)
-_BLOCKS = tuple(str(Path(_PULLBACK) / name) for name in (*pullback.FAMILIES, "core", "kernels"))
-_RELAX = str(Path(__file__).parent)
+
+def _folder(*parts: str) -> str:
+    return os.path.join(*parts, "")  # ends with a separator: torchmetrics is not torch
+
+
+_TORCH = _folder(os.path.dirname(torch.__file__))
+_PULLBACK = os.path.dirname(pullback.__file__)
+_BLOCKS = tuple(_folder(_PULLBACK, name) for name in (*pullback.FAMILIES, "core", "kernels"))
+_RELAX = _folder(os.path.dirname(__file__))
 # Library code that computes for itself, not for the user: its checks and draws stay plain.
-_OPAQUE = tuple(str(Path(_TORCH) / name) for name in ("distributions", "optim", "testing", "_dynamo", "fx", "onnx"))
+_OPAQUE = tuple(_folder(_TORCH, name) for name in ("distributions", "optim", "testing", "_dynamo", "fx", "onnx"))
 _USER, _PASSED, _PLAIN = range(3)
 _kinds: dict[str, int] = {}
 
@@ -48,9 +53,10 @@ class RelaxedCall:
 
     Attributes:
         operation: name of the torch operation, such as ``"sort"``.
-        status: ``"relaxed"``, or ``"dropped"``: the plain value was used, no gradient passes here.
+        status: ``"relaxed"``; ``"dropped"``: the plain value was used, no gradient passes; ``"left"``: it ran where
+            nothing is relaxed, as under ``torch.no_grad()``.
         file, line, source: where.
-        reason: why it was dropped; which method was used where it was relaxed.
+        reason: why it was dropped or left; what to know of it where it was relaxed.
         count: how often.
     """
 
@@ -101,7 +107,7 @@ class Calls:
         """Two lists, relaxed and dropped, ordered as the program met them."""
         calls = list(self)
         lines = []
-        for status, title in (("relaxed", "relaxed"), ("dropped", "dropped: the plain value was used, no gradient")):
+        for status, title in _TITLES.items():
             chosen = [call for call in calls if call.status == status]
             if not chosen:
                 continue
@@ -112,9 +118,30 @@ class Calls:
                 lines.append(f"  {call.file}:{call.line}  {call.operation}{times}{reason}")
                 if call.source:
                     lines.append(f"      {call.source}")
-        return (
-            "\n".join(lines) if lines else "nothing was relaxed: no covered operation met a tensor that requires grad"
-        )
+        if not any(call.status == "relaxed" for call in calls):
+            lines.insert(0, _NOTHING)
+        return "\n".join(lines)
+
+
+_TITLES = {
+    "relaxed": "relaxed",
+    "dropped": "dropped: the plain value was used, no gradient",
+    "left": "left as it is: nothing is relaxed there",
+}
+_NOTHING = (
+    "nothing was relaxed: in the thread that entered the context no covered operation met a tensor that requires grad, "
+    "outside of torch.no_grad() and of the forward of an autograd.Function"
+)
+
+
+def inside_function() -> bool:
+    """Return whether the forward of an own ``autograd.Function`` is running."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and "ctx" in frame.f_code.co_varnames[:1]:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def find_site() -> Site | None:
@@ -137,7 +164,12 @@ def find_site() -> Site | None:
     return Site("<unknown>", 0)
 
 
+_CALLS = os.path.join(_TORCH, "_dynamo", "eval_frame.py")  # calls functions that are kept from the compiler
+
+
 def _kind(file: str) -> int:
+    if file == _CALLS:
+        return _PASSED
     if file.startswith((*_BLOCKS, *_OPAQUE)):
         return _PLAIN
     return _PASSED if file.startswith((_TORCH, _RELAX)) or file.endswith("contextlib.py") else _USER

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pullback.core.transforms import transform_running
+from pullback.relax.internals import below_transforms, forward_mode, unseen, viewed
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, attach, attached
 
 __all__ = [
@@ -194,14 +195,9 @@ def is_active(value: Any) -> bool:
         return True
     if not value.is_floating_point():
         return False
-    functorch, forward = torch._C._functorch, torch.autograd.forward_ad
-    if forward._current_level >= 0 and forward.unpack_dual(value).tangent is not None:
+    if forward_mode() and torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
         return True
-    while functorch.is_functorch_wrapped_tensor(value):
-        value = functorch.get_unwrapped(value)
-        if value.requires_grad:
-            return True
-    return False
+    return any(inner.requires_grad for inner in below_transforms(value))
 
 
 def any_active(arguments: Iterable[Any]) -> bool:
@@ -281,14 +277,13 @@ def as_they_are(arguments: Any) -> Any:
         arguments._current()
         return arguments.duplicate()
     if isinstance(arguments, Tensor):
-        with torch._C.DisableTorchFunction():
+        with unseen():
             copy = arguments.clone()
-            whole = arguments if arguments._base is None else arguments._base
         for name in ("_law", "_empty"):
             known = attached(arguments, name)
             if known is not None:
                 attach(copy, name, known)
-        attach(copy, "_cut_from", attached(arguments, "_cut_from") or (whole.detach(),))
+        attach(copy, "_cut_from", attached(arguments, "_cut_from") or (viewed(arguments).detach(),))
         return copy
     if isinstance(arguments, dict):
         return {key: as_they_are(item) for key, item in arguments.items()}

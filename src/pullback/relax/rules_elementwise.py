@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
+from pullback.core.transforms import can_look
 from pullback.relax.image import MAX_ATOMS
 from pullback.relax.rules import (
     FLOW,
@@ -27,7 +28,7 @@ from pullback.relax.rules import (
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, coin
 
-__all__: list[str] = []
+__all__ = ["STEPS", "flat_point"]
 
 
 def _unary(operation: str, block: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -241,6 +242,40 @@ def _unlike_zero(index: SoftIndex) -> Tensor:
         raise Dropped("a condition from an expected value")
     return (atoms.probability * (atoms.values != 0)).sum(-1).expand(index.shape)
 
+
+def flat_point(settings: Settings, operation: str, x: Tensor) -> str:
+    """What to say where all of ``x`` is so far from the next step that its rounding hardly has a slope, else nothing.
+
+    A rounding of the same noise would have the slope 1 on average; at distance ``d`` from its two next steps that of
+    noise with the scale ``w`` is ``sum f(d_i / w) / w`` with the density ``f``.
+    """
+    if not 0 < x.numel() <= _LOOKED_AT or not can_look(x):
+        return ""
+    with torch.no_grad():
+        away = torch.remainder(x.detach().double() + (0.5 if operation == "round" else 0.0), 1.0)
+        if not bool(torch.isfinite(away).all()):
+            return ""
+        if operation == "trunc":
+            away = torch.where(x.abs() < 1, torch.maximum(1 - x.abs(), x.abs()).double(), away)
+        nearest = torch.minimum(away, 1 - away).amin().item()
+    width = settings.width(x)
+    if _slope(nearest, width) > 0.05:
+        return ""
+    factor = 2.0
+    while _slope(nearest, width * factor) < 0.3:
+        factor *= 1.5
+    return (
+        f"it sits at its flat point, slope {_slope(nearest, width):.1g} at temperature {settings.temperature:.2g}; "
+        f"a temperature of {settings.temperature * factor:.2g} would move it"
+    )
+
+
+def _slope(away: float, width: float) -> float:
+    return sum(4 / width / (2 * math.cosh(min(2 * d / width, 300.0))) ** 2 for d in (away, 1 - away))
+
+
+STEPS = frozenset({"round", "floor", "ceil", "trunc"})
+_LOOKED_AT = 2**16
 
 _REACH = 64
 """Levels on each side of a value that are told apart; noise wider than these makes a rounding continuous."""

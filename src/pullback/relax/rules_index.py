@@ -248,7 +248,8 @@ def _set_masked(hard: Tensor, input: Tensor, index: tuple[Any, ...], value: Any,
         dtype = input.dtype if input.is_floating_point() else torch.get_default_dtype()
         filled = torch.as_tensor(value, device=input.device).to(dtype).expand(hard.shape)
         if hard.is_floating_point():
-            return filled
+            one = torch.ones_like(filled).unsqueeze(-1)
+            return Discrete(filled, Lazy(lambda: Distribution(one, filled.unsqueeze(-1))), unit=0.0)
         late = Lazy(lambda: filled)
         return late if hard.dtype == torch.bool else Integer(expected=late)
     return selection(hard, mask, value, input)

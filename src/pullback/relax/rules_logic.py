@@ -13,6 +13,7 @@ from pullback import discrete
 from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import physical, transform_running
 from pullback.relax.image import MAX_ATOMS, elementwise
+from pullback.relax.internals import wrapped
 from pullback.relax.law import distribution_of, only_jumps
 from pullback.relax.ranking import compare_with_places
 from pullback.relax.rules import PASS, Discrete, Dropped, Integer, as_they_are, is_active, lazy, relaxes, soft_value
@@ -305,7 +306,7 @@ def _surely_finite(branch: Any) -> bool:
         return math.isfinite(branch)
     if not branch.is_floating_point():
         return True
-    if torch._C._functorch.is_functorch_wrapped_tensor(branch):
+    if wrapped(branch):
         return False
     return bool(torch.isfinite(branch.detach().sum()))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.transforms import physical
+from pullback.relax.internals import viewed
 from pullback.relax.soft_tensors import attached
 
 __all__ = ["Settings"]
@@ -44,7 +45,7 @@ class Settings:
         with torch.no_grad():
             # A slice has the spread of what it was cut from: a loop over rows gets what the batch gets.
             cut_from = attached(x, "_cut_from")
-            x = cut_from[0] if cut_from else x.detach() if x._base is None else x._base.detach()
+            x = cut_from[0] if cut_from else viewed(x).detach()
             spread = _spread(physical(x))
         return spread if math.isfinite(spread) and spread > 0 else 1.0
 

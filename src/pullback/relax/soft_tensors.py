@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.transforms import transform_running
+from pullback.relax.internals import make_subclass, unseen, unseen_by_subclasses, version
 
 __all__ = [
     "Distribution",
@@ -23,12 +24,14 @@ __all__ = [
     "SoftIndex",
     "SoftTensor",
     "Stale",
+    "as_kind",
     "attach",
     "attached",
     "coin",
+    "count_entries",
+    "is_entered",
     "is_untouched",
     "plain",
-    "touched",
     "untouched",
 ]
 
@@ -44,7 +47,7 @@ class _Touch:
 
     def __init__(self, value: bool, plain: bool) -> None:
         self._value = value
-        self._plain = torch._C.DisableTorchFunctionSubclass() if plain else None
+        self._plain = unseen_by_subclasses() if plain else None
 
     def __enter__(self) -> None:
         self._before = is_untouched()
@@ -66,14 +69,19 @@ def untouched(*, subclasses: bool = False) -> _Touch:
     return _Touch(True, not subclasses)
 
 
-def touched() -> _Touch:
-    """Within it calls are seen again."""
-    return _Touch(False, False)
-
-
 def is_untouched() -> bool:
     """Return whether calls pass as they are."""
     return getattr(_thread, "untouched", False)
+
+
+def count_entries(change: int) -> None:
+    """Count the contexts that are active in this thread."""
+    _thread.entries = getattr(_thread, "entries", 0) + change
+
+
+def is_entered() -> bool:
+    """Return whether a context is active in this thread."""
+    return getattr(_thread, "entries", 0) > 0
 
 
 class Stale(Exception):
@@ -154,10 +162,13 @@ class Distribution(NamedTuple):
         probability: ``[*shape, n]`` floating. Elements along a dimension where it has size 1, or that it lacks in
             front, share one choice, as the entries of a looked-up row do; all others are independent.
         support: ``[n]`` or ``[*shape, n]``, of the dtype of the hard values; ``None`` means the positions ``0 .. n-1``.
+        choice: whose choices these are, where they were moved: the probabilities ``[..., n]`` that were made first, and
+            which of them, counted through, belongs to each element here.
     """
 
     probability: Tensor
     support: Tensor | None = None
+    choice: tuple[Tensor, Tensor] | None = None
 
     @property
     def values(self) -> Tensor:
@@ -217,14 +228,13 @@ class SoftTensor(Tensor):
         context = None if is_untouched() else _context_of((args, kwargs))
         if context is not None:
             return context.relax(func, types, args, kwargs or {})
-        with torch._C.DisableTorchFunctionSubclass():
+        with unseen_by_subclasses():
             return func(*args, **(kwargs or {}))
 
     def _carry(self, carried: Any, context: Any) -> None:
         self._carried = carried
         self._context = context
-        with torch._C.DisableTorchFunction():
-            self._data_version = self._version
+        self._data_version = version(self)
 
     def _current(self) -> Any:
         """What it carries.
@@ -232,9 +242,7 @@ class SoftTensor(Tensor):
         Raises:
             Stale: its values were changed in place by an operation that does not know about it.
         """
-        with torch._C.DisableTorchFunction():
-            version = self._version
-        if self._data_version != version:
+        if self._data_version != version(self):
             raise Stale("its values were changed in place where the context could not see it")
         return self._carried
 
@@ -260,7 +268,7 @@ class SoftTensor(Tensor):
 
     def duplicate(self) -> SoftTensor:
         """Return a copy of the values that carries the same."""
-        with torch._C.DisableTorchFunction():
+        with unseen():
             return _make(type(self), plain(self).clone(), self._carried, self._context)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -339,10 +347,21 @@ S = TypeVar("S", bound=SoftTensor)
 
 
 def _make(kind: type[S], data: Tensor, carried: Any, context: Any) -> S:
-    with torch._C.DisableTorchFunction():
-        result = Tensor._make_subclass(kind, data)
+    result: S = make_subclass(kind, data)
     result._carry(carried, context)
     return result
+
+
+def as_kind(soft: SoftTensor, kind: type) -> SoftTensor:
+    """Return a soft tensor that is of a subclass of ``Tensor`` as well, as torch's own result would be."""
+    both = _kinds.get((type(soft), kind))
+    if both is None:
+        both = _kinds.setdefault((type(soft), kind), type(type(soft).__name__, (type(soft), kind), {}))
+    carried, context = soft._current(), soft._context
+    return _make(both, plain(soft), carried, context)
+
+
+_kinds: dict[tuple[type, type], type] = {}
 
 
 def _context_of(arguments: Any) -> Any:
@@ -364,7 +383,7 @@ def plain(value: Any) -> Any:
     """
     if not isinstance(value, SoftTensor):
         return value
-    with torch._C.DisableTorchFunction():
+    with unseen():
         return value.as_subclass(Tensor)
 
 
@@ -373,9 +392,9 @@ class _Note:
 
     __slots__ = ("value", "version")
 
-    def __init__(self, value: Any, version: int) -> None:
+    def __init__(self, value: Any, count: int) -> None:
         self.value = value
-        self.version = version
+        self.version = count
 
     def __reduce__(self) -> Any:
         return OrderedDict, ()
@@ -383,8 +402,7 @@ class _Note:
 
 def attach(tensor: Tensor, name: str, value: Any) -> None:
     """Note ``value`` as the attribute ``name`` of a tensor."""
-    with torch._C.DisableTorchFunction():
-        tensor.__dict__[name] = _Note(value, tensor._version)
+    tensor.__dict__[name] = _Note(value, version(tensor))
 
 
 def attached(tensor: Any, name: str) -> Any:
@@ -392,5 +410,4 @@ def attached(tensor: Any, name: str) -> Any:
     note = getattr(tensor, name, None)
     if not isinstance(note, _Note):
         return None
-    with torch._C.DisableTorchFunction():
-        return note.value if note.version == tensor._version else None
+    return note.value if note.version == version(tensor) else None
