@@ -76,6 +76,13 @@ def test_a_test_in_which_a_gradient_dies_fails_with_the_report(pytester: pytest.
     )
 
 
+def test_the_summary_is_complete_where_other_processes_ran_the_tests(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(TESTS)
+    result = _run(pytester, "--gradients", "-n", "1", "-p", "xdist")
+    result.assert_outcomes(passed=3, failed=2)
+    result.stdout.fnmatch_lines(["*:6: error: cut.index: argmax returns positions*test_choice[]]", "3 tests made a*"])
+
+
 def test_without_the_option_nothing_is_audited(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
     result = _run(pytester)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["assert_gradients"]
 
 _LEVELS = ("info", "warning", "error")
-_REPORT = pytest.StashKey["Report"]()
+_PROPERTY = "gradients"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,35 +58,37 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         result = yield
     if not block.report.steps:
         return result
-    item.stash[_REPORT] = report = _without(block.report, allow)
-    item.config.stash.setdefault(_SEEN, []).append(report)
+    report = _without(block.report, allow)
+    # A property, not a variable: under xdist the test runs in another process than the summary is written in.
+    found = [_line(finding) for finding in report.findings if finding.severity != "info"]
+    item.user_properties.append((_PROPERTY, {"ok": report.ok, "found": found}))
     if report.exit_code(item.config.getoption("--gradients-fail-on")):
         pytest.fail(str(report), pytrace=False)
     return result
-
-
-_SEEN = pytest.StashKey[list[Any]]()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Say how many tests differentiated, and list what was found in them, each place once."""
     if not config.getoption("--gradients"):
         return
-    reports = config.stash.get(_SEEN, [])
+    every = [r for reports in terminalreporter.stats.values() for r in reports if getattr(r, "when", "") == "call"]
+    seen = [(r.nodeid, value) for r in every for name, value in r.user_properties if name == _PROPERTY]
+    where: dict[str, list[str]] = {}
+    for test, value in seen:
+        for line in value["found"]:
+            where.setdefault(line, []).append(test)
+    terminalreporter.section("gradients")
+    for line, tests in sorted(where.items()):
+        named = tests[0] if len(tests) == 1 else f"{len(tests)} tests, the first {tests[0]}"
+        terminalreporter.line(f"{line}  [{named}]")
+    bad = sum(not value["ok"] for _, value in seen)
+    terminalreporter.line(f"{len(seen)} tests made a backward pass, a gradient died in {bad}")
+
+
+def _line(finding: Finding) -> str:
     from pullback.audit.report.places import relative
 
-    terminalreporter.section("gradients")
-    where: dict[str, list[Report]] = {}
-    for report in reports:
-        for finding in report.findings:
-            if finding.severity != "info":
-                line = f"{relative(finding.file)}:{finding.line}: {finding.severity}: {finding.code}: {finding.message}"
-                where.setdefault(line, []).append(report)
-    for line, found_in in sorted(where.items()):
-        tests = found_in[0].target if len(found_in) == 1 else f"{len(found_in)} tests, the first {found_in[0].target}"
-        terminalreporter.line(f"{line}  [{tests}]")
-    bad = sum(not report.ok for report in reports)
-    terminalreporter.line(f"{len(reports)} tests made a backward pass, a gradient died in {bad}")
+    return f"{relative(finding.file)}:{finding.line}: {finding.severity}: {finding.code}: {finding.message}"
 
 
 def _marked(item: pytest.Item) -> tuple[tuple[str, ...], tuple[str, ...]]:

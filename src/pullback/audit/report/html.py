@@ -15,6 +15,9 @@ __all__ = ["to_html"]
 _MOST_NODES = 80
 """Lines in the diagram; a longer program shows those that carry a gradient or a finding first."""
 
+_MOST_CHARACTERS = 33
+"""That fit into a box of the diagram."""
+
 
 def to_html(report: Audited) -> str:
     """Return the page as text; it needs no other file and no network.
@@ -135,8 +138,7 @@ def _diagram(report: Audited) -> dict[str, Any] | None:
                 "record": record,
                 "severity": severity,
                 "heat": _heat(record, largest),
-                "label": f"{record.line}: {record.source.strip()}"[:33],
-                "marks": "".join(MARKS.get(m, "") for m in record.marks),
+                "label": _label(record),
             }
         )
     arrows = []
@@ -166,6 +168,13 @@ def _diagram(report: Audited) -> dict[str, Any] | None:
         "box_height": height,
         "left_out": len(report.lines) - len(kept),
     }
+
+
+def _label(record: LineRecord) -> str:
+    """Marks, number and text of a line, as much as a box holds."""
+    marks = "".join(MARKS.get(mark, "") for mark in record.marks)
+    text = " ".join([*([marks] if marks else []), f"{record.line}:", record.source.strip()])
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"
 
 
 def _mean(values: list[float]) -> float:
