@@ -32,6 +32,7 @@ from pullback.audit.probe.trial import try_relaxed
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.decisions import decision_at
 from pullback.audit.trace.graph import TraceGraph
+from pullback.audit.trace.private import is_wrapped
 from pullback.audit.trace.records import Exit, tensors_in
 from pullback.audit.trace.sites import Site, in_branch_test, place
 from pullback.audit.trace.tracer import Tracer
@@ -104,7 +105,7 @@ def probe(
         _probe_stops(laboratory, graph, stops, trained, generator, first, verdicts)
         notes: list[str] = []
         tensors = [t for i in sorted(trained) if (t := tracer.leaves[i].reference()) is not None]
-        tensors = [t for t in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(t)]
+        tensors = [t for t in tensors if not is_wrapped(t)]
         verdicts.bias = measure_bias(program, laboratory, tensors, torch.Generator().manual_seed(3))
         if _relaxable(graph, [*shut, *(key for key, gap in verdicts.gaps.items() if gap > HIDDEN_SHARE)]):
             noise = torch.Generator().manual_seed(2) if generator is None else generator

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pullback.audit.trace.norms import norm_of
+from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.sites import locate
 from pullback.audit.trace.tracer import Tracer
@@ -98,7 +99,7 @@ class Program:
         if not leaves:
             return
         tensors = [t for _, t in leaves]
-        with torch._C.DisableTorchFunction():
+        with unseen():
             try:
                 gradients = _backward(value, tensors) if tracer.reentrant else _grad(value, tensors)
             except RuntimeError as error:
@@ -171,7 +172,7 @@ def _backward(value: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, ...]
 
 
 def _wrapped(tensor: Tensor) -> bool:
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+    return bool(is_wrapped(tensor))
 
 
 def _fields(output: Any) -> Any:

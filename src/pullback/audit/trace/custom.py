@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from pullback.audit.trace.private import is_wrapped
 from pullback.audit.trace.sites import Site
 
 __all__ = ["CustomCall", "copied"]
@@ -29,6 +29,6 @@ def copied(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     tensors = [a for a in args if isinstance(a, Tensor)]
     if sum(t.numel() for t in tensors) > MOST_ELEMENTS:
         return None
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
+    if any(is_wrapped(t) for t in tensors):
         return None
     return tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)

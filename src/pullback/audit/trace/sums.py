@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.records import Node
 from pullback.audit.trace.tensor_table import TensorTable
 
@@ -17,8 +17,8 @@ def adds_constant(table: TensorTable, args: Any) -> bool:
     """Whether one summand is a single untraced number other than zero."""
     for value in args[:2]:
         single = isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
-        if single and table.index_of(value) is None and not torch._C._functorch.is_functorch_wrapped_tensor(value):
-            with torch._C.DisableTorchFunction():
+        if single and table.index_of(value) is None and not is_wrapped(value):
+            with unseen():
                 return float(value.detach()) != 0.0
     return False
 
