@@ -140,6 +140,14 @@ def test_only_sampled_steps_are_read(generator: torch.Generator) -> None:
     assert rows[-1] == ("gradients/dead", 0.0, 0)
 
 
+def test_a_resumed_training_counts_on(generator: torch.Generator) -> None:
+    model = _model(generator)
+    steps: list[int] = []
+    with pullback.watch(model, every=4, first_step=6, log=lambda name, value, step: steps.append(step)):
+        _train(model, lambda _: model(torch.ones(2, 3)).square().sum(), 7)
+    assert sorted(set(steps)) == [8, 12]
+
+
 def test_a_step_with_a_closure_is_read_after_it(generator: torch.Generator) -> None:
     model = _model(generator)
     x = torch.randn(8, 3, generator=generator)
@@ -218,6 +226,7 @@ def test_frozen_parameters_are_not_watched(generator: torch.Generator) -> None:
         ({"model": 3}, "model must be a torch.nn.Module or a mapping of them, got int"),
         ({"every": 0}, "every must be an integer >= 1, got 0"),
         ({"every": 2.0}, "every must be an integer"),
+        ({"first_step": -1}, "first_step must be an integer >= 0, got -1"),
         ({"log": "x"}, "log must be callable, got str"),
     ],
 )

@@ -6,6 +6,7 @@ import importlib
 import sys
 import types
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_the_trainer_of_hugging_face(model: nn.Module, monkeypatch: pytest.Monke
     logged: list[dict[str, float]] = []
 
     def training() -> None:
-        callback.on_train_begin(object(), object(), object(), **context)
+        callback.on_train_begin(object(), SimpleNamespace(global_step=6), object(), **context)
         for step in range(5):
             callback.on_step_begin(object(), object(), object(), **context)
             _step(model, optimizer)
@@ -92,7 +93,7 @@ def test_the_trainer_of_hugging_face(model: nn.Module, monkeypatch: pytest.Monke
             callback.on_log(object(), object(), object(), logs=logged[-1], **context)
         callback.on_train_end(object(), object(), object(), **context)
 
-    with pytest.warns(pullback.GradientWarning, match=r"step 2: the gradient of spare\.weight \(and of 1 more\)"):
+    with pytest.warns(pullback.GradientWarning, match=r"step 8: the gradient of spare\.weight \(and of 1 more\)"):
         training()
     assert [set(logs) - {"loss"} for logs in logged] == [NAMES, set(), set(), NAMES, set()]
     assert logged[0]["gradients/dead"] == 2
@@ -113,7 +114,7 @@ def test_the_trainer_of_lightning(library: str, model: nn.Module, monkeypatch: p
     monkeypatch.setattr(type(model), "log_dict", lambda _, numbers: logged.append(dict(numbers)), raising=False)
     callback = GradientCallback(every=2, ignore=["spare.*"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    callback.on_train_start(object(), model)
+    callback.on_train_start(SimpleNamespace(global_step=0), model)
     for index in range(4):
         _step(model, optimizer)
         callback.on_train_batch_end(object(), model, None, None, index)

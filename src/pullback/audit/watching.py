@@ -54,7 +54,7 @@ class Observation:
     """What was wrong with the gradient of one parameter, at the step where it was first seen.
 
     Attributes:
-        step: optimizer steps before this one.
+        step: its number; the first is 0.
         kind: ``"nan"``, ``"dead"``, ``"vanishing"`` or ``"exploding"``.
         parameter: its name in the model.
         norm: Euclidean norm of its gradient, ``None`` where there was none.
@@ -78,6 +78,7 @@ class watch:
         model: whose parameters are watched, or several models by name.
         *optimizers: their parameters are watched too, where ``model`` does not own them.
         every: look at optimizer steps 0, ``every``, 2 ``every``, ...
+        first_step: number of the next optimizer step, where a training is resumed.
         log: called with the name of a number, its value and the step, as
             ``SummaryWriter.add_scalar`` is: ``gradients/norm`` (over all parameters), ``gradients/smallest over
             largest`` (root mean squares) and ``gradients/dead`` (how many).
@@ -89,7 +90,7 @@ class watch:
 
     Raises:
         TypeError: ``model`` is no module, ``every`` no integer, ``log`` not callable.
-        ValueError: ``every`` < 1.
+        ValueError: ``every`` < 1 or ``first_step`` < 0.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -108,6 +109,7 @@ class watch:
         model: nn.Module | Mapping[str, nn.Module],
         *optimizers: Optimizer,
         every: int = 100,
+        first_step: int = 0,
         log: Callable[[str, float, int], Any] | None = None,
         ignore: Iterable[str] = (),
         warn: bool = True,
@@ -117,6 +119,7 @@ class watch:
             if not isinstance(one, nn.Module):
                 raise TypeError(f"model must be a torch.nn.Module or a mapping of them, got {type(one).__name__}")
         self._every = check_integer("every", every, 1)
+        self._first_step = check_integer("first_step", first_step, 0)
         if log is not None:
             check_callable("log", log)
         self._log = log
@@ -178,7 +181,7 @@ class watch:
             self._count(optimizer)
 
     def _count(self, optimizer: Optimizer) -> None:
-        step = self._counts.get(id(optimizer), 0)
+        step = self._counts.get(id(optimizer), self._first_step)
         self._counts[id(optimizer)] = step + 1
         if step % self._every == 0 or self._suspects.get(id(optimizer)):
             self._look(optimizer, step, sampled=step % self._every == 0)

@@ -29,12 +29,12 @@ class Watching:
         self._options: dict[str, Any] = {"every": every, "ignore": tuple(ignore)}
         self._numbers: dict[str, float] = {}
 
-    def begin(self, model: Any) -> None:
-        """Watch a model, and no longer the one before."""
+    def begin(self, model: Any, first_step: int) -> None:
+        """Watch a model, and no longer the one before, from an optimizer step on."""
         from pullback.audit.watching import watch
 
         self.end()
-        self.watching = watch(model, log=self._keep, **self._options).start()
+        self.watching = watch(model, first_step=first_step, log=self._keep, **self._options).start()
 
     def end(self) -> None:
         """Stop watching."""

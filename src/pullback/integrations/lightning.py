@@ -34,7 +34,7 @@ def _make(base: type) -> type:
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             """Begin to watch."""
-            self.begin(pl_module)
+            self.begin(pl_module, trainer.global_step)
 
         def on_train_batch_end(
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *more: Any

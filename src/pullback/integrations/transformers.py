@@ -35,7 +35,7 @@ def _make(base: type) -> type:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             """Begin to watch."""
-            self.begin(model)
+            self.begin(model, state.global_step)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             """Add the numbers of the latest look."""
