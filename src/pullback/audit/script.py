@@ -65,7 +65,7 @@ def audit_script(
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be >= 1 or None, got {steps}")
     run, folder = _module(os.fspath(path)) if module else _file(Path(path))
-    tracer = Tracer(libraries=libraries, steps=steps)
+    tracer = Tracer(libraries=libraries, steps=steps, sample=True)
     optimizers = Optimizers(libraries)
     error: str | None = None
     notes: list[str] = []

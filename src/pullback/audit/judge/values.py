@@ -42,7 +42,7 @@ def _not_finite_forward(ledger: Ledger, loss: int, number: int) -> bool:
         evidence = {"what": first.forward, "growth of the value": f"{growth:.1e}", "loop": True}
         ledger.add("exploding.loop", looped.site, looped.op, "error", evidence, factor=f"{growth:.1e}")
         return True
-    evidence = {"what": first.forward, "backward pass": number + 1, **_values(first.values)}
+    evidence = {"what": first.forward, "backward pass": ledger.tracer.events[number].number, **_values(first.values)}
     ledger.add("nan.forward", first.site, first.op, "error", evidence)
     return True
 
@@ -53,7 +53,9 @@ def _not_finite_backward(ledger: Ledger, entry: NotFinite) -> None:
     Rows that a softmax made NaN and that were sliced away have the cotangent zero, and zero times NaN is NaN.
     """
     node = ledger.nodes[entry.node]
-    evidence = {"function": entry.function, "what": entry.what, "backward pass": entry.event + 1}
+    evidence = {"function": entry.function, "what": entry.what}
+    if entry.event >= 0:
+        evidence["backward pass"] = ledger.tracer.events[entry.event].number
     spoilt = [p for p in node.parents if ledger.nodes[p].forward == "nan"]
     made = _first_bad(ledger, ledger.graph.upstream(spoilt)) if spoilt else None
     if made is not None:
@@ -135,7 +137,12 @@ def _at_rest(ledger: Ledger, index: int) -> bool:
 def find_kinks(ledger: Ledger) -> None:
     """Find operations whose input lies on a point without derivative while a cotangent passes."""
     for node in ledger.nodes:
-        if not node.kinks or not node.cotangent or node.index not in ledger.graph.reached:
+        if not node.cotangent or node.index not in ledger.graph.reached:
+            continue
+        if node.ties and ledger.graph.leaves(ledger.graph.upstream([node.index], live=True)) & ledger.trained:
+            words = {"count": node.ties, "size": node.size}
+            ledger.add(f"kink.{node.op.strip('_')}", node.site, node.op, "info", dict(words), **words)
+        if not node.kinks:
             continue
         if any(ledger.nodes[p].leaf is not None and ledger.nodes[p].leaf.parameter for p in node.parents):  # type: ignore[union-attr]
             continue

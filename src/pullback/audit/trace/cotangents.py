@@ -11,7 +11,7 @@ from torch import Tensor
 from pullback.audit.trace.norms import finite, norm_of, vanished
 from pullback.audit.trace.records import Event, Node, NotFinite
 
-__all__ = ["CotangentHook", "graph_functions"]
+__all__ = ["CotangentHook", "graph_functions", "spoils"]
 
 
 class Watch(Protocol):
@@ -38,7 +38,7 @@ class CotangentHook:
         """Measure; autograd calls this with the gradients of the inputs and of the outputs."""
         if self.tracer.stopped:
             return
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with torch._C.DisableTorchFunction():
             self._measure(leaving, arriving)
 
     def _measure(self, leaving: Any, arriving: Any) -> None:
@@ -64,15 +64,24 @@ class CotangentHook:
             node.gain_count += 1
 
     def _not_finite(self, leaving: Any, arriving: Any) -> None:
-        for gradient in leaving:
-            what = finite(gradient) if gradient is not None else ""
-            if what:
-                bad = ~gradient.isfinite()
-                given = next((g for g in arriving if g is not None and g.shape == gradient.shape), None)
-                masked = given is not None and not bool(given[bad].any())
-                event = len(self.tracer.events) - 1
-                self.tracer.not_finite.append(NotFinite(self.node.index, self.function, masked, what, event))
-                return
+        spoilt = spoils(leaving, arriving)
+        if spoilt is not None:
+            what, masked = spoilt
+            event = len(self.tracer.events) - 1
+            self.tracer.not_finite.append(NotFinite(self.node.index, self.function, masked, what, event))
+
+
+def spoils(leaving: Any, arriving: Any) -> tuple[str, bool] | None:
+    """Return what a function made of finite cotangents, if not finite ones, and whether those it came from are zero."""
+    if any(g is not None and finite(g) for g in arriving):
+        return None
+    for gradient in leaving:
+        what = finite(gradient) if gradient is not None else ""
+        if what:
+            bad = ~gradient.isfinite()
+            given = next((g for g in arriving if g is not None and g.shape == gradient.shape), None)
+            return what, given is not None and not bool(given[bad].any())
+    return None
 
 
 def _norm(tensors: Any) -> float | None:
@@ -97,7 +106,7 @@ def graph_functions(tensor: Tensor, tracer: object) -> tuple[list[int], list[Ten
             continue
         seen.add(function)
         owner = function.metadata.get("pullback", (None, 0))
-        if owner[0] is tracer:
+        if owner[0] is tracer and owner[1] is not None:
             nodes.append(owner[1])
         elif function.name() == "torch::autograd::AccumulateGrad":
             leaves.append(function.variable)

@@ -24,8 +24,8 @@ MOST_VALUES = 4096
 class Departures(BackwardPasses):
     """Records exits, and finds the nodes behind numbers that come back as arguments."""
 
-    def __init__(self, libraries: bool, steps: int | None) -> None:
-        super().__init__(libraries, steps)
+    def __init__(self, libraries: bool, steps: int | None, sample: bool) -> None:
+        super().__init__(libraries, steps, sample)
         self.exits: list[Exit] = []
         self._exit_visits: dict[tuple[Any, int, str], int] = {}
         self._arrays: list[int] = []

@@ -10,25 +10,29 @@ from torch import Tensor
 
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.norms import checked, finite
+from pullback.audit.trace.ranges import values_of
 from pullback.audit.trace.records import Node
 from pullback.audit.trace.tensor_table import TensorTable
+from pullback.audit.trace.ties import count_ties
 
 __all__ = ["measure"]
 
 
-def measure(table: TensorTable, node: Node, name: str, out: Tensor, args: Any) -> None:
+def measure(table: TensorTable, node: Node, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
     """Note the first value that is not finite, and values exactly on a kink."""
     if torch._C._functorch.is_functorch_wrapped_tensor(out) or not out.is_floating_point() or out.is_meta:
         return
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with torch._C.DisableTorchFunction():
         bad, node.scale = checked(out)
         if bad and not any(table.nodes[p].forward >= bad for p in node.parents):
             node.first_bad = bad == "nan" or not _meant_infinite(table, name, args)
         node.forward = bad
         if name in ops.SINGULAR:
-            node.values = _range(args[ops.SINGULAR[name]] if len(args) > ops.SINGULAR[name] else None)
+            node.values = values_of(name, args)
         if name in ops.KINKS and args and isinstance(args[0], Tensor) and out.numel() and not bad:
             node.kinks = _on_kink(name, args, out)
+        if name in ops.TIES and args and out.numel() and not bad and not node.kinks:
+            node.ties = count_ties(table, node, name, args, kwargs, out)
 
 
 def _meant_infinite(table: TensorTable, name: str, args: Any) -> bool:
@@ -38,15 +42,6 @@ def _meant_infinite(table: TensorTable, name: str, args: Any) -> bool:
         return True
     data = (a for a in given if isinstance(a, Tensor) and table.index_of(a) is None)
     return any(finite(a) == "inf" for a in data)
-
-
-def _range(value: Any) -> tuple[float, float, float] | None:
-    """Return minimum, maximum and the value nearest to zero."""
-    if isinstance(value, Tensor) and value.numel() and value.is_floating_point():
-        low, high = value.detach().aminmax()
-        nearest = value.detach().flatten()[value.detach().abs().argmin()]
-        return float(low), float(high), float(nearest)
-    return None
 
 
 def _on_kink(name: str, args: Any, out: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 __all__ = [
@@ -15,15 +16,20 @@ __all__ = [
     "KINKS",
     "LINEAR",
     "LOSSES",
+    "PLATEAUS",
     "REBUILDS",
     "RESIDUAL",
     "SAMPLERS",
     "SATURATING",
+    "SILENT",
     "SINGULAR",
     "STEPS",
     "SUMS",
+    "TIES",
     "VALUE_GETTERS",
+    "VIEWS",
     "WEIGHTED",
+    "is_ignored",
     "operation_name",
 ]
 
@@ -41,8 +47,14 @@ IGNORED = frozenset(
     share_memory_ pin_memory record_stream set_grad_enabled is_grad_enabled sym_size zero_ fill_ uniform_ normal_
     bernoulli_ random_ exponential_ geometric_ _has_compatible_shallow_copy_type _debug_has_internal_overlap names_
     refine_names rename_ dim_order _is_view _is_zerotensor is_conj is_neg _nested_tensor_size""".split()
-)
+) | {"get grad"}
 """Calls whose result does not depend on the tensor's value."""
+
+SILENT = frozenset(
+    """size dim ndimension numel nelement stride __len__ __hash__ is_floating_point is_complex is_contiguous get_device
+    data_ptr""".split()
+)
+"""Those of them that are called most and never warn."""
 
 INDICES = frozenset(
     """argmax argmin argsort nonzero searchsorted bucketize unique unique_consecutive argwhere msort_ count_nonzero
@@ -83,6 +95,27 @@ KINKS = frozenset(
     """relu relu_ relu6 leaky_relu leaky_relu_ abs absolute abs_ fabs clamp clamp_ clip clamp_min clamp_max hardtanh
     maximum minimum max min amax amin norm vector_norm linalg_norm prelu l1_loss hinge""".split()
 )
+TIES = frozenset("max min amax amin median nanmedian kthvalue topk sort msort cummax cummin".split())
+"""Choose among the entries along a dimension."""
+
+PLATEAUS = (
+    SATURATING
+    | STEPS
+    | frozenset(
+        """masked_fill masked_fill_ where dropout dropout1d dropout2d feature_dropout pad constant_pad_nd max_pool1d
+        max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d embedding index_select __getitem__ gather expand
+        repeat repeat_interleave tile one_hot threshold selu elu gelu softplus""".split()
+    )
+)
+"""Make entries that are equal because they have no slope, or because they are one entry of what they are made from."""
+
+VIEWS = frozenset(
+    """reshape view view_as flatten unflatten squeeze unsqueeze transpose permute movedim swapaxes t contiguous clone
+    stack cat concat hstack vstack unfold unbind chunk split T mT mH to float double half bfloat16 narrow select
+    """.split()
+) | {"get T", "get mT"}
+"""Put the same entries elsewhere."""
+
 SINGULAR = {
     **dict.fromkeys("sqrt rsqrt log log2 log10 log1p pow __pow__ acos asin acosh atanh atan2 exp tan".split(), 0),
     **dict.fromkeys("norm vector_norm linalg_norm reciprocal logit std var where cdist normalize".split(), 0),
@@ -118,6 +151,15 @@ WEIGHTED = frozenset(
     multi_head_attention_forward scaled_dot_product_attention embedding_bag batch_norm layer_norm""".split()
 )
 """Layers: what they take is a feature, not a target."""
+
+
+@cache
+def is_ignored(name: str) -> bool:
+    """Whether a name is that of an attribute that says nothing of the tensor's value, and warns of nothing."""
+    if name.startswith("get "):
+        return name[4:] not in VALUE_GETTERS and name[4:] not in ("grad", "mH", "H", "T", "mT")
+    return name.startswith("set ") or name in SILENT
+
 
 _names: dict[Any, str] = {}
 

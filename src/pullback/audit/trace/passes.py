@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pullback.audit.trace.norms import finite
-from pullback.audit.trace.records import NO_ORIGINS, Event, Origin, tensors_in
+from pullback.audit.trace.ranges import values_of
+from pullback.audit.trace.records import NO_ORIGINS, Event, NotFinite, Origin, tensors_in
 from pullback.audit.trace.sites import Site, locate
 from pullback.audit.trace.tensor_table import TensorTable
 
@@ -30,11 +31,12 @@ class BackwardPasses(TensorTable):
 
     Args:
         libraries: as of :class:`TensorTable`.
+        sample: as of :class:`TensorTable`.
         steps: after this many backward passes from one line, stop recording and raise :class:`StopTracing`.
     """
 
-    def __init__(self, libraries: bool, steps: int | None) -> None:
-        super().__init__(libraries)
+    def __init__(self, libraries: bool, steps: int | None, sample: bool) -> None:
+        super().__init__(libraries, sample)
         self.steps = steps
         self.events: list[Event] = []
         self.impure = False
@@ -56,6 +58,8 @@ class BackwardPasses(TensorTable):
             if most is not None and self._passes[key] > most:
                 self.stopped = self.finished = True
                 raise StopTracing
+            if self.sampling.light:
+                return self._unrecorded(name, key, site, func, args, kwargs, outputs)
             for output in outputs:
                 self.note_loss(output, site)
         self.inner_pass = name == "grad"
@@ -63,10 +67,65 @@ class BackwardPasses(TensorTable):
             result = func(*args, **kwargs)
         finally:
             self.inner_pass = False
-        if name == "grad":
+        if name == "grad" and not self.sampling.light:
             self._gradients(site, args, kwargs, outputs, result, keeps_graph, wrapped)
+        if (name == "backward" or not keeps_graph) and not wrapped:
+            self.sampling.settled |= self.broken or not all(event.finite for event in self.events[-len(outputs) :])
+            self.sampling.finish(key)
         self.drop_dead()
         return result
+
+    def _unrecorded(
+        self, name: str, key: Any, site: Site, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]
+    ) -> Any:
+        """Run a backward pass that is not recorded; if it is not in order, record what broke it."""
+        sampling = self.sampling
+        with torch._C.DisableTorchFunction():
+            bad = not sampling.settled and any(finite(output) for output in outputs)
+        if bad:
+            self._spoilt_result(site)
+        self.inner_pass = name == "grad"
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.inner_pass = False
+        if self.broken and not sampling.settled:
+            self._spoilt_cotangent(site)
+        sampling.skipped += not self.events or self.events[-1].number != sampling.passes + 1
+        sampling.finish(key)
+        return result
+
+    def _spoilt_result(self, site: Site) -> None:
+        """Record the operation of this pass that made the first bad number, which reached the loss."""
+        self.sampling.settled = True
+        found = self.sampling.first_result()
+        if found is None:
+            return
+        where, name, what, args = found
+        node = self.new_node(name, where, ())
+        node.live = node.first_bad = True
+        node.forward = what
+        node.values = values_of(name, args)
+        self.events.append(Event(node.index, True, False, self._event_start, site, number=self.sampling.passes + 1))
+
+    def _spoilt_cotangent(self, site: Site) -> None:
+        """Record the operation of this pass whose backward made the first bad cotangent, and what it met."""
+        self.sampling.settled = True
+        found = self.sampling.first_cotangent()
+        if found is None:
+            return
+        glance, what, masked = found
+        made = self.sampling.first_result()
+        node = self.new_node(glance.name, glance.site, ())
+        node.live = True
+        node.values = values_of(glance.name, self.sampling.arguments_at(glance))
+        if made is not None and made[2] == "nan":
+            source = self.new_node(made[1], made[0], ())
+            source.live = source.first_bad = True
+            source.forward = made[2]
+            node.parents = (source.index,)
+        self.events.append(Event(node.index, True, True, self._event_start, site, number=self.sampling.passes + 1))
+        self.not_finite.append(NotFinite(node.index, glance.function, masked, what, len(self.events) - 1))
 
     def note_loss(self, output: Tensor, site: Site) -> None:
         """Take ``output`` as the value that is differentiated by the pass that follows."""
@@ -74,8 +133,14 @@ class BackwardPasses(TensorTable):
         with torch._C.DisableTorchFunction(), torch.no_grad():
             wrapped = torch._C._functorch.is_functorch_wrapped_tensor(output)
             good = wrapped or not finite(output)
-        self.events.append(Event(index, live, good, self._event_start, site))
+        number = self.sampling.passes + 1
+        self.events.append(Event(index, live, good, self._event_start, site, number=number))
         self._event_start = len(self.nodes)
+
+    @property
+    def steps_seen(self) -> int:
+        """How many values were differentiated, in passes that were recorded and in others."""
+        return len(self.events) + self.sampling.skipped
 
     @property
     def events_seen(self) -> bool:

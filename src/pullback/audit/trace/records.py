@@ -40,6 +40,7 @@ class Node:
         "site",
         "size",
         "straight",
+        "ties",
         "values",
         "zero_out",
     )
@@ -58,6 +59,7 @@ class Node:
         self.constant = False
         self.forward = ""
         self.kinks = 0
+        self.ties = 0
         self.size = 0
         self.shape: tuple[int, ...] = ()
         self.scale = 0.0
@@ -128,6 +130,8 @@ class Event:
     """Index of the first node that belongs to this pass alone."""
     site: Site
     leaves: set[int] = field(default_factory=set)
+    number: int = 0
+    """Of the pass, from 1 on, those that were not recorded included."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pullback.audit.trace.cotangents import CotangentHook, graph_functions
 from pullback.audit.trace.norms import norm_of
 from pullback.audit.trace.records import Leaf, Node, NotFinite, Origin
+from pullback.audit.trace.sampling import Glance, Sampling
 from pullback.audit.trace.sites import Site, locate
 
 __all__ = ["TensorTable"]
@@ -23,9 +24,10 @@ class TensorTable:
 
     Args:
         libraries: blame lines of installed libraries instead of the user's line that called them.
+        sample: record the first passes and some later ones, and look at the others only where they are not in order.
     """
 
-    def __init__(self, libraries: bool) -> None:
+    def __init__(self, libraries: bool, sample: bool) -> None:
         super().__init__()
         self.libraries = libraries
         self.nodes: list[Node] = []
@@ -37,6 +39,9 @@ class TensorTable:
         self.handled: set[int] = set()
         self.reentrant = False
         self.inner_pass = False
+        self.sampling = Sampling(sample)
+        self.broken = False
+        """Whether a gradient arrived that is not finite."""
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._shared: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], str]] = {}
         self._handles: list[Any] = []
@@ -166,8 +171,9 @@ class TensorTable:
             def received(gradient: Tensor | None, leaf: Leaf = leaf) -> None:
                 if gradient is None:  # a custom Function that returned None for this input
                     return
-                with torch._C.DisableTorchFunction(), torch.no_grad():
-                    norm = norm_of(gradient.detach())
+                with torch._C.DisableTorchFunction():
+                    norm = norm_of(gradient)
+                self.broken |= not math.isfinite(norm)
                 if self.inner_pass:
                     leaf.inner = math.hypot(leaf.inner or 0.0, norm)
                 else:
@@ -196,7 +202,9 @@ class TensorTable:
         parents, leaves = graph_functions(tensor, self)
         found = dict.fromkeys([*parents, *(self.lookup(leaf)[0] for leaf in leaves)])
         node = self.new_node(
-            "untraced", locate(sys._getframe(2), self.libraries), tuple(p for p in found if p is not None)
+            "unsampled" if self.sampling.glanced else "untraced",
+            locate(sys._getframe(2), self.libraries),
+            tuple(p for p in found if p is not None),
         )
         node.live = True
         node.has_data = True
@@ -204,6 +212,20 @@ class TensorTable:
         self._known[id(tensor)] = (weakref.ref(tensor), node.index)
         self.hook(tensor, node)
         return node.index
+
+    def glance(self, tensor: Tensor, site: Site, name: str) -> None:
+        """Keep the cotangents of the autograd functions that made a tensor, if they are not watched yet."""
+        stack = [tensor.grad_fn]
+        while stack:
+            function = stack.pop()
+            if function is None or function.name() == _ACCUMULATE:
+                continue
+            metadata: Any = function.metadata
+            if metadata.get("pullback", (None,))[0] is self:
+                continue
+            metadata["pullback"] = (self, None)
+            function.register_hook(Glance(self.sampling, site, name, function.name()))
+            stack += [f for f, _ in function.next_functions]
 
     def hook(self, tensor: Tensor, node: Node) -> None:
         """Measure the cotangents of the autograd functions that made a tensor and were not hooked yet."""

@@ -7,6 +7,7 @@ No tensor is kept alive: nodes hold numbers, tensors are known by weak reference
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import weakref
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._functorch import eager_transforms
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.overrides import TorchFunctionMode
 
 from pullback.audit.trace import operations as ops
@@ -26,11 +32,13 @@ from pullback.audit.trace.passes import StopTracing
 from pullback.audit.trace.records import Origin, tensors_in, unwrapped
 from pullback.audit.trace.regions import Regions
 from pullback.audit.trace.sites import Site, function_apply, locate, own_step
+from pullback.audit.trace.stand_in import stand_in
 from pullback.audit.trace.sums import adds_constant, follow_sum
 
 __all__ = ["StopTracing", "Tracer"]
 
 MAX_NODES = 200_000
+COLLECT = 50_000
 
 
 class Tracer(Departures, TorchFunctionMode):
@@ -40,15 +48,17 @@ class Tracer(Departures, TorchFunctionMode):
         libraries: blame lines of installed libraries instead of the user's line that called them.
         steps: after this many backward passes from one line, stop recording and raise :class:`StopTracing` at the next
             (``None``: record all).
+        sample: record the first passes and some later ones, and of the others what is new and what is not finite.
     """
 
-    def __init__(self, *, libraries: bool = False, steps: int | None = None) -> None:
-        super().__init__(libraries, steps)
+    def __init__(self, *, libraries: bool = False, steps: int | None = None, sample: bool = False) -> None:
+        super().__init__(libraries, steps, sample)
         self.consumed: dict[int, list[int]] = {}
         self.custom_calls: dict[Any, CustomCall] = {}
         self.names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self.notes: list[str] = []
         self.regions = Regions(libraries)
+        self._step: Any = None
         self._modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def _from_numpy(self, array: Any) -> Tensor:
@@ -80,18 +90,26 @@ class Tracer(Departures, TorchFunctionMode):
         return result
 
     def __enter__(self) -> Tracer:
+        self._collect = gc.get_threshold()
+        if self._collect[0]:  # else the program collects by itself
+            # What a trace holds is no garbage, and looking for some in it at every 700th object takes half of the time.
+            gc.set_threshold(max(COLLECT, self._collect[0]), *self._collect[1:])
         self._real_from_numpy = torch.from_numpy
         torch.from_numpy = self._from_numpy  # type: ignore[assignment]
         self._real_func_grad = eager_transforms._autograd_grad
         eager_transforms._autograd_grad = self._func_grad
         self._handles.append(nn.modules.module.register_module_forward_pre_hook(self._entering))
+        self._handles.append(register_optimizer_step_pre_hook(self._starts_step))
+        self._handles.append(register_optimizer_step_post_hook(self._resume))
         self._patch_parameter()
         self.regions.enter()
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self._resume()
         super().__exit__(*exception)
+        gc.set_threshold(*self._collect)
         torch.from_numpy = self._real_from_numpy
         eager_transforms._autograd_grad = self._real_func_grad
         nn.Parameter.__new__ = self._real_new  # type: ignore[method-assign]
@@ -130,16 +148,61 @@ class Tracer(Departures, TorchFunctionMode):
         if self.stopped:
             if self.finished and name == "backward":
                 raise StopTracing
+            return stand_in(sys._getframe(1), func)(*args, **kwargs)
+        if ops.is_ignored(name):
             return func(*args, **kwargs)
+        frame = sys._getframe(1)
+        call = stand_in(frame, func)
         if name in ("backward", "grad") and getattr(func, "__module__", "").startswith("torch"):
-            return self.differentiate(name, func, args, kwargs)
-        if getattr(func, "__module__", None) == "torch.nn.init":
+            return self.differentiate(name, call, args, kwargs)
+        if name in ops.IGNORED or getattr(func, "__module__", None) == "torch.nn.init":
+            return call(*args, **kwargs)
+        return self._record(name, call, args, kwargs, frame)
+
+    def _starts_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Leave an optimizer's own arithmetic out; what a closure computes, and what is differentiated, stays in."""
+        closure = kwargs.get("closure") or next((a for a in args[1:] if callable(a)), None)
+        plain = type(optimizer).__module__.startswith("torch.optim") and closure is None
+        if plain and not any(group.get("differentiable") for group in optimizer.param_groups):
+            self.impure = True
+            self._resume()  # a step before this one that raised
+            self._step = torch._C.DisableTorchFunction()
+            self._step.__enter__()
+
+    def _resume(self, *_hooked: Any) -> None:
+        """Go on recording after an optimizer's step."""
+        if self._step is not None:
+            self._step.__exit__(None, None, None)
+            self._step = None
+
+    def _glance(self, name: str, func: Any, args: Any, kwargs: Any, frame: Any) -> Any:
+        """Run an operation of a pass that is not recorded; record from here on if it is a new one."""
+        tensors = args if not kwargs else (*args, *kwargs.values())
+        live = []
+        for value in tensors:
+            if isinstance(value, Tensor):
+                if value.requires_grad:
+                    live.append(value)
+            elif isinstance(value, list | tuple):
+                live += [t for t in tensors_in(value) if t.requires_grad]
+        if not live or not torch.is_grad_enabled() or name in ops.EXITS:
             return func(*args, **kwargs)
-        if name in ops.IGNORED or (name.startswith("get ") and name[4:] not in ops.VALUE_GETTERS) or name[:4] == "set ":
-            return func(*args, **kwargs)
-        return self._record(name, func, args, kwargs, sys._getframe(1))
+        site = locate(frame, self.libraries)
+        sampling = self.sampling
+        if sampling.is_new(site, name) or any(isinstance(t, nn.Parameter) and self.index_of(t) is None for t in live):
+            sampling.light = False
+            return self._record(name, func, args, kwargs, frame)
+        out = func(*args, **kwargs)
+        if not sampling.settled:
+            sampling.keep(site, name, out, args)
+            for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
+                if tensor.grad_fn is not None:
+                    self.glance(tensor, site, name)
+        return out
 
     def _record(self, name: str, func: Any, args: Any, kwargs: Any, frame: Any) -> Any:
+        if self.sampling.light:
+            return self._glance(name, func, args, kwargs, frame)
         enabled = torch.is_grad_enabled()
         parents: list[int] = []
         live_parents: list[int] = []
@@ -192,6 +255,7 @@ class Tracer(Departures, TorchFunctionMode):
             return out
         applied = None if enabled else function_apply(frame)
         site = locate(frame if applied is None else applied.f_back or frame, self.libraries)
+        self.sampling.recorded(site, name)
         if applied is not None:
             name = self._custom(applied, site)
         outputs = [args[0]] if inplace else list(tensors_in(out))
@@ -243,12 +307,14 @@ class Tracer(Departures, TorchFunctionMode):
                 origin = Origin(node.index, code, name, site, tuple(live_parents), region, relaxed)
                 self.origins.append(origin)
                 node.origins = node.origins | {len(self.origins) - 1}
+            if name in ops.COMPARISONS and len(args) > 1 and isinstance(args[1], int | float):
+                node.values = (float(args[1]),) * 3  # the threshold
             for tensor in split[live]:
                 self.remember(tensor, node.index, inplace)
                 if live and enabled:
                     self.hook(tensor, node)
             if node.live or not enabled:
-                measure(self, node, name, first, args)
+                measure(self, node, name, first, args, kwargs)
 
     def _custom(self, applied: Any, site: Site) -> str:
         """Keep one call of a custom Function for the probe of its backward; return its name."""
