@@ -248,9 +248,9 @@ def no_grad_block():
 def no_grad_decorator():
     encoder, head = nn.Linear(4, 3), _net(3, 1)
 
-    @torch.no_grad()
+    @torch.no_grad()  # <- cut.no_grad
     def encode(x):
-        return encoder(x)  # <- cut.no_grad
+        return encoder(x)
 
     def program(x):
         return head(encode(x)).square().mean()
@@ -262,8 +262,8 @@ def set_grad_enabled_false():
     encoder, head = nn.Linear(4, 3), _net(3, 1)
 
     def program(x):
-        torch.set_grad_enabled(False)
-        h = encoder(x)  # <- cut.no_grad
+        torch.set_grad_enabled(False)  # <- cut.no_grad
+        h = encoder(x)
         torch.set_grad_enabled(True)
         return head(h).square().mean()
 

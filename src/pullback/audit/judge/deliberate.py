@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FILLS", "HIDDEN_SHARE", "PICKS", "READS", "REMAINDERS", "STOPS", "StopKind", "kind_of"]
+__all__ = [
+    "FILLS",
+    "GUARDED",
+    "GUARDS",
+    "HIDDEN_SHARE",
+    "NEAR_POLE",
+    "PICKS",
+    "READS",
+    "REMAINDERS",
+    "STOPS",
+    "StopKind",
+    "kind_of",
+]
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,18 @@ READS = PICKS - {"index_select", "masked_select"}
 
 FILLS = frozenset("masked_fill masked_fill_ masked_scatter __getitem__ __setitem__".split())
 """Use a mask to fill or to pick entries."""
+
+GUARDS = FILLS | {"where"}
+"""Use a mask to replace values."""
+
+GUARDED = frozenset(
+    """sqrt rsqrt log log2 log10 pow __pow__ acos asin acosh atanh atan2 norm vector_norm linalg_norm reciprocal logit
+    div true_divide __truediv__ __rtruediv__ __rdiv__ normalize std var""".split()
+)
+"""Have a pole, where a guard replaces their argument or their result."""
+
+NEAR_POLE = 1e-2
+"""Distance from 0 or 1 up to which a threshold guards a pole."""
 
 REMAINDERS = frozenset("sub rsub add add_ sub_".split())
 """Turn a value and its rounded self into a remainder."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from pullback.audit.judge.deliberate import kind_of
 from pullback.audit.judge.ledger import Ledger
 from pullback.audit.judge.verdicts import site_key
+from pullback.audit.trace import operations as ops
+from pullback.audit.trace.decisions import Decision, decision_at
 from pullback.audit.trace.records import Exit
 from pullback.audit.trace.sites import Site, in_branch_test, place
 
@@ -66,34 +70,83 @@ def _code_of_exit(exit_: Exit) -> str:
 
 
 def find_branches(ledger: Ledger) -> None:
-    """Python branches on values that depend on what is trained."""
+    """Decisions that Python takes on values that depend on what is trained, if the loss depends on how they fall.
+
+    The probes say so where they ran; else the trace: what was run under the decision is part of a loss. What only
+    counts, logs or stops is neither.
+    """
     for exit_ in ledger.tracer.exits:
         if not exit_.direct or exit_.op not in ("__bool__", "item", "__int__", "__index__", "__float__", "tolist"):
             continue
         where = place(exit_.site.code, exit_.site.instruction, exit_.site.line)
-        if exit_.op != "__bool__" and not in_branch_test(where):
+        decision = decision_at(where)
+        number = exit_.op in ("__int__", "__index__") and not in_branch_test(where)
+        if exit_.op != "__bool__" and not in_branch_test(where) and not number:
             continue
         leaves = ledger.graph.leaves(ledger.graph.upstream([exit_.source])) & ledger.trained
         verdict = ledger.verdicts.branches.get(site_key(exit_.site, exit_.op))
-        if not leaves or verdict is False or _guards(ledger, exit_.source):
+        if not leaves or verdict is False or _guards(ledger, exit_.source) or _reported(ledger, exit_):
             continue
+        if number and ledger.verdicts.exits:
+            continue  # measured, and told as a value that left
         silent = {i for i in leaves if not ledger.tracer.leaves[i].norm} - set(ledger.blame)
-        if any(b is not None and b.severity == "error" for b in (ledger.blame.get(i) for i in leaves)):
-            continue  # a later link of a chain that is already reported
+        evidence: dict[str, object] = {"confirmed": bool(verdict)}
         if verdict:
             severity = "error" if silent else "warning"
         else:
-            severity = "info"
-        finding = ledger.add("control-flow.branch", exit_.site, exit_.op, severity, {"confirmed": bool(verdict)})
+            decided = _decided(ledger, exit_, decision)
+            if not decided:
+                continue
+            evidence["decides on lines"] = decided
+            certain = decision.kind in ("if", "value", "for") and not decision.leaves
+            severity = "warning" if certain and not _picked(ledger, exit_.source) else "info"
+        code = "control-flow.number" if number else "control-flow.branch"
+        finding = ledger.add(code, exit_.site, exit_.op, severity, evidence)
         if verdict and finding is not None:
             ledger.charge(silent, finding)
+
+
+def _reported(ledger: Ledger, exit_: Exit) -> bool:
+    """Whether the stop at the head of the chain that ends in the decision is an error already."""
+    heads = [ledger.tracer.origins[i] for i in exit_.upstream]
+    places = {(h.site.code.co_filename, h.site.line) for h in heads}
+    own = (exit_.site.code.co_filename, exit_.site.line)
+    return any(f.severity == "error" and (f.file, f.line) in places | {own} for f in ledger.found)
+
+
+def _decided(ledger: Ledger, exit_: Exit, decision: Decision) -> list[int]:
+    """Return the lines under a decision whose values entered the loss of the same pass."""
+    graph = ledger.graph
+    starts = [event.first for event in graph.events]
+    number = bisect_right(starts, exit_.node) - 1
+    if number < 0:
+        return []
+    end = starts[number + 1] if number + 1 < len(starts) else len(ledger.nodes)
+    lines = set()
+    for index in graph.ancestry[number]:
+        site = ledger.nodes[index].site
+        if site is None or site.code is not exit_.site.code or not exit_.node < index < end:
+            continue
+        if any(first <= site.line <= last for first, last in decision.lines):
+            lines.add(site.line)
+    return sorted(lines)
+
+
+def _picked(ledger: Ledger, source: int) -> bool:
+    """Whether the value is a position: a token that ends a sentence is chosen, not computed."""
+    above = ledger.graph.upstream([source])
+    return any(ledger.nodes[i].op in ops.INDICES | ops.SPLIT_INDICES and not ledger.nodes[i].live for i in above)
 
 
 def _guards(ledger: Ledger, source: int) -> bool:
     """``if not isfinite(loss)``: a guard against broken numbers, not a choice."""
     stack = [source]
+    seen: set[int] = set()
     while stack:
         node = ledger.nodes[stack.pop()]
+        if node.index in seen:
+            continue
+        seen.add(node.index)
         if node.op in ("isfinite", "isnan", "isinf", "allclose", "equal"):
             return True
         stack += [p for p in node.parents if not ledger.nodes[p].live]

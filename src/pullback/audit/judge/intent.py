@@ -7,12 +7,13 @@ estimator). Each has a shape in the trace that a lost gradient does not have.
 
 from __future__ import annotations
 
-from pullback.audit.judge.deliberate import PICKS, READS, kind_of
+from pullback.audit.judge.deliberate import GUARDED, GUARDS, NEAR_POLE, PICKS, READS, kind_of
+from pullback.audit.judge.samples import is_score_function
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.graph import TraceGraph
 from pullback.audit.trace.records import Node, Origin
 
-__all__ = ["intended", "lost_feature", "wasted"]
+__all__ = ["guards", "intended", "lost_feature", "wasted"]
 
 
 def intended(graph: TraceGraph, members: list[int], *, starved: bool) -> str:
@@ -30,7 +31,8 @@ def intended(graph: TraceGraph, members: list[int], *, starved: bool) -> str:
         return ""
     kind = kind_of(origin.code)
     if kind.drawn or origin.op in ops.SAMPLERS:
-        return "score function" if any(_scored(graph, origin, dead, live) for dead, live in meets) else ""
+        targets = {live.index for dead, live in meets if _target(graph, dead, live)}
+        return "score function" if is_score_function(graph, members, meets, targets) else ""
     if index in graph.tracer.handled:
         return "straight-through"
     if starved:
@@ -74,12 +76,54 @@ def lost_feature(graph: TraceGraph, members: list[int]) -> bool:
     return True
 
 
+def guards(graph: TraceGraph, origin: Origin) -> bool:
+    """Whether a comparison only keeps a singular operation (a root, a logarithm, an angle) away from its pole.
+
+    It compares with a number at a pole (near zero, near one), and a mask made of it replaces values before or after
+    such an operation.
+    """
+    threshold = graph.nodes[origin.node].values
+    meets = graph.merges(graph.tracer.origins.index(origin), origin.node)
+    if threshold is None or min(abs(threshold[0]), abs(abs(threshold[0]) - 1.0)) > NEAR_POLE:
+        return False
+    return bool(meets) and all(live.op in GUARDS and _near_pole(graph, live) for _, live in meets)
+
+
+def _near_pole(graph: TraceGraph, live: Node, hops: int = 4) -> bool:
+    """Whether a singular operation stands a few steps before or behind a node."""
+    for neighbours in (lambda i: graph.children[i], lambda i: graph.nodes[i].parents):
+        level = {live.index}
+        for _ in range(hops):
+            level = {n for i in level for n in neighbours(i) if n in graph.reached and graph.nodes[n].live}
+            if any(graph.nodes[n].op in GUARDED for n in level):
+                return True
+    return False
+
+
 def _shared(graph: TraceGraph, origin: Origin) -> bool:
-    """Whether what was cut is also used with its gradient, or is a trained tensor itself."""
+    """Whether what was cut, or what it was computed from since the last layer, is also used with its gradient, or is a
+    trained tensor itself: a rotation found from a vector turns that vector.
+    """
     if any(graph.nodes[s].leaf is not None for s in origin.sources):
         return True
-    children = [c for s in origin.sources for c in graph.children[s]]
+    near = _without_layers(graph, origin.sources)
+    children = {c for n in near for c in graph.children[n]} - near
     return any(graph.nodes[c].live and c in graph.reached for c in children)
+
+
+def _without_layers(graph: TraceGraph, start: tuple[int, ...]) -> set[int]:
+    """Return the values, trained tensors left out, that a value was computed from since the last layer."""
+    found: set[int] = set()
+    stack = list(start)
+    while stack:
+        index = stack.pop()
+        node = graph.nodes[index]
+        if index in found or not node.live or node.leaf is not None:
+            continue
+        found.add(index)
+        if node.op not in ops.WEIGHTED:
+            stack += node.parents
+    return found
 
 
 def _feature(graph: TraceGraph, members: list[int], dead: Node, live: Node) -> bool:
@@ -134,21 +178,6 @@ def _sample(graph: TraceGraph, members: set[int], dead: Node, live: Node) -> boo
             if user != live.index and user in graph.reached and not members & node.origins and node.has_data:
                 return True
     return False
-
-
-def _scored(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
-    """The sample meets the parameters of its own distribution again: its log-probability."""
-    sources = graph.upstream(origin.sources, live=True)
-    related = {n for s in origin.sources for n in graph.upstream([s], live=True) if graph.nodes[n].leaf is None}
-    partners = _partners(graph, dead, live)
-    if live.op in READS | {"nll_loss", "cross_entropy", "sub", "rsub"}:
-        if any(p.index in related or graph.upstream([p.index]) & related for p in partners if p.leaf is None):
-            return True
-        # a later pass over stored observations: the same layers give the probability of the same draw again
-        layers = graph.leaves(sources)
-        again = [graph.leaves(graph.upstream([p.index], live=True)) for p in partners if p.leaf is None]
-        return bool(layers) and live.op in READS and any(layers <= leaves for leaves in again)
-    return live.op == "binary_cross_entropy_with_logits" and bool({p.index for p in partners} & sources)
 
 
 def _values_used(graph: TraceGraph, origin: Origin) -> bool:

@@ -49,7 +49,9 @@ class Ledger:
         """By id, of tensors that the program does not use."""
         self._leaf_of = {id(t): i for i, leaf in tracer.leaves.items() if (t := leaf.reference()) is not None}
         self.trained = {i for i, leaf in tracer.leaves.items() if wrt is None or id(leaf.reference()) in wrt}
-        self.dead = {i for i in self.trained if i in self.graph.reached and not tracer.leaves[i].norm}
+        by_hand = set() if optimizers is None else optimizers.by_hand()
+        dead = {i for i in self.trained if i in self.graph.reached and not tracer.leaves[i].norm}
+        self.dead = {i for i in dead if id(tracer.leaves[i].reference()) not in by_hand}
 
     def add(
         self, code: str, site: Site | None, op: str, severity: str, evidence: Mapping[str, Any], **words: Any
@@ -84,11 +86,20 @@ class Ledger:
         return finding
 
     def charge(self, leaves: Iterable[int], finding: Finding | None = None) -> None:
-        """Charge trained tensors without gradient to a finding (default: the last), unless they are charged already."""
+        """Charge trained tensors without gradient to a finding (default: the last), unless they are charged already.
+
+        What was for information gives way to an error.
+        """
         finding = finding or (self.found[-1] if self.found else None)
         for leaf in leaves:
-            if finding is not None:
-                self.blame.setdefault(leaf, finding)
+            old = self.blame.get(leaf)
+            if finding is not None and (old is None or (self.excused(leaf) and finding.severity == "error")):
+                self.blame[leaf] = finding
+
+    def excused(self, leaf: int) -> bool:
+        """Whether a tensor is charged to a stop that may be meant, for information."""
+        old = self.blame.get(leaf)
+        return old is not None and old is not SILENT and old.severity == "info"
 
     def leaf_of(self, tensor: Tensor) -> int | None:
         """Return the node of a trained tensor, ``None`` if the program never used it."""

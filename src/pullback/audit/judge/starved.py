@@ -70,11 +70,11 @@ def find_cleared(ledger: Ledger, optimizers: Optimizers) -> None:
 
 def find_starved(ledger: Ledger) -> None:
     """Give every parameter that is used, trained and without gradient the last stop on its way, if nothing else has."""
-    by_hand = _by_hand(ledger)
     lost: dict[int, list[int]] = defaultdict(list)
-    for leaf in sorted(ledger.dead - set(ledger.blame)):
+    excused = {i for i in ledger.blame if ledger.certain and ledger.excused(i)}
+    for leaf in sorted(ledger.dead - (set(ledger.blame) - excused)):
         record = ledger.tracer.leaves[leaf]
-        if record.norm is not None or record.frozen or id(record.reference()) in by_hand:
+        if record.norm is not None or record.frozen:
             continue
         ends = _ends(ledger, leaf)
         if ends:
@@ -106,13 +106,6 @@ def _ends(ledger: Ledger, leaf: int) -> set[int]:
             if child in ledger.graph.reached:
                 (stack.append if ledger.nodes[child].live else ends.add)(child)
     return ends
-
-
-def _by_hand(ledger: Ledger) -> set[int]:
-    """Return the ids of tensors that the program changes itself, as a codebook that follows moving averages."""
-    if ledger.optimizers is None:
-        return set()
-    return {key for s in ledger.optimizers.stepped for key, held in s.held.items() if held.written}
 
 
 def _is_held(optimizers: Optimizers, leaf: Leaf) -> bool:

@@ -6,11 +6,12 @@ from collections import defaultdict
 from typing import Any
 
 from pullback.audit.judge.deliberate import FILLS, HIDDEN_SHARE, REMAINDERS, kind_of
-from pullback.audit.judge.intent import intended, lost_feature, wasted
+from pullback.audit.judge.intent import guards, intended, lost_feature, wasted
 from pullback.audit.judge.ledger import SILENT, Ledger
 from pullback.audit.judge.verdicts import site_key
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.records import Origin
+from pullback.audit.trace.sites import Site, in_block, place
 
 __all__ = ["find_stops"]
 
@@ -77,6 +78,7 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
         severity = "error"
     elif gap is not None:
         chosen = kind.mask and all(live.op in FILLS for _, live in ledger.graph.merges(members[0], origin.node))
+        chosen = chosen or (kind.mask and all(guards(graph, ledger.tracer.origins[m]) for m in members))
         broken = bool(ledger.tracer.not_finite)  # then no slope of the loss says anything
         severity = "error" if gap > HIDDEN_SHARE and not broken and not kind.said and not chosen else "info"
     elif kind.feature and lost_feature(graph, members):
@@ -88,16 +90,28 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
     matters = ledger.verdicts.matters.get(site_key(origin.site, origin.op))
     if matters is not None:
         evidence["loss moves with its input"] = matters
-    if severity == "error" and kind.relaxable:
+    if origin.relaxed:
+        evidence["under relaxed"] = True
+    if severity == "error" and kind.relaxable and not origin.relaxed:
         evidence.update(ledger.verdicts.relaxed)
     if meant:
         evidence["intended"] = meant
-    added = ledger.add(code, origin.site, origin.op, severity, evidence)
+    opening = _opening(ledger, origin) if kind_of(code).region else None
+    if opening is not None:
+        where = place(origin.site.code, origin.site.instruction, origin.site.line)
+        evidence["first operation without gradient"] = f"{where.file}:{where.line}"
+    added = ledger.add(code, opening or origin.site, origin.op, severity, evidence)
     if added is not None and severity == "error":
         ledger.charge(dead, added)
     elif added is None or meant or severity == "info":
         for leaf in dead:
             ledger.blame.setdefault(leaf, added) if added else ledger.blame.setdefault(leaf, SILENT)
+
+
+def _opening(ledger: Ledger, origin: Origin) -> Site | None:
+    """Return the line that switched gradients off where the operation itself stands elsewhere: in a helper."""
+    opening = ledger.tracer.regions.site(origin.region)
+    return None if opening is None or in_block(opening, origin.site) else opening
 
 
 def _leaves_of(ledger: Ledger, members: list[int]) -> set[int]:
@@ -113,6 +127,9 @@ def _lost_elsewhere(ledger: Ledger, members: list[int], dead: set[int], starving
     for event in graph.events:
         if event.live and event.node is not None and not set(members) & ledger.nodes[event.node].origins:
             found |= graph.leaves(graph.upstream([event.node], live=True))
+    for rival in ledger.tracer.handled - set(members):  # detached inside a straight-through sum
+        if ledger.tracer.origins[rival].node in graph.reached and dead <= _leaves_of(ledger, [rival]):
+            return True
     for rival in starving - set(members):
         if kind_of(ledger.tracer.origins[rival].code).departs:
             continue  # an action that left for the world

@@ -131,6 +131,10 @@ class Optimizers:
         """Return the ids of tensors that an optimizer steps and never had a gradient for."""
         return {key for s in self.stepped for key, held in s.held.items() if not held.fed}
 
+    def by_hand(self) -> set[int]:
+        """Return the ids of tensors that the program changes itself, as codes that follow moving averages."""
+        return {key for s in self.stepped for key, held in s.held.items() if held.written}
+
     def made_at(self, tensor: Tensor) -> Site | None:
         """Return where a parameter was made, if in the audited program."""
         reference, site, _ = self._parameters.get(id(tensor), (None, None, 0))
