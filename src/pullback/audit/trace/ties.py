@@ -63,7 +63,8 @@ def _on_plateau(table: TensorTable, node: Node) -> bool:
             continue
         seen.add(index)
         source = table.nodes[index]
-        if source.op in ops.VIEWS and source.parents:
+        narrowed = source.op == "__getitem__" and source.size <= table.nodes[source.parents[0]].size
+        if (source.op in ops.VIEWS or narrowed) and source.parents:
             stack += source.parents
         elif source.op not in ops.PLATEAUS:
             return False
