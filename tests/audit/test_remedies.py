@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ import torch
 
 import pullback
 from pullback.audit.remedy.patch import applied
+from pullback.audit.remedy.table import TEMPLATES, example, find, suggest
+from pullback.audit.trace import operations as ops
 from tests.audit.remedies import lines
 
 TEXT = Path(lines.__file__).read_text(encoding="utf-8")
@@ -79,7 +83,7 @@ def test_the_line_that_is_offered_runs_when_pasted_and_cures(name: str, pasted: 
     cured = getattr(pasted(text), name)
     if name == "method_of_a_module":
         inputs = (pasted(text).Selector(), inputs[1])
-        inputs[0].load_state_dict(fn_state(make))
+        inputs[0].load_state_dict(make()[0].state_dict())
     after, alive = _differentiated(cured, inputs)
     assert alive > 0
     assert alive < float("inf")
@@ -88,5 +92,100 @@ def test_the_line_that_is_offered_runs_when_pasted_and_cures(name: str, pasted: 
         assert after == pytest.approx(before, rel=0.1, abs=1e-3)
 
 
-def fn_state(make: Any) -> Any:
-    return make()[0].state_dict()
+def _offered(fn: Any, *inputs: Any, **words: Any) -> list[str]:
+    return [r.diff for f in pullback.audit(fn, *inputs, **words).findings for r in f.remedies]
+
+
+def test_nothing_is_offered_where_nothing_is_wrong_or_meant() -> None:
+    def right(x: torch.Tensor) -> torch.Tensor:
+        return torch.log(x.square() + 1).sum()
+
+    def target(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x - (x + y).detach()).square().mean() + x.sum()
+
+    assert _offered(right, lines.trained(3)) == []
+    assert _offered(target, lines.trained(3), lines.data(3)) == []
+
+
+def test_nothing_is_offered_where_no_rewriting_cures() -> None:
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        # How many values differ has no gradient that any rewriting of this line brings.
+        return torch.unique(x).numel() * torch.ones(()) + 0.0 * x.sum()
+
+    def by_dictionary(x: torch.Tensor) -> torch.Tensor:
+        table = {0: 1.0, 1: 2.0, 2: 5.0}
+        return torch.tensor(table[int(x.argmax())])
+
+    assert _offered(counted, lines.trained(5)) == []
+    assert _offered(by_dictionary, lines.trained(3)) == []
+
+
+def test_nothing_is_offered_for_code_that_is_no_text() -> None:
+    scope: dict[str, Any] = {"torch": torch}
+    exec("def f(x, t):\n    return t[x.argmax()]", scope)
+    report = pullback.audit(scope["f"], lines.trained(3), lines.data(3))
+    assert [f.code for f in report.findings] == ["cut.index"]
+    assert report.findings[0].remedies == ()
+
+
+def test_a_trial_leaves_functions_parameters_and_random_numbers_as_they_were() -> None:
+    fn, make, _ = lines.LINES["method_of_a_module"]
+    inputs = make()
+    code, weights = fn.__code__, [p.detach().clone() for p in inputs[0].parameters()]
+    forward = lines.Selector.forward.__code__
+    names = set(fn.__globals__)
+    torch.manual_seed(11)
+    report = pullback.audit(fn, *inputs)
+    drawn = torch.rand(3)
+    torch.manual_seed(11)
+    pullback.audit(fn, *inputs, probes="none")
+    assert torch.equal(drawn, torch.rand(3))
+    assert any(f.remedies for f in report.findings)
+    assert (fn.__code__, lines.Selector.forward.__code__) == (code, forward)
+    assert set(fn.__globals__) == names
+    assert all(torch.equal(a, b) for a, b in zip(weights, inputs[0].parameters(), strict=True))
+    assert all(p.grad is None for p in inputs[0].parameters())
+
+
+def test_relaxed_is_not_offered_to_code_that_is_relaxed() -> None:
+    def pick(scores: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return table[scores.argmax().item()]
+
+    scores, table = lines.trained(4), lines.data(4)
+    assert not any("relaxed" in text for text in _offered(pick, scores, table, relax=0.1))
+
+
+def test_numbers_of_a_remedy_are_those_of_the_rewritten_line(pasted: Any) -> None:
+    fn, make, _ = lines.LINES["quantised"]
+    inputs = make()
+    (remedy,) = [r for f in pullback.audit(fn, *inputs).findings for r in f.remedies]
+    value, norm = _differentiated(pasted(applied(TEXT, remedy.changes)).quantised, inputs)
+    assert remedy.numbers["loss after"] == pytest.approx(value, rel=1e-6)
+    gradient = {"name": "inputs[0]", "before": 0.0, "after": pytest.approx(norm, rel=1e-5)}
+    assert remedy.numbers["gradients"] == [gradient]
+    assert remedy.effect == f"gradient norm of `inputs[0]` 0 -> {norm:.3g}; loss stays the same"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_example_is_rewritten_to_code_that_parses(name: str) -> None:
+    shown = example(TEMPLATES[name])
+    new = "\n".join(line[1:] for line in shown.splitlines() if line[0] in " +")
+    assert ast.dump(ast.parse(new)) != ast.dump(ast.parse(TEMPLATES[name].example))
+    assert any(line.startswith("+") for line in shown.splitlines())
+
+
+def test_find_has_an_answer_for_every_operation_that_audit_flags() -> None:
+    tables = (ops.INDICES, ops.SPLIT_INDICES, ops.COMPARISONS, ops.CASTS, ops.EXITS, ops.SAMPLERS, ops.STEPS)
+    tables += (ops.SATURATING, ops.KINKS, frozenset(ops.SINGULAR), ops.REBUILDS)
+    flagged = {name for table in tables for name in table} | {"nms", "one_hot", "grid_sample", "no_grad", "detach"}
+    assert [name for name in sorted(flagged) if not find(name)] == []
+    assert find("torch.argmax")[0].block == "discrete.argmax"
+    assert find("Tensor.round")[0].block == "discrete.round"
+    assert find("cut.sampling")
+    assert find("nonsense") == []
+    assert "argmax" in suggest("argmxa")
+
+
+def test_the_table_needs_no_torch() -> None:
+    program = "import sys, pullback.audit.remedy.table as t; t.example(t.find('argmax')[0]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -500,7 +500,7 @@ TEMPLATES = {
         "torch.distributions",
         "`rsample` draws noise and moves it by the parameters, so the draw has a gradient.",
         ("cut.sampling", "cut.no_grad", "cut.detach"),
-        ("sample", "rsample", "normal"),
+        ("sample", "rsample", "normal", "poisson", "_standard_gamma", "_sample_dirichlet"),
         "z = torch.distributions.Normal(mean, std).sample()",
         _reparametrised,
         ANY,

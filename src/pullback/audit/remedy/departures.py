@@ -1,4 +1,4 @@
-"""Where a value leaves the graph: numbers, NumPy, rebuilt tensors, detach, no_grad, writes in place, new parameters."""
+"""Where a value leaves the graph: numbers, NumPy, rebuilt tensors, detach, no_grad, writes in place, new leaves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pullback.audit.remedy.draft import Draft
 from pullback.audit.remedy.syntax import Source, called
-from pullback.audit.remedy.template import ANY, SMALL, Place, Template, number
+from pullback.audit.remedy.template import SMALL, Place, Template, number
 
 __all__ = ["TEMPLATES"]
 
@@ -295,49 +295,12 @@ def _second_order(place: Place) -> Iterator[Draft]:
             return
 
 
-def _optimizer_last(place: Place) -> Iterator[Draft]:
-    """An optimizer that was built before the layers it is to train: below the last line that replaces them."""
-    source = place.source
-    statement = source.statement(place.node)
-    parent = source.parent(statement)
-    body = next((b for b in (getattr(parent, f, None) for f in ("body", "orelse")) if b and statement in b), None)
-    if not body or not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
-        return
-    trained = {
-        n.id for a in [*statement.value.args, *statement.value.keywords] for n in ast.walk(a) if isinstance(n, ast.Name)
-    }
-    name = source.segment(statement.targets[0])
-    last = None
-    for later in body[body.index(statement) + 1 :]:
-        if any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(later)):
-            break
-        roots = {_root(t) for t in later.targets} if isinstance(later, ast.Assign) else set()
-        if isinstance(later, ast.Expr) and isinstance(later.value, ast.Call):
-            roots = {_root(later.value.func), *(_root(a) for a in later.value.args)}
-        if roots & trained:
-            last = later
-    if last is None:
-        return
-    draft = Draft(source)
-    start, end = source.line_start(statement.lineno), source.line_start((statement.end_lineno or 0) + 1)
-    at = source.line_start((last.end_lineno or last.lineno) + 1)
-    draft.cut(start, end)
-    draft.cut(at, at, source.text[start:end])
-    yield draft
-
-
-def _root(node: ast.AST) -> str:
-    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else ""
-
-
 TEMPLATES = {
     "number": Template(
         "the tensor itself",
         "The value stays a tensor: a Python number carries no gradient.",
         ("cut.item", "cut.number", "cut.control_flow", "control-flow"),
-        ("item", "tolist", "float", "__float__", "__int__", "__index__"),
+        ("item", "tolist", "float", "__float__", "__int__", "__index__", "__complex__"),
         "total = loss + 0.1 * penalty.item()",
         _kept,
     ),
@@ -407,14 +370,5 @@ TEMPLATES = {
         ("grad", "create_graph", "penalty", "backward"),
         "(inner,) = torch.autograd.grad(energy.sum(), x)",
         _second_order,
-    ),
-    "optimizer": Template(
-        "torch.optim",
-        "The optimizer is built when all layers are in place, so that it holds the parameters that are used.",
-        ("cut.optimizer", "unused", "cut.stale", "cut"),
-        ("optimizer", "step", "SGD", "Adam", "AdamW", "stale"),
-        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\nmodel.head = torch.nn.Linear(4, 2)",
-        _optimizer_last,
-        ANY,
     ),
 }

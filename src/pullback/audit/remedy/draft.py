@@ -10,12 +10,6 @@ from pullback.audit.remedy.syntax import Source
 __all__ = ["Draft"]
 
 _ATOMS = ast.Name | ast.Attribute | ast.Call | ast.Subscript | ast.List | ast.Tuple | ast.Dict
-_IMPORTS = {
-    "discrete": "from pullback import discrete",
-    "implicit": "from pullback import implicit",
-    "pullback": "import pullback",
-    "torch": "import torch",
-}
 
 
 class Draft:
@@ -87,7 +81,8 @@ class Draft:
         if name in self.source.bound_names:
             self._imports[f"soft_{name}"] = f"from pullback import {name} as soft_{name}"
             return f"soft_{name}"
-        self._imports[name] = _IMPORTS[name]
+        whole = name in ("torch", "pullback")
+        self._imports[name] = f"import {name}" if whole else f"from pullback import {name}"
         return name
 
     def functional(self) -> str:

@@ -230,7 +230,38 @@ def _load(source: Source, node: ast.expr) -> str:
     return source.segment(node)
 
 
+def _suppressed(place: Place) -> Iterator[Draft]:
+    """``nms``: the share to which each box is kept, not suppressed by a better one that overlaps it."""
+    node, source = place.node, place.source
+    if not isinstance(node, ast.Call) or called(node) != "nms":
+        return
+    found = bound(source, node, "boxes", "scores", "iou_threshold")
+    if found is None or len(found) != 3:
+        return
+    draft = Draft(source)
+    torch, block = draft.module("torch"), draft.block("discrete.greater")
+    boxes, threshold = (source.segment(found[n]) for n in ("boxes", "iou_threshold"))
+    scores = draft.operand(found["scores"])
+    overlap = source.segment(node.func).replace("nms", "box_iou")
+    draft.put(
+        node,
+        f"(1 - {block}({overlap}({boxes}, {boxes}), {threshold}, temperature=0.1) * "
+        f"{block}({scores}.unsqueeze(-1), {scores}, temperature=0.1) * (1 - {torch}.eye(len({scores})))).prod(0)",
+    )
+    _Mask(draft).spread(node)
+    yield draft
+
+
 TEMPLATES = {
+    "nms": Template(
+        "discrete.greater",
+        "The share to which each box is kept: one factor for every better box that overlaps it.",
+        ("cut.operation", "cut.index"),
+        ("nms", "suppression", "batched_nms"),
+        "keep = torchvision.ops.nms(boxes, scores, 0.5)\ntotal = scores[keep].sum()",
+        _suppressed,
+        ANY,
+    ),
     "comparison": Template(
         "discrete.greater",
         "The comparison as a number: exactly 0 or 1 forwards, a gradient backwards.",

@@ -464,7 +464,7 @@ TEMPLATES = {
         "torch.sqrt",
         "The root of a sum that is never zero: at the origin the gradient is zero.",
         (*_NAN, "kink"),
-        ("norm", "vector_norm", "hypot"),
+        ("norm", "vector_norm", "hypot", "normalize"),
         "length = v.norm(dim=-1, keepdim=True)",
         _length,
         SMALL,

@@ -70,6 +70,24 @@ def _rounded(place: Place) -> Iterator[Draft]:
         yield draft
 
 
+def _wrapped_around(place: Place) -> Iterator[Draft]:
+    """``x % d``, ``torch.remainder`` and ``torch.fmod``."""
+    node, source = place.node, place.source
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+        name, x, divisor = "remainder", node.left, node.right
+    elif isinstance(node, ast.Call) and called(node).strip("_") in ("remainder", "fmod"):
+        found = bound(source, node, "input", "other")
+        if found is None or set(found) != {"input", "other"}:
+            return
+        name, x, divisor = called(node).strip("_"), found["input"], found["other"]
+    else:
+        return
+    draft = Draft(source)
+    words = f"{source.segment(x)}, {source.segment(divisor)}"
+    draft.put(node, lambda: f"{draft.block(f'discrete.{name}')}({words}, temperature=0.1, hard=True)")
+    yield draft
+
+
 def _one_block(name: str, *more: str):  # type: ignore[no-untyped-def]
     """Make the rewriting of calls of one name into the block of that name."""
 
@@ -311,7 +329,43 @@ def _bilinear(place: Place) -> Iterator[Draft]:
             yield draft
 
 
+def _smooth(place: Place) -> Iterator[Draft]:
+    """A function whose input lies on its kink: its smooth form."""
+    node, source = place.node, place.source
+    if not isinstance(node, ast.Call):
+        return
+    name = {"absolute": "abs"}.get(called(node).strip("_"), called(node).strip("_"))
+    draft = Draft(source)
+    if name in ("abs", "relu"):
+        found = bound(source, node, "input")
+        if found is not None and set(found) == {"input"}:
+            x = found["input"]
+            _assign(draft, node, x, lambda: f"{draft.block(f'discrete.{name}')}({draft.text(x)}, temperature=0.1)")
+            yield draft
+    elif name in ("maximum", "minimum"):
+        found = bound(source, node, "input", "other")
+        if found is not None and set(found) == {"input", "other"}:
+            words = ", ".join(source.segment(v) for v in found.values())
+            draft.put(node, lambda: f"{draft.block(f'discrete.{name}')}({words}, temperature=0.1)")
+            yield draft
+    elif name == "l1_loss":
+        draft.put(node.func, source.segment(node.func).replace("l1_loss", "smooth_l1_loss"))
+        yield draft
+
+
 TEMPLATES = {
+    "smooth": Template(
+        "discrete.abs",
+        "The smooth form of the function, which has a derivative at the kink too.",
+        ("kink",),
+        (
+            *("abs", "absolute", "fabs", "relu", "maximum", "minimum", "l1_loss", "kink", "leaky_relu", "prelu"),
+            *("hinge", "softshrink", "hardshrink", "erf"),
+        ),
+        "distance = torch.abs(x)",
+        _smooth,
+        SMALL,
+    ),
     "round": Template(
         "discrete.round",
         "The rounded value forwards, the slope of a smooth staircase backwards.",
@@ -320,11 +374,37 @@ TEMPLATES = {
         "q = torch.round(x / scale) * scale",
         _rounded,
     ),
+    "remainder": Template(
+        "discrete.remainder",
+        "The remainder forwards; backwards a gradient that knows of the jump at the multiples.",
+        ("zero", "kink", "nan"),
+        ("remainder", "fmod", "mod"),
+        "phase = x % period",
+        _wrapped_around,
+    ),
     "cast": Template(
         "discrete.trunc",
         "The whole number as a float with the slope of a smooth staircase; tables are read between their rows.",
         ("cut.cast", "zero"),
-        ("long", "int", "short", "byte", "char", "to", "type", "cast", "one_hot", "round", "floor", "ceil", "trunc"),
+        (
+            "long",
+            "int",
+            "short",
+            "byte",
+            "char",
+            "to",
+            "type",
+            "type_as",
+            "half",
+            "double",
+            "bfloat16",
+            "cast",
+            "one_hot",
+            "round",
+            "floor",
+            "ceil",
+            "trunc",
+        ),
         "level = (x * 4).long()\nvalue = table[level]",
         _cast,
     ),

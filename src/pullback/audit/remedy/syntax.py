@@ -23,7 +23,7 @@ _OPERATORS: dict[type[ast.operator], tuple[str, ...]] = {
     ast.Mod: ("remainder", "mod", "fmod"),
 }
 _BUILTINS = {"float": "float", "int": "int", "bool": "bool", "round": "round", "abs": "abs", "complex": "complex"}
-_MODULES = frozenset({"torch", "F", "nn", "np", "numpy", "math", "linalg"})
+_MODULES = frozenset({"torch", "F", "nn", "np", "numpy", "math", "linalg", "scipy", "torchvision"})
 
 
 class Source:

@@ -7,15 +7,15 @@ import difflib
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from pullback.audit.remedy import choices, departures, masks, singular, steps
+from pullback.audit.remedy import choices, departures, masks, singular, steps, training
 from pullback.audit.remedy.draft import Draft
 from pullback.audit.remedy.syntax import Source
 from pullback.audit.remedy.template import EXACT, Place, Template
 
-__all__ = ["TEMPLATES", "answers", "example", "find", "relaxed_part", "suggest"]
+__all__ = ["TEMPLATES", "answers", "example", "find", "suggest"]
 
 
-def relaxed_part(place: Place) -> Iterator[Draft]:
+def _relaxed_part(place: Place) -> Iterator[Draft]:
     """Decorate the function that a line stands in with ``relaxed``."""
     source = place.source
     function = source.scope(place.node)
@@ -71,6 +71,7 @@ _EVERYTHING_DISCRETE = (
         "logical_or",
         "logical_xor",
     ),
+    *("amax", "amin", "allclose", "isnan", "isinf", "isfinite", "isposinf", "isneginf", "is_nonzero"),
     *("relaxed", "relax", "unchanged", "index", "comparison"),
 )
 
@@ -80,13 +81,14 @@ TEMPLATES: dict[str, Template] = {
     **steps.TEMPLATES,
     **singular.TEMPLATES,
     **departures.TEMPLATES,
+    **training.TEMPLATES,
     "relaxed": Template(
         "relaxed",
         "The function keeps its code and its values; soft gradients pass back through all of it.",
         ("cut.index", "cut.comparison", "cut.cast", "cut.sampling", "zero"),
         _EVERYTHING_DISCRETE,
         "def pick(scores, table):\n    return table[scores.argmax()]",
-        relaxed_part,
+        _relaxed_part,
         EXACT,
     ),
 }
@@ -102,7 +104,9 @@ def answers(code: str, operation: str) -> list[Template]:
     fitting = [t for t in TEMPLATES.values() if any(_within(code, c) for c in t.codes)]
     named = [t for t in fitting if plain in {o.strip("_").lower() for o in t.operations}]
     last = [t for t in fitting if t.block == "relaxed"]
-    others = fitting if code.startswith(("cut.", "control-flow", "unused")) else []
+    others = (
+        fitting if code.startswith(("cut.", "control-flow", "unused", "biased", "zero.custom", "zero.cancels")) else []
+    )
     return list(dict.fromkeys([*(t for t in [*named, *others] if t not in last), *last]))
 
 
@@ -120,7 +124,7 @@ def find(word: str) -> list[Template]:
         ['discrete.argsort', 'relaxed']
     """
     plain = word.strip().removeprefix("torch.").removeprefix("Tensor.").removeprefix("nn.functional.")
-    plain = plain.removeprefix("linalg.").strip("_").lower()
+    plain = plain.removeprefix("linalg.").removeprefix("linalg_").strip("_").lower()
     every = list(TEMPLATES.values())
     by_block = [t for t in every if t.block.rpartition(".")[2].lower() == plain]
     by_operation = [t for t in every if plain in {o.strip("_").lower() for o in t.operations}]
