@@ -18,6 +18,7 @@ from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.remedy.losses import first_losses
 from pullback.audit.remedy.search import Candidate, Outcome
 from pullback.audit.remedy.swap import swapped
+from pullback.audit.trace.private import is_wrapped
 from pullback.audit.trace.sites import is_user_file
 from pullback.audit.trace.tracer import Tracer
 
@@ -53,9 +54,7 @@ class Rerun:
         self.opened = opened
         written = [reference() for reference in tracer.mutated.values()]
         trained = [leaf.reference() for leaf in tracer.leaves.values()]
-        self.kept = [
-            t for t in [*written, *trained] if t is not None and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        ]
+        self.kept = [t for t in [*written, *trained] if t is not None and not is_wrapped(t)]
 
     def text(self, file: str) -> str | None:
         """Return the text of a file of the user's."""

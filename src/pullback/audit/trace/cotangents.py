@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from pullback.audit.trace.norms import finite, norm_of, vanished
+from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.records import Event, Node, NotFinite
 
 __all__ = ["CotangentHook", "graph_functions", "spoils"]
@@ -38,7 +38,7 @@ class CotangentHook:
         """Measure; autograd calls this with the gradients of the inputs and of the outputs."""
         if self.tracer.stopped:
             return
-        with torch._C.DisableTorchFunction():
+        with unseen():
             self._measure(leaving, arriving)
 
     def _measure(self, leaving: Any, arriving: Any) -> None:
@@ -87,7 +87,7 @@ def spoils(leaving: Any, arriving: Any) -> tuple[str, bool] | None:
 def _norm(tensors: Any) -> float | None:
     total: float | None = None
     for tensor in tensors:
-        if tensor is None or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if tensor is None or is_wrapped(tensor):
             continue
         norm = norm_of(tensor)
         total = norm if total is None else math.hypot(total, norm)

@@ -6,12 +6,12 @@ import sys
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.numbers import origin_of, traced
 from pullback.audit.trace.passes import BackwardPasses
+from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.records import Exit, Origin
 from pullback.audit.trace.sites import function_apply, locate
 
@@ -63,9 +63,9 @@ class Departures(BackwardPasses):
         known = self._compared.get(id(tensor))
         if known is not None and known() is tensor:
             return None
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_sparse or tensor.is_meta:
+        if is_wrapped(tensor) or tensor.is_sparse or tensor.is_meta:
             return None
-        with torch._C.DisableTorchFunction():
+        with unseen():
             values = tensor.detach().reshape(-1)[:64].tolist()
         parents = [self._numbers[v] for v in values if v in self._numbers]
         if not parents or any(v not in self._numbers and not float(v).is_integer() for v in values):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.norms import checked, finite
+from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.ranges import values_of
 from pullback.audit.trace.records import Node
 from pullback.audit.trace.tensor_table import TensorTable
@@ -20,9 +20,9 @@ __all__ = ["measure"]
 
 def measure(table: TensorTable, node: Node, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
     """Note the first value that is not finite, and values exactly on a kink."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(out) or not out.is_floating_point() or out.is_meta:
+    if is_wrapped(out) or not out.is_floating_point() or out.is_meta:
         return
-    with torch._C.DisableTorchFunction():
+    with unseen():
         bad, node.scale = checked(out)
         if bad and not any(table.nodes[p].forward >= bad for p in node.parents):
             node.first_bad = bad == "nan" or not _meant_infinite(table, name, args)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from pullback.audit.trace.private import unseen
 from pullback.audit.trace.sites import Site, is_user_frame, locate
 
 __all__ = ["Optimizers", "Stepped"]
@@ -153,7 +154,7 @@ class Optimizers:
             known = Stepped(optimizer, made, locate(frame, self.libraries), born)
             self.stepped.append(known)
             self._find_names(frame)
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with unseen(), torch.no_grad():
             for group in optimizer.param_groups:
                 for tensor in group["params"]:
                     held = known.held.setdefault(id(tensor), Held(tensor))

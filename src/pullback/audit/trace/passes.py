@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pullback.audit.trace.norms import finite
+from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.ranges import values_of
 from pullback.audit.trace.records import NO_ORIGINS, Event, NotFinite, Origin, tensors_in
 from pullback.audit.trace.sites import Site, locate
@@ -49,7 +50,7 @@ class BackwardPasses(TensorTable):
         site = locate(sys._getframe(2), self.libraries)
         outputs = list(tensors_in(args[:1] or kwargs.get("tensors", kwargs.get("outputs", ()))))
         keeps_graph = bool(kwargs.get("create_graph", len(args) > 4 and args[4]))
-        wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in outputs)
+        wrapped = any(is_wrapped(t) for t in outputs)
         self.impure |= name == "backward"
         if (name == "backward" or not keeps_graph) and not wrapped:
             key = (site.code, site.instruction)
@@ -80,7 +81,7 @@ class BackwardPasses(TensorTable):
     ) -> Any:
         """Run a backward pass that is not recorded; if it is not in order, record what broke it."""
         sampling = self.sampling
-        with torch._C.DisableTorchFunction():
+        with unseen():
             bad = not sampling.settled and any(finite(output) for output in outputs)
         if bad:
             self._spoilt_result(site)
@@ -130,8 +131,8 @@ class BackwardPasses(TensorTable):
     def note_loss(self, output: Tensor, site: Site) -> None:
         """Take ``output`` as the value that is differentiated by the pass that follows."""
         index, live = self.lookup(output)
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(output)
+        with unseen(), torch.no_grad():
+            wrapped = is_wrapped(output)
             good = wrapped or not finite(output)
         number = self.sampling.passes + 1
         self.events.append(Event(index, live, good, self._event_start, site, number=number))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pullback.audit.trace import operations as ops
+from pullback.audit.trace.private import unseen
 
 __all__ = ["values_of"]
 
@@ -18,7 +18,7 @@ def values_of(name: str, args: Any) -> tuple[float, float, float] | None:
     value = args[place] if place is not None and len(args) > place else None
     if not isinstance(value, Tensor) or not value.numel() or not value.is_floating_point():
         return None
-    with torch._C.DisableTorchFunction():
+    with unseen():
         value = value.detach().flatten()
         low, high = value.aminmax()
         return float(low), float(high), float(value[value.abs().argmin()])

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from pullback.audit.trace.private import is_wrapped, unwrap
 from pullback.audit.trace.sites import Site
 
 __all__ = ["Event", "Exit", "Leaf", "Node", "NotFinite", "Origin", "tensors_in", "unwrapped"]
@@ -161,7 +161,7 @@ def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
 def unwrapped(tensor: Tensor) -> tuple[Tensor, bool]:
     """Return the tensor below torch.func's wrappers, and whether any level requires grad."""
     live = tensor.requires_grad
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+    while is_wrapped(tensor):
+        tensor = unwrap(tensor)
         live = live or tensor.requires_grad
     return tensor, live

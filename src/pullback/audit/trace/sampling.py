@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pullback.audit.trace.cotangents import spoils
 from pullback.audit.trace.norms import finite
+from pullback.audit.trace.private import unseen
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.sites import Site
 
@@ -76,7 +76,7 @@ class Sampling:
     def first_result(self) -> tuple[Site, str, str, Any] | None:
         """Return place, name, ``"nan"`` or ``"inf"``, and arguments of the first result that is not finite."""
         found: tuple[Site, str, str, Any] | None = None
-        with torch._C.DisableTorchFunction():
+        with unseen():
             for site, name, tensor, args in self._results:
                 what = "inf" if tensor is None else finite(tensor)
                 if what == "nan":
@@ -91,7 +91,7 @@ class Sampling:
             glance, leaving, arriving = entry
             if isinstance(leaving, str):
                 return glance, leaving, arriving
-            with torch._C.DisableTorchFunction():
+            with unseen():
                 spoilt = spoils(leaving, arriving)
             if spoilt is not None:
                 return (glance, *spoilt)
@@ -102,7 +102,7 @@ class Sampling:
         if all(g is None or g.numel() <= SMALL for g in (*leaving, *arriving)):
             self._cotangents.append((glance, leaving, arriving))
             return
-        with torch._C.DisableTorchFunction():
+        with unseen():
             spoilt = spoils(leaving, arriving)
         if spoilt is not None:
             self._cotangents.append((glance, *spoilt))

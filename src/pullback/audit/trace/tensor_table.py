@@ -7,11 +7,11 @@ import sys
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pullback.audit.trace.cotangents import CotangentHook, graph_functions
 from pullback.audit.trace.norms import norm_of
+from pullback.audit.trace.private import is_wrapped, unseen, unwrap, view_base
 from pullback.audit.trace.records import Leaf, Node, NotFinite, Origin
 from pullback.audit.trace.sampling import Glance, Sampling
 from pullback.audit.trace.sites import Site, locate
@@ -57,9 +57,9 @@ class TensorTable:
         """Return the node of a tensor (``None`` for data) and whether it carries a gradient."""
         live = tensor.requires_grad
         index = self.index_of(tensor)
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if is_wrapped(tensor):
             return self._lookup_wrapped(tensor, index)
-        base = tensor._base
+        base = view_base(tensor)
         if base is not None:
             of_base = self.index_of(base)
             if of_base is not None and (index is None or of_base > index):
@@ -78,8 +78,8 @@ class TensorTable:
     def _lookup_wrapped(self, tensor: Tensor, index: int | None) -> tuple[int | None, bool]:
         """Look up a tensor inside torch.func: the outermost level that is known, or starts a gradient of its own."""
         levels = [tensor]
-        while torch._C._functorch.is_functorch_wrapped_tensor(levels[-1]):
-            levels.append(torch._C._functorch.get_unwrapped(levels[-1]))
+        while is_wrapped(levels[-1]):
+            levels.append(unwrap(levels[-1]))
         live = any(level.requires_grad for level in levels)
         if index is not None:
             return index, live
@@ -102,12 +102,12 @@ class TensorTable:
     def remember(self, tensor: Tensor, index: int, inplace: bool) -> None:
         """Let a tensor (and, after a write, the one that it is a view of) stand for a node."""
         self._known[id(tensor)] = (weakref.ref(tensor), index)
-        base = tensor._base
+        base = view_base(tensor)
         if base is not None and inplace:
             self._known[id(base)] = (weakref.ref(base), index)
 
     def _forget(self, tensor: Any) -> None:
-        if isinstance(tensor, Tensor) and tensor._base is None and not tensor.requires_grad:
+        if isinstance(tensor, Tensor) and view_base(tensor) is None and not tensor.requires_grad:
             self.mutated.setdefault(id(tensor), weakref.ref(tensor))
 
     def share(self, alias: Tensor, source: Tensor, by: str) -> None:
@@ -121,7 +121,7 @@ class TensorTable:
 
     def write_through(self, target: Tensor, site: Site, live_parents: tuple[int, ...]) -> None:
         """After a write into ``h.data`` or ``h.detach()``: ``h`` has the written value, and no gradient to it."""
-        for tensor in (target, target._base):
+        for tensor in (target, view_base(target)):
             alias, source, by = self._shared.get(id(tensor), (None, None, ""))
             if tensor is None or alias is None or source is None or alias() is not tensor:
                 continue
@@ -166,12 +166,12 @@ class TensorTable:
         node.leaf = leaf
         self.leaves[node.index] = leaf
         self._known[id(tensor)] = (weakref.ref(tensor), node.index)
-        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if not is_wrapped(tensor):
 
             def received(gradient: Tensor | None, leaf: Leaf = leaf) -> None:
                 if gradient is None:  # a custom Function that returned None for this input
                     return
-                with torch._C.DisableTorchFunction():
+                with unseen():
                     norm = norm_of(gradient)
                 self.broken |= not math.isfinite(norm)
                 if self.inner_pass:
@@ -184,14 +184,14 @@ class TensorTable:
 
     def _alias(self, tensor: Tensor) -> int | None:
         """Return the node whose memory a new leaf shares, as ``nn.Parameter(h)`` does."""
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or not tensor.numel() or tensor.is_sparse:
+        if is_wrapped(tensor) or not tensor.numel() or tensor.is_sparse:
             return None
         address = tensor.data_ptr()
         for reference, index in self._known.values():
             other = reference()
             if other is None or other is tensor or self.nodes[index].leaf is not None:
                 continue
-            if torch._C._functorch.is_functorch_wrapped_tensor(other) or other.is_sparse:
+            if is_wrapped(other) or other.is_sparse:
                 continue
             if other.numel() == tensor.numel() and other.data_ptr() == address:
                 return index
@@ -229,7 +229,7 @@ class TensorTable:
 
     def hook(self, tensor: Tensor, node: Node) -> None:
         """Measure the cotangents of the autograd functions that made a tensor and were not hooked yet."""
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.grad_fn is None:
+        if is_wrapped(tensor) or tensor.grad_fn is None:
             return
         stack = [tensor.grad_fn]
         outermost = True
