@@ -80,7 +80,9 @@ def _same_layout(ledger: Ledger, form: _Form) -> _Form:
         for part, (live, dead) in (parts or {}).items():
             source, back = _unmoved(ledger, part)
             if not back or ledger.nodes[source].shape != outer:
-                break
+                if live:
+                    break
+                source = part  # enters detached: where it came from does not matter
             spread[source] = (factors[0] * live, factors[0] * dead + factors[1] * (live + dead))
         else:
             if parts:

@@ -8,7 +8,7 @@ estimator). Each has a shape in the trace that a lost gradient does not have.
 from __future__ import annotations
 
 from pullback.audit.judge.deliberate import GUARDED, GUARDS, NEAR_POLE, PICKS, READS, kind_of
-from pullback.audit.judge.samples import is_score_function
+from pullback.audit.judge.samples import is_reward, is_score_function
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.graph import TraceGraph
 from pullback.audit.trace.records import Node, Origin
@@ -35,6 +35,8 @@ def intended(graph: TraceGraph, members: list[int], *, starved: bool) -> str:
         return "score function" if is_score_function(graph, members, meets, targets) else ""
     if index in graph.tracer.handled:
         return "straight-through"
+    if is_reward(graph, meets):
+        return "reward"
     if starved:
         return ""
     if all(_target(graph, dead, live) for dead, live in meets):

@@ -11,7 +11,7 @@ from pullback.audit.trace import operations as ops
 from pullback.audit.trace.graph import TraceGraph
 from pullback.audit.trace.records import Node, Origin
 
-__all__ = ["is_score_function"]
+__all__ = ["is_reward", "is_score_function"]
 
 _PRODUCTS = frozenset("mul mul_ __mul__ __rmul__ div true_divide __truediv__".split())
 
@@ -37,11 +37,24 @@ def is_score_function(
     for factor in _factors(graph):
         inside = graph.upstream([factor], live=True)
         if scores & inside:
-            weighted = weighted or _weighted(graph, members, scores & inside, inside)
+            weighted = weighted or _weighted(graph, origin, members, scores & inside, inside)
         elif others & inside:
             loose.append((factor, others & inside))
     # A layer that learns from the draws (a critic, a model of what follows) compares what it makes of them with data.
     return all(weighted and _compares(graph, factor, entries) for factor, entries in loose)
+
+
+def is_reward(graph: TraceGraph, meets: list[tuple[Node, Node]]) -> bool:
+    """Whether a value only weights the log-probability of a draw."""
+    if not meets or not all(live.op in _PRODUCTS for _, live in meets):
+        return False
+    scores: set[int] = set()
+    for index, origin in enumerate(graph.tracer.origins):
+        if origin.code == "cut.sampling":
+            found = graph.merges(index, origin.node)
+            scores |= {live.index for dead, live in found if _scored(graph, origin, dead, live)}
+    below = graph.downstream(scores)
+    return bool(scores) and all(any(p in below and graph.nodes[p].live for p in live.parents) for _, live in meets)
 
 
 def _factors(graph: TraceGraph) -> set[int]:
@@ -62,8 +75,9 @@ def _left(graph: TraceGraph, members: list[int]) -> bool:
     return any(drawn & graph.nodes[e.node].origins for e in graph.tracer.exits)
 
 
-def _weighted(graph: TraceGraph, members: list[int], scores: set[int], inside: set[int]) -> bool:
+def _weighted(graph: TraceGraph, origin: Origin, members: list[int], scores: set[int], inside: set[int]) -> bool:
     """Whether the log-probability is multiplied by something that is no constant: a reward, an advantage."""
+    own = graph.leaves(graph.upstream(origin.sources))  # behind the spread, by which the density itself divides
     below = graph.downstream(scores) & inside
     for index in below:
         node = graph.nodes[index]
@@ -77,7 +91,7 @@ def _weighted(graph: TraceGraph, members: list[int], scores: set[int], inside: s
                 return True
             made_of = graph.upstream([parent])
             single = all(graph.nodes[i].size == 1 for i in made_of if graph.nodes[i].leaf is not None)
-            if partner.size > 1 and not single:
+            if partner.size > 1 and not single and not graph.leaves(made_of) <= own:
                 return True
     return False
 
@@ -100,4 +114,4 @@ def _scored(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
         layers = graph.leaves(sources)
         again = [graph.leaves(graph.upstream([p.index], live=True)) for p in partners if p.leaf is None]
         return bool(layers) and live.op in READS and any(layers <= leaves for leaves in again)
-    return live.op == "binary_cross_entropy_with_logits" and bool({p.index for p in partners} & sources)
+    return live.op == "binary_cross_entropy_with_logits" and any(graph.upstream([p.index]) & related for p in partners)

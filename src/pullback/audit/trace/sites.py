@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import linecache
 import os
 import sys
@@ -81,12 +82,32 @@ def locate(frame: FrameType, libraries: bool = False) -> Site:
         code = walk.f_code
         role = _role(code.co_filename)
         if role == 2 or (role == 1 and libraries):
-            return Site(code, walk.f_lasti, walk.f_lineno, library)
+            return Site(code, _instruction(walk), walk.f_lineno, library)
         if role == 1 and library is None:
             library = (code.co_filename, walk.f_lineno)
             outermost = walk
         walk = walk.f_back
-    return Site(outermost.f_code, outermost.f_lasti, outermost.f_lineno, library)
+    return Site(outermost.f_code, _instruction(outermost), outermost.f_lineno, library)
+
+
+def _instruction(frame: FrameType) -> int:
+    """Return where a frame stands, the same at its first visit and at later ones.
+
+    Python 3.11 calls a built-in function in the second of two instructions until the line is warm, and in the first,
+    PRECALL, from then on.
+    """
+    code, last = frame.f_code, frame.f_lasti
+    known = _precalls.get(id(code))
+    if known is None:
+        found = frozenset(i.offset for i in dis.get_instructions(code) if i.opname == "PRECALL")
+        known = _precalls[id(code)] = (code, found)
+    return last + _TO_CALL if last in known[1] else last
+
+
+_precalls: dict[int, tuple[CodeType, frozenset[int]]] = {}
+"""By id of the code, which is kept so that no other one gets its id."""
+_TO_CALL = 4
+"""Bytes from PRECALL, and its cache, to CALL."""
 
 
 def is_user_frame(frame: FrameType) -> bool:
