@@ -15,7 +15,7 @@ from pullback.implicit import custom_root, optimality
 __all__ = ["LogisticSCM"]
 
 STEPS = 100
-"""Newton steps at most; more than 20 mean that the predecessors separate the values of a node."""
+"""Newton steps at most: where the predecessors separate the values of a node they never end."""
 
 
 class LogisticSCM:
@@ -112,13 +112,13 @@ def fit_logistic(data: Tensor, order: Tensor, penalty: float | Tensor) -> Tensor
     for _ in range(STEPS):
         probability = torch.sigmoid(data @ weights)
         slope = (data.mT @ (probability - data) / data.shape[-2] + penalty * weights) * allowed
-        if bool((slope.abs() <= small).all()):
-            break
         spread = probability * (1 - probability)
         curvature = (spread.mT @ products / data.shape[-2]).unflatten(-1, (size, size))
         curvature = (curvature + penalty * torch.eye(size).to(data)) * pairs + fixed
         floor = torch.finfo(data.dtype).eps * torch.eye(size).to(data)  # a flat direction takes a long step, not none
         step = torch.linalg.solve(curvature + floor, slope.mT.unsqueeze(-1)).squeeze(-1).mT
+        if bool((slope.abs() <= small).all()):
+            break
         length = torch.ones_like(loss)
         for _ in range(30):
             tried = weights - length.unsqueeze(-2) * step
@@ -128,8 +128,10 @@ def fit_logistic(data: Tensor, order: Tensor, penalty: float | Tensor) -> Tensor
                 break
             length = torch.where(worse, length / 2, length)
         weights, loss = tried, new
-    # Separated values drive the logits to infinity, and the slope to zero with them; a finite answer has odds below n.
-    endless = (slope.abs() > small) | ((data @ weights).abs().amax(-2, keepdim=True) > 20) & (penalty == 0)
+    # Separated values drive the logits to infinity, and the slope to zero with them: Newton's steps add one to a logit
+    # each, however flat it is there, while near a finite answer they vanish.
+    moving = (data @ step).abs().amax(-2, keepdim=True) > 0.1
+    endless = (slope.abs() > small) | moving
     if bool(endless.any()):
         node = int(endless.any(-2).nonzero()[0, -1])
         raise ConvergenceError(

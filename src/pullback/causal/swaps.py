@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -23,6 +23,8 @@ from pullback.core.shapes import Float, Int, Shaped, Tensor
 
 __all__ = ["kkt_violation", "swap_candidates", "topological_swaps"]
 
+CANDIDATES = ("gradient", "nearest", "random")
+
 
 def topological_swaps(
     data: Shaped[Tensor, "n d"],
@@ -33,6 +35,7 @@ def topological_swaps(
     penalty: float = 0.0,
     order: Int[Tensor, " d"] | None = None,
     restarts: int = 1,
+    candidates: str = "gradient",
     small: int = 100,
     large: int = 400,
     large_searches: int = 1,
@@ -45,8 +48,12 @@ def topological_swaps(
     regressions (logistic); the best swap that lowers the score is taken. Without one, ``large`` candidates are tried,
     at most ``large_searches`` times. Starting from the order of another learner, the search only improves it.
 
+    With ``candidates="gradient"`` few swaps are needed, since nodes change places that are far apart; beyond about 40
+    nodes it gets stuck unless ``small`` grows too. ``"nearest"`` takes small steps, more of them, and is stuck later.
+
     Args:
-        data: ``[n, d]`` samples, ``n > d``, or ``[d, d]`` covariance, positive definite. Solved in double precision.
+        data: ``[n, d]`` samples, ``n > d`` unless there is a penalty, or ``[d, d]`` covariance, positive definite.
+            Solved in double precision.
         covariance: whether ``data`` is a covariance.
         targets: ``[n, d]`` booleans, which nodes were set in which sample: a node is regressed on the others where it
             was not (:func:`interventional_moments`; the samples are not centred then). Least squares only.
@@ -54,19 +61,21 @@ def topological_swaps(
         penalty: ridge of :func:`fit_order`, >= 0, in the score too.
         order: where to start; a random order if ``None``.
         restarts: random orders to start from (the first is ``order`` if given); the best result is returned.
+        candidates: which forbidden arcs are tried first: ``"gradient"``, those that close the fewest cycles, as in the
+            paper; ``"nearest"``, those between nodes closest in the order; ``"random"``, any, as a baseline.
         small, large: candidates of the two searches; larger than the number of forbidden pairs means all.
         large_searches: how often the wide search may be used a restart.
-        generator: source of the random orders.
+        generator: source of the random orders, and of random candidates.
 
     Returns:
         :class:`StructureResult` in the dtype of the data (half precision: float32); ``history["score"]`` is the path of
-        the best restart, ``converged`` whether its weights are a KKT point (:func:`kkt_violation` at most 1e-6 of the
-        largest variance).
+        the best restart and ``history["scored"]`` how many orders were scored until each of it was left; ``converged``
+        whether its weights are a KKT point (:func:`kkt_violation` at most 1e-6 of the largest variance).
 
     Raises:
         TypeError: not a floating tensor, options that are no integers.
-        ValueError: bad data (see :func:`second_moments`), fewer samples than nodes, a singular covariance (add a
-            ridge); options below one, an order that is not a permutation.
+        ValueError: bad data (see :func:`second_moments`), no more samples than nodes or a singular covariance without a
+            penalty; options below one, an order that is not a permutation.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -82,14 +91,15 @@ def topological_swaps(
         check_integer(name, value, 1)
     check_integer("large_searches", large_searches, 0)
     check_choice("model", model, MODELS)
+    check_choice("candidates", candidates, CANDIDATES)
     check_scalar("penalty", penalty, zero=True)
     if targets is not None and (covariance or model != "least-squares"):
         raise ValueError("targets need samples and the least-squares model")
     given = second_moments(data, covariance=covariance)
     if given.ndim != 2:
         raise ValueError(f"data must have shape (n, d), got {tuple(data.shape)}")
-    if not covariance and len(data) <= data.shape[-1]:
-        raise ValueError(f"data must have more samples than nodes, got shape {tuple(data.shape)}")
+    if not covariance and penalty == 0 and len(data) <= data.shape[-1]:
+        raise ValueError(f"data must have more samples than nodes or a penalty, got shape {tuple(data.shape)}")
     moments = given.detach().double().cpu()  # many small factorisations: no work for another device
     score: _Score
     if model == "logistic":
@@ -104,24 +114,27 @@ def topological_swaps(
     if order is not None:
         order = checked_order(moments, order)
     nodes = moments.shape[-1]
+    # Where the small search tries all pairs already, the wide one would only try them again.
+    wide = large_searches if small < min(large, nodes * (nodes - 1) // 2) else 0
     results = []
     for restart in range(restarts):
         start = order
         if start is None or restart > 0:
             device = None if generator is None else generator.device
             start = torch.randperm(nodes, generator=generator, device=device).cpu()
-        results.append(_search(score, start, small, large, large_searches))
-    scores = torch.stack([path[-1] for _, path in results])
-    weights = torch.stack([score.weights(found) for found, _ in results])
+        results.append(_search(score, start, _Candidates(candidates, small, large, generator), wide))
+    scores = torch.stack([path[-1] for _, path, _ in results])
+    weights = torch.stack([score.weights(found) for found, _, _ in results])
     best = int(scores.argmin())
+    order, path, scored = results[best]
     violation = kkt_violation(weights[best], score.gradient(weights[best]))
     return StructureResult(
         weights=weights[best].to(given),
-        order=results[best][0].to(given.device),
+        order=order.to(given.device),
         score=scores[best].to(given),
         restart_weights=weights.to(given),
         restart_scores=scores.to(given),
-        history={"score": torch.stack(results[best][1]).to(given)},
+        history={"score": torch.stack(path).to(given), "scored": torch.tensor(scored, device=given.device)},
         converged=(violation <= 1e-6 * moments.diagonal().max()).to(given.device),
     )
 
@@ -295,30 +308,52 @@ class _Logistic:
         return (self._data.mT @ excess / len(self._data) + self._penalty * weights) / len(weights)
 
 
-def _search(score: _Score, order: Tensor, small: int, large: int, large_searches: int) -> tuple[Tensor, list[Tensor]]:
-    path = [score.of_orders(order[None])[0]]
-    wide_left = large_searches
-    count = small
+class _Candidates(NamedTuple):
+    """Which pairs of nodes are tried: the first ``small`` or ``large`` of some order of all forbidden arcs."""
+
+    rule: str
+    small: int
+    large: int
+    generator: torch.Generator | None
+
+    def pairs(self, score: _Score, order: Tensor, wide: bool) -> Tensor:
+        count = self.large if wide else self.small
+        if self.rule == "gradient":
+            weights = score.weights(order)
+            slope = score.gradient(weights)
+            flat = 1e-10 * float(slope.abs().max())
+            return swap_candidates(weights, order, loss_gradient=slope, xi=flat, count=count)
+        later, earlier = torch.ones(len(order), len(order)).tril(-1).nonzero().unbind(-1)
+        if self.rule == "nearest":
+            first = (later - earlier).argsort(stable=True)
+        else:
+            device = None if self.generator is None else self.generator.device
+            first = torch.randperm(len(later), generator=self.generator, device=device).cpu()
+        return torch.stack([order[later], order[earlier]], -1)[first[:count]]
+
+
+def _search(
+    score: _Score, order: Tensor, candidates: _Candidates, wide_left: int
+) -> tuple[Tensor, list[Tensor], list[int]]:
+    """Return the last order, the scores on the way, and how many orders were scored until each was left."""
+    path, scored, wide, tried = [score.of_orders(order[None])[0]], [], False, 1
     while True:
-        weights = score.weights(order)
-        slope = score.gradient(weights)
-        flat = 1e-10 * float(slope.abs().max())
-        pairs = swap_candidates(weights, order, loss_gradient=slope, xi=flat, count=count)
+        pairs = candidates.pairs(score, order, wide)
         improved = False
         if len(pairs):
             swapped = _swap(order, pairs)
             scores = score.of_orders(swapped)
+            tried += len(pairs)
             best = int(scores.argmin())
-            if scores[best] < path[-1] * (1 - 1e-12):
-                order, improved = swapped[best], True
-                path.append(scores[best])
+            improved = bool(scores[best] < path[-1] * (1 - 1e-12))
         if improved:
-            count = small
-        elif count == small and wide_left > 0 and large > small:
-            wide_left -= 1
-            count = large
+            scored.append(tried)
+            order, wide = swapped[best], False
+            path.append(scores[best])
+        elif not wide and wide_left > 0:
+            wide_left, wide = wide_left - 1, True
         else:
-            return order, path
+            return order, path, [*scored, tried]
 
 
 def _swap(order: Tensor, pairs: Tensor) -> Tensor:

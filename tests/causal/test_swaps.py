@@ -1,0 +1,127 @@
+"""The search over orders by swaps: its neighbourhoods, what it counts, and the regressions inside."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from pullback import causal
+
+
+def _planted(nodes: int, arcs: int, samples: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    graph = causal.random_dag(nodes, arcs, generator=generator)
+    model = causal.LinearSCM(causal.random_weights(graph, generator=generator).double())
+    return model.rsample(samples, generator=generator)
+
+
+def _explained(x: Tensor, order: list[int]) -> float:
+    """Mean squared error of regressing every node on those before it, by numpy."""
+    columns = (x - x.mean(0))[:, order].numpy()
+    left = 0.0
+    for k in range(len(order)):
+        fit = np.linalg.lstsq(columns[:, :k], columns[:, k], rcond=None)[0]
+        left += np.square(columns[:, k] - columns[:, :k] @ fit).mean()
+    return left / len(order)
+
+
+def _swapped(order: list[int], pair: tuple[int, int]) -> list[int]:
+    swapped = list(order)
+    swapped[pair[0]], swapped[pair[1]] = order[pair[1]], order[pair[0]]
+    return swapped
+
+
+@pytest.mark.parametrize("candidates", ["gradient", "nearest", "random"])
+def test_at_the_end_no_swap_of_two_nodes_lowers_the_score(candidates: str) -> None:
+    x = _planted(6, 9, 300, seed=3)
+    found = causal.topological_swaps(x, candidates=candidates, generator=torch.Generator().manual_seed(1))
+    order = found.order.tolist()
+    assert found.score.item() == pytest.approx(_explained(x, order), rel=1e-9)
+    for pair in itertools.combinations(range(6), 2):
+        assert _explained(x, _swapped(order, pair)) >= found.score.item() * (1 - 1e-9)
+
+
+def test_the_nearest_pairs_are_the_adjacent_ones_first() -> None:
+    x = _planted(6, 9, 300, seed=4)
+    start = [5, 4, 3, 2, 1, 0]
+    adjacent = [(k, k + 1) for k in range(5)]
+    order, steps = start, 0
+    while True:  # steepest descent over adjacent pairs, from regressions
+        scores = [_explained(x, _swapped(order, pair)) for pair in adjacent]
+        if min(scores) >= _explained(x, order) * (1 - 1e-12):
+            break
+        order, steps = _swapped(order, adjacent[int(np.argmin(scores))]), steps + 1
+    found = causal.topological_swaps(
+        x, order=torch.tensor(start), candidates="nearest", small=5, large_searches=0, restarts=1
+    )
+    assert found.order.tolist() == order
+    assert len(found.history["score"]) == steps + 1
+    assert found.history["scored"].tolist() == [1 + 5 * (k + 1) for k in range(steps + 1)]
+
+
+def test_all_pairs_are_tried_once_an_order() -> None:
+    x = _planted(5, 6, 300, seed=0)
+    found = causal.topological_swaps(x, generator=torch.Generator().manual_seed(2))
+    # Ten pairs an order, also of the last: a wide search has nothing to add.
+    assert found.history["scored"].tolist() == [1 + 10 * (k + 1) for k in range(len(found.history["score"]))]
+
+
+def test_a_wide_search_leaves_where_a_small_one_is_stuck() -> None:
+    x = _planted(8, 16, 500, seed=5)
+    start = torch.arange(8)
+    stuck = causal.topological_swaps(x, order=start, small=1, large_searches=0)
+    wide = causal.topological_swaps(x, order=start, small=1, large=28, large_searches=1)
+    assert wide.score < stuck.score * (1 - 1e-6)
+    assert wide.history["score"][: len(stuck.history["score"])].tolist() == stuck.history["score"].tolist()
+
+
+def test_fewer_samples_than_nodes_need_a_penalty() -> None:
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(ValueError, match="more samples than nodes or a penalty, got shape"):
+        causal.topological_swaps(x)
+    found = causal.topological_swaps(x, penalty=0.5, generator=torch.Generator().manual_seed(0))
+    order = found.order.tolist()
+    columns, total = (x - x.mean(0))[:, order].numpy(), 0.0
+    for k in range(8):  # a ridge is a regression with sqrt(n penalty) I below the data
+        ridge = np.concatenate([columns[:, :k], np.sqrt(5 * 0.5) * np.eye(8)[:k, :k]])
+        target = np.concatenate([columns[:, k], np.zeros(k)])
+        fit = np.linalg.lstsq(ridge, target, rcond=None)[0]
+        np.testing.assert_allclose(found.weights[order[:k], order[k]].numpy(), fit, atol=1e-10)
+        total += np.square(target - ridge @ fit).sum() / 5
+    assert found.score.item() == pytest.approx(total / 8, rel=1e-10)
+
+
+def test_large_logits_are_no_separation() -> None:
+    """A few rows whose logit is beyond 25, while the others leave a finite answer."""
+    generator = torch.Generator().manual_seed(0)
+    parents = (torch.rand(2000, 12, generator=generator) < 0.12).double()
+    odds = torch.sigmoid(2.5 * parents.sum(1))
+    child = (torch.rand(2000, generator=generator) < odds).double()
+    parents[:3], child[:3] = 1.0, 1.0
+    x = torch.cat([parents, child[:, None]], 1)
+    weights = causal.fit_order(x, torch.arange(13), model="logistic")[:12, 12]
+    assert (parents @ weights).max() > 25
+
+    a, y = parents.numpy(), child.numpy()
+    loss = lambda w: (np.logaddexp(0, a @ w) - y * (a @ w)).mean()  # noqa: E731
+    slope = lambda w: a.T @ (1 / (1 + np.exp(-a @ w)) - y) / len(y)  # noqa: E731
+    peer = minimize(loss, np.zeros(12), jac=slope, method="BFGS", options={"gtol": 1e-9})
+    np.testing.assert_allclose(weights.numpy(), peer.x, rtol=1e-4)
+
+
+def test_a_swap_changes_nothing_outside_of_its_places() -> None:
+    x = _planted(7, 12, 200, seed=6)
+    moments = causal.second_moments(x)
+    order = [3, 0, 6, 2, 5, 1, 4]
+    for first, last in itertools.combinations(range(7), 2):
+        whole = causal.score_order(moments, torch.tensor(_swapped(order, (first, last))))
+        factor = torch.linalg.cholesky(moments[order][:, order])
+        between = factor[first : last + 1, first : last + 1]  # of what lies there, given all before
+        inside = torch.tensor(_swapped(list(range(len(between))), (0, len(between) - 1)))
+        change = causal.score_order(between @ between.mT, inside) * len(between) - between.diagonal().square().sum()
+        assert whole.item() == pytest.approx((factor.diagonal().square().sum() + change).item() / 7, rel=1e-10)
