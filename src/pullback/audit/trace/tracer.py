@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import eager_transforms
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -29,6 +28,7 @@ from pullback.audit.trace.departures import Departures
 from pullback.audit.trace.measures import measure
 from pullback.audit.trace.norms import norm_of
 from pullback.audit.trace.passes import StopTracing
+from pullback.audit.trace.private import own_parameters, replace_func_grad, unseen
 from pullback.audit.trace.records import Origin, tensors_in, unwrapped
 from pullback.audit.trace.regions import Regions
 from pullback.audit.trace.sites import Site, function_apply, locate, own_step
@@ -85,7 +85,7 @@ class Tracer(Departures, TorchFunctionMode):
             index = self.index_of(tensor)
             if index in self.leaves:
                 inner = unwrapped(gradient)[0]
-                with torch._C.DisableTorchFunction(), torch.no_grad():
+                with unseen(), torch.no_grad():
                     self.leaves[index].norm = norm_of(inner.detach())
         return result
 
@@ -96,8 +96,7 @@ class Tracer(Departures, TorchFunctionMode):
             gc.set_threshold(max(COLLECT, self._collect[0]), *self._collect[1:])
         self._real_from_numpy = torch.from_numpy
         torch.from_numpy = self._from_numpy  # type: ignore[assignment]
-        self._real_func_grad = eager_transforms._autograd_grad
-        eager_transforms._autograd_grad = self._func_grad
+        self._real_func_grad = replace_func_grad(self._func_grad)
         self._handles.append(nn.modules.module.register_module_forward_pre_hook(self._entering))
         self._handles.append(register_optimizer_step_pre_hook(self._starts_step))
         self._handles.append(register_optimizer_step_post_hook(self._resume))
@@ -111,7 +110,7 @@ class Tracer(Departures, TorchFunctionMode):
         super().__exit__(*exception)
         gc.set_threshold(*self._collect)
         torch.from_numpy = self._real_from_numpy
-        eager_transforms._autograd_grad = self._real_func_grad
+        replace_func_grad(self._real_func_grad)
         nn.Parameter.__new__ = self._real_new  # type: ignore[method-assign]
         self.regions.leave()
         for handle in self._handles:
@@ -138,7 +137,7 @@ class Tracer(Departures, TorchFunctionMode):
                 known, _ = self.names.get(id(parameter), (None, ""))
                 if known is None or known() is not parameter:  # else a module around this one has named it
                     self.names[id(parameter)] = (weakref.ref(parameter), name)
-        for own in module._parameters.values():
+        for own in own_parameters(module):
             if own is not None:
                 self._eval[id(own)] = self._eval.get(id(own), True) and not module.training
 
@@ -166,7 +165,7 @@ class Tracer(Departures, TorchFunctionMode):
         if plain and not any(group.get("differentiable") for group in optimizer.param_groups):
             self.impure = True
             self._resume()  # a step before this one that raised
-            self._step = torch._C.DisableTorchFunction()
+            self._step = unseen()
             self._step.__enter__()
 
     def _resume(self, *_hooked: Any) -> None:
