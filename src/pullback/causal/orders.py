@@ -39,8 +39,7 @@ def score_order(covariance: Float[Tensor, "*#batch d d"], order: Int[Tensor, "*#
         Deng, Bello, Aragam, Ravikumar (2023), Optimizing NOTEARS Objectives via Topological Swaps (inner problem).
     """
     check_square("covariance", check_floating("covariance", covariance))
-    order = checked_order(covariance, order)
-    return _factor(covariance, order).diagonal(dim1=-2, dim2=-1).square().mean(-1)
+    return order_scores(covariance, checked_order(covariance, order))
 
 
 def fit_order(
@@ -92,8 +91,18 @@ def fit_order(
         return logistic_weights(data.double(), order, penalty).to(data.dtype)
     moments = second_moments(data, covariance=covariance)
     order = checked_order(moments, order)
-    factor = _factor(moments + penalty * torch.eye(moments.shape[-1]).to(moments), order)
-    identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device).expand_as(factor)
+    return order_weights(moments + penalty * torch.eye(moments.shape[-1]).to(moments), order)
+
+
+def order_scores(covariance: Tensor, order: Tensor) -> Tensor:
+    """Return :func:`score_order` of arguments that are known to be right."""
+    return _factor(covariance, order).diagonal(dim1=-2, dim2=-1).square().mean(-1)
+
+
+def order_weights(covariance: Tensor, order: Tensor) -> Tensor:
+    """Return :func:`fit_order` of a covariance and an order that are known to be right."""
+    factor = _factor(covariance, order)
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
     within = identity - inverse.mT * factor.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
     return permuted(within.triu(1), order.argsort(-1))
@@ -116,6 +125,8 @@ def residual_variances(covariance: Tensor, order: Tensor) -> Tensor:
 
 def permuted(matrix: Tensor, order: Tensor) -> Tensor:
     """Return the matrix with rows and columns in the order."""
+    if matrix.ndim == 2:
+        return matrix[order.unsqueeze(-1), order.unsqueeze(-2)]
     shape = torch.broadcast_shapes(matrix.shape[:-2], order.shape[:-1])
     matrix = matrix.expand(*shape, *matrix.shape[-2:])
     order = order.expand(*shape, order.shape[-1])

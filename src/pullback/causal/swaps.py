@@ -12,10 +12,10 @@ from pullback.causal.logistic import check_binary, fit_logistic, node_losses
 from pullback.causal.orders import (
     MODELS,
     checked_order,
-    fit_order,
+    order_scores,
+    order_weights,
     permuted,
     residual_variances,
-    score_order,
 )
 from pullback.causal.structure import StructureResult
 from pullback.core.checks import check_choice, check_floating, check_integer, check_scalar, check_shape
@@ -264,10 +264,10 @@ class _LeastSquares:
         self._moments = moments + penalty * self._identity
 
     def weights(self, order: Tensor) -> Tensor:
-        return fit_order(self._moments, order, covariance=True)
+        return order_weights(self._moments, order)
 
     def of_orders(self, orders: Tensor) -> Tensor:
-        return score_order(self._moments, orders) - self._penalty
+        return order_scores(self._moments, orders) - self._penalty
 
     def gradient(self, weights: Tensor) -> Tensor:
         return 2 * self._moments @ (weights - self._identity) / len(weights)
@@ -282,7 +282,7 @@ class _Interventional:
 
     def weights(self, order: Tensor) -> Tensor:
         # The column of node j of the fit with the moments of node j.
-        return fit_order(self._moments, order, covariance=True).diagonal(dim1=0, dim2=2)
+        return order_weights(self._moments, order).diagonal(dim1=0, dim2=2)
 
     def of_orders(self, orders: Tensor) -> Tensor:
         own = residual_variances(self._moments, orders.unsqueeze(-2)).diagonal(dim1=-2, dim2=-1)
