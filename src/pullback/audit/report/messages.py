@@ -21,7 +21,7 @@ _CUT = {
     "custom": "the custom function {op} returns a result without gradient, and the loss depends on it",
     "optimizer": "{count} tensors of {op} get no gradient: they were replaced after it was built, and the new ones "
     "are not stepped",
-    "unstepped": "what is made here gets the gradient, but the optimizer was built before it and steps what it replaces",
+    "unstepped": "what is made here gets the gradient, but the optimizer was built before and steps what it replaces",
     "operation": "{op} has no derivative, and the loss depends on its result",
 }
 _OTHER = {
