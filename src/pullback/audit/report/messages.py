@@ -60,7 +60,13 @@ class _General(dict[str, str]):
     """Words for what only a finding knows."""
 
     def __missing__(self, name: str) -> str:
-        return {"factor": "a large factor", "count": "some", "size": "the", "name": "a value"}.get(name, "some " + name)
+        return {
+            "factor": "a large factor",
+            "count": "some",
+            "size": "the",
+            "name": "a value",
+            "exponent": "above 0",
+        }.get(name, "some " + name)
 
 
 def _template(code: str) -> str:
