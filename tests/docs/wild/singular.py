@@ -77,19 +77,20 @@ def similarity_deviation_mended(x: Tensor, target: Tensor) -> Tensor:
     return ((similarity - similarity.mean()).square().mean() + 1e-12).sqrt()
 
 
-# Mean deviation of complex similarities, of equal images.
+# A power of the mean deviation of complex similarities, of equal images.
+
+
+def _deviations(x: Tensor, target: Tensor) -> Tensor:
+    similarity = torch.complex(torch.cos(x - target), torch.sin(x - target))
+    return (similarity - similarity.mean()).abs()
 
 
 def complex_deviation(x: Tensor, target: Tensor) -> Tensor:
-    similarity = torch.stack([torch.cos(x - target), torch.sin(x - target)], -1)
-    deviation = (similarity - similarity.mean((0, 1), keepdim=True)).square().sum(-1).sqrt()  # <- nan
-    return deviation.mean()
+    return _deviations(x, target).mean() ** 0.25  # <- nan
 
 
 def complex_deviation_mended(x: Tensor, target: Tensor) -> Tensor:
-    similarity = torch.stack([torch.cos(x - target), torch.sin(x - target)], -1)
-    deviation = ((similarity - similarity.mean((0, 1), keepdim=True)).square().sum(-1) + 1e-12).sqrt()
-    return deviation.mean()
+    return (_deviations(x, target).mean() + 1e-4) ** 0.25
 
 
 # Total variation of a flat image, as the root of the sum of squares.
