@@ -92,4 +92,4 @@ reference: $(STAMP)  ## keep the systems' runs in runs/ as the reference runs th
 	$(BIN)/python -m pullback.lab.gallery runs
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(BENCH_VENV) site build dist
+	rm -rf $(VENV) $(BENCH_VENV) site build dist docs/reference
