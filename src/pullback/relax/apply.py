@@ -14,7 +14,7 @@ from torch.overrides import resolve_name
 from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import transform_running
 from pullback.relax import catalogue
-from pullback.relax.internals import forward_mode, inherits_dispatch, warn_of_compiled_caller
+from pullback.relax.internals import forward_mode, inherits_dispatch, viewed, warn_of_compiled_caller
 from pullback.relax.law import (
     FOLLOWS,
     MEAN,
@@ -49,6 +49,7 @@ from pullback.relax.rules import (
 from pullback.relax.rules_elementwise import STEPS, flat_point
 from pullback.relax.rules_flow import atoms_behind
 from pullback.relax.rules_index import set_items
+from pullback.relax.rules_logic import with_atoms
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import (
     Lazy,
@@ -274,9 +275,11 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
             return _unruled(func, hard, args, kwargs)
         if lifted and rule.group in _ATOMWISE:
             part = _of_atoms(func, hard, args, kwargs, part)
-        result = _combine(context, hard, part)
+        result: Any = _combine(context, hard, part)
         if context.settings.hard and (lifted or rule.operation not in catalogue.CONTINUOUS):
             _give_laws(rule, result, hard, part, (args, kwargs))
+        if rule.group == "where" and isinstance(result, Tensor) and result.is_floating_point():
+            _keep_spread(result, (args, kwargs))
     except (Dropped, Stale) as why:
         context.calls.add(site, rule.operation, "dropped", str(why))
         return hard
@@ -285,6 +288,13 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
         return hard
     context.calls.add(site, rule.operation, "relaxed", _flatness(context, rule, args))
     return result
+
+
+def _keep_spread(result: Tensor, arguments: Any) -> None:
+    """Let a tensor filled with constants have the spread of what was not filled: ``where(free, scores, -9)``."""
+    floats = [t for t in tensors_in(arguments) if t.is_floating_point() and t.numel() > 1]
+    if len(floats) == 1 and is_active(floats[0]):
+        attach(result, "_cut_from", attached(floats[0], "_cut_from") or (viewed(floats[0]).detach(),))
 
 
 def _is_whole(x: Any) -> bool:
@@ -329,7 +339,7 @@ def _of_atoms(func: Any, hard: Any, args: Any, kwargs: Any, otherwise: Any) -> A
 
     late = Lazy(expected, [atoms])
     if hard.dtype == torch.bool:
-        return late
+        return with_atoms(late, atoms)
     known = otherwise.distribution
     return Integer(Lazy(lambda: known if atoms() is None and known is not None else atoms(), [atoms]), late)
 

@@ -13,7 +13,7 @@ Everything else mixes independent elements, and has no image here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from pullback.relax.soft_tensors import Distribution, SoftTensor, plain
 
 __all__ = [
     "ELEMENTWISE",
+    "KEPT",
     "LINEAR",
     "LOSSES",
     "MOVES",
@@ -36,6 +37,8 @@ __all__ = [
     "image",
     "is_joint",
     "moved",
+    "same_choice",
+    "shares_a_choice",
 ]
 
 ELEMENTWISE = (
@@ -120,6 +123,9 @@ _ELEMENTWISE = named(
     for f in functions_named(name)
 }
 
+_RATIOS = named("div divide true_divide __rdiv__ __rtruediv__ floor_divide __floordiv__ remainder fmod __mod__ pow")
+"""Of what is in truth not independent (hits and all) they can be far from everything that happens: taken at means."""
+
 _MATRIX = named("matmul __matmul__ mm mv linear dot")
 
 _ALONG = {  # functions of the elements along dimensions -> position of these among the arguments
@@ -166,12 +172,15 @@ def elementwise(
     function: Callable[..., Any], args: Any, kwargs: Any, found: dict[int, Distribution], hard: Tensor | None
 ) -> Distribution | None:
     """Return the atoms of an elementwise function: those of every combination of independent choices."""
+    found = _refined(found)
     choices: list[Distribution] = []
     for distribution in found.values():
         if not any(same_choice(distribution, choice) for choice in choices):
             choices.append(distribution)
     count = len(choices)
-    if count > 1 and math.prod(choice.probability.shape[-1] for choice in choices) > MAX_PRODUCT:
+    size = math.prod(choice.probability.shape[-1] for choice in choices)
+    truth = hard is not None and hard.dtype == torch.bool
+    if count > 1 and (size > (MAX_PRODUCT * KEPT if truth else MAX_PRODUCT) or function in _RATIOS):
         return None
 
     def along(value: Tensor, axis: int) -> Tensor:
@@ -211,11 +220,58 @@ def elementwise(
         if not _all_finite(support):
             return None
     if count == 1:
-        return choices[0]._replace(support=support)
+        image = choices[0]._replace(support=support)
+        return image if image.refines is None or support.ndim == 1 else _likeliest(image)
     probability = along(choices[0].probability, 0)
     for axis, choice in enumerate(choices[1:], 1):
         probability = probability * along(choice.probability, axis)
-    return _merged(support.flatten(-count), probability.flatten(-count))
+    return _likeliest(_merged(support.flatten(-count), probability.flatten(-count)))
+
+
+def _refined(found: dict[int, Distribution]) -> dict[int, Distribution]:
+    """The same with every choice that another one contains written as that one."""
+    result = dict(found)
+    for fine in found.values():
+        if fine.refines is None:
+            continue
+        coarse, times = fine.refines
+        for key, distribution in found.items():
+            if distribution is not fine and same_choice(distribution, coarse):
+                values = distribution.values.repeat_interleave(times, -1)
+                result[key] = fine._replace(support=values)
+    return result
+
+
+def _likeliest(d: Distribution) -> Distribution | None:
+    """The most probable atoms of a large law, and the mean of all others as one more.
+
+    Truth values and integers have no such mean: ``None`` where the likeliest are not most of it.
+    """
+    if d.probability.shape[-1] <= MAX_PRODUCT:
+        return d
+    shape = torch.broadcast_shapes(d.probability.shape[:-1], d.values.shape[:-1])
+    values = d.values.expand(*shape, d.values.shape[-1])
+    if d.values.is_floating_point():
+        shared = d.probability.expand(*shape, d.probability.shape[-1])
+    else:
+        shared = d.probability
+    best = shared.detach().topk(KEPT, -1).indices
+    p = shared.gather(-1, best)
+    mass = p.sum(-1, keepdim=True)
+    support = values.gather(-1, best.expand(*shape, KEPT))
+    if d.values.is_floating_point():
+        rest = (1 - mass).clamp(min=0)
+        left_out = (shared * values).sum(-1, keepdim=True) - (p * support).sum(-1, keepdim=True)
+        usable = rest.detach() > 1e-6
+        mean = torch.where(usable, left_out / torch.where(usable, rest, 1.0), support[..., :1])
+        return Distribution(torch.cat([p, torch.where(usable, rest, 0.0)], -1), torch.cat([support, mean], -1))
+    if not bool(physical(mass.detach()).mean() > 0.9):
+        return None
+    return Distribution(p / mass, support)
+
+
+KEPT = 16
+"""Atoms that are kept of a larger product."""
 
 
 def same_choice(a: Distribution, b: Distribution) -> bool:
@@ -226,6 +282,18 @@ def same_choice(a: Distribution, b: Distribution) -> bool:
         return False
     (root, which), (other, which_other) = _choice(a), _choice(b)
     return root is other and which.shape == which_other.shape and bool((which == which_other).all())
+
+
+def shares_a_choice(distributions: Iterable[Distribution], shape: torch.Size) -> bool:
+    """Return whether elements of a result of this shape, or two of its arguments, depend on one choice together."""
+    parts = list(distributions)
+    for i, d in enumerate(parts):
+        which = d.probability.shape[:-1]
+        if math.prod(which) < math.prod(shape) and d.probability.shape[-1] > 1:
+            return True
+        if d.refines is not None or any(same_choice(d, other) for other in parts[:i]):
+            return True
+    return False
 
 
 def _choice(d: Distribution) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ def keep_checkpoints_in_memory(active: Callable[[], bool]) -> None:
             yield from generator(*args, **kwargs)
 
     run._relaxed = True  # type: ignore[attr-defined]
-    module.CheckpointFunction.apply = staticmethod(run)
+    module.CheckpointFunction.apply = staticmethod(run)  # type: ignore[method-assign]
     module._checkpoint_without_reentrant_generator = around
 
 

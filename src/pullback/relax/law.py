@@ -31,6 +31,7 @@ from torch import Tensor
 from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import can_look
 from pullback.relax.image import (
+    KEPT,
     LINEAR,
     LOSSES,
     MOVES,
@@ -62,6 +63,7 @@ __all__ = [
     "MEAN",
     "NEAREST_HALF_WAY",
     "Law",
+    "after_atoms",
     "any_law",
     "distribution_of",
     "follow",
@@ -70,6 +72,7 @@ __all__ = [
     "law_of",
     "lift",
     "only_jumps",
+    "over_atoms",
     "pure",
 ]
 
@@ -227,6 +230,40 @@ def _jump_probability(soft: SoftTensor) -> Tensor:
     return (soft.expected.detach() - hard).abs().amax() if leaves is None else leaves.amax()
 
 
+def over_atoms(x: Tensor, dim: int | None, keeps: bool, function: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Return ``sum_k p_k function(s_k)``, where the entries of ``x`` along ``dim`` share the choice of their atoms.
+
+    Args:
+        x: ``[*shape]`` floating.
+        dim: what ``function`` takes together; ``None`` for all.
+        keeps: whether its result ``[..., n]`` has ``dim`` as well.
+    """
+    known = distribution_of(x)
+    d = None if known is None else known()
+    if d is None or x.ndim == 0 or d.probability.shape[-1] > KEPT:
+        return None
+    p = d.probability.reshape(*[1] * (x.ndim + 1 - d.probability.ndim), *d.probability.shape)
+    if p.shape[-1] == 1 or any(p.shape[i] != 1 for i in (range(x.ndim) if dim is None else (dim,))):
+        return None
+    values = d.values.to(x.dtype).expand(*x.shape, d.values.shape[-1])
+    if dim is None:
+        p = p.reshape(-1)
+    elif not keeps:
+        p = p.squeeze(dim)
+    parts = [p[..., k, None].to(x.dtype) * function(values[..., k]) for k in range(p.shape[-1])]
+    return torch.stack(parts).sum(0)
+
+
+def after_atoms(x: Tensor, late: Lazy[Any]) -> Lazy[Any]:
+    """Return ``late``, asked for when the atoms of ``x`` are known."""
+    known = distribution_of(x)
+    if known is None:
+        return late
+    after: Lazy[Any] = Lazy(lambda: late, [known])
+    after.exclusive = late.exclusive
+    return after
+
+
 def only_jumps(distribution: Distribution) -> bool:
     """Return whether the atoms themselves stand still."""
     return distribution.support is None or not is_active(distribution.support)
@@ -254,6 +291,9 @@ def lift(arguments: Any, point: int) -> Any:
             return arguments
         lifted = replace_gradient(value, arguments)
         give_law(lifted, law)
+        whole = attached(arguments, "_cut_from")
+        if whole is not None:
+            attach(lifted, "_cut_from", whole)
         return lifted
     if isinstance(arguments, dict):
         return {key: lift(item, point) for key, item in arguments.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from pullback import discrete
 from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import physical, transform_running
-from pullback.relax.image import MAX_ATOMS, elementwise
+from pullback.relax.image import MAX_ATOMS, elementwise, form_of, shares_a_choice
 from pullback.relax.internals import wrapped
 from pullback.relax.law import distribution_of, only_jumps
 from pullback.relax.ranking import compare_with_places
@@ -20,7 +20,7 @@ from pullback.relax.rules import PASS, Discrete, Dropped, Integer, as_they_are, 
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain
 
-__all__ = ["probability", "select", "selection"]
+__all__ = ["probability", "select", "selection", "with_atoms"]
 
 _COMPARISONS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor], str]] = {
     # operation: torch's function, the block, torch's names
@@ -46,12 +46,17 @@ def _comparison(operation: str) -> Callable[..., Any]:
             return by_places
         width = _comparison_width(settings, plain(input), plain(other), counts)
         options = {"temperature": width, **settings.method(operation)}
+        kept = (input, other) if transform_running() else as_they_are((input, other))
+
+        def met(input: Any, other: Any) -> Distribution | None:
+            return _by_atoms(function, block, input, other, options, hard.device)
+
+        atoms: Lazy[Distribution | None] = lazy(met, input, other) if known else Lazy(lambda: None)
 
         def compute(input: Any, other: Any) -> Tensor:
-            if known:
-                p = _by_atoms(function, block, input, other, hard, options)
-                if p is not None:
-                    return p
+            exact = atoms()
+            if exact is not None:
+                return exact.mean().expand(hard.shape)
             x, y = soft_value(input), soft_value(other)
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 x = torch.as_tensor(x, device=hard.device).to(y.dtype)
@@ -62,7 +67,9 @@ def _comparison(operation: str) -> Callable[..., Any]:
             certain = replace_gradient(plain(hard).to(p.dtype), p)
             return torch.where(x.detach() == y.detach(), certain, p)
 
-        late = lazy(compute, input, other)
+        late = Lazy(lambda: compute(*kept), [atoms])
+        if known:
+            late = with_atoms(late, atoms)
         if operation == "eq" and len(counts) == 1:
             late.exclusive = _exclusive(counts[0], other if counts[0] is input else input)
         return late
@@ -84,30 +91,46 @@ def _exclusive(index: SoftIndex, other: Any) -> int | None:
 
 
 def _by_atoms(
-    function: Callable[..., Any], block: Callable[..., Tensor], input: Any, other: Any, hard: Tensor, options: Any
-) -> Tensor | None:
-    """The probability over all atoms; ``None`` where they are too many.
+    function: Callable[..., Any], block: Callable[..., Tensor], input: Any, other: Any, options: Any, device: Any
+) -> Distribution | None:
+    """The distribution of the truth value over all atoms; ``None`` where they are too many.
 
-    Where the atoms themselves move, or what they meet does, each is compared softly.
+    Where the atoms themselves move, or what they meet does, each is compared softly: then either answer may follow it.
     """
     found = {id(a): distribution_of(a)() for a in (input, other) if distribution_of(a) is not None}  # type: ignore[misc]
     if any(d is None for d in found.values()):
         return None
     still = all(only_jumps(d) for d in found.values())
     if still and not any(is_active(a) for a in (input, other) if id(a) not in found):
-        image = elementwise(function, (input, other), {}, found, None)
-        if image is None and len(found) == 2 and function in (torch.eq, torch.ne):
+        exact = elementwise(function, (input, other), {}, found, None)
+        if exact is None and len(found) == 2 and function in (torch.eq, torch.ne):
             p = _same(*found.values())
-            return None if p is None else 1 - p if function is torch.ne else p
-    else:
+            return None if p is None else _tossed(1 - p if function is torch.ne else p)
+        return exact
 
-        def softly(x: Any, y: Any) -> Tensor:
-            dtype = next(a.dtype for a in (x, y) if isinstance(a, Tensor) and a.is_floating_point())
-            x = x.to(dtype) if isinstance(x, Tensor) else torch.as_tensor(x, dtype=dtype, device=hard.device)
-            return block(x, y, **options)
+    def softly(x: Any, y: Any) -> Tensor:
+        dtype = next(a.dtype for a in (x, y) if isinstance(a, Tensor) and a.is_floating_point())
+        x = x.to(dtype) if isinstance(x, Tensor) else torch.as_tensor(x, dtype=dtype, device=device)
+        return block(x, y, **options)
 
-        image = elementwise(softly, (input, other), {}, found, None)
-    return None if image is None else image.mean().expand(hard.shape)
+    each = elementwise(softly, (input, other), {}, found, None)
+    if each is None:
+        return None
+    p, q = torch.broadcast_tensors(each.probability, each.values)
+    both = torch.stack([p * (1 - q), p * q], -1).flatten(-2)
+    answers = torch.tensor([False, True], device=both.device).repeat(q.shape[-1])
+    return Distribution(both, answers, refines=(each._replace(support=None), 2))
+
+
+def with_atoms(probability: Lazy[Tensor], atoms: Lazy[Distribution | None]) -> Lazy[Tensor]:
+    """A probability that knows whose choice it belongs to."""
+    late: Lazy[Any] = Lazy(lambda: probability, [probability])
+    late.coin = Lazy(lambda: _tossed(probability()) if atoms() is None else atoms(), [atoms, probability])
+    return late
+
+
+def _tossed(p: Tensor) -> Distribution:
+    return Distribution(torch.stack([1 - p, p], -1), torch.tensor([False, True], device=p.device))
 
 
 def _comparison_width(settings: Settings, x: Any, y: Any, counts: list[SoftIndex]) -> float:
@@ -155,6 +178,43 @@ _LOGIC = {
 }
 
 
+_TORCH = {
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_xor": torch.logical_xor,
+    "logical_not": torch.logical_not,
+    "where": torch.where,
+}
+
+
+def _of_one_choice(function: Callable[..., Tensor], hard: Tensor, args: Any, otherwise: Lazy[Tensor]) -> Lazy[Tensor]:
+    """``otherwise``, a probability; where elements or arguments share a choice that of the atoms together."""
+    if not any(isinstance(a, SoftBool) and a._current().coin is not None for a in args):
+        return otherwise  # nothing but comparisons of floats: independent
+    atoms = _shared_atoms(function, hard, args)
+    shape = hard.shape
+
+    def probability() -> Any:
+        exact = atoms()
+        return otherwise if exact is None else exact.mean().expand(shape)
+
+    return with_atoms(Lazy(probability, [atoms]), atoms)
+
+
+def _shared_atoms(function: Callable[..., Tensor], hard: Tensor, args: Any) -> Lazy[Distribution | None]:
+    kept = args if transform_running() else as_they_are(args)
+    known = {id(a): distribution_of(a) for a in kept if distribution_of(a) is not None}
+    form = form_of(plain(hard))
+
+    def compute() -> Distribution | None:
+        found = {key: distribution() for key, distribution in known.items()}  # type: ignore[misc]
+        if any(d is None for d in found.values()) or not shares_a_choice(found.values(), form.shape):
+            return None
+        return elementwise(function, kept, {}, found, form)
+
+    return Lazy(compute, list(known.values()))  # type: ignore[arg-type]
+
+
 def _logic(operation: str) -> Callable[..., Any]:
     block, _ = _LOGIC[operation]
 
@@ -170,7 +230,7 @@ def _logic(operation: str) -> Callable[..., Any]:
 
         if not all(isinstance(v, SoftBool) or _is_bool(v) for v in (input, other)):
             raise Dropped("logic on numbers")
-        return lazy(compute, input, other)
+        return _of_one_choice(_TORCH[operation], hard, (input, other), lazy(compute, input, other))
 
     return soft
 
@@ -182,7 +242,8 @@ for _operation, (_, _names) in _LOGIC.items():
 @relaxes("logical_not bitwise_not __invert__", group="logic", operation="logical_not", only_soft=True)
 def _not(settings: Settings, hard: Tensor, input: Tensor) -> Any:
     if isinstance(input, SoftBool):
-        return lazy(lambda mask: discrete.logical_not(mask.probability), input)
+        late = lazy(lambda mask: discrete.logical_not(mask.probability), input)
+        return _of_one_choice(torch.logical_not, hard, (input,), late)
     if hard.dtype == torch.bool:
         raise Dropped("a condition from an integer")
     return Integer(expected=lazy(lambda index: -1 - index.expected, input, mean=True))
@@ -234,6 +295,11 @@ def _masked_fill(settings: Settings, hard: Tensor, input: Tensor, mask: Tensor, 
 def selection(hard: Tensor, condition: Any, input: Any, other: Any) -> Any:
     """The part behind ``where(condition, input, other)``."""
     if hard.is_floating_point():
+        if isinstance(condition, SoftBool) and condition._current().coin is not None:
+            shared = _shared_atoms(torch.where, hard, (condition, input, other))
+            exact = shared()
+            if exact is not None:
+                return Discrete(exact.mean().expand(hard.shape), shared)
         value = select(condition, soft_value(input), soft_value(other))
         return Discrete(value, _mixture(hard, condition, input, other))
     late = lazy(lambda c, a, b: select(c, soft_value(a), soft_value(b)), condition, input, other, mean=True)

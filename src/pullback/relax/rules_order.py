@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
+from pullback.relax.law import after_atoms, over_atoms
 from pullback.relax.ranking import Places, Statistic, places_of_rows
 from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_elementwise import _maximum, _minimum
@@ -53,14 +54,20 @@ def _rows(
 
     options = settings.ordering(x, operation)
 
-    def distribution(x: Tensor) -> Distribution:
+    along = dim % x.ndim
+
+    def places(x: Tensor) -> Tensor:
         if isinstance(rows, int):
             row = _matrix(options, x, dim, descending, (rows, rows + 1)).squeeze(-2)
-            return Distribution(row.unsqueeze(dim % x.ndim) if keepdim else row)
+            return row.unsqueeze(along) if keepdim else row
         first, end, _ = rows.indices(x.shape[dim])
-        return Distribution(_matrix(options, x, dim, descending, (first, end)).movedim(-2, dim % x.ndim))
+        return _matrix(options, x, dim, descending, (first, end)).movedim(-2, along)
 
-    late = lazy(distribution, x)
+    def distribution(x: Tensor) -> Distribution:
+        probability = over_atoms(x, along, keepdim or not isinstance(rows, int), places)
+        return Distribution(places(x) if probability is None else probability)
+
+    late = after_atoms(x, lazy(distribution, x))
     if not isinstance(rows, int):
         late.exclusive = dim % x.ndim  # no entry is at two places
     return Integer(late)
@@ -107,14 +114,21 @@ def _extreme_position(
 
     options = settings.ordering(x, operation)
 
-    def distribution(x: Tensor) -> Distribution:
+    def places(x: Tensor) -> Tensor:
         if dim is None or x.ndim == 0:
-            probability = block(x.reshape(-1), 0, **options)
-            return Distribution(probability.view([1] * x.ndim + [-1]) if keepdim else probability)
-        probability = block(x, dim, **options).movedim(dim, -1)
-        return Distribution(probability.unsqueeze(dim % x.ndim) if keepdim else probability)
+            return block(x.reshape(-1), 0, **options)
+        return block(x, dim, **options).movedim(dim, -1)
 
-    return Integer(lazy(distribution, x))
+    def distribution(x: Tensor) -> Distribution:
+        along = None if dim is None else dim % max(x.ndim, 1)
+        probability = over_atoms(x, along, False, places)
+        probability = places(x) if probability is None else probability
+        if not keepdim:
+            return Distribution(probability)
+        flat = along is None or x.ndim == 0
+        return Distribution(probability.view([1] * x.ndim + [-1]) if flat else probability.unsqueeze(along))
+
+    return Integer(after_atoms(x, lazy(distribution, x)))
 
 
 @relaxes("argmax", group="order")

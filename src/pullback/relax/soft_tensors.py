@@ -164,11 +164,14 @@ class Distribution(NamedTuple):
         support: ``[n]`` or ``[*shape, n]``, of the dtype of the hard values; ``None`` means the positions ``0 .. n-1``.
         choice: whose choices these are, where they were moved: the probabilities ``[..., n]`` that were made first, and
             which of them, counted through, belongs to each element here.
+        refines: the coarser choice that each of these contains, and how many follow each of its atoms: whether a value
+            that jumps is above a threshold contains what the value is.
     """
 
     probability: Tensor
     support: Tensor | None = None
     choice: tuple[Tensor, Tensor] | None = None
+    refines: tuple[Distribution, int] | None = None
 
     @property
     def values(self) -> Tensor:
