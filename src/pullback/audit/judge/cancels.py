@@ -51,8 +51,8 @@ def _passes(ledger: Ledger, node: Node, base: int) -> bool:
     """Whether a trained tensor is behind a value, and both sides of the node would have passed a gradient to it."""
     if not ledger.graph.leaves(ledger.graph.upstream([base], live=True)) & ledger.trained:
         return False
-    live = [p for p in node.parents if ledger.nodes[p].live]
-    return len(live) > 1
+    sides = [_same_layout(ledger, _form(ledger, p)) for p in node.parents if ledger.nodes[p].live]
+    return sum(bool(side.get(base, (0.0, 0.0))[0]) for side in sides) > 1
 
 
 def _form(ledger: Ledger, index: int) -> _Form:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 
 from pullback.audit.judge.deliberate import kind_of
@@ -13,6 +14,10 @@ from pullback.audit.trace.records import Exit
 from pullback.audit.trace.sites import Site, in_branch_test, place
 
 __all__ = ["find_branches", "find_exits"]
+
+
+_ORDERS = re.compile(r"(max|min|abs|sorted)\(")
+"""Functions of Python that compare tensors and return them as they are."""
 
 
 def find_exits(ledger: Ledger) -> None:
@@ -40,7 +45,8 @@ def find_exits(ledger: Ledger) -> None:
         gone = [ledger.name_of(i) for i in sorted(silent)][:20]
         evidence = {"parameters without gradient": gone, "confirmed": verdict is True}
         in_test = exit_.direct and in_branch_test(place(exit_.site.code, exit_.site.instruction, exit_.site.line))
-        if in_test or exit_.op in ("__int__", "__index__"):
+        rounds = decision_at(place(exit_.site.code, exit_.site.instruction, exit_.site.line)).kind == "for"
+        if in_test or rounds or exit_.op in ("__int__", "__index__"):
             code = code if origin is not None and origin[0] != "cut.number" else "control-flow.number"
         ledger.charge(silent, ledger.add(code, site, op, "error" if silent or verdict else "warning", evidence))
 
@@ -87,6 +93,8 @@ def find_branches(ledger: Ledger) -> None:
         verdict = ledger.verdicts.branches.get(site_key(exit_.site, exit_.op))
         if not leaves or verdict is False or _guards(ledger, exit_.source) or _reported(ledger, exit_):
             continue
+        if _ORDERS.match(where.source[max(where.column - 1, 0) :]):
+            continue  # the larger of two has the gradient of the larger
         if number and ledger.verdicts.exits:
             continue  # measured, and told as a value that left
         silent = {i for i in leaves if not ledger.tracer.leaves[i].norm} - set(ledger.blame)

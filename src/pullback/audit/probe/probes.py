@@ -188,7 +188,8 @@ def _probe_exits(laboratory: Laboratory, exits: dict[Key, Exit], base: float, ve
     if not exits:
         return
     together = laboratory.loss({key: lambda out, visit: _perturbed(out, 1.0) for key in exits})
-    if together is not None and same(together, base):
+    counted = any(decision_at(place(k[0], k[1], e.site.line)).kind == "for" for k, e in exits.items())
+    if not counted and together is not None and same(together, base):
         verdicts.exits = dict.fromkeys(exits, False)
         return
     for key in exits:
@@ -203,6 +204,9 @@ def _probe_exits(laboratory: Laboratory, exits: dict[Key, Exit], base: float, ve
             verdicts.exits[key] = not taken or any(not same(m, base) for m in taken)  # what is checked is used
             if taken:
                 break
+        if decision_at(place(key[0], key[1], exits[key].site.line)).kind == "for" and not verdicts.exits[key]:
+            more = [laboratory.loss({key: lambda out, visit, s=s: out + s}) for s in (1, -1)]  # type: ignore[misc]
+            verdicts.exits[key] = any(m is not None and not same(m, base) for m in more)
 
 
 def _perturbed(value: Any, sign: float) -> Any:
