@@ -6,17 +6,22 @@ which forbidden arcs close few cycles, the one of the score which would help (De
 2023). For least squares the score of an order is a sum over the diagonal of a Cholesky factor, so all swaps are scored
 by one batch of small factorisations and no regression is solved on the way.
 
+What the gradient is worth is held against as many pairs that are nearest in the order, and as many random ones. The
+nearest need more steps, and random ones do as well at 20 nodes, where a step tries half of all pairs, and little worse
+at 30. At 50 nodes the gradient gets stuck (in one of six pilots at twice the score of the true order), the nearest not.
+
 Smaller than in the paper: five graphs a design of 20 and 30 nodes (the paper: ten, up to 100 nodes). The linear and
 logistic models on random graphs are simulated, as in the paper. The E. coli network (46 genes) is a published graph
 with published coefficients, from which cells are drawn; the protein-signalling cells of Sachs et al. are real.
-The paper swaps greedily, several pairs a step; here the best one. ``small`` and ``large`` are the paper's.
+The paper swaps greedily, several pairs a step; here the best one. ``small`` and ``large`` are the paper's. The paper's
+KKT condition says little here: least squares along any order is such a point, since every allowed arc has a weight.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -62,12 +67,8 @@ class Config:
     config=Config,
     smoke={
         "designs": ((6, 2),),
-        "graphs": 2,
-        "brute_nodes": 5,
-        "starts": 4,
-        "dagma_iterations": 100,
-        "notears_steps": 3,
-        "logistic_nodes": 4,
+        **{"graphs": 2, "brute_nodes": 5, "starts": 4, "logistic_nodes": 4},
+        **{"dagma_iterations": 100, "notears_steps": 3},
     },
     full={"designs": ((30, 4), (50, 4), (100, 4)), "graphs": 10, "logistic_nodes": 20},
     data=("ecoli70", "sachs"),
@@ -91,7 +92,12 @@ def run(lab: Lab, config: Config) -> None:
     _all_orders(lab, config)
 
     search = lab.arm("topological swaps")
+    others = [lab.arm("nearest pairs", baseline=True), lab.arm("random pairs", baseline=True)]
     learners = [lab.arm("NOTEARS", baseline=True), lab.arm("DAGMA", baseline=True)]
+    best = lab.arm("order of the truth", baseline=True)
+    warm_up = torch.eye(3, dtype=torch.float64)  # compiles the loops, so that no arm is charged for it
+    causal.notears(warm_up, covariance=True)
+    causal.dagma(warm_up, covariance=True, iterations=1)
     gains: list[Tensor] = []
     for nodes, degree in config.designs:
         design, stream = f"ER{degree}, d = {nodes}", lab.fork(f"{nodes} nodes of degree {degree}")
@@ -99,12 +105,19 @@ def run(lab: Lab, config: Config) -> None:
         truth = causal.random_dag(nodes, edges, batch=(config.graphs,), generator=stream)
         model = causal.LinearSCM(causal.random_weights(truth, generator=stream).double())
         moments = causal.second_moments(model.rsample(config.samples, generator=stream))
+        true_order = torch.stack([causal.topological_order(graph) for graph in truth])
+        _measure(best, config, design, truth, moments, true_order)
+        paths = {}
+        for arm, rule in zip((search, *others), ("gradient", "nearest", "random"), strict=True):
+            with arm.cpu_time(_cost(design)):
+                found = [_search(lab, config, c, f"{design}, {i}", candidates=rule) for i, c in enumerate(moments)]
+            paths[arm.name] = found
+            _measure(arm, config, design, truth, moments, torch.stack([each.order for each in found]))
+            scored = torch.stack([each.history["scored"][-1] for each in found]).double()
+            arm.metric(f"orders scored, {design}", scored, better="lower", replicated=True)
+        outputs = []
         notears = causal.NOTEARS(moments, covariance=True, steps=config.notears_steps)
         dagma = causal.DAGMA(moments, covariance=True, iterations=config.dagma_iterations)
-        with search.cpu_time(_cost(design)):
-            results = [_search(lab, config, each, f"{design}, graph {i}") for i, each in enumerate(moments)]
-        _measure(search, config, design, truth, moments, torch.stack([result.order for result in results]))
-        outputs = []
         for arm, learner in zip(learners, (notears, dagma), strict=True):
             for _ in arm.steps(learner.steps, learner, name=design):
                 if learner.finished:
@@ -113,41 +126,51 @@ def run(lab: Lab, config: Config) -> None:
                     learner.step()
             outputs.append(learner.result())
             _measure(arm, config, design, truth, moments, outputs[-1].order)
+            own = causal.edge_metrics(truth, outputs[-1].weights, threshold=config.threshold).shd.double()
+            arm.metric(f"SHD of its own graph, {design}", own, better="lower", replicated=True)
         outputs.append(causal.cosmo(moments, covariance=True, iterations=1000, generator=lab.fork(f"COSMO {design}")))
-        gains.append(_improved(lab, config, design, moments, outputs))
+        gains.append(_improved(lab, config, moments, outputs) / causal.score_order(moments, true_order)[:, None] - 1)
 
         lab.claim(
-            f"{design}: from one random order a graph, the mean score is at most NOTEARS' and DAGMA's, each refitted "
-            "by least squares along an order of its own graph, and so is the mean SHD",
-            search[f"score, {design}"] <= min(arm[f"score, {design}"] for arm in learners) * (1 + 1e-9),
+            f"{design}: from one random order a graph, the mean score is at most that of the order of the truth, and "
+            "of NOTEARS and DAGMA, each refitted by least squares along an order of its own graph; the mean SHD is at "
+            "most theirs, of the refit and of their own graphs",
+            search[f"score, {design}"] <= min(arm[f"score, {design}"] for arm in (best, *learners)) * (1 + 1e-9),
             search[f"SHD, {design}"] <= min(arm[f"SHD, {design}"] for arm in learners),
+            search[f"SHD, {design}"] <= min(arm[f"SHD of its own graph, {design}"] for arm in learners),
         )
     dense = f"ER{config.designs[1 % len(config.designs)][1]}, d = {config.designs[1 % len(config.designs)][0]}"
     lab.claim(
         f"{dense}, one thread: all graphs take at least 10 times less process time than with DAGMA, batched over them",
         search[_cost(dense)] <= learners[1][_cost(dense)] / 10,
     )
-    _claim_gains(lab, torch.stack(gains))
+    lab.claim(
+        f"{design}: the pairs that the gradient names end at most .1 % above the nearest in the order and random ones, "
+        "as many a step; with the nearest at least 1.3 times as many orders are scored",
+        search[f"score, {design}"] <= 1.001 * min(arm[f"score, {design}"] for arm in others),
+        others[0][f"orders scored, {design}"] >= 1.3 * search[f"orders scored, {design}"],
+    )
+    before, after = torch.stack(gains).unbind(-1)
+    worse = before > 1e-9
+    lab.claim(
+        "from the orders of NOTEARS, DAGMA and COSMO the search never raises the score; of the orders that score above "
+        "that of the truth, it brings at least two of three to at most its score",
+        bool((after <= before + 1e-12).all()) and bool((after[worse] <= 1e-9).sum() * 3 >= 2 * worse.sum()),
+        orders_above_the_truth=worse.sum().item(),
+        brought_to_the_truth=(after[worse] <= 1e-9).sum().item(),
+    )
     _logistic(lab, config)
     _networks(lab, config)
-    _draw(lab, results, gains[-1], design)
+    _draw(lab, paths, causal.score_order(moments, true_order), gains[-1], design)
 
 
 def _cost(design: str) -> str:
     return f"cpu seconds, {design}"
 
 
-def _search(
-    lab: Lab, config: Config, moments: Tensor, name: str, order: Tensor | None = None
-) -> causal.StructureResult:
-    return causal.topological_swaps(
-        moments,
-        covariance=True,
-        order=order,
-        small=config.small,
-        large=config.large,
-        generator=lab.fork(f"order of {name}"),
-    )
+def _search(lab: Lab, config: Config, moments: Tensor, name: str, **options: Any) -> causal.StructureResult:
+    options |= {"small": config.small, "large": config.large, "generator": lab.fork(f"order of {name}")}
+    return causal.topological_swaps(moments, covariance=True, **options)
 
 
 def _measure(arm: Arm, config: Config, design: str, truth: Tensor, moments: Tensor, order: Tensor) -> None:
@@ -159,67 +182,36 @@ def _measure(arm: Arm, config: Config, design: str, truth: Tensor, moments: Tens
     arm.metric(f"SHD, {design}", found.shd.double(), better="lower", replicated=True)
 
 
-def _violation(weights: Tensor, moments: Tensor) -> Tensor:
-    slope = 2 * moments @ (weights - torch.eye(weights.shape[-1]).to(weights)) / weights.shape[-1]
-    return causal.kkt_violation(weights, slope)
-
-
-def _improved(lab: Lab, config: Config, design: str, moments: Tensor, outputs: list[causal.StructureResult]) -> Tensor:
-    """Go on from the orders of other learners: [learner, graph, (violation and score before, and after)]."""
-    rows = []
-    for output in outputs:
-        for weights, order, each in zip(output.weights, output.order, moments, strict=True):
-            graph = causal.threshold_to_dag(weights).graph & (weights.abs() > config.threshold)
-            after = _search(lab, config, each, design, order)
-            before = (_violation(weights * graph, each), causal.score_order(each, order))
-            rows.append(torch.stack([*before, _violation(after.weights, each), after.score]))
-    return torch.stack(rows).unflatten(0, (len(outputs), len(moments)))
-
-
-def _claim_gains(lab: Lab, gains: Tensor) -> None:
-    violation, before, left, after = gains.unbind(-1)
-    lowered = (after < before * (1 - 1e-9)) & (violation > 1e-6)
-    share = (lowered.sum() / (violation > 1e-6).sum().clamp(min=1)).item()
-    lab.claim(
-        "after NOTEARS, DAGMA and COSMO the search never raises the score, lowers it in at least two of three graphs "
-        "that are no KKT points, and ends at KKT points (violation at most 1e-6)",
-        bool((after <= before * (1 + 1e-12)).all()) and share >= 2 / 3 and left.max().item() <= 1e-6,
-        lowered_share=share,
-        graphs_without_kkt=(violation > 1e-6).sum().item(),
-        mean_gain=(1 - after / before).mean(),
-        largest_violation_left=left.max(),
-    )
+def _improved(lab: Lab, config: Config, moments: Tensor, outputs: list[causal.StructureResult]) -> Tensor:
+    """Go on from the orders of other learners: scores [learner, graph, (before, after)]."""
+    pairs = [(order, each) for output in outputs for order, each in zip(output.order, moments, strict=True)]
+    before = torch.stack([causal.score_order(each, order) for order, each in pairs])
+    after = torch.stack([_search(lab, config, each, "another learner", order=order).score for order, each in pairs])
+    return torch.stack([before, after], -1).unflatten(0, (len(outputs), len(moments)))
 
 
 def _identities(lab: Lab) -> None:
-    """Hold Cholesky scores against explicit regressions, and a local rescoring against the whole one."""
+    """Hold Cholesky scores against explicit regressions, and what the fit of an order is said to be."""
     stream, nodes = lab.fork("identities"), 12
     mixed = torch.randn(nodes, nodes, generator=stream, dtype=torch.float64)
     x = torch.randn(200, nodes, generator=stream, dtype=torch.float64) @ mixed
-    moments, errors, local = causal.second_moments(x), [], []
+    moments, errors, slopes = causal.second_moments(x), [], []
     for _ in range(200):
         order = torch.randperm(nodes, generator=stream)
-        columns, explained = (x - x.mean(0))[:, order].numpy(), 0.0
+        columns, left = (x - x.mean(0))[:, order].numpy(), 0.0
         for k in range(nodes):
             fit = np.linalg.lstsq(columns[:, :k], columns[:, k], rcond=None)[0]
-            explained += np.square(columns[:, k] - columns[:, :k] @ fit).mean() / nodes
-        errors.append(abs(causal.score_order(moments, order).item() / explained - 1))
-        first, last = sorted(torch.randperm(nodes, generator=stream)[:2].tolist())
-        factor = torch.linalg.cholesky(moments[order][:, order])
-        block = factor[first : last + 1, first : last + 1]  # of what lies between, given all before
-        inside = torch.tensor([len(block) - 1, *range(1, len(block) - 1), 0])
-        change = causal.score_order(block @ block.mT, inside) * len(block) - block.diagonal().square().sum()
-        order[[first, last]] = order[[last, first]]
-        local.append(
-            ((factor.diagonal().square().sum() + change) / nodes / causal.score_order(moments, order) - 1).abs()
-        )
+            left += np.square(columns[:, k] - columns[:, :k] @ fit).mean() / nodes
+        errors.append(abs(causal.score_order(moments, order).item() / left - 1))
+        weights = causal.fit_order(moments, order, covariance=True)
+        slopes.append(causal.kkt_violation(weights, 2 * moments @ (weights - torch.eye(nodes)) / nodes).item())
     lab.claim(
-        "the Cholesky score of 200 random orders equals explicit least squares (1e-8), and a swap scored between its "
-        "places alone equals the whole score (1e-10)",
-        max(errors) <= 1e-8 and max(local).item() <= 1e-10,
+        "the Cholesky score of 200 random orders equals explicit least squares (1e-8), and the fit of every order, "
+        "good or bad, is a KKT point (1e-6)",
+        max(errors) <= 1e-8 and max(slopes) <= 1e-6,
         scale="smoke",
         largest_error=max(errors),
-        largest_local_error=max(local),
+        largest_violation=max(slopes),
     )
 
 
@@ -235,12 +227,12 @@ def _all_orders(lab: Lab, config: Config) -> None:
         lowest = min(causal.score_order(moments, part).min() for part in orders.split(10_000))
         found = causal.topological_swaps(moments, covariance=True, restarts=config.starts, generator=stream)
         gaps = found.restart_scores / lowest - 1
-        reached.append((gaps <= 1e-10).double().mean())
-        best.append(gaps.min())
+        reached.append((gaps <= 1e-10).double().mean().item())
+        best.append(gaps.min().item())
     lab.claim(
         f"{nodes} nodes, every graph: the best of {config.starts} starts is the minimum over all {len(orders)} orders "
         "(1e-10), and at least 60 % of single starts reach it",
-        max(best).item() <= 1e-10 and (sum(reached) / len(reached)).item() >= 0.6,
+        max(best) <= 1e-10 and sum(reached) >= 0.6 * len(reached),
         share_of_starts=sum(reached) / len(reached),
         largest_gap=max(best),
     )
@@ -274,26 +266,35 @@ def _networks(lab: Lab, config: Config) -> None:
     for name, (truth, x) in graphs.items():
         moments = causal.second_moments(x)
         dagma = causal.dagma(moments, covariance=True, iterations=config.dagma_iterations)
-        orders = {"DAGMA": dagma.order, "topological swaps": _search(lab, config, moments, name, dagma.order).order}
-        for arm, order in orders.items():
+        found = _search(lab, config, moments, name, order=dagma.order)
+        for arm, order in (("DAGMA", dagma.order), ("topological swaps", found.order)):
             _measure(lab.arms[arm], config, name, truth[None], moments[None], order[None])
     lab.note(
-        "E. coli and Sachs, measured and not claimed: the search starts from DAGMA's order and lowers its score, but "
-        "the score orders nodes by the variance of their noise, which is unequal there."
+        "E. coli and Sachs, measured and not claimed: the search starts from DAGMA's order and never raises its score, "
+        "but the SHD may grow: the score orders nodes by the variance of their noise, which is unequal there."
     )
 
 
-def _draw(lab: Lab, results: list[causal.StructureResult], gains: Tensor, design: str) -> None:
+def _draw(lab: Lab, paths: dict[str, list[causal.StructureResult]], truth: Tensor, gains: Tensor, design: str) -> None:
     figure, (left, right) = lab.subplots(1, 2, figsize=(11, 4))
-    for result in results:
-        left.plot(result.history["score"] - result.history["score"][-1] + 1e-6)
-    left.set(title=f"{design}: score above its end, from random orders", xlabel="swaps", ylabel="score", yscale="log")
-    names = ("NOTEARS", "DAGMA", "COSMO")
-    right.bar(np.arange(3) - 0.2, gains[..., 1].mean(1), 0.4, label="refitted along the learner's order")
-    right.bar(np.arange(3) + 0.2, gains[..., 3].mean(1), 0.4, label="after the search from there")
-    right.set_xticks(range(3), names)
-    right.set(title=f"{design}: mean score", ylim=(0.9 * gains[..., 3].min().item(), None))
-    right.legend()
-    lab.figure(
-        "swaps", figure, "Scores of the orders on the way, and of the orders of other learners before and after."
-    )
+    for name, results in paths.items():
+        for i, (result, lowest) in enumerate(zip(results, truth, strict=True)):
+            scored, above = result.history["scored"], result.history["score"] / lowest - 1
+            left.step(scored, above, where="pre", color=lab.colour(name), label=None if i else name)
+    left.set(title=f"{design}: from random orders", xlabel="orders scored", ylabel="score above that of the true order")
+    for learner, graphs in enumerate(gains):
+        x = learner + 0.12 * (torch.arange(len(graphs)) - (len(graphs) - 1) / 2)
+        right.plot(torch.stack([x, x]), graphs.mT, color="grey", linewidth=0.8)
+        right.plot(x, graphs[:, 0], "o", color="grey", mfc="none", label=None if learner else "the learner's order")
+        right.plot(
+            x, graphs[:, 1], "o", color=lab.colour("topological swaps"), label=None if learner else "searched on"
+        )
+    right.set(title=f"{design}: from orders of other learners", ylabel="score above that of the true order")
+    right.set_xticks(range(3), ("NOTEARS", "DAGMA", "COSMO"))
+    for axes in (left, right):
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(-1e-3, 3 * axes.get_ylim()[1])
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.legend()
+    caption = "How far orders score above that of the truth, as a share: from random orders, and from learners' orders."
+    lab.figure("swaps", figure, caption)
