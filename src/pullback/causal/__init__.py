@@ -5,7 +5,16 @@ from __future__ import annotations
 from pullback.causal.acyclicity import acyclicity
 from pullback.causal.cosmo import COSMO, SmoothAcyclicSCM, cosmo
 from pullback.causal.dagma import DAGMA, dagma
+from pullback.causal.design import (
+    Design,
+    InterventionPolicy,
+    expected_information_gain,
+    greedy_design,
+    optimize_design,
+    random_design,
+)
 from pullback.causal.distances import edge_auprc, structural_intervention_distance, varsortability
+from pullback.causal.ensemble import ModelPosterior, bootstrap_posterior
 from pullback.causal.estimator import StructureEstimator
 from pullback.causal.graphs import (
     EdgeMetrics,
@@ -31,10 +40,13 @@ __all__ = [
     "COSMO",
     "DAGMA",
     "NOTEARS",
+    "Design",
     "EdgeMetrics",
     "GraphPosterior",
+    "InterventionPolicy",
     "LinearSCM",
     "LogisticSCM",
+    "ModelPosterior",
     "NonlinearSCM",
     "SmoothAcyclicSCM",
     "StructureEstimator",
@@ -42,6 +54,7 @@ __all__ = [
     "StructureResult",
     "ThresholdedDAG",
     "acyclicity",
+    "bootstrap_posterior",
     "cosine_temperature",
     "cosmo",
     "dagma",
@@ -49,16 +62,20 @@ __all__ = [
     "edge_metrics",
     "enumerate_dags",
     "exact_graph_posterior",
+    "expected_information_gain",
     "expected_shd",
     "find_cycle",
     "fit_order",
+    "greedy_design",
     "interventional_moments",
     "is_acyclic",
     "kkt_violation",
     "least_squares_score",
     "notears",
+    "optimize_design",
     "orientation",
     "random_dag",
+    "random_design",
     "random_weights",
     "ridge_weights",
     "score_order",
