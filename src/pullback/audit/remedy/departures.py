@@ -63,7 +63,7 @@ def _all_stay(draft: Draft, scope: ast.AST) -> None:
             continue
         dotted = source.segment(node.func)
         root, _, name = dotted.partition(".")
-        if source.modules.get(root, "") == "numpy" and name in _NUMPY:
+        if source.modules.get(root, "") in ("numpy", "math") and name in _NUMPY:
             draft.put(node.func, f"{draft.module('torch')}.{_NUMPY[name]}")
             for keyword in node.keywords:
                 if keyword.arg == "axis":

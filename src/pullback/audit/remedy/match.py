@@ -23,8 +23,8 @@ def places(source: Source, finding: Finding) -> Iterator[Place]:
     exact = [n for n in here if isinstance(n, ast.expr) and _covers(source, n, finding)]
     exact.sort(key=lambda n: n not in named)
     statements = [n for n in here if isinstance(n, ast.stmt) and n.lineno == finding.line]
-    last = statements[-1:] or [n for n in here if isinstance(n, ast.stmt)][-1:]
-    last = last or [n for n in here if isinstance(n, ast.expr)][:1]  # a decorator
+    decorators = [n for n in here if isinstance(n, ast.expr) and n.lineno == finding.line][:1]
+    last = statements[-1:] or decorators or [n for n in here if isinstance(n, ast.stmt)][-1:]
     seen: set[ast.AST] = set()
     for node in [*exact, *named, *last]:
         if node not in seen:

@@ -7,6 +7,7 @@ import io
 import linecache
 import warnings
 from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.remedy.losses import first_losses
 from pullback.audit.remedy.search import Candidate, Outcome
-from pullback.audit.remedy.swap import swapped
+from pullback.audit.remedy.swap import living_functions, swapped
 from pullback.audit.trace.private import is_wrapped
 from pullback.audit.trace.sites import is_user_file
 from pullback.audit.trace.tracer import Tracer
@@ -52,6 +53,7 @@ class Rerun:
         self.names = names
         self.state = state
         self.opened = opened
+        self._functions: list[FunctionType] = []
         written = [reference() for reference in tracer.mutated.values()]
         trained = [leaf.reference() for leaf in tracer.leaves.values()]
         self.kept = [t for t in [*written, *trained] if t is not None and not is_wrapped(t)]
@@ -66,7 +68,9 @@ class Rerun:
             return self._run("")
         if candidate.wrapped and self.program.relax is not None:
             return None  # it is relaxed already
-        with swapped(candidate) as name:
+        if not self._functions:
+            self._functions = living_functions()
+        with swapped(candidate, self._functions) as name:
             return None if name is None else self._run(name)
 
     def _run(self, name: str) -> Outcome | None:

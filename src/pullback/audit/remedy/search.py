@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 from pullback.audit.remedy.match import places
@@ -111,12 +113,17 @@ def remedy_for(finding: Finding, before: Outcome, trial: Trial, until: float, re
     if text is None:
         return None
     try:
-        Source(text)
+        _parsed(text)
     except SyntaxError:
         return None
     search = _Search(finding, before, trial, until, _blamed(report, finding))
     start = Candidate(finding.file, text, text)
     return search.deepen(start, finding, before, 0)
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Source:
+    return Source(text)
 
 
 def _blamed(report: Audited, finding: Finding) -> set[str]:
@@ -162,16 +169,17 @@ class _Search:
         return None
 
     def _proposals(self, at: Candidate, finding: Finding) -> Iterator[Candidate]:
-        source = Source(at.new)
+        source = _parsed(at.new)
+        found = list(places(source, finding))
         for template in answers(finding.code, finding.operation):
-            for place in places(source, finding):
+            for place in found:
                 for draft in template.rewrite(place):
                     try:
                         new = draft.body()
-                        Source(new)
+                        if draft.empty or new == at.new or new in self.seen:
+                            continue
+                        ast.parse(new)
                     except SyntaxError:
-                        continue
-                    if draft.empty or new == at.new or new in self.seen:
                         continue
                     self.seen.add(new)
                     yield Candidate(

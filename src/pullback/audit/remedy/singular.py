@@ -16,7 +16,7 @@ from pullback.audit.remedy.template import ANY, SMALL, Place, Template, number
 __all__ = ["TEMPLATES"]
 
 _HARMLESS = {
-    **dict.fromkeys("sqrt rsqrt log log2 log10 pow reciprocal div std var norm".split(), "1.0"),
+    **dict.fromkeys("sqrt rsqrt log log2 log10 pow reciprocal div rdiv rtruediv std var norm".split(), "1.0"),
     **dict.fromkeys("exp expm1 log1p acos asin atanh tan sinh cosh square".split(), "0.0"),
     "logit": "0.5",
     "acosh": "2.0",
@@ -455,7 +455,7 @@ TEMPLATES = {
         "torch.where",
         "A denominator that is zero becomes one: zero over it stays zero, and the derivative is finite.",
         _NAN,
-        ("div", "divide", "true_divide", "truediv", "nan"),
+        ("div", "divide", "true_divide", "truediv", "rdiv", "rtruediv", "nan"),
         "share = count / total",
         _divided,
         SMALL,

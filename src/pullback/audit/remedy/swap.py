@@ -12,27 +12,36 @@ import itertools
 import linecache
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
 from pullback.audit.remedy.search import Candidate
 
-__all__ = ["swapped"]
+__all__ = ["living_functions", "swapped"]
 
 _numbers = itertools.count(1)
 
 
+def living_functions() -> list[FunctionType]:
+    """Return every function that lives, closures and methods included."""
+    return [f for f in gc.get_objects() if type(f) is FunctionType]
+
+
 @contextlib.contextmanager
-def swapped(candidate: Candidate) -> Iterator[str | None]:
+def swapped(candidate: Candidate, functions: list[FunctionType]) -> Iterator[str | None]:
     """Run with a candidate's code in place of the user's; yields the name under which the changed file goes.
+
+    Args:
+        candidate: the changed file.
+        functions: those that live (:func:`living_functions`).
 
     ``None`` is yielded where that cannot be done: no function of the file is alive, its text is not what was
     compiled, or the change reaches variables that a closure does not hold.
     """
     path = Path(candidate.file)
     name = str(path.with_name(f"{path.stem}~{next(_numbers)}{path.suffix}"))
-    functions = [f for f in gc.get_objects() if type(f) is FunctionType]
     own = [f for f in functions if f.__code__.co_filename == candidate.file]
     pairs = _counterparts(own, candidate, name)
     if pairs is None:
@@ -71,9 +80,8 @@ def swapped(candidate: Candidate) -> Iterator[str | None]:
 def _counterparts(
     functions: list[FunctionType], candidate: Candidate, name: str
 ) -> list[tuple[FunctionType, CodeType]] | None:
-    old = _codes(compile(candidate.old, candidate.file, "exec", dont_inherit=True))
     new = dict(_numbered(_codes(compile(candidate.new, name, "exec", dont_inherit=True))))
-    by_line = {(code.co_qualname, code.co_firstlineno): key for key, code in _numbered(old)}
+    by_line = _by_line(candidate.old, candidate.file)
     found = []
     for function in functions:
         code = function.__code__
@@ -85,6 +93,13 @@ def _counterparts(
             return None
         found.append((function, counterpart))
     return found or None
+
+
+@lru_cache(maxsize=4)
+def _by_line(text: str, file: str) -> dict[tuple[str, int], tuple[str, int]]:
+    """The number of each function of a text by its name and first line."""
+    codes = _numbered(_codes(compile(text, file, "exec", dont_inherit=True)))
+    return {(code.co_qualname, code.co_firstlineno): key for key, code in codes}
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
