@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from pullback.audit.judge.ledger import Ledger
-from pullback.audit.trace.optimizers import Optimizers
+from pullback.audit.trace.optimizers import Held, Optimizers
 from pullback.audit.trace.records import Leaf
 
 __all__ = ["find_cleared", "find_stale", "find_starved"]
@@ -19,7 +19,7 @@ def find_stale(ledger: Ledger, optimizers: Optimizers) -> None:
     """
     orphans = [leaf for leaf in ledger.tracer.leaves.values() if leaf.norm and not _is_held(optimizers, leaf)]
     for stepped in optimizers.stepped:
-        vain = [h for h in stepped.starved() if h.fed or ledger.leaf_of(h.tensor) not in ledger.graph.reached]
+        vain = [h for h in stepped.starved() if _is_vain(ledger, h)]
         newer = [leaf for leaf in orphans if leaf.parameter and _age(optimizers, leaf) > stepped.born]
         lost = [h for h in vain if not h.owned] if newer else []
         if not lost and _same_shapes([tuple(h.tensor.shape) for h in vain], [leaf.shape for leaf in newer or orphans]):
@@ -39,6 +39,11 @@ def find_stale(ledger: Ledger, optimizers: Optimizers) -> None:
         for held in lost:
             ledger.blame_tensor(held.tensor, finding)
         _replacements(ledger, optimizers, newer)
+
+
+def _is_vain(ledger: Ledger, held: Held) -> bool:
+    """Whether the program has no use for a tensor any more; what it uses and starves is another's fault."""
+    return bool(held.fed) or not held.owned or ledger.leaf_of(held.tensor) not in ledger.graph.reached
 
 
 def _replacements(ledger: Ledger, optimizers: Optimizers, newer: list[Leaf]) -> None:

@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from pullback.audit.trace.private import unseen
 from pullback.audit.trace.sites import Site, is_user_frame, locate
 
-__all__ = ["Optimizers", "Stepped"]
+__all__ = ["Held", "Optimizers", "Stepped"]
 
 
 @dataclass
