@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,19 @@ def test_data_that_is_missing_is_named_before_the_start(tmp_path: Path, monkeypa
     with pytest.raises(lab.UsageError, match="run `pullback data fetch mnist`"):
         lab.run(system, runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_record_is_written_however_busy_the_machine_is(inline: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short record that waits long for the disk or the processor is still there at once, claim by claim."""
+    waited, clock = [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + waited[0])
+    written = RunResult.write
+
+    def slowly(result: RunResult) -> None:
+        waited[0] += 10.0
+        written(result)
+
+    monkeypatch.setattr(RunResult, "write", slowly)
+    for n in range(3):
+        inline.claim(f"claim {n}", True)
+        assert len(RunResult.read(inline.directory).claims) == n + 1
