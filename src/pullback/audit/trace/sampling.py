@@ -8,6 +8,7 @@ are kept until its end, so that the first that is not finite can be named when t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from pullback.audit.trace.private import unseen
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.sites import Site
 
-__all__ = ["Glance", "Sampling"]
+__all__ = ["Glance", "Sampling", "is_harmless"]
 
 FULL = 2
 """Passes of each line that differentiates which are recorded."""
@@ -99,7 +100,10 @@ class Sampling:
 
     def log(self, glance: Glance, leaving: Any, arriving: Any) -> None:
         """Keep what went through an autograd function, or what is wrong with it."""
-        if all(g is None or g.numel() <= SMALL for g in (*leaving, *arriving)):
+        for gradient in leaving:
+            if gradient is not None and gradient.numel() > SMALL:
+                break
+        else:
             self._cotangents.append((glance, leaving, arriving))
             return
         with unseen():
@@ -133,6 +137,18 @@ class Glance:
         """Keep what went through; autograd calls this with the gradients of the inputs and of the outputs."""
         if not self.sampling.settled:
             self.sampling.log(self, leaving, arriving)
+
+
+@cache
+def is_harmless(function: str) -> bool:
+    """Whether an autograd function only moves or adds cotangents, which makes no finite one infinite."""
+    return function.rstrip("0123456789").removesuffix("Backward") in _HARMLESS
+
+
+_HARMLESS = frozenset(
+    """Add Sub Neg T Transpose Permute View UnsafeView ReshapeAlias Alias Clone Squeeze Unsqueeze Select Slice Split
+    Unbind Stack Cat Expand Mean Sum AsStrided""".split()
+)
 
 
 def _is_sampled(number: int) -> bool:

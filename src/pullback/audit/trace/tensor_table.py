@@ -13,7 +13,7 @@ from pullback.audit.trace.cotangents import CotangentHook, graph_functions
 from pullback.audit.trace.norms import norm_of
 from pullback.audit.trace.private import is_wrapped, unseen, unwrap, view_base
 from pullback.audit.trace.records import Leaf, Node, NotFinite, Origin
-from pullback.audit.trace.sampling import Glance, Sampling
+from pullback.audit.trace.sampling import Glance, Sampling, is_harmless
 from pullback.audit.trace.sites import Site, locate
 
 __all__ = ["TensorTable"]
@@ -218,13 +218,15 @@ class TensorTable:
         stack = [tensor.grad_fn]
         while stack:
             function = stack.pop()
-            if function is None or function.name() == _ACCUMULATE:
+            kind = "" if function is None else function.name()
+            if not kind or kind == _ACCUMULATE:
                 continue
             metadata: Any = function.metadata
             if metadata.get("pullback", (None,))[0] is self:
                 continue
             metadata["pullback"] = (self, None)
-            function.register_hook(Glance(self.sampling, site, name, function.name()))
+            if not is_harmless(kind):
+                function.register_hook(Glance(self.sampling, site, name, kind))
             stack += [f for f, _ in function.next_functions]
 
     def hook(self, tensor: Tensor, node: Node) -> None:

@@ -154,6 +154,8 @@ class Tracer(Departures, TorchFunctionMode):
         call = stand_in(frame, func)
         if name in ("backward", "grad") and getattr(func, "__module__", "").startswith("torch"):
             return self.differentiate(name, call, args, kwargs)
+        if self.sampling.light:
+            return self._glance(name, call, args, kwargs, frame)
         if name in ops.IGNORED or getattr(func, "__module__", None) == "torch.nn.init":
             return call(*args, **kwargs)
         return self._record(name, call, args, kwargs, frame)
@@ -176,32 +178,28 @@ class Tracer(Departures, TorchFunctionMode):
 
     def _glance(self, name: str, func: Any, args: Any, kwargs: Any, frame: Any) -> Any:
         """Run an operation of a pass that is not recorded; record from here on if it is a new one."""
-        tensors = args if not kwargs else (*args, *kwargs.values())
-        live = []
-        for value in tensors:
-            if isinstance(value, Tensor):
-                if value.requires_grad:
-                    live.append(value)
-            elif isinstance(value, list | tuple):
-                live += [t for t in tensors_in(value) if t.requires_grad]
-        if not live or not torch.is_grad_enabled() or name in ops.EXITS:
+        live = fresh = False
+        if torch.is_grad_enabled():
+            for value in (*args, *kwargs.values()) if kwargs else args:
+                for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
+                    if tensor.requires_grad:
+                        live = True
+                        fresh |= type(tensor) is nn.Parameter and self.index_of(tensor) is None
+        if not live or name in ops.EXITS or name in ops.IGNORED:
             return func(*args, **kwargs)
         site = locate(frame, self.libraries)
         sampling = self.sampling
-        if sampling.is_new(site, name) or any(isinstance(t, nn.Parameter) and self.index_of(t) is None for t in live):
+        if fresh or sampling.is_new(site, name):
             sampling.light = False
             return self._record(name, func, args, kwargs, frame)
         out = func(*args, **kwargs)
         if not sampling.settled:
             sampling.keep(site, name, out, args)
             for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
-                if tensor.grad_fn is not None:
-                    self.glance(tensor, site, name)
+                self.glance(tensor, site, name)
         return out
 
     def _record(self, name: str, func: Any, args: Any, kwargs: Any, frame: Any) -> Any:
-        if self.sampling.light:
-            return self._glance(name, func, args, kwargs, frame)
         enabled = torch.is_grad_enabled()
         parents: list[int] = []
         live_parents: list[int] = []
