@@ -121,7 +121,7 @@ def confine(scratch: Path) -> None:
     def moved(file: Any) -> Any:
         if not isinstance(file, str | os.PathLike):
             return file
-        path = Path(os.path.abspath(os.fspath(file)))  # type: ignore[arg-type]
+        path = Path(os.path.abspath(os.fspath(file)))
         if path.is_relative_to(scratch) or path.is_relative_to("/dev"):
             return file
         return scratch / "written" / path.relative_to(path.anchor)
@@ -156,8 +156,9 @@ def confine(scratch: Path) -> None:
         else:
             copy.mkdir(parents=True, exist_ok=True)
 
-    builtins.open = io.open = opened  # type: ignore[assignment]
-    torch.save, torch.load = saved, loaded
+    builtins.open = io.open = opened
+    torch.save = saved  # type: ignore[assignment]
+    torch.load = loaded  # type: ignore[assignment]
     os.mkdir = made
     sys.addaudithook(_Guard(scratch))
     landlock.restrict_writes([scratch, Path("/dev")])
@@ -178,7 +179,7 @@ class _Guard:
         elif event in _MOVES:
             for path in args[:2] if event in ("os.rename", "os.link", "os.symlink") else args[:1]:
                 if isinstance(path, str | os.PathLike):
-                    self._refuse(event, os.fspath(path))  # type: ignore[arg-type]
+                    self._refuse(event, os.fspath(path))
         elif event in _FORBIDDEN:
             raise PermissionError(f"{event} is not run in a trial")
         elif (

@@ -44,7 +44,7 @@ def remedies_of_script(
     if not hasattr(os, "fork"):
         raise OSError("remedies of scripts are tried in forked processes, which this system does not have")
     with _sandbox(str(path), list(args), options, seconds) as trial:
-        return with_remedies(report, trial, seconds)  # type: ignore[no-any-return]
+        return with_remedies(report, trial, seconds)
 
 
 @contextlib.contextmanager

@@ -107,8 +107,8 @@ class _Position:
         if subscript.value is node:
             last = index.elts[-1] if isinstance(index, ast.Tuple) else None
             if isinstance(last, ast.Constant) and last.value is None:  # i[:, None] inside of a gather
-                above = self._gather_around(subscript)
-                return above is not None and self._gathered(node, *above, keep=True)
+                gather = self._gather_around(subscript)
+                return gather is not None and self._gathered(node, *gather, keep=True)
             if isinstance(index, ast.Tuple) and isinstance(index.elts[0], ast.Constant) and index.elts[0].value is ...:
                 draft.put(subscript, lambda: f"{draft.operand(node)}[{self._inside(index)}, :]")
             elif isinstance(index, ast.Tuple) and number(index.elts[-1]) is None and not isinstance(last, ast.Slice):
@@ -194,9 +194,8 @@ class _Position:
         if name == "index_select":
             found = bound(self.source, call, "input", "dim", "index")
             if found and found.get("index") is node and number(found.get("dim")) == 0:
-                draft.put(
-                    call, lambda: f"{draft.block('discrete.lookup')}({draft.text(node)}, {draft.text(found['input'])})"
-                )
+                table = found["input"]
+                draft.put(call, lambda: f"{draft.block('discrete.lookup')}({draft.text(node)}, {draft.text(table)})")
                 return True
             return False
         if name == "embedding" and len(call.args) == 2 and call.args[0] is node:
@@ -325,7 +324,7 @@ def _order(place: Place) -> Iterator[Draft]:
     for as_number in (False, True):
         draft = Draft(source)
         block = draft.block("discrete.argsort")
-        text = lambda d=draft, b=block: f"{b}({_ordering(d, found)}, temperature=0.1, hard=True)"  # type: ignore[misc]  # noqa: E731
+        text = lambda d=draft, b=block: f"{b}({_ordering(d, found)}, temperature=0.1, hard=True)"  # noqa: E731
         if _place_rows(draft, place, node, text, called(node) == "sort", many=True, as_number=as_number):
             yield draft
 

@@ -33,7 +33,7 @@ def _tensor_of(draft: Draft, node: ast.AST) -> None:
         if not isinstance(call, ast.Call):
             continue
         if isinstance(call.func, ast.Attribute) and called(call) in _LEAVING and not call.args:
-            draft.put(call, lambda c=call: draft.operand(c.func.value))  # type: ignore[misc, attr-defined]
+            draft.put(call, lambda c=call: draft.operand(c.func.value))  # type: ignore[misc]
         elif called(call) == "float" and len(call.args) == 1 and not isinstance(call.args[0], ast.Constant):
             draft.put(call, lambda c=call: draft.operand(c.args[0]))  # type: ignore[misc]
 
@@ -108,7 +108,7 @@ def _joined(draft: Draft, call: ast.Call, join: str = "stack") -> bool:
         made = draft.source.definition(content.id, draft.source.statement(call))
         listed = made is not None and isinstance(made.value, ast.List | ast.ListComp)
         listed = listed or any(
-            called(n) == "append" and draft.source.segment(n.func).startswith(f"{content.id}.")  # type: ignore[attr-defined]
+            called(n) == "append" and draft.source.segment(n.func).startswith(f"{content.id}.")
             for n in ast.walk(draft.source.scope(call))
             if isinstance(n, ast.Call)
         )
@@ -271,7 +271,9 @@ def _same_value(place: Place) -> Iterator[Draft]:
             and called(node) in ("Parameter", "Variable", "requires_grad_")
             and not isinstance(source.parent(node), ast.Expr)
         ):
-            inner = node.func.value if called(node) == "requires_grad_" else (node.args or [None])[0]  # type: ignore[attr-defined]
+            inner = node.args[0] if node.args else None
+            if called(node) == "requires_grad_" and isinstance(node.func, ast.Attribute):
+                inner = node.func.value
             if inner is not None:
                 draft = Draft(source)
                 _tensor_of(draft, inner)

@@ -98,12 +98,14 @@ class _Mask:
         draft, name = self.draft, called(call)
         where = bound(self.source, call, "condition", "input", "other") if name == "where" else None
         if where is not None and where.get("condition") is node and "other" in where:
-            words = lambda: ", ".join(draft.text(where[w]) for w in ("condition", "input", "other"))  # noqa: E731
+            parts = [where[w] for w in ("condition", "input", "other")]
+            words = lambda: ", ".join(map(draft.text, parts))  # noqa: E731
             draft.put(call, lambda: f"{draft.block('discrete.where')}({words()})")
         elif name in ("masked_fill", "masked_fill_"):
             found = bound(self.source, call, "input", "mask", "value")
             if found is not None and "value" in found:
-                words = lambda: ", ".join(draft.text(found[w]) for w in ("input", "mask", "value"))  # noqa: E731
+                parts = [found[w] for w in ("input", "mask", "value")]
+                words = lambda: ", ".join(map(draft.text, parts))  # noqa: E731
                 draft.put(call, lambda: f"{draft.block('discrete.masked_fill')}({words()})")
         elif name == "masked_select":
             found = bound(self.source, call, "input", "mask")

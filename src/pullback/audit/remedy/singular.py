@@ -43,11 +43,10 @@ def _name(place: Place, node: ast.AST) -> str:
     return {"divide": "div", "true_divide": "div"}.get(called(node).strip("_"), called(node).strip("_"))
 
 
-def _set(draft: Draft, place: Place, node: ast.AST, part: ast.expr, text: Callable[[], str]) -> None:
+def _set(draft: Draft, place: Place, node: ast.AST, part: ast.expr, text: str) -> None:
     """Give the input of an operation another text; that of a method or an operator so that it stays one operand."""
     receiver = isinstance(node, ast.BinOp) or (isinstance(node, ast.Call) and getattr(node.func, "value", None) is part)
-    plain = text
-    draft.put(part, (lambda: plain() if _is_operand(plain()) else f"({plain()})") if receiver else plain)
+    draft.put(part, text if _is_operand(text) or not receiver else f"({text})")
 
 
 def _is_operand(text: str) -> bool:
@@ -76,9 +75,8 @@ def _hidden(place: Place) -> Iterator[Draft]:
         ):
             continue  # the condition is not known yet where the input is made
         sides = (draft.text(part), harmless) if first else (harmless, draft.text(part))
-        _set(
-            draft, place, node, part, lambda c=condition, s=sides: f"{torch}.where({source.segment(c)}, {s[0]}, {s[1]})"
-        )  # type: ignore[misc]
+        text = f"{torch}.where({source.segment(condition)}, {sides[0]}, {sides[1]})"
+        _set(draft, place, node, part, text)
         done = True
     if done:
         yield draft

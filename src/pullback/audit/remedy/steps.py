@@ -31,7 +31,7 @@ def _rounded(place: Place) -> Iterator[Draft]:
     for node in (place.node, *place.alike):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.FloorDiv):
             a, b = node.left, node.right
-            quotient = lambda a=a, b=b: f"{draft.operand(a)} / {draft.operand(b)}"  # type: ignore[misc]  # noqa: E731
+            quotient = lambda a=a, b=b: f"{draft.operand(a)} / {draft.operand(b)}"  # noqa: E731
             draft.put(node, lambda q=quotient: f"{draft.block('discrete.floor')}({q()}, temperature=0.25, hard=True)")  # type: ignore[misc]
             continue
         if not isinstance(node, ast.Call):
