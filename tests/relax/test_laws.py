@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -296,3 +297,72 @@ def test_writes_of_another_dtype_fail_as_in_torch() -> None:
         with pullback.relaxed(), pytest.raises(RuntimeError) as relaxed:
             write(x.argsort())
         assert str(plain.value) == str(relaxed.value)
+
+
+def both_gradients(program: Callable[[Tensor], Tensor], x: Tensor, samples: int = 1500) -> tuple[Tensor, Tensor]:
+    """The relaxed gradient, and that of the smoothed program by antithetic differences."""
+    sigma, generator = 0.1 * x.std().item(), torch.Generator().manual_seed(3)
+    truth = torch.zeros_like(x)
+    for _ in range(samples):
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        truth += (program(x + sigma * noise) - program(x - sigma * noise)).double() * noise / (2 * sigma * samples)
+    leaf = x.clone().requires_grad_()
+    with pullback.relaxed(temperature=0.1):
+        y = program(leaf)
+    assert torch.equal(y.detach(), program(x))
+    return slope(y, leaf), truth
+
+
+def test_a_suppression_loop_has_the_length_of_what_its_alternatives_change() -> None:
+    generator = torch.Generator().manual_seed(21)
+    centres = torch.rand(10, generator=generator, dtype=P)
+    close = (centres[:, None] - centres).abs() < 0.12
+    pay = torch.randn(10, generator=generator, dtype=P)
+
+    def suppressed(scores: Tensor) -> Tensor:
+        free, total = torch.ones(10, dtype=torch.bool), 0.0
+        for _ in range(4):
+            best = scores.masked_fill(~free, -20.0).argmax()
+            total = total + pay[best]
+            free = free & ~close[best]
+        return total
+
+    pairs = [both_gradients(suppressed, torch.randn(10, generator=generator, dtype=P)) for _ in range(6)]
+    clear = [pair for pair in pairs if pair[1].norm() > 1]  # elsewhere nothing is near a change
+    assert len(clear) >= 3
+    assert all(F.cosine_similarity(relaxed, truth, dim=0) > 0.7 for relaxed, truth in clear)
+    # A change of 2 over a noise of 0.1: slopes multiplied over four choices would be thousands.
+    assert max(gradient.norm() for gradient, _ in pairs) < 20
+
+
+def test_a_membrane_that_resets_has_no_product_of_slopes() -> None:
+    weight = torch.tensor([1.0, -0.5, 0.7, 1.2], dtype=P)
+
+    def spikes(drive: Tensor) -> Tensor:
+        v, total = torch.zeros(4, dtype=P), torch.zeros(4, dtype=P)
+        for _ in range(20):
+            v = 0.8 * v + 0.4 * torch.sigmoid(drive)
+            fired = (v >= 1).double()
+            v = v * (1 - fired)
+            total = total + fired
+        return (total * weight).sum()
+
+    relaxed, truth = both_gradients(spikes, torch.tensor([0.7, 0.1, 1.4, 2.0], dtype=P))
+    assert F.cosine_similarity(relaxed, truth, dim=0) > 0.3
+    assert relaxed.norm() < 5 * truth.norm()  # slopes multiplied, it would be hundreds
+
+
+def test_bits_and_tables_of_integers_are_read_value_by_value() -> None:
+    x = leaf(0.3, 0.34, -0.2, 0.31, 0.1, 0.27)
+    table = torch.tensor([0.0, 3.0, -1.0, 2.0], dtype=P)
+    with pullback.relaxed(temperature=0.3, scale=None):
+        n = x[:3].argmax() + 1
+        grey = table[n ^ (n >> 1)]
+        partner = x.view(2, 3).argmax(0)
+        back = (partner[x[3:].argmax()] == 1).double()
+    p = x.new_tensor(1.0) * (n.distribution.probability)
+    assert torch.allclose(slope(grey, x), slope((p * table[[k ^ (k >> 1) for k in (1, 2, 3)]]).sum(), x))
+    where = pullback.relaxed(temperature=0.3, scale=None)
+    with where:
+        q, r = x.view(2, 3).argmax(0).distribution.probability, x[3:].argmax().distribution.probability
+    assert torch.allclose(slope(back, x), slope((r * q[:, 1]).sum(), x))

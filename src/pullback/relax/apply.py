@@ -126,7 +126,12 @@ def _left(foreign: list[type]) -> str:
 
 def _makes_soft(context: Context, func: Any) -> bool:
     rule = RULES.get(INPLACE.get(func, func))
-    return rule is not None and _concerned(context, rule, False) and rule.operation not in ("cast", "floor_divide")
+    if func in (torch.div, Tensor.div):  # most often without a rounding_mode
+        return False
+    return rule is not None and _concerned(context, rule, False) and (rule.operation != "cast" or func not in _TO_FLOAT)
+
+
+_TO_FLOAT = {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type, Tensor.type_as}
 
 
 def _through_subclass(context: Context, func: Any, kind: type, args: Any, kwargs: Any) -> Any:

@@ -53,6 +53,11 @@ class relaxed:
       numbers, a strongly curved function of a sum of several near jumps) are taken as independent.
     * The width of a step is relative to the spread of what it meets, or of the tensor that it is a slice of. Where the
       noise that matters is several times wider, the direction loses accuracy: raise the temperature.
+    * Chained choices (a suppression loop, farthest points, a membrane that resets) are followed alternative by
+      alternative: what a choice is made of is compared for each of its atoms, so a chain has the length of the change
+      that the alternatives make, not the product of its slopes. Of a long chain the sixteen likeliest histories are
+      kept, the others as their mean.
+    * Checkpoints (``torch.utils.checkpoint``) inside of the context keep their tensors: nothing is computed twice.
     * ``relaxed`` cannot look ahead: a value far from every jump has almost no gradient.
     * Where control flow, a Python number, NumPy or a shape depends on a value, its gradient ends: see :meth:`report`.
     * A generator or coroutine that suspends inside of ``with relaxed()`` leaves the context active in its thread until

@@ -12,7 +12,7 @@ from pullback.relax.image import MAX_ATOMS
 from pullback.relax.law import law_of
 from pullback.relax.rules import Discrete, Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_flow import flow, reshape_distribution
-from pullback.relax.rules_logic import selection
+from pullback.relax.rules_logic import selection, with_atoms
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, attach, attached, plain
 
@@ -38,7 +38,11 @@ def _getitem(settings: Settings, hard: Tensor, input: Tensor, index: Any) -> Any
 def _read(hard: Tensor, input: Any, index: Any, read: Any, atoms: Any) -> Any:
     """The parts behind a lookup in ``input``, which may be floating, integer, bool or itself soft."""
     certain = not isinstance(input, SoftTensor) and law_of(input) is None
-    known: Any = lazy(lambda table, index: _small(atoms(table, index), hard), input, index) if certain else None
+    known: Any = None
+    if certain:
+        known = lazy(lambda table, index: _small(atoms(table, index), hard), input, index)
+    elif isinstance(input, SoftIndex) and input.has_distribution and input.ndim == 1 and read is lookup.read:
+        known = lazy(_read_twice, input, index)
     if hard.is_floating_point():
         value = read(input, index)
         return value if known is None else Discrete(value, known)
@@ -49,11 +53,23 @@ def _read(hard: Tensor, input: Any, index: Any, read: Any, atoms: Any) -> Any:
         return result
 
     late = lazy(compute, input, index)
-    return late if hard.dtype == torch.bool else Integer(known, late)
+    if hard.dtype == torch.bool:
+        return late if known is None else with_atoms(late, known)
+    return Integer(known, late)
+
+
+def _read_twice(table: SoftIndex, index: tuple[Any, ...]) -> Distribution | None:
+    """The atoms of ``table[index]`` where both are soft: those of the table, by where the index may point."""
+    inside = table.distribution
+    if inside is None or inside.values.ndim != 1:
+        return None
+    p = inside.probability.expand(len(table), inside.probability.shape[-1])
+    where = lookup.atoms(torch.arange(len(table), device=p.device), index).probability
+    return Distribution(where.to(p.dtype) @ p, inside.support)
 
 
 def _small(atoms: Distribution, hard: Tensor) -> Distribution | None:
-    integers = not hard.is_floating_point() and atoms.support is not None
+    integers = not (hard.is_floating_point() or hard.dtype == torch.bool) and atoms.support is not None
     if integers:
         atoms = atoms._replace(support=atoms.values.long())
     return atoms if atoms.values.numel() <= MAX_ATOMS else None

@@ -17,6 +17,7 @@ from pullback.relax.internals import wrapped
 from pullback.relax.law import distribution_of, only_jumps
 from pullback.relax.ranking import compare_with_places
 from pullback.relax.rules import PASS, Discrete, Dropped, Integer, as_they_are, is_active, lazy, relaxes, soft_value
+from pullback.relax.rules_flow import atoms_behind
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain
 
@@ -187,6 +188,29 @@ _TORCH = {
 }
 
 
+_BITS = {
+    "logical_and": torch.bitwise_and,
+    "logical_or": torch.bitwise_or,
+    "logical_xor": torch.bitwise_xor,
+}
+
+
+def _bits(function: Callable[..., Tensor], hard: Tensor, args: Any) -> Integer:
+    """The bits of integers: those of every value they could have."""
+    if any(isinstance(a, SoftTensor) and distribution_of(a) is None for a in args):
+        raise Dropped("bits of an integer of which only the mean is known")
+    atoms = atoms_behind(function, hard, args, {})
+    shape = hard.shape
+
+    def expected() -> Tensor:
+        exact = atoms()
+        if exact is None:
+            raise Dropped("bits of integers with too many values")
+        return exact.mean().expand(shape)
+
+    return Integer(atoms, Lazy(expected, [atoms]))
+
+
 def _of_one_choice(function: Callable[..., Tensor], hard: Tensor, args: Any, otherwise: Lazy[Tensor]) -> Lazy[Tensor]:
     """``otherwise``, a probability; where elements or arguments share a choice that of the atoms together."""
     if not any(isinstance(a, SoftBool) and a._current().coin is not None for a in args):
@@ -220,7 +244,7 @@ def _logic(operation: str) -> Callable[..., Any]:
 
     def soft(settings: Settings, hard: Tensor, input: Any, other: Any) -> Any:
         if hard.dtype != torch.bool:
-            raise Dropped("bits of an integer")
+            return _bits(_BITS[operation], hard, (input, other))
 
         def compute(input: Any, other: Any) -> Tensor:
             p, q = probability(input), probability(other)
@@ -287,7 +311,8 @@ def _where(settings: Settings, hard: Any, *args: Any) -> Any:
 
 @relaxes("masked_fill", group="where", operation="masked_fill", only_soft=True)
 def _masked_fill(settings: Settings, hard: Tensor, input: Tensor, mask: Tensor, value: Any) -> Any:
-    if isinstance(mask, SoftBool) and input.is_floating_point():
+    finite = isinstance(value, Tensor) or math.isfinite(value)
+    if isinstance(mask, SoftBool) and input.is_floating_point() and not finite:
         return discrete.masked_fill(input, mask.probability, value)
     return selection(hard, mask, value, input)
 

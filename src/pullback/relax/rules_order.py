@@ -99,8 +99,9 @@ def _extreme_statistic(settings: Settings, operation: str, input: Any, value: An
 
     def places(input: Tensor) -> Places:
         part = _extreme_position(settings, operation, input, along, keepdim and along is not None, operation == "max")
-        assert part.distribution is not None
-        at = part.distribution().probability
+        known = None if part.distribution is None else part.distribution()
+        assert known is not None
+        at = known.probability
         return Places(at, torch.zeros_like(at) if operation == "max" else 1 - at)
 
     return Statistic(value, input, along, lazy(places, input))
