@@ -35,7 +35,7 @@ def user_traceback(error: BaseException) -> str:
         if id(one) in seen:
             continue
         seen.add(id(one))
-        kept = [frame for frame in one.stack if not _is_ours(frame.filename)]
+        kept = [f for f in one.stack if not _is_ours(f.filename) and f.name != "<traced call>"]  # trace.stand_in
         one.stack[:] = kept
         stack += [other for other in (one.__cause__, one.__context__, *(one.exceptions or ())) if other is not None]
     return "".join(whole.format())

@@ -39,7 +39,6 @@ class BackwardPasses(TensorTable):
     def __init__(self, libraries: bool, steps: int | None, sample: bool) -> None:
         super().__init__(libraries, sample)
         self.steps = steps
-        self.events: list[Event] = []
         self.impure = False
         self.finished = False
         self._event_start = 0

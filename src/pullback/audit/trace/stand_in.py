@@ -31,7 +31,8 @@ def stand_in(frame: FrameType, func: Callable[..., Any]) -> Callable[..., Any]:
     if frame.f_code is not _DISPATCH or frame.f_back is None:
         return _imitating(frame, func)
     # A Python function: behind the dispatch lies its first, overridden, call; it may warn in the name of outer frames.
-    caller, callers = frame.f_back.f_back, []
+    caller = frame.f_back.f_back
+    callers: list[FrameType] = []
     while caller is not None and len(callers) < DEPTH:
         callers.append(caller)
         caller = caller.f_back

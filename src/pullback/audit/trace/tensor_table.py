@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pullback.audit.trace.cotangents import CotangentHook, graph_functions
 from pullback.audit.trace.norms import norm_of
 from pullback.audit.trace.private import is_wrapped, unseen, unwrap, view_base
-from pullback.audit.trace.records import Leaf, Node, NotFinite, Origin
+from pullback.audit.trace.records import Event, Leaf, Node, NotFinite, Origin
 from pullback.audit.trace.sampling import Glance, Sampling, is_harmless
 from pullback.audit.trace.sites import Site, locate
 
@@ -33,6 +33,7 @@ class TensorTable:
         self.nodes: list[Node] = []
         self.origins: list[Origin] = []
         self.leaves: dict[int, Leaf] = {}
+        self.events: list[Event] = []
         self.mutated: dict[int, Any] = {}
         self.not_finite: list[NotFinite] = []
         self.stopped = False
@@ -215,7 +216,7 @@ class TensorTable:
 
     def glance(self, tensor: Tensor, site: Site, name: str) -> None:
         """Keep the cotangents of the autograd functions that made a tensor, if they are not watched yet."""
-        stack = [tensor.grad_fn]
+        stack: list[Any] = [tensor.grad_fn]
         while stack:
             function = stack.pop()
             kind = "" if function is None else function.name()
