@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pullback.audit.judge.cancels import find_cancels
 from pullback.audit.judge.exits import find_branches, find_exits
 from pullback.audit.judge.flow import flow_findings
 from pullback.audit.judge.ledger import SILENT, Ledger
@@ -64,6 +65,7 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
     find_exits(ledger)
     find_not_finite(ledger)
     if not any(f.kind == "nan" for f in ledger.found):
+        find_cancels(ledger)
         find_zeros(ledger)
         for code, node, evidence, leaves in flow_findings(ledger.graph, ledger.trained):
             if ledger.add(code, node.site, node.op, "error" if leaves else "warning", evidence, **evidence):
@@ -93,7 +95,7 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
         parameters=parameters,
         notes=every,
         silenced=ledger.silenced,
-        steps=len(ledger.tracer.events),
+        steps=ledger.tracer.steps_seen,
         error=error,
     )
 

@@ -103,14 +103,17 @@ def _near_pole(graph: TraceGraph, live: Node, hops: int = 4) -> bool:
 
 
 def _shared(graph: TraceGraph, origin: Origin) -> bool:
-    """Whether what was cut, or what it was computed from since the last layer, is also used with its gradient, or is a
-    trained tensor itself: a rotation found from a vector turns that vector.
+    """Whether what was cut is also used with its gradient, or is a trained tensor itself.
+
+    So it is where the one value that it was computed from, since the last layer, is used so: a rotation found from a
+    vector turns that vector.
     """
     if any(graph.nodes[s].leaf is not None for s in origin.sources):
         return True
     near = _without_layers(graph, origin.sources)
-    children = {c for n in near for c in graph.children[n]} - near
-    return any(graph.nodes[c].live and c in graph.reached for c in children)
+    roots = [n for n in near if graph.nodes[n].op in ops.WEIGHTED or not near.intersection(graph.nodes[n].parents)]
+    users = {c for n in (*origin.sources, *(roots if len(roots) == 1 else ())) for c in graph.children[n]} - near
+    return any(graph.nodes[c].live and c in graph.reached for c in users)
 
 
 def _without_layers(graph: TraceGraph, start: tuple[int, ...]) -> set[int]:
