@@ -101,3 +101,19 @@ def test_no_other_file_names_what_is_private() -> None:
                 if node.attr in ("_version", "_base", "_cdata", "_current_level"):
                     found.append(f"{file.name}: {ast.unparse(node)}")
     assert found == []
+
+
+def test_a_mode_sees_where_a_region_without_gradients_ends() -> None:
+    class Calls(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[object] = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Calls() as calls, torch.no_grad():
+        pass
+    assert calls.seen.count(internals.set_grad_enabled) == 2
+    assert torch.is_grad_enabled()

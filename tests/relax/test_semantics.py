@@ -273,8 +273,8 @@ def test_report_says_what_was_dropped_and_where() -> None:
         if mask[0]:
             pass
         x.argmax().item()
-        x[mask]
-        mask.nonzero()
+        x.view(2, 2)[mask.view(2, 2)]
+        mask.view(2, 2).nonzero()
         torch.where(mask)
         torch.gt(x, 0, out=torch.empty(4, dtype=torch.bool))
         [0, 1, 2][x.argmax()]

@@ -43,7 +43,7 @@ def _named(names: str) -> set[Any]:
 SILENT = _named(
     "shape dtype device layout size dim ndim ndimension numel nelement __len__ is_floating_point is_complex is_signed "
     "requires_grad grad_fn grad is_leaf __repr__ __str__ __format__ __hash__ stride is_contiguous data_ptr storage "
-    "untyped_storage element_size itemsize nbytes _version detach data names is_cuda is_cpu "
+    "untyped_storage element_size itemsize nbytes _version detach data names is_cuda is_cpu is_mps is_xla "
     "is_meta is_sparse is_quantized "
     "get_device is_tensor zeros_like ones_like empty_like full_like rand_like randn_like "
     "randint_like new_zeros new_ones "

@@ -7,6 +7,7 @@ name                                            what for
 ``_C.DisableTorchFunctionSubclass``             calls that modes see and subclasses do not
 ``Tensor._make_subclass``                       soft tensors share the memory of the plain ones
 ``Tensor._version``, ``Tensor._base``           changes in place; the tensor of which one is a view
+``_C._set_grad_enabled``                        what the start and the end of ``no_grad`` call
 ``_C._functorch``                               values below the transforms of ``torch.func``
 ``autograd.forward_ad._current_level``          whether forward mode is under way
 ``utils.checkpoint.CheckpointFunction.apply``,  functions under a checkpoint run once, without
@@ -36,6 +37,7 @@ __all__ = [
     "keep_checkpoints_in_memory",
     "make_subclass",
     "run_compiled_code_eagerly",
+    "set_grad_enabled",
     "stay_out_of_compilation",
     "unseen",
     "unseen_by_subclasses",
@@ -47,6 +49,9 @@ __all__ = [
 
 unseen = torch._C.DisableTorchFunction
 """Context: neither a function mode nor a subclass sees a call."""
+
+set_grad_enabled = torch._C._set_grad_enabled
+"""What a mode sees where a region without gradients starts and ends."""
 
 unseen_by_subclasses = torch._C.DisableTorchFunctionSubclass
 """Context: subclasses do not see a call, modes do."""

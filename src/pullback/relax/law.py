@@ -44,7 +44,7 @@ from pullback.relax.image import (
     moved,
 )
 from pullback.relax.internals import version
-from pullback.relax.rules import functions_named, is_active, tensors_in
+from pullback.relax.rules import applied, functions_named, is_active, tensors_in
 from pullback.relax.soft_tensors import (
     Distribution,
     Lazy,
@@ -394,7 +394,7 @@ def _nonlinear(
     point = MEAN
     if is_pure and function not in MULTILINEAR:
         point = NEAREST_HALF_WAY if joins else EACH_HALF_WAY
-    return _replaced(hard, function(*lift(args, point), **lift(kwargs, point)))
+    return _replaced(hard, applied(function, lift(args, point), lift(kwargs, point)))
 
 
 def _mean_loss(function: Any, args: Any, kwargs: Any) -> Tensor | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 from pullback.core.checks import check_choice, check_positive, nearest
@@ -76,6 +77,8 @@ class relaxed:
             soft is carried on through everything.
         ignore: names of operations or groups to leave plain.
         scale: ``"std"``: temperature in standard deviations of the argument; ``None``: in the argument's own units.
+        through_no_grad: carry gradients through regions of ``torch.no_grad()`` inside the context as if they were not
+            there, for metrics of others that switch gradients off in their middle. Leave steps of an optimizer outside.
 
     Returns:
         The object itself as context, with :meth:`report` and :attr:`calls`; or the decorated function, which has the
@@ -115,6 +118,7 @@ class relaxed:
         only: Iterable[str] | None = None,
         ignore: Iterable[str] | None = None,
         scale: str | None = "std",
+        through_no_grad: bool = False,
     ) -> None:
         if function is not _UNSET:
             temperature = function
@@ -126,7 +130,10 @@ class relaxed:
             raise ValueError(f"scale must be 'std' or None, got {scale!r}")
         self.temperature = temperature
         self.hard = hard
+        if not isinstance(through_no_grad, bool):
+            raise TypeError(f"through_no_grad must be a bool, got {type(through_no_grad).__name__}")
         self.scale = scale
+        self.through_no_grad = through_no_grad
         self.methods = _checked_methods(methods)
         self._ignored = frozenset(_expand("ignore", ignore) if ignore is not None else ())
         self._chosen = _chosen(only) - self._ignored
@@ -145,7 +152,7 @@ class relaxed:
 
     def __enter__(self) -> relaxed:
         internals.stay_out_of_compilation()
-        mode = _RelaxMode(self._settings(), self._chosen, self._ignored, self._calls)
+        mode = _RelaxMode(self._settings(), self._chosen, self._ignored, self._calls, self.through_no_grad)
         stack = self._stack()
         stack.append((mode, internals.run_compiled_code_eagerly()))
         internals.keep_checkpoints_in_memory(is_entered)
@@ -189,6 +196,7 @@ class relaxed:
             "only": sorted(self._chosen),
             "ignore": sorted(self._ignored),
             "scale": self.scale,
+            "through_no_grad": self.through_no_grad,
         }
 
     def _stack(self) -> list[Any]:
@@ -212,12 +220,20 @@ for _name in ("__enter__", "__exit__", "__call__"):
 class _RelaxMode(TorchFunctionMode):
     """One entry of a context: passes every call of this thread to the rules."""
 
-    def __init__(self, settings: Settings, chosen: frozenset[str], ignored: frozenset[str], calls: Calls) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        chosen: frozenset[str],
+        ignored: frozenset[str],
+        calls: Calls,
+        through_no_grad: bool = False,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.chosen = chosen
         self.ignored = ignored
         self.calls = calls
+        self.through_no_grad = through_no_grad
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Relax the call, or let it pass."""
@@ -227,6 +243,10 @@ class _RelaxMode(TorchFunctionMode):
 
     def relax(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Relax the call; also what a soft tensor does after the context has ended."""
+        # The end of the region is a call as well, and must not be undone.
+        if self.through_no_grad and not torch.is_grad_enabled() and func is not internals.set_grad_enabled:
+            with torch.enable_grad():
+                return relax_call(self, func, types, args, kwargs)
         return relax_call(self, func, types, args, kwargs)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Integer",
     "Rule",
     "any_active",
+    "applied",
     "as_they_are",
     "functions_named",
     "is_active",
@@ -291,3 +292,28 @@ def as_they_are(arguments: Any) -> Any:
         items = [as_they_are(item) for item in arguments]
         return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
     return arguments
+
+
+_QUOTIENTS = frozenset(f for name in ("div", "divide", "true_divide") for f in functions_named(name))
+
+
+def applied(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Return ``function(*args, **kwargs)``; a quotient by 0 has no derivative, where torch's is NaN times what follows.
+
+    Behind ``where(n != 0, k / n, 0)`` torch multiplies the 0 that comes back with the infinite slope.
+
+    Example:
+        >>> n = torch.tensor([0.0, 2.0], requires_grad=True)
+        >>> applied(torch.div, (1.0, n), {})[1].backward()
+        >>> n.grad.tolist()
+        [0.0, -0.25]
+    """
+    if function not in _QUOTIENTS or kwargs or len(args) != 2 or not isinstance(args[1], Tensor):
+        return function(*args, **kwargs)
+    by = args[1]
+    zero = by.detach() == 0
+    if transform_running() or not bool(zero.any()):
+        return function(*args)
+    with torch.no_grad():
+        plain_value = function(*args)
+    return torch.where(zero, plain_value, function(args[0], torch.where(zero, 1, by)))

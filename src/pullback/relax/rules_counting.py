@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pullback import discrete
 from pullback.relax.law import distribution_of, law_of, only_jumps
-from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules import PASS, Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules_order import permutation_rows
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, plain
 
-__all__: list[str] = []
+__all__ = ["positions_of_true"]
 
 MAX_PREFIXES = 2**26
 """Elements of the largest distribution over the positions of running extremes."""
@@ -33,7 +34,9 @@ def _bincount(settings: Settings, hard: Tensor, input: Tensor, weights: Any = No
         raise Dropped("counts of truth values")
     if hard.is_floating_point():
         return _occurrences(input, classes, weights)
-    return Integer(expected=lazy(lambda input: _occurrences(input, classes), input))
+    expected = lazy(lambda input: _occurrences(input, classes), input)
+    # One entry more or less: the count is known to be far from what it is compared with, whatever others are.
+    return Integer(Lazy(lambda: _one_more_or_less(plain(hard), expected()), [expected]), expected)
 
 
 def _occurrences(index: SoftIndex, classes: int, weights: Any = None) -> Tensor:
@@ -48,8 +51,11 @@ def _occurrences(index: SoftIndex, classes: int, weights: Any = None) -> Tensor:
 
 
 def _neighbours(index: SoftIndex) -> Distribution:
-    """Of an index of which the mean alone is known: the values beside it, with the slope of a central difference."""
-    expected, hard = index.expected, plain(index).long()
+    return _one_more_or_less(plain(index).long(), index.expected)
+
+
+def _one_more_or_less(hard: Tensor, expected: Tensor) -> Distribution:
+    """Of a number of which the mean alone is known: the values beside it, with the slope of a central difference."""
     half = (expected - expected.detach()) / 2
     probability = torch.stack([-half, torch.ones_like(half), half], -1)
     return Distribution(probability, torch.stack([hard - 1, hard, hard + 1], -1))
@@ -94,22 +100,51 @@ def _unique(
     return_counts: bool = False,
     dim: int | None = None,
 ) -> Any:
-    if dim is not None or not return_counts or return_inverse or not isinstance(input, SoftIndex):
-        raise Dropped("its shape depends on the data; return_counts=True has soft counts of the values that occur")
-    if not input.has_distribution:
-        raise Dropped("counts of a number of which only the mean is known")
+    if dim is not None:
+        raise Dropped("unique slices: its shape depends on the data")
+    if isinstance(input, SoftIndex):
+        if not input.has_distribution or not return_counts or return_inverse:
+            raise Dropped("its shape depends on the data; return_counts=True has soft counts of the values that occur")
+        return _values(hard), Integer(expected=lazy(lambda input: _counts_at(hard[0], input), input))
+    if isinstance(input, SoftBool) or not input.is_floating_point() or not return_inverse:
+        raise Dropped("its shape depends on the data; its values are those of sort, its inverse is a rank")
+    return _ranks(settings, hard, input)
 
-    def counts(input: SoftIndex) -> Tensor:
-        # What an entry could have been and nothing is has no place in the result.
-        distribution = input.distribution or _neighbours(input)
-        p = distribution.probability.expand(*input.shape, distribution.probability.shape[-1])
-        values = distribution.values.expand(p.shape).reshape(-1).contiguous()
-        support = hard[0]
-        place = torch.searchsorted(support, values).clamp(max=len(support) - 1)
-        known = p.reshape(-1) * (support[place] == values)
-        return known.new_zeros(len(support)).index_add(0, place, known)
 
-    return Integer(expected=Lazy(lambda: hard[0].to(torch.get_default_dtype()))), Integer(expected=lazy(counts, input))
+def _values(hard: Any) -> Integer:
+    known = hard[0].to(torch.get_default_dtype())
+    return Integer(expected=Lazy(lambda: known))
+
+
+def _counts_at(support: Tensor, index: SoftIndex) -> Tensor:
+    """The counts of the values that occur; what an entry could have been and nothing is has no place among them."""
+    distribution = index.distribution or _neighbours(index)
+    p = distribution.probability.expand(*index.shape, distribution.probability.shape[-1])
+    values = distribution.values.expand(p.shape).reshape(-1).contiguous()
+    place = torch.searchsorted(support, values).clamp(max=len(support) - 1)
+    known = p.reshape(-1) * (support[place] == values)
+    return known.new_zeros(len(support)).index_add(0, place, known)
+
+
+def _ranks(settings: Settings, hard: Any, input: Tensor) -> Any:
+    """Unique floats: their values in order, and for each entry the (soft) place of its value: a rank.
+
+    Ties share a place, and keep sharing it: the number of entries of each value does not move.
+    """
+    values, inverse = hard[0], hard[1]
+    flat = input.reshape(-1)
+    sizes = torch.bincount(inverse.reshape(-1), minlength=len(values))
+    first = sizes.cumsum(0) - sizes
+    ordered = discrete.sort(flat, **settings.ordering(flat, "sort")).values[first]
+    options = settings.ordering(flat, "argsort")
+    group = torch.repeat_interleave(torch.arange(len(values), device=flat.device), sizes)
+
+    def places(input: Tensor) -> Distribution:
+        matrix = permutation_rows(options, input.reshape(-1), 0, False).mT  # [item, place]
+        merged = matrix.new_zeros(len(matrix), len(values)).index_add(1, group, matrix)
+        return Distribution(merged.reshape(*inverse.shape, len(values)))
+
+    return ordered, Integer(lazy(places, input)), *([PASS] if len(hard) > 2 else [])
 
 
 @relaxes("searchsorted", group="counting")
@@ -187,3 +222,66 @@ def _running(largest: bool) -> Any:
 
 relaxes("cummax", group="counting")(_running(True))
 relaxes("cummin", group="counting")(_running(False))
+
+
+@relaxes("masked_select", group="counting", only_soft=True)
+def _masked_select(settings: Settings, hard: Tensor, input: Tensor, mask: Any) -> Any:
+    """Selected truth values or integers: their sum is ``sum_i P(i is selected) x_i``, whatever is selected.
+
+    What may be selected and is not is shared out among the elements that are. So it is the sum that has a derivative.
+    """
+    if hard.is_floating_point() or not isinstance(mask, SoftBool) or not len(hard):
+        raise Dropped("its shape depends on the data; (x * mask).sum() / mask.sum() has not")
+
+    def expected(input: Tensor, mask: SoftBool) -> Tensor:
+        x, p = torch.broadcast_tensors(soft_value(input), mask.probability)
+        weighed, selected = (x * p).reshape(-1), plain(mask).expand(x.shape).reshape(-1)
+        rest = torch.where(selected, 0, weighed).sum() / selected.sum()
+        return weighed[selected] + rest
+
+    late = lazy(expected, input, mask)
+    return late if hard.dtype == torch.bool else Integer(expected=late)
+
+
+@relaxes("nonzero", group="counting", only_soft=True)
+def _nonzero(settings: Settings, hard: Any, input: Tensor, *, as_tuple: bool = False) -> Any:
+    """The positions of the true elements of a row: of the first, the second, ..., each a distribution over the row.
+
+    The k-th is at ``i`` where ``i`` is true and ``k - 1`` before it are, all being independent; what is short of k true
+    elements in all counts as the last position.
+    """
+    if as_tuple or input.ndim != 1:
+        raise Dropped("its shape depends on the data")
+    if isinstance(input, SoftIndex):
+        input = _truth(input)
+    return Integer(positions_of_true(input, len(hard)))
+
+
+def _truth(index: SoftIndex) -> SoftBool:
+    def probability(index: SoftIndex) -> Tensor:
+        distribution = index.distribution
+        if distribution is None:
+            return index.expected.clamp(0, 1)
+        return ((distribution.values != 0) * distribution.probability).sum(-1).expand(index.shape)
+
+    return SoftBool.make(plain(index) != 0, lazy(probability, index))
+
+
+def positions_of_true(mask: SoftBool, found: int) -> Lazy[Distribution]:
+    """The distributions ``[found, 1, n]`` of the positions of the first ``found`` true elements of ``mask [n]``."""
+    if len(mask) * found > MAX_PREFIXES:
+        raise Dropped(f"the distribution of {found} positions among {len(mask)} has too many elements")
+
+    def distribution(mask: SoftBool) -> Distribution:
+        p = mask.probability
+        before = torch.zeros(found + 1, dtype=p.dtype, device=p.device)  # P(k are true so far)
+        before[0] = 1.0
+        columns = []
+        for one in p:
+            columns.append(one * before[:-1])
+            before = before * (1 - one) + torch.nn.functional.pad(columns[-1], (1, 0))
+        rows = torch.stack(columns, -1)
+        short = (1 - rows.sum(-1, keepdim=True)).clamp_min(0)
+        return Distribution(torch.cat([rows[:, :-1], rows[:, -1:] + short], -1).unsqueeze(1))
+
+    return lazy(distribution, mask)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import transform_running
 from pullback.relax.image import ELEMENTWISE, SHAPES, VALUES, form_of, image, moved
 from pullback.relax.law import distribution_of
@@ -16,6 +17,7 @@ from pullback.relax.rules import (
     Discrete,
     Integer,
     Rule,
+    applied,
     as_they_are,
     functions_named,
     is_active,
@@ -40,7 +42,9 @@ def flow(function: Callable[..., Any], hard: Any, args: Any, kwargs: Any, *, num
     def call(args: Any, kwargs: Any) -> Any:
         given = (args, _without_integer_dtype(kwargs))
         soft_args, soft_kwargs = one_dtype(soft_arguments(given, numbers=True)) if numbers else soft_arguments(given)
-        return function(*soft_args, **soft_kwargs)
+        if function in _WHOLE_DIVISIONS:
+            return _divided(function, *soft_args)
+        return applied(function, soft_args, soft_kwargs)
 
     if not isinstance(hard, Tensor):
         soft = call(args, kwargs)
@@ -128,6 +132,21 @@ def count(hard: Tensor, input: SoftBool, args: Any, kwargs: Any) -> Integer | No
 
 
 _MAX_COUNTED = 64
+
+
+_WHOLE_DIVISIONS = frozenset(
+    f for name in ("floor_divide", "__floordiv__", "__rfloordiv__") for f in functions_named(name)
+)
+
+
+def _divided(function: Any, first: Any, second: Any) -> Tensor:
+    """A whole number of times of means: torch gives it no derivative, here it has that of the quotient."""
+    with torch.no_grad():
+        value: Tensor = function(first, second)
+    if function in functions_named("__rfloordiv__"):
+        first, second = second, first
+    quotient: Tensor = torch.true_divide(torch.as_tensor(first), second)
+    return replace_gradient(value, quotient.to(value.dtype))
 
 
 def _part(hard: Tensor, soft: Tensor) -> Any:

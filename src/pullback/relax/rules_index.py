@@ -11,6 +11,7 @@ from pullback.relax import lookup
 from pullback.relax.image import MAX_ATOMS
 from pullback.relax.law import law_of
 from pullback.relax.rules import Discrete, Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules_counting import positions_of_true
 from pullback.relax.rules_flow import flow, reshape_distribution
 from pullback.relax.rules_logic import selection, with_atoms
 from pullback.relax.settings import Settings
@@ -22,6 +23,11 @@ __all__ = ["set_items"]
 @relaxes("__getitem__", group="index", operation="getitem", only_soft=True)
 def _getitem(settings: Settings, hard: Tensor, input: Tensor, index: Any) -> Any:
     index = index if isinstance(index, tuple) else (index,)
+    if len(index) == 1 and isinstance(index[0], SoftBool) and index[0].ndim == 1:
+        places = positions_of_true(index[0], len(hard))
+        row = Integer(Lazy(lambda: Distribution(places().probability.squeeze(1)), [places]))
+        where = SoftIndex.make(plain(index[0]).nonzero().squeeze(1), row.distribution)
+        return _read(hard, input, (where,), lookup.read, lookup.atoms)
     if any(isinstance(a, SoftBool) for a in index):
         raise Dropped("x[mask] has a shape that depends on the data; x * mask or where(mask, x, 0) has not")
     if not any(isinstance(a, SoftIndex) for a in index):

@@ -16,7 +16,7 @@ from pullback.relax.rules_elementwise import _maximum, _minimum
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex
 
-__all__: list[str] = []
+__all__ = ["permutation_rows"]
 
 MAX_MATRIX = 2**26
 """Elements of the largest part of a permutation matrix that is formed behind indices (256 MiB in float32)."""
@@ -29,7 +29,7 @@ def _floating(input: Any) -> Tensor:
     return value
 
 
-def _matrix(
+def permutation_rows(
     options: dict[str, Any], x: Tensor, dim: int, descending: bool, places: tuple[int, int] | None = None
 ) -> Tensor:
     """``[*batch, places, n items]``; only the rows of those places are formed."""
@@ -58,10 +58,10 @@ def _rows(
 
     def places(x: Tensor) -> Tensor:
         if isinstance(rows, int):
-            row = _matrix(options, x, dim, descending, (rows, rows + 1)).squeeze(-2)
+            row = permutation_rows(options, x, dim, descending, (rows, rows + 1)).squeeze(-2)
             return row.unsqueeze(along) if keepdim else row
         first, end, _ = rows.indices(x.shape[dim])
-        return _matrix(options, x, dim, descending, (first, end)).movedim(-2, along)
+        return permutation_rows(options, x, dim, descending, (first, end)).movedim(-2, along)
 
     def distribution(x: Tensor) -> Distribution:
         probability = over_atoms(x, along, keepdim or not isinstance(rows, int), places)
@@ -86,7 +86,7 @@ def _statistic(
     def places(input: Tensor) -> Places:
         x = input.reshape(-1) if along is None else input
         place = 0 if along is None else along
-        return places_of_rows(_matrix(options, x, place, False), rows, place, keepdim and along is not None)
+        return places_of_rows(permutation_rows(options, x, place, False), rows, place, keepdim and along is not None)
 
     return Statistic(value, input, along, lazy(places, input))
 
@@ -232,7 +232,7 @@ def _reversed_statistic(settings: Settings, operation: str, input: Any, value: A
     options = settings.ordering(input, operation)
 
     def places(input: Tensor) -> Places:
-        matrix = _matrix(options, input, along, True, (0, input.shape[along] if k is None else k))
+        matrix = permutation_rows(options, input, along, True, (0, input.shape[along] if k is None else k))
         above = matrix.cumsum(-2) - matrix
         return Places(matrix.movedim(-2, along), above.movedim(-2, along))
 

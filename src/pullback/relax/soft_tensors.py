@@ -184,9 +184,23 @@ class Distribution(NamedTuple):
         """``[*shape]`` expected value."""
         values = self.values
         dtype = torch.promote_types(self.probability.dtype, values.dtype)
+        if values.is_floating_point() and not bool(values.isfinite().all()):
+            return self._mean_of_finite(dtype)
         if values.ndim == 1:
             return self.probability.to(dtype) @ values.to(dtype)
         return (self.probability * values.to(dtype)).sum(-1)
+
+    def _mean_of_finite(self, dtype: torch.dtype) -> Tensor:
+        """The mean of the finite values, NaN without a gradient where they are improbable.
+
+        A jump to a value that is not finite (``0 / 0`` of counts) has no difference quotient.
+        """
+        finite = self.values.isfinite()
+        p = torch.where(finite, self.probability, 0.0).to(dtype)
+        total = p.sum(-1)
+        likely = total.detach() > 1e-3
+        mean = (p * torch.where(finite, self.values, 0.0).to(dtype)).sum(-1) / torch.where(likely, total, 1.0)
+        return torch.where(likely, mean, torch.nan)
 
     def dense(self, size: int) -> Tensor:
         """``[*shape, size]`` the probability of each position of a dimension; negative ones count from the end.
