@@ -573,3 +573,22 @@ def running_maximum(x: Tensor) -> Tensor:
 def median_of_windows(x: Tensor) -> Tensor:
     padded = torch.cat([x[:1], x, x[-1:]])
     return (padded.unfold(0, 3, 1).median(-1).values * WEIGHTS).sum()
+
+
+@program
+def ranks_by_unique(x: Tensor) -> Tensor:
+    _, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
+    return (inverse * WEIGHTS).sum() * counts.sum() / 6
+
+
+@program
+def first_true(x: Tensor) -> Tensor:
+    found = torch.cat([x > 0.3, torch.ones(1, dtype=torch.bool)])
+    return 1.0 / (found.nonzero().view(-1)[0] + 1.0)
+
+
+@program
+def intersection_by_masked_select(x: Tensor) -> Tensor:
+    labels = torch.tensor([True, False, True, True, False, True])
+    mask = x > 0.1
+    return torch.masked_select(labels, mask).sum() / (mask.sum() + 4.0)
