@@ -281,7 +281,7 @@ def same_choice(a: Distribution, b: Distribution) -> bool:
     if a.choice is None and b.choice is None:
         return False
     (root, which), (other, which_other) = _choice(a), _choice(b)
-    return root is other and which.shape == which_other.shape and bool((which == which_other).all())
+    return root is other and which.shape == which_other.shape and bool(physical(which == which_other).all())
 
 
 def shares_a_choice(distributions: Iterable[Distribution], shape: torch.Size) -> bool:
@@ -458,7 +458,7 @@ def _constant_dims(numbers: Tensor) -> Tensor:
     for d in range(numbers.ndim):
         if numbers.shape[d] > 1:
             first = numbers.narrow(d, 0, 1)
-            if bool((numbers == first).all()):
+            if bool(physical(numbers == first).all()):
                 numbers = first
     return numbers.reshape(()) if numbers.numel() == 1 else numbers
 

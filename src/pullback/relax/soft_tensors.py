@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from pullback.core.transforms import transform_running
+from pullback.core.transforms import physical, transform_running
 from pullback.relax.internals import make_subclass, unseen, unseen_by_subclasses, version
 
 __all__ = [
@@ -184,7 +184,7 @@ class Distribution(NamedTuple):
         """``[*shape]`` expected value."""
         values = self.values
         dtype = torch.promote_types(self.probability.dtype, values.dtype)
-        if values.is_floating_point() and not bool(values.isfinite().all()):
+        if values.is_floating_point() and not bool(physical(values.isfinite()).all()):
             return self._mean_of_finite(dtype)
         if values.ndim == 1:
             return self.probability.to(dtype) @ values.to(dtype)
