@@ -187,5 +187,6 @@ def test_find_has_an_answer_for_every_operation_that_audit_flags() -> None:
 
 
 def test_the_table_needs_no_torch() -> None:
-    program = "import sys, pullback.audit.remedy.table as t; t.example(t.find('argmax')[0]); assert 'torch' not in sys.modules"
+    program = "import sys, pullback.audit.remedy.table as t; t.example(t.find('argmax')[0]); "
+    program += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

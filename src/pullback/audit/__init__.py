@@ -58,7 +58,7 @@ class _CallableModule(ModuleType):
     """Lets ``pullback.audit(fn, x)`` be the call and ``pullback.audit.lyapunov`` its probes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Report:
-        return __getattr__("audit")(*args, **kwargs)  # type: ignore[no-any-return]
+        return __getattr__("audit")(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _CallableModule

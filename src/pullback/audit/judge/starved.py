@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from types import CodeType
+
+from torch import Tensor
 
 from pullback.audit.judge.ledger import Ledger
 from pullback.audit.trace.optimizers import Held, Optimizers
 from pullback.audit.trace.records import Leaf
+from pullback.audit.trace.sites import Site
 
 __all__ = ["find_cleared", "find_stale", "find_starved"]
 
@@ -48,7 +52,7 @@ def _is_vain(ledger: Ledger, held: Held) -> bool:
 
 def _replacements(ledger: Ledger, optimizers: Optimizers, newer: list[Leaf]) -> None:
     """Name the line that made the tensors which get the gradients instead."""
-    sites = {}
+    sites: dict[tuple[CodeType, int], tuple[Site, list[Leaf]]] = {}
     for leaf in newer:
         tensor = leaf.reference()
         site = None if tensor is None else optimizers.made_at(tensor)
@@ -130,7 +134,7 @@ def _norm(ledger: Ledger, leaf: int) -> float | None:
     return ledger.tracer.leaves[leaf].norm
 
 
-def _shown(ledger: Ledger, tensor: object) -> str:
+def _shown(ledger: Ledger, tensor: Tensor) -> str:
     return ledger.name_of_tensor(tensor)
 
 

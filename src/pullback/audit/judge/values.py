@@ -53,7 +53,7 @@ def _not_finite_backward(ledger: Ledger, entry: NotFinite) -> None:
     Rows that a softmax made NaN and that were sliced away have the cotangent zero, and zero times NaN is NaN.
     """
     node = ledger.nodes[entry.node]
-    evidence = {"function": entry.function, "what": entry.what}
+    evidence: dict[str, Any] = {"function": entry.function, "what": entry.what}
     if entry.event >= 0:
         evidence["backward pass"] = ledger.tracer.events[entry.event].number
     spoilt = [p for p in node.parents if ledger.nodes[p].forward == "nan"]

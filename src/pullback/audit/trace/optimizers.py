@@ -106,7 +106,7 @@ class Optimizers:
             self._parameters[id(parameter)] = (weakref.ref(parameter), site, self._clock)
             return parameter
 
-        Optimizer.__init__ = built  # type: ignore[method-assign]
+        Optimizer.__init__ = built  # type: ignore[method-assign, assignment]
         nn.Parameter.__new__ = made  # type: ignore[method-assign]
         return self
 

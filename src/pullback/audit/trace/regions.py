@@ -40,7 +40,7 @@ class Regions:
 
     def enter(self) -> None:
         """Watch from now on."""
-        self._real = {
+        self._real: dict[tuple[type, str], Callable[..., Any]] = {
             (torch.no_grad, "__enter__"): torch.no_grad.__enter__,
             (torch.inference_mode, "__enter__"): torch.inference_mode.__enter__,
             (torch.set_grad_enabled, "__init__"): torch.set_grad_enabled.__init__,

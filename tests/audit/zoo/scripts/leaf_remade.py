@@ -18,7 +18,7 @@ def project(angles):
 angles = torch.zeros(2, requires_grad=True)
 optimizer = torch.optim.Adam([angles], lr=0.1)  # <- cut.optimizer
 best = float("inf")
-for restart in range(4):
+for _ in range(4):
     angles = (0.5 * torch.randn(2)).requires_grad_()
     for _ in range(5):
         optimizer.zero_grad()

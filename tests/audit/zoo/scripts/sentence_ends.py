@@ -9,7 +9,7 @@ END = 0
 words, cell, out = nn.Embedding(6, 8), nn.GRUCell(8, 8), nn.Linear(8, 6)
 optimizer = torch.optim.Adam([*words.parameters(), *cell.parameters(), *out.parameters()])
 history = []
-for step in range(5):
+for _ in range(5):
     target = torch.randint(6, (7,))
     state, token, loss = torch.zeros(1, 8), torch.tensor([1]), torch.zeros(())
     for wanted in target:
