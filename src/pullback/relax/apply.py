@@ -162,7 +162,7 @@ def _classed(value: Any, kind: type) -> Any:
     if isinstance(value, SoftTensor):
         return as_kind(value, kind)
     if isinstance(value, Tensor) and type(value) is Tensor:
-        result = value.as_subclass(kind)
+        result: Tensor = value.as_subclass(kind)
         for name in ("_law", "_places"):
             known = attached(value, name)
             if known is not None:
@@ -272,9 +272,9 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
             given, named = lift(given, point), lift(named, point)
         if rule.operation in STEPS and lifted and _is_whole(args[0]):
             context.calls.add(site, rule.operation, "relaxed", "its argument is whole already")
-            result = _combine(context, hard, args[0])
-            give_law(result, law_of(args[0]))  # type: ignore[arg-type]
-            return result
+            same = _combine(context, hard, args[0])
+            give_law(same, law_of(args[0]))  # type: ignore[arg-type]
+            return same
         part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
             return _unruled(func, hard, args, kwargs)

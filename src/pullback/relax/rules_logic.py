@@ -126,7 +126,12 @@ def _by_atoms(
 def with_atoms(probability: Lazy[Tensor], atoms: Lazy[Distribution | None]) -> Lazy[Tensor]:
     """A probability that knows whose choice it belongs to."""
     late: Lazy[Any] = Lazy(lambda: probability, [probability])
-    late.coin = Lazy(lambda: _tossed(probability()) if atoms() is None else atoms(), [atoms, probability])
+
+    def toss() -> Distribution:
+        known = atoms()
+        return _tossed(probability()) if known is None else known
+
+    late.coin = Lazy(toss, [atoms, probability])
     return late
 
 
@@ -179,7 +184,7 @@ _LOGIC = {
 }
 
 
-_TORCH = {
+_TORCH: dict[str, Any] = {
     "logical_and": torch.logical_and,
     "logical_or": torch.logical_or,
     "logical_xor": torch.logical_xor,
@@ -188,7 +193,7 @@ _TORCH = {
 }
 
 
-_BITS = {
+_BITS: dict[str, Any] = {
     "logical_and": torch.bitwise_and,
     "logical_or": torch.bitwise_or,
     "logical_xor": torch.bitwise_xor,
@@ -254,7 +259,8 @@ def _logic(operation: str) -> Callable[..., Any]:
 
         if not all(isinstance(v, SoftBool) or _is_bool(v) for v in (input, other)):
             raise Dropped("logic on numbers")
-        return _of_one_choice(_TORCH[operation], hard, (input, other), lazy(compute, input, other))
+        function: Callable[..., Tensor] = _TORCH[operation]
+        return _of_one_choice(function, hard, (input, other), lazy(compute, input, other))
 
     return soft
 

@@ -126,8 +126,9 @@ def _extreme_position(
         probability = places(x) if probability is None else probability
         if not keepdim:
             return Distribution(probability)
-        flat = along is None or x.ndim == 0
-        return Distribution(probability.view([1] * x.ndim + [-1]) if flat else probability.unsqueeze(along))
+        if along is None or x.ndim == 0:
+            return Distribution(probability.view([1] * x.ndim + [-1]))
+        return Distribution(probability.unsqueeze(along))
 
     return Integer(after_atoms(x, lazy(distribution, x)))
 
