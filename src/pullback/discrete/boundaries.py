@@ -55,8 +55,9 @@ def bucketize(
     check_floating("x", x)
     if check_floating("boundaries", boundaries).ndim != 1:
         raise ValueError(f"boundaries must have one dimension, got shape {tuple(boundaries.shape)}")
-    options = {"right": right, "method": method, "temperature": temperature, "hard": hard}
-    place = _place(("x", "boundaries"), x.reshape(-1), boundaries, **options)
+    flat = x.reshape(-1)
+    names = ("x", "boundaries")
+    place = _place(names, flat, boundaries, right=right, method=method, temperature=temperature, hard=hard)
     return place.reshape(x.shape)
 
 
@@ -95,8 +96,8 @@ def searchsorted(
             f"sorted_sequence must have the batch of values, got {tuple(sorted_sequence.shape)} and "
             f"{tuple(values.shape)}"
         )
-    options = {"right": right, "method": method, "temperature": temperature, "hard": hard}
-    return _place(("values", "sorted_sequence"), values, sorted_sequence, **options)
+    names = ("values", "sorted_sequence")
+    return _place(names, values, sorted_sequence, right=right, method=method, temperature=temperature, hard=hard)
 
 
 def _place(

@@ -252,9 +252,9 @@ def _nonzero(settings: Settings, hard: Any, input: Tensor, *, as_tuple: bool = F
     """
     if as_tuple or input.ndim != 1:
         raise Dropped("its shape depends on the data")
-    if isinstance(input, SoftIndex):
-        input = _truth(input)
-    return Integer(positions_of_true(input, len(hard)))
+    mask = _truth(input) if isinstance(input, SoftIndex) else input
+    assert isinstance(mask, SoftBool)
+    return Integer(positions_of_true(mask, len(hard)))
 
 
 def _truth(index: SoftIndex) -> SoftBool:
@@ -267,7 +267,7 @@ def _truth(index: SoftIndex) -> SoftBool:
     return SoftBool.make(plain(index) != 0, lazy(probability, index))
 
 
-def positions_of_true(mask: SoftBool, found: int) -> Lazy[Distribution]:
+def positions_of_true(mask: SoftBool, found: int) -> Lazy[Any]:
     """The distributions ``[found, 1, n]`` of the positions of the first ``found`` true elements of ``mask [n]``."""
     if len(mask) * found > MAX_PREFIXES:
         raise Dropped(f"the distribution of {found} positions among {len(mask)} has too many elements")
