@@ -71,6 +71,11 @@ def test_all_pairs_are_tried_once_an_order() -> None:
     assert found.history["scored"].tolist() == [1 + 10 * (k + 1) for k in range(len(found.history["score"]))]
 
 
+def test_other_candidates_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="candidates must be one of 'gradient', 'nearest', 'random', got 'all'"):
+        causal.topological_swaps(_planted(4, 3, 50, seed=0), candidates="all")
+
+
 def test_a_wide_search_leaves_where_a_small_one_is_stuck() -> None:
     x = _planted(8, 16, 500, seed=5)
     start = torch.arange(8)
