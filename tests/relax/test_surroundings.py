@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -152,12 +153,89 @@ def test_the_report_says_why_nothing_was_relaxed() -> None:
     with pullback.relaxed() as off, torch.no_grad():
         (x > 0).float()
     assert "no_grad" in off.calls[0].reason
-    with pullback.relaxed() as other:
-        thread = threading.Thread(target=lambda: (x > 0).float())
-        thread.start()
-        thread.join()
-    for r in (own, off, other):
+    for r in (own, off):
         assert r.report().startswith("nothing was relaxed: in the thread that entered the context")
+
+
+def in_a_thread(function: Callable[[], object]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+class Worker(threading.Thread):
+    def __init__(self, function: Callable[[], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def run(self) -> None:
+        self.function()
+
+
+def in_a_subclass(function: Callable[[], object]) -> None:
+    worker = Worker(function)
+    worker.start()
+    worker.join()
+
+
+def in_a_new_pool(function: Callable[[], object]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(function).result()
+
+
+OLD_POOL = ThreadPoolExecutor(1)
+
+
+def in_an_old_pool(function: Callable[[], object]) -> None:
+    OLD_POOL.submit(function).result()
+
+
+@pytest.mark.parametrize("start", [in_a_thread, in_a_subclass, in_a_new_pool, in_an_old_pool])
+def test_lines_that_run_in_a_worker_are_named(start: Callable[[Callable[[], object]], None]) -> None:
+    before = threading.Thread.start, ThreadPoolExecutor.submit
+    OLD_POOL.submit(int).result()
+    x = torch.tensor([0.2, 0.9], requires_grad=True)
+    kinds: list[type] = []
+
+    def work() -> None:
+        kinds.append(type(x > 0))
+
+    with pullback.relaxed() as r:
+        start(work)
+        (x * 2).sum()
+    assert kinds == [Tensor]
+    (call,) = r.calls
+    assert (call.operation, call.status, call.source) == ("gt", "left", "kinds.append(type(x > 0))")
+    assert "another thread" in call.reason
+    start(work)  # nothing watches after the context
+    assert len(r.calls) == 1
+    assert r.calls[0].count == 1
+    assert (threading.Thread.start, ThreadPoolExecutor.submit) == before
+
+
+def test_a_worker_goes_on_with_what_the_context_made_soft() -> None:
+    x = torch.tensor([0.2, 0.9], requires_grad=True)
+    sums: list[Tensor] = []
+    with pullback.relaxed() as r:
+        mask = x > 0.5
+        in_a_thread(lambda: sums.append(mask.float().sum()))
+    (gradient,) = torch.autograd.grad(sums[0], x)
+    assert gradient.abs().min() > 0
+    assert all(c.status == "relaxed" for c in r.calls)
+
+
+def test_a_worker_may_enter_a_context_of_its_own() -> None:
+    x = torch.tensor([0.2, 0.9], requires_grad=True)
+    own = pullback.relaxed()
+
+    def work() -> None:
+        with own:
+            (x > 0).float()
+
+    with pullback.relaxed() as outer:
+        in_a_thread(work)
+    assert [c.status for c in own.calls] == ["relaxed", "relaxed"]
+    assert not outer.calls
 
 
 @pytest.mark.parametrize("package", ["torchmetrics", "torch_geometric", "torchdiffeq"])

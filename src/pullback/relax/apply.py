@@ -64,7 +64,7 @@ from pullback.relax.soft_tensors import (
     untouched,
 )
 
-__all__ = ["relax_call"]
+__all__ = ["relax_call", "tell_left"]
 
 
 class Context(AbstractContextManager[Any], Protocol):
@@ -110,6 +110,15 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
         warn_of_compiled_caller()
     with untouched():
         return _relax(context, site, func, args, kwargs, soft)
+
+
+def tell_left(context: Context, func: Any, arguments: Any, reason: str) -> None:
+    """Report a call that ``context`` would relax where nothing is relaxed."""
+    if func in catalogue.SILENT or not _makes_soft(context, func) or not any_active(arguments):
+        return
+    site = find_site()
+    if site is not None:
+        context.calls.add(site, _name(func), "left", reason)
 
 
 def _left(foreign: list[type]) -> str:

@@ -14,11 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from pullback.core.checks import check_choice, check_positive, nearest
 from pullback.relax import internals
-from pullback.relax.apply import relax_call
+from pullback.relax.apply import relax_call, tell_left
 from pullback.relax.catalogue import METHODS, groups, operations
 from pullback.relax.report import Calls
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import count_entries, is_entered, is_untouched
+from pullback.relax.soft_tensors import SoftTensor, count_entries, is_entered, is_untouched
+from pullback.relax.threads import in_workers
 
 __all__ = ["relaxed"]
 
@@ -61,6 +62,8 @@ class relaxed:
     * Checkpoints (``torch.utils.checkpoint``) inside of the context keep their tensors: nothing is computed twice.
     * ``relaxed`` cannot look ahead: a value far from every jump has almost no gradient.
     * Where control flow, a Python number, NumPy or a shape depends on a value, its gradient ends: see :meth:`report`.
+    * A context relaxes the thread that entered it. What that thread hands to others meanwhile stays plain, and
+      :meth:`report` names its lines.
     * A generator or coroutine that suspends inside of ``with relaxed()`` leaves the context active in its thread until
       it goes on.
 
@@ -153,18 +156,21 @@ class relaxed:
     def __enter__(self) -> relaxed:
         internals.stay_out_of_compilation()
         mode = _RelaxMode(self._settings(), self._chosen, self._ignored, self._calls, self.through_no_grad)
+        workers = in_workers(functools.partial(_Elsewhere, mode))
         stack = self._stack()
-        stack.append((mode, internals.run_compiled_code_eagerly()))
+        stack.append((mode, workers, internals.run_compiled_code_eagerly()))
         internals.keep_checkpoints_in_memory(is_entered)
         count_entries(1)
+        workers.__enter__()
         mode.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        mode, restore = self._stack().pop()
+        mode, workers, restore = self._stack().pop()
         mode.__exit__(kind, error, traceback)
+        workers.__exit__()
         count_entries(-1)
         restore()
 
@@ -248,6 +254,20 @@ class _RelaxMode(TorchFunctionMode):
             with torch.enable_grad():
                 return relax_call(self, func, types, args, kwargs)
         return relax_call(self, func, types, args, kwargs)
+
+
+class _Elsewhere(TorchFunctionMode):
+    """In the thread of a worker: says of the calls that a context would relax in its own that it does not here."""
+
+    def __init__(self, mode: _RelaxMode) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the call as it is; a soft tensor from the context's own thread goes on by itself."""
+        if not is_untouched() and not any(issubclass(kind, SoftTensor) for kind in types):
+            tell_left(self._mode, func, (args, kwargs), "another thread than the one that entered the context")
+        return func(*args, **(kwargs or {}))
 
 
 def _rebuild(options: dict[str, Any]) -> relaxed:
