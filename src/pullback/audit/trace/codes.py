@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from pullback.audit.trace import operations as ops
-from pullback.audit.trace.sites import Site, function_apply
+from pullback.audit.trace.custom import function_call
+from pullback.audit.trace.sites import Site
 
 __all__ = ["stop_code"]
 
@@ -47,6 +48,6 @@ def stop_code(name: str, live: bool, sources: list[int], enabled: bool, frame: A
 
 
 def _stop(frame: Any) -> str:
-    if function_apply(frame) is not None:
+    if function_call(frame) is not None:
         return "cut.custom"  # taken back if the Function's output turns out to carry a gradient
     return "cut.inference" if torch.is_inference_mode_enabled() else "cut.no_grad"

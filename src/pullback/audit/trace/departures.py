@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from pullback.audit.trace import operations as ops
+from pullback.audit.trace.custom import function_call
 from pullback.audit.trace.numbers import origin_of, traced
 from pullback.audit.trace.passes import BackwardPasses
 from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.records import Exit, Origin
-from pullback.audit.trace.sites import function_apply, locate
+from pullback.audit.trace.sites import locate
 
 __all__ = ["Departures"]
 
@@ -112,7 +113,7 @@ class Departures(BackwardPasses):
         direct = site.code is frame.f_code
         exit_ = Exit(node.index, name, site, parent, visit, live, node.origins, direct)
         self.exits.append(exit_)
-        if live and function_apply(frame) is None:
+        if live and function_call(frame) is None:
             code = "cut.item" if name in ("item", "tolist", "__float__") else "cut.number"
             self.origins.append(Origin(node.index, code, name, site, (parent,)))
             node.origins = node.origins | {len(self.origins) - 1}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import eager_transforms
 
-__all__ = ["is_wrapped", "own_parameters", "replace_func_grad", "unseen", "unwrap", "view_base"]
+__all__ = ["function_of", "is_wrapped", "own_parameters", "replace_func_grad", "unseen", "unwrap", "view_base"]
 
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) stands around a tensor: it has no memory then."""
@@ -31,6 +31,11 @@ def unwrap(tensor: Tensor) -> Tensor:
 def view_base(tensor: Tensor) -> Tensor | None:
     """Return the tensor that this one is a view of, ``None`` where it is none."""
     return tensor._base
+
+
+def function_of(context: Any) -> Any:
+    """Return the custom Function whose context this is, ``None`` where it is no context."""
+    return getattr(type(context), "_forward_cls", None) or getattr(context, "_forward_cls", None)
 
 
 def own_parameters(module: nn.Module) -> Iterable[nn.Parameter | None]:

@@ -20,7 +20,6 @@ import pullback
 __all__ = [
     "Place",
     "Site",
-    "function_apply",
     "in_block",
     "in_branch_test",
     "is_user_file",
@@ -36,7 +35,6 @@ _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _PYTHON = tuple({sysconfig.get_paths()[k] + os.sep for k in ("stdlib", "platstdlib", "purelib", "platlib")})
 _OWN_PROGRAMS = (os.path.join(_PACKAGE, "systems") + os.sep, os.path.join(_PACKAGE, "demo") + os.sep)
 _RELAX = os.path.join(_PACKAGE, "relax") + os.sep
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 
 class Site(NamedTuple):
@@ -135,16 +133,6 @@ def own_step(frame: FrameType, name: str) -> tuple[bool, bool]:
     if not walk.f_code.co_filename.startswith(_RELAX):
         return True, False
     return getattr(walk.f_locals.get("func"), "__name__", None) != name, True
-
-
-def function_apply(frame: FrameType) -> FrameType | None:
-    """Return the frame of ``torch.autograd.Function.apply`` that ``frame`` runs under, if any."""
-    walk: FrameType | None = frame
-    while walk is not None:
-        if walk.f_code is _APPLY:
-            return walk
-        walk = walk.f_back
-    return None
 
 
 def place(code: CodeType, instruction: int, line: int) -> Place:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.codes import stop_code
-from pullback.audit.trace.custom import CustomCall, copied
+from pullback.audit.trace.custom import Applied, CustomCall, copied, function_call
 from pullback.audit.trace.departures import Departures
 from pullback.audit.trace.measures import measure
 from pullback.audit.trace.norms import norm_of
@@ -31,7 +31,7 @@ from pullback.audit.trace.passes import StopTracing
 from pullback.audit.trace.private import own_parameters, replace_func_grad, unseen
 from pullback.audit.trace.records import Origin, tensors_in, unwrapped
 from pullback.audit.trace.regions import Regions
-from pullback.audit.trace.sites import Site, function_apply, locate, own_step
+from pullback.audit.trace.sites import Site, locate, own_step
 from pullback.audit.trace.stand_in import stand_in
 from pullback.audit.trace.sums import adds_constant, follow_sum
 
@@ -250,8 +250,8 @@ class Tracer(Departures, TorchFunctionMode):
             self.stopped = True
             self.notes.append(f"recording stopped after {MAX_NODES} operations")
             return out
-        applied = None if enabled else function_apply(frame)
-        site = locate(frame if applied is None else applied.f_back or frame, self.libraries)
+        applied = None if enabled else function_call(frame)
+        site = locate(frame if applied is None else applied.frame.f_back or frame, self.libraries)
         self.sampling.recorded(site, name)
         if applied is not None:
             name = self._custom(applied, site)
@@ -313,14 +313,15 @@ class Tracer(Departures, TorchFunctionMode):
             if node.live or not enabled:
                 measure(self, node, name, first, args, kwargs)
 
-    def _custom(self, applied: Any, site: Site) -> str:
+    def _custom(self, applied: Applied, site: Site) -> str:
         """Keep one call of a custom Function for the probe of its backward; return its name."""
-        function, args = applied.f_locals.get("cls"), applied.f_locals.get("args", ())
+        function = applied.function
         if function is None:
             return "custom"
         key = (function, site.code, site.instruction)
         if key not in self.custom_calls and len(self.custom_calls) < 32:
-            kept = copied(args)
+            args = applied.args()
+            kept = None if args is None else copied(args)
             if kept is not None:
                 self.custom_calls[key] = CustomCall(function, kept, site)
         return str(function.__name__)
