@@ -17,6 +17,7 @@ import pullback
 from pullback.audit import audit_script
 from pullback.audit.judge.names import names_of
 from pullback.audit.notebook import cell_path
+from pullback.cli import main
 from tests.audit.zoo import decisions
 
 _MARK = re.compile(r"# <- ([a-z-]+\.[a-z_]+)")
@@ -157,8 +158,33 @@ def test_a_notebook_runs_cell_by_cell_and_its_lines_are_named_by_cell(tmp_path: 
     assert report.error is not None
     assert f'"{cell_path(broken, 2)}", line 2' in report.error
     assert "x / 0" in report.error
-    (tmp_path / "none.ipynb").write_text("[]")
-    assert "must be a notebook" in str(audit_script(tmp_path / "none.ipynb").error)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"import torch\n", "is not JSON"),
+        (b'{"cells": [', "is not JSON"),
+        (b"", "is not JSON"),
+        (b'{"cells": ["\xff\xfe"]}', "is not UTF-8"),
+        (b"[]", "has no list of cells"),
+        (b'{"worksheets": [], "nbformat": 3}', "has no list of cells"),
+        (b'{"cells": [{"cell_type": "markdown"}, "x = 1"]}', "has an entry 2 that is no cell"),
+        (b'{"cells": [{"cell_type": "code", "source": {"x": 1}}]}', "has a cell 1 without text"),
+        (b'{"cells": [{"cell_type": "code", "source": ["x = 1", 2]}]}', "has a cell 1 without text"),
+    ],
+)
+def test_what_is_no_notebook_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, fault: str
+) -> None:
+    path = tmp_path / "sketch.ipynb"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"sketch.ipynb', which {fault}"):
+        audit_script(path)
+    assert main(["audit", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"which {fault}" in " ".join(error.split())
+    assert "Traceback" not in error
 
 
 def test_a_raising_script_shows_its_own_frames_alone(tmp_path: Path) -> None:

@@ -6,12 +6,11 @@ import json
 import linecache
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType
-from typing import Any
 
-__all__ = ["cell_path", "compile_cells"]
+__all__ = ["cell_path", "compile_cells", "read_cells"]
 
 _WRAPPERS = frozenset({"time", "timeit", "capture", "prun", "python", "python3"})
 """Cell magics whose cell is Python all the same."""
@@ -33,38 +32,57 @@ def cell_path(path: str | os.PathLike[str], number: int) -> str:
     return f"{os.fspath(path)}[{number}]"
 
 
-def compile_cells(path: str | os.PathLike[str]) -> Iterator[CodeType]:
-    """Yield the code of each cell; magics and shell commands are left out, line numbers stay.
-
-    ``linecache`` knows the cells' text, so that tracebacks and reports can show it.
+def read_cells(path: str | os.PathLike[str]) -> list[str]:
+    """Return the text of each code cell.
 
     Args:
         path: an ``.ipynb`` file.
 
     Raises:
         ValueError: the file is no notebook.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise _no_notebook(path, f"is not UTF-8: {error}") from error
+    except json.JSONDecodeError as error:
+        raise _no_notebook(path, f"is not JSON: {error}") from error
+    cells = content.get("cells") if isinstance(content, Mapping) else None
+    if not isinstance(cells, list):
+        raise _no_notebook(path, "has no list of cells")
+    texts: list[str] = []
+    for number, cell in enumerate(cells, 1):
+        if not isinstance(cell, Mapping):
+            raise _no_notebook(path, f"has an entry {number} that is no cell")
+        if cell.get("cell_type") == "code":
+            source = cell.get("source")
+            lines = [source] if isinstance(source, str) else source
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise _no_notebook(path, f"has a cell {number} without text")
+            texts.append("".join(lines))
+    return texts
+
+
+def _no_notebook(path: str | os.PathLike[str], fault: str) -> ValueError:
+    return ValueError(f"path must be a notebook of format 4, got {os.fspath(path)!r}, which {fault}")
+
+
+def compile_cells(path: str | os.PathLike[str], cells: Iterable[str]) -> Iterator[CodeType]:
+    """Yield the code of each cell; magics and shell commands are left out, line numbers stay.
+
+    ``linecache`` knows the cells' text, so that tracebacks and reports can show it.
+
+    Args:
+        path: the notebook.
+        cells: the text of its code cells, from :func:`read_cells`.
+
+    Raises:
         SyntaxError: a cell is not Python.
     """
-    for number, source in enumerate(_sources(Path(path)), 1):
+    for number, source in enumerate(cells, 1):
         name = cell_path(path, number)
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
         yield compile(_without_magics(source), name, "exec")
-
-
-def _sources(path: Path) -> list[str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"path must be a notebook, got {str(path)!r}, which is not JSON: {error}") from error
-    cells = content.get("cells") if isinstance(content, Mapping) else None
-    if not isinstance(cells, list):
-        raise ValueError(f"path must be a notebook of format 4, got {str(path)!r}, which has no list of cells")
-    return [_text(cell) for cell in cells if cell.get("cell_type") == "code"]
-
-
-def _text(cell: Mapping[str, Any]) -> str:
-    source = cell.get("source", "")
-    return source if isinstance(source, str) else "".join(source)
 
 
 def _without_magics(source: str) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from pullback.audit.judge.analysis import analyse
 from pullback.audit.judge.verdicts import Verdicts
-from pullback.audit.notebook import compile_cells
+from pullback.audit.notebook import compile_cells, read_cells
 from pullback.audit.probe.probes import check_customs
 from pullback.audit.report.report import Report
 from pullback.audit.report.tracebacks import user_traceback
@@ -111,15 +111,16 @@ def _file(path: Path) -> tuple[Callable[[], Any], str]:
     folder = str(path.resolve().parent)
     if path.suffix != ".ipynb":
         return lambda: runpy.run_path(str(path.resolve()), run_name="__main__"), folder
-    return lambda: _run_cells(path), folder
+    cells = read_cells(path)
+    return lambda: _run_cells(path, cells), folder
 
 
-def _run_cells(path: Path) -> dict[str, Any]:
+def _run_cells(path: Path, cells: list[str]) -> dict[str, Any]:
     """Run the cells of a notebook in one namespace, as a kernel does."""
     main = types.ModuleType("__main__")
     main.__dict__.update(__builtins__=__builtins__, display=print)
     sys.modules["__main__"] = main
-    for code in compile_cells(path):
+    for code in compile_cells(path, cells):
         exec(code, main.__dict__)
     return main.__dict__
 
