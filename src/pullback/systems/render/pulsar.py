@@ -4,7 +4,8 @@ Every sphere on a ray has a weight that grows with its nearness, softly at first
 image says of each sphere not only which colour it should have but where it should be and how large (Lassner,
 Zollhoefer, CVPR 2021). While gamma is 0.1 a third of the spheres blends into a fog; rays meet nearly all of them, but
 when gamma falls they are left behind where no pixel needs them. So, as in the published reconstruction, spheres that
-the views do not use are removed; here others are split in their place, which keeps their number.
+the views do not use are removed; here others are split in their place, which keeps their number. That brings spheres
+to the surface; the held-out PSNR changes by less than 0.3 dB, either way (seven seeds).
 
 Smaller than in the paper: 3 000 spheres and 96 x 64 pixels (there up to a million and 1024 x 1024). The scene is real:
 Middlebury's motorcycle with measured depth. Of the 14 views two are the photographs; twelve are made from the left
