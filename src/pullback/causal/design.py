@@ -107,8 +107,21 @@ def expected_information_gain(
         check_finite("values", values)
     if estimator == "covariance":
         return _gaussian_gain(posterior, targets, values)
+    return _sampled_gain(posterior, targets, values, targets, samples, estimator, generator)
+
+
+def _sampled_gain(
+    posterior: ModelPosterior,
+    targets: Tensor,
+    values: Tensor,
+    scored: Tensor,
+    samples: int,
+    estimator: str,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draw under ``targets`` and score the nodes that are not in ``scored``: the same, but it may have no gradient."""
     y = posterior.rsample(samples, targets, values, generator=generator)  # [*designs, b, m, n, d]
-    density = posterior.log_prob(y.flatten(-3, -2), targets).unflatten(-2, y.shape[-3:-1])
+    density = posterior.log_prob(y.flatten(-3, -2), scored).unflatten(-2, y.shape[-3:-1])
     joint = density.sum(-4)  # over the interventions: [*designs, of, n, m]
     own = joint.diagonal(dim1=-3, dim2=-1).mT  # [*designs, m, n]
     weights = posterior.log_weights
@@ -212,7 +225,7 @@ class InterventionPolicy(nn.Module):
     def values(self) -> Float[Tensor, "b d"]:
         """What a node is set to where it is a target."""
         low, high = self.value_range
-        return low + (high - low) * nn.functional.hardsigmoid(self.raw_values)
+        return low + (high - low) * (self.raw_values.clamp(-3, 3) + 3) / 6
 
     def sample(
         self, temperature: float | Float[Tensor, ""], count: int, *, generator: torch.Generator | None = None
@@ -235,6 +248,33 @@ class InterventionPolicy(nn.Module):
             chosen = rows.sum(-2)
         return chosen, self.values.expand_as(chosen)
 
+    def log_prob(self, targets: Float[Tensor, "*count b d"]) -> Float[Tensor, "*count"]:
+        """Return the log-probability of the targets of a design, differentiable in the logits.
+
+        Args:
+            targets: ``[*count, b, d]`` zeros and ones, as many ones an intervention as the policy sets.
+
+        Raises:
+            ValueError: targets of another shape or number; more than 6 targets, whose orders are too many to sum over.
+
+        Example:
+            >>> policy = InterventionPolicy(4, 2, targets=1)
+            >>> round(policy.log_prob(torch.eye(4)[:2]).exp().item(), 4)  # two choices of one of four
+            0.0625
+        """
+        check_shape("targets", targets, tuple(self.logits.shape))
+        if self.targets is None:
+            return -nn.functional.softplus((1 - 2 * targets) * self.logits).sum((-2, -1))
+        check_integer("the number of targets of a policy with probabilities", self.targets, 1, 6)
+        if can_look(targets) and not bool((targets.sum(-1) == self.targets).all()):
+            raise ValueError(f"targets must have {self.targets} ones an intervention")
+        # The set is drawn in any of its orders: each a product of softmaxes over what was not drawn before.
+        chosen = targets.topk(self.targets, -1).indices
+        orders = torch.tensor(list(itertools.permutations(range(self.targets))), device=targets.device)
+        log_p = self.logits.log_softmax(-1).expand(targets.shape).gather(-1, chosen)[..., orders]
+        left = 1 - nn.functional.pad(log_p.exp().cumsum(-1)[..., :-1], (1, 0))
+        return (log_p - left.log()).sum(-1).logsumexp(-1).sum(-1)
+
 
 def optimize_design(
     posterior: ModelPosterior,
@@ -246,13 +286,21 @@ def optimize_design(
     samples: int = 4,
     count: int = 8,
     estimator: str = "exact-finite",
+    gradient: str = "straight-through",
     generator: torch.Generator | None = None,
 ) -> Design:
     """Raise the expected information gain of a policy's designs by Adam, and return one of the best.
 
-    The temperature falls linearly over four fifths of the steps. Choosing the largest of noisy estimates would flatter
-    the design, so that the designs of the last steps are scored again with fresh samples, and the one that is chosen
-    once more for the gain that is returned.
+    The values have the derivative of the gain; the logits of the targets, by ``gradient``,
+
+    * ``"straight-through"``, as in the paper: the derivative at the hard targets, by way of what they let the models
+      show, times that of the relaxation, whose temperature falls linearly over four fifths of the steps. (That the
+      targets say which nodes are scored adds noise but nothing on average, and has no gradient here.) It is biased:
+      the gain is far from linear in a target, and with several targets of much weight it may not point uphill;
+    * ``"score"``: the score function with the mean of the other designs of the step as baseline, unbiased.
+
+    Choosing the largest of noisy estimates would flatter the design, so that the best of every step are scored again
+    with fresh samples, and the one that is chosen once more for the gain that is returned.
 
     Args:
         posterior: the models.
@@ -263,6 +311,7 @@ def optimize_design(
         samples: draws of the outcome a model.
         count: designs a step, over which the gain is averaged.
         estimator: of :func:`expected_information_gain`.
+        gradient: of the two.
         generator: source of designs and outcomes.
 
     Returns:
@@ -272,8 +321,13 @@ def optimize_design(
         ValueError: options out of range, a policy for another number of nodes.
 
     References:
-        Annadani, Tigas, Ivanova et al. (2023), DiffCBED, algorithm 1.
+        Annadani, Tigas, Ivanova et al. (2023), DiffCBED, algorithm 1; Kool, van Hoof, Welling (2019), Buy 4 REINFORCE
+        samples, get a baseline for free, for ``"score"``.
     """
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_choice("gradient", gradient, ("straight-through", "score"))
+    check_integer("count", count, 2 if gradient == "score" else 1)
+    check_integer("samples", samples, 1)
     check_integer("steps", steps, 1)
     check_scalar("lr", lr)
     first, last = temperature
@@ -288,33 +342,40 @@ def optimize_design(
     for step in range(steps):
         share = min(1.0, step / max(1.0, 0.8 * steps))
         targets, values = policy.sample(first + (last - first) * share, count, generator=generator)
-        gain = expected_information_gain(
-            posterior, targets, values, samples=samples, estimator=estimator, generator=generator
-        ).mean()
+        targets = targets if gradient == "straight-through" else targets.detach()
+        if estimator == "covariance":
+            gains = _gaussian_gain(posterior, targets, values)
+        else:
+            gains = _sampled_gain(posterior, targets, values, targets.detach(), samples, estimator, generator)
+        objective = gains.mean()
+        if gradient == "score":
+            ahead = (gains - objective).detach() * count / (count - 1)  # of the mean of the others
+            objective = objective + (ahead * policy.log_prob(targets)).mean()
         optimizer.zero_grad()
-        (-gain).backward()
+        (-objective).backward()
         optimizer.step()
-        history.append(gain.detach())
-        if step >= 0.9 * steps - 1:
-            seen.append((targets.detach(), values.detach()))
-    return _best(posterior, torch.cat([t for t, _ in seen]), torch.cat([v for _, v in seen]), history, generator)
+        with torch.no_grad():
+            policy.raw_values.clamp_(-3, 3)  # beyond its bounds a value would have no gradient, and stay there
+        history.append(gains.detach().mean())
+        best = int(gains.argmax())
+        seen.append((targets[best].detach(), values[best].detach()))
+    return _best(posterior, *(torch.stack(each) for each in zip(*seen, strict=True)), history, generator)
 
 
 def _best(
     posterior: ModelPosterior, targets: Tensor, values: Tensor, history: list[Tensor], generator: torch.Generator | None
 ) -> Design:
-    """Choose by fresh samples, and estimate what was chosen by others."""
+    """Choose by fresh samples, few of all designs and more of the better ones, and estimate the choice by others."""
     with torch.no_grad():
-        gains = torch.cat(
-            [
-                expected_information_gain(posterior, t, v, samples=16, generator=generator)
+        for samples, left in ((4, 16), (32, 1)):
+            gains = [
+                expected_information_gain(posterior, t, v, samples=samples, generator=generator)
                 for t, v in zip(targets.split(32), values.split(32), strict=True)
             ]
-        )
-        best = int(gains.argmax())
-        gain = expected_information_gain(posterior, targets[best], values[best], samples=64, generator=generator)
-    steps = torch.stack(history) if history else targets.new_zeros(0)
-    return Design(targets[best], values[best], gain, steps)
+            kept = torch.cat(gains).topk(min(left, len(targets))).indices
+            targets, values = targets[kept], values[kept]
+        gain = expected_information_gain(posterior, targets[0], values[0], samples=64, generator=generator)
+    return Design(targets[0], values[0], gain, torch.stack(history))
 
 
 def random_design(
