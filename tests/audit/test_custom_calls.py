@@ -170,7 +170,9 @@ def test_a_backward_and_an_ordinary_call_are_no_calls_of_apply() -> None:
     SEEN.clear()
     with torch.no_grad():
         Base.forward(None, x)
-    assert SEEN == [None]
+        SplitBase.forward(x)
+        First.apply(SplitBase.forward(x))
+    assert [s and s.function for s in SEEN] == [None, None, None, First]
 
 
 def test_classes_that_share_a_forward_without_context_are_not_told_apart_by_guessing() -> None:

@@ -6,6 +6,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from tests.audit.zoo.faults_cut import X, Y, _net

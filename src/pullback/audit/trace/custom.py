@@ -6,10 +6,12 @@ have one: their code tells the class, and the frame around them is where ``apply
 
 from __future__ import annotations
 
+import dis
 import inspect
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pullback.audit.trace.private import function_of, is_wrapped
-from pullback.audit.trace.sites import Site
+from pullback.audit.trace.sites import Site, is_user_frame
 
 __all__ = ["Applied", "CustomCall", "copied", "function_call"]
 
@@ -134,6 +136,9 @@ def _applied(frame: FrameType, methods: list[_Method]) -> Applied | None:
         walk = walk.f_back
     if walk is not None:
         outermost = walk
+    caller = outermost.f_back
+    if caller is not None and is_user_frame(caller) and _calls(caller.f_code, caller.f_lasti, method):
+        return None
     if len({f for f, _, _ in fitting}) == 1:
         return Applied(outermost, function, method)
     of_context = function_of(_first(frame))
@@ -168,6 +173,19 @@ def _called_by_apply(frame: FrameType, function: type[Function], method: str) ->
     if method == "vmap" or (method == "forward" and not _takes_context(function)):
         return True
     return function_of(_first(frame)) is not None
+
+
+@cache
+def _calls(code: CodeType, instruction: int, name: str) -> bool:
+    """Whether the call that ``code`` is at is written ``something.name(...)``: it need not go through ``apply``."""
+    line, _, column, _ = list(code.co_positions())[instruction // 2]
+    return any(
+        each.opname in ("LOAD_METHOD", "LOAD_ATTR", "LOAD_SUPER_ATTR")
+        and each.argval == name
+        and each.positions is not None
+        and (each.positions.lineno, each.positions.col_offset) == (line, column)
+        for each in dis.get_instructions(code)
+    )
 
 
 def _first(frame: FrameType) -> Any:
