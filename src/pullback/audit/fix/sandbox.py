@@ -115,7 +115,9 @@ def confine(scratch: Path) -> None:
     scratch = scratch.resolve()
     sys.dont_write_bytecode = True
     tempfile.tempdir = str(scratch)
-    os.environ["TMPDIR"] = str(scratch)
+    os.environ["TMPDIR"] = os.environ["NUMBA_CACHE_DIR"] = str(scratch)
+    if "numba" in sys.modules:
+        sys.modules["numba"].core.config.reload_config()  # compiled kernels fail where they cannot be kept
     plain_open, save, load = io.open, torch.save, torch.load
 
     def moved(file: Any) -> Any:

@@ -67,6 +67,8 @@ class _Script:
         self.options = options
         self.until = time.monotonic() + seconds
         self.scratch = scratch
+        self._raises: str | None = None
+        """Last line of the traceback in which the script as it is ends."""
         self._numbers = itertools.count()
         self._server: subprocess.Popen[str] | None = None
 
@@ -95,7 +97,10 @@ class _Script:
             return None
         found = json.loads((self.scratch / answer).read_text())
         report = Report.from_dict(found["report"])
-        if report.error is not None:
+        raised = None if report.error is None else report.error.strip().rpartition("\n")[2]
+        if candidate is None and report.findings:
+            self._raises = raised  # what was found may end the script: a loss without any gradient raises
+        if raised not in (None, self._raises):
             return None
         loss = None if found["loss"] is None else float(found["loss"])
         return Outcome(report, loss, "" if candidate is None else candidate.file)

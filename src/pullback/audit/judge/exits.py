@@ -91,7 +91,7 @@ def find_branches(ledger: Ledger) -> None:
             continue
         leaves = ledger.graph.leaves(ledger.graph.upstream([exit_.source])) & ledger.trained
         verdict = ledger.verdicts.branches.get(site_key(exit_.site, exit_.op))
-        if not leaves or verdict is False or _guards(ledger, exit_.source) or _reported(ledger, exit_):
+        if not leaves or verdict is False or _guards(ledger, exit_.source) or _reported(ledger, exit_, decision):
             continue
         if _ORDERS.match(where.source[max(where.column - 1, 0) :]):
             continue  # the larger of two has the gradient of the larger
@@ -107,19 +107,27 @@ def find_branches(ledger: Ledger) -> None:
                 continue
             evidence["decides on lines"] = decided
             certain = decision.kind in ("if", "value", "for") and not decision.leaves
-            severity = "warning" if certain and not _picked(ledger, exit_.source) else "info"
+            # A truth value that goes on as data: keep[i] = not bool(near.any())
+            flag = exit_.op == "__bool__" and decision.kind == "value"
+            chosen = _picked(ledger, exit_.source) or _drawn(ledger, exit_)
+            severity = "warning" if certain and (flag or not chosen) else "info"
         code = "control-flow.number" if number else "control-flow.branch"
         finding = ledger.add(code, exit_.site, exit_.op, severity, evidence)
         if verdict and finding is not None:
             ledger.charge(silent, finding)
 
 
-def _reported(ledger: Ledger, exit_: Exit) -> bool:
-    """Whether the stop at the head of the chain that ends in the decision is an error already."""
-    heads = [ledger.tracer.origins[i] for i in exit_.upstream]
-    places = {(h.site.code.co_filename, h.site.line) for h in heads}
+def _reported(ledger: Ledger, exit_: Exit, decision: Decision) -> bool:
+    """Whether the stop at the head of the chain that ends in the decision is an error already.
+
+    A truth value that goes on as data is a stop of its own: once the head is cured, it still cuts.
+    """
     own = (exit_.site.code.co_filename, exit_.site.line)
-    return any(f.severity == "error" and (f.file, f.line) in places | {own} for f in ledger.found)
+    places = {own}
+    if exit_.op != "__bool__" or decision.kind != "value":
+        heads = [ledger.tracer.origins[i] for i in exit_.upstream]
+        places |= {(h.site.code.co_filename, h.site.line) for h in heads}
+    return any(f.severity == "error" and (f.file, f.line) in places for f in ledger.found)
 
 
 def _decided(ledger: Ledger, exit_: Exit, decision: Decision) -> list[int]:
@@ -144,6 +152,12 @@ def _picked(ledger: Ledger, source: int) -> bool:
     """Whether the value is a position: a token that ends a sentence is chosen, not computed."""
     above = ledger.graph.upstream([source])
     return any(ledger.nodes[i].op in ops.INDICES | ops.SPLIT_INDICES and not ledger.nodes[i].live for i in above)
+
+
+def _drawn(ledger: Ledger, exit_: Exit) -> bool:
+    """Whether the value is a draw: an action that the world answers with a reward."""
+    heads = [ledger.tracer.origins[i] for i in exit_.upstream]
+    return bool(heads) and all(kind_of(head.code).drawn for head in heads)
 
 
 def _guards(ledger: Ledger, source: int) -> bool:

@@ -9,7 +9,7 @@ from pullback.audit.remedy.draft import Draft
 from pullback.audit.remedy.syntax import Source, called
 from pullback.audit.remedy.template import SMALL, Place, Template, number
 
-__all__ = ["TEMPLATES"]
+__all__ = ["TEMPLATES", "joined"]
 
 _LEAVING = frozenset({"item", "tolist", "numpy", "detach", "cpu", "__array__"})
 _BUILDERS = frozenset(
@@ -70,7 +70,7 @@ def _all_stay(draft: Draft, scope: ast.AST) -> None:
                     start = source.start(keyword)
                     draft.cut(start, start + 4, "dim")
         elif called(node) in _BUILDERS and node.args and not draft.changed(node):
-            _joined(draft, node)
+            joined(draft, node)
 
 
 def _rebuilt(place: Place) -> Iterator[Draft]:
@@ -82,7 +82,7 @@ def _rebuilt(place: Place) -> Iterator[Draft]:
     for call in calls[:1]:
         for join in ("stack", "cat"):
             draft = Draft(source)
-            if call.args and _joined(draft, call, join):
+            if call.args and joined(draft, call, join):
                 _tensor_of(draft, call.args[0])
                 _drop_requires_grad(draft, call)
                 yield draft
@@ -92,7 +92,7 @@ def _rebuilt(place: Place) -> Iterator[Draft]:
         yield whole
 
 
-def _joined(draft: Draft, call: ast.Call, join: str = "stack") -> bool:
+def joined(draft: Draft, call: ast.Call, join: str = "stack") -> bool:
     """Put ``torch.stack`` in place of a call that builds a tensor from values; whether it could be."""
     content = call.args[0]
     torch = draft.module("torch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ def first_losses() -> Iterator[list[float]]:
     losses: list[float] = []
     backward = torch.Tensor.backward
 
+    @functools.wraps(backward)  # the tracer knows it by its name and module
     def noting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         with unseen():
             losses.append(float(tensor.detach().double().sum()))

@@ -19,6 +19,7 @@ from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.remedy.losses import first_losses
 from pullback.audit.remedy.search import Candidate, Outcome
 from pullback.audit.remedy.swap import living_functions, swapped
+from pullback.audit.trace.optimizers import Optimizers
 from pullback.audit.trace.private import is_wrapped
 from pullback.audit.trace.sites import is_user_file
 from pullback.audit.trace.tracer import Tracer
@@ -79,10 +80,11 @@ class Rerun:
             tensor.requires_grad_(True)
         set_random_state(self.state)
         tracer = Tracer(libraries=self.libraries)
+        optimizers = Optimizers(self.libraries)
         try:
-            with self._put_back(), _quiet(), _values(self.program) as losses, tracer:
+            with self._put_back(), _quiet(), _values(self.program) as losses, optimizers, tracer:
                 self.program.trace(tracer)
-            report = analyse(tracer, target="trial", wrt=self.wrt, names=self.names)
+            report = analyse(tracer, target="trial", wrt=self.wrt, names=self.names, optimizers=optimizers)
         except Exception:
             return None  # a rewriting that does not run is no remedy
         finally:

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from pullback.audit.remedy import choices, departures, masks, singular, steps, training
+from pullback.audit.remedy import choices, departures, masks, singular, steps, training, truth
 from pullback.audit.remedy.draft import Draft
 from pullback.audit.remedy.syntax import Source
 from pullback.audit.remedy.template import EXACT, Place, Template
@@ -78,6 +78,7 @@ _EVERYTHING_DISCRETE = (
 TEMPLATES: dict[str, Template] = {
     **choices.TEMPLATES,
     **masks.TEMPLATES,
+    **truth.TEMPLATES,
     **steps.TEMPLATES,
     **singular.TEMPLATES,
     **departures.TEMPLATES,
