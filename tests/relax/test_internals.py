@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -83,6 +85,18 @@ def test_checkpoint_has_the_two_parts_that_are_replaced() -> None:
         x = torch.ones(2, requires_grad=True)
         torch.utils.checkpoint.checkpoint(part, x, use_reentrant=reentrant).sum().backward()
     assert len(runs) == 4
+
+
+def test_a_process_that_imports_nothing_else_of_torch_is_relaxed() -> None:
+    program = """
+import torch, pullback
+x = torch.tensor([0.1, -0.2], requires_grad=True)
+with pullback.relaxed(temperature=0.1):
+    (x > 0).float().sum().backward()
+print(bool((x.grad > 0).all()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("True", 0), done.stderr
 
 
 def test_no_other_file_names_what_is_private() -> None:

@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint  # not every release imports it by itself
 from torch import Tensor
 
 __all__ = [
