@@ -100,6 +100,73 @@ def test_policies_draw_what_they_promise_with_gradients() -> None:
         causal.InterventionPolicy(4, 2, value_range=(1.0, 1.0))
 
 
+@pytest.mark.parametrize("q", [None, 1, 3])
+def test_probabilities_of_targets_sum_to_one_and_are_those_of_draws(q: int | None) -> None:
+    g = torch.Generator().manual_seed(0)
+    policy = causal.InterventionPolicy(4, 1, targets=q, generator=g).double()
+    with torch.no_grad():
+        policy.logits += torch.tensor([-1.0, 0.0, 0.5, 1.0])
+    sets = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))).double().unsqueeze(1)
+    sets = sets if q is None else sets[sets.sum((1, 2)) == q]
+    probability = policy.log_prob(sets).exp()
+    assert probability.sum().item() == pytest.approx(1.0)
+    drawn = policy.sample(1.0, 20_000, generator=g)[0]
+    share = (drawn.unsqueeze(1) == sets).all(-1).all(-1).double().mean(0)
+    assert (share - probability).abs().max() < 0.015  # 4 standard errors
+    twice = causal.InterventionPolicy(4, 2, targets=q).double()
+    assert twice.log_prob(sets[[0, 1]].movedim(0, 1)).shape == (1,)
+    if q is not None:
+        with pytest.raises(ValueError, match=f"{q} ones an intervention"):
+            policy.log_prob(torch.zeros(1, 4).double())
+
+
+def test_targets_that_say_what_is_scored_have_no_mean_effect() -> None:
+    # The reason why the straight-through gradient leaves them out: own and mixed models are exchangeable given y.
+    g, targets = torch.Generator().manual_seed(0), torch.tensor([[0.0, 1.0, 0.0]]).double()
+    y = _three().rsample(20_000, targets, torch.full((1, 3), 1.5).double(), generator=g)
+    scored = targets.clone().requires_grad_()
+    density = _three().log_prob(y.flatten(-3, -2), scored).unflatten(-2, y.shape[-3:-1]).sum(-4)
+    gain = (density.diagonal(dim1=-3, dim2=-1).mT - density.logsumexp(-1)).mean(0)
+    each = torch.stack([torch.autograd.grad(part.mean(), scored, retain_graph=True)[0][0] for part in gain.split(500)])
+    error = each.std(0) / math.sqrt(len(each))
+    assert (each.mean(0).abs() <= 4 * error).all()
+
+
+def test_the_score_function_finds_single_targets() -> None:
+    g = torch.Generator().manual_seed(2)
+    gains = []
+    for target in torch.eye(3).double():
+        for value in (-2.0, 2.0):
+            stream = torch.Generator().manual_seed(9)
+            values = torch.full((1, 3), value).double()
+            gains.append(
+                causal.expected_information_gain(_three(), target[None], values, samples=500, generator=stream)
+            )
+    policy = causal.InterventionPolicy(3, 1, targets=1, value_range=(-2.0, 2.0), generator=g)
+    design = causal.optimize_design(_three(), policy=policy, gradient="score", steps=60, generator=g)
+    stream = torch.Generator().manual_seed(9)
+    gain = causal.expected_information_gain(_three(), design.targets, design.values, samples=500, generator=stream)
+    assert gain >= 0.9 * max(gains)  # two targets are that close, the third has half
+    assert design.history[-10:].mean() >= 0.9 * max(gains)  # the policy itself, not only the best of its draws
+    assert policy.raw_values.abs().max() <= 3
+    with pytest.raises(ValueError, match="count must be an integer >= 2"):
+        causal.optimize_design(_three(), policy=policy, gradient="score", count=1)
+    with pytest.raises(ValueError, match="gradient must be"):
+        causal.optimize_design(_three(), policy=policy, gradient="finite")
+
+
+def test_draws_of_a_long_chain_are_those_of_its_model() -> None:
+    weights = 1.5 * torch.ones(7).diag_embed(1).double()
+    posterior = causal.ModelPosterior(weights[None], torch.full((1, 8), 0.5).double(), torch.zeros(1).double())
+    targets = torch.nn.functional.one_hot(torch.tensor(3), 8).double()
+    x = posterior.rsample(5, targets, 2 * targets, generator=torch.Generator().manual_seed(0))
+    truth = causal.LinearSCM(weights, 0.5)
+    expected = truth.rsample(5, interventions={3: 2.0}, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x[0], expected)
+    held = targets.bool().expand(5, 8)
+    torch.testing.assert_close(posterior.log_prob(x[0], targets)[:, 0], truth.log_prob(expected, targets=held))
+
+
 def test_random_designs_set_half_of_the_nodes_in_the_range() -> None:
     g = torch.Generator().manual_seed(0)
     design = causal.random_design(50, 40, value_range=(2.0, 4.0), generator=g)

@@ -359,7 +359,8 @@ def optimize_design(
         history.append(gains.detach().mean())
         best = int(gains.argmax())
         seen.append((targets[best].detach(), values[best].detach()))
-    return _best(posterior, *(torch.stack(each) for each in zip(*seen, strict=True)), history, generator)
+    chosen, values = (torch.stack(each) for each in zip(*seen, strict=True))
+    return _best(posterior, chosen, values, history, generator)
 
 
 def _best(
