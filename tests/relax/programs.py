@@ -592,3 +592,33 @@ def intersection_by_masked_select(x: Tensor) -> Tensor:
     labels = torch.tensor([True, False, True, True, False, True])
     mask = x > 0.1
     return torch.masked_select(labels, mask).sum() / (mask.sum() + 4.0)
+
+
+@program
+def majority_of_signs(x: Tensor) -> Tensor:
+    votes = torch.sign(x.view(2, 3) - 0.1).sum(1)
+    return (votes > 0).double().sum() + (votes == 3).double().sum()
+
+
+@program
+def kept_in_their_order(x: Tensor) -> Tensor:
+    kept = x.topk(3).indices.sort().values
+    return (TABLE[kept] * torch.tensor([1.0, -2.0, 4.0], dtype=TABLE.dtype)).sum()
+
+
+@program
+def reciprocal_rank(x: Tensor) -> Tensor:
+    hits = torch.tensor([False, True, False, False, True, False])[x.argsort(descending=True)]
+    return 1.0 / (hits.int().argmax() + 1.0)
+
+
+@program
+def rank_of_the_second_hit(x: Tensor) -> Tensor:
+    hits = torch.tensor([False, True, False, True, True, False])[x.argsort(descending=True)]
+    return 1.0 / (hits.nonzero().view(-1)[1] + 1.0)
+
+
+@program
+def first_of_the_best_grade(x: Tensor) -> Tensor:
+    grades = torch.tensor([0, 1, 2, 0, 2, 1])[x.topk(4).indices]
+    return grades.argmax().double().square()

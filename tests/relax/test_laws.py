@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pullback
+from pullback.relax.image import convolved
+from pullback.relax.rules_order import first_largest, members_in_order
 
 P = torch.float64
 
@@ -366,3 +369,64 @@ def test_bits_and_tables_of_integers_are_read_value_by_value() -> None:
     with where:
         q, r = x.view(2, 3).argmax(0).distribution.probability, x[3:].argmax().distribution.probability
     assert torch.allclose(slope(back, x), slope((r * q[:, 1]).sum(), x))
+
+
+def combinations(p: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Every outcome of independent numbers with the laws ``p [m, r]``, with its probability."""
+    for outcome in itertools.product(range(p.shape[1]), repeat=len(p)):
+        yield outcome, p[torch.arange(len(p)), list(outcome)].prod()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_laws_of_sums_and_of_first_places_are_those_of_all_outcomes(count: int, levels: int) -> None:
+    p = torch.rand(count, levels, dtype=P, generator=torch.Generator().manual_seed(count)).softmax(-1)
+    sums, first = torch.zeros(count * (levels - 1) + 1, dtype=P), torch.zeros(count, dtype=P)
+    for outcome, probability in combinations(p):
+        sums[sum(outcome)] += probability
+        first[outcome.index(max(outcome))] += probability
+    assert torch.allclose(convolved(p), sums)
+    assert torch.allclose(first_largest(p), first)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 5])
+def test_members_in_order_are_those_of_all_sets_of_their_number(k: int) -> None:
+    p = torch.tensor([0.2, 0.9, 0.5, 0.7, 0.1], dtype=P)
+    expected = torch.zeros(k, 5, dtype=P)
+    for outcome, probability in combinations(torch.stack([1 - p, p], -1)):
+        members = [i for i, one in enumerate(outcome) if one]
+        if len(members) == k:
+            expected[torch.arange(k), members] += probability
+    assert torch.allclose(members_in_order(p, k), expected / expected.sum(-1, keepdim=True))
+
+
+def test_a_vote_is_an_expectation_over_all_outcomes() -> None:
+    x = leaf(0.1, -0.2, 0.4)
+    for count in (lambda m: m.double().sum(), lambda m: m.sum(), lambda m: m.double().mean() * 3):
+        with pullback.relaxed(temperature=0.3, scale=None):
+            mask = x > 0
+            value = (count(mask) >= 2).double() + torch.exp(count(mask) * 1.0)
+        p = mask.probability
+        exact = sum(q * ((sum(o) >= 2) + math.exp(sum(o))) for o, q in combinations(torch.stack([1 - p, p], -1)))
+        assert torch.allclose(slope(value, x), slope(exact, x))
+
+
+def test_places_of_one_ordering_are_no_independent_votes() -> None:
+    """Entries that swap places among the chosen leave every function of the sum over the chosen as it is."""
+    x = leaf(3.0, 0.02, 0.0, -0.01, -5.0)
+    with pullback.relaxed(temperature=0.3, scale=None):
+        labels = torch.tensor([1, 0, 1, 0, 1])[x.topk(4).indices]
+        value = (labels.double().sum() - 1.0) ** 2
+    assert slope(value, x).abs().max() < 1e-6
+
+
+def test_a_looked_up_truth_value_as_a_number_is_zero_or_one() -> None:
+    x = leaf(0.3, 0.1, 0.2)
+    table = torch.tensor([False, True, True])
+    with pullback.relaxed(temperature=0.3, scale=None):
+        number = table[x.argsort()].int()
+        value = (number * torch.tensor([1.0, 2.0, 4.0])).sum()
+        real = (table[x.argsort()].float() * torch.tensor([1.0, 2.0, 4.0])).sum()
+    assert set(number.distribution.values.tolist()) == {0, 1}
+    assert torch.allclose(slope(value, x), slope(real, x))
+    assert slope(value, x).abs().max() > 0

@@ -29,11 +29,13 @@ __all__ = [
     "KEPT",
     "LINEAR",
     "LOSSES",
+    "MAX_TERMS",
     "MOVES",
     "MULTILINEAR",
     "SHAPES",
     "SMOOTH",
     "VALUES",
+    "convolved",
     "image",
     "is_joint",
     "moved",
@@ -221,11 +223,19 @@ def elementwise(
             return None
     if count == 1:
         image = choices[0]._replace(support=support)
-        return image if image.refines is None or support.ndim == 1 else _likeliest(image)
+        if image.refines is None or support.ndim == 1:
+            return image
+        likeliest = _likeliest(image)
+        return None if likeliest is None else _tied(likeliest, choices)
     probability = along(choices[0].probability, 0)
     for axis, choice in enumerate(choices[1:], 1):
         probability = probability * along(choice.probability, axis)
-    return _likeliest(_merged(support.flatten(-count), probability.flatten(-count)))
+    product = _likeliest(_merged(support.flatten(-count), probability.flatten(-count)))
+    return None if product is None else _tied(product, choices)
+
+
+def _tied(d: Distribution, sources: Iterable[Distribution]) -> Distribution:
+    return d._replace(tied=any(source.tied for source in sources))
 
 
 def _refined(found: dict[int, Distribution]) -> dict[int, Distribution]:
@@ -327,6 +337,10 @@ def _together(
     probability = first.probability
     if not all(same_choice(found[id(t)], first) for t in sources):
         return None
+    if function in _SUMS and len(sources) == 1 and sources[0] is args[0]:
+        total = _sum_of_few(sources[0], first, args, kwargs, hard)
+        if total is not None:
+            return total if function not in _MEANS else total._replace(support=total.values / _terms(sources[0], hard))
     root, which = _choice(first)
     numbers = _result_choice(function, args, kwargs, sources, which, hard)
     if numbers is None:
@@ -342,7 +356,71 @@ def _together(
     support = torch.func.vmap(one, in_dims=-1, out_dims=-1)(*atoms)
     if support.is_floating_point() and not _all_finite(support):
         return None
-    return Distribution(root.reshape(-1, root.shape[-1])[numbers], support, (root, numbers))
+    return Distribution(root.reshape(-1, root.shape[-1])[numbers], support, (root, numbers), tied=first.tied)
+
+
+_MEANS = named("mean")
+_SUMS = named("sum") | _MEANS
+
+MAX_TERMS = 64
+"""Independent elements of the longest sum whose law is formed."""
+
+_MAX_LEVELS = 8
+
+
+def _terms(x: Tensor, total: Tensor) -> int:
+    return x.numel() // max(total.numel(), 1)
+
+
+def _sum_of_few(x: Tensor, d: Distribution, args: Any, kwargs: Any, hard: Tensor) -> Distribution | None:
+    """The atoms of a sum of few independent elements that take the same few whole values (votes, hits of a row)."""
+    values = d.values
+    if (
+        d.tied
+        or d.choice is not None
+        or d.refines is not None
+        or d.probability.shape[:-1] != x.shape
+        or values.ndim != 1
+    ):
+        return None
+    if not 0 < _terms(x, hard) <= MAX_TERMS or wrapped(d.probability) or wrapped(values) or values.requires_grad:
+        return None
+    levels = values.double()
+    low, high = int(levels.min()), int(levels.max())
+    if high - low >= _MAX_LEVELS or not bool((levels == levels.round()).all()):
+        return None
+    p = d.probability.new_zeros((*x.shape, high - low + 1)).index_add(-1, (levels - low).long(), d.probability)
+    dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if dims is None or dims in ((), []):
+        dims = range(x.ndim)
+    reduced = sorted({i % x.ndim for i in ((dims,) if isinstance(dims, int) else dims)}) if x.ndim else []
+    rest = [i for i in range(x.ndim) if i not in reduced]
+    p = convolved(p.permute(*rest, *reduced, x.ndim).reshape(*hard.shape, -1, p.shape[-1]))
+    first = low * _terms(x, hard)
+    support = torch.arange(first, first + p.shape[-1], device=p.device)
+    return Distribution(p, support.to(hard.dtype) if hard.dtype.is_floating_point else support)
+
+
+def convolved(p: Tensor) -> Tensor:
+    """Return ``[..., m (r - 1) + 1]``: the law of the sum of ``m`` independent numbers with the laws ``p [..., m, r]``.
+
+    Neighbours are joined two by two, in ``log2 m`` steps.
+
+    Example:
+        >>> convolved(torch.tensor([[0.5, 0.5], [0.5, 0.5]])).tolist()
+        [0.25, 0.5, 0.25]
+    """
+    length = p.shape[-2] * (p.shape[-1] - 1) + 1
+    while p.shape[-2] > 1:
+        if p.shape[-2] % 2:
+            nothing = torch.zeros_like(p[..., :1, :])
+            nothing[..., 0] = 1.0
+            p = torch.cat([p, nothing], -2)
+        a, b = p[..., ::2, :], p[..., 1::2, :]
+        r = p.shape[-1]
+        pairs = torch.nn.functional.pad(a.unsqueeze(-1) * b.unsqueeze(-2), (0, r))  # [..., r, 2 r]
+        p = pairs.flatten(-2)[..., :-r].unflatten(-1, (r, 2 * r - 1)).sum(-2)  # row i moved to the right by i
+    return p.squeeze(-2)[..., :length]
 
 
 def _result_choice(
@@ -404,6 +482,7 @@ def moved(
         return torch.func.vmap(lambda *parts: run(list(parts)), in_dims=-1, out_dims=-1)(*values)
 
     parts = [found[id(t)] if id(t) in found else _certain(t) for t in moving]
+    tied = any(d.tied for d in parts)
     one = parts[0] if len(parts) == 1 else None
     if all(d.support is None and d.probability.shape[-1] == size for d in parts):
         support: Any = None
@@ -422,7 +501,7 @@ def moved(
             supports = [support] * len(numbers)
         elif not several:
             supports = [supports]
-        result = [Distribution(choices[n], s, (root, n)) for n, s in zip(numbers, supports, strict=True)]
+        result = [Distribution(choices[n], s, (root, n), tied=tied) for n, s in zip(numbers, supports, strict=True)]
         return result if several else result[0]
     else:
         spread = [
@@ -431,10 +510,10 @@ def moved(
         ]
         probability = over_atoms(_one_type(spread))
     if isinstance(probability, Tensor):
-        return Distribution(probability, supports if support is _UNKNOWN else support)
+        return Distribution(probability, supports if support is _UNKNOWN else support, tied=tied)
     if support is _UNKNOWN:
-        return [Distribution(p, s) for p, s in zip(probability, supports, strict=True)]
-    return [Distribution(p, support) for p in probability]
+        return [Distribution(p, s, tied=tied) for p, s in zip(probability, supports, strict=True)]
+    return [Distribution(p, support, tied=tied) for p in probability]
 
 
 class _Unknown:

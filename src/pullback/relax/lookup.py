@@ -123,11 +123,18 @@ def atoms(x: Tensor, index: tuple[Any, ...]) -> Distribution:
     support = layout.view[layout.others] if layout.others else layout.view
     rest = support.ndim - 1 - (count if layout.others else 0)
     weights = weights.reshape(*layout.shape, *[1] * rest, weights.shape[-1])
+    tied = any(_is_tied(index) for index in layout.soft)
     if rest == 0 and not layout.others:
-        return Distribution(weights, support)
+        return Distribution(weights, support, tied=tied)
     if not layout.others:
         support = support.reshape(*[1] * count, *support.shape)
-    return Distribution(_to_position(weights, count, layout.position), _to_position(support, count, layout.position))
+    weights, support = (_to_position(t, count, layout.position) for t in (weights, support))
+    return Distribution(weights, support, tied=tied)
+
+
+def _is_tied(index: SoftIndex) -> bool:
+    distribution = index.distribution
+    return distribution is not None and distribution.tied
 
 
 def atoms_along(x: Tensor, dim: int, index: SoftIndex) -> Distribution:
@@ -140,7 +147,7 @@ def atoms_along(x: Tensor, dim: int, index: SoftIndex) -> Distribution:
         if d != dim:
             x = x.narrow(d, 0, index.shape[d])
     support = x.movedim(dim, -1)
-    return Distribution(weights, support if support.ndim == 1 else support.unsqueeze(dim))
+    return Distribution(weights, support if support.ndim == 1 else support.unsqueeze(dim), tied=_is_tied(index))
 
 
 def read(x: Tensor, index: tuple[Any, ...]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
+from pullback.relax.image import convolved
 from pullback.relax.law import distribution_of, law_of, only_jumps
 from pullback.relax.rules import PASS, Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_order import permutation_rows
@@ -142,7 +143,7 @@ def _ranks(settings: Settings, hard: Any, input: Tensor) -> Any:
     def places(input: Tensor) -> Distribution:
         matrix = permutation_rows(options, input.reshape(-1), 0, False).mT  # [item, place]
         merged = matrix.new_zeros(len(matrix), len(values)).index_add(1, group, matrix)
-        return Distribution(merged.reshape(*inverse.shape, len(values)))
+        return Distribution(merged.reshape(*inverse.shape, len(values)), tied=True)
 
     return ordered, Integer(lazy(places, input)), *([PASS] if len(hard) > 2 else [])
 
@@ -272,7 +273,12 @@ def positions_of_true(mask: SoftBool, found: int) -> Lazy[Any]:
     if len(mask) * found > MAX_PREFIXES:
         raise Dropped(f"the distribution of {found} positions among {len(mask)} has too many elements")
 
+    tossed = mask._current().coin
+
     def distribution(mask: SoftBool) -> Distribution:
+        known = None if tossed is None else tossed()
+        if known is not None and known.tied and known.values.ndim == 1 and known.probability.ndim == 2:
+            return Distribution(_places_in_order(known, found).unsqueeze(1), tied=True)
         p = mask.probability
         before = torch.zeros(found + 1, dtype=p.dtype, device=p.device)  # P(k are true so far)
         before[0] = 1.0
@@ -281,7 +287,24 @@ def positions_of_true(mask: SoftBool, found: int) -> Lazy[Any]:
             columns.append(one * before[:-1])
             before = before * (1 - one) + torch.nn.functional.pad(columns[-1], (1, 0))
         rows = torch.stack(columns, -1)
-        short = (1 - rows.sum(-1, keepdim=True)).clamp_min(0)
-        return Distribution(torch.cat([rows[:, :-1], rows[:, -1:] + short], -1).unsqueeze(1))
+        return Distribution(_complete(rows).unsqueeze(1), tied=True)
 
-    return lazy(distribution, mask)
+    late = lazy(distribution, mask)
+    return late if tossed is None else Lazy(lambda: late, [tossed])
+
+
+def _places_in_order(d: Distribution, found: int) -> Tensor:
+    """``[found, places]``: where in an ordering the first, second, ... true entry is: ``labels[order].nonzero()``.
+
+    The entries, not the places, are independent: up to each place there are as many as have come by then.
+    """
+    come = d.probability[:, d.values].cumsum(0).clamp(0, 1)  # [places, true entries]
+    number = convolved(torch.stack([1 - come, come], -1))
+    at_least = number.flip(-1).cumsum(-1).flip(-1)[:, 1 : found + 1]
+    return _complete(at_least.diff(dim=0, prepend=torch.zeros_like(at_least[:1])).mT)
+
+
+def _complete(rows: Tensor) -> Tensor:
+    """What is short of probability 1 counts as the last position."""
+    short = (1 - rows.sum(-1, keepdim=True)).clamp_min(0)
+    return torch.cat([rows[:, :-1], rows[:, -1:] + short], -1)

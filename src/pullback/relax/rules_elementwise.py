@@ -212,7 +212,7 @@ def _cast_soft(settings: Settings, hard: Any, input: SoftTensor, *args: Any, **k
             return Discrete(input.probability, _as_floats(tossed, hard.dtype))
         if hard.dtype == torch.bool:
             return input._current()
-        return Integer(Lazy(lambda: Distribution(tossed().probability), [tossed]), input._current())
+        return Integer(Lazy(lambda: tossed()._replace(support=tossed().values.long()), [tossed]), input._current())
     assert isinstance(input, SoftIndex)
     known, expected = input._current()
     if hard.is_floating_point():

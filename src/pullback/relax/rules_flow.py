@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import transform_running
-from pullback.relax.image import ELEMENTWISE, SHAPES, VALUES, form_of, image, moved
+from pullback.relax.image import ELEMENTWISE, MAX_TERMS, SHAPES, VALUES, convolved, form_of, image, moved
 from pullback.relax.law import distribution_of
 from pullback.relax.rules import (
     FLOW,
@@ -105,10 +105,10 @@ _AFFINE = frozenset(
 def count(hard: Tensor, input: SoftBool, args: Any, kwargs: Any) -> Integer | None:
     """Return the part behind the number of true elements, which are taken to be independent; ``None`` for many.
 
-    The distribution of the number (Poisson binomial) takes one step an element: ``P(s) <- (1 - p) P(s) + p P(s - 1)``.
+    The number has the Poisson binomial distribution.
     """
     dim = args[0] if args else kwargs.get("dim")
-    if hard.numel() == 0 or not 0 < input.numel() // hard.numel() <= _MAX_COUNTED:
+    if hard.numel() == 0 or not 0 < input.numel() // hard.numel() <= MAX_TERMS:
         return None
     dims = range(input.ndim) if dim is None or dim in ((), []) else dim if isinstance(dim, tuple | list) else (dim,)
     reduced = sorted({d % input.ndim for d in dims}) if input.ndim else []
@@ -118,20 +118,12 @@ def count(hard: Tensor, input: SoftBool, args: Any, kwargs: Any) -> Integer | No
 
     def distribution(input: SoftBool) -> Distribution:
         p = input.probability.permute(*rest, *reduced).reshape(*shape, -1)
-        number = torch.ones_like(p[..., :1])
-        for one in p.unbind(-1):
-            one = one.unsqueeze(-1)
-            zero = torch.zeros_like(one)
-            number = torch.cat([number * (1 - one), zero], -1) + torch.cat([zero, number * one], -1)
-        return Distribution(number)
+        return Distribution(convolved(torch.stack([1 - p, p], -1)))
 
     return Integer(
         lazy(distribution, input),
         lazy(lambda input: torch.sum(input.probability, *args, **_without_integer_dtype(kwargs)), input),
     )
-
-
-_MAX_COUNTED = 64
 
 
 _WHOLE_DIVISIONS = frozenset(

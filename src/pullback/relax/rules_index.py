@@ -25,7 +25,7 @@ def _getitem(settings: Settings, hard: Tensor, input: Tensor, index: Any) -> Any
     index = index if isinstance(index, tuple) else (index,)
     if len(index) == 1 and isinstance(index[0], SoftBool) and index[0].ndim == 1:
         places = positions_of_true(index[0], len(hard))
-        row = Integer(Lazy(lambda: Distribution(places().probability.squeeze(1)), [places]))
+        row = Integer(Lazy(lambda: Distribution(places().probability.squeeze(1), tied=True), [places]))
         where = SoftIndex.make(plain(index[0]).nonzero().squeeze(1), row.distribution)
         return _read(hard, input, (where,), lookup.read, lookup.atoms)
     if any(isinstance(a, SoftBool) for a in index):
@@ -70,8 +70,8 @@ def _read_twice(table: SoftIndex, index: tuple[Any, ...]) -> Distribution | None
     if inside is None or inside.values.ndim != 1:
         return None
     p = inside.probability.expand(len(table), inside.probability.shape[-1])
-    where = lookup.atoms(torch.arange(len(table), device=p.device), index).probability
-    return Distribution(where.to(p.dtype) @ p, inside.support)
+    where = lookup.atoms(torch.arange(len(table), device=p.device), index)
+    return Distribution(where.probability.to(p.dtype) @ p, inside.support, tied=where.tied or inside.tied)
 
 
 def _small(atoms: Distribution, hard: Tensor) -> Distribution | None:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from pullback.relax.law import after_atoms, over_atoms
+from pullback.relax.internals import wrapped
+from pullback.relax.law import after_atoms, distribution_of, only_jumps, over_atoms, pure
 from pullback.relax.ranking import Places, Statistic, places_of_rows
 from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_elementwise import _maximum, _minimum
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor
 
 __all__ = ["permutation_rows"]
 
@@ -65,7 +66,7 @@ def _rows(
 
     def distribution(x: Tensor) -> Distribution:
         probability = over_atoms(x, along, keepdim or not isinstance(rows, int), places)
-        return Distribution(places(x) if probability is None else probability)
+        return Distribution(places(x) if probability is None else probability, tied=not isinstance(rows, int))
 
     late = after_atoms(x, lazy(distribution, x))
     if not isinstance(rows, int):
@@ -114,6 +115,7 @@ def _extreme_position(
     block = discrete.argmax if largest else discrete.argmin
 
     options = settings.ordering(x, operation)
+    known = distribution_of(input)
 
     def places(x: Tensor) -> Tensor:
         if dim is None or x.ndim == 0:
@@ -123,6 +125,8 @@ def _extreme_position(
     def distribution(x: Tensor) -> Distribution:
         along = None if dim is None else dim % max(x.ndim, 1)
         probability = over_atoms(x, along, False, places)
+        if probability is None and known is not None:
+            probability = _first_among_levels(input, known(), along, largest)
         probability = places(x) if probability is None else probability
         if not keepdim:
             return Distribution(probability)
@@ -130,7 +134,71 @@ def _extreme_position(
             return Distribution(probability.view([1] * x.ndim + [-1]))
         return Distribution(probability.unsqueeze(along))
 
+    if isinstance(input, SoftTensor):
+        late = lazy(distribution, x)
+        return Integer(late if known is None else Lazy(lambda: late, [known]))
     return Integer(after_atoms(x, lazy(distribution, x)))
+
+
+def _first_among_levels(input: Tensor, d: Distribution | None, along: int | None, largest: bool) -> Tensor | None:
+    """Where the first of the largest elements is, if all take the same few values and do nothing but jump."""
+    if d is None or input.ndim == 0 or d.probability.shape[:-1] != input.shape or d.values.ndim != 1:
+        return None
+    if not pure((input,)) or not only_jumps(d) or wrapped(d.values):
+        return None
+    values, order = d.values.unique(return_inverse=True)
+    if len(values) > MAX_LEVELS:
+        return None
+    if d.tied:
+        places = d.probability.reshape(-1, len(order)) if along is None else d.probability.movedim(along, -2)
+        return _first_in_order(places, order, len(values), largest) if along is not None or input.ndim == 1 else None
+    p = d.probability.new_zeros((*input.shape, len(values))).index_add(-1, order, d.probability)
+    p = p.reshape(-1, len(values)) if along is None else p.movedim(along, -2)
+    return first_largest(p if largest else p.flip(-1))
+
+
+def _first_in_order(places: Tensor, level: Tensor, levels: int, largest: bool) -> Tensor:
+    """Where in an ordering the first entry of the highest level is: ``labels[scores.argsort()].argmax()``.
+
+    Entries, not places, are taken as independent: the first of a level is later than place ``k`` where each entry of
+    that level is.
+
+    Args:
+        places: ``[..., k, n]`` the probability that place ``k`` holds entry ``n``.
+        level: ``[n]`` of each entry.
+    """
+    later = (1 - places.cumsum(-2)).clamp(0, 1)
+    none_higher = torch.ones_like(later[..., :1, 0])
+    parts = []
+    for one in range(levels - 1, -1, -1) if largest else range(levels):
+        survives = later[..., level == one].prod(-1)  # [..., k]
+        before = torch.cat([torch.ones_like(survives[..., :1]), survives[..., :-1]], -1)
+        parts.append(none_higher * (before - survives))
+        none_higher = none_higher * survives[..., -1:]
+    first = torch.stack(parts).sum(0)
+    return first / first.sum(-1, keepdim=True).clamp(min=torch.finfo(first.dtype).tiny)
+
+
+MAX_LEVELS = 16
+"""Values of the longest list of which the largest is sought value by value."""
+
+
+def first_largest(p: Tensor) -> Tensor:
+    """Return ``[..., n]``: the probability that each of ``n`` independent numbers is the first of the largest.
+
+    Args:
+        p: ``[..., n, r]`` their laws on the same ``r`` values in ascending order.
+
+    Example:
+        >>> first_largest(torch.tensor([[0.5, 0.5], [0.0, 1.0]])).tolist()
+        [0.5, 0.5]
+    """
+    upto = p.cumsum(-1)
+    below = upto - p
+    one = torch.ones_like(p[..., :1, :])
+    before = torch.cat([one, below[..., :-1, :]], -2).cumprod(-2)
+    after = torch.cat([one, upto.flip(-2)[..., :-1, :]], -2).cumprod(-2).flip(-2)
+    return (p * before * after).sum(-1)
 
 
 @relaxes("argmax", group="order")
@@ -215,6 +283,10 @@ def _aminmax(settings: Settings, hard: Any, input: Tensor, *, dim: int | None = 
 def _sort(
     settings: Settings, hard: Any, input: Tensor, dim: int = -1, descending: bool = False, *, stable: bool | None = None
 ) -> Any:
+    if isinstance(input, SoftIndex):
+        members = _sorted_members(input, dim, descending)
+        if members is not None:
+            return members, _rows(settings, "sort", input, dim, descending, slice(None))
     x = _floating(input)
     ordered = discrete.sort(x, dim, descending, **settings.ordering(x, "sort"))
     values = _behind(hard[0], ordered.values)
@@ -223,6 +295,63 @@ def _sort(
     else:
         values = _reversed_statistic(settings, "sort", input, values, dim, None)
     return values, _rows(settings, "sort", input, dim, descending, slice(None))
+
+
+def _sorted_members(index: SoftIndex, dim: int, descending: bool) -> Integer | None:
+    """The distributions of places of one ordering once they are sorted: ``x.topk(k).indices.sort().values``.
+
+    Sorted, they tell which of the ``n`` entries are among the ``k``, and no more of the order. With the probability
+    ``p_i`` that entry ``i`` is, the ``c``-th is at ``i`` where it is in and ``c - 1`` before it are, given that ``k``
+    are in all.
+    """
+    places: Lazy[Any] | None = index._current()[0]
+    along = dim % max(index.ndim, 1)
+    if places is None or places.exclusive != along:
+        return None
+    d = index.distribution  # asked for here: whether these are places is seen from the support
+    if d is None or d.support is not None or d.probability.shape[-1] > MAX_STEPS:
+        return None
+    p, k = d.probability.expand(*index.shape, d.probability.shape[-1]), index.shape[along]
+
+    def distribution() -> Distribution:
+        chosen = members_in_order(p.movedim(along, -2).sum(-2).clamp(0, 1), k)
+        return Distribution((chosen.flip(-2) if descending else chosen).movedim(-2, along), tied=True)
+
+    late: Lazy[Any] = Lazy(distribution, [places])
+    late.exclusive = along
+    return Integer(late)
+
+
+MAX_STEPS = 4096
+"""Entries of the longest row whose chosen ones are sorted."""
+
+
+def members_in_order(p: Tensor, k: int) -> Tensor:
+    """Return ``[..., k, n]``: where the first, second, ... of ``k`` members is, each of ``n`` being one with ``p``.
+
+    The members are independent but for their number, which is ``k``.
+
+    Example:
+        >>> members_in_order(torch.tensor([1.0, 0.5, 0.5]), 2).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]
+    """
+    before, after = _numbers_before(p, k), _numbers_before(p.flip(-1), k).flip(-2)
+    # c - 1 before, this one, k - c after
+    joint = before[..., :k] * p.unsqueeze(-1) * after[..., :k].flip(-1)
+    total = joint.sum(-2, keepdim=True)
+    tiny = torch.finfo(p.dtype).tiny
+    return (joint / total.clamp(min=tiny)).mT
+
+
+def _numbers_before(p: Tensor, k: int) -> Tensor:
+    """``[..., n, k]``: the probability that ``0 .. k - 1`` of those before each are members."""
+    number = torch.nn.functional.pad(torch.ones_like(p[..., :1]), (0, k - 1))
+    numbers = []
+    for one in p.unbind(-1):
+        numbers.append(number)
+        one = one.unsqueeze(-1)
+        number = number * (1 - one) + torch.nn.functional.pad(number[..., :-1] * one, (1, 0))
+    return torch.stack(numbers, -2)
 
 
 def _reversed_statistic(settings: Settings, operation: str, input: Any, value: Any, dim: int, k: int | None) -> Any:
@@ -267,7 +396,7 @@ def _inverse(index: SoftIndex, dim: int) -> Integer | None:
     def transposed() -> Distribution:
         matrix = distribution.probability.movedim(dim % index.ndim, -2).mT
         total = matrix.sum(-1, keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
-        return Distribution((matrix / total).movedim(-2, dim % index.ndim))
+        return Distribution((matrix / total).movedim(-2, dim % index.ndim), tied=True)
 
     return Integer(Lazy(transposed))
 

@@ -166,12 +166,14 @@ class Distribution(NamedTuple):
             which of them, counted through, belongs to each element here.
         refines: the coarser choice that each of these contains, and how many follow each of its atoms: whether a value
             that jumps is above a threshold contains what the value is.
+        tied: not independent after all: the places of one ordering, where whoever leaves one arrives at another.
     """
 
     probability: Tensor
     support: Tensor | None = None
     choice: tuple[Tensor, Tensor] | None = None
     refines: tuple[Distribution, int] | None = None
+    tied: bool = False
 
     @property
     def values(self) -> Tensor:
