@@ -283,15 +283,16 @@ def _draw(
     axes[0, 1].legend(fontsize=7)
     angles = torch.arange(config.nodes) * 2 * math.pi / config.nodes
     places = torch.stack([angles.cos(), angles.sin()], -1).tolist()
+    arrow = {"arrowstyle": "->", "shrinkA": 11, "shrinkB": 11, "color": "grey"}
     for number, (panel, held, value) in enumerate(zip(axes[1], *chosen, strict=False)):
         for i, j in graph.nonzero().tolist():
-            panel.annotate("", places[j], places[i], arrowprops={"arrowstyle": "->", "shrinkA": 11, "shrinkB": 11})
+            panel.annotate("", places[j], places[i], arrowprops=arrow)
         for node, place in enumerate(places):
             text, colour = (f"{value[node]:.1f}", lab.colour("set")) if held[node] else ("", "white")
             panel.plot(*place, "o", ms=22, mec="grey", mfc=colour)
-            panel.text(*place, text, ha="center", va="center", fontsize=7)
+            panel.text(*place, text, ha="center", va="center", fontsize=8, color="black")
         panel.set(title=f"score function: intervention {number + 1} of the first round")
-        panel.axis("equal")
+        panel.margins(0.1)
         panel.axis("off")
     caption = (
         "EIG while designs are optimised (grey: log L; dashed: baselines), expected SHD by round, and what is set."
