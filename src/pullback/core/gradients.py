@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import transform_running
+
 __all__ = ["nested_forward_mode", "primals", "replace_gradient"]
 
 
@@ -29,6 +31,18 @@ class _ReplaceGradient(torch.autograd.Function):
     def jvp(ctx: Any, hard_tangent: Tensor | None, soft_tangent: Tensor) -> Tensor:
         with nested_forward_mode():
             return soft_tangent.clone()
+
+
+class _ReplaceGradientPlainly(torch.autograd.Function):
+    """The same outside of transforms: torch binds the arguments of a separate ``setup_context`` anew at every call."""
+
+    @staticmethod
+    def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, cotangent
 
 
 def replace_gradient(hard: Tensor, soft: Tensor) -> Tensor:
@@ -60,7 +74,8 @@ def replace_gradient(hard: Tensor, soft: Tensor) -> Tensor:
         raise ValueError(
             f"hard and soft must agree, got {tuple(hard.shape)} {hard.dtype} and {tuple(soft.shape)} {soft.dtype}"
         )
-    result: Tensor = _ReplaceGradient.apply(hard.detach(), soft)
+    general = torch.compiler.is_compiling() or transform_running()
+    result: Tensor = (_ReplaceGradient if general else _ReplaceGradientPlainly).apply(hard.detach(), soft)
     return result
 
 

@@ -288,7 +288,12 @@ def _checked_methods(methods: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _chosen(only: Iterable[str] | None) -> frozenset[str]:
-    return frozenset(operations() if only is None else _expand("only", only))
+    return _everything() if only is None else frozenset(_expand("only", only))
+
+
+@functools.cache
+def _everything() -> frozenset[str]:
+    return frozenset(operations())
 
 
 def _expand(name: str, words: Iterable[str]) -> set[str]:

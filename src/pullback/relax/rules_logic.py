@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -45,9 +46,19 @@ def _comparison(operation: str) -> Callable[..., Any]:
         by_places = compare_with_places(operation, input, other)
         if by_places is not None and not known:
             return by_places
-        width = _comparison_width(settings, plain(input), plain(other), counts)
-        options = {"temperature": width, **settings.method(operation)}
         kept = (input, other) if transform_running() else as_they_are((input, other))
+
+        # The spread of an index from its labels is asked for only where their atoms do not decide.
+        deferred = bool(counts) and all(isinstance(a, Tensor) and a.numel() > 1 for a in (input, other))
+        compared = [plain(a) for a in (kept if deferred else (input, other))]
+
+        @functools.cache
+        def options() -> dict[str, Any]:
+            width = _comparison_width(settings, *compared, counts)
+            return {"temperature": width, **settings.method(operation)}
+
+        if not deferred:
+            options()
 
         def met(input: Any, other: Any) -> Distribution | None:
             return _by_atoms(function, block, input, other, options, hard.device)
@@ -61,7 +72,7 @@ def _comparison(operation: str) -> Callable[..., Any]:
             x, y = soft_value(input), soft_value(other)
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 x = torch.as_tensor(x, device=hard.device).to(y.dtype)
-            p = block(x, y, **options)
+            p = block(x, y, **options())
             if operation in ("eq", "ne") or not (is_active(x) and is_active(y)):
                 return p
             # An entry compared with itself is certain, `scores > scores[label]`; derivatives of distinct ones stay.
@@ -92,7 +103,12 @@ def _exclusive(index: SoftIndex, other: Any) -> int | None:
 
 
 def _by_atoms(
-    function: Callable[..., Any], block: Callable[..., Tensor], input: Any, other: Any, options: Any, device: Any
+    function: Callable[..., Any],
+    block: Callable[..., Tensor],
+    input: Any,
+    other: Any,
+    options: Callable[[], Any],
+    device: Any,
 ) -> Distribution | None:
     """The distribution of the truth value over all atoms; ``None`` where they are too many.
 
@@ -112,7 +128,7 @@ def _by_atoms(
     def softly(x: Any, y: Any) -> Tensor:
         dtype = next(a.dtype for a in (x, y) if isinstance(a, Tensor) and a.is_floating_point())
         x = x.to(dtype) if isinstance(x, Tensor) else torch.as_tensor(x, dtype=dtype, device=device)
-        return block(x, y, **options)
+        return block(x, y, **options())
 
     each = elementwise(softly, (input, other), {}, found, None)
     if each is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pullback.core.transforms import physical
 from pullback.relax.internals import viewed
-from pullback.relax.soft_tensors import attached
+from pullback.relax.soft_tensors import attach, attached
 
 __all__ = ["Settings"]
 
@@ -42,11 +42,15 @@ class Settings:
         """
         if self.scale is None:
             return 1.0
-        with torch.no_grad():
-            # A slice has the spread of what it was cut from: a loop over rows gets what the batch gets.
-            cut_from = attached(x, "_cut_from")
-            x = cut_from[0] if cut_from else viewed(x).detach()
-            spread = _spread(physical(x))
+        # A slice has the spread of what it was cut from: a loop over rows gets what the batch gets.
+        cut_from = attached(x, "_cut_from")
+        whole = cut_from[0] if cut_from else viewed(x)
+        spread: float | None = attached(whole, "_spread")
+        if spread is None:
+            with torch.no_grad():
+                spread = _spread(physical(whole.detach()))
+            if not (whole.is_leaf and whole.requires_grad):  # parameters of the user stay as they are
+                attach(whole, "_spread", spread)
         return spread if math.isfinite(spread) and spread > 0 else 1.0
 
     def width(self, x: Tensor) -> float:
