@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pullback.relax import internals
+from pullback.relax import internals, relaxed
 
 
 class _Seen(TorchFunctionMode):
@@ -79,12 +79,16 @@ def test_checkpoint_has_the_two_parts_that_are_replaced() -> None:
         runs.append(0)
         return x.tanh() ** 2
 
-    active = [False]
-    internals.keep_checkpoints_in_memory(lambda: active[0])  # once installed, the first question stays
-    for reentrant in (False, True):
-        x = torch.ones(2, requires_grad=True)
-        torch.utils.checkpoint.checkpoint(part, x, use_reentrant=reentrant).sum().backward()
-    assert len(runs) == 4
+    def train() -> int:
+        runs.clear()
+        for reentrant in (False, True):
+            x = torch.ones(2, requires_grad=True)
+            torch.utils.checkpoint.checkpoint(part, x, use_reentrant=reentrant).sum().backward()
+        return len(runs)
+
+    with relaxed():
+        assert train() == 2, "nothing is run twice"
+    assert train() == 4
 
 
 def test_a_process_that_imports_nothing_else_of_torch_is_relaxed() -> None:

@@ -12,6 +12,7 @@ name                                            what for
 ``autograd.forward_ad._current_level``          whether forward mode is under way
 ``utils.checkpoint.CheckpointFunction.apply``,  functions under a checkpoint run once, without
 ``_checkpoint_without_reentrant_generator``     recomputation, while a context is active in their thread
+(from 2.14 on ``..._generator_impl``)
 ``_dynamo.trace_rules``, ``_dynamo.eval_frame`` the compiler leaves relaxed code to the interpreter
 =============================================== ==========================================================
 
@@ -125,7 +126,10 @@ def keep_checkpoints_in_memory(active: Callable[[], bool]) -> None:
     module = torch.utils.checkpoint
     if hasattr(module.CheckpointFunction.apply, "_relaxed"):
         return
-    apply, generator = module.CheckpointFunction.apply, module._checkpoint_without_reentrant_generator
+    name = "_checkpoint_without_reentrant_generator"
+    if hasattr(module, f"{name}_impl"):  # from torch 2.14 on, which keeps the other name but no longer calls it
+        name = f"{name}_impl"
+    apply, generator = module.CheckpointFunction.apply, getattr(module, name)
 
     def run(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         return function(*args) if active() else apply(function, preserve, *args)
@@ -138,7 +142,7 @@ def keep_checkpoints_in_memory(active: Callable[[], bool]) -> None:
 
     run._relaxed = True  # type: ignore[attr-defined]
     module.CheckpointFunction.apply = staticmethod(run)  # type: ignore[method-assign]
-    module._checkpoint_without_reentrant_generator = around
+    setattr(module, name, around)
 
 
 def stay_out_of_compilation() -> None:
