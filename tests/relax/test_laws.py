@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import warnings
@@ -430,3 +431,39 @@ def test_a_looked_up_truth_value_as_a_number_is_zero_or_one() -> None:
     assert set(number.distribution.values.tolist()) == {0, 1}
     assert torch.allclose(slope(value, x), slope(real, x))
     assert slope(value, x).abs().max() > 0
+
+
+CURVED = {
+    "square of a count": lambda x: ((x > 0).sum() - 3.0) ** 2,
+    "square of a sum": lambda x: ((x > 0).float().sum() - 3.0) ** 2,
+    "product of sums": lambda x: (x > 0).float().sum() * (x > 0.2).float().sum(),
+    "tanh of mixed roundings": lambda x: torch.tanh(x.round() @ torch.ones(len(x), dtype=P)),
+}
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_the_report_names_the_line_where_more_is_possible_than_is_followed(name: str) -> None:
+    x = torch.linspace(-1, 1, 80, dtype=P).requires_grad_()
+    with pullback.relaxed() as r:
+        CURVED[name](x)
+    (told,) = [c for c in r.calls if "more values are possible" in c.reason]
+    assert told.source == next(line.strip() for line in inspect.getsource(CURVED[name]).splitlines())
+    with pullback.relaxed() as linear:
+        ((x > 0).sum() * 0.5 + (x > 0).float().mean() / 3 + x.round().sum()).backward()
+    with pullback.relaxed() as small:
+        ((x[::8] > 0).float().sum() - 3.0).square().backward()
+    assert not any(c.reason for c in (*linear.calls, *small.calls))
+
+
+def test_the_report_warns_of_a_suppression_loop_over_soft_places() -> None:
+    x = leaf(0.3, 0.1, 0.2, 0.6)
+    near = torch.eye(4, dtype=torch.bool).roll(1, 0)
+    with pullback.relaxed() as r:
+        keep = torch.ones(4, dtype=torch.bool)
+        for place in x.argsort(descending=True):
+            keep = keep & ~(near[place] & keep[place])
+    (told,) = [c for c in r.calls if "do not trust" in c.reason]
+    assert told.source == "keep = keep & ~(near[place] & keep[place])"
+    with pullback.relaxed() as one:
+        torch.arange(4)[x.argsort()].sum(), (x > 0.2)[torch.tensor([1, 2])].sum()
+    assert not any(c.reason for c in one.calls)

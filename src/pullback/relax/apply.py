@@ -14,6 +14,7 @@ from torch.overrides import resolve_name
 from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import transform_running
 from pullback.relax import catalogue
+from pullback.relax.image import LINEAR, MULTILINEAR, SMOOTH
 from pullback.relax.internals import forward_mode, inherits_dispatch, viewed, warn_of_compiled_caller
 from pullback.relax.law import (
     FOLLOWS,
@@ -35,6 +36,7 @@ from pullback.relax.rules import (
     INPLACE,
     INPLACE_FLAG,
     PASS,
+    QUOTIENTS,
     RULES,
     Discrete,
     Dropped,
@@ -227,14 +229,14 @@ def _relax(context: Context, site: Site, func: Any, args: Any, kwargs: Any, soft
         context.calls.add(site, _name(func), "dropped", reason)
         return func(*args, **kwargs)
     if not _concerned(context, rule, soft):
-        return _unruled(func, func(*args, **kwargs), args, kwargs)
+        return _unruled(context, func, func(*args, **kwargs), args, kwargs)
     return _apply(context, site, rule, func, args, kwargs)
 
 
-def _unruled(func: Any, hard: Any, args: Any, kwargs: Any) -> Any:
+def _unruled(context: Context, func: Any, hard: Any, args: Any, kwargs: Any) -> Any:
     """The plain result; after a jump with the derivative at the right place."""
     if func in FOLLOWS and any_law((args, kwargs)):
-        hard = follow(func, hard, args, kwargs)
+        hard = follow(func, hard, args, kwargs, functools.partial(_tell_collapse, context, func))
     if func in MOVES:
         follow_places(func, hard, args, kwargs)
     return hard
@@ -243,7 +245,7 @@ def _unruled(func: Any, hard: Any, args: Any, kwargs: Any) -> Any:
 def _noted(context: Context, func: Any, result: Any, args: Any, kwargs: Any) -> Any:
     """The result of a function without a rule, with what is known of its arguments handed on."""
     try:
-        result = _unruled(func, result, args, kwargs)
+        result = _unruled(context, func, result, args, kwargs)
     except _FAILURES as error:
         site = find_site()
         if site is not None:
@@ -259,6 +261,15 @@ def _tell_failure(context: Context, site: Site, operation: str, error: Exception
     reason = f"its soft counterpart failed: {type(error).__name__}: {error}"
     if context.calls.add(site, operation, "dropped", reason):
         warnings.warn(f"relaxed: {site}: {operation}: {reason}", stacklevel=2)
+
+
+COLLAPSED = "more values are possible than are followed: differentiated at the mean, or half way to the next jump"
+
+
+def _tell_collapse(context: Context, func: Any) -> None:
+    site = find_site()
+    if site is not None:
+        context.calls.add(site, _name(func), "relaxed", COLLAPSED)
 
 
 def _rule(func: Any, soft: bool) -> Rule | None:
@@ -286,7 +297,7 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
             return same
         part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
-            return _unruled(func, hard, args, kwargs)
+            return _unruled(context, func, hard, args, kwargs)
         if lifted and rule.group in _ATOMWISE:
             part = _of_atoms(func, hard, args, kwargs, part)
         result: Any = _combine(context, hard, part)
@@ -300,8 +311,37 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
     except _FAILURES as error:
         _tell_failure(context, site, rule.operation, error)
         return hard
-    context.calls.add(site, rule.operation, "relaxed", _flatness(context, rule, args))
+    collapsed = rule.group == "flow" and _bends_a_mean(func, (args, kwargs))
+    reason = COLLAPSED if collapsed else READ_BOTH if _reads_both(rule, args) else _flatness(context, rule, args)
+    context.calls.add(site, rule.operation, "relaxed", reason)
     return result
+
+
+READ_BOTH = (
+    "a table of soft values read at a soft place: the two are taken as independent, which they are not where one was "
+    "made from the other; do not trust the direction of a chain of these (a suppression loop over sorted scores)"
+)
+
+
+def _reads_both(rule: Rule, args: Any) -> bool:
+    """Whether a table that may jump is read where an index may: what then depends on both is not followed."""
+    if rule.group != "index" or not any(isinstance(t, SoftIndex) for t in tensors_in(args[1:])):
+        return False
+    table = args[0]
+    if isinstance(table, SoftIndex):
+        return not table.has_distribution
+    return isinstance(table, SoftBool)
+
+
+def _bends_a_mean(func: Any, arguments: Any) -> bool:
+    """Whether a function that is not linear meets an integer of which the mean alone is known."""
+    if func not in SMOOTH or func in LINEAR:
+        return False
+    soft = [t for t in tensors_in(arguments) if is_active(t)]
+    if func in MULTILINEAR and len(soft) == 1:
+        return False
+    divided = func in QUOTIENTS and len(arguments[0]) == 2 and not is_active(arguments[0][1])
+    return not divided and any(isinstance(t, SoftIndex) and not t.has_distribution for t in soft)
 
 
 def _keep_spread(result: Tensor, arguments: Any) -> None:

@@ -303,8 +303,11 @@ def lift(arguments: Any, point: int) -> Any:
     return arguments
 
 
-def follow(function: Any, hard: Any, args: Any, kwargs: Any) -> Any:
-    """Return ``hard = function(*args, **kwargs)``, one of :data:`FOLLOWS`, with its derivative at the right place."""
+def follow(function: Any, hard: Any, args: Any, kwargs: Any, collapsed: Callable[[], None] = lambda: None) -> Any:
+    """Return ``hard = function(*args, **kwargs)``, one of :data:`FOLLOWS`, with its derivative at the right place.
+
+    ``collapsed`` is called where that is no expectation over atoms, there being too many.
+    """
     given = (args, kwargs)
     sources = list(tensors_in(given))
     laws = [law for law in map(law_of, sources) if law is not None]
@@ -334,7 +337,7 @@ def follow(function: Any, hard: Any, args: Any, kwargs: Any) -> Any:
 
     distribution: Lazy[Any] = Lazy(quiet, [law.distribution for law in laws])
     if not _is_linear(function, args, kwargs):
-        hard = _nonlinear(function, hard, args, kwargs, distribution, is_pure, joins)
+        hard = _nonlinear(function, hard, args, kwargs, distribution, is_pure, joins, collapsed)
 
     def compute(point: int) -> Any:
         check()
@@ -384,13 +387,21 @@ _KEEPS_WHOLE = MOVES | frozenset(
 
 
 def _nonlinear(
-    function: Any, hard: Any, args: Any, kwargs: Any, distribution: Lazy[Any], is_pure: bool, joins: bool
+    function: Any,
+    hard: Any,
+    args: Any,
+    kwargs: Any,
+    distribution: Lazy[Any],
+    is_pure: bool,
+    joins: bool,
+    collapsed: Callable[[], None],
 ) -> Any:
     if isinstance(hard, Tensor):
         exact = distribution()
         soft = _mean_loss(function, args, kwargs) if exact is None else exact.mean()
         if soft is not None:
             return _replaced(hard, soft.to(hard.dtype).expand(hard.shape))
+    collapsed()
     point = MEAN
     if is_pure and function not in MULTILINEAR:
         point = NEAREST_HALF_WAY if joins else EACH_HALF_WAY

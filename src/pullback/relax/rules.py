@@ -20,6 +20,7 @@ __all__ = [
     "INPLACE",
     "INPLACE_FLAG",
     "PASS",
+    "QUOTIENTS",
     "RULES",
     "Discrete",
     "Dropped",
@@ -294,7 +295,7 @@ def as_they_are(arguments: Any) -> Any:
     return arguments
 
 
-_QUOTIENTS = frozenset(f for name in ("div", "divide", "true_divide") for f in functions_named(name))
+QUOTIENTS = frozenset(f for name in ("div", "divide", "true_divide") for f in functions_named(name))
 
 
 def applied(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -308,7 +309,7 @@ def applied(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         >>> n.grad.tolist()
         [0.0, -0.25]
     """
-    if function not in _QUOTIENTS or kwargs or len(args) != 2 or not isinstance(args[1], Tensor):
+    if function not in QUOTIENTS or kwargs or len(args) != 2 or not isinstance(args[1], Tensor):
         return function(*args, **kwargs)
     by = args[1]
     zero = by.detach() == 0
