@@ -202,6 +202,14 @@ def branch(s, up, down):
     return (rate * 3.0).sum()
 
 
+@line(lambda: (trained(6),), "torch.logical_and(v > 0, torch.logical_not(v > 1.5))", "torch.stack(keep).float()")
+def flags_in_a_list(s):
+    keep = []
+    for v in s:
+        keep.append(bool(v > 0) and not bool(v > 1.5))
+    return (torch.tensor(keep).float() * torch.arange(6.0)).sum()
+
+
 # Steps.
 
 
@@ -308,6 +316,15 @@ def power(p):
 @line(lambda: (given(1.0, -0.2, 0.5),), "torch.acos(c.clamp(-1 + 1e-6, 1 - 1e-6))")
 def angle(c):
     return torch.acos(c).sum()
+
+
+@line(
+    lambda: (torch.zeros(3, 2).requires_grad_(), data(3)),
+    "torch.atan2(v[:, 1], torch.where((v[:, 1] == 0) & (v[:, 0] == 0)",
+)
+def bearing_at_the_origin(v, weight):
+    bearing = torch.atan2(v[:, 1], v[:, 0])
+    return (bearing * weight).sum()
 
 
 @line(lambda: (given(0.0, 1.0), given(0.0, 2.0)), "torch.where(total == 0, 1.0, total)")

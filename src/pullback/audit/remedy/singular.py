@@ -444,7 +444,7 @@ TEMPLATES = {
     "atan2": Template(
         "torch.where",
         "At the origin the angle is that of (1, 0), which is the same value, with a finite derivative.",
-        _NAN,
+        (*_NAN, "zero"),
         ("atan2", "arctan2"),
         "angle = torch.atan2(y, x)",
         _polar,
