@@ -801,3 +801,65 @@ def parameter_from_a_parameter():
     first = nn.Linear(4, 4)
     second = nn.Parameter(first.weight.clone())
     return lambda x: (first(x) @ second).square().mean(), X
+
+
+def velocity_clipped_by_hand():
+    """Both sides of the threshold give the same value there."""
+    torch.manual_seed(3)
+    force = torch.randn(3, 3).mul(0.9).requires_grad_()
+
+    def program(position):
+        for _ in range(3):
+            velocity = torch.tanh(position @ force)
+            speed = velocity.norm()
+            if speed > 0.6:
+                velocity = velocity * (0.6 / speed)
+            position = position + 0.1 * velocity
+        return position.square().sum()
+
+    return program, torch.randn(3)
+
+
+def embedding_shortened_by_a_number():
+    torch.manual_seed(4)
+    weight = torch.randn(5, 4, requires_grad=True)
+
+    def program(x):
+        code = x @ weight
+        length = code.norm()
+        if length.item() > 0.5:
+            code = 0.5 * code / length
+        return (code - 1).square().sum()
+
+    return program, torch.randn(5)
+
+
+def semi_hard_negatives():
+    torch.manual_seed(5)
+    weight, kind = torch.randn(6, 4, requires_grad=True), torch.arange(15) % 3
+
+    def program(x):
+        code = F.normalize(x @ weight, dim=1)
+        apart = torch.cdist(code, code) + torch.eye(15)
+        same = kind[:, None] == kind
+        near = (apart * same.float() * (1 - torch.eye(15))).amax(1)
+        others = apart.masked_fill(same, 1e6)
+        harder = others > near[:, None]
+        picked = torch.where(harder, others, torch.full_like(others, 1e6)).amin(1)
+        return F.relu(near - picked + 0.3).mean()
+
+    return program, torch.randn(15, 6)
+
+
+def confident_pseudo_labels():
+    torch.manual_seed(6)
+    weight, y = torch.randn(5, 3, requires_grad=True), torch.randint(0, 3, (14,))
+
+    def program(x):
+        logits = x @ weight
+        sure, label = logits.softmax(1).max(1)
+        kept = (sure > 0.7).float()
+        unlabelled = (F.cross_entropy(logits, label, reduction="none") * kept).sum() / kept.sum().clamp(min=1)
+        return F.cross_entropy(logits, y) + unlabelled
+
+    return program, torch.randn(14, 5)

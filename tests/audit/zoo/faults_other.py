@@ -435,3 +435,29 @@ def overflowing_recurrence():
         return (h - 1).square().mean()
 
     return program, X
+
+
+def loop_that_makes_what_is_squared_small():
+    """The square behind it has as small a derivative as the loop, because of the loop."""
+    torch.manual_seed(7)
+    first, last = torch.randn(5, 4, requires_grad=True), torch.randn(4, 2, requires_grad=True)
+
+    def program(x):
+        h = x @ first
+        for _ in range(70):
+            h = 0.35 * torch.tanh(h)  # <- vanishing.loop
+        return (h @ last).square().sum()
+
+    return program, torch.randn(7, 5)
+
+
+def bonus_behind_a_threshold():
+    torch.manual_seed(8)
+    weight = torch.randn(6, requires_grad=True)
+
+    def program(x):
+        total = (x * weight).sum()
+        paid = 2 * total + 1 if total > 0.1 else total - 4  # <- control-flow.branch
+        return (paid - 0.3).square()
+
+    return program, torch.randn(6)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = [
+    "DIVISIONS",
     "FILLS",
     "GUARDED",
     "GUARDS",
     "HIDDEN_SHARE",
     "NEAR_POLE",
     "PICKS",
+    "PRODUCTS",
     "READS",
     "REMAINDERS",
     "STOPS",
@@ -98,6 +100,12 @@ GUARDED = frozenset(
     div true_divide __truediv__ __rtruediv__ __rdiv__ normalize std var""".split()
 )
 """Have a pole, where a guard replaces their argument or their result."""
+
+PRODUCTS = frozenset("mul mul_ __mul__ __rmul__".split())
+"""Weight values by a mask."""
+
+DIVISIONS = frozenset("div div_ true_divide __truediv__".split())
+"""Divide by the number of entries that a mask keeps."""
 
 NEAR_POLE = 1e-2
 """Distance from 0 or 1 up to which a threshold guards a pole."""

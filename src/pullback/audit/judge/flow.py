@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pullback.audit.trace import operations as ops
@@ -139,7 +139,7 @@ def _one(
         hit |= below
     if hit:
         between = graph.downstream(hit) & inside
-        node, gain = _line(graph, between, kind)
+        node, gain = _line(graph, between, looped, kind)
         if node is not None:
             extreme = min(worst.values()) if kind == "vanishing" else max(worst.values())
             evidence = {"factor": f"{extreme:.1e}", "gain of the line": gain, "loop": node.index in looped}
@@ -159,8 +159,12 @@ def _one(
             yield f"{kind}.loop", node, evidence, set()
 
 
-def _line(graph: TraceGraph, between: set[int], kind: str) -> tuple[Node | None, float]:
-    """Return the node of the line with the most extreme product of gains, and the logarithm of that product."""
+def _line(graph: TraceGraph, between: set[int], looped: Collection[int], kind: str) -> tuple[Node | None, float]:
+    """Return the node of the line with the most extreme product of gains, and the logarithm of that product.
+
+    A loop that makes up for half of it goes first: the derivative of what is compared behind it is small or large
+    because the loop made its values so.
+    """
     total: dict[tuple[Any, int], float] = defaultdict(float)
     members: dict[tuple[Any, int], list[Node]] = defaultdict(list)
     for index in between:
@@ -171,9 +175,14 @@ def _line(graph: TraceGraph, between: set[int], kind: str) -> tuple[Node | None,
             members[key].append(node)
     if not total:
         return None, 0.0
-    key = (min if kind == "vanishing" else max)(total, key=lambda k: total[k])
-    pick = (min if kind == "vanishing" else max)(members[key], key=lambda n: n.gain_log)
-    return pick, total[key]
+    extreme = min if kind == "vanishing" else max
+    key = extreme(total, key=lambda k: total[k])
+    loops = [k for k in total if any(n.index in looped for n in members[k])]
+    if loops:
+        loop = extreme(loops, key=lambda k: total[k])
+        under = any(graph.nodes[i].cotangent == 0.0 for i in looped)  # its further gains were not seen
+        key = loop if under or total[loop] / total[key] > 0.5 else key
+    return extreme(members[key], key=lambda n: n.gain_log), total[key]
 
 
 def _visits_of_calls(graph: TraceGraph, inside: set[int]) -> dict[tuple[Any, int, str], list[int]]:

@@ -7,13 +7,23 @@ estimator). Each has a shape in the trace that a lost gradient does not have.
 
 from __future__ import annotations
 
-from pullback.audit.judge.deliberate import GUARDED, GUARDS, NEAR_POLE, PICKS, READS, kind_of
+from pullback.audit.judge.deliberate import (
+    DIVISIONS,
+    FILLS,
+    GUARDED,
+    GUARDS,
+    NEAR_POLE,
+    PICKS,
+    PRODUCTS,
+    READS,
+    kind_of,
+)
 from pullback.audit.judge.samples import is_reward, is_score_function
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.graph import TraceGraph
 from pullback.audit.trace.records import Node, Origin
 
-__all__ = ["guards", "intended", "lost_feature", "wasted"]
+__all__ = ["guards", "intended", "lost_feature", "selects", "wasted"]
 
 
 def intended(graph: TraceGraph, members: list[int], *, starved: bool) -> str:
@@ -76,6 +86,33 @@ def lost_feature(graph: TraceGraph, members: list[int]) -> bool:
         if _shared(graph, origin) or not any(_feature(graph, members, dead, live) for dead, live in meets):
             return False
     return True
+
+
+def selects(graph: TraceGraph, index: int) -> bool:
+    """Whether a mask selects what enters the loss, and what it selects carries its own gradient.
+
+    It fills or picks entries, or it weights losses, one a sample, or the very values that it compares (hard examples,
+    confident pseudo labels); then it may also be counted for a mean.
+    """
+    meets = graph.merges(index, graph.tracer.origins[index].node)
+    chosen = [_selected(graph, graph.tracer.origins[index], dead, live) for dead, live in meets]
+    return (any(chosen) or not meets) and all(
+        c or live.op in DIVISIONS for c, (_, live) in zip(chosen, meets, strict=True)
+    )
+
+
+def _selected(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool:
+    if live.op in FILLS:
+        return True
+    partners = _partners(graph, dead, live)
+    if len(partners) != 1:
+        return False
+    (partner,) = partners
+    own = partner.index in origin.sources or any(partner.index in graph.nodes[s].parents for s in origin.sources)
+    if live.op == "where":
+        return own
+    weighted = live.op in PRODUCTS and (own or partner.op in ops.LOSSES)
+    return weighted and graph.leaves(graph.upstream(origin.sources)) <= graph.leaves(graph.upstream([partner.index]))
 
 
 def guards(graph: TraceGraph, origin: Origin) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from pullback.audit.judge.deliberate import FILLS, HIDDEN_SHARE, REMAINDERS, kind_of
-from pullback.audit.judge.intent import guards, intended, lost_feature, wasted
+from pullback.audit.judge.deliberate import HIDDEN_SHARE, REMAINDERS, kind_of
+from pullback.audit.judge.intent import guards, intended, lost_feature, selects, wasted
 from pullback.audit.judge.ledger import SILENT, Ledger
 from pullback.audit.judge.verdicts import site_key
 from pullback.audit.trace import operations as ops
@@ -77,7 +77,7 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
     elif kind.drawn:
         severity = "error"
     elif gap is not None:
-        chosen = kind.mask and all(live.op in FILLS for _, live in ledger.graph.merges(members[0], origin.node))
+        chosen = kind.mask and selects(graph, members[0])
         chosen = chosen or (kind.mask and all(guards(graph, ledger.tracer.origins[m]) for m in members))
         broken = bool(ledger.tracer.not_finite)  # then no slope of the loss says anything
         severity = "error" if gap > HIDDEN_SHARE and not broken and not kind.said and not chosen else "info"

@@ -22,6 +22,7 @@ from torch import Tensor
 from pullback.audit.judge.deliberate import HIDDEN_SHARE, kind_of
 from pullback.audit.judge.verdicts import Verdicts, site_key
 from pullback.audit.probe.bias import measure_bias
+from pullback.audit.probe.boundary import comparison_margin, jumps_where_it_turns, number_margin
 from pullback.audit.probe.custom import check_custom
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
@@ -45,6 +46,8 @@ DIRECTIONS = 6
 MOST = 24
 """Sites probed one by one."""
 MOST_NOTES = 4
+FEW = 8
+"""Elements of a comparison that are looked at one by one."""
 MOST_VISITS = 8
 """Of one decision that are made to fall otherwise."""
 
@@ -98,14 +101,13 @@ def probe(
                 "two runs with the same random numbers differ: probes that replay the program were not run"
             ]
         _probe_exits(laboratory, exits, first, verdicts)
-        _probe_branches(laboratory, branches, first, verdicts)
+        _probe_branches(laboratory, graph, branches, trained, first, verdicts)
         for key in shut:
             noise = torch.Generator().manual_seed(1) if generator is None else generator
             verdicts.matters[key] = loss_depends(laboratory, key, first, noise)
         _probe_stops(laboratory, graph, stops, trained, generator, first, verdicts)
         notes: list[str] = []
-        tensors = [t for i in sorted(trained) if (t := tracer.leaves[i].reference()) is not None]
-        tensors = [t for t in tensors if not is_wrapped(t)]
+        tensors = _tensors(graph, trained)
         verdicts.bias = measure_bias(program, laboratory, tensors, torch.Generator().manual_seed(3))
         if _relaxable(graph, [*shut, *(key for key, gap in verdicts.gaps.items() if gap > HIDDEN_SHARE)]):
             noise = torch.Generator().manual_seed(2) if generator is None else generator
@@ -226,8 +228,18 @@ def _perturbed(value: Any, sign: float) -> Any:
     return value
 
 
-def _probe_branches(laboratory: Laboratory, branches: dict[Key, Exit], base: float, verdicts: Verdicts) -> None:
-    """Let decisions fall otherwise, one visit at a time: the last where they end a loop, else some of all."""
+def _probe_branches(
+    laboratory: Laboratory,
+    graph: TraceGraph,
+    branches: dict[Key, Exit],
+    trained: set[int],
+    base: float,
+    verdicts: Verdicts,
+) -> None:
+    """Let decisions fall otherwise, one visit at a time: the last where they end a loop, else some of all.
+
+    A decision is none where the loss is the same on both sides of its threshold.
+    """
     tolerance = 1e-3 * max(abs(base), 1e-12)
     for key, exit_ in branches.items():
         decision = decision_at(place(exit_.site.code, exit_.site.instruction, exit_.site.line))
@@ -237,10 +249,47 @@ def _probe_branches(laboratory: Laboratory, branches: dict[Key, Exit], base: flo
         for visit in sorted(visits, reverse=True):
             if laboratory.spent:
                 return
-            moved = [laboratory.loss({key: change}) for change in _otherwise(key[2], visit)]
-            if any(m is not None and not abs(m - base) <= tolerance for m in moved):
-                verdicts.branches[key] = True
+            for change in _otherwise(key[2], visit):
+                moved = laboratory.loss({key: change})
+                if moved is None or abs(moved - base) <= tolerance:
+                    continue
+                verdicts.branches[key] = (
+                    _jumps(laboratory, graph, exit_, key, visit, change, trained, base) is not False
+                )
                 break
+            if verdicts.branches[key]:
+                break
+
+
+def _jumps(
+    laboratory: Laboratory,
+    graph: TraceGraph,
+    exit_: Exit,
+    key: Key,
+    visit: int,
+    change: Change,
+    trained: set[int],
+    base: float,
+) -> bool | None:
+    """Whether the loss jumps at the threshold of a decision, ``None`` if it cannot be told."""
+    steps = Steps(laboratory, _tensors(graph, trained), torch.Generator().manual_seed(4))
+    if key[2] == "__bool__":
+        node = graph.nodes[exit_.source]
+        if node.op not in ops.ORDERS or node.site is None:
+            return None
+        margin = comparison_margin(laboratory, site_key(node.site, node.op), visit, 0)
+    else:
+        extreme = change(0.0, visit)
+        found = number_margin(laboratory, key, visit, extreme, base)
+        if found is None:
+            return None
+        margin = found
+    return jumps_where_it_turns(laboratory, steps, margin, {key: change})
+
+
+def _tensors(graph: TraceGraph, trained: set[int]) -> list[Tensor]:
+    found = [graph.tracer.leaves[i].reference() for i in sorted(trained)]
+    return [t for t in found if t is not None and not is_wrapped(t)]
 
 
 def _some_visits(last: int) -> set[int]:
@@ -318,13 +367,35 @@ def _probe_stops(
             share = math.sqrt(sum(h * h for h in hidden[key])) / whole
             gaps[key].append(min(share, math.sqrt(sum(j * j for j in together)) / whole))
     verdicts.gaps = {key: min(values) for key, values in gaps.items() if values and all(map(math.isfinite, values))}
-    for key in stops:
-        if key[2] in ops.COMPARISONS and gaps[key] and not laboratory.spent:
-            jump = crosses_a_jump(laboratory, key)
-            if jump is False:
-                verdicts.gaps[key] = 0.0
-            elif jump and math.isfinite(gaps[key][-1]):
-                verdicts.gaps[key] = max(gaps[key])
+    for key, index in stops.items():
+        if key[2] not in ops.COMPARISONS or key not in verdicts.gaps or laboratory.spent:
+            continue
+        jump = crosses_a_jump(laboratory, key)
+        if jump is None and graph.nodes[graph.tracer.origins[index].node].size < FEW and key[2] in ops.ORDERS:
+            jump = _any_jump(laboratory, steps, key, graph.nodes[graph.tracer.origins[index].node].size)
+        if jump is False:
+            verdicts.gaps[key] = 0.0
+        elif jump and math.isfinite(gaps[key][-1]):
+            verdicts.gaps[key] = max(gaps[key])  # no short step may have changed a side
+
+
+def _any_jump(laboratory: Laboratory, steps: Steps, key: Key, size: int) -> bool | None:
+    """Whether the loss jumps at the threshold of one of a few elements, ``None`` if none of them can be told."""
+    found: list[bool] = []
+    for element in range(size):
+
+        def turned(out: Any, visit: int, element: int = element) -> Any:
+            if visit or not isinstance(out, Tensor):
+                return out
+            changed = out.clone()
+            changed.view(-1)[element] = ~changed.view(-1)[element]
+            return changed
+
+        jump = jumps_where_it_turns(laboratory, steps, comparison_margin(laboratory, key, 0, element), {key: turned})
+        if jump:
+            return True
+        found += [] if jump is None else [jump]
+    return False if found else None
 
 
 def _clone(out: Any) -> Any:

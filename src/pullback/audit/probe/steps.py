@@ -85,7 +85,9 @@ class Steps:
 
 
 def draw_step(start: Tensor, kind: str, scale: float, generator: torch.Generator) -> Tensor:
-    """Return a random step of a kind from ``start``."""
+    """Return a random step of a kind from ``start``; ``"ray"`` is not random: towards zero, and away from it."""
+    if kind == "ray":
+        return scale * start
     if kind == "mixed":
         return scale * (_shuffled(start, generator) - start)
     noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)

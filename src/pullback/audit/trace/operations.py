@@ -16,6 +16,7 @@ __all__ = [
     "KINKS",
     "LINEAR",
     "LOSSES",
+    "ORDERS",
     "PLATEAUS",
     "REBUILDS",
     "RESIDUAL",
@@ -70,6 +71,8 @@ COMPARISONS = frozenset(
     isclose isin allclose equal logical_and logical_or logical_not logical_xor isnan isinf isfinite isposinf isneginf
     signbit any all""".split()
 )
+ORDERS = frozenset("gt lt ge le __gt__ __lt__ __ge__ __le__ greater less greater_equal less_equal".split())
+"""The comparisons that have a threshold."""
 CASTS = frozenset("to long int short char byte bool type type_as half bfloat16 float double".split())
 CONVERSIONS = CASTS | {"contiguous", "cpu", "cuda"}
 """Return the tensor itself where nothing has to be done."""
