@@ -45,6 +45,7 @@ from pullback.relax.rules import (
     any_active,
     as_they_are,
     is_active,
+    sharing_copies,
     soft_value,
     tensors_in,
 )
@@ -295,7 +296,8 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
             same = _combine(context, hard, args[0])
             give_law(same, law_of(args[0]))  # type: ignore[arg-type]
             return same
-        part = rule.soft(context.settings, hard, *given, **named)
+        with sharing_copies():
+            part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
             return _unruled(context, func, hard, args, kwargs)
         if lifted and rule.group in _ATOMWISE:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +37,7 @@ __all__ = [
     "one_dtype",
     "register_inplace",
     "relaxes",
+    "sharing_copies",
     "soft_arguments",
     "soft_value",
     "tensors_in",
@@ -269,6 +272,35 @@ def lazy(compute: Callable[..., Any], *arguments: Any, mean: bool = False) -> La
     return Lazy(lambda: compute(*kept), parents)
 
 
+class _Copies(threading.local):
+    """The copies of soft tensors that were made in the call that this thread relaxes."""
+
+    table: dict[int, tuple[SoftTensor, int, SoftTensor]] | None = None
+
+
+_copies = _Copies()
+
+
+@contextmanager
+def sharing_copies() -> Iterator[None]:
+    """Within it a soft tensor is copied once: for one call, in which nothing is changed in place."""
+    before, _copies.table = _copies.table, {}
+    try:
+        yield
+    finally:
+        _copies.table = before
+
+
+def _copy_of(soft: SoftTensor) -> SoftTensor:
+    table = _copies.table
+    if table is None:
+        return soft.duplicate()
+    known = table.get(id(soft))
+    if known is None or known[1] != soft._data_version or known[2]._carried is not soft._carried:
+        known = table[id(soft)] = (soft, soft._data_version, soft.duplicate())  # the first keeps its id taken
+    return known[2]
+
+
 def as_they_are(arguments: Any) -> Any:
     """Return a copy of nested arguments that later changes in place do not reach, in the graph.
 
@@ -277,7 +309,7 @@ def as_they_are(arguments: Any) -> Any:
     """
     if isinstance(arguments, SoftTensor):
         arguments._current()
-        return arguments.duplicate()
+        return _copy_of(arguments)
     if isinstance(arguments, Tensor):
         with unseen():
             copy = arguments.clone()
