@@ -185,7 +185,9 @@ def _patch(report: Report) -> None:
             complain(f"{finding.file}:{finding.line}: {finding.code}: {remedy.effect}")
     open_ones = [f for f in report.findings if f.severity != "info" and not f.remedies]
     for finding in open_ones:
-        complain(f"{finding.file}:{finding.line}: {finding.code}: no rewriting was found that cures it")
+        in_cell = ".ipynb[" in finding.file
+        why = "cells of notebooks get no patch" if in_cell else "no rewriting was found that cures it"
+        complain(f"{finding.file}:{finding.line}: {finding.code}: {why}")
     print(patch([r for f in report.findings for r in f.remedies]), end="")
 
 
