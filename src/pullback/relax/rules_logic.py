@@ -54,7 +54,7 @@ def _comparison(operation: str) -> Callable[..., Any]:
 
         @functools.cache
         def options() -> dict[str, Any]:
-            width = _comparison_width(settings, *compared, counts)
+            width = _comparison_width(settings, compared[0], compared[1], counts)
             return {"temperature": width, **settings.method(operation)}
 
         if not deferred:

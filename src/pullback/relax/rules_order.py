@@ -136,7 +136,8 @@ def _extreme_position(
 
     if isinstance(input, SoftTensor):
         late = lazy(distribution, x)
-        return Integer(late if known is None else Lazy(lambda: late, [known]))
+        after: Lazy[Any] = late if known is None else Lazy(lambda: late, [known])
+        return Integer(after)
     return Integer(after_atoms(x, lazy(distribution, x)))
 
 

@@ -35,8 +35,8 @@ class in_workers:
         with _lock:
             _entered += 1
             if _entered == 1:
-                threading.Thread.start = _start_watched  # type: ignore[method-assign]
-                ThreadPoolExecutor.submit = _submit_watched  # type: ignore[method-assign]
+                threading.Thread.start = _start_watched  # type: ignore[method-assign, assignment]
+                ThreadPoolExecutor.submit = _submit_watched  # type: ignore[method-assign, assignment]
 
     def __exit__(self, *error: Any) -> None:
         global _entered
