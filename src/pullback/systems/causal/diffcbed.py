@@ -289,7 +289,7 @@ def _draw(
             panel.annotate("", places[j], places[i], arrowprops=arrow)
         for node, place in enumerate(places):
             text, colour = (f"{value[node]:.1f}", lab.colour("set")) if held[node] else ("", "white")
-            panel.plot(*place, "o", ms=22, mec="grey", mfc=colour)
+            panel.plot(*place, "o", ms=22, mec="grey", mfc=(colour, 0.35))
             panel.text(*place, text, ha="center", va="center", fontsize=8, color="black")
         panel.set(title=f"score function: intervention {number + 1} of the first round")
         panel.margins(0.1)
