@@ -215,12 +215,12 @@ def _quadrature(lab: Lab) -> None:
         every = torch.cat([density, (shares @ density)[None]])
         entropy = -torch.trapezoid(torch.special.xlogy(every, every), y)
         exact.append(entropy[2] - shares @ entropy[:2])
-    streams = [lab.fork(f"quadrature {k}") for k in range(20)]
+    streams = [lab.fork(f"quadrature {k}") for k in range(100)]
     own, nested = (
-        torch.stack([_gain(lab, posterior, *designs, samples=500, estimator=name, generator=g) for g in streams])
+        torch.stack([_gain(lab, posterior, *designs, samples=100, estimator=name, generator=g) for g in streams])
         for name in ("exact-finite", "nmc")
     )
-    mean, error = own.mean(0), own.std(0) / math.sqrt(20)
+    mean, error = own.mean(0), own.std(0) / math.sqrt(100)
     off, above = (mean - torch.stack(exact)) / error, nested.mean(0) - mean
     lab.claim(
         "two models X -> Y and Y -> X: the estimated EIG of 20 targets and values is within 3 standard errors of "
