@@ -251,7 +251,7 @@ def _three_nodes(lab: Lab, config: Config) -> None:
         slopes += [g.norm() for g in torch.autograd.grad(gain.mean(), (policy.logits, policy.raw_values))]
     sizes = torch.stack(slopes)
     statement = "gradients at hard targets are finite and not zero, for logits and for values"
-    holds = bool(sizes.isfinite().all()) and bool((sizes > 0).all())
+    holds = bool((sizes.isfinite() & (sizes > 0)).all())
     lab.claim(statement, holds, scale="smoke", smallest=sizes.min(), largest=sizes.max())
     for gradient, shares in reached.items():
         lab.claim(
@@ -265,8 +265,7 @@ def _three_nodes(lab: Lab, config: Config) -> None:
 def _draw(
     lab: Lab, config: Config, arms: tuple[Arm, ...], graph: Tensor, chosen: tuple[Tensor, Tensor], starts: list[float]
 ) -> None:
-    figure, axes = lab.subplots(2, 2, figsize=(11, 8))
-    last = config.truths - 1
+    (figure, axes), last = lab.subplots(2, 2, figsize=(11, 8)), config.truths - 1
     for arm in arms:
         if arm.name.startswith("DiffCBED"):
             axes[0, 0].plot(arm.series("EIG while optimising", replicate=last), color=arm.colour, label=arm.name)
