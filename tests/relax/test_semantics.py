@@ -536,3 +536,11 @@ def test_an_argument_used_twice_counts_as_it_was_before_a_change_in_place():
         gradients += torch.autograd.grad(loss, scores)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+def test_noise_wider_than_a_level_has_no_flat_point() -> None:
+    x = (1000 * torch.rand(50, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    with pullback.relaxed(temperature=0.3) as report:  # noise of about 100 levels
+        x.round().sum().backward()
+    assert "flat point" not in report.report()
+    torch.testing.assert_close(x.grad, torch.ones(50), rtol=0.05, atol=0.05)

@@ -259,7 +259,8 @@ def flat_point(settings: Settings, operation: str, x: Tensor) -> str:
             away = torch.where(x.abs() < 1, torch.maximum(1 - x.abs(), x.abs()).double(), away)
         nearest = torch.minimum(away, 1 - away).amin().item()
     width = settings.width(x)
-    if _slope(nearest, width) > 0.05:
+    # Noise as wide as a level sees many steps, not two, and a slope of about 1 everywhere.
+    if width >= 1 or _slope(nearest, width) > 0.05:
         return ""
     factor = 2.0
     while _slope(nearest, width * factor) < 0.3:
