@@ -41,7 +41,7 @@ class _ReplaceGradientPlainly(torch.autograd.Function):
         return hard.clone()
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor]:
         return None, cotangent
 
 
