@@ -47,7 +47,7 @@ def find_stale(ledger: Ledger, optimizers: Optimizers) -> None:
 
 def _is_vain(ledger: Ledger, held: Held) -> bool:
     """Whether the program has no use for a tensor any more; what it uses and starves is another's fault."""
-    return bool(held.fed) or not held.owned or ledger.leaf_of(held.tensor) not in ledger.graph.reached
+    return bool(held.fed) or ledger.leaf_of(held.tensor) not in ledger.graph.reached
 
 
 def _replacements(ledger: Ledger, optimizers: Optimizers, newer: list[Leaf]) -> None:
