@@ -103,3 +103,17 @@ def test_an_interrupt_is_the_users() -> None:
     with pytest.raises(KeyboardInterrupt):
         pullback.audit(program, leaf)
     assert torch.equal(leaf, x)
+
+
+def test_a_step_that_would_never_end_a_loop_is_given_up() -> None:
+    rate, start = torch.nn.Parameter(torch.tensor(1.5)), torch.nn.Parameter(torch.tensor(1.0))
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        value, rounds = start * 1.0, 0
+        while value < 9:
+            value, rounds = value * rate, rounds + 1
+            assert rounds < 50_000, "a probe let the loop run on"
+        return value.square() + x.sum()
+
+    report = pullback.audit(program, torch.ones(2))
+    assert "control-flow.branch" in {finding.code for finding in report.findings}

@@ -25,6 +25,10 @@ from pullback.audit.trace.tracer import Tracer
 __all__ = ["Before", "Change", "Key", "Laboratory", "Refusal", "Replay", "same"]
 
 Result = TypeVar("Result")
+LONGER = 20
+"""A replay may call torch so many times as often as the traced run recorded operations, and ..."""
+SHORTEST = 5000
+"""... so many times more."""
 Key = tuple[Any, int, str]
 Change = Callable[[Any, int], Any]
 """From a result and the number of the visit to the result that the program gets."""
@@ -56,6 +60,24 @@ class Replay(TorchFunctionMode):
             return out
         visit = self.visits[key] = self.visits.get(key, -1) + 1
         return change(out, visit)
+
+
+class Endless(BaseException):
+    """A changed value made a loop of the program run far longer than it did; no handler of the program takes it."""
+
+
+class _Bounded(TorchFunctionMode):
+    """Ends a replay that calls torch far more often than the traced run did: its graph would fill the memory."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise Endless("the changed value made the program run far longer than it did")
+        return func(*args, **(kwargs or {}))
 
 
 class Refusal(Exception):
@@ -92,6 +114,7 @@ class Laboratory:
         self.state = state
         self.until = time.monotonic() + budget
         buffers = [reference() for reference in tracer.mutated.values()]
+        self.calls = LONGER * len(tracer.nodes) + SHORTEST
         self.refusals: dict[str, str] = {}
         self._refused: Refusal | None = None
         self.saved = [(b, b.detach().clone()) for b in buffers if b is not None and b.numel() < 10**7]
@@ -134,7 +157,7 @@ class Laboratory:
         """
         set_random_state(self.state)
         try:
-            with _silence():
+            with _silence(), _Bounded(self.calls):
                 return run()
         except KeyboardInterrupt:
             raise
