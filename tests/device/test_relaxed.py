@@ -26,7 +26,8 @@ def chosen(x: Tensor) -> Tensor:
 
 
 def ranked(x: Tensor) -> Tensor:
-    return (x.argsort().argsort().to(x.dtype) - 1).square().sum()
+    weights = torch.arange(len(x), dtype=x.dtype, device=x.device)  # a sum over all ranks alone is a constant
+    return ((x.argsort().argsort().to(x.dtype) - 1).square() * weights).sum()
 
 
 PROGRAMS = (ordered, counted, chosen, ranked)
