@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pullback.relax import internals, relaxed
+from pullback.relax import internals, relaxed, rules
 
 
 class _Seen(TorchFunctionMode):
@@ -135,3 +136,8 @@ def test_a_mode_sees_where_a_region_without_gradients_ends() -> None:
         pass
     assert calls.seen.count(internals.set_grad_enabled) == 2
     assert torch.is_grad_enabled()
+
+
+def test_no_function_has_two_rules_of_which_the_imports_choose() -> None:
+    with pytest.raises(LookupError, match="searchsorted has a rule already"):
+        rules.relaxes("searchsorted", group="order")(lambda settings, hard, *given: None)

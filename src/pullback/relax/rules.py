@@ -129,6 +129,9 @@ def relaxes(
         names: separated by blanks; each is looked up in ``torch``, ``torch.Tensor``, ``torch.nn.functional`` and
             ``torch.special``; at least one of them must have it.
         group, operation, random, only_soft: see :class:`Rule`; ``operation`` defaults to each name itself.
+
+    Raises:
+        LookupError: (when decorating) torch has no such function, or another rule covers it.
     """
 
     def add(soft: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,6 +141,8 @@ def relaxes(
             if not found:
                 raise LookupError(f"torch has no function {name!r}")
             for function in found:
+                if function in RULES:  # which one would hold depends on what is imported first
+                    raise LookupError(f"{name} has a rule already, {RULES[function].soft.__qualname__}")
                 RULES[function] = rule
             register_inplace(name, found[0])
         return soft

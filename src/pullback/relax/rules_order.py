@@ -485,51 +485,6 @@ def _nanquantile(settings: Settings, hard: Tensor, input: Tensor, *args: Any, **
     return _quantile(settings, hard, input, *args, **kwargs)
 
 
-@relaxes("cummax cummin", group="order", operation="cummax")
-def _cummax(settings: Settings, hard: Any, input: Tensor, dim: int) -> Any:
-    raise Dropped("running extremes keep torch's gradient for their values; their indices have none")
-
-
 @relaxes("mode", group="order")
 def _mode(settings: Settings, hard: Any, input: Tensor, dim: int = -1, keepdim: bool = False) -> Any:
     raise Dropped("the most frequent value has no neighbourhood to smooth over")
-
-
-@relaxes("searchsorted", group="order")
-def _searchsorted(
-    settings: Settings,
-    hard: Tensor,
-    sorted_sequence: Tensor,
-    input: Any,
-    *,
-    out_int32: bool = False,
-    right: bool = False,
-    side: str | None = None,
-    sorter: Tensor | None = None,
-) -> Any:
-    if sorter is not None:
-        raise Dropped("a sorter")
-    return _count_below(settings, sorted_sequence, input)
-
-
-@relaxes("bucketize", group="order", operation="searchsorted")
-def _bucketize(
-    settings: Settings, hard: Tensor, input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False
-) -> Any:
-    return _count_below(settings, boundaries, input)
-
-
-def _count_below(settings: Settings, boundaries: Tensor, input: Any) -> Integer:
-    """``sum_b [x > b]`` with the distribution over buckets that the steps between the boundaries give."""
-    bounds, x = _floating(boundaries), soft_value(input)
-    x = x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=bounds.dtype, device=bounds.device)
-
-    width = settings.width(x.detach())
-
-    def distribution(bounds: Tensor, x: Tensor) -> Distribution:
-        edges = bounds.unsqueeze(-2) if bounds.ndim > 1 else bounds
-        above = discrete.greater(x.unsqueeze(-1), edges.to(x.dtype), temperature=width, **settings.method("gt"))
-        one = torch.ones_like(above[..., :1])
-        return Distribution(torch.cat([one, above], -1) - torch.cat([above, 0 * one], -1))
-
-    return Integer(lazy(distribution, bounds, x))
