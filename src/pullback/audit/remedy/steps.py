@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from pullback.audit.remedy.draft import Draft
-from pullback.audit.remedy.syntax import bound, called
+from pullback.audit.remedy.syntax import Source, bound, called
 from pullback.audit.remedy.template import ANY, SMALL, Place, Template, number
 
 __all__ = ["TEMPLATES"]
@@ -131,20 +131,10 @@ def _cast(place: Place) -> Iterator[Draft]:
         x = found["input"]
     draft = Draft(source)
     draft.put(node, lambda: f"{draft.block(block)}({draft.text(x)}, temperature=0.25, hard=True)")
-    readers: list[ast.expr] = [node]
-    parent = source.parent(node)
-    if isinstance(parent, ast.Assign) and isinstance(parent.targets[0], ast.Name):
-        readers += source.loads(parent.targets[0].id, parent)
-    for reader in readers:
+    for reader in _readers(source, node):
         above = source.parent(reader)
         if isinstance(above, ast.Subscript) and above.slice is reader:
-            draft.put(
-                above,
-                lambda a=above, r=reader: (
-                    f"{draft.block('discrete.embedding')}("  # type: ignore[misc]
-                    f"{draft.text(r)}, {draft.text(a.value)}, hard=True)"
-                ),
-            )
+            _read_softly(draft, above, above.value, reader)
         elif (
             isinstance(above, ast.Call)
             and called(above) == "one_hot"
@@ -159,13 +149,7 @@ def _cast(place: Place) -> Iterator[Draft]:
                 ),  # type: ignore[misc]
             )
         elif isinstance(above, ast.Call) and called(above) == "embedding" and len(above.args) == 2:
-            draft.put(
-                above,
-                lambda a=above, r=reader: (
-                    f"{draft.block('discrete.embedding')}("  # type: ignore[misc]
-                    f"{draft.text(r)}, {draft.text(a.args[1])}, hard=True)"
-                ),
-            )
+            _read_softly(draft, above, above.args[1], reader)
     yield draft
 
 
@@ -282,21 +266,27 @@ def _bins(place: Place) -> Iterator[Draft]:
     block = draft.block("discrete.greater_equal" if inclusive else "discrete.greater")
     text = f"{block}({draft.operand(x)}.unsqueeze(-1), {draft.text(boundaries)}, temperature=0.1, hard=True).sum(-1)"
     draft.put(node, text)
-    parent = source.parent(node)
-    readers: list[ast.expr] = [node]
-    if isinstance(parent, ast.Assign) and isinstance(parent.targets[0], ast.Name):
-        readers += source.loads(parent.targets[0].id, parent)
-    for reader in readers:
+    for reader in _readers(source, node):
         above = source.parent(reader)
         if isinstance(above, ast.Subscript) and above.slice is reader:
-            draft.put(
-                above,
-                lambda a=above, r=reader: (
-                    f"{draft.block('discrete.embedding')}("  # type: ignore[misc]
-                    f"{draft.text(r)}, {draft.text(a.value)}, hard=True)"
-                ),
-            )
+            _read_softly(draft, above, above.value, reader)
     yield draft
+
+
+def _readers(source: Source, node: ast.expr) -> list[ast.expr]:
+    """Return the node, and where the name that it is assigned to is read."""
+    parent = source.parent(node)
+    if isinstance(parent, ast.Assign) and isinstance(parent.targets[0], ast.Name):
+        return [node, *source.loads(parent.targets[0].id, parent)]
+    return [node]
+
+
+def _read_softly(draft: Draft, above: ast.expr, table: ast.expr, position: ast.expr) -> None:
+    """Read a table between its rows where it is read at a position."""
+    draft.put(
+        above,
+        lambda: f"{draft.block('discrete.embedding')}({draft.text(position)}, {draft.text(table)}, hard=True)",
+    )
 
 
 def _counted(place: Place) -> Iterator[Draft]:
