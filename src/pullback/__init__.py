@@ -16,14 +16,38 @@ from typing import TYPE_CHECKING, Any
 from pullback.core.errors import ConvergenceError
 
 if TYPE_CHECKING:
-    from pullback import causal, core, data, discrete, dynamics, geometry, gradients, implicit, kernels, lab, render
+    from pullback import (
+        causal,
+        core,
+        data,
+        discrete,
+        dynamics,
+        geometry,
+        gradients,
+        implicit,
+        kernels,
+        lab,
+        render,
+        topology,
+        transport,
+    )
     from pullback.audit import audit
     from pullback.audit.watching import GradientWarning, watch
     from pullback.relax import relaxed
 
 __version__ = "0.1.0"
 
-FAMILIES = ("causal", "discrete", "dynamics", "geometry", "gradients", "implicit", "render")
+FAMILIES = (
+    "causal",
+    "discrete",
+    "dynamics",
+    "geometry",
+    "gradients",
+    "implicit",
+    "render",
+    "topology",
+    "transport",
+)
 """Names of the families of blocks, each a subpackage."""
 
 _SUBPACKAGES = (*FAMILIES, "audit", "core", "data", "kernels", "lab")  # `pullback.audit` is a module one can call
@@ -52,6 +76,8 @@ __all__ = [
     "lab",
     "relaxed",
     "render",
+    "topology",
+    "transport",
     "watch",
 ]
 
