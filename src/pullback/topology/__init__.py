@@ -2,4 +2,8 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from pullback.topology.segments import segment_reduce
+
+__all__ = [
+    "segment_reduce",
+]
