@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from pullback import data
-from pullback.data import builders, formats, geometry_formats, gguf, text_formats
+from pullback.data import builders, chemical_formats, formats, geometry_formats, gguf, text_formats
 
 
 def _gguf(tensors: list[tuple[str, tuple[int, ...], int, bytes]]) -> bytes:
@@ -238,6 +239,44 @@ def _opencv_digit() -> None:
     assert data.opencv_digits().labels.bincount().tolist() == [500] * 10
 
 
+_ACETATE = b"""acetate, deuterium label
+  by hand
+
+  4  3  0  0  0  0  0  0  0  0999 V2000
+    0.0000    0.1000   -0.5000 C   0  0  0  0  0  0
+    1.5000    0.0000    0.0000 C   0  0
+    2.2500    1.3000    0.0000 O   0  5  0
+    2.2500   -1.3000    0.0000 O   0  0
+  1  2  1  0
+  2  3  1  0
+  2  4  2  0
+%sM  END
+>  <SOL>  (1)
+-0.5
+
+> <Name>
+acetate
+
+$$$$
+"""
+
+
+@pytest.mark.parametrize(("line", "charges"), [(b"", [0, 0, -1, 0]), (b"M  CHG  2   1   1   4  -2\n", [1, 0, 0, -2])])
+def test_molecules_of_an_sdf_file(line: bytes, charges: list[int]) -> None:
+    for content in (_ACETATE % line, (_ACETATE % line).replace(b"\n", b"\r\n")):
+        first, second = chemical_formats.sdf(content + content)
+        np.testing.assert_array_equal(first.elements, [6, 6, 8, 8])
+        np.testing.assert_array_equal(first.charges, charges)
+        np.testing.assert_array_equal(first.positions[0], [0, 0.1, -0.5])
+        np.testing.assert_array_equal(first.bonds, [[0, 1], [1, 2], [1, 3]])
+        np.testing.assert_array_equal(first.orders, [1, 1, 2])
+        assert first.items == second.items == {"sol": "-0.5", "name": "acetate"}
+    with pytest.raises(ValueError, match="not a V2000 table: 'acetate"):
+        chemical_formats.sdf((_ACETATE % line).replace(b"V2000", b"V3000"))
+    with pytest.raises(ValueError, match="unknown elements: Xx"):
+        chemical_formats.sdf((_ACETATE % line).replace(b" O ", b" Xx", 1))
+
+
 def _survivals() -> None:
     table = data.survival("gbsg2")
     assert table.values.shape == (686, 10)
@@ -261,6 +300,20 @@ def _language() -> None:
     assert len(model.metadata["tokenizer.ggml.tokens"]) == 49_152
 
 
+def _molecules() -> None:
+    train, test = data.solubility("train"), data.solubility("test")
+    assert (len(train.molecules), len(test.molecules)) == (1025, 257)
+    assert train.labels.bincount().tolist() == [417, 402, 206]
+    for part in (train, test):
+        # Aqueous solubility: molecules that dissolve better are classed higher, and every bond joins two atoms.
+        means = [float(part.log_solubility[part.labels == c].mean()) for c in range(3)]
+        assert means == sorted(means)
+        for molecule, smiles in zip(part.molecules, part.smiles, strict=True):
+            assert len(molecule.bonds) == 0 or int(molecule.bonds.max()) < len(molecule.elements)
+                heavy = re.findall(r"Cl|Br|Sn|[A-GI-Z]|[cnops]", smiles)
+                assert len(heavy) == int((molecule.elements > 1).sum()), smiles
+
+
 FETCHED: dict[str, Callable[[], None]] = {
     "bible": _verses,
     "fairness": _adult,
@@ -274,6 +327,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "photos": _photo,
     "opencv_digits": _opencv_digit,
     "survival": _survivals,
+    "solubility": _molecules,
     "efficientnet_lite0": _efficientnet,
     "resemblyzer": _speaker,
     "smollm2": _language,

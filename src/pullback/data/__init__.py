@@ -7,6 +7,7 @@ from pullback.data.cache import DataMissingError, cache_root, is_present, load, 
 from pullback.data.fetching import Entry, catalogue, fetch
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
+from pullback.data.molecules import Molecule, Molecules, solubility
 from pullback.data.networks import GaussianNetwork, Sachs, bayesian_network, ecoli70, sachs
 from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.photographs import Calibration, calibration, photo
@@ -32,6 +33,8 @@ __all__ = [
     "LanguageModel",
     "Member",
     "Mesh",
+    "Molecule",
+    "Molecules",
     "Numbers",
     "Package",
     "Prompt",
@@ -73,6 +76,7 @@ __all__ = [
     "sachs",
     "scan",
     "smollm2",
+    "solubility",
     "spirals",
     "survival",
     "wine",

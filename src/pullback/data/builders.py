@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pullback.data import formats, geometry_formats, text_formats
+from pullback.data import chemical_formats, formats, geometry_formats, text_formats
 
 __all__ = [
     "bible",
@@ -18,6 +18,7 @@ __all__ = [
     "calibration",
     "fashion",
     "meshes",
+    "molecules",
     "networks",
     "opencv_digits",
     "photos",
@@ -170,3 +171,20 @@ def state_dict(members: Members) -> Arrays:
     stored = torch.load(io.BytesIO(members["weights"]), map_location="cpu", weights_only=True)
     stored = stored.get("model_state", stored)
     return {name: value.numpy() for name, value in stored.items()}
+
+
+def molecules(members: Members) -> Arrays:
+    """Read SDF files whose data items hold a solubility and its class; the third coordinate of a drawing is dropped."""
+    arrays: Arrays = {}
+    for part, content in members.items():
+        records = chemical_formats.sdf(content)
+        for field in ("elements", "charges", "bonds", "orders"):
+            arrays |= text_formats.join_arrays(f"{part}/{field}", [getattr(record, field) for record in records])
+        drawn = [record.positions[:, :2].astype(np.float32) for record in records]
+        arrays |= text_formats.join_arrays(f"{part}/positions", drawn)
+        arrays[f"{part}/solubility"] = np.array([record.items["sol"] for record in records], dtype=np.float32)
+        classes = [record.items["sol_classification"] for record in records]
+        arrays[f"{part}/labels"] = np.array([("(A) low", "(B) medium", "(C) high").index(name) for name in classes])
+        for field, item in (("names", "name"), ("smiles", "smiles")):
+            arrays |= text_formats.join_strings(f"{part}/{field}", [record.items[item] for record in records])
+    return arrays

