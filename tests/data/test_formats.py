@@ -310,8 +310,8 @@ def _molecules() -> None:
         assert means == sorted(means)
         for molecule, smiles in zip(part.molecules, part.smiles, strict=True):
             assert len(molecule.bonds) == 0 or int(molecule.bonds.max()) < len(molecule.elements)
-                heavy = re.findall(r"Cl|Br|Sn|[A-GI-Z]|[cnops]", smiles)
-                assert len(heavy) == int((molecule.elements > 1).sum()), smiles
+            heavy = re.findall(r"Cl|Br|Sn|[A-GI-Z]|[cnops]", smiles)
+            assert len(heavy) == int((molecule.elements > 1).sum()), smiles
 
 
 FETCHED: dict[str, Callable[[], None]] = {
