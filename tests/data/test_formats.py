@@ -333,7 +333,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "smollm2": _language,
 }
 
-IN_TEST_LOADERS = {"breast_cancer", "diabetes", "digits", "ecoli70", "mnist", "motorcycle", "sachs", "wine"}
+IN_TEST_LOADERS = {"breast_cancer", "diabetes", "digits", "dream4", "ecoli70", "mnist", "motorcycle", "sachs", "wine"}
 
 
 @pytest.mark.parametrize("name", FETCHED)

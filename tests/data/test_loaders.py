@@ -1,10 +1,11 @@
-"""What the loaders return: shapes, ranges, splits. Uses what ``make test`` fetches: mnist, sachs, ecoli70."""
+"""What the loaders return: shapes, ranges, splits. Uses what ``make test`` fetches: mnist, sachs, ecoli70, dream4."""
 
 from __future__ import annotations
 
 import gzip
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -140,6 +141,25 @@ def test_ecoli70_samples_have_the_model_s_covariance(generator: torch.Generator)
     torch.testing.assert_close(draws.mean(0), network.intercepts @ inverse, atol=0.1, rtol=0.05)
     scale = covariance.diagonal().sqrt()
     assert ((draws.T.cov() - covariance) / scale / scale[:, None]).abs().max() < 0.05
+
+
+def test_parts_of_gene_networks_are_connected_and_acyclic(generator: torch.Generator) -> None:
+    # The third arc of the first file, and the numbers of arcs that the five files list.
+    networks = [data.dream4(k) for k in range(1, 6)]
+    assert [int(network.adjacency.sum()) for network in networks] == [176, 249, 195, 211, 193]
+    first = networks[0]
+    assert first.adjacency[first.names.index("G4"), first.names.index("G18")]
+    for network in networks:
+        part = nx.DiGraph(network.acyclic_part(10, generator=generator).numpy())
+        assert len(part) == 10
+        assert nx.is_directed_acyclic_graph(part)
+        assert nx.is_weakly_connected(part)
+        whole = nx.DiGraph(network.adjacency.numpy())
+        assert nx.algorithms.isomorphism.DiGraphMatcher(whole, part).subgraph_is_isomorphic()
+    with pytest.raises(ValueError, match=r"nodes must be in 1\.\.50"):
+        first.acyclic_part(51, generator=generator)
+    with pytest.raises(ValueError, match=r"number must be in 1\.\.5"):
+        data.dream4(6)
 
 
 def test_motorcycle_disparity_maps_left_to_right() -> None:

@@ -8,7 +8,7 @@ from pullback.data.fetching import Entry, catalogue, fetch
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
 from pullback.data.molecules import Molecule, Molecules, solubility
-from pullback.data.networks import GaussianNetwork, Sachs, bayesian_network, ecoli70, sachs
+from pullback.data.networks import GaussianNetwork, GeneNetwork, Sachs, bayesian_network, dream4, ecoli70, sachs
 from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.photographs import Calibration, calibration, photo
 from pullback.data.planar import circles, moons
@@ -29,6 +29,7 @@ __all__ = [
     "DataMissingError",
     "Entry",
     "GaussianNetwork",
+    "GeneNetwork",
     "LabelledImages",
     "LanguageModel",
     "Member",
@@ -56,6 +57,7 @@ __all__ = [
     "diabetes",
     "digit_numbers",
     "digits",
+    "dream4",
     "ecoli70",
     "efficientnet_lite0",
     "fairness",

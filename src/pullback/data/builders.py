@@ -17,6 +17,7 @@ __all__ = [
     "body",
     "calibration",
     "fashion",
+    "gene_networks",
     "meshes",
     "molecules",
     "networks",
@@ -44,6 +45,15 @@ def sachs(members: Members) -> Arrays:
         for parent in parents:
             adjacency[order.index(parent), order.index(child)] = True
     return {"observations": observations, "adjacency": adjacency, "names": np.array(order)}
+
+
+def gene_networks(members: Members) -> Arrays:
+    """Read lists of arcs between the genes G1 to G100: one adjacency ``[parent, child]`` a network."""
+    graphs = {name: np.zeros((100, 100), dtype=bool) for name in members}
+    for name, content in members.items():
+        for source, target in re.findall(r"^G(\d+),G(\d+)\s*$", content.decode("ascii"), flags=re.MULTILINE):
+            graphs[name][int(source) - 1, int(target) - 1] = True
+    return dict(graphs)
 
 
 def fashion(members: Members) -> Arrays:

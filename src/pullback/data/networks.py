@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_choice
+from pullback.core.checks import check_choice, check_integer
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.data.cache import load
 from pullback.data.formats import DiscreteNetwork, bif
 from pullback.data.text_formats import split_strings
 
-__all__ = ["GaussianNetwork", "Sachs", "bayesian_network", "ecoli70", "sachs"]
+__all__ = ["GaussianNetwork", "GeneNetwork", "Sachs", "bayesian_network", "dream4", "ecoli70", "sachs"]
 
 
 class Sachs(NamedTuple):
@@ -54,6 +54,46 @@ class GaussianNetwork(NamedTuple):
         return torch.linalg.solve(identity - self.weights, self.intercepts + self.scales * noise, left=False)
 
 
+class GeneNetwork(NamedTuple):
+    """Which genes regulate which, cycles included.
+
+    Attributes:
+        names: of the genes.
+        adjacency: ``[d, d]`` true at ``[regulator, target]``.
+    """
+
+    names: tuple[str, ...]
+    adjacency: Bool[Tensor, "d d"]
+
+    def acyclic_part(self, nodes: int, *, generator: torch.Generator) -> Bool[Tensor, "nodes nodes"]:
+        """Cut out a connected part without cycles: from a random gene on, random neighbours of what there is.
+
+        Args:
+            nodes: genes of the part, 1 to half of all.
+            generator: source of the choices.
+
+        Returns:
+            ``[nodes, nodes]`` with all arcs of the network between the chosen genes.
+
+        Raises:
+            ValueError: ``nodes`` out of range.
+        """
+        check_integer("nodes", nodes, 1, len(self.names) // 2)
+        touching = self.adjacency | self.adjacency.T
+        while True:
+            chosen = [int(torch.randint(len(self.names), (1,), generator=generator))]
+            while len(chosen) < nodes:
+                beside = touching[chosen].any(0)
+                beside[chosen] = False
+                if not bool(beside.any()):
+                    break
+                chosen.append(int(torch.multinomial(beside.double(), 1, generator=generator)))
+            part = self.adjacency[chosen][:, chosen]
+            acyclic = not bool(torch.linalg.matrix_power(part.double(), nodes).any())  # no walk of that many arcs
+            if len(chosen) == nodes and acyclic:
+                return part
+
+
 def sachs() -> Sachs:
     """Return the protein-signalling data of Sachs et al. (Science 2005) with the consensus graph.
 
@@ -66,6 +106,21 @@ def sachs() -> Sachs:
         tuple(str(name) for name in stored["names"]),
         torch.from_numpy(stored["adjacency"]),
     )
+
+
+def dream4(number: int) -> GeneNetwork:
+    """Return a gold standard of the DREAM4 challenge (Marbach et al., PNAS 2010): 100 genes of E. coli or yeast.
+
+    Args:
+        number: 1 to 5, as the challenge numbers them.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+        ValueError: there is no such number.
+    """
+    check_integer("number", number, 1, 5)
+    adjacency = torch.from_numpy(load("dream4")[f"network_{number}"])
+    return GeneNetwork(tuple(f"G{k + 1}" for k in range(len(adjacency))), adjacency)
 
 
 def ecoli70() -> GaussianNetwork:

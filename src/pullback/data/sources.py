@@ -185,6 +185,20 @@ _TABLE = [
         build=builders.sachs,
     ),
     Source(
+        "dream4",
+        "DREAM4 gene networks: five graphs of 100 genes cut from those of E. coli and yeast, 176 to 249 arcs",
+        (_CDT,),
+        licence="MIT (package)",
+        origin="Marbach, Prill, Schaffter, Mattiussi, Floreano, Stolovitzky (PNAS 2010), DREAM4 challenge; cdt 0.6.0",
+        families=("causal",),
+        members={
+            f"network_{k}": Member("cdt", f"cdt/data/resources/goldstandard_insilico100_multifactorial_{k}.csv")
+            for k in range(1, 6)
+        },
+        licences=(Member("cdt", "cdt-0.6.0.dist-info/LICENSE.md"),),
+        build=builders.gene_networks,
+    ),
+    Source(
         "ecoli70",
         "E. coli gene expression as a linear Gaussian network: 46 genes, 70 arcs, published coefficients",
         (_PGMPY,),
