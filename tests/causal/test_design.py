@@ -7,10 +7,13 @@ import math
 
 import pytest
 import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Matern
 from torch import Tensor
 from torch.distributions import Normal
 
 from pullback import causal
+from pullback.causal import design_search
 
 _FORWARD = torch.tensor([[0.0, 1.3], [0.0, 0.0]]).double()
 _BACKWARD = torch.tensor([[0.0, 0.0], [0.7, 0.0]]).double()
@@ -205,6 +208,45 @@ def test_an_optimised_design_is_nearly_the_best_of_all() -> None:
     greedy = causal.greedy_design(_three(), batch=1, value_grid=(-2.0, 2.0), single=False, generator=g)
     assert greedy.gain >= 0.9 * max(grid)
     assert causal.greedy_design(_three(), batch=2, generator=g).targets.sum(-1).tolist() == [1.0, 1.0]
+
+
+def test_bayesian_search_finds_the_best_single_target_and_its_value() -> None:
+    targets = torch.eye(3).double().repeat_interleave(41, 0).unsqueeze(1)
+    values = torch.linspace(-2, 2, 41).double().repeat(3)[:, None, None] * targets
+    stream = torch.Generator().manual_seed(9)
+    grid = causal.expected_information_gain(_three(), targets, values, samples=500, generator=stream)
+    design = causal.bayesian_value_search(_three(), batch=1, value_range=(-2.0, 2.0), samples=100, generator=stream)
+    stream.manual_seed(9)
+    gain = causal.expected_information_gain(_three(), design.targets, design.values, samples=500, generator=stream)
+    assert gain >= 0.97 * grid.max()
+    assert design.targets.sum() == 1
+    assert design.values[design.targets == 0].tolist() == [0.0, 0.0]
+    assert (design.history.diff() >= 0).all()
+    pair = causal.bayesian_value_search(_three(), batch=2, value_range=(-2.0, 2.0), generator=stream)
+    assert pair.targets.sum(-1).tolist() == [1.0, 1.0]
+    assert pair.gain > design.gain
+    with pytest.raises(ValueError, match=r"exploration must be in 2\.\.4, got 5"):
+        causal.bayesian_value_search(_three(), batch=1, evaluations=4)
+    with pytest.raises(ValueError, match="low < high"):
+        causal.bayesian_value_search(_three(), batch=1, value_range=(1.0, 1.0))
+
+
+def test_bounds_of_the_search_are_those_of_a_gaussian_process() -> None:
+    g = torch.Generator().manual_seed(0)
+    tried, places = torch.rand(2, 6, generator=g).double(), torch.linspace(0, 1, 7).double()
+    seen = torch.stack([(6 * tried[0]).sin() + 3, 0.1 * torch.randn(6, generator=g).double()])
+    found = design_search._upper_bound(tried, seen, places, 2.5)
+    for row in range(2):
+        y = ((seen[row] - seen[row].mean()) / seen[row].std()).numpy()
+        fits = [
+            GaussianProcessRegressor(Matern(length, nu=2.5), alpha=noise, optimizer=None).fit(tried[row][:, None], y)
+            for length in (0.1, 0.2, 0.4, 0.8)
+            for noise in (1e-3, 1e-2, 1e-1)
+        ]
+        best = max(fits, key=lambda fit: fit.log_marginal_likelihood_value_)
+        mean, deviation = best.predict(places[:, None].numpy(), return_std=True)
+        expected = seen[row].mean() + seen[row].std() * torch.from_numpy(mean + 2.5 * deviation)
+        torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-6)
 
 
 def test_bootstraps_of_a_planted_model_agree_on_its_arcs() -> None:

@@ -9,10 +9,9 @@ from pullback.causal.design import (
     Design,
     InterventionPolicy,
     expected_information_gain,
-    greedy_design,
     optimize_design,
-    random_design,
 )
+from pullback.causal.design_search import bayesian_value_search, greedy_design, random_design
 from pullback.causal.distances import edge_auprc, structural_intervention_distance, varsortability
 from pullback.causal.ensemble import ModelPosterior, bootstrap_posterior
 from pullback.causal.estimator import StructureEstimator
@@ -54,6 +53,7 @@ __all__ = [
     "StructureResult",
     "ThresholdedDAG",
     "acyclicity",
+    "bayesian_value_search",
     "bootstrap_posterior",
     "cosine_temperature",
     "cosmo",

@@ -1,4 +1,4 @@
-"""Designing interventions: how much an experiment would tell about a causal model, and experiments that tell most."""
+"""Designing interventions: how much an experiment would tell about a causal model, and policies that raise it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ __all__ = [
     "Design",
     "InterventionPolicy",
     "expected_information_gain",
-    "greedy_design",
     "optimize_design",
-    "random_design",
 ]
 
 ESTIMATORS = ("exact-finite", "nmc", "pce", "covariance")
@@ -377,81 +375,3 @@ def _best(
             targets, values = targets[kept], values[kept]
         gain = expected_information_gain(posterior, targets[0], values[0], samples=64, generator=generator)
     return Design(targets[0], values[0], gain, torch.stack(history))
-
-
-def random_design(
-    nodes: int,
-    batch: int,
-    *,
-    targets: int | None = None,
-    value_range: tuple[float, float] = (-10.0, 10.0),
-    generator: torch.Generator | None = None,
-) -> Design:
-    """Draw a design: every node a target with probability 1/2 (or exactly ``targets`` of them), values uniform.
-
-    Args:
-        nodes, batch, targets, value_range: as of :class:`InterventionPolicy`.
-        generator: source of the draws.
-    """
-    policy = InterventionPolicy(nodes, batch, targets=targets, value_range=value_range, generator=generator)
-    with torch.no_grad():
-        chosen, values = policy.sample(1.0, 1, generator=generator)
-    return Design(chosen[0], values[0], torch.tensor(math.nan), torch.zeros(0))
-
-
-def greedy_design(
-    posterior: ModelPosterior,
-    *,
-    batch: int,
-    value_grid: tuple[float, ...] = (-10.0, -5.0, 5.0, 10.0),
-    single: bool = True,
-    samples: int = 16,
-    generator: torch.Generator | None = None,
-) -> Design:
-    """Choose interventions one after the other from a grid of targets and values, each the best beside those before it.
-
-    Args:
-        posterior: the models.
-        batch: interventions, >= 1.
-        value_grid: what a target may be set to; all targets of an intervention have one value.
-        single: one target an intervention; else every set of targets (``2^d - 1`` of them, ``d <= 12``).
-        samples: draws of the outcome a model.
-        generator: source of the outcomes.
-
-    Returns:
-        :class:`Design`.
-
-    Raises:
-        ValueError: an empty grid, too many sets.
-
-    References:
-        Tigas et al. (2022), Interventions, Where and How?, the greedy batches that DiffCBED compares with.
-    """
-    check_integer("batch", batch, 1)
-    nodes = posterior.noise.shape[-1]
-    if not value_grid:
-        raise ValueError("value_grid must have at least one value")
-    if single:
-        sets = torch.eye(nodes)
-    else:
-        check_integer("the number of nodes with single=False", nodes, 1, 12)
-        sets = torch.tensor(list(itertools.product((0.0, 1.0), repeat=nodes)))[1:]
-    options = sets.to(posterior.noise).repeat(len(value_grid), 1)
-    grid = torch.tensor(value_grid).to(posterior.noise).repeat_interleave(len(sets))[:, None].expand(options.shape)
-    chosen = options.new_zeros(0, nodes), options.new_zeros(0, nodes)
-    with torch.no_grad():
-        for _ in range(batch):
-            designs = [
-                torch.cat([before.expand(len(options), *before.shape), new.unsqueeze(1)], 1)
-                for before, new in zip(chosen, (options, grid), strict=True)
-            ]
-            gains = torch.cat(
-                [
-                    expected_information_gain(posterior, t, v, samples=samples, generator=generator)
-                    for t, v in zip(designs[0].split(64), designs[1].split(64), strict=True)
-                ]
-            )
-            best = int(gains.argmax())
-            chosen = designs[0][best], designs[1][best]
-        gain = expected_information_gain(posterior, *chosen, samples=64, generator=generator)
-    return Design(*chosen, gain, gain.new_zeros(0))
