@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pullback.topology.cell_complex import CellComplex
+from pullback.topology.complexes import Complex, flag_simplices
 from pullback.topology.cycles import chordless_cycles
 from pullback.topology.distances import pairwise_distances
+from pullback.topology.euler import EulerTransform, euler_curve, euler_transform, sphere_directions
 from pullback.topology.graph_convolution import graph_convolution
 from pullback.topology.graph_families import GraphBatch, batch_graphs, max_degree, random_graphs, shortest_path_length
 from pullback.topology.graph_network import GraphNetwork
@@ -23,15 +25,21 @@ from pullback.topology.neighborhoods import (
     smooth_first_k,
 )
 from pullback.topology.norm_pool import norm_pool
+from pullback.topology.persistence import Diagram, persistence
 from pullback.topology.pooling import Exponents, GeneralizedNormPool, SegmentPool, replace_pooling
+from pullback.topology.reduction import pair_simplices
+from pullback.topology.rips import rips_pairs
 from pullback.topology.segments import segment_reduce
 
 __all__ = [
     "CellComplex",
     "CellConvolution",
+    "Complex",
+    "Diagram",
     "DifferentiableCellComplex",
     "DifferentiableGraphGenerator",
     "Edges",
+    "EulerTransform",
     "Exponents",
     "GeneralizedNormPool",
     "GraphBatch",
@@ -42,16 +50,23 @@ __all__ = [
     "adaptive_neighborhood",
     "batch_graphs",
     "chordless_cycles",
+    "euler_curve",
+    "euler_transform",
+    "flag_simplices",
     "graph_convolution",
     "latent_graph_entmax",
     "max_degree",
     "neighbor_candidates",
     "norm_pool",
+    "pair_simplices",
     "pairwise_distances",
+    "persistence",
     "random_graphs",
     "replace_pooling",
+    "rips_pairs",
     "segment_reduce",
     "shortest_path_length",
     "smooth_first_k",
+    "sphere_directions",
     "topology_reward",
 ]
