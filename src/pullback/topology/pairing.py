@@ -1,0 +1,56 @@
+"""What every backend of persistence returns: pairs of cells, and where in the input their values stand."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Pairs", "as_array", "joined", "with_ties"]
+
+
+class Pairs(NamedTuple):
+    """Pairs of one degree of a stack of inputs, as arrays.
+
+    Attributes:
+        element: ``[m]`` of the stack.
+        births, deaths: ``[m, .]`` the cells, -1 for what never dies.
+        birth_at, death_at: ``[m]`` where the values stand in the flat element, -1: born at 0, never dies.
+        degenerate: ``[b]``, whether ties leave a choice.
+    """
+
+    element: np.ndarray
+    births: np.ndarray
+    deaths: np.ndarray
+    birth_at: np.ndarray
+    death_at: np.ndarray
+    degenerate: np.ndarray
+
+
+def as_array(x: Tensor) -> np.ndarray:
+    """Return the values of ``x`` in float64: every narrower number is one."""
+    result: np.ndarray = x.detach().resolve_neg().to("cpu", torch.float64).numpy()
+    return result
+
+
+def joined(parts: list[Pairs]) -> Pairs:
+    """Return the pairs of several stacks as those of one, element after element."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = np.cumsum([0, *(len(part.degenerate) for part in parts)])
+    shifted = [part._replace(element=part.element + shift) for part, shift in zip(parts, counts, strict=False)]
+    return Pairs(*(np.concatenate(arrays) for arrays in zip(*shifted, strict=True)))
+
+
+def with_ties(pairs: Pairs, values: np.ndarray) -> Pairs:
+    """Flag the elements in which a value of the diagram stands in more than one place of ``values [b, places]``."""
+    degenerate = pairs.degenerate.copy()
+    for element in np.unique(pairs.element):
+        own, ordered = pairs.element == element, np.sort(values[element])
+        places = np.concatenate([pairs.birth_at[own], pairs.death_at[own]])
+        critical = values[element][places[places >= 0]]
+        counts = np.searchsorted(ordered, critical, "right") - np.searchsorted(ordered, critical, "left")
+        degenerate[element] |= bool((counts > 1).any())
+    return pairs._replace(degenerate=degenerate)
