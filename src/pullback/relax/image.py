@@ -469,7 +469,7 @@ def moved(
     moving = args[0] if isinstance(args[0], tuple | list) else args[:1]
     if {id(t) for t in tensors_in(moving)} != {id(t) for t in moving} or not set(found) <= {id(t) for t in moving}:
         return None
-    size = max(d.probability.shape[-1] for d in found.values())
+    size = max(d.size for d in found.values())
     shapes = [t.shape for t in moving]
     if sum(math.prod(shape) for shape in shapes) * size > MAX_ATOMS:
         return None

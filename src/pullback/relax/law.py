@@ -44,6 +44,7 @@ from pullback.relax.image import (
     moved,
 )
 from pullback.relax.internals import version
+from pullback.relax.ordering import is_too_large
 from pullback.relax.rules import applied, functions_named, is_active, tensors_in
 from pullback.relax.soft_tensors import (
     Distribution,
@@ -214,7 +215,7 @@ def _own_probability(soft: list[SoftTensor], shape: torch.Size) -> Tensor | None
 def _leaves(index: SoftIndex) -> Tensor | None:
     """The probability of each element that it is another."""
     distribution = index.distribution
-    if distribution is None:
+    if distribution is None or is_too_large(distribution):
         return None
     stays = distribution.probability.detach() * (distribution.values == plain(index).unsqueeze(-1))
     return (1 - stays.sum(-1)).expand(index.shape)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pullback.relax.ordering import Ordering, behind
 from pullback.relax.rules import Dropped
 from pullback.relax.soft_tensors import Distribution, SoftBool, SoftIndex, attached, plain
 
@@ -153,6 +154,10 @@ def atoms_along(x: Tensor, dim: int, index: SoftIndex) -> Distribution:
 def read(x: Tensor, index: tuple[Any, ...]) -> Tensor:
     """``sum_v P(v) x[..., v, ...]``: ``x[index]`` with soft indices replaced by their distributions."""
     layout = parse(x, index)
+    ordering = _whole_ordering(layout)
+    if ordering is not None:
+        result = ordering.read(layout.view.movedim(-1, 0))
+        return _to_position(result.to(torch.promote_types(x.dtype, result.dtype)), 1, layout.position)
     weights = _weights(layout)
     table = layout.view.to(torch.promote_types(x.dtype, weights.dtype))
     weights = weights.to(table.dtype)
@@ -177,14 +182,19 @@ def write(x: Tensor, index: tuple[Any, ...], value: Any, *, accumulate: bool = F
     if any((isinstance(a, slice) and a != slice(None)) or a is None or isinstance(a, int) for a in index):
         raise Dropped("a write at a soft position of a slice")
     layout = parse(x, index)
-    weights = _weights(layout)
-    weights = weights.expand(*layout.shape, weights.shape[-1])
     table = layout.view
     rest = table.shape[len(layout.others) : -1]
     result_shape = [*layout.shape, *rest]
     hard_shape = _shape_at(result_shape, len(layout.shape), layout.position)
     value = torch.as_tensor(value, dtype=table.dtype, device=table.device).expand(hard_shape)
     value = _from_position(value, len(layout.shape), layout.position)  # [*shape, rest]
+    ordering = _whole_ordering(layout)
+    if ordering is not None:
+        one = torch.ones(layout.shape, dtype=table.dtype, device=table.device)
+        hit, given = ordering.write(one), ordering.write(value).movedim(0, -1).to(table.dtype)
+        return _unpermute(_written(x, index, table, hit.to(table.dtype), given, accumulate), x, index)
+    weights = _weights(layout)
+    weights = weights.expand(*layout.shape, weights.shape[-1])
     broad = weights.reshape(*layout.shape, *[1] * len(rest), weights.shape[-1]).to(table.dtype)
     inside = table.shape[: len(layout.others)]
     hit = torch.zeros(*inside, *[1] * len(rest), table.shape[-1], dtype=table.dtype, device=table.device)
@@ -197,15 +207,30 @@ def write(x: Tensor, index: tuple[Any, ...], value: Any, *, accumulate: bool = F
         dims = tuple(range(len(layout.shape)))
         hit = hit + (broad.sum(dims) if dims else broad)
         given = given + (contribution.sum(dims) if dims else contribution)
+    return _unpermute(_written(x, index, table, hit, given, accumulate), x, index)
+
+
+def _whole_ordering(layout: Layout) -> Ordering | None:
+    """The ordering that alone decides which rows are read or written."""
+    if layout.others or len(layout.soft) != 1:
+        return None
+    ordering = behind(layout.soft[0])
+    if ordering is None or len(layout.shape) != 1:
+        return None
+    return ordering if ordering.shape == layout.shape and ordering.size == layout.sizes[0] else None
+
+
+def _written(x: Tensor, index: Any, table: Tensor, hit: Tensor, given: Tensor, accumulate: bool) -> Tensor:
+    """The table after the write."""
     if accumulate:
-        return _unpermute(table + given, x, index)
+        return table + given
     if attached(x, "_empty"):
         covered: Any = True
     else:
         written = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
         written[tuple(map(plain, index))] = True
         covered = parse(written, index).view.all(-1, keepdim=True)
-    return _unpermute(_mixed(table, hit, given, covered), x, index)
+    return _mixed(table, hit, given, covered)
 
 
 def _mixed(base: Tensor, hit: Tensor, given: Tensor, covered: Any) -> Tensor:
@@ -245,6 +270,9 @@ def read_along(x: Tensor, dim: int, index: SoftIndex) -> Tensor:
     if x.ndim == 0:
         return x.expand(index.shape).clone()
     dim = dim % x.ndim
+    ordering = _ordering_along(x, dim, index)
+    if ordering is not None:
+        return ordering.read(x)
     weights = dense(index, x.shape[dim])  # [*shape, n]
     table = x
     for d in range(x.ndim):
@@ -259,6 +287,13 @@ def read_along(x: Tensor, dim: int, index: SoftIndex) -> Tensor:
 def write_along(x: Tensor, dim: int, index: SoftIndex, value: Any, *, accumulate: bool = False) -> Tensor:
     """``torch.scatter`` (or ``scatter_add``) of ``value`` at soft positions along ``dim``."""
     dim = dim % max(x.ndim, 1)
+    ordering = _ordering_along(x, dim, index)
+    if ordering is not None:
+        value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+        value = value[tuple(slice(0, n) for n in index.shape)] if value.ndim else value.expand(index.shape)
+        one = torch.ones(index.shape, dtype=x.dtype, device=x.device)
+        hit, given = ordering.write(one).to(x.dtype), ordering.write(value).to(x.dtype)
+        return x + given if accumulate else _mixed(x, hit, given, _covered_along(x, dim, index))
     weights = dense(index, x.shape[dim]).to(x.dtype).movedim(dim, -2)  # [*rest, m, n]
     if isinstance(value, Tensor) and value.ndim:
         for d in range(value.ndim):
@@ -276,9 +311,21 @@ def write_along(x: Tensor, dim: int, index: SoftIndex, value: Any, *, accumulate
     given, hit = given.movedim(-1, dim), hit.movedim(-1, dim)
     if accumulate:
         return x + given
+    return _mixed(x, hit, given, _covered_along(x, dim, index))
+
+
+def _ordering_along(x: Tensor, dim: int, index: SoftIndex) -> Ordering | None:
+    """The ordering of all rows of ``x`` along ``dim``."""
+    ordering = behind(index) if x.ndim else None
+    if ordering is None or not ordering.is_along(dim) or ordering.size != x.shape[dim]:
+        return None
+    same = x.ndim == index.ndim and all(x.shape[d] == index.shape[d] for d in range(x.ndim) if d != dim)
+    return ordering if same and ordering.shape == index.shape else None
+
+
+def _covered_along(x: Tensor, dim: int, index: SoftIndex) -> Any:
+    """Whether a write along ``dim`` reaches every position."""
     if attached(x, "_empty"):
-        covered: Any = True
-    else:
-        written = torch.zeros(x.shape, dtype=torch.bool, device=x.device).scatter(dim, plain(index), True)
-        covered = written.all(dim, keepdim=True)
-    return _mixed(x, hit, given, covered)
+        return True
+    written = torch.zeros(x.shape, dtype=torch.bool, device=x.device).scatter(dim, plain(index), True)
+    return written.all(dim, keepdim=True)

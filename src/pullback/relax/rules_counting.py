@@ -15,8 +15,8 @@ from torch import Tensor
 from pullback import discrete
 from pullback.relax.image import convolved
 from pullback.relax.law import distribution_of, law_of, only_jumps
+from pullback.relax.ordering import Ordering, permutation_rows
 from pullback.relax.rules import PASS, Dropped, Integer, lazy, relaxes, soft_value
-from pullback.relax.rules_order import permutation_rows
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, plain
 
@@ -140,7 +140,9 @@ def _ranks(settings: Settings, hard: Any, input: Tensor) -> Any:
     options = settings.ordering(flat, "argsort")
     group = torch.repeat_interleave(torch.arange(len(values), device=flat.device), sizes)
 
-    def places(input: Tensor) -> Distribution:
+    def places(input: Tensor) -> Any:
+        if input.ndim == 1 and Ordering.applies(options):
+            return Ordering(input, 0, False, options, inverted=True, group=(group, len(values)))
         matrix = permutation_rows(options, input.reshape(-1), 0, False).mT  # [item, place]
         merged = matrix.new_zeros(len(matrix), len(values)).index_add(1, group, matrix)
         return Distribution(merged.reshape(*inverse.shape, len(values)), tied=True)

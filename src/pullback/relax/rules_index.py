@@ -10,6 +10,7 @@ from torch import Tensor
 from pullback.relax import lookup
 from pullback.relax.image import MAX_ATOMS
 from pullback.relax.law import law_of
+from pullback.relax.ordering import TooMany, behind
 from pullback.relax.rules import Discrete, Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_counting import positions_of_true
 from pullback.relax.rules_flow import flow, reshape_distribution
@@ -32,6 +33,9 @@ def _getitem(settings: Settings, hard: Tensor, input: Tensor, index: Any) -> Any
         raise Dropped("x[mask] has a shape that depends on the data; x * mask or where(mask, x, 0) has not")
     if not any(isinstance(a, SoftIndex) for a in index):
         if isinstance(input, SoftIndex) and input.has_distribution:
+            ordering = _part_of_ordering(input, index)
+            if ordering is not None:
+                return ordering
             part = reshape_distribution(Tensor.__getitem__, hard, (input, index), {})
             known = input._current()[0]
             if all(isinstance(a, slice) or a is Ellipsis for a in index) and known is not None:
@@ -41,12 +45,27 @@ def _getitem(settings: Settings, hard: Tensor, input: Tensor, index: Any) -> Any
     return _read(hard, input, index, lookup.read, lookup.atoms)
 
 
+def _part_of_ordering(input: SoftIndex, index: tuple[Any, ...]) -> Integer | None:
+    """The first, or other neighbouring, places of an ordering."""
+    known = input._current()[0]
+    if known.exclusive is None or input.ndim != 1 or len(index) != 1 or not isinstance(index[0], slice):
+        return None
+    first, end, step = index[0].indices(len(input))
+    ordering = behind(input)
+    part = ordering.part(0, first, end) if ordering is not None and step == 1 else None
+    if part is None:
+        return None
+    late: Lazy[Any] = Lazy(lambda: part, [known])
+    late.exclusive = known.exclusive
+    return Integer(late)
+
+
 def _read(hard: Tensor, input: Any, index: Any, read: Any, atoms: Any) -> Any:
     """The parts behind a lookup in ``input``, which may be floating, integer, bool or itself soft."""
     certain = not isinstance(input, SoftTensor) and law_of(input) is None
     known: Any = None
     if certain:
-        known = lazy(lambda table, index: _small(atoms(table, index), hard), input, index)
+        known = lazy(lambda table, index: _small(atoms, table, index, hard), input, index)
     elif isinstance(input, SoftIndex) and input.has_distribution and input.ndim == 1 and read is lookup.read:
         known = lazy(_read_twice, input, index)
     if hard.is_floating_point():
@@ -74,7 +93,11 @@ def _read_twice(table: SoftIndex, index: tuple[Any, ...]) -> Distribution | None
     return Distribution(where.probability.to(p.dtype) @ p, inside.support, tied=where.tied or inside.tied)
 
 
-def _small(atoms: Distribution, hard: Tensor) -> Distribution | None:
+def _small(find: Any, table: Any, index: Any, hard: Tensor) -> Distribution | None:
+    try:
+        atoms = find(table, index)
+    except TooMany:
+        return None
     integers = not (hard.is_floating_point() or hard.dtype == torch.bool) and atoms.support is not None
     if integers:
         atoms = atoms._replace(support=atoms.values.long())

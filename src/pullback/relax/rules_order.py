@@ -11,16 +11,12 @@ from torch import Tensor
 from pullback import discrete
 from pullback.relax.internals import wrapped
 from pullback.relax.law import after_atoms, distribution_of, only_jumps, over_atoms, pure
+from pullback.relax.ordering import Ordering, behind, permutation_rows
 from pullback.relax.ranking import Places, Statistic, places_of_rows
 from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
 from pullback.relax.rules_elementwise import _maximum, _minimum
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor
-
-__all__ = ["permutation_rows"]
-
-MAX_MATRIX = 2**26
-"""Elements of the largest part of a permutation matrix that is formed behind indices (256 MiB in float32)."""
 
 
 def _floating(input: Any) -> Tensor:
@@ -28,21 +24,6 @@ def _floating(input: Any) -> Tensor:
     if not value.is_floating_point():
         raise Dropped("the order of plain integers")
     return value
-
-
-def permutation_rows(
-    options: dict[str, Any], x: Tensor, dim: int, descending: bool, places: tuple[int, int] | None = None
-) -> Tensor:
-    """``[*batch, places, n items]``; only the rows of those places are formed."""
-    n = x.shape[dim] if x.ndim else 1
-    first, end = places or (0, n)
-    if x.numel() * (end - first) > MAX_MATRIX:
-        elements = f"{x.numel() * (end - first):.1e} elements"
-        raise Dropped(f"the distribution behind the indices of {n} sorted entries has {elements}")
-    options = dict(options)
-    if "method" not in options or discrete.ORDERINGS[options["method"]].matrix is None:
-        options["method"] = "sinkhorn"  # doubly stochastic: an entry that leaves one place arrives at another
-    return discrete.argsort(x, dim, descending, places=(first, end), **options)
 
 
 def _rows(
@@ -64,8 +45,10 @@ def _rows(
         first, end, _ = rows.indices(x.shape[dim])
         return permutation_rows(options, x, dim, descending, (first, end)).movedim(-2, along)
 
-    def distribution(x: Tensor) -> Distribution:
+    def distribution(x: Tensor) -> Any:
         probability = over_atoms(x, along, keepdim or not isinstance(rows, int), places)
+        if probability is None and isinstance(rows, slice) and Ordering.applies(options):
+            return Ordering(x, along, descending, options, places=rows.indices(x.shape[dim])[:2])
         return Distribution(places(x) if probability is None else probability, tied=not isinstance(rows, int))
 
     late = after_atoms(x, lazy(distribution, x))
@@ -390,6 +373,12 @@ def _argsort(
 def _inverse(index: SoftIndex, dim: int) -> Integer | None:
     """The distribution of the inverse permutation, where ``index`` is one: the ranks ``x.argsort().argsort()``."""
     n = index.shape[dim] if index.ndim else 0
+    ordering = behind(index)
+    if ordering is not None:
+        inverse = ordering.inverse(dim % index.ndim)
+        if inverse is not None:
+            ranks: Lazy[Any] = Lazy(lambda: inverse)
+            return Integer(ranks)
     distribution = index.distribution  # asked for here: whether this is a permutation is seen from its support
     if distribution is None or distribution.support is not None or distribution.probability.shape[-1] != n:
         return None

@@ -176,6 +176,11 @@ class Distribution(NamedTuple):
     tied: bool = False
 
     @property
+    def size(self) -> int:
+        """The number of atoms of an element."""
+        return self.probability.shape[-1]
+
+    @property
     def values(self) -> Tensor:
         """``[n]`` or ``[*shape, n]``."""
         if self.support is not None:
