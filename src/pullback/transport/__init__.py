@@ -2,4 +2,13 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from pullback.transport.exact import Assignment, ExactTransport, assignment, exact_transport
+from pullback.transport.one_dimensional import wasserstein_1d
+
+__all__ = [
+    "Assignment",
+    "ExactTransport",
+    "assignment",
+    "exact_transport",
+    "wasserstein_1d",
+]
