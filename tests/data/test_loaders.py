@@ -177,16 +177,3 @@ def test_motorcycle_disparity_maps_left_to_right() -> None:
     assert error(pair.disparity) < 0.05 < error(torch.zeros_like(pair.disparity)) < error(-pair.disparity) + 0.05
     depth = pair.baseline * pair.focal / (pair.disparity + pair.offset)[pair.mask]
     assert 1500 < depth.min() < depth.max() < 7000  # millimetres: a motorcycle in a room
-
-
-def test_bif_reads_tables_and_refuses_incomplete_ones() -> None:
-    text = """network unknown { }
-    variable A { type discrete [ 2 ] { no, yes }; }
-    variable B { type discrete [ 3 ] { low, mid, high }; }
-    probability ( A ) { table 0.25, 0.75; }
-    probability ( B | A ) { (no) 0.2, 0.3, 0.5; (yes) 1.0, 0.0, 0.0; }"""
-    network = formats.bif(gzip.compress(text.encode()))
-    assert network.parents == {"A": [], "B": ["A"]}
-    assert network.tables["B"].tolist() == [[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]]
-    with pytest.raises(ValueError, match="table of B is incomplete"):
-        formats.bif(text.replace("(yes) 1.0, 0.0, 0.0;", "").encode())

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pullback.causal.acyclicity import acyclicity
+from pullback.causal.augmented_lagrangian import AugmentedLagrangian, Constrained, augmented_lagrangian_fit
+from pullback.causal.bayesian_network import BayesianNetwork, random_bayesian_network
 from pullback.causal.cosmo import COSMO, SmoothAcyclicSCM, cosmo
 from pullback.causal.dagma import DAGMA, dagma
-from pullback.causal.design import (
-    Design,
-    InterventionPolicy,
-    expected_information_gain,
-    optimize_design,
-)
+from pullback.causal.design import Design, InterventionPolicy, expected_information_gain, optimize_design
 from pullback.causal.design_search import bayesian_value_search, greedy_design, random_design
 from pullback.causal.distances import edge_auprc, structural_intervention_distance, varsortability
 from pullback.causal.ensemble import ModelPosterior, bootstrap_posterior
@@ -30,6 +27,7 @@ from pullback.causal.logistic import LogisticSCM
 from pullback.causal.notears import NOTEARS, notears
 from pullback.causal.orders import fit_order, score_order
 from pullback.causal.orientation import cosine_temperature, orientation
+from pullback.causal.parallel import ParallelStructureLearner, beta_subsets, consensus_penalty
 from pullback.causal.posterior import GraphPosterior, enumerate_dags, exact_graph_posterior, expected_shd
 from pullback.causal.scm import LinearSCM, NonlinearSCM, random_weights
 from pullback.causal.structure import StructureLearner, StructureResult
@@ -39,6 +37,9 @@ __all__ = [
     "COSMO",
     "DAGMA",
     "NOTEARS",
+    "AugmentedLagrangian",
+    "BayesianNetwork",
+    "Constrained",
     "Design",
     "EdgeMetrics",
     "GraphPosterior",
@@ -47,14 +48,18 @@ __all__ = [
     "LogisticSCM",
     "ModelPosterior",
     "NonlinearSCM",
+    "ParallelStructureLearner",
     "SmoothAcyclicSCM",
     "StructureEstimator",
     "StructureLearner",
     "StructureResult",
     "ThresholdedDAG",
     "acyclicity",
+    "augmented_lagrangian_fit",
     "bayesian_value_search",
+    "beta_subsets",
     "bootstrap_posterior",
+    "consensus_penalty",
     "cosine_temperature",
     "cosmo",
     "dagma",
@@ -74,6 +79,7 @@ __all__ = [
     "notears",
     "optimize_design",
     "orientation",
+    "random_bayesian_network",
     "random_dag",
     "random_design",
     "random_weights",

@@ -37,7 +37,7 @@ Members = Mapping[str, bytes]
 def sachs(members: Members) -> Arrays:
     """Join the cells of one package with the graph of another, which names the eleven proteins differently."""
     names, observations = formats.csv(members["observations"])
-    network = formats.bif(members["network"])
+    network = BayesianNetwork.from_bif(formats.gunzip(members["network"]).decode("utf-8"))
     published = {"praf": "Raf", "pmek": "Mek", "plcg": "Plcg", "p44/42": "Erk", "pakts473": "Akt", "pjnk": "Jnk"}
     order = [published.get(name, name) for name in names]
     adjacency = np.zeros((len(order), len(order)), dtype=bool)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import re
 from collections.abc import Mapping
 from csv import reader as csv_reader
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DiscreteNetwork", "bif", "csv", "digits_csv", "gaussian_network", "gunzip", "idx", "mixed_csv"]
+__all__ = ["csv", "digits_csv", "gaussian_network", "gunzip", "idx", "mixed_csv"]
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -105,51 +103,6 @@ def digits_csv(members: Mapping[str, bytes]) -> Arrays:
         within[of_class] = np.arange(len(of_class))
     order = np.lexsort((labels, within))
     return {"images": pixels[order].reshape(-1, 28, 28), "labels": labels[order].astype(np.uint8)}
-
-
-@dataclass(frozen=True)
-class DiscreteNetwork:
-    """A Bayesian network of discrete variables as a BIF file states it.
-
-    Attributes:
-        states: the values of each variable.
-        parents: the parents of each variable, in the order of its table's leading axes.
-        tables: ``[states of parent 1, ..., states of parent k, states of the variable]`` conditional probabilities.
-    """
-
-    states: dict[str, list[str]]
-    parents: dict[str, list[str]]
-    tables: dict[str, NDArray[np.float64]]
-
-
-def bif(content: bytes) -> DiscreteNetwork:
-    """Read a Bayesian network in the BIF format (the subset that the bnlearn repository uses)."""
-    text = gunzip(content).decode("utf-8")
-    number = r"[-+0-9.eE]+"
-    states = {
-        name: [value.strip() for value in values.split(",")]
-        for name, values in re.findall(r"variable\s+(\S+)\s*\{\s*type\s+discrete\s*\[\s*\d+\s*\]\s*\{([^}]*)\}", text)
-    }
-    parents: dict[str, list[str]] = {}
-    tables: dict[str, NDArray[np.float64]] = {}
-    for head, body in re.findall(r"probability\s*\(([^)]*)\)\s*\{(.*?)\}", text, flags=re.DOTALL):
-        child, _, given = (part.strip() for part in head.partition("|"))
-        parents[child] = [name.strip() for name in given.split(",")] if given else []
-        table = np.full([len(states[p]) for p in (*parents[child], child)], np.nan)
-        if not parents[child]:
-            values = re.search(r"table\s+([^;]*);", body)
-            if values is None:
-                raise ValueError(f"BIF: {child} has no parents and no table")
-            table[...] = [float(v) for v in re.findall(number, values.group(1))]
-        for given_states, row in re.findall(r"\(([^)]*)\)\s*([^;]*);", body):
-            chosen = tuple(
-                states[p].index(s.strip()) for p, s in zip(parents[child], given_states.split(","), strict=True)
-            )
-            table[chosen] = [float(v) for v in re.findall(number, row)]
-        if np.isnan(table).any() or not np.allclose(table.sum(-1), 1, atol=1e-3):
-            raise ValueError(f"BIF: the table of {child} is incomplete or does not sum to 1")
-        tables[child] = table / table.sum(-1, keepdims=True)
-    return DiscreteNetwork(states, parents, tables)
 
 
 def gaussian_network(members: Mapping[str, bytes]) -> Arrays:

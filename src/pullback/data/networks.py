@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 
+from pullback.causal import BayesianNetwork
 from pullback.core.checks import check_choice, check_integer
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.data.cache import load
-from pullback.data.formats import DiscreteNetwork, bif
 from pullback.data.text_formats import split_strings
 
 __all__ = ["GaussianNetwork", "GeneNetwork", "Sachs", "bayesian_network", "dream4", "ecoli70", "sachs"]
@@ -139,7 +139,7 @@ def ecoli70() -> GaussianNetwork:
     )
 
 
-def bayesian_network(name: str) -> DiscreteNetwork:
+def bayesian_network(name: str) -> BayesianNetwork:
     """Return a discrete Bayesian network of the bnlearn repository with its conditional tables.
 
     Args:
@@ -153,4 +153,4 @@ def bayesian_network(name: str) -> DiscreteNetwork:
     stored = load("bayesian_networks")
     names = [str(known) for known in stored["names"]]
     check_choice("name", name, names)
-    return bif(split_strings(stored, "bif")[names.index(name)].encode("utf-8"))
+    return BayesianNetwork.from_bif(split_strings(stored, "bif")[names.index(name)])
