@@ -1,4 +1,4 @@
-"""Orthant-wise quasi-Newton steps on the augmented Lagrangian of NOTEARS: a smooth part plus absolute values.
+"""Orthant-wise quasi-Newton steps on a smooth part plus absolute values: the augmented Lagrangian of NOTEARS.
 
 A step follows the inverse Hessian that the last gradients suggest (L-BFGS), keeps the signs of the weights (a weight
 that would change its sign becomes zero) and is shortened until the objective is finite and falls enough.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Minimum", "minimise_lagrangian", "minimise_lagrangian_reference"]
+__all__ = ["Minimum", "minimise_lagrangian", "minimise_lagrangian_reference", "minimise_orthantwise"]
 
 _LARGEST = 128
 """Nodes above which a library's blocked products are faster than the loops."""
@@ -89,73 +89,124 @@ def minimise_lagrangian_reference(
     tolerance: float = 1e-9,
 ) -> Minimum:
     """:func:`minimise_lagrangian` in torch, all graphs at once, on any device."""
-    batch, nodes = weights.shape[0], weights.shape[-1]
+    nodes = weights.shape[-1]
     identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device)
-    tiny = torch.finfo(weights.dtype).tiny
 
-    def evaluate(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Objective, gradient of its smooth part and ``h``."""
+    def evaluate(w: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         square = w.view(-1, nodes, nodes)
         exponential = torch.linalg.matrix_exp(square * square)
         h = exponential.diagonal(dim1=-2, dim2=-1).sum(-1) - nodes
         residual = identity - square
-        slope = moments @ residual
-        value = 0.5 * (residual * slope).sum((-2, -1)) + (alpha + 0.5 * rho * h) * h + penalty * w.abs().sum(-1)
-        force = (alpha + rho * h)[:, None, None]
+        slope = moments[rows] @ residual
+        value = 0.5 * (residual * slope).sum((-2, -1)) + (alpha[rows] + 0.5 * rho[rows] * h) * h
+        force = (alpha[rows] + rho[rows] * h)[:, None, None]
         gradient = (2 * force * square * exponential.mT - slope) * (1 - identity)
         return value, gradient.flatten(1), h
 
-    x = weights.flatten(1)
-    value, gradient, h = evaluate(x)
-    steps = x.new_zeros(batch, _MEMORY, nodes * nodes)
+    x, value, h = minimise_orthantwise(
+        evaluate, weights.flatten(1), penalty, iterations=iterations, tolerance=tolerance
+    )
+    return Minimum(x.view_as(weights), h, value)
+
+
+def minimise_orthantwise(
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+    start: Tensor,
+    penalty: float | Tensor,
+    *,
+    iterations: int = 500,
+    tolerance: float = 1e-9,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Minimise :math:`f(x) + \sum_i \lambda_i |x_i|` of every row by itself.
+
+    Args:
+        evaluate: of points ``[k, n]`` and the numbers ``[k]`` of their rows: ``f [k]``, its gradient ``[k, n]`` and
+            something else of each row, ``[k, ...]``. Rows that have ended are not evaluated.
+        start: ``[b, n]``, of finite value; not changed.
+        penalty: ``lambda >= 0``, for all or ``[n]``.
+        iterations: at most so many.
+        tolerance: a row ends after two steps in a row that lower its value by less than this part of it.
+
+    Returns:
+        The points ``[b, n]``, the values with the penalty ``[b]`` and what else was evaluated there: never of a larger
+        or a non-finite value than at the start.
+    """
+    tiny = torch.finfo(start.dtype).tiny
+
+    def penalised(x: Tensor, rows: Tensor) -> list[Tensor]:
+        value, gradient, extra = evaluate(x, rows)
+        return [value + (penalty * x.abs()).sum(-1), gradient, extra]
+
+    rows = torch.arange(len(start), device=start.device)
+    x = start
+    value, gradient, extra = penalised(x, rows)
+    ended = [x.clone(), value.clone(), extra.clone()]
+    steps = x.new_zeros(len(x), _MEMORY, x.shape[1])
     changes = torch.zeros_like(steps)
-    kept = torch.zeros(batch, dtype=torch.int64, device=x.device)
-    idle = torch.zeros_like(kept)
-    alive = torch.ones(batch, dtype=torch.bool, device=x.device)
+    kept = torch.zeros_like(rows)
+    idle = torch.zeros_like(rows)
+    alive = torch.ones_like(rows, dtype=torch.bool)
     for _ in range(iterations):
         uphill = _steepest(x, gradient, penalty)
         direction = _quasi_newton(steps, changes, uphill)
         direction = torch.where(direction * uphill < 0, direction, torch.zeros_like(direction))
         slope = (direction * uphill).sum(-1)
         alive = alive & (slope < 0)
-        if not bool(alive.any()):
+        if not bool(alive.all()):  # what has ended is put away
+            for whole, part in zip(ended, (x, value, extra), strict=True):
+                whole[rows] = part
+            rows, x, value, gradient, extra, steps, changes, kept, idle, uphill, direction, slope = (
+                t[alive]
+                for t in (rows, x, value, gradient, extra, steps, changes, kept, idle, uphill, direction, slope)
+            )
+            alive = alive[alive]
+        if not len(rows):
             break
         sign = torch.where(x == 0, -uphill.sign(), x.sign())
         length = torch.ones_like(value)
-        waiting = alive
-        new_x, new_value, new_gradient, new_h = x, value, gradient, h
+        waiting = torch.arange(len(rows), device=x.device)
+        new_x, new_value, new_gradient, new_extra = x.clone(), value.clone(), gradient.clone(), extra.clone()
         for _ in range(_TRIALS):
-            trial = x + length[:, None] * direction
-            trial = torch.where(trial * sign > 0, trial, torch.zeros_like(trial))
-            v, g, c = evaluate(trial)
-            fits = waiting & (v <= value + _DECREASE * (uphill * (trial - x)).sum(-1))  # false for NaN and infinity
-            new_x, new_gradient = (torch.where(fits[:, None], a, b) for a, b in ((trial, new_x), (g, new_gradient)))
-            new_value, new_h = torch.where(fits, v, new_value), torch.where(fits, c, new_h)
-            waiting = waiting & ~fits
-            if not bool(waiting.any()):
+            trial = x[waiting] + length[waiting, None] * direction[waiting]
+            trial = torch.where(trial * sign[waiting] > 0, trial, torch.zeros_like(trial))
+            v, g, c = penalised(trial, rows[waiting])
+            gain = (uphill[waiting] * (trial - x[waiting])).sum(-1)
+            fits = v <= value[waiting] + _DECREASE * gain  # false for NaN and infinity
+            taken = waiting[fits]
+            new_x[taken], new_value[taken], new_gradient[taken], new_extra[taken] = (
+                trial[fits],
+                v[fits],
+                g[fits],
+                c[fits],
+            )
+            waiting, v = waiting[~fits], v[~fits]
+            if not len(waiting):
                 break
-            parabola = -slope * length * length / (2 * (v - value - slope * length)).clamp(min=tiny)
-            shorter = torch.where(v.isfinite(), parabola.clamp(min=0.1 * length, max=0.5 * length), 0.1 * length)
-            length = torch.where(waiting, shorter, length)
-        moved = alive & ~waiting
+            tried, inclined = length[waiting], slope[waiting]
+            parabola = -inclined * tried * tried / (2 * (v - value[waiting] - inclined * tried)).clamp(min=tiny)
+            shorter = torch.where(v.isfinite(), parabola.clamp(min=0.1 * tried, max=0.5 * tried), 0.1 * tried)
+            length = length.index_copy(0, waiting, shorter)
+        stuck = torch.zeros_like(alive).index_fill(0, waiting, True)
         change, turn = new_x - x, new_gradient - gradient
-        useful = moved & ((change * turn).sum(-1) > 1e-12 * (turn * turn).sum(-1))
+        useful = ~stuck & ((change * turn).sum(-1) > 1e-12 * (turn * turn).sum(-1))
         shifted = (torch.cat([a[:, 1:], b[:, None]], 1) for a, b in ((steps, change), (changes, turn)))
         steps, changes = (
             torch.where(useful[:, None, None], new, old) for new, old in zip(shifted, (steps, changes), strict=True)
         )
         # Where no length was short enough, forget the curvature once; without any, there is nothing left to try.
-        alive = alive & ~(waiting & (kept == 0))
-        forget = (waiting & alive)[:, None, None]
+        alive = ~(stuck & (kept == 0))
+        forget = (stuck & alive)[:, None, None]
         steps, changes = (torch.where(forget, torch.zeros_like(t), t) for t in (steps, changes))
-        kept = torch.where(waiting, 0, (kept + useful).clamp(max=_MEMORY))
-        idle = torch.where(moved & (value - new_value <= tolerance * new_value.abs()), idle + 1, 0)
-        x, value, gradient, h = new_x, new_value, new_gradient, new_h
+        kept = torch.where(stuck, 0, (kept + useful).clamp(max=_MEMORY))
+        idle = torch.where(~stuck & (value - new_value <= tolerance * new_value.abs()), idle + 1, 0)
+        x, value, gradient, extra = new_x, new_value, new_gradient, new_extra
         alive = alive & (idle < 2)
-    return Minimum(x.view_as(weights), h, value)
+    for whole, part in zip(ended, (x, value, extra), strict=True):
+        whole[rows] = part
+    return ended[0], ended[1], ended[2]
 
 
-def _steepest(x: Tensor, gradient: Tensor, penalty: float) -> Tensor:
+def _steepest(x: Tensor, gradient: Tensor, penalty: float | Tensor) -> Tensor:
     """The subgradient of least norm: against it the objective falls fastest."""
     at_zero = gradient.sign() * (gradient.abs() - penalty).clamp(min=0)
     return torch.where(x == 0, at_zero, gradient + penalty * x.sign())
