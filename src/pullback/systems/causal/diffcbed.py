@@ -6,16 +6,16 @@ policy that draws targets, in the logits of the targets: Adam raises both (Annad
 Foster, Bauer, ICML 2023). The batch is run, and the models are fitted again.
 
 What to expect: the gradient of the values is exact, that of the logits is not. The paper takes the derivative at hard
-targets, "straight through". The gain is far from linear in a target, and on pilots this derivative hardly correlated
-with the gradient of the policy's mean gain; what it finds is good values, and targets by the best of many draws. The
-score function, with the other designs of the step as baseline, is unbiased; its cosine with that gradient was .4 to .5
-from eight designs. Both are run; with one target only the score function.
+targets, which on pilots hardly correlated with the gradient of the policy's mean gain; it finds good values, and
+targets by the best of many draws, which at ten nodes tell less than the best single ones. The score function, with the
+other designs of the step as baseline, is unbiased; its cosine with that gradient was .4 to .5 from eight designs.
 
 Smaller than in the paper: 20 bootstraps (30), eight models (30), five rounds (10), and least-squares order search for
 GIES; it takes noise of equal variance for granted, which is true here. The noise is 1 and values are within +-2 (.1 and
-+-10): there every random design already tells all models apart. One sample an intervention, as in the paper. The greedy
-baseline uses a grid of values, not Bayesian optimisation. The DREAM4 graphs are not among the data of this package: all
-models are simulated. Range and gradients were chosen on seeds 0 to 2; the step size is the authors'.
++-10): there every random design already tells all models apart. One sample an intervention, as in the paper. Half of
+the graphs are random, half are parts of the five DREAM4 gold standards, which are real networks of genes (the paper has
+their networks of ten genes; here are ten genes of those of a hundred, without cycles). All mechanisms are simulated.
+Range and gradients were chosen on seeds 0 to 2; the step size is the authors'.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal
 
-from pullback import causal
-from pullback.lab import Arm, Lab, above, at_least, system
+from pullback import causal, data
+from pullback.lab import Arm, Lab, above, at_least, at_most, system
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the run."""
 
-    nodes: Annotated[int, at_least(3)] = 10
+    nodes: Annotated[int, at_least(3), at_most(50)] = 10
     """Nodes of the simulated models."""
     degree: Annotated[int, at_least(1)] = 2
-    """Arcs a node."""
+    """Arcs a node of the random graphs."""
     truths: Annotated[int, at_least(2)] = 8
     """Simulated models, each to be found by all arms from the same observations."""
     observations: Annotated[int, at_least(30)] = 60
@@ -52,8 +53,8 @@ class Config:
     """Rounds of design, experiment and fit."""
     reach: Annotated[float, above(0)] = 2.0
     """Values are within plus and minus this."""
-    steps: Annotated[int, at_least(1)] = 100
-    """Adam steps of a design."""
+    steps: Annotated[int, at_least(1)] = 50
+    """Adam steps of a design; the gains of the authors' 100 were no larger on pilots."""
     lr: Annotated[float, above(0)] = 0.5
     """Step size of Adam, the authors'."""
     designs: Annotated[int, at_least(2)] = 8
@@ -68,13 +69,15 @@ class Config:
     title="Differentiable Multi-Target Causal Bayesian Experimental Design",
     paper="Annadani, Tigas, Ivanova, Jesson, Gal, Foster, Bauer, ICML 2023, arXiv 2302.10607",
     config=Config,
-    smoke={"nodes": 4, "truths": 2, "models": 4, "rounds": 1, "steps": 5, "trios": 1},
-    full={"nodes": 20, "truths": 30, "models": 30, "rounds": 10, "designs": 32},
+    smoke={"nodes": 4, "degree": 1, "truths": 2, "models": 4, "rounds": 1, "steps": 5, "trios": 1},
+    full={"nodes": 20, "truths": 30, "models": 30, "rounds": 10, "steps": 100, "designs": 32},
+    data=("dream4",),
     blocks=(
         "causal.expected_information_gain",
         "causal.InterventionPolicy",
         "causal.optimize_design",
         "causal.greedy_design",
+        "causal.bayesian_value_search",
         "causal.random_design",
         "causal.ModelPosterior",
         "causal.bootstrap_posterior",
@@ -83,52 +86,54 @@ class Config:
 )
 def run(lab: Lab, config: Config) -> None:
     """Hold the gain against quadrature, designs against a grid, and experiments against random and greedy ones."""
-    lab.data(f"{config.truths} linear Gaussian models on random graphs, weights N(2, 1)", origin="simulated")
+    lab.data("linear Gaussian models, weights N(2, 1), on random graphs and on parts of DREAM4's", origin="simulated")
+    lab.data("which gene regulates which: parts of the five DREAM4 gold standards", origin="real")
     _quadrature(lab)
     _three_nodes(lab, config)
 
-    paper, score = lab.arm("DiffCBED, straight-through"), lab.arm("DiffCBED, score function")
-    one, greedy = lab.arm("DiffCBED, one target"), lab.arm("greedy grid, one target", baseline=True)
-    multi, fixed = lab.arm("random", baseline=True), lab.arm("random, fixed value", baseline=True)
-    arms, starts = (paper, score, one, greedy, multi, fixed), list[float]()
-    for _ in lab.replicates(config.truths):
+    paper, score, one = (lab.arm(f"DiffCBED, {name}") for name in ("straight-through", "score function", "one target"))
+    baselines = ("greedy grid, one target", "Bayesian optimisation, one target", "random", "random, fixed value")
+    greedy, search, multi, fixed = (lab.arm(name, baseline=True) for name in baselines)
+    arms, starts = (paper, score, one, greedy, search, multi, fixed), list[float]()
+    pairs = config.nodes * (config.nodes - 1) // 2
+    for number in lab.replicates(config.truths):
         stream = lab.fork("truth")
-        arcs = min(config.degree * config.nodes, config.nodes * (config.nodes - 1) // 2)
-        graph, truth = _truth(config.nodes, arcs, stream)
+        graph = causal.random_dag(config.nodes, min(config.degree * config.nodes, pairs), generator=stream)
+        if number % 2:
+            graph = data.dream4(number // 2 % 5 + 1).acyclic_part(config.nodes, generator=stream)
+        truth = _mechanisms(graph, stream)
         observed = truth.rsample(config.observations, generator=stream)
         prior = causal.bootstrap_posterior(observed, models=config.models, generator=lab.fork("first fit"))
         starts.append(causal.expected_shd(prior.graphs, graph).item())
         chosen = {arm.name: _experiment(lab, config, arm, truth, observed, prior) for arm in arms}
-        draws = [_design(lab, config, multi.name, prior, stream) for _ in range(20)]
+        draws = [_design(config, multi.name, prior, stream) for _ in range(20)]
         gains = torch.stack([_gain(lab, prior, design.targets, design.values) for design in draws])
         multi.metric("EIG, mean of 20 designs, first round", gains.mean(), better="higher")
 
-    chance, ceiling = multi["EIG, mean of 20 designs, first round"], math.log(config.models)
+    chance, ceiling, singles = multi["EIG, mean of 20 designs, first round"], math.log(config.models), (greedy, search)
     before, after = "EIG, first round", f"expected SHD after {config.rounds} rounds"
+    lab.claim(
+        "the mean EIG of the first round is at least 1.2 times that of random designs (at most .8 log L) with both "
+        "gradients, and with the score function at least that of single targets less a paired standard error",
+        chance <= 0.8 * ceiling,
+        min(paper[before], score[before]) >= 1.2 * chance,
+        *(score[before] >= other[before] - _standard_error(score, other, before) for other in singles),
+        share_of_log_L=score[before] / ceiling,
+    )
     for arm in (paper, score):
-        error = _standard_error(arm, greedy, before)
-        lab.claim(
-            f"{arm.name}: the mean EIG of the first round is at least that of the greedy grid less the standard error "
-            "of the paired difference, and 1.2 times that of random designs, which reach at most 80 % of log L",
-            arm[before] >= greedy[before] - error,
-            arm[before] >= 1.2 * chance,
-            chance <= 0.8 * ceiling,
-            **{"standard error": error, "share of log L": arm[before] / ceiling},
-        )
-        errors = [_standard_error(arm, other, after) for other in (multi, greedy)]
+        errors = {other.name: _standard_error(arm, other, after) for other in (multi, *singles)}
         lab.claim(
             f"{arm.name}: after {config.rounds} rounds the mean expected SHD is below random multi-target by more than "
-            "the standard error of the paired difference, and not above the greedy single-target one by more than that",
-            arm[after] < multi[after] - errors[0],
-            arm[after] <= greedy[after] + errors[1],
-            **{"standard error, random": errors[0], "standard error, greedy": errors[1]},
+            "the standard error of the paired difference, and above neither single-target baseline by more than that",
+            arm[after] < multi[after] - errors[multi.name],
+            *(arm[after] <= other[after] + errors[other.name] for other in singles),
+            **{f"standard error, {name}": error for name, error in errors.items()},
         )
     _draw(lab, config, arms, graph, chosen[score.name], starts)
 
 
-def _truth(nodes: int, arcs: int, stream: torch.Generator) -> tuple[Tensor, causal.LinearSCM]:
-    graph = causal.random_dag(nodes, arcs, generator=stream)
-    return graph, causal.LinearSCM(graph * (2 + torch.randn(graph.shape, generator=stream, dtype=torch.float64)))
+def _mechanisms(graph: Tensor, stream: torch.Generator) -> causal.LinearSCM:
+    return causal.LinearSCM(graph * (2 + torch.randn(graph.shape, generator=stream, dtype=torch.float64)))
 
 
 def _standard_error(arm: Arm, other: Arm, metric: str) -> float:
@@ -143,9 +148,7 @@ def _gain(lab: Lab, posterior: causal.ModelPosterior, targets: Tensor, values: T
         return causal.expected_information_gain(posterior, targets.double(), values.double(), **options)
 
 
-def _design(
-    lab: Lab, config: Config, name: str, posterior: causal.ModelPosterior, stream: torch.Generator
-) -> causal.Design:
+def _design(config: Config, name: str, posterior: causal.ModelPosterior, stream: torch.Generator) -> causal.Design:
     if name.startswith("DiffCBED"):
         gradient = "straight-through" if name.endswith("straight-through") else "score"
         return _optimise(config, posterior, config.batch, gradient, stream, 1 if name.endswith("one target") else None)
@@ -153,6 +156,8 @@ def _design(
         grid = (-config.reach, -config.reach / 2, config.reach / 2, config.reach)
         return causal.greedy_design(posterior, batch=config.batch, value_grid=grid, generator=stream)
     bounds = (-config.reach, config.reach)
+    if name.startswith("Bayesian"):
+        return causal.bayesian_value_search(posterior, batch=config.batch, value_range=bounds, generator=stream)
     design = causal.random_design(config.nodes, config.batch, value_range=bounds, generator=stream)
     return design._replace(values=torch.full_like(design.values, config.reach)) if "fixed" in name else design
 
@@ -178,7 +183,7 @@ def _experiment(
     for turn in arm.steps(config.rounds, x, held, weights, noise, designs, outcomes, name="rounds"):
         posterior = causal.ModelPosterior(weights.clone(), noise.clone(), prior.log_weights)
         with arm.cpu_time("cpu seconds of designs"):
-            design = _design(lab, config, arm.name, posterior, designs)
+            design = _design(config, arm.name, posterior, designs)
         arm.record("EIG", _gain(lab, posterior, design.targets, design.values))
         for value in design.history if turn == 0 else ():
             arm.record("EIG while optimising", value)
@@ -201,8 +206,7 @@ def _experiment(
 
 def _quadrature(lab: Lab) -> None:
     """Two models, X -> Y and Y -> X: setting one node leaves the other, whose density is a mixture of two normals."""
-    weights = torch.zeros(2, 2, 2, dtype=torch.float64)
-    weights[0, 0, 1], weights[1, 1, 0] = 1.3, 0.7
+    weights = torch.tensor([[[0.0, 1.3], [0.0, 0.0]], [[0.0, 0.0], [0.7, 0.0]]]).double()
     noise, shares = torch.tensor([[1.0, 0.8], [0.6, 1.1]]).double(), torch.tensor([0.3, 0.7]).double()
     posterior = causal.ModelPosterior(weights, noise, shares.log())
     targets = torch.eye(2, dtype=torch.float64).repeat_interleave(10, 0).unsqueeze(1)
@@ -222,10 +226,12 @@ def _quadrature(lab: Lab) -> None:
     )
     mean, error = own.mean(0), own.std(0) / math.sqrt(100)
     off, above = (mean - torch.stack(exact)) / error, nested.mean(0) - mean
+    # Chance alone takes one of the 20 beyond this in at most 2 of 1 000 runs (Student's t, Bonferroni's bound).
+    limit = stats.t.ppf(1 - 0.002 / (2 * len(off)), len(streams) - 1)
     lab.claim(
-        "two models X -> Y and Y -> X: the estimated EIG of 20 targets and values is within 3 standard errors of "
+        f"two models X -> Y and Y -> X: the estimated EIG of 20 designs is within {limit:.2f} standard errors of "
         "quadrature and of log 2 from above, and nested Monte Carlo without the own model exceeds it",
-        bool((off.abs() <= 3).all()) and bool((mean <= math.log(2) + 3 * error).all()) and bool((above > 0).all()),
+        bool((off.abs() <= limit).all() & (mean <= math.log(2) + limit * error).all() & (above > 0).all()),
         scale="smoke",
         largest_deviation=off.abs().max(),
         **{"smallest excess of nested": above.min(), "largest gain": mean.max()},
@@ -234,12 +240,11 @@ def _quadrature(lab: Lab) -> None:
 
 def _three_nodes(lab: Lab, config: Config) -> None:
     """One intervention on three nodes: 7 sets of targets with 9 values each are all there is, but for mixed values."""
-    codes = torch.arange(1, 8)[:, None] >> torch.arange(3) & 1
-    targets = codes.double().unsqueeze(1)
+    targets = (torch.arange(1, 8)[:, None] >> torch.arange(3) & 1).double().unsqueeze(1)
     reached, slopes = {"straight-through": list[float](), "score": list[float]()}, list[Tensor]()
     for trio in range(config.trios):
         stream = lab.fork(f"trio {trio}")
-        x = _truth(3, 2, stream)[1].rsample(10, generator=stream)
+        x = _mechanisms(causal.random_dag(3, 2, generator=stream), stream).rsample(10, generator=stream)
         posterior = causal.bootstrap_posterior(x, models=config.models, generator=stream)
         grid = torch.linspace(-config.reach, config.reach, 9)
         best = max(_gain(lab, posterior, targets, v.expand(7, 1, 3), samples=500).max() for v in grid)
@@ -251,8 +256,7 @@ def _three_nodes(lab: Lab, config: Config) -> None:
         slopes += [g.norm() for g in torch.autograd.grad(gain.mean(), (policy.logits, policy.raw_values))]
     sizes = torch.stack(slopes)
     statement = "gradients at hard targets are finite and not zero, for logits and for values"
-    holds = bool((sizes.isfinite() & (sizes > 0)).all())
-    lab.claim(statement, holds, scale="smoke", smallest=sizes.min(), largest=sizes.max())
+    lab.claim(statement, bool((sizes.isfinite() & (sizes > 0)).all()), scale="smoke", smallest=sizes.min())
     for gradient, shares in reached.items():
         lab.claim(
             f"{gradient}: on each of {config.trios} posteriors over three nodes the design reaches at least 98 % of "
@@ -290,10 +294,7 @@ def _draw(
             text, colour = (f"{value[node]:.1f}", lab.colour("set")) if held[node] else ("", "white")
             panel.plot(*place, "o", ms=22, mec="grey", mfc=(colour, 0.35))
             panel.text(*place, text, ha="center", va="center", fontsize=8, color="black")
-        panel.set(title=f"score function: intervention {number + 1} of the first round")
-        panel.margins(0.1)
-        panel.axis("off")
-    caption = (
-        "EIG while designs are optimised (grey: log L; dashed: baselines), expected SHD by round, and what is set."
-    )
+        panel.set_axis_off()
+        panel.set_title(f"score function: intervention {number + 1} of the first round")
+    caption = "EIG during optimisation (grey: log L; dashed: baselines), expected SHD by round, and what is set."
     lab.figure("experiments", figure, caption)
