@@ -310,7 +310,7 @@ def follow(function: Any, hard: Any, args: Any, kwargs: Any, collapsed: Callable
     ``collapsed`` is called where that is no expectation over atoms, there being too many.
     """
     given = (args, kwargs)
-    sources = list(tensors_in(given))
+    sources = tensors_in(given)
     laws = [law for law in map(law_of, sources) if law is not None]
     if not laws:
         return hard

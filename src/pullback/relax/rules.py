@@ -176,20 +176,26 @@ def functions_named(name: str) -> Iterator[Any]:
             yield function.__get__  # of `x.T` a mode sees the getter
 
 
-def tensors_in(arguments: Any) -> Iterator[Tensor]:
-    """Yield the tensors of nested tuples, lists and dictionaries.
+def tensors_in(arguments: Any) -> list[Tensor]:
+    """Return the tensors of nested tuples, lists and dictionaries.
 
     Example:
-        >>> len(list(tensors_in(((torch.zeros(1), [torch.zeros(1)]), {"x": torch.zeros(1)}))))
+        >>> len(tensors_in(((torch.zeros(1), [torch.zeros(1)]), {"x": torch.zeros(1)})))
         3
     """
     if isinstance(arguments, Tensor):
-        yield arguments
-    elif isinstance(arguments, tuple | list):
-        for item in arguments:
-            yield from tensors_in(item)
-    elif isinstance(arguments, dict):
-        yield from tensors_in(list(arguments.values()))
+        return [arguments]
+    if isinstance(arguments, dict):
+        arguments = arguments.values()
+    elif not isinstance(arguments, tuple | list):
+        return []
+    found: list[Tensor] = []
+    for item in arguments:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, tuple | list | dict) and item:
+            found += tensors_in(item)
+    return found
 
 
 def is_active(value: Any) -> bool:
