@@ -85,8 +85,9 @@ def assign_plain(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 through = low + (c[i] - row_price[i]) - column_price
                 closer = open_ & (through < distance)
                 distance[closer], path[closer] = through[closer], i
-                j = int(np.where(open_, distance, np.inf).argmin())
-                low = distance[j]
+                still = np.where(open_, distance, np.inf)
+                j = int(still.argmin())
+                low = still[j]
                 if not low < np.inf:
                     break
                 open_[j] = False
@@ -132,8 +133,9 @@ def ship_plain(cost: np.ndarray, supply: np.ndarray, demand: np.ndarray) -> tupl
                     through = low + (c[i] - row_price[i]) - column_price
                     closer = open_ & (through < distance)
                     distance[closer], path[closer] = through[closer], i
-                j = int(np.where(open_, distance, np.inf).argmin())
-                low = distance[j]
+                still = np.where(open_, distance, np.inf)
+                j = int(still.argmin())
+                low = still[j]
                 if not low < np.inf:
                     break
                 open_[j] = False

@@ -12,15 +12,15 @@ __all__ = ["check_cost", "masses"]
 
 
 def check_cost(cost: Tensor) -> None:
-    """Raise unless ``cost`` is a floating ``[*batch, n, m]`` with at least one entry a row and a column that is finite.
+    """Raise unless ``cost`` is a floating ``[*batch, n, m]`` without NaN or ``-inf``; ``inf`` forbids a pair.
 
-    ``inf`` forbids a pair. Values are not looked at under transforms and in compiled graphs.
+    Each row, or column where there are fewer, has a finite entry. Values are not looked at under transforms and in compiled graphs.
 
     Example:
         >>> check_cost(torch.tensor([[0.0, float("nan")]]))
         Traceback (most recent call last):
         ValueError: cost must not be NaN or -inf, got nan at index (0, 1)
-        >>> check_cost(torch.tensor([[0.0], [torch.inf]]))
+        >>> check_cost(torch.tensor([[0.0, 1.0], [torch.inf, torch.inf]]))
         Traceback (most recent call last):
         ValueError: cost must have a finite entry in each row, got none at index (1,)
     """
