@@ -31,7 +31,7 @@ class GraphBatch(NamedTuple):
     count: int
 
 
-def batch_graphs(edges: Sequence[Int[Tensor, "edges 2"]], nodes: Sequence[int]) -> GraphBatch:
+def batch_graphs(edges: Sequence[Int[Tensor, "_ 2"]], nodes: Sequence[int]) -> GraphBatch:
     """Put graphs side by side.
 
     Args:

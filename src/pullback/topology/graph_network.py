@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from pullback.core.checks import check_integer
+from pullback.core.checks import check_floating, check_integer
 from pullback.core.shapes import Float
 from pullback.topology.graph_families import GraphBatch
 from pullback.topology.pooling import SegmentPool
@@ -70,6 +70,7 @@ class GraphNetwork(nn.Module):
             *(("layers", layers, 1), ("edge_features", edge_features, 0)),
         ):
             check_integer(name, value, low)
+        self.features = features
         inputs = [2 * width + edge_features for width in (features, *[hidden] * (layers - 1))]
         self.messages = nn.ModuleList(_mlp(width, hidden) for width in inputs)
         self.aggregates = nn.ModuleList(_pooling("aggregate", aggregate) for _ in range(layers))
@@ -90,6 +91,9 @@ class GraphNetwork(nn.Module):
         edge_features: Float[Tensor, "arcs edge_features"] | None = None,
     ) -> Float[Tensor, "count out"]:
         """Return the output of each graph from the features of its nodes and arcs."""
+        wanted = (len(graphs.index), self.features)
+        if check_floating("x", x).shape != wanted:
+            raise ValueError(f"x must have shape {wanted}, got {tuple(x.shape)}")
         source, target = graphs.edges
         along = [] if edge_features is None else [edge_features]
         for message, aggregate in zip(self.messages, self.aggregates, strict=True):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pullback.core.checks import check_choice, check_integer
+from pullback.core.checks import check_choice, check_floating, check_integer, check_shape
 from pullback.core.shapes import Bool, Float, Int
 from pullback.topology.norm_pool import norm_pool
 from pullback.topology.segments import segment_reduce
@@ -119,7 +119,7 @@ class GeneralizedNormPool(nn.Module):
             raise ValueError(f"q_init must be finite, got {q_init}")
         share = (abs(p_init) - _P_MIN) / (p_max - _P_MIN)
         halves = 2 if split else 1
-        self.p_max, self.split = p_max, split
+        self.features, self.p_max, self.split = features, p_max, split
         self.raw_p = nn.Parameter(torch.full((halves,), math.log(share / (1 - share))))
         self.raw_q = nn.Parameter(torch.full((halves,), float(q_init)))
         self.register_buffer("sign", torch.tensor([1.0, -1.0] if split else [math.copysign(1, p_init)]))
@@ -144,6 +144,7 @@ class GeneralizedNormPool(nn.Module):
         mask: Bool[Tensor, "*#sets"] | None = None,
     ) -> Float[Tensor, "*pooled"]:
         """Pool ``[m, features]`` by ``index`` to ``[count, features]``, or ``[*batch, n, features]`` along ``n``."""
+        check_shape("x", check_floating("x", x), (None, self.features))
         p, q = self.exponents
         if self.mix is None:
             return norm_pool(x, index, count, p=p, q=q, mask=mask)
@@ -206,7 +207,10 @@ def replace_pooling(model: nn.Module, pool: nn.Module) -> list[str]:
     for name, value in (("model", model), ("pool", pool)):
         if not isinstance(value, nn.Module):
             raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
-    found = [(name, module) for name, module in model.named_modules() if name and _is_pooling(module)]
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():  # parents come before their children
+        if name and _is_pooling(module) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
     if not found:
         raise ValueError(f"model has no pooling inside: {type(model).__name__}")
     for name, module in found:
