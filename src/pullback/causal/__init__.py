@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pullback.causal.acyclicity import acyclicity
 from pullback.causal.augmented_lagrangian import AugmentedLagrangian, Constrained, augmented_lagrangian_fit
+from pullback.causal.bacadi import BaCaDI, bacadi, dibs
 from pullback.causal.bayesian_network import BayesianNetwork, random_bayesian_network
 from pullback.causal.cosmo import COSMO, SmoothAcyclicSCM, cosmo
+from pullback.causal.d_struct import DStruct, d_struct
 from pullback.causal.dagma import DAGMA, dagma
 from pullback.causal.design import Design, InterventionPolicy, expected_information_gain, optimize_design
 from pullback.causal.design_search import bayesian_value_search, greedy_design, random_design
@@ -22,6 +24,15 @@ from pullback.causal.graphs import (
     threshold_to_dag,
     topological_order,
 )
+from pullback.causal.interventional import InterventionalGaussian
+from pullback.causal.latent_graphs import (
+    ScoreRatio,
+    edge_probabilities,
+    latent_graph,
+    latent_targets,
+    logistic_noise,
+    score_ratio_gradient,
+)
 from pullback.causal.least_squares import interventional_moments, least_squares_score, ridge_weights, second_moments
 from pullback.causal.logistic import LogisticSCM
 from pullback.causal.notears import NOTEARS, notears
@@ -31,40 +42,52 @@ from pullback.causal.parallel import ParallelStructureLearner, beta_subsets, con
 from pullback.causal.posterior import GraphPosterior, enumerate_dags, exact_graph_posterior, expected_shd
 from pullback.causal.scm import LinearSCM, NonlinearSCM, random_weights
 from pullback.causal.structure import StructureLearner, StructureResult
+from pullback.causal.svgd import SVGD, Particles, SquaredExponential, svgd
 from pullback.causal.swaps import kkt_violation, swap_candidates, topological_swaps
 
 __all__ = [
     "COSMO",
     "DAGMA",
     "NOTEARS",
+    "SVGD",
     "AugmentedLagrangian",
+    "BaCaDI",
     "BayesianNetwork",
     "Constrained",
+    "DStruct",
     "Design",
     "EdgeMetrics",
     "GraphPosterior",
     "InterventionPolicy",
+    "InterventionalGaussian",
     "LinearSCM",
     "LogisticSCM",
     "ModelPosterior",
     "NonlinearSCM",
     "ParallelStructureLearner",
+    "Particles",
+    "ScoreRatio",
     "SmoothAcyclicSCM",
+    "SquaredExponential",
     "StructureEstimator",
     "StructureLearner",
     "StructureResult",
     "ThresholdedDAG",
     "acyclicity",
     "augmented_lagrangian_fit",
+    "bacadi",
     "bayesian_value_search",
     "beta_subsets",
     "bootstrap_posterior",
     "consensus_penalty",
     "cosine_temperature",
     "cosmo",
+    "d_struct",
     "dagma",
+    "dibs",
     "edge_auprc",
     "edge_metrics",
+    "edge_probabilities",
     "enumerate_dags",
     "exact_graph_posterior",
     "expected_information_gain",
@@ -75,7 +98,10 @@ __all__ = [
     "interventional_moments",
     "is_acyclic",
     "kkt_violation",
+    "latent_graph",
+    "latent_targets",
     "least_squares_score",
+    "logistic_noise",
     "notears",
     "optimize_design",
     "orientation",
@@ -85,8 +111,10 @@ __all__ = [
     "random_weights",
     "ridge_weights",
     "score_order",
+    "score_ratio_gradient",
     "second_moments",
     "structural_intervention_distance",
+    "svgd",
     "swap_candidates",
     "threshold_to_dag",
     "topological_order",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pullback.core.checks import check_callable, check_integer, check_scalar
+from pullback.core.checks import check_callable, check_integer, check_positive, check_scalar
 from pullback.core.errors import ConvergenceError
 from pullback.core.rows import Rows
 from pullback.core.shapes import Bool, Float, Shaped, Tensor
@@ -56,7 +56,7 @@ class AugmentedLagrangian:
         constraint: the same for ``h``: ``[rows]`` or ``[rows, m]``, >= 0.
         data: tensors ``[*batch, ...]``, handed on problem by problem.
         batch_ndim: leading dimensions that number the problems.
-        l1: ``lambda >= 0`` by the name of the parameter.
+        l1: ``lambda >= 0`` by the name of the parameter: a number, or a tensor that broadcasts against one problem's.
         rho, alpha: to begin with, > 0 and >= 0.
         factor: > 1.
         shrink: in (0, 1).
@@ -84,7 +84,7 @@ class AugmentedLagrangian:
         *,
         data: Sequence[Tensor] = (),
         batch_ndim: int = 0,
-        l1: Mapping[str, float] | None = None,
+        l1: Mapping[str, float | Tensor] | None = None,
         rho: float = 1.0,
         alpha: float = 0.0,
         factor: float = 10.0,
@@ -110,10 +110,12 @@ class AugmentedLagrangian:
         self._max_rho, self._relative = max_rho, relative
         start = {name: value.detach() for name, value in dict(parameters).items()}
         self._rows = Rows.of(start, batch_ndim, "parameters")
-        strengths = {name: check_scalar(f"l1 of {name}", value, zero=True) for name, value in (l1 or {}).items()}
+        strengths = dict(l1 or {})
         if unknown := set(strengths) - set(start):
             raise ValueError(f"l1 names no parameter: {sorted(unknown)}; there are {sorted(start)}")
-        self._penalty = self._rows.pack({n: torch.full_like(v, strengths.get(n) or 0.0) for n, v in start.items()})[0]
+        for name, value in strengths.items():
+            check_positive(f"l1 of {name}", value, zero=True)
+        self._penalty = self._rows.pack({n: torch.zeros_like(v) + strengths.get(n, 0.0) for n, v in start.items()})[0]
         self._data = [self._flat(value, place) for place, value in enumerate(data)]
         self._loss, self._constraint = loss, constraint
         x = self._rows.pack(start).clone()

@@ -12,7 +12,7 @@ from pullback.causal.least_squares import least_squares_score
 from pullback.causal.structure import CovarianceLearner, StructureResult, positive
 from pullback.core.checks import check_integer
 from pullback.core.errors import ConvergenceError
-from pullback.core.shapes import Shaped, Tensor
+from pullback.core.shapes import Bool, Shaped, Tensor
 from pullback.kernels.barrier import BarrierState, barrier_steps
 
 __all__ = ["DAGMA", "dagma"]
@@ -42,10 +42,13 @@ class DAGMA(CovarianceLearner):
         lr: step size, > 0.
         tolerance: relative change of the objective between checks below which a pair is finished, > 0.
         check_every: Adam steps between checks: one :meth:`step`.
+        allowed: ``[d, d]`` booleans, arcs that there may be; all by default.
+        required: ``[d, d]`` booleans, arcs that there are: not penalised, in every graph of the result, and counted as
+            present in the determinant.
 
     Raises:
         TypeError: not a floating tensor, options that are no numbers.
-        ValueError: bad data (see :func:`second_moments`), options out of range.
+        ValueError: bad data (see :func:`second_moments`), options out of range, required arcs with a cycle.
 
     References:
         Bello, Aragam, Ravikumar (2022), DAGMA: Learning DAGs via M-matrices, algorithm 1 and section 4.
@@ -64,6 +67,8 @@ class DAGMA(CovarianceLearner):
         lr: float = 3e-4,
         tolerance: float = 1e-6,
         check_every: int = 1000,
+        allowed: Bool[Tensor, "d d"] | None = None,
+        required: Bool[Tensor, "d d"] | None = None,
     ) -> None:
         self._penalty = positive("penalty", penalty, zero=True)
         self._lr = positive("lr", lr)
@@ -75,7 +80,7 @@ class DAGMA(CovarianceLearner):
             raise ValueError("path must have at least one pair (mu, s)")
         points = [(positive("mu of path", mu), positive("s of path", s)) for mu, s in path]
         chunks = [math.ceil(iterations * passes / self._check_every) for passes in (*[1] * (len(path) - 1), 2)]
-        super().__init__(data, covariance, sum(chunks))
+        super().__init__(data, covariance, sum(chunks), allowed, required)
         self._mu, self._scale = self._moments.new_tensor(points).unbind(-1)
         self._budget = torch.tensor(chunks, device=self._moments.device)
         zeros, row = torch.zeros_like(self._moments), self._moments.new_zeros(len(self._moments))
@@ -111,7 +116,16 @@ class DAGMA(CovarianceLearner):
             now["step"],
             torch.zeros_like(rows, dtype=torch.bool),
         )
-        walk = barrier_steps(walk, moments, mu, now["scale"], self._penalty, self._check_every)
+        walk = barrier_steps(
+            walk,
+            moments,
+            mu,
+            now["scale"],
+            self._penalty,
+            self._check_every,
+            allowed=self._allowed,
+            required=self._required,
+        )
         objective = self._objective(walk.weights, moments, mu, now["scale"])
         if not bool((objective.isfinite() | walk.left).all()):
             raise ConvergenceError("DAGMA: the objective is no longer finite; scale the data", None)
@@ -132,9 +146,13 @@ class DAGMA(CovarianceLearner):
 
     def _objective(self, weights: Tensor, moments: Tensor, mu: Tensor, scale: Tensor) -> Tensor:
         fit = 0.5 * weights.shape[-1] * least_squares_score(weights, moments)
+        size = weights.abs()
+        if self._required is not None:
+            weights = torch.where(self._required, (weights.square() + 1).sqrt(), weights)
+            size = size * ~self._required
         # h of scale s is h of scale 1 of the weights over sqrt(s)
         barrier = acyclicity(weights / scale.sqrt()[:, None, None])
-        return mu * (fit + self._penalty * weights.abs().sum((-2, -1))) + barrier
+        return mu * (fit + self._penalty * size.sum((-2, -1))) + barrier
 
     @staticmethod
     def _restart(now: dict[str, Tensor], where: Tensor, start: Tensor, rate: Tensor, scale: Tensor) -> None:

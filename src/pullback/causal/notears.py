@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from pullback.causal.d_struct import DStruct
+from pullback.causal.parallel import MECHANISMS
 from pullback.causal.structure import CovarianceLearner, StructureResult, positive
-from pullback.core.checks import check_integer
+from pullback.core.checks import check_choice, check_integer
 from pullback.core.errors import ConvergenceError
-from pullback.core.shapes import Shaped, Tensor
+from pullback.core.shapes import Bool, Shaped, Tensor
 from pullback.kernels.orthantwise import minimise_lagrangian
 
 __all__ = ["NOTEARS", "notears"]
@@ -37,10 +39,13 @@ class NOTEARS(CovarianceLearner):
         steps: inner problems at most.
         max_penalty: bound of ``rho``, > 0.
         iterations: quasi-Newton steps an inner problem.
+        allowed: ``[d, d]`` booleans, arcs that there may be; all by default.
+        required: ``[d, d]`` booleans, arcs that there are: not penalised, in every graph of the result, and counted as
+            present in ``h``.
 
     Raises:
         TypeError: not a floating tensor, options that are no numbers.
-        ValueError: bad data (see :func:`second_moments`), options out of range.
+        ValueError: bad data (see :func:`second_moments`), options out of range, required arcs with a cycle.
 
     References:
         Zheng, Aragam, Ravikumar, Xing (2018), DAGs with NO TEARS, algorithm 1.
@@ -58,12 +63,14 @@ class NOTEARS(CovarianceLearner):
         steps: int = 100,
         max_penalty: float = 1e16,
         iterations: int = 500,
+        allowed: Bool[Tensor, "d d"] | None = None,
+        required: Bool[Tensor, "d d"] | None = None,
     ) -> None:
         self._penalty = positive("penalty", penalty, zero=True)
         self._tolerance = positive("tolerance", tolerance)
         self._max_penalty = positive("max_penalty", max_penalty)
         self._iterations = check_integer("iterations", iterations, 1)
-        super().__init__(data, covariance, check_integer("steps", steps, 1))
+        super().__init__(data, covariance, check_integer("steps", steps, 1), allowed, required)
         row = self._moments.new_zeros(len(self._moments))
         self._table = {
             "weights": torch.zeros_like(self._moments),
@@ -82,7 +89,14 @@ class NOTEARS(CovarianceLearner):
         names = ("weights", "alpha", "rho", "acyclicity")
         weights, alpha, rho, last = (self._table[name][rows] for name in names)
         solved = minimise_lagrangian(
-            weights, self._moments[rows], alpha, rho, self._penalty, iterations=self._iterations
+            weights,
+            self._moments[rows],
+            alpha,
+            rho,
+            self._penalty,
+            allowed=self._allowed,
+            required=self._required,
+            iterations=self._iterations,
         )
         if not bool(solved.objective.isfinite().all()):
             raise ConvergenceError("NOTEARS: the objective is not finite; scale the data", None)
@@ -102,12 +116,25 @@ class NOTEARS(CovarianceLearner):
         self._history.append(self._table["acyclicity"])
 
 
-def notears(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResult:
-    """Learn a DAG by the augmented Lagrangian of the trace-exponential constraint: :class:`NOTEARS` run to its end.
+def notears(
+    data: Shaped[Tensor, "*batch n d"],
+    *,
+    mechanism: str = "linear",
+    model: str = "least-squares",
+    targets: Shaped[Tensor, "*batch n d"] | None = None,
+    **options: Any,
+) -> StructureResult:
+    """Learn a DAG by the augmented Lagrangian of the trace-exponential constraint.
+
+    The linear model of measurements needs second moments alone: :class:`NOTEARS` run to its end. The others need
+    samples: :class:`DStruct` with one learner.
 
     Args:
         data: ``[*batch, n, d]`` samples or, with ``covariance=True``, ``[*batch, d, d]`` covariance.
-        **options: those of :class:`NOTEARS`.
+        mechanism: ``"linear"``; ``"mlp"`` or ``"sobolev"``, whose weights are norms, without signs.
+        model: ``"least-squares"``, ``"logistic"`` for bits, ``"poisson"`` for counts.
+        targets: ``[*batch, n, d]`` booleans, which nodes were set in which sample.
+        **options: those of :class:`NOTEARS`, or of :class:`DStruct` without ``learners``, ``consensus``, ``subsets``.
 
     Returns:
         :class:`StructureResult` in the dtype of the data (half precision: float32). ``converged`` says whether
@@ -115,7 +142,7 @@ def notears(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResu
 
     Raises:
         TypeError: not a floating tensor, options that are no numbers or do not exist.
-        ValueError: bad data (see :func:`second_moments`), options out of range.
+        ValueError: bad data (see :func:`second_moments`), options out of range, an unknown mechanism or model.
         ConvergenceError: the weights did not stay finite.
 
     Example:
@@ -126,6 +153,12 @@ def notears(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResu
         [[False, False], [True, False]]
 
     References:
-        Zheng, Aragam, Ravikumar, Xing (2018), DAGs with NO TEARS, algorithm 1.
+        Zheng, Aragam, Ravikumar, Xing (2018), DAGs with NO TEARS, algorithm 1; Zheng, Dan, Aragam, Ravikumar, Xing
+        (2020), Learning Sparse Nonparametric DAGs.
     """
-    return NOTEARS(data, **options).run()
+    if mechanism == "linear" and model == "least-squares" and targets is None:
+        return NOTEARS(data, **options).run()
+    check_choice("mechanism", mechanism, MECHANISMS)
+    if options.pop("covariance", False):
+        raise ValueError(f"mechanism {mechanism!r}, model {model!r} and targets need samples, got covariance=True")
+    return DStruct(data, learners=1, consensus=0.0, mechanism=mechanism, model=model, targets=targets, **options).run()

@@ -134,9 +134,12 @@ class ParallelStructureLearner(nn.Module):
 
     def adjacency(self) -> Float[Tensor, "*lead d d"]:
         """Return the weighted graphs of all learners."""
-        first = self._first()
+        return self.graph_of(self.first)
+
+    def graph_of(self, first: Float[Tensor, "..."]) -> Float[Tensor, "*lead d d"]:
+        """Return the weighted graphs of first layers shaped as this module's, one leading dimension or more."""
         if self.mechanism == "linear":
-            return first
+            return first * self.allowed
         return first.square().sum(-1).clamp_min(1e-24).sqrt() * self.allowed
 
     def acyclicity(self, method: str = "exponential") -> Float[Tensor, "*lead"]:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from pullback.causal.distances import varsortability
 from pullback.causal.graphs import find_cycle, is_acyclic, threshold_to_dag, topological_order
+from pullback.causal.knowledge import check_knowledge
 from pullback.causal.least_squares import least_squares_score, second_moments
 from pullback.core.checks import check_scalar
 from pullback.core.errors import ConvergenceError
@@ -32,6 +34,10 @@ class StructureResult:
         restart_scores: ``[*batch, restarts]`` the objective by which the best restart was chosen.
         history: named curves over the iterations, each ``[points, ...]``.
         converged: ``[*batch]`` whether the learner's own criterion was met, not only its number of steps.
+        required: ``[d, d]`` arcs that are in every graph, whatever their weight; ``None``: none.
+        varsortability: ``[*batch]`` of the data and the graph at the least threshold from 0.3 on that leaves no cycle:
+            the share of its paths along which the variance grows. Near one, the order could have been read off the
+            variances, and holds for the scale of the data alone. NaN without an arc, and for models of counts and bits.
     """
 
     weights: Float[Tensor, "*batch d d"]
@@ -41,9 +47,11 @@ class StructureResult:
     restart_scores: Float[Tensor, "*batch restarts"]
     history: dict[str, Tensor] = field(default_factory=dict)
     converged: Bool[Tensor, "*batch"] = field(default_factory=lambda: torch.tensor(True))
+    required: Bool[Tensor, "d d"] | None = None
+    varsortability: Float[Tensor, "*batch"] = field(default_factory=lambda: torch.tensor(torch.nan))
 
     def graph(self, threshold: float = 0.3) -> Bool[Tensor, "*batch d d"]:
-        """Return ``[*batch, d, d]`` booleans: arcs with ``|weight| > threshold``.
+        """Return ``[*batch, d, d]`` booleans: arcs with ``|weight| > threshold``, and those that are required.
 
         Args:
             threshold: >= 0, in the unit of the weights.
@@ -53,6 +61,8 @@ class StructureResult:
         """
         check_scalar("threshold", threshold, zero=True)
         arcs = self.weights.abs() > threshold
+        if self.required is not None:
+            arcs = arcs | self.required
         acyclic = is_acyclic(arcs)
         if not bool(acyclic.all()):
             first = arcs.reshape(-1, *arcs.shape[-2:])[int((~acyclic.reshape(-1)).nonzero()[0])]
@@ -150,6 +160,7 @@ class CovarianceLearner(StructureLearner):
     Args:
         data, covariance: of :func:`second_moments`.
         steps: of :class:`StructureLearner`.
+        allowed, required: of :func:`check_knowledge`.
 
     Attributes:
         curve: name of what ``history`` holds of every step.
@@ -157,9 +168,12 @@ class CovarianceLearner(StructureLearner):
 
     curve: str
 
-    def __init__(self, data: Tensor, covariance: bool, steps: int) -> None:
+    def __init__(
+        self, data: Tensor, covariance: bool, steps: int, allowed: Tensor | None = None, required: Tensor | None = None
+    ) -> None:
         super().__init__(steps)
         moments = second_moments(data, covariance=covariance).detach()
+        self._allowed, self._required = check_knowledge(moments.shape[-1], allowed, required, moments.device)
         self._dtype, self._batch = moments.dtype, moments.shape[:-2]
         self._moments = moments.double().reshape(-1, *moments.shape[-2:])
         self._history: list[Tensor] = []
@@ -190,17 +204,38 @@ class CovarianceLearner(StructureLearner):
             raise ConvergenceError(
                 f"{type(self).__name__}: the learned weights are not finite; scale the data", weights
             )
-        orders = [topological_order(graph) for graph in threshold_to_dag(weights).graph.reshape(-1, *shape[-2:])]
         curves = {self.curve: torch.stack(self._history).reshape(-1, *self._batch)} if self._history else {}
         return StructureResult(
             weights=weights,
-            order=torch.stack(orders).reshape(shape[:-1]).to(weights.device),
+            order=order_of(weights, self._required),
             score=score,
             restart_weights=weights.unsqueeze(-3),
             restart_scores=score.unsqueeze(-1),
             history=curves,
             converged=self._table["converged"].reshape(self._batch),
+            required=self._required,
+            varsortability=sortability(self._moments.reshape(shape), weights, self._required),
         )
+
+
+def order_of(weights: Tensor, required: Tensor | None) -> Tensor:
+    """Return ``[*batch, d]`` an order of the largest graph without a cycle that a threshold leaves, causes first."""
+    graphs = lifted_dag(weights, required).reshape(-1, *weights.shape[-2:])
+    return torch.stack([topological_order(graph) for graph in graphs]).reshape(weights.shape[:-1]).to(weights.device)
+
+
+def sortability(moments: Tensor, weights: Tensor, required: Tensor | None, floor: float = 0.3) -> Tensor:
+    """Return ``[*batch]`` the varsortability of the graph at the least threshold from ``floor`` on without a cycle."""
+    graphs = lifted_dag(weights * (weights.abs() > floor), required)
+    return varsortability(moments, graphs).to(weights)
+
+
+def lifted_dag(weights: Tensor, required: Tensor | None) -> Tensor:
+    """Return :func:`threshold_to_dag` of the weights, in which no threshold drops a required arc."""
+    size = weights.abs()
+    if required is not None:
+        size = torch.where(required, size.amax((-2, -1), keepdim=True) + 1, size)
+    return threshold_to_dag(size).graph
 
 
 def positive(name: str, value: Any, *, zero: bool = False) -> float:

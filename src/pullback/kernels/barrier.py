@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pullback.kernels.orthantwise import masks
+
 __all__ = ["BarrierState", "barrier_steps", "barrier_steps_reference", "inside_domain"]
 
 _LARGEST = 96
@@ -44,7 +46,15 @@ class BarrierState(NamedTuple):
 
 
 def barrier_steps(
-    state: BarrierState, moments: Tensor, mu: Tensor, scale: Tensor, penalty: float, count: int
+    state: BarrierState,
+    moments: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    penalty: float,
+    count: int,
+    *,
+    allowed: Tensor | None = None,
+    required: Tensor | None = None,
 ) -> BarrierState:
     r"""Take ``count`` Adam steps on :math:`\mu(\tfrac12 tr((I-W)^TC(I-W)) + \lambda|W|_1) - \log\det(sI - W\circ W)`.
 
@@ -58,6 +68,9 @@ def barrier_steps(
         scale: ``[b]``, the ``s`` of the domain.
         penalty: ``lambda``.
         count: steps.
+        allowed: ``[d, d]`` booleans, where a weight may be other than zero; all off the diagonal by default.
+        required: ``[d, d]`` booleans without a cycle, arcs without a penalty, that count as there in the determinant
+            (of ``sI - W * W - required``).
 
     Returns:
         The new state. Loops compiled by numba where it is installed, the graphs are on the CPU, in double precision and
@@ -66,54 +79,60 @@ def barrier_steps(
     run = _loops()
     weights = state.weights
     if run is None or weights.device.type != "cpu" or weights.dtype != torch.float64 or weights.shape[-1] > _LARGEST:
-        return barrier_steps_reference(state, moments, mu, scale, penalty, count)
+        return barrier_steps_reference(state, moments, mu, scale, penalty, count, allowed=allowed, required=required)
     state = BarrierState(*(t.clone(memory_format=torch.contiguous_format) for t in state))
-    fixed = (t.contiguous().numpy() for t in (moments, mu, scale))
-    run(*(t.numpy() for t in state), *fixed, float(penalty), count)
+    fixed = (t.contiguous().numpy() for t in (moments, mu, scale, *masks(weights, penalty, allowed, required)))
+    run(*(t.numpy() for t in state), *fixed, count)
     return state
 
 
 def barrier_steps_reference(
-    state: BarrierState, moments: Tensor, mu: Tensor, scale: Tensor, penalty: float, count: int
+    state: BarrierState,
+    moments: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    penalty: float,
+    count: int,
+    *,
+    allowed: Tensor | None = None,
+    required: Tensor | None = None,
 ) -> BarrierState:
     """:func:`barrier_steps` in torch, all graphs at once, on any device."""
     weights, mean, square, direction, rate, step, left = state
-    off = 1 - torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+    strength, free, base = masks(weights, penalty, allowed, required)
     mu = mu[:, None, None]
     pull = mu * moments
     alive = ~left
     for _ in range(count):
-        inverse, inside = inside_domain(weights, scale)
+        inverse, inside = inside_domain(weights, scale, base)
         outside = alive & ~inside
         while bool(outside.any()):
             left = left | (outside & ((step == 0) | (scale <= 0.9)))
             outside = outside & ~left
-            weights = torch.where(
-                outside[:, None, None], weights + 0.5 * rate[:, None, None] * direction * off, weights
-            )
+            weights = torch.where(outside[:, None, None], weights + 0.5 * rate[:, None, None] * direction, weights)
             rate = torch.where(outside, 0.5 * rate, rate)
             alive = alive & ~left & (rate > _SMALLEST_RATE)
-            inverse, inside = inside_domain(weights, scale)
+            inverse, inside = inside_domain(weights, scale, base)
             outside = alive & ~inside
         if not bool(alive.any()):
             break
         step = step + alive
         score = torch.baddbmm(pull, pull, weights, beta=-1)
-        gradient = score + penalty * mu * weights.sign() + 2 * weights * inverse.mT
+        gradient = score + strength * mu * weights.sign() + 2 * weights * inverse.mT
         moved = alive[:, None, None]
         mean = torch.where(moved, 0.99 * mean + 0.01 * gradient, mean)
         square = torch.where(moved, 0.999 * square + 0.001 * gradient * gradient, square)
         power = step.clamp(min=1).to(weights.dtype)[:, None, None]
-        shape = mean / (1 - 0.99**power) / ((square / (1 - 0.999**power)).sqrt() + 1e-8) * off
+        shape = mean / (1 - 0.99**power) / ((square / (1 - 0.999**power)).sqrt() + 1e-8) * free
         direction = torch.where(moved, shape, direction)
         weights = torch.where(moved, weights - rate[:, None, None] * shape, weights)
     return BarrierState(weights, mean, square, direction, rate, step, left)
 
 
-def inside_domain(weights: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``(sI - W * W)^-1`` ``[b, d, d]`` and whether that matrix is an M-matrix ``[b]``."""
+def inside_domain(weights: Tensor, scale: Tensor, base: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return ``(sI - W * W - base)^-1`` ``[b, d, d]`` and whether that matrix is an M-matrix ``[b]``."""
     identity = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
-    inverse, information = torch.linalg.inv_ex(scale[:, None, None] * identity - weights * weights)
+    inverse, information = torch.linalg.inv_ex(scale[:, None, None] * identity - weights * weights - base)
     # A matrix with non-positive off-diagonal entries is an M-matrix exactly if its inverse is non-negative.
     rounding = 1e3 * torch.finfo(weights.dtype).eps * inverse.abs().amax((-2, -1))
     return inverse, (inverse.amin((-2, -1)) >= -rounding) & (information == 0) & rounding.isfinite()

@@ -35,11 +35,11 @@ def invert(a: np.ndarray) -> bool:
 
 
 @_JIT
-def shifted(weights: np.ndarray, scale: float, out: np.ndarray) -> None:
+def shifted(weights: np.ndarray, required: np.ndarray, scale: float, out: np.ndarray) -> None:
     nodes = weights.shape[0]
     for i in range(nodes):
         for j in range(nodes):
-            out[i, j] = -weights[i, j] * weights[i, j]
+            out[i, j] = -weights[i, j] * weights[i, j] - required[i, j]
         out[i, i] += scale
 
 
@@ -73,7 +73,9 @@ def run(
     all_moments: np.ndarray,
     mus: np.ndarray,
     scales: np.ndarray,
-    penalty: float,
+    penalty: np.ndarray,
+    allowed: np.ndarray,
+    required: np.ndarray,
     count: int,
 ) -> None:
     """Take the steps of :func:`pullback.kernels.barrier.barrier_steps` in place, graph by graph."""
@@ -87,7 +89,7 @@ def run(
         for _ in range(count):
             if lefts[graph] or rates[graph] <= 1e-16:
                 break
-            shifted(weights, scale, inverse)
+            shifted(weights, required, scale, inverse)
             inside = invert(inverse)
             while not inside:
                 if steps[graph] == 0 or scale <= 0.9:
@@ -100,7 +102,7 @@ def run(
                 rates[graph] = back
                 if back <= 1e-16:
                     break
-                shifted(weights, scale, inverse)
+                shifted(weights, required, scale, inverse)
                 inside = invert(inverse)
             if not inside:
                 break
@@ -112,10 +114,10 @@ def run(
             for i in range(nodes):
                 for j in range(nodes):
                     w = weights[i, j]
-                    g = mu * (gradient[i, j] + penalty * np.sign(w)) + 2 * w * inverse[j, i]
+                    g = mu * (gradient[i, j] + penalty[i, j] * np.sign(w)) + 2 * w * inverse[j, i]
                     m = 0.99 * mean[i, j] + 0.01 * g
                     v = 0.999 * square[i, j] + 0.001 * g * g
                     mean[i, j], square[i, j] = m, v
-                    q = 0.0 if i == j else m * first / (math.sqrt(v * second) + 1e-8)
+                    q = allowed[i, j] * m * first / (math.sqrt(v * second) + 1e-8)
                     direction[i, j] = q
                     weights[i, j] = w - rate * q

@@ -48,6 +48,8 @@ def minimise_lagrangian(
     rho: Tensor,
     penalty: float,
     *,
+    allowed: Tensor | None = None,
+    required: Tensor | None = None,
     iterations: int = 500,
     tolerance: float = 1e-9,
 ) -> Minimum:
@@ -58,6 +60,8 @@ def minimise_lagrangian(
         moments: ``[b, d, d]`` of the data.
         alpha, rho: ``[b]``.
         penalty: ``lambda``.
+        allowed: ``[d, d]`` booleans, where a weight may be other than zero; all off the diagonal by default.
+        required: ``[d, d]`` booleans, arcs without a penalty, that count as there in ``h`` (of ``W * W + required``).
         iterations: at most so many.
         tolerance: stop after two steps in a row that lower the objective by less than this part of it.
 
@@ -70,11 +74,20 @@ def minimise_lagrangian(
     nodes = weights.shape[-1]
     if run is None or weights.device.type != "cpu" or weights.dtype != torch.float64 or nodes > _LARGEST:
         return minimise_lagrangian_reference(
-            weights, moments, alpha, rho, penalty, iterations=iterations, tolerance=tolerance
+            weights,
+            moments,
+            alpha,
+            rho,
+            penalty,
+            allowed=allowed,
+            required=required,
+            iterations=iterations,
+            tolerance=tolerance,
         )
     result = Minimum(weights.clone(memory_format=torch.contiguous_format), alpha.clone(), alpha.clone())
-    fixed = (t.contiguous().numpy() for t in (moments, alpha, rho))
-    run(*(t.numpy() for t in result), *fixed, float(penalty), iterations, float(tolerance))
+    known = masks(weights, penalty, allowed, required)
+    fixed = (t.contiguous().numpy() for t in (moments, alpha, rho, *known))
+    run(*(t.numpy() for t in result), *fixed, iterations, float(tolerance))
     return result
 
 
@@ -85,28 +98,42 @@ def minimise_lagrangian_reference(
     rho: Tensor,
     penalty: float,
     *,
+    allowed: Tensor | None = None,
+    required: Tensor | None = None,
     iterations: int = 500,
     tolerance: float = 1e-9,
 ) -> Minimum:
     """:func:`minimise_lagrangian` in torch, all graphs at once, on any device."""
     nodes = weights.shape[-1]
     identity = torch.eye(nodes, dtype=weights.dtype, device=weights.device)
+    strength, free, base = masks(weights, penalty, allowed, required)
 
     def evaluate(w: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         square = w.view(-1, nodes, nodes)
-        exponential = torch.linalg.matrix_exp(square * square)
+        exponential = torch.linalg.matrix_exp(square * square + base)
         h = exponential.diagonal(dim1=-2, dim2=-1).sum(-1) - nodes
         residual = identity - square
         slope = moments[rows] @ residual
         value = 0.5 * (residual * slope).sum((-2, -1)) + (alpha[rows] + 0.5 * rho[rows] * h) * h
         force = (alpha[rows] + rho[rows] * h)[:, None, None]
-        gradient = (2 * force * square * exponential.mT - slope) * (1 - identity)
+        gradient = (2 * force * square * exponential.mT - slope) * free
         return value, gradient.flatten(1), h
 
     x, value, h = minimise_orthantwise(
-        evaluate, weights.flatten(1), penalty, iterations=iterations, tolerance=tolerance
+        evaluate, weights.flatten(1), strength.flatten(), iterations=iterations, tolerance=tolerance
     )
     return Minimum(x.view_as(weights), h, value)
+
+
+def masks(
+    weights: Tensor, penalty: float, allowed: Tensor | None, required: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``[d, d]`` matrices of numbers: the penalty of every arc, where one is allowed, where one is required."""
+    nodes = weights.shape[-1]
+    off = ~torch.eye(nodes, dtype=torch.bool, device=weights.device)
+    free = off if allowed is None else off & allowed
+    base = torch.zeros_like(off) if required is None else required
+    return (penalty * ~base).to(weights), free.to(weights), base.to(weights)
 
 
 def minimise_orthantwise(

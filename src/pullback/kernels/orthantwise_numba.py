@@ -82,7 +82,9 @@ def evaluate(
     moments: np.ndarray,
     alpha: float,
     rho: float,
-    penalty: float,
+    penalty: np.ndarray,
+    allowed: np.ndarray,
+    required: np.ndarray,
     gradient: np.ndarray,
     work: np.ndarray,
 ) -> tuple[float, float]:
@@ -91,7 +93,7 @@ def evaluate(
     squared, residual, slope, exponent, spare = work[0], work[1], work[2], work[3], work[4]
     for i in range(nodes):
         for j in range(nodes):
-            squared[i, j] = w[i, j] * w[i, j]
+            squared[i, j] = w[i, j] * w[i, j] + required[i, j]
             residual[i, j] = -w[i, j]
         residual[i, i] += 1.0
     if not exponential(squared, work[5:], exponent, spare):
@@ -104,13 +106,12 @@ def evaluate(
         h += exponent[i, i]
         for j in range(nodes):
             value += residual[i, j] * slope[i, j]
-            size += abs(w[i, j])
+            size += penalty[i, j] * abs(w[i, j])
     force = 2.0 * (alpha + rho * h)
     for i in range(nodes):
         for j in range(nodes):
-            gradient[i, j] = force * w[i, j] * exponent[j, i] - slope[i, j]
-        gradient[i, i] = 0.0
-    return 0.5 * value + (alpha + 0.5 * rho * h) * h + penalty * size, h
+            gradient[i, j] = allowed[i, j] * (force * w[i, j] * exponent[j, i] - slope[i, j])
+    return 0.5 * value + (alpha + 0.5 * rho * h) * h + size, h
 
 
 @_JIT
@@ -135,7 +136,9 @@ def minimise(
     moments: np.ndarray,
     alpha: float,
     rho: float,
-    penalty: float,
+    penalty: np.ndarray,
+    allowed: np.ndarray,
+    required: np.ndarray,
     iterations: int,
     tolerance: float,
 ) -> tuple[float, float]:
@@ -148,19 +151,19 @@ def minimise(
     share = np.zeros(memory)
     gradient, new_gradient = np.empty((nodes, nodes)), np.empty((nodes, nodes))
     uphill, direction, trial = np.empty((nodes, nodes)), np.empty((nodes, nodes)), np.empty((nodes, nodes))
-    value, h = evaluate(x, moments, alpha, rho, penalty, gradient, work)
+    value, h = evaluate(x, moments, alpha, rho, penalty, allowed, required, gradient, work)
     kept, newest, idle = 0, 0, 0
     for _ in range(iterations):
         total = 0.0
         for i in range(nodes):
             for j in range(nodes):
-                g = gradient[i, j]
+                g, threshold = gradient[i, j], penalty[i, j]
                 if x[i, j] > 0:
-                    g += penalty
-                elif x[i, j] < 0 or g > penalty:
-                    g -= penalty
-                elif g < -penalty:
-                    g += penalty
+                    g += threshold
+                elif x[i, j] < 0 or g > threshold:
+                    g -= threshold
+                elif g < -threshold:
+                    g += threshold
                 else:
                     g = 0.0
                 uphill[i, j] = g
@@ -203,7 +206,7 @@ def minimise(
                         moved = 0.0
                     trial[i, j] = moved
                     gain += uphill[i, j] * (moved - x[i, j])
-            new_value, new_h = evaluate(trial, moments, alpha, rho, penalty, new_gradient, work)
+            new_value, new_h = evaluate(trial, moments, alpha, rho, penalty, allowed, required, new_gradient, work)
             if new_value <= value + 1e-4 * gain:
                 accepted = True
                 break
@@ -250,12 +253,22 @@ def run(
     moments: np.ndarray,
     alpha: np.ndarray,
     rho: np.ndarray,
-    penalty: float,
+    penalty: np.ndarray,
+    allowed: np.ndarray,
+    required: np.ndarray,
     iterations: int,
     tolerance: float,
 ) -> None:
     """Minimise as :func:`pullback.kernels.orthantwise.minimise_lagrangian` does, in place, graph by graph."""
     for graph in range(weights.shape[0]):
         objective[graph], acyclicity[graph] = minimise(
-            weights[graph], moments[graph], alpha[graph], rho[graph], penalty, iterations, tolerance
+            weights[graph],
+            moments[graph],
+            alpha[graph],
+            rho[graph],
+            penalty,
+            allowed,
+            required,
+            iterations,
+            tolerance,
         )
