@@ -8,6 +8,7 @@ from pullback.data.fetching import Entry, catalogue, fetch
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
 from pullback.data.molecules import Molecule, Molecules, solubility
+from pullback.data.nested_spheres import NestedSpheres, nested_spheres
 from pullback.data.networks import GaussianNetwork, GeneNetwork, Sachs, bayesian_network, dream4, ecoli70, sachs
 from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.photographs import Calibration, calibration, photo
@@ -36,6 +37,7 @@ __all__ = [
     "Mesh",
     "Molecule",
     "Molecules",
+    "NestedSpheres",
     "Numbers",
     "Package",
     "Prompt",
@@ -70,6 +72,7 @@ __all__ = [
     "mnist",
     "moons",
     "motorcycle",
+    "nested_spheres",
     "opencv_digits",
     "origin",
     "photo",

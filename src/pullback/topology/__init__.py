@@ -5,7 +5,15 @@ from __future__ import annotations
 from pullback.topology.cell_complex import CellComplex
 from pullback.topology.complexes import Complex, flag_simplices
 from pullback.topology.cycles import chordless_cycles
+from pullback.topology.diagrams import bottleneck_distance, diagram_wasserstein
 from pullback.topology.distances import pairwise_distances
+from pullback.topology.embedding import (
+    RankResiduals,
+    continuity,
+    density_divergence,
+    rank_residuals,
+    trustworthiness,
+)
 from pullback.topology.euler import EulerTransform, euler_curve, euler_transform, sphere_directions
 from pullback.topology.graph_convolution import graph_convolution
 from pullback.topology.graph_families import GraphBatch, batch_graphs, max_degree, random_graphs, shortest_path_length
@@ -30,6 +38,7 @@ from pullback.topology.pooling import Exponents, GeneralizedNormPool, SegmentPoo
 from pullback.topology.reduction import pair_simplices
 from pullback.topology.rips import rips_pairs
 from pullback.topology.segments import segment_reduce
+from pullback.topology.signature import topological_signature_loss
 
 __all__ = [
     "CellComplex",
@@ -46,10 +55,15 @@ __all__ = [
     "GraphNetwork",
     "LearnedGraph",
     "Neighbors",
+    "RankResiduals",
     "SegmentPool",
     "adaptive_neighborhood",
     "batch_graphs",
+    "bottleneck_distance",
     "chordless_cycles",
+    "continuity",
+    "density_divergence",
+    "diagram_wasserstein",
     "euler_curve",
     "euler_transform",
     "flag_simplices",
@@ -62,11 +76,14 @@ __all__ = [
     "pairwise_distances",
     "persistence",
     "random_graphs",
+    "rank_residuals",
     "replace_pooling",
     "rips_pairs",
     "segment_reduce",
     "shortest_path_length",
     "smooth_first_k",
     "sphere_directions",
+    "topological_signature_loss",
     "topology_reward",
+    "trustworthiness",
 ]

@@ -18,7 +18,7 @@ from pullback.topology.reduction import check_simplices, with_faces
 from pullback.topology.rips import BACKENDS, check_distances, rips_stack
 from pullback.topology.sublevel import cubical_stack, lower_star_stack
 
-__all__ = ["KINDS", "Diagram", "persistence"]
+__all__ = ["KINDS", "Diagram", "check_degrees", "persistence"]
 
 KINDS = ("rips", "lower_star", "cubical", "alpha")
 
@@ -110,7 +110,7 @@ def persistence(
     """
     check_choice("kind", kind, KINDS)
     check_choice("backend", backend, BACKENDS)
-    wanted = _degrees(degrees)
+    wanted = check_degrees(degrees)
     if (simplices is not None) != (kind == "lower_star"):
         raise ValueError(f"simplices must be given for kind 'lower_star' alone, got kind {kind!r}")
     if kind == "alpha" and backend == "reference":
@@ -154,7 +154,8 @@ def persistence(
     )
 
 
-def _degrees(degrees: Sequence[int]) -> list[int]:
+def check_degrees(degrees: Sequence[int]) -> list[int]:
+    """Return the degrees of homology as a list, if they are different integers >= 0."""
     if isinstance(degrees, int) or not isinstance(degrees, Sequence):
         raise TypeError(f"degrees must be a sequence of integers, got {type(degrees).__name__}")
     wanted = [check_integer("degrees", k, 0, 20) for k in degrees]

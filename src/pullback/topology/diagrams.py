@@ -1,0 +1,185 @@
+"""Distances between persistence diagrams, with the gradient of the matched bars."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pullback.core.checks import check_choice, check_floating, check_integer, check_same_dtype, check_shape
+from pullback.core.shapes import Float
+from pullback.kernels.bottleneck import bottleneck
+from pullback.topology.pairing import as_array
+from pullback.topology.persistence import Diagram
+from pullback.transport import assignment
+
+__all__ = ["bottleneck_distance", "diagram_wasserstein"]
+
+Bars = Diagram | Float[Tensor, "*batch m 2"]
+
+
+def bottleneck_distance(a: Bars, b: Bars) -> Float[Tensor, "*batch"]:
+    r"""Return :math:`\min_\pi \max_{x} \lVert x - \pi(x) \rVert_\infty` over matchings of two diagrams.
+
+    A bar that has no partner is matched with the diagonal, at half its length. Bars without end are matched among each
+    other, by birth; where their numbers differ the distance is infinite. Exact. The gradient is that of the pair that
+    realises the maximum (one of them, where several do).
+
+    Args:
+        a, b: diagrams: of :func:`persistence`, or ``[*batch, m, 2]`` births and deaths, ``birth <= death``, deaths may
+            be infinite. The same batch in both.
+
+    Returns:
+        ``[*batch]``, in the units of the filtration.
+
+    Raises:
+        TypeError: a diagram is neither, or the dtypes differ.
+        ValueError: the batches differ, a birth is not finite or above its death.
+
+    Example:
+        >>> bottleneck_distance(torch.tensor([[0.0, 4.0], [1.0, 2.0]]), torch.tensor([[0.0, 5.0]]))
+        tensor(1.)
+
+    References:
+        Cohen-Steiner, Edelsbrunner, Harer (2007), Stability of persistence diagrams.
+    """
+    results, batch, dtype = [], *_same_batch(a, b)
+    for x, y in zip(_elements("a", a), _elements("b", b), strict=True):
+        finite_x, finite_y, ends = _split(x, y, "a", "b")
+        costs = _costs(finite_x, finite_y, math.inf)
+        parts = [x.new_zeros(1, dtype=costs.dtype), ends]
+        if costs.numel():
+            numbers = as_array(costs)
+            parts.append(costs.flatten()[int((numbers == bottleneck(numbers)).argmax())].reshape(1))
+        every = torch.cat(parts)
+        results.append(every[every.detach().argmax()])
+    return torch.stack(results).to(dtype).view(batch)
+
+
+def diagram_wasserstein(
+    a: Bars, b: Bars, *, p: float = 2.0, q: float = 2.0, method: str = "exact", lines: int = 50
+) -> Float[Tensor, "*batch"]:
+    r"""Return the Wasserstein distance of two diagrams, each with the diagonal added.
+
+    .. math:: W_p(a, b) = \Bigl(\min_\pi \sum_x \lVert x - \pi(x) \rVert_q^p\Bigr)^{1/p}
+
+    ``method="exact"`` solves the assignment; a bar may be matched with its nearest point of the diagonal. Sliced, each
+    diagram gets the other one's points of the diagonal, both are projected on ``lines`` directions evenly spread over
+    the half circle, and the mean over directions replaces the sum: :math:`\bigl(\frac1L \sum_l \sum_i |s_{li} -
+    t_{li}|^p\bigr)^{1/p}` of sorted projections. The gradient is that of the matched pairs, 0 where the distance is 0.
+
+    Args:
+        a, b: as in :func:`bottleneck_distance`. Sliced, all deaths are finite.
+        p: >= 1, exponent of the sum.
+        q: >= 1, may be infinite, norm in the plane; exact alone.
+        method: ``"exact"`` or ``"sliced"``.
+        lines: directions of ``"sliced"``.
+
+    Returns:
+        ``[*batch]``, in the units of the filtration.
+
+    Raises:
+        TypeError, ValueError: as :func:`bottleneck_distance`; ``p`` or ``q`` below 1, unknown method, no lines, or an
+            infinite death in a sliced distance.
+
+    Example:
+        >>> a = torch.tensor([[0.0, 4.0], [1.0, 2.0]], requires_grad=True)
+        >>> distance = diagram_wasserstein(a, torch.tensor([[0.0, 5.0]]))
+        >>> round(distance.item() ** 2, 4)  # 1 along the deaths, and (2 - 1)^2 / 2 to the diagonal
+        1.5
+
+    References:
+        Cohen-Steiner, Edelsbrunner, Harer, Mileyko (2010), Lipschitz functions have L_p-stable persistence.
+        Carriere, Cuturi, Oudot (2017), Sliced Wasserstein kernel for persistence diagrams, definition 3.1.
+    """
+    check_choice("method", method, ("exact", "sliced"))
+    check_integer("lines", lines, 1)
+    for name, value in (("p", p), ("q", q)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number >= 1, got {type(value).__name__}")
+        if not value >= 1 or (name == "p" and math.isinf(value)):
+            raise ValueError(f"{name} must be >= 1{' and finite' * (name == 'p')}, got {value}")
+    results, batch, dtype = [], *_same_batch(a, b)
+    for x, y in zip(_elements("a", a), _elements("b", b), strict=True):
+        finite_x, finite_y, ends = _split(x, y, "a", "b")
+        if method == "sliced":
+            if len(ends):
+                raise ValueError("a and b must have finite deaths for method 'sliced'")
+            results.append(_norm(_slices(finite_x, finite_y, lines), p, lines))
+            continue
+        costs = _costs(finite_x, finite_y, q)
+        if costs.numel():
+            numbers = costs.detach()
+            matched = assignment((numbers / numbers.max().clamp(min=torch.finfo(numbers.dtype).tiny)) ** p).columns
+            ends = torch.cat([ends, costs[torch.arange(len(costs), device=costs.device), matched]])
+        results.append(_norm(ends, p, 1))
+    return torch.stack(results).to(dtype).view(batch)
+
+
+def _same_batch(a: Bars, b: Bars) -> tuple[tuple[int, ...], torch.dtype]:
+    shapes = []
+    for name, bars in (("a", a), ("b", b)):
+        if isinstance(bars, Diagram):
+            check_same_dtype(birth=bars.birth, death=bars.death)
+            shapes.append(tuple(bars.degenerate.shape))
+            continue
+        check_shape(name, check_floating(name, bars), (None, 2))
+        shapes.append(tuple(bars.shape[:-2]))
+    first, second = (bars.birth if isinstance(bars, Diagram) else bars for bars in (a, b))
+    check_same_dtype(a=first, b=second)
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"a and b must have the same batch, got {shapes[0]} and {shapes[1]}")
+    if not math.prod(shapes[0]):
+        raise ValueError(f"a and b must have at least one element, got a batch of shape {shapes[0]}")
+    return shapes[0], first.dtype
+
+
+def _elements(name: str, bars: Bars) -> list[Tensor]:
+    """The points ``[m, 2]`` of each element, in at least single precision."""
+    if isinstance(bars, Diagram):
+        points = torch.stack([bars.birth, bars.death], -1)
+        elements = [points[bars.batch == i] for i in range(bars.degenerate.numel())]
+    else:
+        points = bars
+        elements = list(bars.reshape(math.prod(bars.shape[:-2]), *bars.shape[-2:]))
+    birth, death = points.detach().unbind(-1)
+    if not bool((torch.isfinite(birth) & (death >= birth)).all()):
+        raise ValueError(f"{name} must have finite births, none above its death, and no NaN")
+    return [e.to(torch.promote_types(e.dtype, torch.float32)) for e in elements]
+
+
+def _split(x: Tensor, y: Tensor, *names: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the finite bars of both, and the differences between the births of the others, infinite if one is left."""
+    finite = [bars[torch.isfinite(bars[:, 1])] for bars in (x, y)]
+    births = [bars[~torch.isfinite(bars[:, 1]), 0].sort().values for bars in (x, y)]
+    if len(births[0]) != len(births[1]):
+        return finite[0], finite[1], x.new_full((1,), math.inf)
+    return finite[0], finite[1], (births[0] - births[1]).abs()
+
+
+def _costs(x: Tensor, y: Tensor, q: float) -> Tensor:
+    """``[m + k, k + m]``: bars against bars, bars against the diagonal, the diagonal against itself."""
+    m, k = len(x), len(y)
+    between = torch.linalg.vector_norm(x[:, None] - y, ord=q, dim=-1)
+    factor = 0.5 * 2 ** (1 / q)
+    alone_x, alone_y = factor * (x[:, 1] - x[:, 0]), factor * (y[:, 1] - y[:, 0])
+    upper = torch.cat([between, alone_x[:, None].expand(m, m)], 1)
+    return torch.cat([upper, torch.cat([alone_y.expand(k, k), x.new_zeros(k, m)], 1)], 0)
+
+
+def _slices(x: Tensor, y: Tensor, lines: int) -> Tensor:
+    both = [torch.cat([own, other.mean(-1, keepdim=True).expand(-1, 2)]) for own, other in ((x, y), (y, x))]
+    angles = (torch.arange(lines, dtype=torch.float64, device=x.device) + 0.5) * (math.pi / lines) - math.pi / 2
+    directions = torch.stack([angles.cos(), angles.sin()]).to(x.dtype)
+    first, second = ((points @ directions).sort(0).values for points in both)
+    return (first - second).abs().flatten()
+
+
+def _norm(distances: Tensor, p: float, count: int) -> Tensor:
+    """The p-norm over the ``count``-th root, with gradient 0 at 0."""
+    largest = distances.detach().amax() if len(distances) else distances.new_zeros(())
+    if not bool(largest > 0) or not bool(torch.isfinite(largest)):
+        return distances.sum() * (0 if not bool(largest > 0) else 1)
+    total = (distances / largest).pow(p).sum() / count
+    return largest * total.pow(1 / p)
