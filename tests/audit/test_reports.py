@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pullback.audit.report.findings import Finding, LineRecord, ParameterRecord
+from pullback.audit.report.findings import Audited, Finding, LineRecord, ParameterRecord
 from pullback.audit.report.html import to_html
 from pullback.audit.report.remedy import Remedy
 from pullback.audit.report.report import Report
@@ -85,6 +85,25 @@ class _Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if self.open and self.open[-1] == tag:
             self.open.pop()
+
+
+def test_html_shows_code_as_code_and_no_empty_evidence() -> None:
+    finding = Finding(
+        "cut.index",
+        "cut",
+        "error",
+        "a.py",
+        1,
+        5,
+        15,
+        "i = x.argmax()",
+        "argmax",
+        "feed `x` & see",
+        evidence={"lost": [], "n": 2},
+    )
+    text = to_html(Audited(target="f", findings=(finding,)))
+    assert "feed <code>x</code> &amp; see" in text
+    assert '<p class="dim">n = 2</p>' in text
 
 
 def test_html_is_one_well_formed_file_that_escapes_the_source(report: Report) -> None:

@@ -60,6 +60,7 @@ def test_audit_writes_every_form_of_its_report(tmp_path: Path, absent: set[str])
     assert (status, err) == (1, "")
     assert "x    7 " in out
     assert "error cut.index" in out
+    assert "--fix tries rewritings" in out
     assert {path.name for path in tmp_path.glob("r.*")} == {"r.html", "r.json", "r.sarif"}
 
 

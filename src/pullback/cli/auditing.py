@@ -213,6 +213,9 @@ def _show(report: Report, options: argparse.Namespace) -> None:
         from pullback.audit.report.terminal import print_report
 
         print_report(report)
+        fixable = options.is_script and report.error is None and not options.fix
+        if fixable and any(f.severity != "info" for f in report.findings):
+            print("--fix tries rewritings of these lines, and prints what cures them as a patch")
     if report.error is not None:
         complain(f"{report.target} raised {report.error.strip().splitlines()[-1]}")
 

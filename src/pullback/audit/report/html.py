@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pullback.audit.report.findings import Audited, Finding, LineRecord
-from pullback.audit.report.numbers import largest_finite, level, number
+from pullback.audit.report.numbers import largest_finite, level, number, says_something
 from pullback.audit.report.source import MARKS, source_lines
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = ["to_html"]
 
@@ -30,6 +33,8 @@ def to_html(report: Audited) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
+    environment.tests["telling"] = says_something
+    environment.filters["code"] = _with_code
     environment.filters["change"] = {"+": "added", "-": "gone"}.get
     template = resources.files("pullback.audit.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
@@ -71,6 +76,16 @@ def _files(report: Audited) -> Iterable[dict[str, Any]]:
             )
             last = n
         yield {"name": name, "index": index, "rows": rows}
+
+
+def _with_code(text: str) -> Markup:
+    """Escaped text; what stands between backticks becomes code."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    if len(parts) % 2 == 0:  # one backtick belongs to nothing
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def _parts(text: str, findings: list[Finding]) -> list[tuple[str, str]]:

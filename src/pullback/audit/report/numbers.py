@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["from_json", "json_value", "largest_finite", "level", "number"]
+__all__ = ["from_json", "json_value", "largest_finite", "level", "number", "says_something"]
 
 DECADES = 8
 """Orders of magnitude below the largest norm that a bar shows."""
@@ -98,3 +98,13 @@ def from_json(value: Any) -> Any:
     if isinstance(value, list):
         return [from_json(one) for one in value]
     return value
+
+
+def says_something(value: object) -> bool:
+    """Return whether a piece of evidence is worth a line: not ``None``, and not empty.
+
+    Example:
+        >>> says_something([]), says_something(0)
+        (False, True)
+    """
+    return value is not None and not (isinstance(value, str | list | tuple | dict) and not value)

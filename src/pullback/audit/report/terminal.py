@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from pullback.audit.report.findings import Audited, Finding, LineRecord
-from pullback.audit.report.numbers import largest_finite, level, number
+from pullback.audit.report.numbers import largest_finite, level, number, says_something
 from pullback.audit.report.source import MARKS, source_lines
 
 __all__ = ["print_report", "to_text"]
@@ -141,7 +141,7 @@ def _finding(finding: Finding) -> Iterator[list[Span]]:
     yield []
     yield [(f"{finding.severity} {finding.code}", finding.severity), (f"  {finding.file}:{finding.line}", "bold")]
     yield from _block(finding.message, "  ", "")
-    evidence = [f"{name} = {number(value)}" for name, value in finding.evidence.items() if _says_something(value)]
+    evidence = [f"{name} = {number(value)}" for name, value in finding.evidence.items() if says_something(value)]
     if evidence:
         yield [("  " + ", ".join(evidence), "dim")]
     for remedy in finding.remedies:
@@ -150,10 +150,6 @@ def _finding(finding: Finding) -> Iterator[list[Span]]:
             yield [(f"      {line}", {"+": "good", "-": "gone"}.get(line[:1], "" if line[:1] == " " else "good"))]
         if remedy.effect:
             yield from _block(f"tried: {remedy.effect}", "      ", "dim")
-
-
-def _says_something(value: object) -> bool:
-    return value is not None and not (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def _parameters(report: Audited) -> Iterator[list[Span]]:
