@@ -33,7 +33,7 @@ def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         :func:`assign_plain` elsewhere.
 
     Example:
-        >>> assign(np.array([[[4.0, 1.0, 3.0], [2.0, 0.0, 5.0]]]))[0]
+        >>> assign(np.array([[[4.0, 1.0, 3.5], [2.0, 0.0, 5.0]]]))[0]
         array([[1, 0]])
     """
     loops = _loops()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pullback.transport.exact import Assignment, ExactTransport, assignment, exact_transport
 from pullback.transport.one_dimensional import wasserstein_1d
+from pullback.transport.sinkhorn import Transport, sinkhorn
 
 __all__ = [
     "Assignment",
     "ExactTransport",
+    "Transport",
     "assignment",
     "exact_transport",
+    "sinkhorn",
     "wasserstein_1d",
 ]

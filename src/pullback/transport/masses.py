@@ -14,7 +14,8 @@ __all__ = ["check_cost", "masses"]
 def check_cost(cost: Tensor) -> None:
     """Raise unless ``cost`` is a floating ``[*batch, n, m]`` without NaN or ``-inf``; ``inf`` forbids a pair.
 
-    Each row, or column where there are fewer, has a finite entry. Values are not looked at under transforms and in compiled graphs.
+    Each row, or column where there are fewer, has a finite entry. Under transforms and in compiled graphs, values are
+    not looked at.
 
     Example:
         >>> check_cost(torch.tensor([[0.0, float("nan")]]))
