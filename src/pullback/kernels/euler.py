@@ -47,11 +47,11 @@ def highest_corner_weights(heights: Tensor, cells: Sequence[Tensor]) -> Tensor:
         [[1.0], [-1.0], [1.0]]
     """
     if _compiles(heights):
-        weights = np.ones(heights.shape, np.int32)
-        array = heights.contiguous().numpy()
+        weights = torch.ones(heights.shape, dtype=torch.int32)
+        array = heights.contiguous().resolve_neg().numpy()
         for dimension, corners in enumerate(cells, start=1):
-            _loops()[0](array, corners.contiguous().numpy(), (-1) ** dimension, weights)
-        return torch.from_numpy(weights).to(heights.dtype)
+            _loops()[0](array, corners.contiguous().numpy(), (-1) ** dimension, weights.numpy())
+        return weights.to(heights.dtype)
     corner_count = max([1, *(corners.numel() for corners in cells)])
     parts = []
     for columns in _blocks(heights.shape[1], corner_count):

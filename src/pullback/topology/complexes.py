@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,9 +48,7 @@ class Complex:
     count: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        check_floating("vertices", self.vertices)
-        if self.vertices.ndim != 2 or not self.vertices.shape[1]:
-            raise ValueError(f"vertices must have shape (v, d) with d >= 1, got {tuple(self.vertices.shape)}")
+        _check_coordinates(self.vertices)
         v, device = len(self.vertices), self.vertices.device
         batch = torch.zeros(v, dtype=torch.int64, device=device) if self.batch is None else self.batch
         _check_indices("batch", batch, (v,), None)
@@ -97,11 +96,11 @@ class Complex:
             batch: ``[v]`` as in the class.
             count: likewise.
         """
-        _check_indices("faces", faces, (None, None), len(check_floating("vertices", vertices)))
+        _check_indices("faces", faces, (None, None), len(_check_coordinates(vertices)))
         sides = torch.stack([faces, faces.roll(-1, 1)], -1).flatten(0, 1).sort(-1).values
         keys = torch.unique(sides[:, 0] * max(1, len(vertices)) + sides[:, 1])
         edges = torch.stack([keys // max(1, len(vertices)), keys % max(1, len(vertices))], -1)
-        return cls(vertices, (edges, faces), batch, count)  # type: ignore[arg-type]
+        return cls(vertices, (edges, faces), **_given(batch=batch, count=count))
 
     @classmethod
     def from_image(cls, mask: Bool[Tensor, "*batch h w"], *, dtype: torch.dtype = torch.float32) -> Complex:
@@ -146,7 +145,7 @@ class Complex:
             batch: ``[v]`` as in the class.
             count: likewise.
         """
-        return cls(vertices, (edges,), batch, count)  # type: ignore[arg-type]
+        return cls(vertices, (edges,), **_given(batch=batch, count=count))
 
     @classmethod
     def from_points(
@@ -195,6 +194,23 @@ class Complex:
             if len(wide) > 1:
                 raise ValueError(f"shapes must have cells[{k}] with one number of corners, got {sorted(wide)}")
         return cls(torch.cat(vertices), tuple(map(torch.cat, cells)), torch.cat(batches), first)
+
+    def select(self, shapes: Int[Tensor, "n"]) -> Complex:
+        """Return some of the shapes, such as a mini-batch, in the order given.
+
+        Args:
+            shapes: ``[n]`` int64, different numbers in ``0..count-1``.
+        """
+        _check_indices("shapes", shapes, (None,), self.count)
+        place = torch.full((self.count,), -1, device=self.batch.device)
+        place[shapes] = torch.arange(len(shapes), device=place.device)
+        if int((place >= 0).sum()) != len(shapes):
+            raise ValueError("shapes must be different from each other")
+        batch = place[self.batch]
+        kept = batch >= 0
+        new = kept.cumsum(0) - 1
+        cells = tuple(new[corners[kept[corners[:, 0]]]] for corners in self.cells)
+        return Complex(self.vertices[kept], cells, batch[kept], max(1, len(shapes)))
 
     def with_vertices(self, vertices: Float[Tensor, "v d"]) -> Complex:
         """Return the same cells on other coordinates, such as ones that want a gradient.
@@ -264,6 +280,17 @@ def flag_simplices(adjacency: Bool[Tensor, "n n"], *, max_dim: int = 2) -> list[
             parts.append(torch.cat([table[clique], new[:, None]], 1))
         tables.append(torch.cat(parts) if parts else tables[-1].new_zeros(0, tables[-1].shape[1] + 1))
     return tables
+
+
+def _check_coordinates(vertices: Tensor) -> Tensor:
+    check_floating("vertices", vertices)
+    if vertices.ndim != 2 or not vertices.shape[1]:
+        raise ValueError(f"vertices must have shape (v, d) with d >= 1, got {tuple(vertices.shape)}")
+    return vertices
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _check_indices(name: str, value: Tensor, shape: tuple[int | None, ...], limit: int | None) -> None:

@@ -239,6 +239,7 @@ class EulerTransform(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Say what ``repr`` shows."""
         count, dim = self.directions.shape
         return (
             f"dim={dim}, directions={count}, thresholds={len(self.thresholds)}, radius={self.radius:g}, "
