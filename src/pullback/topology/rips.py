@@ -20,7 +20,7 @@ from pullback.topology.gudhi_backend import has_gudhi, rips_tree_pairs
 from pullback.topology.pairing import Pairs, as_array, with_ties
 from pullback.topology.reduction import boundary, by_degree
 
-__all__ = ["BACKENDS", "check_distances", "rips_pairs", "rips_stack"]
+__all__ = ["BACKENDS", "check_distances", "entries", "rips_pairs", "rips_stack", "tree_pairs"]
 
 BACKENDS = ("auto", "reference", "gudhi")
 _LARGEST = 200_000
@@ -56,7 +56,13 @@ def rips_pairs(distances: Float[Tensor, "*batch n n"]) -> Int[Tensor, "*batch n-
         Moor, Horn, Rieck, Borgwardt (2020), Topological autoencoders, section 3.2.
     """
     check_distances("distances", distances)
-    result: Tensor = _TreePairs.apply(distances)
+    pairs = tree_pairs(distances)
+    return pairs.gather(-2, entries(distances, pairs).argsort(dim=-1, stable=True).unsqueeze(-1).expand_as(pairs))
+
+
+def tree_pairs(distances: Tensor) -> Int[Tensor, "*batch n-1 2"]:
+    """:func:`rips_pairs` without checks and in any order."""
+    result: Tensor = _TreePairs.apply(distances.detach())
     return result
 
 
@@ -66,9 +72,7 @@ class _TreePairs(torch.autograd.Function):
         n = distances.shape[-1]
         flat = distances.reshape(-1, n, n)
         edges = spanning_tree(flat)[0]
-        rows = torch.arange(len(flat), device=flat.device)[:, None]
-        order = flat[rows, edges[..., 0], edges[..., 1]].argsort(dim=-1, stable=True)
-        return edges[rows, order].sort(-1).values.view(*distances.shape[:-2], n - 1, 2)
+        return torch.stack([edges.amin(-1), edges.amax(-1)], -1).view(*distances.shape[:-2], n - 1, 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -85,6 +89,12 @@ class _TreePairs(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], distances: Tensor) -> tuple[Tensor, int]:
         return _TreePairs.apply(distances.movedim(in_dims[0], 0)), 0
+
+
+def entries(distances: Tensor, pairs: Tensor) -> Tensor:
+    """Return ``distances [*batch, n, n]`` at ``pairs [*batch, m, 2]``."""
+    n = distances.shape[-1]
+    return distances.flatten(-2).gather(-1, pairs[..., 0] * n + pairs[..., 1])
 
 
 def check_distances(name: str, distances: Tensor) -> None:

@@ -12,7 +12,7 @@ from pullback.core.random import drawing_device
 from pullback.core.shapes import Float
 from pullback.topology.diagrams import diagram_wasserstein
 from pullback.topology.persistence import check_degrees, persistence
-from pullback.topology.rips import check_distances, rips_pairs
+from pullback.topology.rips import check_distances, entries, tree_pairs
 
 __all__ = ["topological_signature_loss"]
 
@@ -82,16 +82,11 @@ def topological_signature_loss(
             total = total + 0.5 * diagram_wasserstein(of_a, of_b).square()
         elif degree == 0:
             for own in (a, b):
-                pairs = _random_pairs(own, generator) if match == "random" else rips_pairs(own)
-                total = total + 0.5 * (_entries(a, pairs) - _entries(b, pairs)).square().sum(-1)
+                pairs = _random_pairs(own, generator) if match == "random" else tree_pairs(own)
+                total = total + 0.5 * (entries(a, pairs) - entries(b, pairs)).square().sum(-1)
         else:
             total = total + _of_cycles(a, b, degree)
     return total.to(distances_a.dtype)
-
-
-def _entries(distances: Tensor, pairs: Tensor) -> Tensor:
-    n = distances.shape[-1]
-    return distances.flatten(-2).gather(-1, pairs[..., 0] * n + pairs[..., 1])
 
 
 def _random_pairs(like: Tensor, generator: torch.Generator | None) -> Tensor:
