@@ -35,6 +35,7 @@ from pullback.causal.latent_graphs import (
 )
 from pullback.causal.least_squares import interventional_moments, least_squares_score, ridge_weights, second_moments
 from pullback.causal.logistic import LogisticSCM
+from pullback.causal.mechanisms import MaskedMechanisms
 from pullback.causal.notears import NOTEARS, notears
 from pullback.causal.orders import fit_order, score_order
 from pullback.causal.orientation import cosine_temperature, orientation
@@ -62,6 +63,7 @@ __all__ = [
     "InterventionalGaussian",
     "LinearSCM",
     "LogisticSCM",
+    "MaskedMechanisms",
     "ModelPosterior",
     "NonlinearSCM",
     "ParallelStructureLearner",

@@ -142,6 +142,7 @@ class _Problem(NamedTuple):
     @staticmethod
     def of(cost: Tensor, a: Tensor, b: Tensor, epsilon: Scalar) -> _Problem:
         a, b = a.double(), b.double()
+        b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))  # sums in double precision too
         scale = torch.as_tensor(epsilon, dtype=torch.float64, device=cost.device).expand(*cost.shape[:-2], 1, 1)
         return _Problem(cost.double(), a, b, *(_log(x) for x in (a, b)), scale)
 
