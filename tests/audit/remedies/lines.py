@@ -83,7 +83,9 @@ def gathered_choice(q, rewards):
     return rewards.gather(1, action.unsqueeze(1)).squeeze(1).mean()
 
 
-@line(lambda: (trained(3, 8), data(8, 2)), "argmax(h @ torch.eye(8), dim=-1", ", codes)")
+@line(
+    lambda: (trained(3, 8), data(8, 2)), "discrete.argmax(h @ torch.eye(8), dim=-1, temperature=0.1, hard=True).float()"
+)
 def code_of_one_hot(h, codes):
     onehot = F.one_hot(torch.argmax(h @ torch.eye(8), dim=-1), 8).float()
     return (onehot @ codes).square().sum()
@@ -123,7 +125,7 @@ def gathered_best(s, values):
     return values.gather(1, top).sum()
 
 
-@line(lambda: (trained(3, 7), data(3, 7)), ".permutation.sum(-2)")
+@line(lambda: (trained(3, 7), data(3, 7)), "mask = chosen.sum(-2)")
 def mask_of_best(s, values):
     chosen = s.topk(3, dim=-1)[1]
     mask = torch.zeros_like(s).scatter(-1, chosen, 1.0)
@@ -173,7 +175,9 @@ def mean_of_selected(x, y):
     return y[inside].mean()
 
 
-@line(lambda: (trained(8), data(8), data(8)), "where(", "greater(gate, 0.1,")
+@line(
+    lambda: (trained(8), data(8), data(8)), "discrete.where(discrete.greater(gate, 0.1, temperature=0.1, hard=True), a"
+)
 def where_with_condition(gate, a, b):
     return torch.where(
         gate > 0.1,  # open
@@ -182,7 +186,10 @@ def where_with_condition(gate, a, b):
     ).sum()
 
 
-@line(lambda: (trained(8), data(8)), "greater(x, -0.5", "less(x, 0.5")
+@line(
+    lambda: (trained(8), data(8)),
+    "(discrete.greater(x, -0.5, temperature=0.1, hard=True) * discrete.less(x, 0.5, temperature=0.1, hard=True))",
+)
 def band(x, y):
     band = (x > -0.5) & (x < 0.5)
     return (band.float() * y).sum()
@@ -219,7 +226,7 @@ def quantised(w, step):
     return (q - 0.4).square().sum()
 
 
-@line(lambda: (unit(9),), "round(x * 10 ** 1,")
+@line(lambda: (unit(9),), "discrete.round(x * 10 ** (1), temperature=0.25, hard=True) / 10 ** (1)")
 def rounded_decimals(x):
     return (x.round(decimals=1) - 0.35).square().sum()
 
@@ -257,7 +264,7 @@ def dead_units(u):
     return (F.relu(u) + 1.0).prod()
 
 
-@line(lambda: (unit(40), torch.full((8,), 5.0)), "torch.linspace(0.0, 1.0, 9)")
+@line(lambda: (unit(40), torch.full((8,), 5.0)), "discrete.histc(pixels, 8, 0.0, 1.0, temperature=0.0625, hard=True)")
 def histogram(pixels, wanted):
     shades = torch.histc(pixels, bins=8, min=0.0, max=1.0)
     return (shades - wanted).square().mean()
@@ -265,12 +272,20 @@ def histogram(pixels, wanted):
 
 @line(
     lambda: (unit(12), torch.linspace(0.1, 0.9, 5), data(6)),
-    "unsqueeze(-1), edges",
+    "discrete.bucketize(x, edges, temperature=0.1, hard=True)",
     "embedding(level, payoff, hard=True)",
 )
 def binned(x, edges, payoff):
     level = torch.bucketize(x, edges)
     return payoff[level].sum()
+
+
+@line(
+    lambda: (unit(12), torch.linspace(0.1, 0.9, 5), data(6)),
+    "discrete.searchsorted(edges, x, right=True, temperature=0.1, hard=True)",
+)
+def placed(x, edges, payoff):
+    return payoff[torch.searchsorted(edges, x, right=True)].sum()
 
 
 @line(lambda: (data(1, 1, 5, 5), trained(1, 4, 4, 2)), 'mode="bilinear"')
@@ -308,7 +323,7 @@ def entropy(p):
     return -(p * p.log()).sum()
 
 
-@line(lambda: (given(0.0, 0.3, 0.7),), "p.clamp_min(1e-12) ** 0.5")
+@line(lambda: (given(0.0, 0.3, 0.7),), "p.clamp_min(1e-12)**0.5")
 def power(p):
     return (p**0.5).sum()
 
@@ -338,7 +353,7 @@ def masked_attention(scores, hidden):
     return weights[[0, 2]].square().sum()
 
 
-@line(lambda: (trained(5, 3),), "torch.sqrt(", "clamp_min(1e-12)")
+@line(lambda: (trained(5, 3),), "torch.sqrt(h.var(0).clamp_min(1e-12))")
 def spread_of_equal(x):
     h = torch.relu(x - 100.0)
     return torch.sqrt(h.var(0)).sum() + x.sum()
@@ -363,7 +378,7 @@ def equal_eigenvalues(m, v):
 # Departures.
 
 
-@line(lambda: (trained(4), trained(4)), "loss = a.square().mean() + 0.1 * penalty")
+@line(lambda: (trained(4), trained(4)), " + 0.1 * penalty\n")
 def number_in_a_sum(a, b):
     penalty = b.abs().sum()
     loss = a.square().mean() + 0.1 * penalty.item()
@@ -390,7 +405,7 @@ def matrix_of_entries(theta, points):
     return (rotation @ points).relu().sum()
 
 
-@line(lambda: (given(0.4), given(0.2), data(5)), "torch.cat([a, b])")
+@line(lambda: (given(0.4), given(0.2), data(5)), "torch.stack([a, b])")
 def pair_of_coefficients(a, b, x):
     c = torch.as_tensor((a, b))
     c.requires_grad = True
@@ -432,7 +447,7 @@ def decorated_encoder(enc, head, x):
     return (encode(x, enc) @ head).sum()
 
 
-@line(lambda: (trained(3), data(3)), "(base * 2.0 * x)")
+@line(lambda: (trained(3), data(3)), "w = (base * 2.0)\n")
 def new_parameter(base, x):
     w = nn.Parameter(base * 2.0)
     return (w * x).sum()
@@ -466,7 +481,7 @@ def drawn_class(logits, reward):
     return reward[picked].sum()
 
 
-@line(lambda: (trained(9), data(9)), "bernoulli(torch.sigmoid(logits)", "hard=True)")
+@line(lambda: (trained(9), data(9)), "discrete.bernoulli(torch.sigmoid(logits), temperature=0.5, hard=True)")
 def drawn_gate(logits, x):
     gate = torch.bernoulli(torch.sigmoid(logits))
     return (gate * x).sum()
@@ -505,7 +520,7 @@ def _selector() -> tuple[Any, ...]:
     return Selector(), data(6, 4)
 
 
-@line(_selector, "k=2", ".permutation", "lookup(best, x)")
+@line(_selector, "discrete.topk(scores, 2, temperature=0.1, hard=True).permutation", "lookup(best, x)")
 def method_of_a_module(selector, x):
     return selector(x).square().sum()
 
@@ -519,12 +534,12 @@ def helper(v, x):
     return (_gate(v) * x).sum()
 
 
-@line(lambda: (trained(8), data(8)), 'größe["über"]', ".round(v,")
+@line(lambda: (trained(8), data(8)), '(discrete.round(v, temperature=0.25, hard=True) * größe["über"])')
 def not_ascii(v, x):
     größe = {"über": x}
     return (v.round() * größe["über"]).sum()
 
 
-@line(lambda: (trained(5), data(5)), "math.sqrt(5)", ".sign(a - 0.1,")
+@line(lambda: (trained(5), data(5)), "discrete.sign(a - 0.1, temperature=0.1, hard=True) / math.sqrt(5)")
 def other_calls_on_the_line(a, b):
     return (torch.abs(b) * torch.sign(a - 0.1) / math.sqrt(5)).sum()

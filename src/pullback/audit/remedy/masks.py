@@ -60,6 +60,10 @@ def compare(draft: Draft, node: ast.AST, exchanged: bool = False) -> bool:
     return False
 
 
+def _names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
 class _Mask:
     """Rewrites what reads a truth value that became a number in {0, 1}."""
 
@@ -77,12 +81,9 @@ class _Mask:
         if isinstance(parent, ast.Assign) and parent.value is node and isinstance(parent.targets[0], ast.Name):
             for load in self.source.loads(parent.targets[0].id, parent):
                 self.spread(load)
-        elif isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.BitAnd):
-            draft.put(parent, lambda: f"({draft.operand(parent.left)} * {draft.operand(parent.right)})")
-            self.spread(parent)
-        elif isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.BitOr):
-            a, b = parent.left, parent.right
-            draft.put(parent, lambda: f"(1 - (1 - 1 * {draft.operand(a)}) * (1 - 1 * {draft.operand(b)}))")
+        elif isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.BitAnd | ast.BitOr):
+            self._join(parent)
+            self._along(parent.right if parent.left is node else parent.left, node)
             self.spread(parent)
         elif isinstance(parent, ast.UnaryOp) and isinstance(parent.op, ast.Invert):
             draft.put(parent, lambda: f"(1 - {draft.operand(node)})")
@@ -93,6 +94,24 @@ class _Mask:
             self._method(node, parent.attr, call)
         elif isinstance(parent, ast.Subscript) and parent.slice is node:
             self._selected(node, parent)
+
+    def _join(self, node: ast.BinOp) -> None:
+        """``&`` and ``|`` of numbers in {0, 1}."""
+        a, b, draft = node.left, node.right, self.draft
+        if isinstance(node.op, ast.BitAnd):
+            draft.put(node, lambda: f"({draft.operand(a)} * {draft.operand(b)})")
+        else:
+            draft.put(node, lambda: f"(1 - (1 - 1 * {draft.operand(a)}) * (1 - 1 * {draft.operand(b)}))")
+
+    def _along(self, other: ast.expr, node: ast.expr) -> None:
+        """The other side of ``(x > a) & (x < b)``: comparisons of the same thing lose its gradient alike."""
+        if isinstance(other, ast.BinOp) and isinstance(other.op, ast.BitAnd | ast.BitOr):
+            self._along(other.left, node)
+            self._along(other.right, node)
+            if self.draft.changed(other.left) or self.draft.changed(other.right):
+                self._join(other)
+        elif not self.draft.changed(other) and _names(other) & _names(node):
+            compare(self.draft, other)
 
     def _argument(self, node: ast.expr, call: ast.Call) -> None:
         draft, name = self.draft, called(call)

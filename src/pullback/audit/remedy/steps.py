@@ -231,41 +231,36 @@ def _histogram(place: Place) -> Iterator[Draft]:
     if number(found["min"]) == number(found["max"]) is not None:
         return  # torch takes the data's own limits then
     draft = Draft(source)
-    torch, block = draft.module("torch"), draft.block("discrete.greater_equal")
     bins, low, high = (draft.text(found[n]) for n in ("bins", "min", "max"))
     sizes = [number(found[n]) for n in ("bins", "min", "max")]
     if None not in sizes:
-        edges, width = str(int(sizes[0]) + 1), f"{(sizes[2] - sizes[1]) / sizes[0] / 2:.6g}"  # type: ignore[operator, arg-type]
+        width = f"{(sizes[2] - sizes[1]) / sizes[0] / 2:.6g}"  # type: ignore[operator]
     else:
-        edges, width = f"{bins} + 1", f"({high} - {low}) / {bins} / 2"
-    x = draft.operand(found["input"])
-    draft.put(
-        node,
-        f"(-{block}({x}.reshape(-1, 1), {torch}.linspace({low}, {high}, {edges}), temperature={width}, hard=True)"
-        ".sum(0).diff())",
-    )
+        width = f"({high} - {low}) / {bins} / 2"
+    x = draft.text(found["input"])
+    draft.put(node, f"{draft.block('discrete.histc')}({x}, {bins}, {low}, {high}, temperature={width}, hard=True)")
     yield draft
 
 
 def _bins(place: Place) -> Iterator[Draft]:
-    """``bucketize`` and ``searchsorted``: how many boundaries lie below each value."""
+    """``bucketize``, ``searchsorted``, and NumPy's ``digitize``, whose ``right`` is the other one."""
     node, source = place.node, place.source
     if not isinstance(node, ast.Call) or called(node) not in ("bucketize", "searchsorted", "digitize"):
         return
-    order = ("boundaries", "input") if called(node) == "searchsorted" else ("input", "boundaries")
-    found = bound(source, node, *order)
-    if found is None or len(found) < 2:
+    in_order = called(node) == "searchsorted"
+    found = bound(source, node, *(("boundaries", "input") if in_order else ("input", "boundaries")))
+    if found is None or set(found) - {"input", "values", "boundaries", "bins", "sorted_sequence", "right"}:
         return
     x = found.get("input", found.get("values"))
-    boundaries = found.get("boundaries", found.get("sorted_sequence"))
-    right = found.get("right")
-    if x is None or boundaries is None or (right is not None and not isinstance(right, ast.Constant)):
+    boundaries = found.get("boundaries", found.get("sorted_sequence", found.get("bins")))
+    right = found.get("right", ast.Constant(False))
+    if x is None or boundaries is None or not isinstance(right, ast.Constant):
         return
     draft = Draft(source)
-    inclusive = right is not None and bool(right.value)
-    block = draft.block("discrete.greater_equal" if inclusive else "discrete.greater")
-    text = f"{block}({draft.operand(x)}.unsqueeze(-1), {draft.text(boundaries)}, temperature=0.1, hard=True).sum(-1)"
-    draft.put(node, text)
+    block = draft.block("discrete.searchsorted" if in_order else "discrete.bucketize")
+    both = [draft.text(boundaries), draft.text(x)] if in_order else [draft.text(x), draft.text(boundaries)]
+    side = ", right=True" if bool(right.value) != (called(node) == "digitize") else ""
+    draft.put(node, f"{block}({', '.join(both)}{side}, temperature=0.1, hard=True)")
     for reader in _readers(source, node):
         above = source.parent(reader)
         if isinstance(above, ast.Subscript) and above.slice is reader:
@@ -441,8 +436,8 @@ TEMPLATES = {
         ANY,
     ),
     "histc": Template(
-        "discrete.greater_equal",
-        "The values above each edge are counted and subtracted: the same counts, a gradient to the values.",
+        "discrete.histc",
+        "The same counts, with a gradient to the values.",
         ("cut.index", "cut.operation"),
         ("histc", "histogram", "count"),
         "counts = torch.histc(x, bins=16, min=0.0, max=1.0)",
@@ -450,8 +445,8 @@ TEMPLATES = {
         SMALL,
     ),
     "bucketize": Template(
-        "discrete.greater",
-        "The boundaries below each value are counted: the same bin, a gradient to the value.",
+        "discrete.bucketize",
+        "The same bin, with a gradient to the value.",
         ("cut.index",),
         ("bucketize", "searchsorted", "digitize"),
         "bin = torch.bucketize(x, boundaries)\nvalue = table[bin]",
