@@ -8,6 +8,7 @@ from pullback.causal.bacadi import BaCaDI, bacadi, dibs
 from pullback.causal.bayesian_network import BayesianNetwork, random_bayesian_network
 from pullback.causal.cosmo import COSMO, SmoothAcyclicSCM, cosmo
 from pullback.causal.d_struct import DStruct, d_struct
+from pullback.causal.dag_distribution import DAGDistribution, DAGLogProb, bernoulli_kl
 from pullback.causal.dagma import DAGMA, dagma
 from pullback.causal.design import Design, InterventionPolicy, expected_information_gain, optimize_design
 from pullback.causal.design_search import bayesian_value_search, greedy_design, random_design
@@ -56,6 +57,8 @@ __all__ = [
     "BayesianNetwork",
     "Constrained",
     "DStruct",
+    "DAGDistribution",
+    "DAGLogProb",
     "Design",
     "EdgeMetrics",
     "GraphPosterior",
@@ -80,6 +83,7 @@ __all__ = [
     "bacadi",
     "bayesian_value_search",
     "beta_subsets",
+    "bernoulli_kl",
     "bootstrap_posterior",
     "consensus_penalty",
     "cosine_temperature",

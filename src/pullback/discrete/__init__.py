@@ -26,6 +26,7 @@ from pullback.discrete.methods import ORDERINGS, OrderingMethod
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
+from pullback.discrete.plackett_luce import PlackettLuce
 from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
 from pullback.discrete.sampling import bernoulli, gumbel_noise, gumbel_softmax, multinomial, straight_through
@@ -55,6 +56,7 @@ __all__ = [
     "OrderingMethod",
     "OrderingMetrics",
     "Partition",
+    "PlackettLuce",
     "Sample",
     "Sorted",
     "Swap",

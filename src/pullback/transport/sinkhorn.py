@@ -90,8 +90,8 @@ def sinkhorn(
 
     Example:
         >>> found = sinkhorn(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), epsilon=0.5)
-        >>> found.plan[0].tolist(), bool(found.converged)
-        ([0.44039854407310486, 0.05960146337747574], True)
+        >>> found.plan[0], bool(found.converged)
+        (tensor([0.4404, 0.0596]), True)
 
     References:
         Cuturi (2013), Sinkhorn distances, algorithm 1. Schmitzer (2019), Stabilized sparse scaling algorithms, section
@@ -146,15 +146,21 @@ class _Problem(NamedTuple):
         scale = torch.as_tensor(epsilon, dtype=torch.float64, device=cost.device).expand(*cost.shape[:-2], 1, 1)
         return _Problem(cost.double(), a, b, *(_log(x) for x in (a, b)), scale)
 
-    def rows(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the f that makes row sums right, and the plan's rows as parts of their masses."""
-        logits = _kernel(g.unsqueeze(-2), self) + self.log_b.unsqueeze(-2)
-        return -self.epsilon.squeeze(-1) * torch.logsumexp(logits, -1), torch.softmax(logits, -1)
+    def row_logits(self, g: Tensor) -> Tensor:
+        """Return what a softmax along a row makes the plan of, as parts of the row's mass."""
+        return _kernel(g.unsqueeze(-2), self) + self.log_b.unsqueeze(-2)
 
-    def columns(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the g that makes column sums right, and the plan's columns as parts of their masses."""
-        logits = _kernel(f.unsqueeze(-1), self) + self.log_a.unsqueeze(-1)
-        return -self.epsilon.squeeze(-1) * torch.logsumexp(logits, -2), torch.softmax(logits, -2)
+    def column_logits(self, f: Tensor) -> Tensor:
+        """Return what a softmax along a column makes the plan of, as parts of the column's mass."""
+        return _kernel(f.unsqueeze(-1), self) + self.log_a.unsqueeze(-1)
+
+    def rows(self, g: Tensor) -> Tensor:
+        """Return the f that makes row sums right."""
+        return -self.epsilon.squeeze(-1) * torch.logsumexp(self.row_logits(g), -1)
+
+    def columns(self, f: Tensor) -> Tensor:
+        """Return the g that makes column sums right."""
+        return -self.epsilon.squeeze(-1) * torch.logsumexp(self.column_logits(f), -2)
 
 
 def _log(x: Tensor) -> Tensor:
@@ -173,12 +179,12 @@ def _unrolled(problem: _Problem, count: int, tolerance: float) -> tuple[Tensor, 
     sweeps = torch.zeros(g.shape[:-1], dtype=torch.int64, device=g.device)
     done = torch.zeros_like(sweeps, dtype=torch.bool)
     for k in range(count):
-        before, f = f, problem.rows(g)[0]
+        before, f = f, problem.rows(g)
         if k:
             done = done | (_row_error(problem, before, f) <= tolerance)
             if can_look(done) and bool(done.all()):
                 break
-        g = torch.where(done.unsqueeze(-1), g, problem.columns(f)[0])
+        g = torch.where(done.unsqueeze(-1), g, problem.columns(f))
         sweeps = torch.where(done, sweeps, k + 1)
     return g, sweeps
 
@@ -193,26 +199,25 @@ def _polish(problem: _Problem, g: Tensor) -> Tensor:
     """Two Newton steps on g; where they lead away (far from the solution), two sweeps."""
     error, swept, newton = [], g, g
     for _ in range(2):
-        f, by_rows = problem.rows(newton)
-        wanted, by_columns = problem.columns(f)
-        gap = newton - wanted
+        f = problem.rows(newton)
+        gap = newton - problem.columns(f)
         error.append(gap.detach().abs().amax(-1))
         # d wanted / d g, and what holds the constant that g is free by. The small number is for plans that fall apart
         # into blocks, each with a constant of its own.
-        slope = by_columns.mT @ by_rows
+        slope = torch.softmax(problem.column_logits(f), -2).mT @ torch.softmax(problem.row_logits(newton), -1)
         identity = torch.eye(slope.shape[-1], dtype=slope.dtype, device=slope.device)
         held = (problem.b / problem.b.sum(-1, keepdim=True)).unsqueeze(-2)
         newton = newton - solve((1 + 1e-10) * identity - slope + held, gap.unsqueeze(-1)).squeeze(-1)
-        swept = problem.columns(problem.rows(swept)[0])[0]
-    last = (newton - problem.columns(problem.rows(newton.detach())[0])[0]).detach().abs().amax(-1)
+        swept = problem.columns(problem.rows(swept))
+    last = (newton - problem.columns(problem.rows(newton.detach()))).detach().abs().amax(-1)
     better = (last <= error[0]) | (last <= 1e-9 * problem.epsilon.detach().squeeze((-2, -1)))
     return torch.where(better.unsqueeze(-1), newton, swept)
 
 
 def _result(problem: _Problem, g: Tensor, sweeps: Tensor, tolerance: float, constant: bool) -> Transport:
-    f, by_rows = problem.rows(g)
+    f = problem.rows(g)
     value = (f * problem.a).sum(-1) + (g * problem.b).sum(-1)
-    plan = problem.a.unsqueeze(-1) * by_rows
+    plan = problem.a.unsqueeze(-1) * torch.softmax(problem.row_logits(g), -1)
     if constant:
         plan, f, g = plan.detach(), f.detach(), g.detach()
     mass = problem.b.sum(-1)
@@ -240,12 +245,12 @@ def _sweeps(cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, count: int, tol
         for k in range(count):
             current = torch.maximum(epsilon, spread * 0.5 ** (k + 2))
             problem = problem._replace(epsilon=current)
-            before, f = f, problem.rows(g)[0]
+            before, f = f, problem.rows(g)
             last = (current <= epsilon).squeeze((-2, -1))
             done = done | (last & (_row_error(problem, before, f) <= tolerance)) if k else done
             if bool(done.all()):
                 break
-            g = torch.where(done.unsqueeze(-1), g, problem.columns(f)[0])
+            g = torch.where(done.unsqueeze(-1), g, problem.columns(f))
             sweeps = torch.where(done, sweeps, k + 1)
         return g.clone(), sweeps
 
