@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract
+from tests.contracts.contract import Bad, Call, Contract, Edges
+
+
+def _rsample(scores: Tensor, *, temperature: float | Tensor = 1.0) -> Tensor:
+    law = discrete.PlackettLuce(scores)
+    return law.rsample(temperature=temperature, hard=False, generator=torch.Generator().manual_seed(0))
+
 
 _ORDER = torch.tensor([[2, 0, 1, 3], [3, 2, 1, 0]])
 
@@ -59,12 +65,16 @@ CONTRACTS = [
     ),
     Contract(
         "discrete.PlackettLuce[rsample]",
-        lambda scores, temperature: discrete.PlackettLuce(scores).rsample(
-            (2,), temperature=temperature, hard=False, generator=torch.Generator().manual_seed(0)
-        ),
-        lambda g: [Call((torch.randn(3, generator=g, dtype=torch.float64),), {"temperature": 0.7})],
+        _rsample,
+        lambda g: [Call((torch.randn(2, 3, generator=g, dtype=torch.float64),), {"temperature": 0.7})],
         reference=lambda scores, temperature: _softsort(scores, temperature),
         scalars={"temperature": 0.7},
+        edges=Edges(
+            lambda scores, dim: _sorted(scores),
+            along=True,
+            empty="scores must have at least one item",
+            refuses=(lambda scores: bool(scores.isinf().any()), "scores must be finite"),
+        ),
         batched=False,
         vmap=False,
         half=False,
@@ -73,8 +83,16 @@ CONTRACTS = [
 ]
 
 
+def _noisy(scores: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return scores + discrete.gumbel_noise(scores.shape, dtype=scores.dtype, generator=generator)
+
+
 def _softsort(scores: Tensor, temperature: float) -> Tensor:
-    noise = discrete.gumbel_noise([2, 3], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = scores + noise
+    x = _noisy(scores)
     places = x.sort(-1, descending=True).values
     return torch.softmax(-(places.unsqueeze(-1) - x.unsqueeze(-2)).abs() / temperature, -1)
+
+
+def _sorted(scores: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(_noisy(scores).argsort(-1, descending=True), scores.shape[-1])
