@@ -18,7 +18,14 @@ from pullback.topology.embedding import (
 from pullback.topology.encodings import PaddedNodes, laplacian_encoding, pad_nodes, random_walk_encoding
 from pullback.topology.euler import EulerTransform, euler_curve, euler_transform, sphere_directions
 from pullback.topology.graph_convolution import graph_convolution
-from pullback.topology.graph_families import GraphBatch, batch_graphs, max_degree, random_graphs, shortest_path_length
+from pullback.topology.graph_families import (
+    GraphBatch,
+    batch_graphs,
+    join_graphs,
+    max_degree,
+    random_graphs,
+    shortest_path_length,
+)
 from pullback.topology.graph_network import GraphNetwork
 from pullback.topology.graph_transformer import GraphTransformer, HeadAttention, head_importance
 from pullback.topology.latent_complex import (
@@ -96,6 +103,7 @@ __all__ = [
     "graph_convolution",
     "head_importance",
     "hilbert_function",
+    "join_graphs",
     "laplacian_encoding",
     "latent_graph_entmax",
     "max_degree",

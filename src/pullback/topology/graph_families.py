@@ -12,7 +12,7 @@ from pullback.core.checks import check_choice, check_floating, check_integer, ch
 from pullback.core.shapes import Float, Int
 from pullback.topology.segments import segment_reduce
 
-__all__ = ["GraphBatch", "batch_graphs", "max_degree", "random_graphs", "shortest_path_length"]
+__all__ = ["GraphBatch", "batch_graphs", "join_graphs", "max_degree", "random_graphs", "shortest_path_length"]
 
 KINDS = ("er", "ba", "ladder", "tree", "path", "complete")
 
@@ -69,6 +69,30 @@ def batch_graphs(edges: Sequence[Int[Tensor, "_ 2"]], nodes: Sequence[int]) -> G
     once = torch.cat(shifted).T
     sizes = torch.tensor(list(nodes), dtype=torch.int64)
     return GraphBatch(torch.cat([once, once.flip(0)], 1), torch.arange(len(nodes)).repeat_interleave(sizes), len(nodes))
+
+
+def join_graphs(batches: Sequence[GraphBatch]) -> GraphBatch:
+    """Put batches one after the other into one.
+
+    Args:
+        batches: any number of them.
+
+    Returns:
+        The graphs of the first, then those of the second, and so on.
+
+    Example:
+        >>> pair = batch_graphs([torch.tensor([[0, 1]])], [2])
+        >>> join_graphs([pair, pair]).edges
+        tensor([[0, 1, 2, 3],
+                [1, 0, 3, 2]])
+    """
+    edges, index, nodes, graphs = [torch.zeros(2, 0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], 0, 0
+    for batch in batches:
+        edges.append(batch.edges + nodes)
+        index.append(batch.index + graphs)
+        nodes, graphs = nodes + len(batch.index), graphs + batch.count
+    device = batches[0].edges.device if batches else None
+    return GraphBatch(torch.cat([e.to(device) for e in edges], 1), torch.cat([i.to(device) for i in index]), graphs)
 
 
 def random_graphs(

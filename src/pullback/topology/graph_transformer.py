@@ -128,7 +128,8 @@ class GraphTransformer(nn.Module):
         heads: of a layer.
         layers: number of layers.
         out: numbers a graph.
-        local: ``"gin"`` (sums of neighbours through a small network) or ``None`` (attention alone).
+        local: messages between neighbours in all layers but the last, whose nodes nobody hears: ``"gin"`` (sums of
+            neighbours through a small network) or ``None`` (attention alone).
         encodings: ``"laplacian"`` or ``"random_walk"``: places in the graph, beside the features; ``None`` for none.
         places: how many numbers of that, >= 1.
         drop: probability with which a layer's branch is dropped in training, in [0, 1).
@@ -174,7 +175,9 @@ class GraphTransformer(nn.Module):
         self.features, self.encodings, self.places = features, encodings, places
         self.embed = nn.Linear(features + (places if encodings else 0), hidden)
         self.token = nn.Parameter(torch.zeros(hidden))
-        self.stack = LayerSelector(_Layer(hidden, heads, local, drop, generator) for _ in range(layers))
+        # Nobody would hear the messages of the last layer: the class token has no neighbours.
+        locals_ = [local] * (layers - 1) + [None]
+        self.stack = LayerSelector(_Layer(hidden, heads, part, drop, generator) for part in locals_)
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, out)
         if generator is not None:

@@ -118,12 +118,17 @@ def _pool(a: Tensor, p: float | Tensor, q: float | Tensor, sets: _Sets, limits: 
     zero = a < torch.finfo(a.dtype).tiny
     counted = ~zero if sets.present is None else ~zero & sets.present
     scaled = of_items(exponent) * torch.where(zero, 1.0, a).log()
-    shift = sets.extreme(torch.where(counted, scaled, -torch.inf).detach(), True)
+    shift = sets.extreme(torch.where(counted, scaled.detach(), -torch.inf), True)
     shift = torch.where(torch.isfinite(shift), shift, 0.0)
     terms = torch.where(counted, torch.where(counted, scaled - sets.spread(shift), 0.0).exp(), 0.0)
     sums = sets.total(terms)
-    absorbed = sets.total((zero if sets.present is None else zero & sets.present).to(a.dtype)) > 0
-    empty = (sums <= 0) | (absorbed & (torch.as_tensor(exponent, device=a.device) < 0))
+    empty = sums <= 0
+    negative = exponent < 0
+    if not isinstance(negative, bool) and can_look(negative):
+        negative = negative if bool(negative.any()) else False
+    if not (isinstance(negative, bool) and not negative):  # one zero makes the whole 0
+        absorbed = sets.total((zero if sets.present is None else zero & sets.present).to(a.dtype)) > 0
+        empty = empty | (absorbed & negative)
     log_norms = (shift + torch.where(empty, 1.0, sums).log()) / exponent - q * log_sizes
     largest = math.log(limits.max) * (1 - max(limits.eps, torch.finfo(a.dtype).eps))
     norms = torch.where(empty, 0.0, torch.where(empty, 0.0, log_norms).clamp(max=largest).exp())

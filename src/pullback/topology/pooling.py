@@ -148,12 +148,8 @@ class GeneralizedNormPool(nn.Module):
         p, q = self.exponents
         if self.mix is None:
             return norm_pool(x, index, count, p=p, q=q, mask=mask)
-        half = x.shape[-1] // 2
-        halves = [
-            norm_pool(part, index, count, p=p[i : i + 1], q=q[i : i + 1], mask=mask)
-            for i, part in enumerate(x.split(half, -1))
-        ]
-        mixed: Tensor = self.mix(torch.cat(halves, -1))
+        p, q = (exponents.repeat_interleave(self.features // 2) for exponents in (p, q))
+        mixed: Tensor = self.mix(norm_pool(x, index, count, p=p, q=q, mask=mask))
         return mixed
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 from pullback.core.checks import check_choice, check_integer, check_tensor
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Int, Num
-from pullback.core.transforms import can_look, is_transformed
+from pullback.core.transforms import can_look, is_transformed, transform_running
 
 __all__ = ["segment_reduce"]
 
@@ -81,7 +81,7 @@ def _extremum(name: str) -> Callable[[Tensor, Tensor, int, bool], Tensor]:
         fixed = values.detach()
         start = fixed.new_zeros(count, *values.shape[1:])
         best = start.scatter_reduce(0, _expand(index, values), fixed, name, include_self=False)
-        if not values.is_floating_point():
+        if not (values.requires_grad or transform_running()):
             return best
         tied = fixed == best[index]
         ties = _sum(tied.to(values.dtype), index, count, sorted).clamp(min=1)
