@@ -100,9 +100,10 @@ class HeadAttention(nn.Module):
         heads, size = combine.shape[:2]
         parts = (x @ project.flatten(0, 2).mT).unflatten(-1, (3, heads, size))
         queries, keys, values = parts.movedim(-3, 0).transpose(-3, -2)
-        allowed = None if mask is None else mask[..., None, None, :]
-        said = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed)
-        said = self.outputs(said)
+        shares = queries @ keys.mT / size**0.5
+        if mask is not None:
+            shares = shares.masked_fill(~mask[..., None, None, :], torch.finfo(shares.dtype).min)
+        said = self.outputs(shares.softmax(-1) @ values)
         return said.transpose(-3, -2).flatten(-2) @ combine.flatten(0, 1) + self.bias
 
 

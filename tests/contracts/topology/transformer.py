@@ -135,12 +135,10 @@ CONTRACTS = [
         _attention_by_hand,
         build=lambda g: topology.HeadAttention(4, 2, generator=g),
         bad=[Bad((torch.zeros(3, 5),), {}, ValueError, r"x must have shape \(\.\.\., n, 4\), got \(3, 5\)")],
-        gradgradcheck=False,
-        forward_mode=False,
         large_limit=10.0,
         vmap=False,
         compile=False,
-        why="torch's fused attention has first derivatives only; a softmax of large products is a choice",
+        why="a softmax of large products is a choice; which heads are closed is looked at",
     ),
     Module(
         "topology.GraphTransformer",
@@ -152,14 +150,13 @@ CONTRACTS = [
         ],
         idle=[f"stack.layers.{n}.score.{kind}" for n in range(2) for kind in ("weight", "bias")],
         batched=False,
-        gradgradcheck=False,
         forward_mode=False,
         large_limit=10.0,
         vmap=False,
         compile=False,
         half=False,
-        why="a batch of graphs is one list of nodes; torch's fused attention has first derivatives only; a LayerNorm "
-        "of a short row is as steep as its row is short",
+        why="a batch of graphs is one list of nodes, whose sizes are looked at; torch's LayerNorm is wrong in nested "
+        "forward mode; a LayerNorm of a short row is as steep as its row is short",
     ),
     HigherOrder(
         "topology.head_importance",
