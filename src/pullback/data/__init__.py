@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pullback.data.archives import DataFetchError
 from pullback.data.cache import DataMissingError, cache_root, is_present, load, missing, origin
+from pullback.data.clusters import PlantedClusters, planted_clusters
 from pullback.data.fetching import Entry, catalogue, fetch
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
@@ -40,6 +41,7 @@ __all__ = [
     "NestedSpheres",
     "Numbers",
     "Package",
+    "PlantedClusters",
     "Prompt",
     "Sachs",
     "Scan",
@@ -76,6 +78,7 @@ __all__ = [
     "opencv_digits",
     "origin",
     "photo",
+    "planted_clusters",
     "prompts",
     "resemblyzer",
     "sachs",

@@ -123,6 +123,12 @@ class CellComplex:
         edge, cell, sign = self.sides
         return _sparse(edge, cell, sign.to(self.edge_weights.dtype), (self.edges.shape[1], len(self.cycles)))
 
+    def node_adjacency(self) -> Tensor:
+        """Return the symmetric ``[nodes, nodes]``: the weight of the edge between two nodes. Dense."""
+        index = torch.cat([self.edges, self.edges.flip(0)], 1)
+        matrix = self.edge_weights.new_zeros(self.nodes, self.nodes)
+        return matrix.index_put((index[0], index[1]), self.edge_weights.repeat(2))
+
     def lower_adjacency(self) -> Tensor:
         """Return the sparse ``[edges, edges]``: 1 for two different edges that share a node."""
         common = _product(self.boundary_1().mT, self.boundary_1()).coalesce()

@@ -184,6 +184,7 @@ class DifferentiableCellComplex(nn.Module):
         cell_scale: initial gain of the polygons, > 0, learned.
         limit: polygons a node that are looked at: those of the largest smallest edge weight.
         candidates: as in :func:`latent_graph_entmax`.
+        embed: the embedding of the nodes, ``[n, features]`` to ``[n, hidden]``; by default a network of two layers.
         generator: draws the initial weights.
 
     Raises:
@@ -212,6 +213,7 @@ class DifferentiableCellComplex(nn.Module):
         cell_scale: float = 1.0,
         limit: int = 4,
         candidates: int | None = None,
+        embed: nn.Module | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -228,12 +230,16 @@ class DifferentiableCellComplex(nn.Module):
             raise ValueError(f"alpha must be > 1, got {alpha}: softmax has no zeros, every pair would be an edge")
         self.max_length, self.gradient, self.alpha = max_length, gradient, alpha
         self.limit, self.candidates = limit, candidates
-        self.embed = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.features = features
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
         if max_length > 2:
             self.embed_edges = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
             self.log_cell_scale = nn.Parameter(torch.tensor(float(cell_scale)).log())
+        if embed is None:
+            self.embed: nn.Module = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         _draw(self, generator)
+        if embed is not None:  # with the weights that it has
+            self.embed = embed
 
     def forward(self, x: Float[Tensor, "n features"]) -> CellComplex:
         """Return the complex of the nodes ``x [n, features]``.
@@ -245,9 +251,8 @@ class DifferentiableCellComplex(nn.Module):
         Warns:
             RuntimeWarning: there were more polygons than ``limit`` a node.
         """
-        first = self.embed[0]
-        if check_floating("x", x).ndim != 2 or x.shape[1] != first.in_features:
-            raise ValueError(f"x must have shape (nodes, {first.in_features}), got {tuple(x.shape)}")
+        if check_floating("x", x).ndim != 2 or x.shape[1] != self.features:
+            raise ValueError(f"x must have shape (nodes, {self.features}), got {tuple(x.shape)}")
         z = self.embed(x)
         graph = latent_graph_entmax(
             z,

@@ -309,7 +309,7 @@ class DifferentiableGraphGenerator(nn.Module):
             index = neighbor_candidates(x, self.candidates).index
         draws = generator or self.generator
         y = functional.leaky_relu(self.encoder(x))
-        log_p = self._log_scores(y, index)
+        log_p = self._scored(y, index)
         degree = self._degrees(y, log_p.exp(), draws)
         if self.training and self.noise:
             noise = gumbel_noise(
@@ -320,7 +320,13 @@ class DifferentiableGraphGenerator(nn.Module):
             _warn_at_the_limit(degree, log_p.shape[-1])
         return adaptive_neighborhood(log_p.exp(), degree, width=self.width, hard=self.hard, index=index)
 
-    def _log_scores(self, y: Tensor, index: Tensor | None) -> Tensor:
+    def log_scores(
+        self, x: Float[Tensor, "*batch n features"], *, index: Int[Tensor, "*batch n m"] | None = None
+    ) -> Float[Tensor, "*batch n m"]:
+        """Return ``log p`` without noise and without a cut, of all pairs or of the neighbours ``index``."""
+        return self._scored(functional.leaky_relu(self.encoder(x)), index)
+
+    def _scored(self, y: Tensor, index: Tensor | None) -> Tensor:
         if self.score == "distance":
             distances = pairwise_distances(y) if index is None else _distances(y, index)
             return -self.log_rate.exp() * distances
