@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pullback.kernels.compiled import compiled, over_rows
 
-__all__ = ["pair_cells", "rips_cycles", "spanning_tree", "spanning_tree_reference"]
+__all__ = ["pair_cells", "rips_cycles", "spanning_tree", "spanning_tree_reference", "spanning_trees"]
 
 
 def spanning_tree(distances: Tensor, ties: bool = False) -> tuple[Tensor, Tensor]:
@@ -32,12 +32,18 @@ def spanning_tree(distances: Tensor, ties: bool = False) -> tuple[Tensor, Tensor
     """
     if compiled() is None:
         return spanning_tree_reference(distances, ties)
+    narrow = distances if distances.dtype in (torch.float32, torch.float64) else distances.float()
+    edges, tied = spanning_trees(narrow.detach().cpu().resolve_neg().contiguous().numpy(), ties)
+    return torch.from_numpy(edges).to(distances.device), torch.from_numpy(tied).to(distances.device)
+
+
+def spanning_trees(distances: np.ndarray, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`spanning_tree` of arrays, in loops with or without numba."""
     b, n = distances.shape[:2]
-    edges = torch.empty(b, max(n - 1, 0), 2, dtype=torch.int64)
-    tied = torch.zeros(b, dtype=torch.bool)
-    if distances.numel():
-        over_rows(_loops()[0], _array(distances), edges.numpy(), tied.numpy(), ties)
-    return edges.to(distances.device), tied.to(distances.device)
+    edges, tied = np.empty((b, max(n - 1, 0), 2), np.int64), np.zeros(b, bool)
+    if distances.size:
+        over_rows(_loops()[0], distances, edges, tied, ties)
+    return edges, tied
 
 
 def spanning_tree_reference(distances: Tensor, ties: bool = False) -> tuple[Tensor, Tensor]:
@@ -118,12 +124,6 @@ def pair_cells(starts: np.ndarray, faces: np.ndarray, dims: np.ndarray, orders: 
     if orders.size:
         over_rows(_loops()[2], orders, partners, starts, faces, dims)
     return partners
-
-
-def _array(x: Tensor) -> np.ndarray:
-    x = x.detach().cpu().contiguous().resolve_neg()
-    result: np.ndarray = (x if x.dtype in (torch.float32, torch.float64) else x.float()).numpy()
-    return result
 
 
 @cache

@@ -32,12 +32,12 @@ def alpha_pairs(points: Tensor, degrees: Sequence[int]) -> tuple[list[Pairs], Te
     for k in range(len(cells) - 1, 0, -1):
         here = slice(sizes[k], sizes[k + 1])
         squared, centers = _spheres(torch.from_numpy(numbers)[cells[k]])
-        own, least = squared.numpy().copy(), np.full(len(cells[k]), np.inf)
+        own, least = as_array(squared), np.full(len(cells[k]), np.inf)
         source[here] = np.arange(sizes[k], sizes[k + 1])
         if k + 1 < len(cells):
             above = faces[starts[sizes[k + 1]] : starts[sizes[k + 2]]].reshape(-1, k + 2) - sizes[k]
             opposite = _opposite(cells[k + 1], cells[k], above)
-            gap = np.square(numbers[opposite] - centers.numpy()[above]).sum(-1) - own[above]
+            gap = np.square(numbers[opposite] - as_array(centers)[above]).sum(-1) - own[above]
             inside = np.zeros(len(cells[k]), bool)
             np.logical_or.at(inside, above, gap < 0)
             of_coface = np.broadcast_to(worth[sizes[k + 1] : sizes[k + 2], None], above.shape)
@@ -65,31 +65,32 @@ def alpha_pairs(points: Tensor, degrees: Sequence[int]) -> tuple[list[Pairs], Te
         )
         own_sphere = source == np.arange(len(source))
         result.append(with_ties(pairs, np.where(own_sphere, worth, -1.0)[None]))
-    return result, _values(points, cells, sizes, result)
+    return result, _values(points, scale, cells, sizes, result)
 
 
-def _values(points: Tensor, cells: list[np.ndarray], sizes: np.ndarray, pairs: list[Pairs]) -> Tensor:
+def _values(points: Tensor, scale: float, cells: list[np.ndarray], sizes: np.ndarray, pairs: list[Pairs]) -> Tensor:
     """The squared radii of the spheres that the pairs name, at their places; the others stay 0."""
     named = np.unique(np.concatenate([np.concatenate([each.birth_at, each.death_at]) for each in pairs]))
-    values = points.new_zeros(int(sizes[-1]), dtype=torch.float64)
+    wide = (points.double() - points.detach()[:1].double()) / scale
+    values = wide.new_zeros(int(sizes[-1]))
     for k in range(1, len(cells)):
         at = named[(named >= sizes[k]) & (named < sizes[k + 1])]
         if len(at):
             corners = torch.from_numpy(cells[k][at - sizes[k]]).to(points.device)
-            squared = _spheres(points.double()[corners])[0]
-            values = values.index_put((torch.from_numpy(at).to(points.device),), squared)
-    return values.to(points.dtype)
+            values = values.index_put((torch.from_numpy(at).to(points.device),), _spheres(wide[corners])[0])
+    return (values * scale * scale).to(points.dtype)
 
 
 def _spheres(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared radii and centres of the smallest spheres through ``corners [m, k + 1, d]``."""
+    """Squared radii and centres of the smallest spheres through ``corners [m, k + 1, d]``.
+
+    The centre is in the middle of every side, ``u_i . c = |s_i| / 2``, and in the span of the sides.
+    """
     sides = corners[:, 1:] - corners[:, :1]
-    scale = sides.detach().abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(corners.dtype).tiny)
-    sides = sides / scale
-    gram = sides @ sides.mT
-    weights = torch.linalg.solve(gram, 0.5 * gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1))
-    center = (weights.mT @ sides) * scale
-    return center.square().sum((-2, -1)), corners[:, 0] + center[:, 0]
+    lengths = torch.linalg.vector_norm(sides, dim=-1, keepdim=True)
+    basis, triangle = torch.linalg.qr((sides / lengths).mT)
+    center = basis @ torch.linalg.solve_triangular(triangle.mT, lengths / 2, upper=False)
+    return center.square().sum((-2, -1)), corners[:, 0] + center[..., 0]
 
 
 def _opposite(cofaces: np.ndarray, cells: np.ndarray, above: np.ndarray) -> np.ndarray:

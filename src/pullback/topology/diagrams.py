@@ -16,10 +16,10 @@ from pullback.transport import assignment
 
 __all__ = ["bottleneck_distance", "diagram_wasserstein"]
 
-Bars = Diagram | Float[Tensor, "*batch m 2"]
 
-
-def bottleneck_distance(a: Bars, b: Bars) -> Float[Tensor, "*batch"]:
+def bottleneck_distance(
+    a: Diagram | Float[Tensor, "*batch m 2"], b: Diagram | Float[Tensor, "*batch k 2"]
+) -> Float[Tensor, "*batch"]:
     r"""Return :math:`\min_\pi \max_{x} \lVert x - \pi(x) \rVert_\infty` over matchings of two diagrams.
 
     A bar that has no partner is matched with the diagonal, at half its length. Bars without end are matched among each
@@ -58,7 +58,13 @@ def bottleneck_distance(a: Bars, b: Bars) -> Float[Tensor, "*batch"]:
 
 
 def diagram_wasserstein(
-    a: Bars, b: Bars, *, p: float = 2.0, q: float = 2.0, method: str = "exact", lines: int = 50
+    a: Diagram | Float[Tensor, "*batch m 2"],
+    b: Diagram | Float[Tensor, "*batch k 2"],
+    *,
+    p: float = 2.0,
+    q: float = 2.0,
+    method: str = "exact",
+    lines: int = 50,
 ) -> Float[Tensor, "*batch"]:
     r"""Return the Wasserstein distance of two diagrams, each with the diagonal added.
 
@@ -117,7 +123,7 @@ def diagram_wasserstein(
     return torch.stack(results).to(dtype).view(batch)
 
 
-def _same_batch(a: Bars, b: Bars) -> tuple[tuple[int, ...], torch.dtype]:
+def _same_batch(a: Diagram | Tensor, b: Diagram | Tensor) -> tuple[tuple[int, ...], torch.dtype]:
     shapes = []
     for name, bars in (("a", a), ("b", b)):
         if isinstance(bars, Diagram):
@@ -135,7 +141,7 @@ def _same_batch(a: Bars, b: Bars) -> tuple[tuple[int, ...], torch.dtype]:
     return shapes[0], first.dtype
 
 
-def _elements(name: str, bars: Bars) -> list[Tensor]:
+def _elements(name: str, bars: Diagram | Tensor) -> list[Tensor]:
     """The points ``[m, 2]`` of each element, in at least single precision."""
     if isinstance(bars, Diagram):
         points = torch.stack([bars.birth, bars.death], -1)

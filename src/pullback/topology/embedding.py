@@ -204,5 +204,6 @@ def _check(x: Tensor, z: Tensor) -> None:
     check_same_dtype(x=x, z=z)
     if x.shape[:-1] != z.shape[:-1]:
         raise ValueError(f"x and z must have the same points, got shapes {tuple(x.shape)} and {tuple(z.shape)}")
-    if x.shape[-2] < 2:
-        raise ValueError(f"x must have at least 2 points, got {x.shape[-2]}")
+    if x.shape[-2] < 2 or not x.shape[-1] or not z.shape[-1]:
+        shapes = f"{tuple(x.shape)} and {tuple(z.shape)}"
+        raise ValueError(f"x and z must have at least 2 points of at least 1 feature, got shapes {shapes}")

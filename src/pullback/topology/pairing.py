@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pullback.core.transforms import transform_running
 
 __all__ = ["Pairs", "as_array", "joined", "with_ties"]
 
@@ -30,9 +32,48 @@ class Pairs(NamedTuple):
 
 
 def as_array(x: Tensor) -> np.ndarray:
-    """Return the values of ``x`` in float64: every narrower number is one."""
+    """Return the values of ``x`` in float64, below gradients and forward mode of any order; vmap is refused."""
+    if not transform_running():
+        return _array(x)
+    read = _Numbers()
+    _Read.apply(x, read)
+    return read.array
+
+
+def _array(x: Tensor) -> np.ndarray:
     result: np.ndarray = x.detach().resolve_neg().to("cpu", torch.float64).numpy()
     return result
+
+
+class _Numbers:
+    """Where they are left: torch copies lists on the way to ``forward``."""
+
+    array: np.ndarray
+
+
+class _Read(torch.autograd.Function):
+    """torch hands the tensor below all transforms to ``forward``, once."""
+
+    @staticmethod
+    def forward(x: Tensor, read: _Numbers) -> Tensor:
+        read.array = _array(x)
+        return x.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, None]:
+        return None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, read: _Numbers) -> Any:
+        raise ValueError("x must not be mapped over by vmap: which bars there are depends on values; give it the batch")
 
 
 def joined(parts: list[Pairs]) -> Pairs:

@@ -193,13 +193,13 @@ def _cells(simplices: Any, element: int | None, vertices: int) -> list[np.ndarra
 def _gather(pairs: Pairs, flat: Tensor, sizes: np.ndarray, batch: tuple[int, ...], essential: bool) -> Diagram:
     """Values from the input; bars without length and, unless they are wanted, without end are left out."""
     offset = sizes[pairs.element]
-    numbers = flat.detach().resolve_neg().cpu()
+    numbers = as_array(flat)
     ends = []
-    for at, outside in ((pairs.birth_at, 0.0), (pairs.death_at, torch.inf)):
-        index = torch.from_numpy(np.where(at < 0, 0, at + offset))
-        ends.append(torch.where(torch.from_numpy(at < 0), outside, numbers[index] if len(index) else numbers[:0]))
-    kept = (ends[1] > ends[0]).numpy() & (essential | (pairs.death_at >= 0))
-    birth, death = (end.double().numpy() for end in ends)
+    for at, outside in ((pairs.birth_at, 0.0), (pairs.death_at, np.inf)):
+        places = np.where(at < 0, 0, at + offset)
+        ends.append(np.where(at < 0, outside, numbers[places] if len(places) else 0.0))
+    birth, death = ends
+    kept = (death > birth) & (essential | (pairs.death_at >= 0))
     order = np.flatnonzero(kept)
     order = order[np.lexsort((death[order], birth[order], pairs.element[order]))]
     device = flat.device

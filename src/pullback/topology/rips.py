@@ -15,7 +15,7 @@ from torch import Tensor
 from pullback.core.checks import check_choice, check_finite, check_floating
 from pullback.core.shapes import Float, Int
 from pullback.core.transforms import physical
-from pullback.kernels.persistence import pair_cells, rips_cycles, spanning_tree
+from pullback.kernels.persistence import pair_cells, rips_cycles, spanning_tree, spanning_trees
 from pullback.topology.gudhi_backend import has_gudhi, rips_tree_pairs
 from pullback.topology.pairing import Pairs, as_array, with_ties
 from pullback.topology.reduction import boundary, by_degree
@@ -60,7 +60,7 @@ def rips_pairs(distances: Float[Tensor, "*batch n n"]) -> Int[Tensor, "*batch n-
     return pairs.gather(-2, entries(distances, pairs).argsort(dim=-1, stable=True).unsqueeze(-1).expand_as(pairs))
 
 
-def tree_pairs(distances: Tensor) -> Int[Tensor, "*batch n-1 2"]:
+def tree_pairs(distances: Tensor) -> Tensor:
     """:func:`rips_pairs` without checks and in any order."""
     result: Tensor = _TreePairs.apply(distances.detach())
     return result
@@ -139,7 +139,7 @@ def rips_stack(distances: Tensor, degrees: Sequence[int], backend: str) -> list[
 
 def _zero(distances: Tensor) -> Pairs:
     b, n = distances.shape[:2]
-    edges, tied = (t.cpu().numpy() for t in spanning_tree(distances, ties=True))
+    edges, tied = spanning_trees(as_array(distances), ties=True)
     element = np.repeat(np.arange(b), n - 1)
     deaths = edges.reshape(-1, 2)
     ends = np.sort(deaths, 1)

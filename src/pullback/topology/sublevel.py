@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ def cubical_stack(values: np.ndarray, degrees: Sequence[int], backend: str) -> l
     if backend == "auto":
         backend = "gudhi" if has_gudhi() else "reference"
     found = [_by_gudhi(v, degrees) for v in values] if backend == "gudhi" else _by_reduction(values, degrees)
-    flat, result = values.reshape(b, -1), []
+    flat, result = values.reshape(b, math.prod(shape)), []
     for i in range(len(degrees)):
         element = np.repeat(np.arange(b), [len(each[i]) for each in found])
         at = np.concatenate([*(each[i] for each in found), np.empty((0, 2), np.int64)])
@@ -112,7 +113,7 @@ def _by_reduction(values: np.ndarray, degrees: Sequence[int]) -> list[list[np.nd
 def _lowest(grid: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the flat place of the lowest pixel around each cell ``[b, cells]``, and the flat images."""
     b, shape = len(values), values.shape[1:]
-    flat = values.reshape(b, -1)
+    flat = values.reshape(b, math.prod(shape))
     best = np.full((b, len(grid)), -1)
     for corner in np.ndindex(*(2 for _ in shape)):
         pixel = (grid - 1 + np.array(corner)) // 2
