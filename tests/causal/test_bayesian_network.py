@@ -89,7 +89,10 @@ def test_random_tables_depend_on_every_parent_and_on_nothing_else() -> None:
     table = network.tables["2"]
     assert (table[0] - table[1]).abs().max() > 0.02
     assert (table[:, 0] - table[:, 1]).abs().max() > 0.02
-    assert all((t > 0).all() for t in network.tables.values())
+    logits = table.log().flatten(0, 1)
+    contrast = logits - logits.mean(-1, keepdim=True)  # what a softmax keeps of them
+    assert (contrast - contrast.mean(0)).square().mean().sqrt() <= 1.5
+    assert all((t > 0.005).all() for t in network.tables.values())
     with pytest.raises(ValueError, match="cycle"):
         causal.random_bayesian_network(torch.ones(2, 2))
 

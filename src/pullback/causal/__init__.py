@@ -6,6 +6,8 @@ from pullback.causal.acyclicity import acyclicity
 from pullback.causal.augmented_lagrangian import AugmentedLagrangian, Constrained, augmented_lagrangian_fit
 from pullback.causal.bacadi import BaCaDI, bacadi, dibs
 from pullback.causal.bayesian_network import BayesianNetwork, random_bayesian_network
+from pullback.causal.beliefs import GraphBelief, belief_gradient, sample_dags_from_beliefs
+from pullback.causal.categorical import CategoricalMechanisms
 from pullback.causal.cosmo import COSMO, SmoothAcyclicSCM, cosmo
 from pullback.causal.d_struct import DStruct, d_struct
 from pullback.causal.dag_distribution import DAGDistribution, DAGLogProb, bernoulli_kl
@@ -46,6 +48,7 @@ from pullback.causal.scm import LinearSCM, NonlinearSCM, random_weights
 from pullback.causal.structure import StructureLearner, StructureResult
 from pullback.causal.svgd import SVGD, Particles, SquaredExponential, svgd
 from pullback.causal.swaps import kkt_violation, swap_candidates, topological_swaps
+from pullback.causal.targeting import Discrepancy, TargetChoice, intervention_discrepancy, next_target
 
 __all__ = [
     "COSMO",
@@ -55,12 +58,15 @@ __all__ = [
     "AugmentedLagrangian",
     "BaCaDI",
     "BayesianNetwork",
+    "CategoricalMechanisms",
     "Constrained",
-    "DStruct",
     "DAGDistribution",
     "DAGLogProb",
+    "DStruct",
     "Design",
+    "Discrepancy",
     "EdgeMetrics",
+    "GraphBelief",
     "GraphPosterior",
     "InterventionPolicy",
     "InterventionalGaussian",
@@ -77,13 +83,15 @@ __all__ = [
     "StructureEstimator",
     "StructureLearner",
     "StructureResult",
+    "TargetChoice",
     "ThresholdedDAG",
     "acyclicity",
     "augmented_lagrangian_fit",
     "bacadi",
     "bayesian_value_search",
-    "beta_subsets",
+    "belief_gradient",
     "bernoulli_kl",
+    "beta_subsets",
     "bootstrap_posterior",
     "consensus_penalty",
     "cosine_temperature",
@@ -101,6 +109,7 @@ __all__ = [
     "find_cycle",
     "fit_order",
     "greedy_design",
+    "intervention_discrepancy",
     "interventional_moments",
     "is_acyclic",
     "kkt_violation",
@@ -108,6 +117,7 @@ __all__ = [
     "latent_targets",
     "least_squares_score",
     "logistic_noise",
+    "next_target",
     "notears",
     "optimize_design",
     "orientation",
@@ -116,6 +126,7 @@ __all__ = [
     "random_design",
     "random_weights",
     "ridge_weights",
+    "sample_dags_from_beliefs",
     "score_order",
     "score_ratio_gradient",
     "second_moments",

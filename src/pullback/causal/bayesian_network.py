@@ -17,6 +17,9 @@ from pullback.core.shapes import Bool, Float, Int, Shaped, Tensor
 
 __all__ = ["BayesianNetwork", "random_bayesian_network"]
 
+HIDDEN = 16
+"""Units of the networks that make random tables."""
+
 
 @dataclass(frozen=True)
 class BayesianNetwork:
@@ -184,17 +187,22 @@ class BayesianNetwork:
 
 
 def random_bayesian_network(
-    adjacency: Shaped[Tensor, "d d"], *, classes: int = 2, gain: float = 2.5, generator: torch.Generator | None = None
+    adjacency: Shaped[Tensor, "d d"],
+    *,
+    classes: int = 2,
+    strength: float = 1.5,
+    generator: torch.Generator | None = None,
 ) -> BayesianNetwork:
     """Give every variable of a graph a random table: the softmax of a network of one hidden layer.
 
-    It has four hidden units for each variable, orthogonal weights times ``gain``, biases uniform in +-1.1 and the slope
-    .1 below zero; its input is the values of the parents in one-hot code.
+    Its input is the one-hot code of the parents' values, its weights are standard normal. Its logits are centred over
+    the rows of the table and scaled to the standard deviation ``strength``, so that no variable is almost constant and
+    none ignores its parents, and get an offset for each class within +-1/2.
 
     Args:
         adjacency: ``[d, d]`` a DAG.
         classes: values of every variable, >= 2.
-        gain: of the weights, > 0: how strongly parents act.
+        strength: > 0, how much the parents decide.
         generator: source of the weights.
 
     Returns:
@@ -210,31 +218,35 @@ def random_bayesian_network(
         torch.Size([2, 2, 2])
 
     References:
-        Ke et al. (2019), Learning Neural Causal Models from Unknown Interventions (their generator).
+        Ke et al. (2019), Learning Neural Causal Models from Unknown Interventions, whose generator it follows but for
+        the scaling.
     """
     check_integer("classes", classes, 2)
-    check_positive("gain", gain)
+    check_positive("strength", strength)
     nodes = check_square("adjacency", adjacency, batch=False)
     arcs = check_tensor("adjacency", adjacency) != 0
-    device = None if generator is None else generator.device
     states, parents, tables = {}, {}, {}
     for node in range(nodes):
         above = arcs[:, node].nonzero().flatten().tolist()
         check_integer(f"the number of parents of node {node}", len(above), 0, 20)
-        given = torch.tensor(list(itertools.product(range(classes), repeat=len(above))), dtype=torch.int64)
-        coded = torch.nn.functional.one_hot(given, classes).flatten(1).double()
-        layers = []
-        for inputs, outputs in ((coded.shape[-1], 4 * nodes), (4 * nodes, classes)):
-            normal = torch.randn(max(inputs, outputs), min(inputs, outputs), generator=generator, device=device)
-            factor = torch.linalg.qr(normal.double())[0].cpu()
-            bias = 2.2 * torch.rand(outputs, generator=generator, device=device).double().cpu() - 1.1
-            layers.append((gain * (factor if inputs >= outputs else factor.mT), bias))
-        hidden = torch.nn.functional.leaky_relu(coded @ layers[0][0] + layers[0][1], 0.1)
-        table = (hidden @ layers[1][0] + layers[1][1]).softmax(-1)
+        offset = _normal((classes,), generator).sigmoid() - 0.5
+        logits = offset.expand(1, classes)
+        if above:
+            given = torch.tensor(list(itertools.product(range(classes), repeat=len(above))))
+            coded = torch.nn.functional.one_hot(given, classes).flatten(1).double()
+            hidden = coded @ _normal((coded.shape[-1], HIDDEN), generator) + _normal((HIDDEN,), generator)
+            raw = torch.relu(hidden) @ _normal((HIDDEN, classes), generator)
+            centred = raw - raw.mean(0)
+            logits = offset + strength * centred / centred.square().mean().sqrt()
         states[str(node)] = [str(value) for value in range(classes)]
         parents[str(node)] = [str(parent) for parent in above]
-        tables[str(node)] = table.reshape([classes] * (len(above) + 1))
+        tables[str(node)] = logits.softmax(-1).reshape([classes] * (len(above) + 1))
     return BayesianNetwork(states, parents, tables)
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    device = None if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.float64).cpu()
 
 
 def _check_values(name: str, values: Tensor, count: int) -> None:
