@@ -44,6 +44,7 @@ from pullback.causal.orders import fit_order, score_order
 from pullback.causal.orientation import cosine_temperature, orientation
 from pullback.causal.parallel import ParallelStructureLearner, beta_subsets, consensus_penalty
 from pullback.causal.posterior import GraphPosterior, enumerate_dags, exact_graph_posterior, expected_shd
+from pullback.causal.sampled_dagma import SampledDAGMA
 from pullback.causal.scm import LinearSCM, NonlinearSCM, random_weights
 from pullback.causal.structure import StructureLearner, StructureResult
 from pullback.causal.svgd import SVGD, Particles, SquaredExponential, svgd
@@ -77,6 +78,7 @@ __all__ = [
     "NonlinearSCM",
     "ParallelStructureLearner",
     "Particles",
+    "SampledDAGMA",
     "ScoreRatio",
     "SmoothAcyclicSCM",
     "SquaredExponential",

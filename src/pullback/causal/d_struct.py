@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.func import functional_call
 
 from pullback.causal.acyclicity import acyclicity
 from pullback.causal.augmented_lagrangian import AugmentedLagrangian
-from pullback.causal.knowledge import check_knowledge
-from pullback.causal.least_squares import second_moments
-from pullback.causal.likelihoods import MODELS, check_observations, check_targets, prediction_losses
-from pullback.causal.parallel import ParallelStructureLearner, beta_subsets, consensus_penalty
-from pullback.causal.structure import StructureLearner, StructureResult, order_of, positive, sortability
-from pullback.core.checks import check_choice, check_integer
+from pullback.causal.parallel import beta_subsets, consensus_penalty
+from pullback.causal.sampled import SampleLearner
+from pullback.causal.structure import StructureResult, positive
+from pullback.core.checks import check_floating, check_integer, check_shape
 from pullback.core.shapes import Bool, Int, Shaped, Tensor
 
 __all__ = ["DStruct", "d_struct"]
 
 
-class DStruct(StructureLearner):
+class DStruct(SampleLearner):
     r"""Learn one graph by ``K`` NOTEARS learners, each on its own subset of the samples.
 
     .. math:: \min \sum_k \Big[ \ell(D_k, f_k) + \lambda_1 \|\text{first}_k\|_1
@@ -88,55 +84,37 @@ class DStruct(StructureLearner):
         relative: float = 1e-5,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_choice("model", model, MODELS)
-        self._model, self._detach_mean = model, detach_mean
-        self._consensus = positive("consensus", consensus, zero=True)
-        self._ridge = positive("ridge", ridge, zero=True)
-        strength = positive("penalty", penalty, zero=True)
-        super().__init__(check_integer("steps", steps, 1))
-        moments = second_moments(data).detach()
+        self._detach_mean, self._consensus = detach_mean, positive("consensus", consensus, zero=True)
+        check_shape("data", check_floating("data", data), (None, None))
         *batch, n, nodes = data.shape
-        check_observations(model, data)
         if check_integer("learners", learners, 1) > n:
             raise ValueError(f"learners must be at most the number of samples, {n}, got {learners}")
-        free = check_targets(data, targets)
-        self._batch, self._dtype = tuple(batch), moments.dtype
-        possible, self._required = check_knowledge(nodes, allowed, required, data.device)
-        self._moments = moments.double()
-        rows = _subsets(subsets, self._batch, n, learners, generator).to(data.device)
+        rows = _subsets(subsets, tuple(batch), n, learners, generator).to(data.device)
+        super().__init__(
+            data,
+            subsets=rows,
+            steps=steps,
+            mechanism=mechanism,
+            hidden=hidden,
+            model=model,
+            penalty=penalty,
+            ridge=ridge,
+            allowed=allowed,
+            required=required,
+            targets=targets,
+            generator=generator,
+        )
         if rows.shape[-1] < 2 * nodes:
             warnings.warn(
                 f"a subset has {rows.shape[-1]} samples, fewer than twice the {nodes} nodes", UserWarning, stacklevel=2
             )
-        x = data.detach().double()
-        if model == "least-squares":
-            x = x - x.mean(-2, keepdim=True)
-        self.module = ParallelStructureLearner(
-            nodes,
-            learners,
-            mechanism=mechanism,
-            hidden=hidden,
-            batch=self._batch,
-            allowed=possible,
-            dtype=torch.float64,
-            generator=generator,
-        ).to(data.device)
-        given = [_rows(x, rows)]
-        if free is not None:
-            given.append(_rows(free, rows))
-            if not bool(given[1].any(-2).all()):
-                raise ValueError("targets must leave every node free in some sample of each subset")
-        count = math.prod(self._batch)
-        flat = [value.reshape(count, *value.shape[len(batch) :]) for value in given]
-        start = {k: v.reshape(count, *v.shape[len(batch) :]) for k, v in self.module.named_parameters()}
-        self._given = flat
         self._solver = AugmentedLagrangian(
-            start,
+            self._start(),
             self._loss,
-            lambda parameters, *_: self._cyclicity(parameters["first"]),
-            data=flat,
+            lambda parameters, *_: acyclicity(self._graphs(parameters["first"]), method="exponential"),
+            data=self._given,
             batch_ndim=1,
-            l1=self._strengths(strength),
+            l1=self._strengths(),
             tolerance=tolerance,
             max_rho=max_rho,
             steps=steps,
@@ -150,56 +128,18 @@ class DStruct(StructureLearner):
     def _advance(self) -> None:
         self._solver.step()
 
-    def _losses(self, parameters: Mapping[str, Tensor], x: Tensor, free: Tensor | None = None) -> Tensor:
-        """Return the loss of every learner, ``[rows, K]``."""
-        predicted = functional_call(self.module, dict(parameters), (x,))
-        return prediction_losses(self._model, predicted, x, free).sum(-1)
-
     def _loss(self, parameters: Mapping[str, Tensor], x: Tensor, free: Tensor | None = None) -> Tensor:
         """Return the objective of every problem but for the constraint and the absolute values, ``[rows]``."""
-        value = self._losses(parameters, x, free).sum(-1)
-        if self._ridge > 0:
-            layers = [parameters[name] for name in ("first", "second") if name in parameters]
-            value = value + 0.5 * self._ridge * sum(layer.square().flatten(1).sum(-1) for layer in layers)
+        value = self._fit(parameters, x, free)
         if self._consensus > 0 and self.module.learners > 1:
             graphs = self.module.graph_of(parameters["first"])
             value = value + self._consensus * consensus_penalty(graphs, detach_mean=self._detach_mean)
         return value
 
-    def _cyclicity(self, first: Tensor) -> Tensor:
-        graphs = self.module.graph_of(first)
-        if self._required is not None:
-            graphs = torch.where(self._required, (graphs.square() + 1).sqrt(), graphs)
-        return acyclicity(graphs, method="exponential")
-
-    def _strengths(self, penalty: float) -> dict[str, Tensor]:
-        penalised = torch.full_like(self._moments[(0,) * len(self._batch)], penalty)
-        if self._required is not None:
-            penalised = penalised * ~self._required
-        return {"first": penalised if self.module.mechanism == "linear" else penalised.unsqueeze(-1)}
-
-    @torch.no_grad()
     def _answer(self) -> StructureResult:
         found = self._solver.result()
-        shape = (*self._batch, self.module.learners)
-        losses = self._losses(found.parameters, *self._given).reshape(shape)
-        for name, value in self.module.named_parameters():
-            value.copy_(found.parameters[name].view_as(value))
-        graphs = self.module.adjacency()
-        mean, nodes = graphs.mean(-3), graphs.shape[-1]
-        score = losses.mean(-1) / nodes * (2 if self._model == "least-squares" else 1)
-        sortable = sortability(self._moments, mean, self._required)
-        return StructureResult(
-            weights=mean.to(self._dtype),
-            order=order_of(mean, self._required),
-            score=score.to(self._dtype),
-            restart_weights=graphs.to(self._dtype),
-            restart_scores=losses.to(self._dtype),
-            history={"acyclicity": found.history.reshape(-1, *shape)},
-            converged=found.converged.reshape(self._batch),
-            required=self._required,
-            varsortability=(sortable if self._model == "least-squares" else sortable * torch.nan).to(self._dtype),
-        )
+        curve = found.history.reshape(-1, *self._batch, self.module.learners)
+        return self._found(found.parameters, {"acyclicity": curve}, found.converged)
 
     def _state(self) -> dict[str, Any]:
         return {"solver": self._solver.state_dict()}
@@ -255,9 +195,3 @@ def _subsets(
         return subsets.expand(*batch, *subsets.shape[-2:]).long()
     except RuntimeError as error:
         raise ValueError(f"subsets must fit the batch {batch} of the data, got {tuple(subsets.shape)}") from error
-
-
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Take rows ``[*batch, K, size]`` of ``[*batch, n, d]``."""
-    index = rows.unsqueeze(-1).expand(*rows.shape, values.shape[-1])
-    return values.unsqueeze(-3).expand(*rows.shape[:-1], *values.shape[-2:]).gather(-2, index)

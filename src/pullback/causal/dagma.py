@@ -9,8 +9,10 @@ import torch
 
 from pullback.causal.acyclicity import acyclicity
 from pullback.causal.least_squares import least_squares_score
+from pullback.causal.parallel import MECHANISMS
+from pullback.causal.sampled_dagma import SampledDAGMA
 from pullback.causal.structure import CovarianceLearner, StructureResult, positive
-from pullback.core.checks import check_integer
+from pullback.core.checks import check_choice, check_integer
 from pullback.core.errors import ConvergenceError
 from pullback.core.shapes import Bool, Shaped, Tensor
 from pullback.kernels.barrier import BarrierState, barrier_steps
@@ -169,12 +171,25 @@ class DAGMA(CovarianceLearner):
         now["objective"] = now["objective"].masked_fill(where, math.inf)
 
 
-def dagma(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResult:
-    """Learn a DAG on the central path of the log-determinant barrier: :class:`DAGMA` run to its end.
+def dagma(
+    data: Shaped[Tensor, "*batch n d"],
+    *,
+    mechanism: str = "linear",
+    model: str = "least-squares",
+    targets: Shaped[Tensor, "*batch n d"] | None = None,
+    **options: Any,
+) -> StructureResult:
+    """Learn a DAG on the central path of the log-determinant barrier.
+
+    The linear model of measurements needs second moments alone: :class:`DAGMA` run to its end. The others need samples:
+    :class:`SampledDAGMA`.
 
     Args:
         data: ``[*batch, n, d]`` samples or, with ``covariance=True``, ``[*batch, d, d]`` covariance.
-        **options: those of :class:`DAGMA`.
+        mechanism: ``"linear"``; ``"mlp"`` or ``"sobolev"``, whose weights are norms, without signs.
+        model: ``"least-squares"``, ``"logistic"`` for bits, ``"poisson"`` for counts.
+        targets: ``[*batch, n, d]`` booleans, which nodes were set in which sample.
+        **options: those of :class:`DAGMA` or :class:`SampledDAGMA`.
 
     Returns:
         :class:`StructureResult` in the dtype of the data (half precision: float32). ``converged`` says whether the
@@ -182,7 +197,7 @@ def dagma(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResult
 
     Raises:
         TypeError: not a floating tensor, options that are no numbers or do not exist.
-        ValueError: bad data (see :func:`second_moments`), options out of range.
+        ValueError: bad data (see :func:`second_moments`), options out of range, an unknown mechanism or model.
         ConvergenceError: the weights did not stay finite.
 
     Example:
@@ -195,4 +210,9 @@ def dagma(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResult
     References:
         Bello, Aragam, Ravikumar (2022), DAGMA: Learning DAGs via M-matrices, algorithm 1 and section 4.
     """
-    return DAGMA(data, **options).run()
+    if mechanism == "linear" and model == "least-squares" and targets is None:
+        return DAGMA(data, **options).run()
+    check_choice("mechanism", mechanism, MECHANISMS)
+    if options.pop("covariance", False):
+        raise ValueError(f"mechanism {mechanism!r}, model {model!r} and targets need samples, got covariance=True")
+    return SampledDAGMA(data, mechanism=mechanism, model=model, targets=targets, **options).run()
