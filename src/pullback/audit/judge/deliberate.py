@@ -71,6 +71,7 @@ STOPS: dict[str, StopKind] = {
     "cut.comparison": StopKind(feature=True, mask=True, relaxable=True),
     "cut.cast": StopKind(feature=True),
     "cut.rebuild": StopKind(feature=True),
+    "control-flow.branch": StopKind(departs=True),
     "cut.custom": StopKind(),
     "cut.operation": StopKind(),
     "cut.optimizer": StopKind(),

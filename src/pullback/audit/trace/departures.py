@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import Any
+from types import CodeType
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.custom import function_call
+from pullback.audit.trace.decisions import decision_at
 from pullback.audit.trace.numbers import origin_of, traced
 from pullback.audit.trace.passes import BackwardPasses
 from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.records import Exit, Origin
-from pullback.audit.trace.sites import locate
+from pullback.audit.trace.sites import locate, place
 
 __all__ = ["Departures"]
 
 MOST_VALUES = 4096
 """Elements of a list that are looked at."""
+
+
+class _Decided(NamedTuple):
+    """The last truth value that Python decided on."""
+
+    code: CodeType
+    lines: tuple[tuple[int, int], ...]
+    node: int
+    told: bool = False
 
 
 class Departures(BackwardPasses):
@@ -32,10 +43,11 @@ class Departures(BackwardPasses):
         self._arrays: list[int] = []
         self._numbers: dict[float, int] = {}
         self._compared: dict[int, weakref.ref[Tensor]] = {}
+        self._decision: _Decided | None = None
 
-    def python_values(self, name: str, args: Any, kwargs: Any) -> list[int]:
+    def python_values(self, name: str, args: Any, kwargs: Any, frame: Any) -> list[int]:
         """Return the nodes behind Python numbers and arrays among the arguments."""
-        found: list[int] = []
+        found = self._decided(name, args, frame)
         stack: list[Any] = [*args, *kwargs.values()]
         while stack:
             value = stack.pop()
@@ -56,6 +68,22 @@ class Departures(BackwardPasses):
         for index in found:
             self._link(index)
         return found
+
+    def _decided(self, name: str, args: Any, frame: Any) -> list[int]:
+        """The decision under which a number is written into a tensor: ``keep[i] = 0.0 if p[i] > 0 else 1.0``."""
+        decided = self._decision
+        if decided is None or name not in ops.WRITES_NUMBERS or type(args[-1]) not in (bool, int, float):
+            return []
+        inside = frame.f_code is decided.code and any(a <= frame.f_lineno <= b for a, b in decided.lines)
+        if not inside:
+            return []
+        if not decided.told:  # from here on the decision is what cuts, whatever it was made from
+            node = self.nodes[decided.node]
+            assert node.site is not None
+            self.origins.append(Origin(node.index, "control-flow.branch", node.op, node.site, node.parents))
+            node.origins = frozenset({len(self.origins) - 1})
+            self._decision = decided._replace(told=True)
+        return [decided.node]
 
     def rebuilt(self, tensor: Tensor, frame: Any) -> int | None:
         """Return a node for a tensor made from numbers that left the graph, as ``torch.Tensor(h.tolist())``."""
@@ -117,6 +145,9 @@ class Departures(BackwardPasses):
             code = "cut.item" if name in ("item", "tolist", "__float__") else "cut.number"
             self.origins.append(Origin(node.index, code, name, site, (parent,)))
             node.origins = node.origins | {len(self.origins) - 1}
+        if name == "__bool__" and direct:
+            lines = decision_at(place(site.code, site.instruction, site.line)).lines
+            self._decision = _Decided(site.code, lines, node.index)
         if name in ("numpy", "__array__"):
             self._arrays.append(node.index)
         elif name in ("item", "tolist"):

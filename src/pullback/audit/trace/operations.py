@@ -82,6 +82,8 @@ FILLS = frozenset("masked_fill masked_fill_ fill_ where __setitem__ index_fill i
 
 SAMPLERS = frozenset("multinomial bernoulli normal poisson binomial _standard_gamma _sample_dirichlet".split())
 REBUILDS = frozenset("tensor as_tensor asarray from_numpy new_tensor scalar_tensor FloatTensor".split())
+WRITES_NUMBERS = REBUILDS | {"__setitem__", "fill_"}
+"""Take Python's numbers into tensors."""
 STEPS = frozenset(
     """round floor ceil trunc fix sign sgn heaviside floor_divide __floordiv__ floordiv round_ floor_ ceil_ trunc_
     sign_ fix_""".split()

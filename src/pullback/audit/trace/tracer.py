@@ -66,7 +66,7 @@ class Tracer(Departures, TorchFunctionMode):
         out: Tensor = self._real_from_numpy(array)
         if not self.stopped:
             frame = sys._getframe(1)
-            parents = self.python_values("from_numpy", (array,), {})
+            parents = self.python_values("from_numpy", (array,), {}, sys._getframe(1))
             if parents:
                 site = locate(frame, self.libraries)
                 self._outputs(
@@ -217,7 +217,7 @@ class Tracer(Departures, TorchFunctionMode):
                 parents.append(index)
                 if live:
                     live_parents.append(index)
-        parents += [n for n in self.python_values(name, args, kwargs) if n not in parents]
+        parents += [n for n in self.python_values(name, args, kwargs, frame) if n not in parents]
         if not parents:
             out = func(*args, **kwargs)
             if name in ("get data", "detach"):
