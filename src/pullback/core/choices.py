@@ -16,7 +16,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
         >>> nearest("sotfsort", ["softsort", "network"])
         "; did you mean 'softsort'?"
     """
-    matches = get_close_matches(word, list(allowed), n=1)
+    matches = get_close_matches(word, [other for other in allowed if isinstance(other, str)], n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
