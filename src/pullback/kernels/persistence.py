@@ -74,35 +74,45 @@ def spanning_tree_reference(distances: Tensor, ties: bool = False) -> tuple[Tens
     return torch.stack([parents, order], -1)[:, 1:], tied
 
 
-def rips_cycles(distances: np.ndarray) -> np.ndarray:
-    """Return the pairs of degree 1 of the Rips complex of one symmetric matrix ``[n, n]``.
+def rips_cycles(distances: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return the pairs of degree 1 of the Rips complex of one symmetric matrix ``[n, n]`` with zeros on its diagonal.
 
     Cohomology, columns from the longest edge down. An edge that is the longest of some triangle forms a pair of no
     persistence with the first of those triangles; what is left are edges of the relative neighbourhood graph outside
     of the spanning tree, few, and their columns alone are reduced. Above the smallest radius of a ball around a point
-    that contains all, the complex is a cone: nothing lives there.
-
-    Args:
-        distances: ``[n, n]`` symmetric.
+    that contains all, the complex is a cone: nothing lives there. Most cycles die long before: edges up to twice the
+    longest of the spanning tree are sorted first, and more only if a cycle is still open, or begins above.
 
     Returns:
         ``[m, 5]`` int64: the two ends of the edge that gives birth, and the death triangle's longest edge and its
-        third corner.
+        third corner; and whether one of these edges is as long as another edge.
 
     References:
         Bauer (2021), Ripser: efficient computation of Vietoris-Rips persistence barcodes, sections 3 and 4.
     """
     n = len(distances)
     if n < 4:
-        return np.empty((0, 5), np.int64)
-    upper = distances[_corners(n)]
-    kept = np.flatnonzero(upper <= distances.max(1).min())
-    ranked = kept[np.argsort(upper[kept], kind="stable")]
-    first, second = (side[ranked] for side in _corners(n))
-    ranks = np.full((n, n), len(ranked), np.int32)
-    ranks[first, second] = ranks[second, first] = np.arange(len(ranked), dtype=np.int32)
-    found: np.ndarray = _loops()[1](ranks, first, second)
-    return found
+        return np.empty((0, 5), np.int64), False
+    _, cycles, _, begins_above = _loops()
+    tree = spanning_trees(distances[None])[0][0]
+    whole = distances.max(1).min()
+    reach = 2 * distances[tree[:, 0], tree[:, 1]].max()
+    if reach < whole and begins_above(distances, reach, whole):
+        reach = whole
+    while True:
+        last = reach >= whole or not reach > 0
+        first, second = np.nonzero(np.triu(distances <= (whole if last else reach), 1))
+        lengths = distances[first, second]
+        order = np.argsort(lengths)
+        first, second, lengths = first[order], second[order], lengths[order]
+        ranks = np.full((n, n), len(order), np.int32)
+        ranks[first, second] = ranks[second, first] = np.arange(len(order), dtype=np.int32)
+        pairs, open_ = cycles(ranks, first, second)
+        if last or not open_:
+            equal = np.pad(lengths[1:] == lengths[:-1], 1)
+            critical = np.concatenate([ranks[pairs[:, 0], pairs[:, 1]], ranks[pairs[:, 2], pairs[:, 3]]])
+            return pairs, bool((equal[critical] | equal[critical + 1]).any())
+        reach = 2 * reach
 
 
 def pair_cells(starts: np.ndarray, faces: np.ndarray, dims: np.ndarray, orders: np.ndarray) -> np.ndarray:
@@ -127,15 +137,10 @@ def pair_cells(starts: np.ndarray, faces: np.ndarray, dims: np.ndarray, orders: 
 
 
 @cache
-def _corners(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.triu_indices(n, 1)
-
-
-@cache
 def _loops() -> tuple[Callable[..., Any], ...]:
     """Return the loops, compiled where numba is installed."""
     jit = compiled() or (lambda function: function)
-    return jit(_prim), jit(_cycles), jit(_pair)
+    return jit(_prim), jit(_cycles), jit(_pair), jit(_begins_above)
 
 
 def _prim(distances: Any, edges: Any, tied: Any, ties: bool) -> None:
@@ -304,7 +309,24 @@ def _cycles(ranks: Any, first: Any, second: Any) -> Any:
             pairs[found, 2], pairs[found, 3] = first[begin], second[begin]
             pairs[found, 4] = corner[c]
             found += 1
-    return pairs[:found]
+    return pairs[:found], found < left
+
+
+def _begins_above(distances: Any, low: float, high: float) -> bool:
+    """Whether some edge of such a length is not the longest of any triangle."""
+    n = distances.shape[0]
+    for a in range(n):
+        for b in range(a):
+            length = distances[a, b]
+            if low < length <= high:
+                inside = False
+                for w in range(n):
+                    if distances[a, w] < length and distances[b, w] < length and w not in (a, b):
+                        inside = True
+                        break
+                if not inside:
+                    return True
+    return False
 
 
 def _pair(orders: Any, partners: Any, starts: Any, faces: Any, dims: Any) -> None:

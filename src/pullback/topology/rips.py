@@ -125,33 +125,30 @@ def check_distances(name: str, distances: Tensor) -> None:
 def rips_stack(distances: Tensor, degrees: Sequence[int], backend: str) -> list[Pairs]:
     """Return the pairs of ``distances [b, n, n]``, one record a degree."""
     check_choice("backend", backend, BACKENDS)
-    n = distances.shape[-1]
+    matrices = _symmetric(as_array(distances))
+    n = matrices.shape[-1]
     if backend == "auto":
-        by_degree = {k: _zero(distances) if k == 0 else _one(distances) for k in degrees if k < 2}
+        by_degree = {k: _zero(matrices) if k == 0 else _one(matrices) for k in degrees if k < 2}
         high = [k for k in degrees if k >= 2]
         if high:
             small = sum(comb(n, k + 1) for k in range(max(high) + 2)) <= _LARGEST
-            by_degree |= _general(distances, high, "reference" if small and not has_gudhi() else "gudhi")
+            by_degree |= _general(matrices, high, "reference" if small and not has_gudhi() else "gudhi")
     else:
-        by_degree = _general(distances, degrees, backend)
+        by_degree = _general(matrices, degrees, backend)
     return [by_degree[k] for k in degrees]
 
 
-def _zero(distances: Tensor) -> Pairs:
-    b, n = distances.shape[:2]
-    edges, tied = spanning_trees(as_array(distances), ties=True)
-    element = np.repeat(np.arange(b), n - 1)
-    deaths = edges.reshape(-1, 2)
+def _zero(matrices: np.ndarray) -> Pairs:
+    b, n = matrices.shape[:2]
+    edges, tied = spanning_trees(matrices, ties=True)
+    deaths = np.concatenate([edges.reshape(-1, 2), np.full((b, 2), -1)])  # the first node's component stays
+    births = np.concatenate([deaths[: b * (n - 1), 1:], np.zeros((b, 1), np.int64)])
+    element = np.concatenate([np.repeat(np.arange(b), n - 1), np.arange(b)])
     ends = np.sort(deaths, 1)
-    pairs = Pairs(element, deaths[:, 1:], ends, np.full(len(ends), -1), ends @ (n, 1), tied)
-    never = Pairs(
-        np.arange(b), np.zeros((b, 1), np.int64), np.full((b, 2), -1), np.full(b, -1), np.full(b, -1), tied[:0]
-    )
-    return Pairs(*(np.concatenate(arrays) for arrays in zip(pairs, never, strict=True)))
+    return Pairs(element, births, ends, np.full(len(ends), -1), np.where(ends[:, 0] < 0, -1, ends @ (n, 1)), tied)
 
 
-def _one(distances: Tensor) -> Pairs:
-    matrices = _upper(distances)
+def _one(matrices: np.ndarray) -> Pairs:
     b, n = matrices.shape[:2]
     threads = min(b, torch.get_num_threads()) if n >= _WORTH_THREADS else 1
     if threads > 1:
@@ -159,21 +156,19 @@ def _one(distances: Tensor) -> Pairs:
             found = list(pool.map(rips_cycles, matrices))
     else:
         found = [rips_cycles(matrix) for matrix in matrices]
-    rows = np.concatenate([*found, np.empty((0, 5), np.int64)])
-    pairs = Pairs(
-        np.repeat(np.arange(b), [len(each) for each in found]),
+    rows = np.concatenate([*(pairs for pairs, _ in found), np.empty((0, 5), np.int64)])
+    return Pairs(
+        np.repeat(np.arange(b), [len(pairs) for pairs, _ in found]),
         rows[:, :2],
         np.sort(rows[:, 2:], 1),
         rows[:, :2] @ (n, 1),
-        rows[:, 2:4] @ (n, 1),
-        np.zeros(b, bool),
+        np.sort(rows[:, 2:4], 1) @ (n, 1),
+        np.array([tied for _, tied in found], bool),
     )
-    return _with_tied_distances(pairs, matrices)
 
 
-def _general(distances: Tensor, degrees: Sequence[int], backend: str) -> dict[int, Pairs]:
+def _general(matrices: np.ndarray, degrees: Sequence[int], backend: str) -> dict[int, Pairs]:
     """Pairs of simplices, their values those of their longest edges."""
-    matrices = _upper(distances)
     b = len(matrices)
     find = rips_tree_pairs if backend == "gudhi" else _reduced
     found = [find(matrix, degrees) for matrix in matrices]
@@ -210,10 +205,16 @@ def _reduced(matrix: np.ndarray, degrees: Sequence[int]) -> dict[int, tuple[np.n
     return by_degree(cells, partners, degrees)
 
 
-def _upper(distances: Tensor) -> np.ndarray:
-    """The matrices with what stands below the diagonal taken from above it."""
-    above = np.triu(as_array(distances), 1)
-    return above + above.swapaxes(-1, -2)
+def _symmetric(distances: np.ndarray) -> np.ndarray:
+    """The matrices with what stands below the diagonal taken from above it, and zeros on it."""
+    if np.array_equal(distances, distances.swapaxes(-1, -2)):
+        matrices = distances.copy()
+    else:
+        above = np.triu(distances, 1)
+        matrices = above + above.swapaxes(-1, -2)
+    every = np.arange(matrices.shape[-1])
+    matrices[:, every, every] = 0
+    return matrices
 
 
 def _longest_edge(matrices: np.ndarray, element: np.ndarray, simplices: np.ndarray) -> np.ndarray:
