@@ -25,6 +25,12 @@ LEARNERS: dict[str, Make] = {
     "COSMO, nonlinear": lambda x, seed: causal.COSMO(x, iterations=12, hidden=2, generator=_generator(seed)),
     "DAGMA": lambda x, seed: causal.DAGMA(x, iterations=400, check_every=100),
     "NOTEARS": lambda x, seed: causal.NOTEARS(x),
+    "D-Struct": lambda x, seed: causal.DStruct(
+        x, learners=2, hidden=2, relative=1e-3, tolerance=1e-3, iterations=20, generator=_generator(seed)
+    ),
+    "DAGMA, networks": lambda x, seed: causal.SampledDAGMA(
+        x, hidden=2, relative=1e-3, iterations=20, generator=_generator(seed)
+    ),
 }
 
 
@@ -104,6 +110,47 @@ def test_steps_after_the_last_change_nothing(name: str) -> None:
         learner.step()
     assert learner.taken <= learner.steps
     assert torch.equal(learner.result().weights, result.weights)
+
+
+_LINEAR: dict[str, Callable[..., causal.StructureResult]] = {
+    "notears": causal.notears,
+    "dagma": lambda x, **known: causal.dagma(x, iterations=4000, **known),
+    "notears, networks": lambda x, **known: causal.notears(
+        x, mechanism="mlp", hidden=2, relative=1e-3, tolerance=1e-4, generator=_generator(0), **known
+    ),
+    "dagma, networks": lambda x, **known: causal.dagma(
+        x, mechanism="mlp", hidden=2, relative=1e-3, generator=_generator(0), **known
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _LINEAR)
+def test_what_is_known_of_a_graph_is_in_the_answer(name: str) -> None:
+    """A required arc is there though the data speak against it, no path leads back; what is not allowed is zero."""
+    graph, x = _small_set(5)
+    cause, effect = graph.nonzero()[0].tolist()
+    against = torch.zeros(4, 4, dtype=torch.bool)
+    against[effect, cause] = True
+    result = _LINEAR[name](x, required=against)
+    found = result.graph(0.3)
+    assert found[effect, cause]
+    assert torch.equal(result.graph(10.0), against)  # no threshold drops it
+    assert causal.is_acyclic(found)
+    place = result.order.argsort()
+    assert place[effect] < place[cause]
+    without = _LINEAR[name](x, allowed=~graph)
+    assert (without.weights[graph] == 0).all()
+    assert (without.weights != 0).any()
+
+
+@pytest.mark.parametrize("method", ["notears", "dagma"])
+def test_a_result_says_whether_the_variances_tell_the_order(method: str) -> None:
+    chain = torch.diag(torch.full((3,), 1.5, dtype=torch.float64), 1)
+    x = causal.LinearSCM(chain).rsample(400, generator=_generator(0))
+    learn = getattr(causal, method)
+    options = {"iterations": 3000} if method == "dagma" else {}
+    assert learn(x, **options).varsortability == 1
+    assert learn(x / x.std(0), **options).varsortability < 0.95
 
 
 @pytest.mark.parametrize("method", ["notears", "dagma"])

@@ -89,7 +89,7 @@ class DStruct(SampleLearner):
         *batch, n, nodes = data.shape
         if check_integer("learners", learners, 1) > n:
             raise ValueError(f"learners must be at most the number of samples, {n}, got {learners}")
-        rows = _subsets(subsets, tuple(batch), n, learners, generator).to(data.device)
+        self._subsets = rows = _subsets(subsets, tuple(batch), n, learners, generator).to(data.device)
         super().__init__(
             data,
             subsets=rows,
@@ -142,10 +142,17 @@ class DStruct(SampleLearner):
         return self._found(found.parameters, {"acyclicity": curve}, found.converged)
 
     def _state(self) -> dict[str, Any]:
-        return {"solver": self._solver.state_dict()}
+        return {"subsets": self._subsets, "solver": self._solver.state_dict()}
 
     def _load(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state["subsets"], Tensor) or state["subsets"].shape != self._subsets.shape:
+            raise ValueError(
+                f"state: subsets must have shape {tuple(self._subsets.shape)}, of the same data and options"
+            )
         self._solver.load_state_dict(state["solver"])
+        self._subsets = state["subsets"].to(self._subsets, copy=True)
+        for own, drawn in zip(self._given, self._taken_rows(self._subsets), strict=True):
+            own.copy_(drawn)  # the solver reads the same memory
 
 
 def d_struct(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResult:

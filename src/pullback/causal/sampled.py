@@ -62,14 +62,13 @@ class SampleLearner(StructureLearner):
         x = data.detach().double()
         if model == "least-squares":
             x = x - x.mean(-2, keepdim=True)
-        given = [x.unsqueeze(-3)] if subsets is None else [_rows(x, subsets)]
-        if free is not None:
-            given.append(free.unsqueeze(-3) if subsets is None else _rows(free, subsets))
-            if not bool(given[1].any(-2).all()):
-                raise ValueError("targets must leave every node free in some sample of each subset")
+        self._samples = [x] if free is None else [x, free]
+        given = self._taken_rows(subsets)
+        if free is not None and not bool(given[1].any(-2).all()):
+            raise ValueError("targets must leave every node free in some sample of each subset")
         self.module = ParallelStructureLearner(
             nodes,
-            given[0].shape[-3],
+            given[0].shape[1],
             mechanism=mechanism,
             hidden=hidden,
             batch=self._batch,
@@ -77,7 +76,13 @@ class SampleLearner(StructureLearner):
             dtype=torch.float64,
             generator=generator,
         ).to(data.device)
-        self._given = [self._flat(value) for value in given]
+        self._given = given
+
+    def _taken_rows(self, subsets: Tensor | None) -> list[Tensor]:
+        """Return what each learner is fitted to, problem by problem: ``[problems, K, size, d]``."""
+        if subsets is None:
+            return [self._flat(value.unsqueeze(-3)) for value in self._samples]
+        return [self._flat(_rows(value, subsets)) for value in self._samples]
 
     def _flat(self, value: Tensor) -> Tensor:
         """One leading dimension for all problems of the batch."""

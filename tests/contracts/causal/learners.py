@@ -80,6 +80,18 @@ def _number(name: str) -> list[tuple[dict[str, Any], type[Exception], str]]:
     ]
 
 
+_KNOWN = torch.zeros(3, 3, dtype=torch.bool)
+_CYCLE = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]]).bool()
+KNOWLEDGE: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"allowed": _KNOWN.float()}, TypeError, "allowed must be a boolean tensor"),
+    ({"allowed": _KNOWN[:2]}, ValueError, r"allowed must have shape \(3, 3\)"),
+    ({"required": _CYCLE.int()}, TypeError, "required must be a boolean tensor"),
+    ({"required": _CYCLE}, ValueError, "required has the cycle 0 -> 1 -> 2 -> 0"),
+    ({"required": torch.eye(3).bool()}, ValueError, "required has the cycle 0 -> 0"),
+    ({"allowed": _KNOWN, "required": _CYCLE.triu()}, ValueError, "required has the arc 0 -> 1, which allowed forbids"),
+]
+
+
 def _learner(function: Callable[..., causal.StructureResult], **fast: Any) -> Callable[..., causal.StructureResult]:
     def learn(data: Tensor, generator: torch.Generator, **options: Any) -> causal.StructureResult:
         return function(data, **{**fast, **options})
@@ -109,6 +121,8 @@ CONTRACTS = [
             *_number("max_penalty"),
             *_whole("steps", 1),
             *_whole("iterations", 1),
+            *KNOWLEDGE,
+            ({"mechanism": "mpl"}, ValueError, "did you mean 'mlp'"),
         ),
     ),
     Learner(
@@ -124,6 +138,8 @@ CONTRACTS = [
             *_whole("iterations", 1),
             ({"path": ()}, ValueError, "path must have at least one pair"),
             ({"path": ((1.0, -1.0),)}, ValueError, "s of path must be > 0"),
+            *KNOWLEDGE,
+            ({"mechanism": "sobolov"}, ValueError, "did you mean 'sobolev'"),
         ),
     ),
     Learner(
