@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["can_look", "is_transformed", "physical", "transform_running"]
+__all__ = ["below_transforms", "can_look", "is_transformed", "physical", "transform_running"]
 
 
 def transform_running() -> bool:
@@ -52,6 +54,20 @@ def physical(x: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x
+
+
+def below_transforms() -> Any:
+    """Return a context in which :func:`physical` tensors are ordinary ones: they can be read as arrays.
+
+    Example:
+        >>> def read(x):
+        ...     with below_transforms():
+        ...         total = float(physical(x).detach().numpy().sum())
+        ...     return x + total
+        >>> torch.func.vmap(read)(torch.ones(2)).tolist()
+        [3.0, 3.0]
+    """
+    return torch._C._DisableFuncTorch()
 
 
 def _in_functorch() -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from pullback.core.checks import (
     check_tensor,
 )
 from pullback.core.shapes import Float, Int, Scalar
-from pullback.core.transforms import can_look, physical
+from pullback.core.transforms import below_transforms, can_look, physical
 from pullback.topology.distances import pairwise_distances
 from pullback.topology.pairing import as_array
 from pullback.topology.reduction import boundary, check_simplices
@@ -62,8 +64,11 @@ class Bifiltration:
     flag_dim: int | None = None
 
     def __post_init__(self) -> None:
-        tables = check_simplices(self.simplices)
-        object.__setattr__(self, "simplices", tuple(self.simplices))
+        if isinstance(self.simplices, Sequence):  # indices have no derivative, and are read as arrays
+            bare = tuple(physical(table) if isinstance(table, Tensor) else table for table in self.simplices)
+            object.__setattr__(self, "simplices", bare)
+        with below_transforms():
+            tables = check_simplices(self.simplices)
         values, sizes = check_floating("values", self.values), [len(table) for table in tables]
         if tuple(values.shape) != (sum(sizes), 2):
             raise ValueError(f"values must have shape ({sum(sizes)}, 2), one row a simplex, got {tuple(values.shape)}")
@@ -78,13 +83,15 @@ class Bifiltration:
         batch = torch.zeros(sizes[0], dtype=torch.int64) if self.batch is None else self.batch
         if check_tensor("batch", batch).dtype != torch.int64 or tuple(batch.shape) != (sizes[0],):
             raise ValueError(f"batch must be int64 of shape ({sizes[0]},), got {batch.dtype} {tuple(batch.shape)}")
-        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "batch", physical(batch))
         if self.count is None:
             object.__setattr__(self, "count", int(batch.max()) + 1)
         check_integer("count", self.count, 1)
         if not 0 <= int(batch.min()) <= int(batch.max()) < self.count:
             raise ValueError(f"batch must be in 0..{self.count - 1}, got {int(batch.min())} to {int(batch.max())}")
-        numbers, of_vertex = as_array(physical(values.detach())), batch.cpu().numpy()
+        numbers = as_array(values)
+        with below_transforms():
+            of_vertex = self.batch.cpu().numpy()
         if self.flag_dim is not None:
             check_integer("flag_dim", self.flag_dim, 1)
             if len(sizes) > 2:
@@ -98,9 +105,9 @@ class Bifiltration:
                 raise ValueError(f"simplices must not join two complexes, as {table[mixed.argmax()].tolist()} does")
         if len(sizes) > 2:
             starts, faces, _ = boundary(tables)
-            of_coface = torch.repeat_interleave(torch.from_numpy(starts).diff()).numpy()
+            of_coface = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         elif len(sizes) == 2:
-            of_coface, faces = torch.arange(2 * sizes[1]).numpy() // 2 + at, tables[1].ravel()
+            of_coface, faces = np.arange(2 * sizes[1]) // 2 + at, tables[1].ravel()
         if len(sizes) > 1:
             low = (numbers[of_coface] < numbers[faces]).any(1)
             if low.any():
@@ -247,7 +254,7 @@ def codensity(points: Float[Tensor, "n d"], *, bandwidth: Scalar, log: bool = Fa
     check_scalar("bandwidth", bandwidth)
     n, d = points.shape
     wide = points.to(torch.promote_types(points.dtype, torch.float32))
-    exponents = -0.5 * (pairwise_distances(wide) / bandwidth).square()
+    exponents = -0.5 * (pairwise_distances(wide) / bandwidth).clamp(max=1e4).square()  # beyond, the kernel is 0
     width = bandwidth.log() if isinstance(bandwidth, Tensor) else math.log(bandwidth)
     logarithm = exponents.logsumexp(-1) - math.log(n) - d * (0.5 * math.log(2 * math.pi) + width)
     return (-logarithm if log else -logarithm.exp()).to(points.dtype)

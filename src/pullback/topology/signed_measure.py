@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pullback.core.checks import check_choice, check_floating, check_integer, check_same_dtype, check_scalar
 from pullback.core.shapes import Float, Int, Scalar
-from pullback.core.transforms import physical
+from pullback.core.transforms import below_transforms
 from pullback.kernels.components import slice_components
-from pullback.kernels.persistence import rips_cycles
+from pullback.kernels.persistence import pair_cells, rips_cycles
 from pullback.topology.bifiltration import Bifiltration
 from pullback.topology.complexes import flag_simplices
 from pullback.topology.pairing import as_array
-from pullback.topology.reduction import pair_simplices
+from pullback.topology.reduction import boundary
 from pullback.topology.segments import segment_reduce
 from pullback.transport import assignment, wasserstein_1d
 
@@ -151,38 +151,14 @@ def signed_measure(
     if grid != "exact" and (not isinstance(grid, tuple) or len(grid) != 2):
         raise ValueError(f"grid must be 'exact' or numbers of lines (nx, ny), got {grid!r}")
     lines = (None, None) if grid == "exact" else tuple(check_integer("grid", n, 1) for n in grid)
-    numbers = as_array(physical(bifiltration.values.detach()))
-    element = bifiltration.of_simplex.cpu().numpy()
-    x, y = (_Axis(numbers[:, i], element, bifiltration.count, lines[i]) for i in range(2))
-    if degree == 0 or (degree == 1 and bifiltration.flag_dim is None and len(bifiltration.simplices) == 2):
-        born, died, level = _components(bifiltration, numbers, element, y)
-    elif degree == 1 and bifiltration.flag_dim is not None:
-        born, died, level = _rips_slices(bifiltration, numbers, element, y)
-    else:
-        born, died, level = _reduced_slices(bifiltration, numbers, element, y, degree)
-    ends = died >= 0
-    followed = level + 1 < y.starts[element[born] + 1]
-    terms = [
-        (x.line[born], level, 1),
-        (x.line[died[ends]], level[ends], -1),
-        (x.line[born[followed]], level[followed] + 1, -1),
-        (x.line[died[ends & followed]], level[ends & followed] + 1, 1),
-    ]
-    if degree == 1 and bifiltration.flag_dim is None and len(bifiltration.simplices) == 2:
-        # Of a graph: vertices - edges = components - cycles.
-        vertices = len(bifiltration.simplices[0])
-        terms += [(x.line[:vertices], y.line[:vertices], -1), (x.line[vertices:], y.line[vertices:], 1)]
-    keys = np.concatenate([first * len(y.places) + second for first, second, _ in terms])
-    signs = np.concatenate([np.full(len(first), sign) for first, _, sign in terms])
-    keys, group = np.unique(keys, return_inverse=True)
-    weights = np.bincount(group.ravel(), signs, len(keys)).round().astype(np.int64)
-    kept = weights != 0
-    first, second = np.divmod(keys[kept], len(y.places))
+    numbers = as_array(bifiltration.values)
+    with below_transforms():
+        first, second, weights, element = _combinatorics(bifiltration, numbers, degree, lines)
     device = bifiltration.values.device
-    at = [torch.from_numpy(axis.places[line]).to(device) for axis, line in ((x, first), (y, second))]
+    at = [torch.from_numpy(places).to(device) for places in (first, second)]
     points = torch.stack([bifiltration.values[at[0], 0], bifiltration.values[at[1], 1]], 1)
-    batch = torch.from_numpy(element[x.places[first]]).to(device)
-    return SignedMeasure(points, torch.from_numpy(weights[kept]).to(device), batch, bifiltration.count)
+    weight, batch = (torch.from_numpy(numbers).to(device) for numbers in (weights, element))
+    return SignedMeasure(points, weight, batch, bifiltration.count)
 
 
 def signed_measure_distance(
@@ -303,6 +279,38 @@ class _Axis:
         self.line[order] = rank
 
 
+def _combinatorics(b: Bifiltration, numbers: np.ndarray, degree: int, lines: Any) -> tuple[np.ndarray, ...]:
+    """Places of the simplices whose values are the coordinates of the points, weights, and elements."""
+    element = b.of_simplex.cpu().numpy()
+    x, y = (_Axis(numbers[:, i], element, b.count, lines[i]) for i in range(2))
+    if degree == 0 or (degree == 1 and b.flag_dim is None and len(b.simplices) == 2):
+        born, died, level = _components(b, numbers, element, y)
+    elif degree == 1 and b.flag_dim is not None:
+        born, died, level = _rips_slices(b, numbers, element, y)
+    else:
+        born, died, level = _reduced_slices(b, numbers, element, y, degree)
+    ends = died >= 0
+    followed = level + 1 < y.starts[element[born] + 1]
+    terms = [
+        (x.line[born], level, 1),
+        (x.line[died[ends]], level[ends], -1),
+        (x.line[born[followed]], level[followed] + 1, -1),
+        (x.line[died[ends & followed]], level[ends & followed] + 1, 1),
+    ]
+    if degree == 1 and b.flag_dim is None and len(b.simplices) == 2:
+        # Of a graph: vertices - edges = components - cycles.
+        vertices = len(b.simplices[0])
+        terms += [(x.line[:vertices], y.line[:vertices], -1), (x.line[vertices:], y.line[vertices:], 1)]
+    keys = np.concatenate([first * len(y.places) + second for first, second, _ in terms])
+    signs = np.concatenate([np.full(len(first), sign) for first, _, sign in terms])
+    keys, group = np.unique(keys, return_inverse=True)
+    weights = np.bincount(group.ravel(), signs, len(keys)).round().astype(np.int64)
+    kept = weights != 0
+    first, second = np.divmod(keys[kept], len(y.places))
+    places = x.places[first], y.places[second]
+    return *places, weights[kept], element[places[0]]
+
+
 def _components(b: Bifiltration, numbers: np.ndarray, element: np.ndarray, y: _Axis) -> Any:
     """Pairs of degree 0: places of simplices that bear and end a class, and the level (index of a line)."""
     vertices = len(b.simplices[0])
@@ -322,15 +330,16 @@ def _rips_slices(b: Bifiltration, numbers: np.ndarray, element: np.ndarray, y: _
     """Pairs of degree 1 of a Rips complex: its slices are those of fewer points."""
     born, died, at = [], [], []
     edges, vertices = b.simplices[1].cpu().numpy(), len(b.simplices[0])
-    place, distances = np.full((vertices, vertices), -1), np.full((vertices, vertices), np.inf)
-    np.fill_diagonal(distances, 0)
+    lengths = numbers[vertices:, 0]
+    place, distances = np.full((vertices, vertices), -1), np.full((vertices, vertices), 1 + 2 * lengths.max(initial=0))
+    np.fill_diagonal(distances, 0)  # edges that were left out are longer than all others
     for i, j in ((0, 1), (1, 0)):
         place[edges[:, i], edges[:, j]] = np.arange(vertices, vertices + len(edges))
-        distances[edges[:, i], edges[:, j]] = numbers[vertices:, 0]
+        distances[edges[:, i], edges[:, j]] = lengths
     for level in range(len(y.places)):
         mine = element[:vertices] == element[y.places[level]]
         inside = np.flatnonzero(mine & (numbers[:vertices, 1] <= numbers[y.places[level], 1]))
-        found = rips_cycles(distances[np.ix_(inside, inside)])
+        found, _ = rips_cycles(distances[np.ix_(inside, inside)])
         first, last = (place[inside[found[:, i]], inside[found[:, i + 1]]] for i in (0, 2))
         there = first >= 0  # an edge that was left out for its length begins nothing
         born.append(first[there])
@@ -348,12 +357,12 @@ def _reduced_slices(b: Bifiltration, numbers: np.ndarray, element: np.ndarray, y
         mine = np.flatnonzero(of_all == e)
         sizes = np.cumsum([0, *map(len, tables)])
         inside = [table[of_all[sizes[k] : sizes[k + 1]] == e] for k, table in enumerate(tables)]
-        local = [torch.from_numpy(np.searchsorted(inside[0].ravel(), table)) for table in inside]
+        local = [np.sort(np.searchsorted(inside[0].ravel(), table), 1) for table in inside]
         of_dimension = np.cumsum([0, *map(len, local)])
         levels = np.arange(y.starts[e], y.starts[e + 1])
         entered = values[mine, 1] <= numbers[y.places[levels], 1][:, None]
         slices = np.where(entered, values[mine, 0], np.inf)
-        partner = pair_simplices(local, torch.from_numpy(slices)).numpy()
+        partner = pair_cells(*boundary(local), np.argsort(slices, -1, kind="stable"))
         low, high = of_dimension[degree], of_dimension[degree + 1]
         own = partner[:, low:high]
         born = entered[:, low:high] & ((own < 0) | (own >= high))
