@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
-
 import torch
 from torch import nn
 
@@ -178,7 +176,7 @@ def sample_dags_from_beliefs(
         place.scatter_(-1, root, turn)
         left = left.scatter(-1, root, False)
     along = place.unsqueeze(-1) < place.unsqueeze(-2)
-    return cast(Tensor, (_uniform(probability.shape, beliefs, generator) < probability) & along)
+    return (_uniform(probability.shape, beliefs, generator) < probability) & along
 
 
 def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
