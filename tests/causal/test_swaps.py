@@ -130,3 +130,37 @@ def test_a_swap_changes_nothing_outside_of_its_places() -> None:
         inside = torch.tensor(_swapped(list(range(len(between))), (0, len(between) - 1)))
         change = causal.score_order(between @ between.mT, inside) * len(between) - between.diagonal().square().sum()
         assert whole.item() == pytest.approx((factor.diagonal().square().sum() + change).item() / 7, rel=1e-10)
+
+
+def test_regressions_on_allowed_causes_are_those_of_numpy_and_required_arcs_stay_forward() -> None:
+    x = _planted(6, 9, 300, seed=5)
+    generator = torch.Generator().manual_seed(0)
+    allowed = torch.rand(6, 6, generator=generator) < 0.6
+    found = causal.topological_swaps(x, allowed=allowed, restarts=2, generator=generator)
+    centred, weights = x - x.mean(0), torch.zeros(6, 6, dtype=torch.float64)
+    place = found.order.argsort()
+    for node in range(6):
+        causes = [i for i in range(6) if allowed[i, node] and place[i] < place[node]]
+        fit = np.linalg.lstsq(centred[:, causes].numpy(), centred[:, node].numpy(), rcond=None)[0]
+        weights[causes, node] = torch.from_numpy(fit)
+    torch.testing.assert_close(found.weights, weights, rtol=1e-8, atol=1e-10)
+    assert found.score.item() == pytest.approx((centred - centred @ weights).square().mean().item(), rel=1e-9)
+
+    free = causal.topological_swaps(x, generator=generator)
+    back = torch.zeros(6, 6, dtype=torch.bool)
+    back[free.order[-1], free.order[0]] = back[free.order[3], free.order[1]] = True
+    for candidates in ("gradient", "nearest", "random"):
+        found = causal.topological_swaps(x, required=back, candidates=candidates, restarts=3, generator=generator)
+        place = found.order.argsort()
+        assert all(place[i] < place[k] for i, k in back.nonzero().tolist())
+        assert (found.graph(1e6) == back).all()
+        assert found.score > free.score
+
+
+def test_everything_allowed_is_the_search_without_a_mask() -> None:
+    x = _planted(6, 9, 300, seed=6)
+    start = torch.tensor([3, 1, 5, 0, 2, 4])
+    free = causal.topological_swaps(x, order=start)
+    masked = causal.topological_swaps(x, order=start, allowed=torch.ones(6, 6, dtype=torch.bool))
+    torch.testing.assert_close(masked.history["score"], free.history["score"], rtol=1e-10, atol=0)
+    torch.testing.assert_close(masked.weights, free.weights, rtol=1e-8, atol=1e-10)

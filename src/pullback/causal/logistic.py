@@ -99,10 +99,13 @@ def _allowed(order: Tensor) -> Tensor:
     return place.unsqueeze(-1) < place.unsqueeze(-2)
 
 
-def fit_logistic(data: Tensor, order: Tensor, penalty: float | Tensor) -> Tensor:
-    """Minimise the loss of every node over its predecessors, halving steps that do not lower it; no derivatives."""
+def fit_logistic(data: Tensor, order: Tensor, penalty: float | Tensor, possible: Tensor | None = None) -> Tensor:
+    """Minimise the loss of every node over its predecessors, halving steps that do not lower it; no derivatives.
+
+    ``possible``, ``[d, d]`` booleans, says which of them may be its causes.
+    """
     size = data.shape[-1]
-    allowed = _allowed(order).to(data)
+    allowed = (_allowed(order) if possible is None else _allowed(order) & possible).to(data)
     weights = data.new_zeros(*torch.broadcast_shapes(data.shape[:-2], order.shape[:-1]), size, size)
     fixed = torch.diag_embed((1 - allowed).mT)
     pairs = (allowed.mT.unsqueeze(-1) * allowed.mT.unsqueeze(-2)).expand(*weights.shape, size)

@@ -6,8 +6,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from pullback.causal.graphs import check_square
-from pullback.causal.least_squares import interventional_moments, second_moments
+from pullback.causal.graphs import check_square, topological_order
+from pullback.causal.knowledge import check_knowledge
+from pullback.causal.least_squares import factorised, interventional_moments, second_moments
 from pullback.causal.logistic import check_binary, fit_logistic, node_losses
 from pullback.causal.orders import (
     MODELS,
@@ -17,9 +18,9 @@ from pullback.causal.orders import (
     permuted,
     residual_variances,
 )
-from pullback.causal.structure import StructureResult
+from pullback.causal.structure import StructureResult, sortability
 from pullback.core.checks import check_choice, check_floating, check_integer, check_scalar, check_shape
-from pullback.core.shapes import Float, Int, Shaped, Tensor
+from pullback.core.shapes import Bool, Float, Int, Shaped, Tensor
 
 __all__ = ["kkt_violation", "swap_candidates", "topological_swaps"]
 
@@ -31,6 +32,8 @@ def topological_swaps(
     *,
     covariance: bool = False,
     targets: Shaped[Tensor, "n d"] | None = None,
+    allowed: Bool[Tensor, "d d"] | None = None,
+    required: Bool[Tensor, "d d"] | None = None,
     model: str = "least-squares",
     penalty: float = 0.0,
     order: Int[Tensor, " d"] | None = None,
@@ -57,6 +60,9 @@ def topological_swaps(
         covariance: whether ``data`` is a covariance.
         targets: ``[n, d]`` booleans, which nodes were set in which sample: a node is regressed on the others where it
             was not (:func:`interventional_moments`; the samples are not centred then). Least squares only.
+        allowed: ``[d, d]`` booleans, arcs that there may be; all by default.
+        required: ``[d, d]`` booleans, arcs that there are: every order that is tried has them forward, and every graph
+            of the result holds them.
         model: ``"least-squares"``, or ``"logistic"`` for nodes in {0, 1}; see :func:`fit_order`.
         penalty: ridge of :func:`fit_order`, >= 0, in the score too.
         order: where to start; a random order if ``None``.
@@ -75,7 +81,8 @@ def topological_swaps(
     Raises:
         TypeError: not a floating tensor, options that are no integers.
         ValueError: bad data (see :func:`second_moments`), no more samples than nodes or a singular covariance without a
-            penalty; options below one, an order that is not a permutation.
+            penalty; options below one, an order that is not a permutation; required arcs with a cycle, or against the
+            given order.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -101,19 +108,27 @@ def topological_swaps(
     if not covariance and penalty == 0 and len(data) <= data.shape[-1]:
         raise ValueError(f"data must have more samples than nodes or a penalty, got shape {tuple(data.shape)}")
     moments = given.detach().double().cpu()  # many small factorisations: no work for another device
+    nodes = moments.shape[-1]
+    possible, required = check_knowledge(nodes, allowed, required)
     score: _Score
     if model == "logistic":
         if covariance:
             raise ValueError("model 'logistic' needs samples; a covariance has the second moments alone")
         check_binary(data)
-        score = _Logistic(data.detach().double().cpu(), penalty)
+        score = _Logistic(data.detach().double().cpu(), penalty, possible)
+    elif allowed is not None:
+        of_nodes = moments.expand(nodes, nodes, nodes)
+        if targets is not None:
+            of_nodes = interventional_moments(data.detach().double(), targets).cpu()
+        score = _Masked(of_nodes, penalty, possible)
     elif targets is not None:
         score = _Interventional(interventional_moments(data.detach().double(), targets).cpu(), penalty)
     else:
         score = _LeastSquares(moments, penalty)
     if order is not None:
         order = checked_order(moments, order)
-    nodes = moments.shape[-1]
+        if required is not None and not bool(_forward(order, required)):
+            raise ValueError("order must have every required arc forward")
     # Where the small search tries all pairs already, the wide one would only try them again.
     wide = large_searches if small < min(large, nodes * (nodes - 1) // 2) else 0
     results = []
@@ -122,12 +137,15 @@ def topological_swaps(
         if start is None or restart > 0:
             device = None if generator is None else generator.device
             start = torch.randperm(nodes, generator=generator, device=device).cpu()
-        results.append(_search(score, start, _Candidates(candidates, small, large, generator), wide))
+            if required is not None:  # the same nodes, moved behind what must come before them
+                start = start[topological_order(required[start][:, start])]
+        results.append(_search(score, start, _Candidates(candidates, small, large, generator, required), wide))
     scores = torch.stack([path[-1] for _, path, _ in results])
     weights = torch.stack([score.weights(found) for found, _, _ in results])
     best = int(scores.argmin())
     order, path, scored = results[best]
-    violation = kkt_violation(weights[best], score.gradient(weights[best]))
+    violation = kkt_violation(weights[best], score.gradient(weights[best]) * possible)
+    sortable = sortability(moments, weights[best], required)
     return StructureResult(
         weights=weights[best].to(given),
         order=order.to(given.device),
@@ -136,6 +154,8 @@ def topological_swaps(
         restart_scores=scores.to(given),
         history={"score": torch.stack(path).to(given), "scored": torch.tensor(scored, device=given.device)},
         converged=(violation <= 1e-6 * moments.diagonal().max()).to(given.device),
+        required=None if required is None else required.to(given.device),
+        varsortability=(sortable if model == "least-squares" else sortable * torch.nan).to(given),
     )
 
 
@@ -293,12 +313,39 @@ class _Interventional:
         return 2 * slope.diagonal(dim1=0, dim2=2) / len(weights)
 
 
-class _Logistic:
-    def __init__(self, data: Tensor, penalty: float) -> None:
-        self._data, self._penalty = data, penalty
+class _Masked:
+    """Least squares of every node on those before it that may be its causes, with moments of its own."""
+
+    def __init__(self, moments: Tensor, penalty: float, possible: Tensor) -> None:
+        self._penalty, self._identity, self._possible = penalty, torch.eye(len(moments)).to(moments), possible
+        self._moments = moments + penalty * self._identity
 
     def weights(self, order: Tensor) -> Tensor:
-        return fit_logistic(self._data, order, self._penalty)
+        place = order.argsort(-1)
+        causes = (self._possible & (place.unsqueeze(-1) < place.unsqueeze(-2))).to(self._moments).mT  # of node j: row j
+        system = self._moments * causes.unsqueeze(-1) * causes.unsqueeze(-2) + torch.diag_embed(1 - causes)
+        factor, definite = factorised(system)
+        if not bool(definite.all()):
+            raise ValueError("covariance is singular; add a ridge (covariance + 1e-6 I)")
+        right = self._moments.diagonal(dim1=0, dim2=2).mT * causes  # row j: moments of node j with the others
+        return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1).mT
+
+    def of_orders(self, orders: Tensor) -> Tensor:
+        residual = self._identity - self.weights(orders)
+        columns = residual.mT.unsqueeze(-2)  # of node j: [*, j, 1, d]
+        return (columns @ self._moments @ columns.mT).squeeze(-1).squeeze(-1).mean(-1) - self._penalty
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        slope = self._moments @ (weights - self._identity)
+        return 2 * slope.diagonal(dim1=0, dim2=2) / len(weights)
+
+
+class _Logistic:
+    def __init__(self, data: Tensor, penalty: float, possible: Tensor) -> None:
+        self._data, self._penalty, self._possible = data, penalty, possible
+
+    def weights(self, order: Tensor) -> Tensor:
+        return fit_logistic(self._data, order, self._penalty, self._possible)
 
     def of_orders(self, orders: Tensor) -> Tensor:
         return node_losses(self.weights(orders), self._data, self._penalty).mean(-1)
@@ -315,8 +362,15 @@ class _Candidates(NamedTuple):
     small: int
     large: int
     generator: torch.Generator | None
+    required: Tensor | None = None
+
+    def swapped(self, score: _Score, order: Tensor, wide: bool) -> Tensor:
+        """Return the orders to try, those with every required arc forward."""
+        orders = _swap(order, self.pairs(score, order, wide))
+        return orders if self.required is None else orders[_forward(orders, self.required)]
 
     def pairs(self, score: _Score, order: Tensor, wide: bool) -> Tensor:
+        """Return pairs of nodes ``[pairs, 2]`` to swap."""
         count = self.large if wide else self.small
         if self.rule == "gradient":
             weights = score.weights(order)
@@ -338,12 +392,11 @@ def _search(
     """Return the last order, the scores on the way, and how many orders were scored until each was left."""
     path, scored, wide, tried = [score.of_orders(order[None])[0]], [], False, 1
     while True:
-        pairs = candidates.pairs(score, order, wide)
+        swapped = candidates.swapped(score, order, wide)
         improved = False
-        if len(pairs):
-            swapped = _swap(order, pairs)
+        if len(swapped):
             scores = score.of_orders(swapped)
-            tried += len(pairs)
+            tried += len(swapped)
             best = int(scores.argmin())
             improved = bool(scores[best] < path[-1] * (1 - 1e-12))
         if improved:
@@ -363,3 +416,10 @@ def _swap(order: Tensor, pairs: Tensor) -> Tensor:
     swapped[index, place[pairs[:, 0]]] = pairs[:, 1]
     swapped[index, place[pairs[:, 1]]] = pairs[:, 0]
     return swapped
+
+
+def _forward(orders: Tensor, required: Tensor) -> Tensor:
+    """Say of which orders ``[*batch, d]`` every required arc points forward."""
+    place = orders.argsort(-1)
+    causes, effects = required.nonzero(as_tuple=True)
+    return (place[..., causes] < place[..., effects]).all(-1)

@@ -185,6 +185,12 @@ CONTRACTS = [
                 *_whole("large_searches", 0),
                 ({"order": torch.tensor([0, 1, 1])}, ValueError, r"missing \[2\]"),
                 ({"order": torch.tensor([0.0, 1.0, 2.0])}, TypeError, "order must be an integer tensor"),
+                *KNOWLEDGE,
+                (
+                    {"order": torch.arange(3), "required": _CYCLE.tril()},
+                    ValueError,
+                    "order must have every required arc forward",
+                ),
             ),
         ],
     ),
