@@ -70,7 +70,7 @@ class DAGDistribution(nn.Module):
         edge_temperature: > 0, of the relaxed coins.
         noise: >= 0, the factor of the Gumbel noise of ``"sinkhorn"``; with ``"topk"`` and 1 the law of orders is
             Plackett-Luce, and only then are probabilities explicit, so it is fixed there.
-        iterations: of Sinkhorn.
+        iterations: of Sinkhorn at most.
         allowed: ``[d, d]`` which arcs may be; all by default. The diagonal never is.
         batch: leading dimensions of the parameters, that many laws.
         generator: of the initial ``logits``, uniform in [0, 1); scores start at 0.
@@ -262,7 +262,7 @@ class DAGDistribution(nn.Module):
         else:
             ones = torch.ones(self.nodes, dtype=scores.dtype, device=scores.device)
             options = {"epsilon": self.temperature, "max_iterations": self.iterations, "gradient": "unrolled"}
-            soft = sinkhorn(-(scores + state).mT, ones, ones, tolerance=1e-12, **options).plan  # type: ignore[arg-type]
+            soft = sinkhorn(-(scores + state).mT, ones, ones, tolerance=1e-6, **options).plan  # type: ignore[arg-type]
         later = soft.flip(-2).cumsum(-2).flip(-2) - soft  # (M P): the share of j in the places after k
         relaxed = soft.mT @ later
         return replace_gradient(exact, relaxed) if hard else relaxed

@@ -144,7 +144,7 @@ class _Problem(NamedTuple):
         a, b = a.double(), b.double()
         b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))  # sums in double precision too
         scale = torch.as_tensor(epsilon, dtype=torch.float64, device=cost.device).expand(*cost.shape[:-2], 1, 1)
-        return _Problem(cost.double(), a, b, *(_log(x) for x in (a, b)), scale)
+        return _Problem(cost.double(), a, b, _log(a), _log(b), scale)
 
     def row_logits(self, g: Tensor) -> Tensor:
         """Return what a softmax along a row makes the plan of, as parts of the row's mass."""
