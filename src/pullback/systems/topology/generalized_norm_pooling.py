@@ -56,6 +56,8 @@ class Config:
     """Batches of 32 graphs, from which each step draws one."""
     sets: Annotated[int, at_least(2)] = 64
     """Sets a step."""
+    test: Annotated[int, at_least(25)] = 1000
+    """Sets to test on, and a 25th of that graphs of each family."""
     lr: Annotated[float, above(0)] = 1e-2
     """Step size of Adam at the start; it falls linearly to a tenth."""
     factor: Annotated[float, above(0)] = 10.0
@@ -83,7 +85,7 @@ class SetNetwork(nn.Module):
     title="Learning to Pool in Graph Neural Networks for Extrapolation",
     paper="Ko, Kwon, Shin, Lee, 2021, arXiv 2106.06210",
     config=Config,
-    smoke={"steps": 3, "set_steps": 3, "batches": 2, "replicates": 2},
+    smoke={"steps": 3, "set_steps": 3, "batches": 2, "replicates": 1, "test": 50},
     full={"hidden": 32, "steps": 20_000, "set_steps": 5000, "batches": 2000, "replicates": 5},
     data=("solubility",),
     blocks=(
@@ -154,7 +156,10 @@ def _identities(lab: Lab) -> None:
     )
     right, places = [], torch.tensor([0, 0, 2, 2, 2])
     for p in (-7.0, -1.0, 0.5, 2.0, 30.0):
-        leaves = [x[:5].clone().requires_grad_(), *torch.tensor([[p], [0.3]], dtype=torch.float64, requires_grad=True)]
+        leaves = [
+            x[:5, :1].clone().requires_grad_(),
+            *torch.tensor([[p], [0.3]], dtype=torch.float64, requires_grad=True),
+        ]
 
         def pooled(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
             return topology.norm_pool(x, places, 4, p=p, q=q)
@@ -179,7 +184,7 @@ def _identities(lab: Lab) -> None:
 
 
 def _sets(lab: Lab, config: Config) -> None:
-    """Trained on sets of 5 to 15 numbers, tested on 50 to 100; the sign of the norm is given, fixed ones see one seed."""
+    """Trained on 5 to 15 numbers, tested on 50 to 100; the sign of the norm is given, fixed ones see one seed."""
 
     def draw(task: str, count: int, low: int, high: int, stream: torch.Generator) -> Batch:
         index = torch.arange(count).repeat_interleave(torch.randint(low, high + 1, (count,), generator=stream))
@@ -197,7 +202,7 @@ def _sets(lab: Lab, config: Config) -> None:
             build = partial(SetNetwork, config.hidden, pool if name == "GNP" else partial(topology.SegmentPool, name))
             train = partial(draw, task, config.sets, 5, 15)
             network = _fit(lab, arm, config, f"{task} of sets", config.set_steps, build, train)
-            test = [draw(task, 1000, 50, 100, lab.fork("test sets"))]
+            test = [draw(task, config.test, 50, 100, lab.fork("test sets"))]
             arm.metric(f"error, {task} of sets", _error(network, test), better="lower", unit="%")
     four = ("sum", "mean", "norm", "min")
     ours = arms["GNP"]
@@ -229,7 +234,7 @@ def _degrees(lab: Lab, config: Config) -> None:
         for _ in range(config.batches)
     ]
     kinds = ("er", "ba", "path", "complete", "tree", "ladder")
-    test = [labelled(topology.random_graphs(kind, 40, (50, 100), generator=stream)) for kind in kinds]  # type: ignore[arg-type]
+    test = [labelled(topology.random_graphs(kind, config.test // 25, (50, 100), generator=stream)) for kind in kinds]  # type: ignore[arg-type]
 
     def draw(stream: torch.Generator) -> Batch:
         return train[int(torch.randint(len(train), (), generator=stream))]

@@ -216,10 +216,11 @@ def _tokens(lab: Lab) -> None:
         zeroed = torch.zeros_like(tokens).scatter(1, half.index[..., None].expand_as(half.tokens), half.tokens)
         zeros_save.append(_operations(attention, tokens) - _operations(attention, zeroed))
         away = attention(zeroed).gather(1, half.index[..., None].expand_as(half.tokens)) - attention(half.tokens)
-        changed.append((float((attention(full.tokens) - attention(tokens)).abs().max()), float(away.abs().max())))
+        same = attention(full.tokens) - attention(tokens)
+        changed.append((same.abs().max().item(), away.abs().max().item()))
         (found,) = torch.autograd.grad((half.weights * half.index).sum(), scores, retain_graph=True)
         (soft,) = torch.autograd.grad((scores.softmax(-1).gather(1, half.index) * half.index).sum(), scores)
-        off = float((found - soft).abs().max() / soft.abs().max())
+        off = ((found - soft).abs().max() / soft.abs().max()).item()
     lab.claim(
         "keeping all tokens changes nothing (1e-6); multiplied by zero they save no operation and change the output "
         "(> 1e-3), gathered away at ratio 0.5 they save at least 25 % of the network at 64 and 256 nodes; the "
@@ -372,7 +373,7 @@ def _draw_heads(lab: Lab, model: nn.Module, batch: Batch) -> None:
         hook.remove()
     heads = torch.cat([s.movedim(1, 0).flatten(1) for s in said])
     figure, axes = lab.subplots(figsize=(5, 4.2))
-    shown = axes.imshow(torch.corrcoef(heads).abs(), vmin=0, vmax=1, cmap="viridis")
+    shown = axes.imshow(torch.corrcoef(heads).abs().numpy(), vmin=0, vmax=1, cmap="viridis")
     figure.colorbar(shown)
     axes.set(title="how alike heads are", xlabel="head, layer by layer", ylabel="head, layer by layer")
     lab.figure(
