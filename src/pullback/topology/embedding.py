@@ -192,7 +192,8 @@ def _ranks(x: Tensor, z: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
     for points in (x, z):
         distances = pairwise_distances(points.detach().to(torch.promote_types(points.dtype, torch.float32)))
         distances.diagonal(dim1=-2, dim2=-1).fill_(-1)
-        ranks.append(distances.argsort(dim=-1, stable=True).argsort(-1))
+        order = distances.argsort(dim=-1, stable=True)
+        ranks.append(torch.empty_like(order).scatter_(-1, order, torch.arange(n, device=x.device).expand_as(order)))
     return ranks[0], ranks[1], n
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pullback.core.checks import check_choice, check_finite, check_floating, check_integer
 from pullback.core.shapes import Bool, Float, Int
+from pullback.core.transforms import physical
 from pullback.topology.alpha import alpha_pairs
 from pullback.topology.pairing import Pairs, as_array, joined
 from pullback.topology.reduction import check_simplices, with_faces
@@ -165,7 +166,8 @@ def check_degrees(degrees: Sequence[int]) -> list[int]:
 
 
 def _check(name: str, x: Tensor, kind: str, dims: int, alone: bool) -> None:
-    check_floating(name, x)
+    if physical(check_floating(name, x)).shape != x.shape:
+        raise ValueError(f"{name} must not be mapped over by vmap, as values decide how many bars there are; batch it")
     if x.ndim < dims or (alone and x.ndim != dims):
         raise ValueError(f"{name} must have {dims} dimensions{' or more' * (not alone)}, got shape {tuple(x.shape)}")
     if kind == "rips":

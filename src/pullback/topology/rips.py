@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pullback.core.checks import check_choice, check_finite, check_floating
 from pullback.core.shapes import Float, Int
-from pullback.core.transforms import physical
+from pullback.core.transforms import physical, transform_running
 from pullback.kernels.persistence import pair_cells, rips_cycles, spanning_tree, spanning_trees
 from pullback.topology.gudhi_backend import has_gudhi, rips_tree_pairs
 from pullback.topology.pairing import Pairs, as_array, with_ties
@@ -62,6 +62,8 @@ def rips_pairs(distances: Float[Tensor, "*batch n n"]) -> Int[Tensor, "*batch n-
 
 def tree_pairs(distances: Tensor) -> Tensor:
     """:func:`rips_pairs` without checks and in any order."""
+    if not transform_running():
+        return _TreePairs.forward(distances.detach())
     result: Tensor = _TreePairs.apply(distances.detach())
     return result
 
@@ -71,8 +73,10 @@ class _TreePairs(torch.autograd.Function):
     def forward(distances: Tensor) -> Tensor:
         n = distances.shape[-1]
         flat = distances.reshape(-1, n, n)
-        edges = spanning_tree(flat)[0]
-        return torch.stack([edges.amin(-1), edges.amax(-1)], -1).view(*distances.shape[:-2], n - 1, 2)
+        first, second = spanning_tree(flat)[0].unbind(-1)
+        return torch.stack([torch.minimum(first, second), torch.maximum(first, second)], -1).view(
+            *distances.shape[:-2], n - 1, 2
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -114,6 +118,8 @@ def check_distances(name: str, distances: Tensor) -> None:
     if low < 0:
         raise ValueError(f"{name} must be >= 0, got {low.item()}")
     if distances.ndim != numbers.ndim:  # under vmap, where the mapped dimension may stand anywhere
+        return
+    if torch.equal(numbers, numbers.mT):
         return
     # Matrix products leave distances that are symmetric but for rounding.
     allowed = torch.finfo(numbers.dtype).eps ** 0.5

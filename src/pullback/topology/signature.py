@@ -81,9 +81,8 @@ def topological_signature_loss(
             (of_a,), (of_b,) = (persistence(d, degrees=(degree,)) for d in (a, b))
             total = total + 0.5 * diagram_wasserstein(of_a, of_b).square()
         elif degree == 0:
-            for own in (a, b):
-                pairs = _random_pairs(own, generator) if match == "random" else tree_pairs(own)
-                total = total + 0.5 * (entries(a, pairs) - entries(b, pairs)).square().sum(-1)
+            pairs = [_random_pairs(own, generator) if match == "random" else tree_pairs(own) for own in (a, b)]
+            total = total + 0.5 * entries(a - b, torch.cat(pairs, -2)).square().sum(-1)
         else:
             total = total + _of_cycles(a, b, degree)
     return total.to(distances_a.dtype)
