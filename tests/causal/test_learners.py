@@ -115,6 +115,10 @@ def test_steps_after_the_last_change_nothing(name: str) -> None:
 _LINEAR: dict[str, Callable[..., causal.StructureResult]] = {
     "notears": causal.notears,
     "dagma": lambda x, **known: causal.dagma(x, iterations=4000, **known),
+    "cosmo": lambda x, **known: causal.cosmo(x, iterations=600, lr=3e-2, restarts=2, generator=_generator(0), **known),
+    "cosmo, samples": lambda x, **known: causal.cosmo(
+        x, iterations=300, lr=3e-2, restarts=2, minibatch=200, generator=_generator(0), **known
+    ),
     "notears, networks": lambda x, **known: causal.notears(
         x, mechanism="mlp", hidden=2, relative=1e-3, tolerance=1e-4, generator=_generator(0), **known
     ),

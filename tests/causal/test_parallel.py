@@ -193,3 +193,22 @@ def test_bits_and_counts_are_learned_by_their_own_likelihoods() -> None:
         assert rates.graph(0.2)[1, 0]
         assert rates.graph(0.2)[0, 2]
         assert rates.weights[1, 0].item() == pytest.approx(0.4, abs=0.1)
+
+
+def test_cosmo_learns_bits_and_intervened_samples_and_refuses_what_it_cannot_refit() -> None:
+    chain = torch.tensor([[0.0, 2.5], [0.0, 0.0]], dtype=torch.float64)
+    options: dict[str, Any] = {"iterations": 300, "lr": 3e-2, "restarts": 2, "generator": _generator(0)}
+    bits = causal.LogisticSCM(chain).sample(800, generator=_generator(0))
+    found = causal.cosmo(bits, model="logistic", **options)
+    assert (found.weights.abs() > 0.5).sum() == 1
+    x = causal.LinearSCM(chain).rsample(400, generator=_generator(1))
+    targets = torch.zeros(400, 2, dtype=torch.bool)
+    targets[200:, 1] = True
+    x[200:, 1] = torch.randn(200, generator=_generator(2), dtype=torch.float64)  # of which the first is no cause
+    weights = causal.cosmo(x, targets=targets, **options).weights
+    assert weights[0, 1].item() == pytest.approx(2.5, abs=0.25)
+    assert causal.cosmo(x, **options).weights[0, 1].item() < 2.0
+    with pytest.raises(ValueError, match="refit solves least squares along an order"):
+        causal.cosmo(x, targets=targets, refit=True)
+    with pytest.raises(ValueError, match="need samples"):
+        causal.cosmo(torch.eye(2), covariance=True, model="poisson")

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from pullback.causal.graphs import topological_order
+from pullback.causal.knowledge import check_knowledge
 from pullback.causal.least_squares import least_squares_score, second_moments
+from pullback.causal.likelihoods import MODELS, check_observations, check_targets, prediction_losses
 from pullback.causal.orders import fit_order
 from pullback.causal.orientation import cosine_temperature, orientation
-from pullback.causal.structure import StructureLearner, StructureResult, positive
-from pullback.core.checks import check_broadcast, check_floating, check_integer, check_shape
+from pullback.causal.structure import StructureLearner, StructureResult, positive, sortability
+from pullback.core.checks import check_broadcast, check_choice, check_floating, check_integer, check_shape
 from pullback.core.errors import ConvergenceError
-from pullback.core.shapes import Float, Shaped, Tensor
+from pullback.core.shapes import Bool, Float, Shaped, Tensor
 from pullback.kernels.smooth_orientation import Annealed, Penalties, anneal
 
 __all__ = ["COSMO", "SmoothAcyclicSCM", "cosmo"]
@@ -34,6 +37,7 @@ class SmoothAcyclicSCM(nn.Module):
         temperature: initial value of the buffer ``temperature``, annealed from outside.
         restarts: models trained side by side; every parameter has shape ``[*batch, restarts, ...]``.
         batch: leading shape, for several data sets at once.
+        allowed: ``[d, d]`` booleans, arcs that there may be; all by default.
         generator: source of the initial weights.
 
     Raises:
@@ -49,6 +53,7 @@ class SmoothAcyclicSCM(nn.Module):
     """
 
     temperature: Tensor
+    allowed: Tensor | None
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class SmoothAcyclicSCM(nn.Module):
         temperature: float = 0.45,
         restarts: int = 1,
         batch: tuple[int, ...] = (),
+        allowed: Bool[Tensor, "d d"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -68,6 +74,7 @@ class SmoothAcyclicSCM(nn.Module):
             check_integer("hidden", hidden, 1)
         self.shift = positive("shift", shift)
         self.hidden = hidden
+        self.register_buffer("allowed", None if allowed is None else check_knowledge(nodes, allowed, None)[0])
         self.register_buffer("temperature", torch.tensor(positive("temperature", temperature)))
         lead = (*batch, restarts)
         device = None if generator is None else generator.device
@@ -88,8 +95,9 @@ class SmoothAcyclicSCM(nn.Module):
             self.second_bias = nn.Parameter(torch.zeros((*lead, nodes), device=device))
 
     def orientation(self) -> Float[Tensor, "*lead d d"]:
-        """Return ``S`` at the current temperature."""
-        return orientation(self.priority, temperature=self.temperature, shift=self.shift)
+        """Return ``S`` at the current temperature, zero where no arc is allowed."""
+        oriented = orientation(self.priority, temperature=self.temperature, shift=self.shift)
+        return oriented if self.allowed is None else oriented * self.allowed
 
     def weights(self) -> Float[Tensor, "*lead d d"]:
         """Return the arc weights: ``H * S``, for the nonlinear model the norm over the hidden units."""
@@ -138,7 +146,12 @@ class COSMO(StructureLearner):
         minibatch: samples an iteration, drawn with replacement, >= 1; ``None`` uses all of them, of the linear model
             through their covariance.
         hidden: hidden units of the nonlinear model, >= 1.
-        refit: solve least squares for the weights along the learned order (linear model).
+        refit: solve least squares for the weights along the learned order (linear model of measurements).
+        model: ``"least-squares"``, ``"logistic"`` for bits, ``"poisson"`` for counts, fitted to samples.
+        targets: ``[*batch, n, d]`` booleans, which nodes were set in which sample: their mechanism has no part in it.
+        allowed: ``[d, d]`` booleans, arcs that there may be; all by default.
+        required: ``[d, d]`` booleans, arcs that there are: after each step the priorities are moved, as little as makes
+            them point forward; they are in every graph of the result.
         generator: source of initial weights and minibatches, on the CPU or the device of the data.
 
     Attributes:
@@ -147,7 +160,7 @@ class COSMO(StructureLearner):
     Raises:
         TypeError: not a floating tensor, options that are no numbers.
         ValueError: bad data (see :func:`second_moments`), options out of range; a covariance with ``minibatch`` or
-            ``hidden``.
+            ``hidden``, ``model`` or ``targets``; required arcs with a cycle.
 
     References:
         Massidda, Landolfi, Cinquini, Bacciu (2024), Constraint-Free Structure Learning with Smooth Acyclic
@@ -170,6 +183,10 @@ class COSMO(StructureLearner):
         minibatch: int | None = None,
         hidden: int | None = None,
         refit: bool = False,
+        model: str = "least-squares",
+        targets: Shaped[Tensor, "*batch n d"] | None = None,
+        allowed: Bool[Tensor, "d d"] | None = None,
+        required: Bool[Tensor, "d d"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         self._iterations = check_integer("iterations", iterations, 1)
@@ -182,18 +199,27 @@ class COSMO(StructureLearner):
         )
         start, end = temperature
         self._temperature = (positive("start of temperature", start), positive("end of temperature", end))
-        if covariance and (minibatch is not None or hidden is not None):
-            raise ValueError("minibatch and hidden need samples, got covariance=True")
+        check_choice("model", model, MODELS)
+        sampled = minibatch is not None or hidden is not None or model != "least-squares" or targets is not None
+        if covariance and sampled:
+            raise ValueError("minibatch, hidden, model and targets need samples, got covariance=True")
+        if refit and (model != "least-squares" or any(known is not None for known in (targets, allowed, required))):
+            raise ValueError("refit solves least squares along an order: not with model, targets, allowed or required")
         self._minibatch = None if minibatch is None else check_integer("minibatch", minibatch, 1)
         self._refit, self._generator = refit, generator
         self._moments = second_moments(data, covariance=covariance).detach()
         self._dtype = self._moments.dtype
+        self._model = model
+        possible, self._required = check_knowledge(data.shape[-1], allowed, required, data.device)
         self._samples: Tensor | None = None
-        if minibatch is None and hidden is None:
+        self._free: Tensor | None = None
+        if not sampled:
             self._moments = self._moments.double()
         else:
+            check_observations(model, data)
+            self._free = check_targets(data, targets)
             samples = data.detach().to(self._dtype)
-            self._samples = samples - samples.mean(-2, keepdim=True)
+            self._samples = samples - samples.mean(-2, keepdim=True) if model == "least-squares" else samples
         self.model = SmoothAcyclicSCM(
             data.shape[-1],
             hidden=hidden,
@@ -201,6 +227,7 @@ class COSMO(StructureLearner):
             temperature=self._temperature[0],
             restarts=restarts,
             batch=tuple(data.shape[:-2]),
+            allowed=None if allowed is None and required is None else possible.cpu(),
             generator=generator,
         ).to(self._moments)
         self._lr = positive("lr", lr)
@@ -229,8 +256,9 @@ class COSMO(StructureLearner):
             for temperature in temperatures:
                 self._descend(self._samples, temperature, self._optimizer)
         self.model.temperature.fill_(temperatures[-1])
+        self._order_required()
         with torch.no_grad():
-            objective = self._objective(self._samples)
+            objective = self._objective(self._samples, self._free)
         if not bool(objective.isfinite().all()):
             raise ConvergenceError(
                 f"COSMO: the objective is not finite at {temperatures[-1]:.3g}; lower lr, scale the data"
@@ -258,6 +286,7 @@ class COSMO(StructureLearner):
             taken,
             self._lr,
             Penalties(l1, l2, of_priority, self.model.shift),
+            self.model.allowed,
         )
         for (name, _), value in zip(places, new[:2], strict=True):
             parameters[name].copy_(value.view_as(parameters[name]))
@@ -268,36 +297,53 @@ class COSMO(StructureLearner):
     def _descend(self, rows: Tensor, temperature: float, optimizer: torch.optim.Optimizer) -> None:
         """Iterate once on samples."""
         self.model.temperature.fill_(temperature)
+        free = self._free
         if self._minibatch is not None:
             device = rows.device if self._generator is None else self._generator.device
             chosen = torch.randint(rows.shape[-2], (self._minibatch,), generator=self._generator, device=device)
             rows = rows[..., chosen.to(rows.device), :]
+            free = None if free is None else free[..., chosen.to(rows.device), :]
         optimizer.zero_grad(set_to_none=True)
         prior = self._penalties[2] * torch.linalg.vector_norm(self.model.priority, dim=-1)
-        (self._objective(rows) + prior).sum().backward()
+        (self._objective(rows, free) + prior).sum().backward()
         optimizer.step()
 
-    def _objective(self, rows: Tensor | None) -> Tensor:
-        """Mean squared error and the penalties of the weights, ``[*batch, restarts]``."""
+    @torch.no_grad()
+    def _order_required(self) -> None:
+        """Move effects of required arcs behind their causes where they are not."""
+        if self._required is None:
+            return
+        priority = self.model.priority
+        for node in topological_order(self._required).tolist():
+            causes = self._required[:, node].nonzero()[:, 0]
+            if len(causes):
+                least = priority[..., causes].amax(-1) + 2 * self.model.shift
+                priority[..., node] = torch.maximum(priority[..., node], least)
+
+    def _objective(self, rows: Tensor | None, free: Tensor | None) -> Tensor:
+        """Mean squared error, or mean loss of the model, and the penalties of the weights, ``[*batch, restarts]``."""
         if rows is None:
             fit = least_squares_score(self.model.weights(), self._moments.unsqueeze(-3))
         else:
-            fit = (self.model(rows) - rows.unsqueeze(-3)).square().mean((-2, -1))
+            given = None if free is None else free.unsqueeze(-3)
+            fit = prediction_losses(self._model, self.model(rows), rows.unsqueeze(-3), given).mean(-1)
+            fit = 2 * fit if self._model == "least-squares" else fit
         strength = self.model.strength.flatten(self.model.priority.ndim - 1)
         l1, l2, _ = self._penalties
         return fit + l1 * strength.abs().sum(-1) + l2 * torch.linalg.vector_norm(strength, dim=-1)
 
     @torch.no_grad()
     def _answer(self) -> StructureResult:
-        weights, scores = self.model.weights(), self._objective(self._samples)
+        weights, scores = self.model.weights(), self._objective(self._samples, self._free)
         if not bool(weights.isfinite().all() and scores.isfinite().all()):
             raise ConvergenceError("COSMO: the learned weights are not finite; lower lr, scale the data")
         best = _best_restart(weights, scores)
         order = _best_restart(self.model.priority, scores).argsort(-1)
-        linear = self.model.hidden is None
+        linear = self.model.hidden is None and self._model == "least-squares" and self._free is None
         if self._refit and linear:
             best = fit_order(self._moments, order, covariance=True)
         place = order.argsort(-1)
+        sortable = sortability(self._moments, best, self._required)
         against = best.abs() * (place.unsqueeze(-1) >= place.unsqueeze(-2))
         return StructureResult(
             weights=best.to(self._dtype),
@@ -307,6 +353,8 @@ class COSMO(StructureLearner):
             restart_scores=scores.to(self._dtype),
             history={name: torch.stack(values) for name, values in self._history.items() if values},
             converged=against.amax((-2, -1)) <= 1e-6,
+            required=self._required,
+            varsortability=(sortable if self._model == "least-squares" else sortable * torch.nan).to(self._dtype),
         )
 
     def _state(self) -> dict[str, Any]:
@@ -355,7 +403,7 @@ def cosmo(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResult
     Raises:
         TypeError: not a floating tensor, options that are no numbers or do not exist.
         ValueError: bad data (see :func:`second_moments`), options out of range; a covariance with ``minibatch`` or
-            ``hidden``.
+            ``hidden``, ``model`` or ``targets``; required arcs with a cycle.
         ConvergenceError: the objective did not stay finite.
 
     Example:

@@ -54,4 +54,4 @@ def prediction_losses(
         losses = predicted.exp() - x * predicted
     if free is None:
         return losses.mean(-2)
-    return torch.where(free, losses, torch.zeros_like(losses)).sum(-2) / free.sum(-2)
+    return torch.where(free, losses, torch.zeros_like(losses)).sum(-2) / free.sum(-2).clamp(min=1)

@@ -43,7 +43,13 @@ class Penalties(NamedTuple):
 
 
 def anneal(
-    state: Annealed, moments: Tensor, temperatures: Tensor, taken: int, lr: float, penalties: Penalties
+    state: Annealed,
+    moments: Tensor,
+    temperatures: Tensor,
+    taken: int,
+    lr: float,
+    penalties: Penalties,
+    allowed: Tensor | None = None,
 ) -> Annealed:
     r"""Take one Adam step a temperature on the penalised least-squares score of :math:`W = H \circ S(p)`.
 
@@ -57,6 +63,7 @@ def anneal(
         taken: Adam steps taken before.
         lr: step size.
         penalties: see there.
+        allowed: ``[d, d]`` booleans, where ``S`` is not zero; all off the diagonal by default.
 
     Returns:
         The new state. Loops compiled by numba where it is installed, the models are on the CPU and have at most 96
@@ -64,23 +71,32 @@ def anneal(
     """
     run = _loops()
     if run is None or state.strength.device.type != "cpu" or state.strength.shape[-1] > _LARGEST:
-        return anneal_reference(state, moments, temperatures, taken, lr, penalties)
+        return anneal_reference(state, moments, temperatures, taken, lr, penalties, allowed)
     state = Annealed(*(t.clone(memory_format=torch.contiguous_format) for t in state))
-    run(*(t.numpy() for t in state), moments.contiguous().numpy(), temperatures.numpy(), taken, float(lr), *penalties)
+    mask = _mask(state.strength, allowed)
+    fixed = (t.contiguous().numpy() for t in (moments, mask, temperatures))
+    run(*(t.numpy() for t in state), *fixed, taken, float(lr), *penalties)
     return state
 
 
 def anneal_reference(
-    state: Annealed, moments: Tensor, temperatures: Tensor, taken: int, lr: float, penalties: Penalties
+    state: Annealed,
+    moments: Tensor,
+    temperatures: Tensor,
+    taken: int,
+    lr: float,
+    penalties: Penalties,
+    allowed: Tensor | None = None,
 ) -> Annealed:
     """:func:`anneal` in torch, all models at once, on any device."""
     strength, priority, *averages = state
     nodes = priority.shape[-1]
     moments = moments.repeat_interleave(len(priority) // len(moments), 0)
     identity = torch.eye(nodes, dtype=priority.dtype, device=priority.device)
+    mask = _mask(strength, allowed)
     for step, temperature in enumerate(temperatures.tolist(), taken + 1):
         difference = priority.unsqueeze(-2) - priority.unsqueeze(-1) - penalties.shift
-        oriented = torch.sigmoid(difference / temperature) * (1 - identity)
+        oriented = torch.sigmoid(difference / temperature) * mask
         outer = moments @ (strength * oriented - identity) * (2 / nodes)  # gradient of the score in W
         of_strength = outer * oriented + penalties.l1 * strength.sign()
         of_strength = of_strength + penalties.l2 * _unit(strength, (-2, -1))
@@ -96,6 +112,11 @@ def anneal_reference(
             moved.append(value - lr / (1 - 0.9**step) * mean / scale)
         strength, priority = moved
     return Annealed(strength, priority, *averages)
+
+
+def _mask(strength: Tensor, allowed: Tensor | None) -> Tensor:
+    off = ~torch.eye(strength.shape[-1], dtype=torch.bool, device=strength.device)
+    return (off if allowed is None else off & allowed).to(strength)
 
 
 def _unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:

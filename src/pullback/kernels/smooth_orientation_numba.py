@@ -29,6 +29,7 @@ def run(
     priority_means: np.ndarray,
     priority_squares: np.ndarray,
     all_moments: np.ndarray,
+    allowed: np.ndarray,
     temperatures: np.ndarray,
     taken: int,
     lr: float,
@@ -56,7 +57,7 @@ def run(
             second = 1.0 / (1.0 - 0.999**step)
             for u in range(nodes):
                 for v in range(nodes):
-                    s = 1.0 / (1.0 + math.exp(-(p[v] - p[u] - shift) * inverse))
+                    s = allowed[u, v] / (1.0 + math.exp(-(p[v] - p[u] - shift) * inverse))
                     oriented[u, v] = s
                     weights[u, v] = h[u, v] * s
                 oriented[u, u] = 0.0
