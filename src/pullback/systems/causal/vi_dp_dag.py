@@ -293,7 +293,7 @@ def _draw(lab: Lab, split: Split, rankings: dict[str, Tensor], real: Tensor) -> 
     panels |= {"proteins, consensus": data.sachs().adjacency, "proteins, VI-DP-DAG, top-k": real}
     figure, axes = lab.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.4))
     for axis, (title, p) in zip(axes, panels.items(), strict=True):
-        axis.imshow(p.float(), cmap="Blues", vmin=0, vmax=1)
+        axis.imshow(p.float().numpy(), cmap="Blues", vmin=0, vmax=1)
         axis.set(title=title, xlabel="effect", ylabel="cause", xticks=[], yticks=[])
     lab.figure("probabilities", figure, "Probability of every arc: one simulated model, and proteins of Sachs et al.")
     lab.curves("loss, simulated", caption="Negative evidence bound, summed over models and initialisations.")

@@ -1,0 +1,77 @@
+"""Sinkhorn beyond its contract: its limits, masses of zero, forbidden pairs, memory, and what did not converge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pullback import ConvergenceError, transport
+
+
+def _cost(seed: int, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_small_epsilon_gives_the_exact_plan_and_a_large_one_the_product_of_the_masses() -> None:
+    cost = _cost(0, 3, 6, 6)
+    exact = transport.exact_transport(cost)
+    sharp = transport.sinkhorn(cost, epsilon=2e-2, max_iterations=20_000)
+    assert sharp.converged.all()
+    assert ((sharp.plan * cost).sum((-2, -1)) - exact.value).abs().max() < 2e-2
+    flat = transport.sinkhorn(cost, epsilon=1e4)
+    torch.testing.assert_close(flat.plan, torch.full_like(cost, 1 / 36), rtol=1e-3, atol=0)
+
+
+def test_masses_of_zero_and_forbidden_pairs_stay_empty_with_finite_gradients() -> None:
+    cost = _cost(1, 3, 4)
+    cost[0, 1] = torch.inf
+    cost.requires_grad_()
+    a = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64, requires_grad=True)
+    found = transport.sinkhorn(cost, a, epsilon=0.2, check=True)
+    assert found.plan[0, 1] == 0
+    assert (found.plan[1] == 0).all()
+    torch.testing.assert_close(found.plan.sum(-2), torch.full((4,), 0.25, dtype=torch.float64))
+    (found.value + found.plan.square().sum()).backward()
+    assert cost.grad is not None
+    assert a.grad is not None
+    assert cost.grad.isfinite().all()
+    assert a.grad.isfinite().all()
+
+
+def test_the_value_is_the_primal_objective_and_its_gradient_the_plan() -> None:
+    cost = _cost(2, 5, 5).requires_grad_()
+    for gradient in ("implicit", "envelope"):
+        found = transport.sinkhorn(cost, epsilon=0.1, gradient=gradient, tolerance=1e-10)
+        plan = found.plan.detach()
+        primal = (plan * cost).sum() + 0.1 * (plan * (25 * plan).log()).sum()
+        torch.testing.assert_close(found.value, primal)
+        (slope,) = torch.autograd.grad(found.value, cost)
+        torch.testing.assert_close(slope, plan, rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_saved_for_the_backward_pass_does_not_grow_with_the_sweeps() -> None:
+    cost = _cost(3, 8, 8).requires_grad_()
+
+    def saved(gradient: str, sweeps: int) -> int:
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            transport.sinkhorn(cost, epsilon=1e-3, max_iterations=sweeps, tolerance=1e-15, gradient=gradient)
+        return sum(kept)
+
+    assert saved("implicit", 5) == saved("implicit", 50)
+    assert saved("unrolled", 50) > 5 * saved("unrolled", 5)
+
+
+def test_what_did_not_converge_says_so() -> None:
+    cost, a, b = (
+        _cost(4, 2, 4, 4),
+        torch.tensor([0.7, 0.1, 0.1, 0.1]).double(),
+        torch.tensor([0.1, 0.1, 0.1, 0.7]).double(),
+    )
+    found = transport.sinkhorn(cost, a, b, epsilon=1e-3, max_iterations=2, gradient="envelope")
+    assert not found.converged.any()
+    assert (found.residual > 1e-6).all()
+    with pytest.raises(ConvergenceError, match="2 of 2 problems have a residual above 1e-06") as caught:
+        transport.sinkhorn(cost, a, b, epsilon=1e-3, max_iterations=2, gradient="envelope", check=True)
+    assert torch.equal(caught.value.result.residual, found.residual)
