@@ -105,6 +105,21 @@ def test_expected_distance_is_the_mean_over_the_graphs() -> None:
     torch.testing.assert_close(causal.expected_shd(posterior, graphs[7]), by_hand)
 
 
+def test_expected_interventional_distance_is_the_mean_over_the_graphs_of_each_problem() -> None:
+    graphs = causal.enumerate_dags(3)
+    stack = torch.stack([graphs, graphs.flip(0)])
+    weights = torch.randn(2, 25, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    truth = graphs[[7, 20]]
+    found = causal.expected_sid(causal.GraphPosterior(stack, weights), truth)
+    for k in range(2):
+        distances = [causal.structural_intervention_distance(truth[k], graph) for graph in stack[k]]
+        torch.testing.assert_close(found[k], (weights[k].exp() * torch.stack(distances)).sum())
+    alone = causal.expected_sid(causal.GraphPosterior(stack[0], weights[0]), truth[0])
+    torch.testing.assert_close(alone, found[0])
+    with pytest.raises(ValueError, match="truth must be a graph for each"):
+        causal.expected_sid(causal.GraphPosterior(stack, weights), truth[0])
+
+
 def test_bad_posteriors_and_environments_are_refused() -> None:
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="0 to e without gaps"):

@@ -43,7 +43,7 @@ from pullback.causal.notears import NOTEARS, notears
 from pullback.causal.orders import fit_order, score_order
 from pullback.causal.orientation import cosine_temperature, orientation
 from pullback.causal.parallel import ParallelStructureLearner, beta_subsets, consensus_penalty
-from pullback.causal.posterior import GraphPosterior, enumerate_dags, exact_graph_posterior, expected_shd
+from pullback.causal.posterior import GraphPosterior, enumerate_dags, exact_graph_posterior, expected_shd, expected_sid
 from pullback.causal.sampled_dagma import SampledDAGMA
 from pullback.causal.scm import LinearSCM, NonlinearSCM, random_weights
 from pullback.causal.structure import StructureLearner, StructureResult
@@ -108,6 +108,7 @@ __all__ = [
     "exact_graph_posterior",
     "expected_information_gain",
     "expected_shd",
+    "expected_sid",
     "find_cycle",
     "fit_order",
     "greedy_design",

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from pullback.causal.distances import structural_intervention_distance
 from pullback.causal.graphs import check_square, edge_metrics, is_acyclic
+from pullback.causal.interventional import count_environments
 from pullback.core.checks import check_finite, check_floating, check_integer, check_scalar, check_shape, check_tensor
 from pullback.core.shapes import Bool, Float, Num, Shaped, Tensor
 
-__all__ = ["GraphPosterior", "enumerate_dags", "exact_graph_posterior", "expected_shd"]
+__all__ = ["GraphPosterior", "enumerate_dags", "exact_graph_posterior", "expected_shd", "expected_sid"]
 
 LARGEST = 5
 """Nodes of which all graphs are listed: 29 281; six nodes have 3.8 million."""
@@ -28,6 +30,8 @@ class GraphPosterior:
         targets: ``[*batch, m, e, d]`` probability that an environment intervenes on a node, given the graph; ``None``
             where the targets were known.
         log_evidence: ``[*batch]`` log-probability of the data, ``None`` where it is not known.
+        cyclic: ``[*batch, m]`` which graphs were learned with a cycle: they are left out, empty and of weight zero, so
+            that the graphs of a batch stay one tensor; ``None`` where none could have one.
 
     Raises:
         ValueError: shapes that do not fit, weights that do not sum to 1, a graph with a cycle.
@@ -37,6 +41,7 @@ class GraphPosterior:
     log_weights: Float[Tensor, "*batch m"]
     targets: Float[Tensor, "*batch m e d"] | None = None
     log_evidence: Float[Tensor, "*batch"] | None = None
+    cyclic: Bool[Tensor, "*batch m"] | None = None
 
     def __post_init__(self) -> None:
         check_square("graphs", check_tensor("graphs", self.graphs))
@@ -89,6 +94,43 @@ def expected_shd(
     each = truth.unsqueeze(-3).expand(posterior.graphs.shape)
     shd = edge_metrics(each, posterior.graphs.to(posterior.log_weights), threshold=0.5).shd
     return (posterior.log_weights.exp() * shd).sum(-1)
+
+
+def expected_sid(
+    posterior: GraphPosterior, truth: Num[Tensor, "*batch d d"] | Bool[Tensor, "*batch d d"]
+) -> Float[Tensor, "*batch"]:
+    """Return the mean structural intervention distance of the graphs of a posterior to the truth.
+
+    Args:
+        posterior: over graphs of ``d`` nodes; graphs of weight zero are not looked at.
+        truth: ``[*batch, d, d]`` acyclic, non-zero where there is an arc.
+
+    Returns:
+        ``[*batch]`` in ``[0, d (d - 1)]``.
+
+    Raises:
+        ValueError: shapes differ, the truth has a cycle.
+
+    Example:
+        >>> graphs = torch.tensor([[[0, 1], [0, 0]], [[0, 0], [1, 0]]]) != 0
+        >>> expected_sid(GraphPosterior(graphs, torch.tensor([0.75, 0.25]).log()), graphs[0]).item()
+        0.5
+
+    References:
+        Peters, Buehlmann (2015), Structural Intervention Distance.
+    """
+    if truth.shape != (*posterior.graphs.shape[:-3], *posterior.graphs.shape[-2:]):
+        raise ValueError(f"truth must be a graph for each of the posterior's, got shape {tuple(truth.shape)}")
+    weights = posterior.log_weights.exp().flatten(0, -2) if truth.ndim > 2 else posterior.log_weights.exp()[None]
+    expected = torch.zeros_like(weights[:, 0])
+    graphs = posterior.graphs.reshape(*weights.shape, *truth.shape[-2:])
+    for problem, graph in enumerate(truth.reshape(-1, *truth.shape[-2:])):
+        different, place = graphs[problem].unique(dim=0, return_inverse=True)
+        share = torch.zeros_like(weights[problem]).index_add(0, place, weights[problem])
+        for weight, estimate in zip(share, different, strict=False):
+            if weight > 0:
+                expected[problem] += weight * structural_intervention_distance(graph, estimate)
+    return expected.reshape(truth.shape[:-2])
 
 
 def enumerate_dags(nodes: int) -> Bool[Tensor, "m d d"]:
@@ -184,7 +226,7 @@ def exact_graph_posterior(
         if not 0 < value < 1:
             raise ValueError(f"{name} must be in (0, 1), got {value}")
     x = x.detach().double().cpu()
-    count = _count_environments(n, environments)
+    count = count_environments(n, environments)
     where = torch.zeros(n, dtype=torch.int64) if environments is None else environments.cpu()
     moments = torch.stack([x[where == e].T @ x[where == e] for e in range(count)])
     sizes = torch.tensor([int((where == e).sum()) for e in range(count)]).double()
@@ -220,20 +262,6 @@ def exact_graph_posterior(
     log_evidence = log_joint.logsumexp(0)
     of_graphs = targeted[codes, :, every].movedim(1, 2)  # [m, e, nodes]
     return GraphPosterior(graphs, log_joint - log_evidence, None if targets is not None else of_graphs, log_evidence)
-
-
-def _count_environments(n: int, environments: Tensor | None) -> int:
-    if environments is None:
-        return 1
-    check_shape("environments", check_tensor("environments", environments), (n,))
-    if environments.is_floating_point() or environments.dtype == torch.bool:
-        raise TypeError(f"environments must be whole numbers, got {environments.dtype}")
-    present, sizes = environments.unique(return_counts=True)
-    if present.tolist() != list(range(len(present))):
-        raise ValueError(f"environments must be 0 to e without gaps, got {present.tolist()[:8]}")
-    if int(sizes.min()) < 2:
-        raise ValueError(f"environment {int(present[sizes.argmin()])} must have at least two rows")
-    return len(present)
 
 
 def _regression_evidence(moments: Tensor, sizes: Tensor, parents: Tensor, noise: float, scale: float) -> Tensor:
