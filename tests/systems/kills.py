@@ -45,7 +45,7 @@ def numbers(result: lab.RunResult) -> dict[str, Any]:
         "status": result.status,
         "metrics": {f"{m.name} ({m.of})": [m.value, *m.values] for m in result.metrics if m.unit not in MEASURED},
         "series": {f"{s.name} ({s.of}) {s.replicate}": [s.steps, s.values] for s in result.series},
-        "counts": {kind: arms for kind, arms in result.counts.items() if kind != "cpu seconds"},
+        "counts": {kind: arms for kind, arms in result.counts.items() if "seconds" not in kind},
         "claims": [claim.statement for claim in result.claims],
         "data": [[one.name, one.origin] for one in result.data],
         "artifacts": [[artifact.kind, artifact.name, list(artifact.files)] for artifact in result.artifacts],
