@@ -13,7 +13,6 @@ on what it depends on, and with few interventions a round robin, which misses no
 Smaller than in the paper: 40 interventions (1 000), two belief steps each, eight variables, five learners; the networks
 are fitted once, to observations. Predictions of all graphs use the same random numbers, so that equal graphs agree
 exactly. The tables of asia are the published ones; those of chain, tree and full graph are random, one world a learner.
-All samples are drawn from these tables.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Config:
     """Masks of arcs a step."""
     lr: Annotated[float, above(0)] = 0.2
     """Step size of the beliefs."""
-    sparsity: Annotated[float, at_least(0)] = 0.3
+    sparsity: Annotated[float, at_least(0)] = 0.4
     """Weight of the probability of arcs."""
     cycles: Annotated[float, at_least(0)] = 5.0
     """Weight of arcs both ways."""
@@ -113,7 +112,7 @@ def run(lab: Lab, config: Config) -> None:
         first = causal.GraphBelief(x.shape[-1], batch=(config.learners,))().detach()
         options: dict[str, Any] = {"graphs": config.graphs, "draws": config.draws, "generator": stream}
         again = [causal.next_target(first, mechanisms, **options).scores.amax(-1).mean() for _ in range(5)]
-        frozen.append((sum(again[1:]) / 4 / again[0]).item())
+        frozen.append(float(sum(again[1:]) / 4 / again[0]))
 
     total = "mean SHD, all worlds"
     for arm in arms:
@@ -216,8 +215,7 @@ def _intervene(
     for _ in range(nodes):
         reached = ((reached + reached @ truth.double()) > 0).double()
     varied = len(counts.sum(0).unique()) > 1  # a round robin may set all as often
-    correlation = float(stats.spearmanr(counts.sum(0), reached.sum(1))[0]) if varied else 0.0
-    arm.metric(f"rank correlation, {name}", correlation)
+    arm.metric(f"rank correlation, {name}", stats.spearmanr(counts.sum(0), reached.sum(1))[0] if varied else 0.0)
     if arm.name == "AIT":
         late = largest[-max(1, config.interventions // 8) :].mean()
         arm.metric(f"last over first discrepancy, {name}", late / largest[0].mean(), better="lower")
@@ -285,8 +283,7 @@ def _draw(
     lab: Lab, config: Config, arms: tuple[Arm, ...], truths: dict[str, Tensor], counts: dict[str, list[Tensor]]
 ) -> None:
     figure, axes = lab.subplots(3, len(truths), figsize=(3.2 * len(truths), 9), squeeze=False)
-    for column, (name, truth) in enumerate(truths.items()):
-        top, middle, bottom = axes[:, column]
+    for (top, middle, bottom), (name, truth) in zip(axes.T, truths.items(), strict=True):
         for number, arm in enumerate(arms):
             mean = torch.tensor(arm.series(f"SHD, {name}"))
             band = torch.tensor(arm.series(f"SHD of every learner, {name}")) / math.sqrt(config.learners)
