@@ -14,6 +14,7 @@ from pullback.data.networks import GaussianNetwork, GeneNetwork, Sachs, bayesian
 from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.photographs import Calibration, calibration, photo
 from pullback.data.planar import circles, moons
+from pullback.data.rings import Rings, rings
 from pullback.data.shapes3d import Body, Mesh, Scan, body, mesh, scan
 from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
@@ -43,6 +44,7 @@ __all__ = [
     "Package",
     "PlantedClusters",
     "Prompt",
+    "Rings",
     "Sachs",
     "Scan",
     "Source",
@@ -81,6 +83,7 @@ __all__ = [
     "planted_clusters",
     "prompts",
     "resemblyzer",
+    "rings",
     "sachs",
     "scan",
     "smollm2",
