@@ -76,9 +76,8 @@ def test_loops_without_numba_are_the_same(monkeypatch: pytest.MonkeyPatch) -> No
         return [t for each in found for t in ([each] if isinstance(each, Tensor) else list(each))]
 
     compiled = everything()
-    monkeypatch.setattr(
-        kernels, "_loops", lambda: (kernels._prim, kernels._cycles, kernels._pair, kernels._begins_above)
-    )
+    loops = (kernels._prim, kernels._cycles, kernels._pair, kernels._begins_above)
+    monkeypatch.setattr(kernels, "_loops", lambda: loops)
     monkeypatch.setattr(kernels, "compiled", lambda: None)
     for plain, other in zip(everything(), compiled, strict=True):
         assert torch.equal(plain, other)
