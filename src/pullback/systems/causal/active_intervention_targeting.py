@@ -54,7 +54,7 @@ class Config:
     """Adam steps of the beliefs after an intervention."""
     masks: Annotated[int, at_least(2)] = 25
     """Masks of arcs a step."""
-    lr: Annotated[float, above(0)] = 0.2
+    lr: Annotated[float, above(0)] = 0.1
     """Step size of the beliefs."""
     sparsity: Annotated[float, at_least(0)] = 0.4
     """Weight of the probability of arcs."""
