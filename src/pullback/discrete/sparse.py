@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pullback.core.checks import check_choice, check_dim, check_floating
+from pullback.core.checks import check_choice, check_dim, check_floating, check_scalar
 from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
 from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.discrete.softness import is_hard, quotient, widen
@@ -79,7 +79,7 @@ def entmax15(
 
 def entmax(
     x: Float[Tensor, "..."],
-    alpha: float = 1.5,
+    alpha: Scalar = 1.5,
     dim: int = -1,
     *,
     method: str = "auto",
@@ -95,13 +95,15 @@ def entmax(
 
     Args:
         x, dim, method, temperature, hard: as in :func:`sparsemax`; ``"sort"`` knows alpha 1.5 and 2.
-        alpha: a number >= 1; larger is sparser.
+        alpha: a number >= 1, or a differentiable tensor without dimensions > 1; larger is sparser. Its derivative is
+            ``(h - s sum(h) / sum(s)) / (alpha - 1) + (p - s / sum(s)) / (alpha - 1)^2`` with ``h = -p log p``.
 
     Returns:
         As :func:`sparsemax`.
 
     Raises:
-        IndexError, TypeError, ValueError: as :func:`sparsemax`, or ``alpha`` is no number, below 1 or not finite.
+        IndexError, TypeError, ValueError: as :func:`sparsemax`, or ``alpha`` is no number, below 1 or not finite, has
+            dimensions, or is a tensor that is not above 1.
 
     Example:
         >>> entmax(torch.tensor([1.0, 0.5, -1.0]), alpha=1.2)
@@ -110,27 +112,29 @@ def entmax(
     References:
         Peters, Niculae, Martins (2019), Sparse sequence-to-sequence models, definition 2 and proposition 1.
         Blondel, Martins, Niculae (2019), Learning classifiers with Fenchel-Young losses, algorithm 1.
+        Correia, Niculae, Martins (2019), Adaptively sparse transformers, proposition 1 (the derivative by alpha).
     """
     dim = check_dim(check_floating("x", x), dim)
     check_choice("method", method, METHODS)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise TypeError(f"alpha must be a finite number >= 1, got {type(alpha).__name__}")
-    if not 1 <= alpha < float("inf"):
-        raise ValueError(f"alpha must be a finite number >= 1, got {alpha}")
-    if method == "sort" and alpha not in (1.5, 2):
+    number = _checked_alpha(alpha)
+    if method == "sort" and number not in (1.5, 2):
         raise ValueError(f"method 'sort' knows alpha 1.5 and 2, got {alpha}; 'bisection' knows every alpha")
     if method == "kernel" and (x.device.type != "cpu" or not _NUMBA):
         raise ValueError(f"method 'kernel' must run on the CPU with numba installed, got {x.device}")
     if is_hard(temperature, widen(x).dtype):
         return replace_gradient(_argmax(x, dim), torch.sign(x))
     if method == "auto":
-        method = "kernel" if x.device.type == "cpu" and _NUMBA else "sort" if alpha in (1.5, 2) else "bisection"
+        method = "kernel" if x.device.type == "cpu" and _NUMBA else "sort" if number in (1.5, 2) else "bisection"
     scaled = widen(x).movedim(dim, -1) if x.ndim else widen(x).reshape(1)
     if scaled.numel() and (isinstance(temperature, Tensor) or temperature != 1):
         # Less the largest: what overflows then is -inf, and gets 0.
         scaled = quotient(scaled - scaled.detach().amax(-1, keepdim=True), temperature)
     # Nearer to 1 than that the powers lose more digits than the difference from softmax has.
-    p: Tensor = torch.softmax(scaled, -1) if alpha < 1 + 1e-8 else _Entmax.apply(scaled, float(alpha), method)
+    p: Tensor
+    if isinstance(alpha, Tensor):
+        p = _LearnedEntmax.apply(scaled, alpha.to(scaled), number, method)
+    else:
+        p = torch.softmax(scaled, -1) if alpha < 1 + 1e-8 else _Entmax.apply(scaled, float(alpha), method)
     p = (p.movedim(-1, dim) if x.ndim else p.reshape(())).to(x.dtype)
     return replace_gradient(_argmax(x, dim), p) if hard else p
 
@@ -140,12 +144,7 @@ class _Entmax(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, alpha: float, method: str) -> Tensor:
-        if x.numel() == 0:
-            return x.clone()
-        if method == "kernel":
-            result: Tensor = torch.ops.pullback.entmax(x, alpha)
-            return result
-        return _by_sorting(x, alpha) if method == "sort" else _by_bisection(x, alpha)
+        return _solve(x, alpha, method)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, str], output: Tensor) -> None:
@@ -167,9 +166,81 @@ class _Entmax(torch.autograd.Function):
         return _Entmax.apply(x.movedim(in_dims[0], 0), alpha, method), 0  # type: ignore[arg-type]
 
 
-def _jacobian_product(p: Tensor, g: Tensor, alpha: float) -> Tensor:
+class _LearnedEntmax(torch.autograd.Function):
+    """The same with a derivative by alpha, a tensor that broadcasts with ``x[..., :1]``; ``number`` is its value."""
+
+    @staticmethod
+    def forward(x: Tensor, alpha: Tensor, number: float | None, method: str) -> Tensor:
+        return _by_bisection(x, alpha) if number is None and x.numel() else _solve(x, number or 2.0, method)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float | None, str], output: Tensor) -> None:
+        ctx.save_for_backward(output, inputs[1])
+        ctx.save_for_forward(output, inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        p, alpha = ctx.saved_tensors
+        by_alpha = (cotangent * _by_alpha(p, alpha)).sum_to_size(alpha.shape)
+        return _jacobian_product(p, cotangent, alpha), by_alpha, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, alpha_tangent: Tensor | None, *unused: None) -> Tensor:
+        p, alpha = primals(ctx.saved_tensors)
+        with nested_forward_mode():
+            result = torch.zeros_like(p) if tangent is None else _jacobian_product(p, tangent, alpha)
+            return result if alpha_tangent is None else result + alpha_tangent * _by_alpha(p, alpha)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, alpha: Tensor, number: float | None, method: str
+    ) -> tuple[Tensor, int]:
+        x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        if in_dims[1] is not None:
+            x, number = x.expand(info.batch_size, *x.shape[1:]), None
+            alpha = alpha.movedim(in_dims[1], 0)
+            alpha = alpha.reshape(alpha.shape[:1] + (1,) * (x.ndim - alpha.ndim) + alpha.shape[1:])
+        return _LearnedEntmax.apply(x, alpha, number, method), 0  # type: ignore[return-value]
+
+
+def _checked_alpha(alpha: Scalar) -> float | None:
+    """Return the number, ``None`` for a tensor whose value is not one number yet."""
+    if isinstance(alpha, Tensor):
+        number = check_scalar("alpha", alpha)
+        if number is not None and number <= 1 + 1e-6:
+            raise ValueError(f"alpha must be > 1 as a tensor, got {number}")
+        return number
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise TypeError(f"alpha must be a finite number >= 1, got {type(alpha).__name__}")
+    if not 1 <= alpha < float("inf"):
+        raise ValueError(f"alpha must be a finite number >= 1, got {alpha}")
+    return float(alpha)
+
+
+def _solve(x: Tensor, alpha: float, method: str) -> Tensor:
+    if x.numel() == 0:
+        return x.clone()
+    if method == "kernel":
+        result: Tensor = torch.ops.pullback.entmax(x, alpha)
+        return result
+    return _by_sorting(x, alpha) if method == "sort" else _by_bisection(x, alpha)
+
+
+def _by_alpha(p: Tensor, alpha: Tensor) -> Tensor:
+    """Return the derivative by alpha, in double precision: near alpha = 1 it is a difference of large terms."""
+    wide, gap = p.double(), alpha.double() - 1
+    support = wide > 0
+    inside = torch.where(support, wide, 1.0)
+    weight = torch.where(support, inside ** (1 - gap), 0.0)
+    entropy = -inside * inside.log()
+    total = weight.sum(-1, keepdim=True)
+    share = weight / torch.where(total > 0, total, 1.0)
+    return ((entropy - share * entropy.sum(-1, keepdim=True)) / gap + (wide - share) / gap**2).to(p.dtype)
+
+
+def _jacobian_product(p: Tensor, g: Tensor, alpha: float | Tensor) -> Tensor:
     support = p > 0
-    if alpha == 2:
+    if not isinstance(alpha, Tensor) and alpha == 2:
         weight = support.to(p.dtype)
     else:
         weight = torch.where(support, torch.where(support, p, 1.0) ** (2 - alpha), 0.0)
@@ -211,7 +282,7 @@ def _by_sorting(x: Tensor, alpha: float) -> Tensor:
     return gap if alpha == 2 else gap.square()
 
 
-def _by_bisection(x: Tensor, alpha: float) -> Tensor:
+def _by_bisection(x: Tensor, alpha: float | Tensor) -> Tensor:
     """Halve the bracket ``[-1, 0]`` of the threshold until it has no width in this precision, then normalise."""
     z = (alpha - 1) * (x - x.amax(-1, keepdim=True))
     low, width = torch.full_like(z[..., :1], -1.0), 1.0

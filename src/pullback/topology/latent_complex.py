@@ -35,7 +35,7 @@ def latent_graph_entmax(
     z: Float[Tensor, "*batch n d"],
     *,
     scale: Scalar,
-    alpha: float = 1.5,
+    alpha: Scalar = 1.5,
     symmetric: bool = True,
     candidates: int | None = None,
 ) -> LearnedGraph:
@@ -51,7 +51,7 @@ def latent_graph_entmax(
     Args:
         z: ``[*batch, n, d]`` embeddings, finite, ``n >= 2``.
         scale: the gain, > 0; larger is sparser.
-        alpha: of entmax, >= 1; at 1, softmax, every node is a neighbour.
+        alpha: of entmax, >= 1, or a tensor to be learned; at 1, softmax, every node is a neighbour.
         symmetric: return ``A``; else ``p``. Only without candidates.
         candidates: look at that many nearest nodes only, in memory ``n * candidates``.
 

@@ -295,6 +295,13 @@ CONTRACTS = [
         )
         for method in ("auto", "sort", "bisection")
     ],
+    Contract(
+        "discrete.entmax[learned alpha]",
+        discrete.entmax,
+        lambda g: [Call((torch.randn(2, 5, generator=g).double(), torch.tensor(a).double())) for a in (1.2, 1.7, 2.4)],
+        reference=lambda x, alpha: _entmax_by_root(x, float(alpha)),
+        hard=lambda x, alpha: _one_hot_max(x),
+    ),
     *[
         Contract(
             f"discrete.entmax[{alpha}, {method}]",
@@ -307,9 +314,9 @@ CONTRACTS = [
             bad=[
                 *_bad_logits("x"),
                 Bad((torch.zeros(3), 0.5), {}, ValueError, "alpha must be a finite number >= 1, got 0.5"),
-                Bad(
-                    (torch.zeros(3), torch.tensor(1.5)), {}, TypeError, "alpha must be a finite number >= 1, got Tensor"
-                ),
+                Bad((torch.zeros(3), "1.5"), {}, TypeError, "alpha must be a finite number >= 1, got str"),
+                Bad((torch.zeros(3), torch.tensor(1.0)), {}, ValueError, "alpha must be > 1 as a tensor, got 1.0"),
+                Bad((torch.zeros(3), torch.ones(2)), {}, ValueError, "alpha must be a number or a tensor without"),
                 Bad(
                     (torch.zeros(3), 1.2),
                     {"method": "sort"},

@@ -180,7 +180,7 @@ CONTRACTS = [
         "topology.latent_graph_entmax",
         lambda z, **kwargs: topology.latent_graph_entmax(z, **{"scale": 1.0, **kwargs}),
         _points,
-        scalars={"scale": 1.0},
+        scalars={"scale": 1.0, "alpha": 1.4},
         bad=[
             Bad((torch.zeros(1, 2),), {}, ValueError, "a graph with no edge"),
             Bad((torch.zeros(3, 2),), {"scale": 0.0}, ValueError, "scale must be > 0"),
