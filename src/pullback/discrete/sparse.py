@@ -200,7 +200,7 @@ class _LearnedEntmax(torch.autograd.Function):
             x, number = x.expand(info.batch_size, *x.shape[1:]), None
             alpha = alpha.movedim(in_dims[1], 0)
             alpha = alpha.reshape(alpha.shape[:1] + (1,) * (x.ndim - alpha.ndim) + alpha.shape[1:])
-        return _LearnedEntmax.apply(x, alpha, number, method), 0  # type: ignore[return-value]
+        return _LearnedEntmax.apply(x, alpha, number, method), 0
 
 
 def _checked_alpha(alpha: Scalar) -> float | None:

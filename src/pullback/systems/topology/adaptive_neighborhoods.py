@@ -262,7 +262,7 @@ def _cut(lab: Lab) -> None:
         "neighbours grows by .9 to 1.1 with k in 2 .. n - 3; gradients in scores and k equal finite differences",
         wrong == 0 and exact and 0.9 <= slope.min() <= slope.max() <= 1.1,
         scale="smoke",
-        **{"rows that differ": wrong, "smallest slope": slope.min(), "largest slope": slope.max()},
+        **{"rows that differ": wrong, "smallest slope": float(slope.min()), "largest slope": float(slope.max())},
     )
 
 
