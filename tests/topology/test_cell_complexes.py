@@ -153,8 +153,17 @@ def test_too_many_polygons_are_told_and_the_strongest_looked_at() -> None:
         ({"alpha": 1.0}, "alpha must be > 1"),
         ({"gradient": "weight"}, "did you mean 'weights'"),
         ({"limit": 0}, "limit must be an integer >= 1"),
+        ({"embedding": "linear"}, "hidden must be features for a linear embedding, 3, got 4"),
+        ({"embedding": "none"}, "embedding must be one of"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         topology.DifferentiableCellComplex(3, 4, **options)
+
+
+def test_a_linear_embedding_starts_as_the_features() -> None:
+    x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    module = topology.DifferentiableCellComplex(3, 3, max_length=2, scale=4.0, embedding="linear")
+    graph = topology.latent_graph_entmax(x, scale=4.0)
+    assert torch.allclose(module(x).node_adjacency(), graph.weights, atol=1e-6)

@@ -184,7 +184,8 @@ class DifferentiableCellComplex(nn.Module):
         cell_scale: initial gain of the polygons, > 0, learned.
         limit: polygons a node that are looked at: those of the largest smallest edge weight.
         candidates: as in :func:`latent_graph_entmax`.
-        embed: the embedding of the nodes, ``[n, features]`` to ``[n, hidden]``; by default a network of two layers.
+        embedding: of the nodes: ``"network"``, of two layers, or ``"linear"``, which starts as the features themselves
+            (``hidden`` is ``features`` then).
         generator: draws the initial weights.
 
     Raises:
@@ -213,7 +214,7 @@ class DifferentiableCellComplex(nn.Module):
         cell_scale: float = 1.0,
         limit: int = 4,
         candidates: int | None = None,
-        embed: nn.Module | None = None,
+        embedding: str = "network",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -224,6 +225,9 @@ class DifferentiableCellComplex(nn.Module):
         if candidates is not None:
             check_integer("candidates", candidates, 1)
         check_choice("gradient", gradient, ("weights", "reward", "integer"))
+        check_choice("embedding", embedding, ("network", "linear"))
+        if embedding == "linear" and hidden != features:
+            raise ValueError(f"hidden must be features for a linear embedding, {features}, got {hidden}")
         for name, value in (("alpha", alpha), ("scale", scale), ("cell_scale", cell_scale)):
             check_positive(name, value)
         if alpha <= 1:
@@ -235,11 +239,13 @@ class DifferentiableCellComplex(nn.Module):
         if max_length > 2:
             self.embed_edges = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
             self.log_cell_scale = nn.Parameter(torch.tensor(float(cell_scale)).log())
-        if embed is None:
-            self.embed: nn.Module = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.embed = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        if embedding == "linear":
+            self.embed = nn.Sequential(nn.Linear(features, hidden))
         _draw(self, generator)
-        if embed is not None:  # with the weights that it has
-            self.embed = embed
+        if embedding == "linear":
+            nn.init.eye_(self.embed[0].weight)
+            nn.init.zeros_(self.embed[0].bias)
 
     def forward(self, x: Float[Tensor, "n features"]) -> CellComplex:
         """Return the complex of the nodes ``x [n, features]``.

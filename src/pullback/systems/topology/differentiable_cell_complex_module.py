@@ -103,7 +103,7 @@ class CellNetwork(nn.Module):
         self.inferring = kind in ("cells", "graph", "integer")
         if self.inferring:
             options |= {"max_length": 2} if kind == "graph" else {}
-            options |= {"embed": _identity(features), "gradient": "integer" if kind == "integer" else "weights"}
+            options |= {"embedding": "linear", "gradient": "integer" if kind == "integer" else "weights"}
             self.infer = topology.DifferentiableCellComplex(features, features, **options)
             self.lift, self.edges = nn.Linear(hidden, hidden), topology.CellConvolution(hidden, hidden)
         elif kind == "adaptive":
@@ -131,13 +131,6 @@ class CellNetwork(nn.Module):
             at_nodes = topology.segment_reduce(weighted.repeat(2, 1), cells.edges.flatten(), len(x))
             nodes = torch.cat([nodes, at_nodes], 1)
         return self.out(functional.dropout(nodes, dropout, self.training)), cells
-
-
-def _identity(features: int) -> nn.Linear:
-    layer = nn.Linear(features, features)
-    nn.init.eye_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def _train(
@@ -265,7 +258,7 @@ def _gradients(lab: Lab) -> None:
     """How much gradient reaches the embedding, and what audit says about the variant that has none."""
     x, sizes = torch.randn(40, 2, generator=lab.fork("gradients")), {}
     for gradient in ("weights", "reward", "integer"):
-        infer = topology.DifferentiableCellComplex(2, 2, gradient=gradient, limit=50, embed=_identity(2))
+        infer = topology.DifferentiableCellComplex(2, 2, gradient=gradient, limit=50, embedding="linear")
         layer = topology.CellConvolution(2, 2, generator=torch.Generator().manual_seed(0))
         cells = infer(x)
         loss = layer(x[cells.edges[0]] + x[cells.edges[1]], cells).square().mean()
