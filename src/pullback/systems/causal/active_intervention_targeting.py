@@ -7,12 +7,13 @@ networks predict what each graph says about setting each variable, and takes the
 between graphs for their spread within graphs, an F-test (Scherrer, Bilaniuk, Annadani, Goyal, Schwab, Schoelkopf,
 Mozer, Bengio, Bauer, Ke, arXiv 2109.02429). Random targets and a round robin are the baselines.
 
-What to expect: the statistic compares mean values. It does not see that graphs agree on the mean of a variable and not
-on what it depends on, and with few interventions a round robin, which misses no variable, is hard to beat.
+What to expect: AIT sets variables with many descendants, as the paper says. Its statistic compares mean values and
+stays high where no intervention settles what graphs disagree about, as between the rare causes of asia, which it sets
+over and over: in 40 interventions random targets did as well on the whole, and a round robin better.
 
 Smaller than in the paper: 40 interventions (1 000), two belief steps each, eight variables, five learners; the networks
 are fitted once, to observations. Predictions of all graphs use the same random numbers, so that equal graphs agree
-exactly. The tables of asia are the published ones; those of chain, tree and full graph are random, one world a learner.
+exactly. The tables of asia are published; those of chain, tree and full graph are random, one world a learner.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def run(lab: Lab, config: Config) -> None:
         ours[total] <= 1.05 * others[1][total],
         standard_error=error,
     )
-    for name in [each for each in config.worlds if each in ("chain", "tree")]:
+    for name in [w for w in config.worlds if w in ("chain", "tree")]:
         lab.claim(
             f"{name}: how often AIT sets a variable has a rank correlation of at least .4 with its descendants",
             ours[f"rank correlation, {name}"] >= 0.4,
@@ -217,8 +218,8 @@ def _intervene(
     varied = len(counts.sum(0).unique()) > 1  # a round robin may set all as often
     arm.metric(f"rank correlation, {name}", stats.spearmanr(counts.sum(0), reached.sum(1))[0] if varied else 0.0)
     if arm.name == "AIT":
-        late = largest[-max(1, config.interventions // 8) :].mean()
-        arm.metric(f"last over first discrepancy, {name}", late / largest[0].mean(), better="lower")
+        fall = largest[-max(1, config.interventions // 8) :].mean() / largest[0].mean()
+        arm.metric(f"last over first discrepancy, {name}", fall, better="lower")
     return counts.mean(0)
 
 
