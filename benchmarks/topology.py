@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pullback import data
 from pullback.lab.bench import Case
-from pullback.topology import bottleneck_distance, pairwise_distances, persistence, rips_pairs
+from pullback.topology import (
+    Complex,
+    bottleneck_distance,
+    euler_transform,
+    pairwise_distances,
+    persistence,
+    rips_pairs,
+    sphere_directions,
+)
 
 
 def _cloud(n: int, batch: tuple[int, ...] = ()) -> Callable[[], Tensor]:
@@ -87,7 +96,53 @@ def _bottleneck_gudhi(bars: Tensor) -> None:
     gudhi.bottleneck_distance(bars[0].double().numpy(), bars[1].double().numpy())
 
 
+def _digits() -> tuple[Complex, Tensor, Tensor]:
+    squares = Complex.from_image(data.digits().images[:64] > 0.4).to_unit_ball()
+    corners = squares.faces  # the peer knows triangles
+    triangles = torch.cat([corners[:, [0, 1, 2]], corners[:, [0, 2, 3]]])
+    edges = torch.cat([squares.edges, corners[:, [0, 2]]])
+    shapes = Complex(squares.vertices, (edges, triangles), squares.batch, squares.count)
+    return shapes, sphere_directions(16, 2, method="circle"), torch.linspace(-1.1, 1.1, 16)
+
+
+def _bunny() -> tuple[Complex, Tensor, Tensor]:
+    return (
+        Complex.from_mesh(*data.mesh("bunny00")).to_unit_ball(),
+        sphere_directions(8, 3, method="fibonacci"),
+        torch.linspace(-1.1, 1.1, 32),
+    )
+
+
+def _euler(transform: Callable[..., Tensor], given: tuple[Complex, Tensor, Tensor]) -> None:
+    shapes, directions, thresholds = given
+    x, xi = shapes.vertices.clone().requires_grad_(), directions.clone().requires_grad_()
+    torch.autograd.grad(transform(shapes.with_vertices(x), xi, thresholds).square().sum(), (x, xi))
+
+
+def _dect(shapes: Complex, directions: Tensor, thresholds: Tensor) -> Tensor:
+    """The tensor expression of aidos-lab/DECT, ``index_add`` in the place of its ``torch_scatter``."""
+    heights, total = shapes.vertices @ directions.mT, torch.zeros(())
+    for k, corners in enumerate((torch.arange(len(heights))[:, None], *shapes.cells)):
+        entered = heights[corners].amax(1)
+        steps = torch.sigmoid(100 * (thresholds[:, None] - entered[:, None]))
+        whole = steps.new_zeros(shapes.count, *steps.shape[1:])
+        total = total + (-1) ** k * whole.index_add(0, shapes.batch[corners[:, 0]], steps)
+    return total
+
+
 CASES = [
+    *[
+        Case(
+            f"Euler transform, forward+backward, {name}",
+            given,
+            partial(_euler, euler_transform),
+            {"DECT formula": partial(_euler, _dect)},
+        )
+        for name, given in (
+            ("64 digits, 16 directions, 16 thresholds", _digits),
+            ("37 706 vertices, 8 directions, 32 thresholds", _bunny),
+        )
+    ],
     *[
         Case(f"degree-0 pairs, n={n}, batch {batch}", _distances(n, batch), _trees, {"scipy": _trees_scipy})
         for n, batch in ((64, 64), (1000, 1))
