@@ -217,7 +217,7 @@ def test_without_gudhi_small_complexes_are_reduced_and_others_named(monkeypatch:
         topology.persistence(torch.ones(200, 200), degrees=(1,), backend="reference")
 
 
-def test_simplices_are_refused_by_name() -> None:
+def test_simplices_are_refused_by_name(without_shape_checks: None) -> None:
     vertices, edges = torch.arange(3)[:, None], torch.tensor([[0, 1], [1, 2]])
     values = torch.zeros(5)
     with pytest.raises(ValueError, match=r"one of \[0, 3\] is missing"):

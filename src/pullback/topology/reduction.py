@@ -81,8 +81,7 @@ def check_simplices(simplices: Sequence[Tensor]) -> list[np.ndarray]:
             raise TypeError(f"{name} must hold integers, got {table.dtype}")
         if table.ndim != 2 or not table.shape[1]:
             raise ValueError(f"{name} must have shape (m, vertices), got {tuple(table.shape)}")
-        numbers = table.numpy() if table.device.type == "cpu" else table.cpu().numpy()
-        rows = np.sort(numbers.astype(np.int64), axis=1)
+        rows = np.sort(as_array(table).astype(np.int64), axis=1)
         if rows.size and rows.min() < 0:
             raise ValueError(f"{name} must hold vertices >= 0, got {rows.min()}")
         twice = (rows[:, 1:] == rows[:, :-1]).any(1)
