@@ -47,7 +47,7 @@ def _searched(samples: Tensor) -> causal.StructureResult:
 _LEARNERS = (
     ("DAGMA", causal.dagma, {"dagma": _dagma}, ((10, 2), (20, 2), (20, 4))),
     ("NOTEARS", causal.notears, {"notears": _notears}, ((10, 2), (20, 2))),  # on ER4 the official one takes minutes
-    ("order search", _searched, {"dagma": _dagma}, ((10, 2), (20, 2), (20, 4))),
+    ("order search", _searched, {"dagma": _dagma}, ((10, 2), (20, 2), (20, 4), (50, 2))),
 )
 
 CASES = [

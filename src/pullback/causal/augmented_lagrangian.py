@@ -113,8 +113,8 @@ class AugmentedLagrangian:
         strengths = dict(l1 or {})
         if unknown := set(strengths) - set(start):
             raise ValueError(f"l1 names no parameter: {sorted(unknown)}; there are {sorted(start)}")
-        for name, value in strengths.items():
-            check_positive(f"l1 of {name}", value, zero=True)
+        for name, strength in strengths.items():
+            check_positive(f"l1 of {name}", strength, zero=True)
         self._penalty = self._rows.pack({n: torch.zeros_like(v) + strengths.get(n, 0.0) for n, v in start.items()})[0]
         self._data = [self._flat(value, place) for place, value in enumerate(data)]
         self._loss, self._constraint = loss, constraint

@@ -65,6 +65,7 @@ class ParallelStructureLearner(nn.Module):
     """
 
     allowed: Tensor
+    scales: Tensor
 
     def __init__(
         self,
