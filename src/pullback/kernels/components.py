@@ -45,7 +45,7 @@ def slice_components(
 @cache
 def _loop() -> Callable[..., int]:
     jit = compiled() or (lambda function: function)
-    return jit(_pair)  # type: ignore[no-any-return]
+    return jit(_pair)
 
 
 def _pair(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,7 +221,7 @@ def graph_bifiltration(
         raise ValueError(f"edges must name nodes in 0..{n - 1}, got {int(edges.min())} to {int(edges.max())}")
     later = torch.maximum(node_values[edges[:, 0]], node_values[edges[:, 1]])
     vertices = torch.arange(n, device=edges.device)[:, None]
-    given = {"batch": batch, "count": count}
+    given: dict[str, Any] = {"batch": batch, "count": count}
     words = {name: value for name, value in given.items() if value is not None}
     return Bifiltration((vertices, edges), torch.cat([node_values, later]), **words)
 

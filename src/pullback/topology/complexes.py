@@ -168,6 +168,7 @@ class Complex:
             tables = delaunay(points.detach().cpu().double().numpy())
             return cls(points, tuple(torch.from_numpy(table).to(points.device) for table in tables[1:]))
         check_positive("radius", radius, zero=True)
+        assert radius is not None
         near = torch.cdist(points.detach(), points.detach(), compute_mode="donot_use_mm_for_euclid_dist") <= radius
         return cls(points, tuple(flag_simplices(near, max_dim=max_dim)[1:]))
 

@@ -44,7 +44,7 @@ class SignedMeasure(NamedTuple):
     points: Float[Tensor, "n 2"]
     weights: Int[Tensor, "n"]
     batch: Int[Tensor, "n"]
-    count: int
+    count: int  # type: ignore[assignment]  # a field, not tuple.count
 
 
 class HilbertFunction(NamedTuple):
@@ -204,7 +204,8 @@ def signed_measure_distance(
         raise ValueError(f"a and b must have weights of the same sum, got {came} in element {at}")
     distances = []
     for element in range(a.count):
-        left, right = [], []
+        left: list[tuple[Tensor, Tensor]] = []
+        right: list[tuple[Tensor, Tensor]] = []
         for measure, (up, down) in ((a, (left, right)), (b, (right, left))):
             mine = measure.batch == element
             points, weights = measure.points[mine], measure.weights[mine]

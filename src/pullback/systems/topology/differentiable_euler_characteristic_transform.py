@@ -110,7 +110,7 @@ def run(lab: Lab, config: Config) -> None:
         judge(network, model(unseen))
         for count, learns in itertools.product(config.counts, (False, True)):
             arm, drawn = (learned if learns else fixed)[count], lab.fork(f"{count} directions")
-            options = {"sharpness": config.sharpness, "learned": learns, "generator": drawn}
+            options: Any = {"sharpness": config.sharpness, "learned": learns, "generator": drawn}
             transform = topology.EulerTransform(2, count, config.thresholds, **options)
             start = transform.directions.detach().clone()
             with arm.weights():
@@ -230,7 +230,7 @@ def _cost(lab: Lab, config: Config) -> None:
     ours, formula = lab.arm("transform"), lab.arm("tensor expression", baseline=True)
     shape = topology.Complex.from_mesh(*data.mesh(config.mesh)).to_unit_ball()
     few, low = lines[: max(2, n // 16)], levels[::2]
-    forms = {ours: topology.euler_transform, formula: _formula}
+    forms: dict[Arm, Callable[..., Tensor]] = {ours: topology.euler_transform, formula: _formula}
     calls = {arm.name: partial(_descend, form, shape, few, low) for arm, form in forms.items()}
     race = lab.race(calls, rounds=5)
     for arm in forms:
@@ -293,9 +293,6 @@ def _draw(lab: Lab, config: Config, start: Tensor, end: Tensor, shapes: topology
     lab.figure("directions", figure, "Accuracy (mean and deviation of replicates), and where learned directions went.")
     layer = topology.EulerTransform(2, 64, 64, sharpness=config.sharpness, learned=False, method="circle")
     images = layer(shapes).flip(1)
-    means = [images[labels == digit].mean(0) for digit in range(10)]
-    text = (
-        "Mean transforms of the digits: directions around the circle across, thresholds upwards; dark is -1, bright 4."
-    )
-    rows = {"": means[:5], " ": means[5:]}
+    rows = {f"{a} to {a + 4}": [images[labels == digit].mean(0) for digit in range(a, a + 5)] for a in (0, 5)}
+    text = "Mean transforms of the digits: directions around the circle across, thresholds upwards; black -1, white 4."
     lab.images(rows, name="transforms", limits=(-1, 4), caption=text)

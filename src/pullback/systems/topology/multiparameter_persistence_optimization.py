@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +193,7 @@ def _clouds(lab: Lab, config: Config) -> None:
         ring = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
         start = torch.cat([ring, 3 * torch.rand(20, 2, generator=stream) - 1.5])
         clouds["at the start"], width = start, topology.pairwise_distances(start).max()
-        losses = {ours: partial(_of_scale_and_density, last=_codensity(start).max()), one: _of_scale}
+        losses: Any = {ours: partial(_of_scale_and_density, last=_codensity(start).max()), one: _of_scale}
         losses[boxed] = lambda x: 10 * (x.abs() - 1.5).clamp(min=0).square().sum() + _of_scale(x)
         for arm, loss in losses.items():
             points = start.clone().requires_grad_()
