@@ -119,12 +119,12 @@ def persistence(
     check_integer("axes", axes, 1)
     dims = {"rips": 2, "lower_star": 1, "alpha": 2, "cubical": axes}[kind]
     ragged = not isinstance(x, Tensor)
-    elements = list(x) if ragged else [x]
+    elements: list[Tensor] = [x] if isinstance(x, Tensor) else list(x)
     if not elements:
         raise ValueError("x must have at least one element")
     for i, element in enumerate(elements):
         _check(f"x[{i}]" if ragged else "x", element, kind, dims, ragged)
-    batch = (len(elements),) if ragged else tuple(x.shape[: x.ndim - dims])
+    batch = (len(elements),) if ragged else tuple(elements[0].shape[: elements[0].ndim - dims])
     parts: list[list[Pairs]] = []
     values: list[Tensor] = []
     for i, element in enumerate(elements):

@@ -148,7 +148,7 @@ def with_faces(cells: Sequence[np.ndarray], vertices: int) -> list[np.ndarray]:
     for k in range(top - 1, -1, -1):
         rows = np.concatenate([*by_size[k], np.empty((0, k + 1), np.int64)])
         if k:
-            _, first = np.unique(*_codes(rows), return_index=True)
+            _, first = np.unique(_codes(rows)[0], return_index=True)
             rows = rows[np.sort(first)]
             by_size[k - 1] += [np.delete(rows, i, 1) for i in range(k + 1)]
         else:

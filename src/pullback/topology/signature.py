@@ -57,8 +57,8 @@ def topological_signature_loss(
         >>> b = (2 * a).requires_grad_()
         >>> loss = topological_signature_loss(a, b)
         >>> loss.backward()
-        >>> loss.item(), b.grad.tolist()
-        (17.0, [[0.0, 2.0, 0.0], [0.0, 0.0, 8.0], [0.0, 0.0, 0.0]])
+        >>> loss.item(), b.grad[0, 1].item(), b.grad[1, 2].item(), b.grad[0, 2].abs().item()
+        (17.0, 2.0, 8.0, 0.0)
 
     References:
         Moor, Horn, Rieck, Borgwardt (2020), Topological autoencoders, equations 1 to 3.

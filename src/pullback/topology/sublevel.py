@@ -31,8 +31,8 @@ def lower_star_stack(
         element = np.repeat(np.arange(b), [len(each[k][0]) for each in found])
         births = np.concatenate([*(each[k][0] for each in found), np.empty((0, k + 1), np.int64)])
         deaths = np.concatenate([*(each[k][1] for each in found), np.empty((0, k + 2), np.int64)])
-        highest = [_highest(values, element, simplices) for simplices in (births, deaths)]
-        result.append(with_ties(Pairs(element, births, deaths, *highest, np.zeros(b, bool)), values))
+        born, died = (_highest(values, element, simplices) for simplices in (births, deaths))
+        result.append(with_ties(Pairs(element, births, deaths, born, died, np.zeros(b, bool)), values))
     return result
 
 
