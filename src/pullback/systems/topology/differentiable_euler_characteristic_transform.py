@@ -280,14 +280,15 @@ def _draw(lab: Lab, config: Config, start: Tensor, end: Tensor, shapes: topology
     for kind in ("random", "learned"):
         arms = [lab.arms[f"{count} {kind} directions"] for count in config.counts]
         means, spreads = zip(*((arm["accuracy"], arm["accuracy"].spread) for arm in arms), strict=True)
-        left.errorbar(config.counts, means, spreads, label=f"{kind} directions", color=arms[-1].colour, capsize=3)
+        left.errorbar(config.counts, means, spreads, label=f"{kind} directions", color=arms[0].colour, capsize=3)
     for name in _BASELINES:
         left.axhline(lab.arms[name]["accuracy"], color=lab.arms[name].colour, linestyle="--", label=name)
     left.set(xscale="log", xlabel="directions", ylabel="accuracy on unseen digits")
     left.set_xticks(config.counts, [str(count) for count in config.counts])
+    left.set_xticks([], minor=True)
     left.legend(loc="lower right", fontsize=8)
     for directions, where, style in ((start, "at the start", {"mfc": "none"}), (end, "learned", {})):
-        right.plot(*F.normalize(directions).T, "o", color=arms[-1].colour, label=where, **style)
+        right.plot(*F.normalize(directions).T, "o", color=arms[0].colour, label=where, **style)
     right.legend(loc="center")
     right.set(aspect="equal", title=f"{len(end)} directions")
     lab.figure("directions", figure, "Accuracy (mean and deviation of replicates), and where learned directions went.")
