@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["check_choice", "nearest"]
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
+def nearest(word: str, allowed: Iterable[str | None]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest allowed word, or an empty string.
 
     Example:
@@ -20,7 +20,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+def check_choice(name: str, value: Any, allowed: Iterable[str | None]) -> None:
     """Raise ``ValueError`` listing the allowed words unless ``value`` is one of them.
 
     Example:

@@ -92,7 +92,8 @@ class HeadAttention(nn.Module):
         width = self.project.shape[-1]
         if check_floating("x", x).ndim < 2 or x.shape[-1] != width:
             raise ValueError(f"x must have shape (..., n, {width}), got {tuple(x.shape)}")
-        project, combine = self.project, self.combine
+        project: Tensor = self.project
+        combine: Tensor = self.combine
         opened = self.outputs.open
         assert isinstance(opened, Tensor)
         if not bool(opened.all()):

@@ -114,7 +114,7 @@ def _pool(a: Tensor, p: float | Tensor, q: float | Tensor, sets: _Sets, limits: 
     if isinstance(infinite, bool) and infinite:
         return sets.extreme(a, bool(p > 0)) * (-q * log_sizes).exp()
 
-    exponent = torch.where(infinite, 1.0, p).to(a.dtype) if isinstance(p, Tensor) else p
+    exponent = torch.where(torch.isinf(p), 1.0, p).to(a.dtype) if isinstance(p, Tensor) else p
     zero = a < torch.finfo(a.dtype).tiny
     counted = ~zero if sets.present is None else ~zero & sets.present
     scaled = of_items(exponent) * torch.where(zero, 1.0, a).log()

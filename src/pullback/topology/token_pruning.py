@@ -29,7 +29,7 @@ class KeptTokens(NamedTuple):
     """
 
     tokens: Float[Tensor, "*batch k d"]
-    index: Int[Tensor, "*batch k"]
+    index: Int[Tensor, "*batch k"]  # type: ignore[assignment]
     weights: Float[Tensor, "*batch k"]
     mask: Bool[Tensor, "*batch k"]
 

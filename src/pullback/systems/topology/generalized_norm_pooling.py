@@ -5,7 +5,7 @@ of a sum over neighbours. With four reductions in two places there are sixteen n
 n^-q (sum |x|^p)^(1/p) with learned p and q holds all of them, so that one network is trained instead (Ko, Kwon, Shin,
 Lee, 2021, arXiv 2106.06210).
 
-Smaller than in the paper: 8 units, 800 steps of 32 graphs of 20 to 30 nodes, no shortest paths. Graphs and sets are
+Smaller than in the paper: 8 units, 800 steps of 16 graphs of 20 to 30 nodes, no shortest paths. Graphs and sets are
 generated, their labels are exact. The molecules are real: trained on small ones, tested on large ones, measured only.
 """
 
@@ -32,10 +32,6 @@ TASKS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "norm": lambda x, index, count: segment_reduce(x.square(), index, count).sqrt(),
     "min": lambda x, index, count: segment_reduce(x, index, count, reduce="min"),
     "max": lambda x, index, count: segment_reduce(x, index, count, reduce="max"),
-    "variance": lambda x, index, count: (
-        segment_reduce(x.square(), index, count, reduce="mean")
-        - segment_reduce(x, index, count, reduce="mean").square()
-    ),
 }
 Batch = tuple[tuple[object, ...], Tensor]
 Build = Callable[[], nn.Module]
@@ -53,13 +49,15 @@ class Config:
     set_steps: Annotated[int, at_least(1)] = 500
     """Adam steps of each network on sets and molecules."""
     batches: Annotated[int, at_least(1)] = 40
-    """Batches of 32 graphs, from which each step draws one."""
+    """Batches of 16 graphs, from which each step draws one."""
     sets: Annotated[int, at_least(2)] = 64
     """Sets a step."""
     test: Annotated[int, at_least(25)] = 1000
     """Sets to test on, and a 25th of that graphs of each family."""
     lr: Annotated[float, above(0)] = 1e-2
-    """Step size of Adam at the start; it falls linearly to a tenth."""
+    """Step size of Adam at the start, on graphs and molecules; it falls linearly to a fiftieth."""
+    set_lr: Annotated[float, above(0)] = 2e-2
+    """The same on sets."""
     factor: Annotated[float, above(0)] = 10.0
     """How much larger the step of p and q is."""
     replicates: Annotated[int, at_least(1)] = 3
@@ -67,11 +65,11 @@ class Config:
 
 
 class SetNetwork(nn.Module):
-    """A number becomes some, these are pooled, and what comes out is mapped linearly."""
+    """A number becomes some (without bias: twice the set is twice of them), these are pooled and mapped linearly."""
 
     def __init__(self, hidden: int, pool: Build) -> None:
         super().__init__()
-        self.item, self.pool, self.head = nn.Linear(1, hidden), pool(), nn.Linear(hidden, 1)
+        self.item, self.pool, self.head = nn.Linear(1, hidden, bias=False), pool(), nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor, index: Tensor, count: int) -> Tensor:
         """Return ``[count, 1]``."""
@@ -114,8 +112,9 @@ def _fit(
     """Train one network; the loss is the mean absolute (percentage) error, as is the metric."""
     with arm.weights(name):
         network = build()
-    optimizer = torch.optim.Adam(GeneralizedNormPool.parameter_groups(network, config.lr, factor=config.factor))
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
+    lr = config.set_lr if isinstance(network, SetNetwork) else config.lr
+    optimizer = torch.optim.Adam(GeneralizedNormPool.parameter_groups(network, lr, factor=config.factor))
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
     batches = lab.fork(f"batches of {name}")
     pools = [module for module in network.modules() if isinstance(module, GeneralizedNormPool)]
     for _ in arm.steps(steps, network, optimizer, schedule, batches, name=name):
@@ -168,10 +167,10 @@ def _identities(lab: Lab) -> None:
     finite, seen = True, 0
     while seen < 10_000:
         x = 10 ** (12 * torch.rand(500, 4, generator=stream) - 6) * (torch.rand(500, 4, generator=stream) > 0.2)
-        p = (0.1 * 500 ** torch.rand(4, generator=stream)) * (2 * torch.randint(2, (4,), generator=stream) - 1)
+        exponents = (0.1 * 500 ** torch.rand(4, generator=stream)) * (2 * torch.randint(2, (4,), generator=stream) - 1)
         q = 2 * torch.rand(4, generator=stream) - 1
-        leaves = tuple(leaf.requires_grad_() for leaf in (x, p, q))
-        found = topology.norm_pool(x, torch.randint(1, 60, (500,), generator=stream), 61, p=p, q=q)
+        leaves = [leaf.requires_grad_() for leaf in (x, exponents, q)]
+        found = topology.norm_pool(x, torch.randint(1, 60, (500,), generator=stream), 61, p=exponents, q=q)
         numbers = (found, *torch.autograd.grad(found.log1p().sum(), leaves))
         finite, seen = finite and all(bool(torch.isfinite(n).all()) for n in numbers), seen + x.numel()
     lab.claim(
@@ -195,7 +194,7 @@ def _sets(lab: Lab, config: Config) -> None:
     arms = {"GNP": lab.arm("GNP"), **{name: lab.arm(name, baseline=True) for name in FIXED}}
     for number in lab.replicates(config.replicates):
         for task, (name, arm) in itertools.product(TASKS, arms.items()):
-            if number and name != "GNP":
+            if name != "GNP" and (number or task == "max"):
                 continue
             sign = -1.0 if task == "min" else 1.0
             pool = partial(GeneralizedNormPool, config.hidden, split=False, p_init=sign)
@@ -220,21 +219,21 @@ def _degrees(lab: Lab, config: Config) -> None:
     def labelled(graphs: GraphBatch) -> Batch:
         return (torch.ones(len(graphs.index), 1), graphs), topology.max_degree(graphs).float()[:, None]
 
-    def network(pair: tuple[str, str]) -> nn.Module:
+    def network(pair: tuple[str, ...]) -> nn.Module:
         # A norm in both places has both signs: neither is told what to become.
         learned = GeneralizedNormPool(config.hidden, split=pair == ("GNP", "GNP"))
         aggregate, readout = (learned if part == "GNP" else part for part in pair)
         return topology.GraphNetwork(1, config.hidden, 1, aggregate=aggregate, readout=readout)
 
-    families, stream = (("er", 12), ("ba", 8), ("path", 6), ("complete", 6)), lab.fork("graphs")
+    families, stream = (("er", 7), ("ba", 4), ("path", 2), ("complete", 3)), lab.fork("graphs")
     train = [
         labelled(
             topology.join_graphs([topology.random_graphs(kind, n, (20, 30), generator=stream) for kind, n in families])
-        )  # type: ignore[arg-type]
+        )
         for _ in range(config.batches)
     ]
     kinds = ("er", "ba", "path", "complete", "tree", "ladder")
-    test = [labelled(topology.random_graphs(kind, config.test // 25, (50, 100), generator=stream)) for kind in kinds]  # type: ignore[arg-type]
+    test = [labelled(topology.random_graphs(kind, config.test // 25, (50, 100), generator=stream)) for kind in kinds]
 
     def draw(stream: torch.Generator) -> Batch:
         return train[int(torch.randint(len(train), (), generator=stream))]
@@ -253,7 +252,7 @@ def _degrees(lab: Lab, config: Config) -> None:
                 arm.metric("distance of q from 0", q.abs())
         if number == 0:  # the others are seen once
             ordered = sorted(pairs, key=lambda pair: float(pairs[pair][key]))
-            again = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
+            again = [ordered[0], ordered[len(ordered) // 2]]
     first, errors = ours["GNP", "max"], [arm[key] for arm in pairs.values()]
     lab.claim(
         "largest degree on graphs of 50 to 100 nodes: the sixteen fixed pairs differ by more than ten times; a learned "

@@ -6,8 +6,8 @@ Networks 2024). The published code multiplies dropped tokens by zero; as keys of
 what they cost. Here they are gathered away, and operations are counted as they are executed.
 
 Smaller than in the paper: three layers of four heads, 32 units, 200 steps. The controlled task is simulated: a random
-graph whose nodes have one of four colours; the class is the colour of the node with the largest degree, which a class
-token has to find among all others by attention. The molecules are real, and too few for claims: measured only.
+graph whose nodes have one of four colours; the class is the colour that nodes of large degree mostly have, which a
+class token has to find among all others by attention. The molecules are real, and too few for claims: measured only.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Config:
     """Random graphs to test on."""
     lr: Annotated[float, above(0)] = 3e-3
     """Largest step size of Adam."""
-    score_lr: Annotated[float, above(0)] = 0.1
+    score_lr: Annotated[float, above(0)] = 0.03
     """Largest step size of the scores of tokens, which have to rise above the noise."""
-    keep: Annotated[float, above(0), at_most(1)] = 0.5
+    keep: Annotated[float, above(0), at_most(1)] = 0.15
     """Share of nodes that stay in attention, in the claim."""
     drop: Annotated[float, at_least(0), below(1)] = 0.3
     """Probability with which stochastic depth drops a layer."""
@@ -91,7 +91,7 @@ class Config:
 )
 def run(lab: Lab, config: Config) -> None:
     """Hold the cuts against their definitions, then against random cuts of equal size."""
-    lab.data("random graphs, class: the colour of the node with the largest degree", origin="simulated")
+    lab.data("random graphs, class: the colour that nodes of large degree mostly have", origin="simulated")
     lab.data("solubility of 1 282 molecules in water, three published classes", origin="real")
     _tokens(lab)
     points: dict[str, list[tuple[float, float]]] = {}
@@ -137,13 +137,15 @@ def run(lab: Lab, config: Config) -> None:
 
 
 def _hubs(count: int, stream: torch.Generator) -> Batch:
-    """Coloured random graphs and the colour of the node with the largest degree, which nodes that tie share."""
+    """Random graphs whose nodes of degree six or more mostly have the colour that is the class; the others have any."""
     graphs = topology.random_graphs("ba", count, (16, 24), degree=3.0, generator=stream)
     nodes = len(graphs.index)
     degree = segment_reduce(torch.ones(graphs.edges.shape[1]), graphs.edges[1], nodes)
-    hub = degree == segment_reduce(degree, graphs.index, count, reduce="max")[graphs.index]
+    largest = segment_reduce(degree, graphs.index, count, reduce="max")
+    hub = degree >= largest.clamp(max=6)[graphs.index]
     labels = torch.randint(COLOURS, (count,), generator=stream)
-    colour = torch.where(hub, labels[graphs.index], torch.randint(COLOURS, (nodes,), generator=stream))
+    shown = hub & (torch.rand(nodes, generator=stream) < 0.9)
+    colour = torch.where(shown, labels[graphs.index], torch.randint(COLOURS, (nodes,), generator=stream))
     x = torch.cat([nn.functional.one_hot(colour, COLOURS).float(), degree[:, None] / 8], 1)
     return Batch(x, graphs, topology.random_walk_encoding(graphs, 4), labels)
 
@@ -193,8 +195,9 @@ def _accuracy(model: nn.Module, batches: Batches, **options: Any) -> float:
 @torch.no_grad()
 def _operations(model: nn.Module, *inputs: Any, **options: Any) -> int:
     """Count multiplications and additions of matrix products as they are executed."""
-    if isinstance(inputs[0], Batch):
-        inputs, options = (inputs[0].x, inputs[0].graphs), {"places": inputs[0].places, **options}
+    given = inputs[0]
+    if isinstance(given, Batch):
+        inputs, options = (given.x, given.graphs), {"places": given.places, **options}
     with FlopCounterMode(display=False) as counter:
         model(*inputs, **options)
     return counter.get_total_flops()
@@ -235,7 +238,7 @@ def _tokens(lab: Lab) -> None:
     )
 
 
-def _heads(model: nn.Module, batches: Batches) -> tuple[Tensor, float]:
+def _heads(model: GraphTransformer, batches: Batches) -> tuple[Tensor, float]:
     """Importance by one backward pass, and its rank correlation with what removal of each head does to the losses."""
     importance = topology.head_importance(model, _losses, batches)
     removed = torch.zeros_like(importance)
@@ -280,7 +283,7 @@ def _both(
     for name, choose in (("tokens and heads", "learned"), ("random tokens and heads", "random")):
         arm, cut, chance = lab.arm(name, baseline=choose == "random"), copy.deepcopy(model), lab.fork("random cuts")
         _keep_heads(cut, importance if choose == "learned" else torch.rand(importance.shape, generator=chance))
-        options = {"keep": config.keep, "choose": choose}
+        options: dict[str, Any] = {"keep": config.keep, "choose": choose}
         _train(lab, arm, cut, train, config, config.further, f"train{of}", **options)
         accuracy, operations = _accuracy(cut, test, generator=chance, **options), _operations(cut, test[0], **options)
         arm.metric(f"accuracy{of}", accuracy, better="higher", unit="%")
@@ -301,7 +304,7 @@ def _axes(
         accuracy = _accuracy(cut, few, generator=lab.fork("random nodes"), **options)
         points.setdefault(label, []).append((100 * share * _operations(cut, test[0], **options) / cost, accuracy))
 
-    for keep, choose in itertools.product((0.75, 0.5, 0.25), ("learned", "random")):
+    for keep, choose in itertools.product((0.5, 0.25, 0.15), ("learned", "random")):
         one(f"tokens, {choose}", copy.deepcopy(model), f"tokens {keep}", keep=keep, choose=choose)
     chosen = {"important": importance, "random": torch.rand(importance.shape, generator=lab.fork("heads"))}
     for share, (label, scores) in itertools.product((0.75, 0.5, 0.34), chosen.items()):
@@ -339,7 +342,7 @@ def _molecules(lab: Lab, config: Config) -> None:
     """The same cuts on real molecules, with the standard error of a few hundred of them."""
     parts: dict[str, list[Batch]] = {}
     for split in ("train", "test"):
-        found = data.solubility(split)  # type: ignore[arg-type]
+        found = data.solubility(split)
         order = torch.randperm(len(found.molecules), generator=lab.fork("molecules")).tolist()
         parts[split] = []
         for start in range(0, len(order), 32):
@@ -386,7 +389,9 @@ def _draw(lab: Lab, points: dict[str, list[tuple[float, float]]]) -> None:
     for label, found in points.items():
         line = "--x" if label.endswith(("random", "at once")) else "-o"
         axes.plot(*zip(*found, strict=True), line, color=lab.colour(label.split(",")[0]), label=label)
-    axes.set(xlabel="operations, % of the dense network", ylabel="accuracy, %", title="class of the hub, unseen graphs")
+    axes.set(
+        xlabel="operations, % of the dense network", ylabel="accuracy, %", title="colour of the hubs, unseen graphs"
+    )
     axes.legend(fontsize=8)
     caption = (
         "Accuracy against executed operations along four cuts, each after equal further training; dashed: random or "
