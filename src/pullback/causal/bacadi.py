@@ -253,7 +253,7 @@ class BaCaDI:
             chosen = self._logistic(*gamma.shape[:2], self._samples, *gamma.shape[3:])
             targets = latent_targets(gamma, noise=chosen, alpha=alpha, hard=True)
 
-        def per_node(*arguments: Tensor | None) -> Tensor:
+        def per_node(*arguments: Any) -> Tensor:
             return self.model.log_joint(*arguments, per_node=True).mT  # samples last
 
         def of_graphs(latent: Tensor, noise: Tensor) -> Tensor:

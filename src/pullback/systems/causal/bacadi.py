@@ -165,8 +165,8 @@ def _learner(
 ) -> causal.BaCaDI:
     """Take all steps of an arm, over the problems of a batch at once."""
     options = {"mixture": False, "generator": lab.fork(f"particles, {name}"), **ANNEALING, **options}
-    sizes = {"particles": config.particles, "steps": config.steps, "samples": config.samples}
-    learner = causal.BaCaDI(x, rows, **sizes, **options)
+    options |= {"particles": config.particles, "steps": config.steps, "samples": config.samples}
+    learner = causal.BaCaDI(x, rows, **options)
     for _ in arm.steps(config.steps, learner, name=name):
         with arm.cpu_time():
             learner.step()
@@ -245,11 +245,11 @@ def _enumerated(lab: Lab, config: Config) -> tuple[list[Tensor], list[Tensor]]:
         errors.append((exact[-1] - near[-1]).abs())
     arcs = nodes * (nodes - 1)
     of_edges, of_targets = (torch.stack(errors)[:, part].mean(1) for part in (slice(arcs), slice(arcs, None)))
-    edges = arm.metric("error of edge marginals", of_edges, better="lower", replicated=True)
-    chosen = arm.metric("error of target marginals", of_targets, better="lower", replicated=True)
+    arcs_off = arm.metric("error of edge marginals", of_edges, better="lower", replicated=True)
+    targets_off = arm.metric("error of target marginals", of_targets, better="lower", replicated=True)
     lab.claim(
         f"{nodes} nodes: marginals of arcs and of targets are within .12 of those of the exact posterior, on average",
-        *(edges <= 0.12, chosen <= 0.12),
+        *(arcs_off <= 0.12, targets_off <= 0.12),
     )
     largest = _direct_error(learner, posterior, x, rows)
     statement = f"{nodes} nodes: the log-joint of every particle equals a direct evaluation (1e-6, relative)"
