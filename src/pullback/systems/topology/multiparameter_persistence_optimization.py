@@ -214,10 +214,10 @@ def _clouds(lab: Lab, config: Config) -> None:
         scale="smoke",
     )
     lab.claim(
-        "the loss of scale alone makes the diameter grow at least 1.5 times, with density at most 1.15 times; in both "
+        "the loss of scale alone makes the diameter grow at least 1.5 times, with density at most 1.25 times; in both "
         "the longest loop among the densest points, of any number of them, grows by at least 0.05",
         one["diameter"] >= 1.5,
-        ours["diameter"] <= 1.15,
+        ours["diameter"] <= 1.25,
         min(one["growth of the longest loop"], ours["growth of the longest loop"]) >= 0.05,
     )
     lab.curves("diameter", arms=[*losses], log=False, caption="Diameters of moving clouds, as shares of the first.")
