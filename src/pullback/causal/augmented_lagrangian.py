@@ -65,6 +65,8 @@ class AugmentedLagrangian:
         steps: at most.
         iterations: quasi-Newton steps a step.
         relative: an inner problem ends after two steps in a row that lower its value by less than this part, > 0.
+        keep: whether a problem goes on from a solution with which a constraint did not fall enough, or from the one
+            before it.
 
     Attributes:
         taken: steps taken.
@@ -94,6 +96,7 @@ class AugmentedLagrangian:
         steps: int = 100,
         iterations: int = 500,
         relative: float = 1e-9,
+        keep: bool = True,
     ) -> None:
         check_callable("loss", loss)
         check_callable("constraint", constraint)
@@ -107,7 +110,7 @@ class AugmentedLagrangian:
         self.steps, self.taken = check_integer("steps", steps, 1), 0
         self._iterations = check_integer("iterations", iterations, 1)
         self._factor, self._shrink, self._tolerance = factor, shrink, tolerance
-        self._max_rho, self._relative = max_rho, relative
+        self._max_rho, self._relative, self._keep = max_rho, relative, keep
         start = {name: value.detach() for name, value in dict(parameters).items()}
         self._rows = Rows.of(start, batch_ndim, "parameters")
         strengths = dict(l1 or {})
@@ -150,7 +153,7 @@ class AugmentedLagrangian:
         if self.finished:
             return
         rows = (~self._table["ended"]).nonzero().squeeze(-1)
-        x, alpha, rho, last = (self._table[name][rows] for name in ("x", "alpha", "rho", "violation"))
+        before, alpha, rho, last = (self._table[name][rows] for name in ("x", "alpha", "rho", "violation"))
 
         def evaluate(x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             with torch.enable_grad():
@@ -162,7 +165,7 @@ class AugmentedLagrangian:
             return value.detach(), gradient, h.detach()
 
         x, value, h = minimise_orthantwise(
-            evaluate, x, self._penalty, iterations=self._iterations, tolerance=self._relative
+            evaluate, before, self._penalty, iterations=self._iterations, tolerance=self._relative
         )
         if not bool(value.isfinite().all()):
             raise ConvergenceError("the objective of the augmented Lagrangian is not finite; scale the data", None)
@@ -170,7 +173,7 @@ class AugmentedLagrangian:
         falls = ~within & (h <= self._shrink * last)
         slow = ~within & ~falls
         new = {
-            "x": x,
+            "x": x if self._keep else torch.where(slow.any(-1, keepdim=True), before, x),
             "alpha": torch.where(falls, alpha + rho * h, alpha),
             "rho": torch.where(slow, self._factor * rho, rho),
             "violation": torch.where(slow, last, h),

@@ -120,6 +120,7 @@ class DStruct(SampleLearner):
             steps=steps,
             iterations=iterations,
             relative=relative,
+            keep=mechanism != "linear",  # as the official programs do
         )
 
     def _ended(self) -> bool:

@@ -251,7 +251,7 @@ def _linear(lab: Lab, config: Config) -> None:
     stream, nodes = lab.fork("linear"), config.nodes
     weights = causal.random_weights(causal.random_dag(nodes, config.edges, generator=stream), generator=stream)
     x = causal.LinearSCM(weights.double()).rsample(1000, generator=stream)
-    batched = causal.d_struct(x, learners=1, mechanism="linear", penalty=0.1, ridge=0.0, relative=1e-9)
+    batched = causal.d_struct(x, learners=1, mechanism="linear", penalty=0.1, ridge=0.0, relative=1e-8)
     c, alpha, rho, last, w = causal.second_moments(x).numpy(), 0.0, 1.0, np.inf, np.zeros((nodes, nodes))
 
     def evaluate(halves: np.ndarray) -> tuple[float, np.ndarray]:
