@@ -46,7 +46,7 @@ class Config:
     """Neighbours that DGM draws."""
     candidates: Annotated[int, at_least(2)] = 60
     """Nearest nodes among which neighbours are chosen."""
-    steps: Annotated[int, at_least(1)] = 400
+    steps: Annotated[int, at_least(1)] = 700
     """Adam steps on the simulated graphs, one graph each."""
     digits: Annotated[int, at_least(100)] = 900
     """Images that are nodes."""
