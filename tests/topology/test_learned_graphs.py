@@ -14,8 +14,8 @@ from pullback import topology
 
 def test_towards_no_width_exactly_the_first_neighbours_are_kept() -> None:
     generator = torch.Generator().manual_seed(0)
-    scores = torch.rand(100, 100, 100, generator=generator).double()
-    k = 0.01 + 99 * torch.rand(100, 100, generator=generator).double()
+    scores = torch.rand(100, 100, 100, generator=generator, dtype=torch.float64)
+    k = 0.01 + 99 * torch.rand(100, 100, generator=generator, dtype=torch.float64)
     kept = topology.adaptive_neighborhood(scores, k, width=1e-9).weights > 0.5 * scores
     bound = scores.sort(-1, descending=True).values.gather(-1, (k.ceil().long() - 1).unsqueeze(-1))
     assert torch.equal(kept, scores >= bound)
