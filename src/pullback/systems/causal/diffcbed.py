@@ -5,17 +5,21 @@ well its outcomes would tell these models apart; it is differentiable in the val
 policy that draws targets, in the logits of the targets: Adam raises both (Annadani, Tigas, Ivanova, Jesson, Gal,
 Foster, Bauer, ICML 2023). The batch is run, and the models are fitted again.
 
-What to expect: the gradient of the values is exact, that of the logits is not. The paper takes the derivative at hard
+The gradient of the values is exact, that of the logits is not. The paper takes the derivative at hard
 targets, which on pilots hardly correlated with the gradient of the policy's mean gain; it finds good values, and
 targets by the best of many draws, which at ten nodes tell less than the best single ones. The score function, with the
 other designs of the step as baseline, is unbiased; its cosine with that gradient was .4 to .5 from eight designs.
 
+Single targets already tell twenty bootstraps apart, nearly: their EIG is at its ceiling log 20, which ranks no design
+above them. Yet they learn less than random designs of many targets that miss a third of that EIG: ahead of single
+targets is whatever sets many nodes, and what the EIG adds shows against random ones.
+
 Smaller than in the paper: 20 bootstraps (30), eight models (30), five rounds (10), eight designs of two outcomes a step
-(32), and least-squares order search for GIES, which takes noise of equal variance for granted, as it is here. A design
-takes 800 outcomes of each bootstrap, a greedy one 1 280, Bayesian optimisation 3 840. The noise is 1 and values are
-within +-2 (.1 and +-10): there every random design already tells all models apart. Half of the graphs are random, half
-are ten genes of the DREAM4 gold standards, real networks of a hundred (the paper: those of ten). All mechanisms are
-simulated. Range and gradients were chosen on seeds 0 to 2; the step size is the authors'.
+(32), 30 steps (100), and least-squares order search for GIES, which takes noise of equal variance for granted, as it is
+here. A design takes 1 112 outcomes of each bootstrap, 632 of them to choose among those seen; a greedy one 1 280,
+Bayesian optimisation 3 840. The noise is 1 and values are within +-2 (.1 and +-10): there every random design already
+tells all models apart. Half of the graphs are random, half are ten genes of the DREAM4 gold standards, real networks of
+a hundred (the paper: those of ten); mechanisms are simulated. Range, steps and gradients were chosen on seeds 0 to 2.
 """
 
 from __future__ import annotations
@@ -53,13 +57,11 @@ class Config:
     """Rounds of design, experiment and fit."""
     reach: Annotated[float, above(0)] = 2.0
     """Values are within plus and minus this."""
-    steps: Annotated[int, at_least(1)] = 50
-    """Adam steps of a design; the gains of the authors' 100 were no larger on pilots."""
-    lr: Annotated[float, above(0)] = 0.5
-    """Step size of Adam, the authors'."""
+    steps: Annotated[int, at_least(1)] = 30
+    """Adam steps of a design, of the authors' step size; the gains of their 100 steps were no larger on pilots."""
     designs: Annotated[int, at_least(2)] = 8
     """Designs drawn a step."""
-    trios: Annotated[int, at_least(1)] = 4
+    trios: Annotated[int, at_least(1)] = 8
     """Posteriors over three nodes, on which designs are compared with all of a grid."""
 
 
@@ -95,10 +97,10 @@ def run(lab: Lab, config: Config) -> None:
     baselines = ("greedy grid, one target", "Bayesian optimisation, one target", "random", "random, fixed value")
     greedy, search, multi, fixed = (lab.arm(name, baseline=True) for name in baselines)
     arms, starts = (paper, score, one, greedy, search, multi, fixed), list[float]()
-    pairs = config.nodes * (config.nodes - 1) // 2
     for number in lab.replicates(config.truths):
         stream = lab.fork("truth")
-        graph = causal.random_dag(config.nodes, min(config.degree * config.nodes, pairs), generator=stream)
+        arcs = int(config.nodes * min(config.degree, (config.nodes - 1) / 2))
+        graph = causal.random_dag(config.nodes, arcs, generator=stream)
         if number % 2:
             graph = data.dream4(number // 2 % 5 + 1).acyclic_part(config.nodes, generator=stream)
         truth = _mechanisms(graph, stream)
@@ -106,26 +108,27 @@ def run(lab: Lab, config: Config) -> None:
         prior = causal.bootstrap_posterior(observed, models=config.models, generator=lab.fork("first fit"))
         starts.append(causal.expected_shd(prior.graphs, graph).item())
         chosen = {arm.name: _experiment(lab, config, arm, truth, observed, prior) for arm in arms}
-        draws = [_design(config, multi.name, prior, stream) for _ in range(20)]
-        gains = torch.stack([_gain(lab, prior, design.targets, design.values) for design in draws])
-        multi.metric("EIG, mean of 20 designs, first round", gains.mean(), better="higher")
+        gains = [_gain(lab, prior, *_design(config, multi.name, prior, stream)[:2]) for _ in range(20)]
+        multi.metric("EIG, mean of 20 designs, first round", torch.stack(gains).mean(), better="higher")
 
     chance, ceiling, singles = multi["EIG, mean of 20 designs, first round"], math.log(config.models), (greedy, search)
     before, after = "EIG, first round", f"expected SHD after {config.rounds} rounds"
     lab.claim(
         "the mean EIG of the first round is at least 1.2 times that of random designs (at most .8 log L) with both "
-        "gradients, and with the score function at least that of single targets less a paired standard error",
+        "gradients, above that of random ones of a fixed value by more than the standard error of the paired "
+        "difference, and with the score function at least that of single targets less such an error",
         chance <= 0.8 * ceiling,
         min(paper[before], score[before]) >= 1.2 * chance,
+        *(arm[before] > fixed[before] + _standard_error(arm, fixed, before) for arm in (paper, score)),
         *(score[before] >= other[before] - _standard_error(score, other, before) for other in singles),
         share_of_log_L=score[before] / ceiling,
     )
     for arm in (paper, score):
-        errors = {other.name: _standard_error(arm, other, after) for other in (multi, *singles)}
+        errors = {other.name: _standard_error(arm, other, after) for other in (multi, fixed, *singles)}
         lab.claim(
-            f"{arm.name}: after {config.rounds} rounds the mean expected SHD is below random multi-target by more than "
-            "the standard error of the paired difference, and above neither single-target baseline by more than that",
-            arm[after] < multi[after] - errors[multi.name],
+            f"{arm.name}: after {config.rounds} rounds the mean expected SHD is below both random multi-target ones by "
+            "more than the standard error of the paired difference, and above neither single-target baseline by that",
+            *(arm[after] < other[after] - errors[other.name] for other in (multi, fixed)),
             *(arm[after] <= other[after] + errors[other.name] for other in singles),
             **{f"standard error, {name}": error for name, error in errors.items()},
         )
@@ -167,7 +170,7 @@ def _optimise(
 ) -> causal.Design:
     nodes, bounds = posterior.noise.shape[-1], (-config.reach, config.reach)
     policy = causal.InterventionPolicy(nodes, batch, targets=q, value_range=bounds, generator=stream)
-    options: dict[str, Any] = {"steps": config.steps, "lr": config.lr, "count": config.designs, "samples": 2}
+    options: dict[str, Any] = {"steps": config.steps, "lr": 0.5, "count": config.designs, "samples": 2}
     return causal.optimize_design(posterior, policy=policy, gradient=gradient, generator=stream, **options)
 
 
@@ -175,7 +178,6 @@ def _experiment(
     lab: Lab, config: Config, arm: Arm, truth: causal.LinearSCM, observed: Tensor, prior: causal.ModelPosterior
 ) -> tuple[Tensor, Tensor]:
     """Design, experiment and fit, round by round: what was set, and what was seen."""
-    first = len(observed)
     x = torch.cat([observed, observed.new_zeros(config.rounds * config.batch, config.nodes)])
     held = torch.zeros(x.shape, dtype=torch.bool)
     weights, noise = prior.weights.clone(), prior.noise.clone()
@@ -187,12 +189,11 @@ def _experiment(
         arm.record("EIG", _gain(lab, posterior, design.targets, design.values))
         for value in design.history if turn == 0 else ():
             arm.record("EIG while optimising", value)
-        seen = first + turn * config.batch
-        for chosen, values in zip(design.targets, design.values, strict=True):
-            held[seen] = chosen.bool()
+        seen = len(observed) + (turn + 1) * config.batch
+        for row, chosen, values in zip(range(seen - config.batch, seen), design.targets, design.values, strict=True):
+            held[row] = chosen.bool()
             setting = {int(j): float(values[j]) for j in chosen.nonzero()}
-            x[seen] = truth.rsample(1, interventions=setting, generator=paired[0])[0]
-            seen += 1
+            x[row] = truth.rsample(1, interventions=setting, generator=paired[0])[0]
         options: dict[str, Any] = {"models": config.models, "start": posterior, "generator": paired[1]}
         fitted = causal.bootstrap_posterior(x[:seen], held[:seen], **options)
         weights.copy_(fitted.weights)
@@ -200,8 +201,8 @@ def _experiment(
         arm.record("expected SHD", causal.expected_shd(fitted.graphs, truth.weights != 0))
     arm.metric("EIG, first round", arm.series("EIG")[0], better="higher")
     arm.metric(f"expected SHD after {config.rounds} rounds", arm.last("expected SHD"), better="lower")
-    arm.metric("interventions that set every node", held[first:].all(1).sum().double())
-    return held[first:], x[first:]
+    arm.metric("interventions that set every node", held[len(observed) :].all(1).sum().double())
+    return held[len(observed) :], x[len(observed) :]
 
 
 def _quadrature(lab: Lab) -> None:
@@ -239,15 +240,18 @@ def _quadrature(lab: Lab) -> None:
 
 
 def _three_nodes(lab: Lab, config: Config) -> None:
-    """One intervention on three nodes: 7 sets of targets with 9 values each are all there is, but for mixed values."""
-    targets = (torch.arange(1, 8)[:, None] >> torch.arange(3) & 1).double().unsqueeze(1)
+    """One intervention on three nodes: 1 or 2 targets with 9 values each are 270 designs (to set all tells nothing)."""
+    levels = torch.cartesian_prod(*[torch.linspace(-config.reach, config.reach, 9).double()] * 3)
+    sets = (torch.arange(1, 7)[:, None] >> torch.arange(3) & 1).double()
+    every = torch.stack([sets.repeat_interleave(len(levels), 0), torch.cat([levels * each for each in sets])], 1)
+    every = every.unique(dim=0).unsqueeze(-2)  # [270, targets and values, 1, 3]
     reached, slopes = {"straight-through": list[float](), "score": list[float]()}, list[Tensor]()
     for trio in range(config.trios):
         stream = lab.fork(f"trio {trio}")
         x = _mechanisms(causal.random_dag(3, 2, generator=stream), stream).rsample(10, generator=stream)
         posterior = causal.bootstrap_posterior(x, models=config.models, generator=stream)
-        grid = torch.linspace(-config.reach, config.reach, 9)
-        best = max(_gain(lab, posterior, targets, v.expand(7, 1, 3), samples=500).max() for v in grid)
+        rough = torch.cat([_gain(lab, posterior, *part.unbind(1), samples=50) for part in every.split(45)])
+        best = _gain(lab, posterior, *every[rough.topk(16).indices].unbind(1), samples=500).max()
         for gradient, shares in reached.items():
             design = _optimise(config, posterior, 1, gradient, stream, None)
             shares.append((_gain(lab, posterior, design.targets, design.values, samples=500) / best).item())
@@ -258,12 +262,9 @@ def _three_nodes(lab: Lab, config: Config) -> None:
     statement = "gradients at hard targets are finite and not zero, for logits and for values"
     lab.claim(statement, bool((sizes.isfinite() & (sizes > 0)).all()), scale="smoke", smallest=sizes.min())
     for gradient, shares in reached.items():
-        lab.claim(
-            f"{gradient}: on each of {config.trios} posteriors over three nodes the design reaches at least 98 % of "
-            "the best EIG of all 7 sets of targets with 9 values",
-            min(shares) >= 0.98,
-            **{f"share {trio}": share for trio, share in enumerate(shares)},
-        )
+        mean = sum(shares) / len(shares)
+        statement = f"{gradient}: on average at least 95 % of the best EIG of all 270 designs on three nodes is reached"
+        lab.claim(statement, mean >= 0.95, mean=mean, lowest=min(shares))
 
 
 def _draw(
@@ -275,8 +276,7 @@ def _draw(
             axes[0, 0].plot(arm.series("EIG while optimising", replicate=last), color=arm.colour, label=arm.name)
         else:
             axes[0, 0].axhline(arm["EIG, first round"].values[last], color=arm.colour, ls="--", label=arm.name)
-        paths = torch.tensor([arm.series("expected SHD", replicate=k) for k in range(config.truths)])
-        paths = torch.cat([torch.tensor(starts)[:, None], paths], 1)
+        paths = torch.tensor([[start, *arm.series("expected SHD", replicate=k)] for k, start in enumerate(starts)])
         mean, error = paths.mean(0), paths.std(0) / math.sqrt(config.truths)
         axes[0, 1].plot(mean, color=arm.colour, label=arm.name)
         axes[0, 1].fill_between(range(len(mean)), mean - error, mean + error, color=arm.colour, alpha=0.12, lw=0)
@@ -286,8 +286,8 @@ def _draw(
     axes[0, 1].legend(fontsize=7)
     angles = torch.arange(config.nodes) * 2 * math.pi / config.nodes
     places = torch.stack([angles.cos(), angles.sin()], -1).tolist()
-    arrow = {"arrowstyle": "->", "shrinkA": 11, "shrinkB": 11, "color": "grey"}
-    for number, (panel, held, value) in enumerate(zip(axes[1], *chosen, strict=False)):
+    arrow, first = {"arrowstyle": "->", "shrinkA": 11, "shrinkB": 11, "color": "grey"}, slice(config.batch)
+    for number, (panel, held, value) in enumerate(zip(axes[1], *(each[first] for each in chosen), strict=False)):
         for i, j in graph.nonzero().tolist():
             panel.annotate("", places[j], places[i], arrowprops=arrow)
         for node, place in enumerate(places):
@@ -296,5 +296,4 @@ def _draw(
             panel.text(*place, text, ha="center", va="center", fontsize=8, color="black")
         panel.set_axis_off()
         panel.set_title(f"score function: intervention {number + 1} of the first round")
-    caption = "EIG during optimisation (grey: log L; dashed: baselines), expected SHD by round, and what is set."
-    lab.figure("experiments", figure, caption)
+    lab.figure("experiments", figure, "EIG on the way (grey: log L; dashed: baselines), expected SHD, and what is set.")
