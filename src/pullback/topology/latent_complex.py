@@ -241,11 +241,11 @@ class DifferentiableCellComplex(nn.Module):
             self.log_cell_scale = nn.Parameter(torch.tensor(float(cell_scale)).log())
         self.embed = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         if embedding == "linear":
-            self.embed = nn.Sequential(nn.Linear(features, hidden))
+            self.embed = nn.Sequential(linear := nn.Linear(features, hidden))
         _draw(self, generator)
         if embedding == "linear":
-            nn.init.eye_(self.embed[0].weight)
-            nn.init.zeros_(self.embed[0].bias)
+            nn.init.eye_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, x: Float[Tensor, "n features"]) -> CellComplex:
         """Return the complex of the nodes ``x [n, features]``.
