@@ -68,8 +68,7 @@ class Bifiltration:
         if isinstance(self.simplices, Sequence):  # indices have no derivative, and are read as arrays
             bare = tuple(physical(table) if isinstance(table, Tensor) else table for table in self.simplices)
             object.__setattr__(self, "simplices", bare)
-        with below_transforms():
-            tables = check_simplices(self.simplices)
+        tables = check_simplices(self.simplices)
         values, sizes = check_floating("values", self.values), [len(table) for table in tables]
         if tuple(values.shape) != (sum(sizes), 2):
             raise ValueError(f"values must have shape ({sum(sizes)}, 2), one row a simplex, got {tuple(values.shape)}")
