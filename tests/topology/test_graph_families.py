@@ -96,6 +96,17 @@ def test_batches_refuse_edges_that_are_not_there() -> None:
             topology.batch_graphs(edges, nodes)  # type: ignore[arg-type]
 
 
+def test_joined_batches_are_one_batch_of_all_graphs() -> None:
+    graphs = [torch.tensor([[0, 1], [1, 2]]), torch.zeros(0, 2, dtype=torch.int64), torch.tensor([[0, 3]])]
+    whole = topology.batch_graphs(graphs, [3, 2, 4])
+    joined = topology.join_graphs([topology.batch_graphs(graphs[:1], [3]), topology.batch_graphs(graphs[1:], [2, 4])])
+    assert sorted(joined.edges.T.tolist()) == sorted(whole.edges.T.tolist())
+    assert torch.equal(joined.index, whole.index)
+    assert joined.count == whole.count
+    nothing = topology.join_graphs([])
+    assert (nothing.edges.shape, len(nothing.index), nothing.count) == ((2, 0), 0, 0)
+
+
 def test_paths_are_those_of_networkx() -> None:
     batch = _draw("er", 30, (5, 20), degree=2.5, seed=3)
     generator = torch.Generator().manual_seed(0)

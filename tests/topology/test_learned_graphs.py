@@ -102,6 +102,19 @@ def test_near_points_far_from_the_origin_keep_their_distance() -> None:
     assert topology.pairwise_distances(x)[0, 1] == (x[0] - x[1]).norm()
 
 
+def test_slopes_of_distances_do_not_depend_on_the_scale() -> None:
+    """Also where a distance times its cotangent, or a distance itself, is beyond the largest number."""
+    unit = torch.tensor([[1.0, 0.0], [-0.9, 0.7], [-0.9, 0.6], [0.0, 0.0]], dtype=torch.float64).requires_grad_()
+    (expected,) = torch.autograd.grad((unit[:, None] - unit).square().sum(-1).add(1e-300).sqrt().sum(), unit)
+    for scale in (1e-38, 1e-20, 1.0, 1e20, 3e38):
+        x = (unit.detach() * scale).float().requires_grad_()
+        (got,) = torch.autograd.grad(topology.pairwise_distances(x).sum(), x)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+        tangent = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+        _, along = torch.func.jvp(topology.pairwise_distances, (x.detach(),), (tangent,))
+        torch.testing.assert_close(along.sum(), (got * tangent).sum(), rtol=1e-5, atol=1e-5)
+
+
 def test_lists_and_matrices_convolve_alike() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(40, 3, generator=generator).double(), torch.randn(3, 2, generator=generator).double()

@@ -42,37 +42,44 @@ def pairwise_distances(x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch 
     scale = wide.detach().abs().amax((-2, -1), keepdim=True) if x.numel() else wide.new_ones(())
     extreme = ((scale > 1e15) | (scale < 1e-15)) & (scale > 0) & torch.isfinite(scale)
     scale = torch.where(extreme, scale, 1.0)  # squares overflow, or vanish
-    distances: Tensor = _Distances.apply(wide / scale)
-    return (distances * scale).to(x.dtype)
+    distances: Tensor = _Distances.apply(wide, scale)[0]
+    return distances.to(x.dtype)
 
 
 class _Distances(torch.autograd.Function):
-    """First derivatives are functions of the points and of the distances themselves: so are those of higher order."""
+    """Distances, and the same over ``scale``: all derivatives are functions of the points and of the latter.
+
+    The slope of a distance has no unit, so cotangents are never multiplied by the scale, which would overflow.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    def forward(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        x = x / scale
+        scaled = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+        return scaled * scale, scaled
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.save_for_forward(*inputs, output[1])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        x, distances = ctx.saved_tensors
-        weights = _divided(cotangent + cotangent.mT, distances)
-        return weights.sum(-1, keepdim=True) * x - weights @ x
+    def backward(ctx: Any, cotangent: Tensor, cotangent_scaled: Tensor) -> tuple[Tensor, None]:
+        x, scale, scaled = ctx.saved_tensors
+        x, cotangent = x / scale, cotangent + cotangent_scaled / scale
+        weights = _divided(cotangent + cotangent.mT, scaled)
+        return weights.sum(-1, keepdim=True) * x - weights @ x, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        x, distances = primals(ctx.saved_tensors)
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        x, scale, scaled = primals(ctx.saved_tensors)
         with nested_forward_mode():
-            mixed = x @ tangent.mT
+            mixed = (x / scale) @ tangent.mT
             own = mixed.diagonal(dim1=-2, dim2=-1)
-            return _divided(own.unsqueeze(-1) + own.unsqueeze(-2) - mixed - mixed.mT, distances)
+            slopes = _divided(own.unsqueeze(-1) + own.unsqueeze(-2) - mixed - mixed.mT, scaled)
+            return slopes, slopes / scale
 
 
 def _divided(numerator: Tensor, distances: Tensor) -> Tensor:
