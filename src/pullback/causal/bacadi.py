@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.nn.functional import logsigmoid
 
+from pullback.causal import latent_priors
 from pullback.causal.graphs import is_acyclic
 from pullback.causal.interventional import InterventionalGaussian
 from pullback.causal.latent_graphs import (
@@ -27,9 +27,6 @@ from pullback.core.shapes import Shaped, Tensor
 
 __all__ = ["BaCaDI", "bacadi", "dibs"]
 
-_SPREAD = 0.1
-"""Variance of the latents of targets, and of the means of interventions at the start."""
-
 
 class BaCaDI:
     r"""Approximate the posterior over graphs, weights, targets and values of interventions, step by step from outside.
@@ -47,6 +44,11 @@ class BaCaDI:
     :class:`SVGD` moves the particles while ``alpha_t`` and ``beta_t`` grow linearly. At the end arcs are where ``u.v >
     0`` and targets where ``gamma > 0``. All problems of a batch and all particles are one tensor.
 
+    With ``marginal`` the parameters are integrated out (:meth:`InterventionalGaussian.log_evidence`). An environment is
+    then explained by an intervention only if that is more probable under the best weights of the graph, not under those
+    of the moment: particles with weights call most targets wrongly until the weights fit, and then learn from few
+    environments.
+
     Args:
         x: ``[*batch, n, d]`` samples, not centred.
         environments: ``[n]`` whole numbers, 0 the observational one, 1 to ``e`` the others; ``None``: all are 0.
@@ -62,6 +64,7 @@ class BaCaDI:
             |pa(j)|)^{-3}`.
         edge_probability: in (0, 1); ``None`` for two arcs a node, :math:`2 / (d - 1)`, at most 1/2.
         sparsity: ``lambda >= 0``, of targets.
+        marginal: move graphs and targets only, with weights and means of interventions integrated out.
         mixture: weight the particles by their joint density, instead of equally.
         kernel, lr, optimizer: of :class:`SVGD`; the default kernel is a sum of bandwidths 5 (``z``), 500 (parameters)
             and 5 (``gamma``).
@@ -101,6 +104,7 @@ class BaCaDI:
         graph_prior: str = "er",
         edge_probability: float | None = None,
         sparsity: float = 1.0,
+        marginal: bool = False,
         mixture: bool = True,
         kernel: SquaredExponential | None = None,
         lr: Any = 5e-3,
@@ -110,7 +114,7 @@ class BaCaDI:
         check_integer("particles", particles, 1)
         check_integer("samples", samples, 1)
         check_integer("acyclicity_samples", acyclicity_samples, 1)
-        check_choice("graph_prior", graph_prior, list(_GRAPH_PRIORS))
+        check_choice("graph_prior", graph_prior, list(latent_priors.GRAPH_PRIORS))
         check_scalar("alpha", alpha)
         check_scalar("beta", beta)
         check_scalar("sparsity", sparsity, zero=True)
@@ -131,19 +135,19 @@ class BaCaDI:
         self._samples, self._acyclicity_samples = samples, acyclicity_samples
         self._alpha, self._beta, self._sparsity = float(alpha), float(beta), float(sparsity)
         self._edge_probability, self._graph_prior = edge_probability, graph_prior
-        self._mixture, self._generator = bool(mixture), generator
+        self._marginal, self._mixture, self._generator = bool(marginal), bool(mixture), generator
 
         lead = (len(self.model.x), particles)
-        start = {
-            "z": self._normal(*lead, 2, nodes, nodes) / math.sqrt(nodes),
-            "parameters": 0.3 * self._normal(*lead, nodes, nodes),
-        }
-        widths = {"z": 5.0, "parameters": 500.0}
+        spread = math.sqrt(latent_priors.SPREAD)
+        start = {"z": self._normal(*lead, 2, nodes, nodes) / math.sqrt(nodes)}
+        if not self._marginal:
+            start["parameters"] = 0.3 * self._normal(*lead, nodes, nodes)
         if self._unknown:
-            means = math.sqrt(_SPREAD) * self._normal(*lead, others, nodes)
-            start["parameters"] = torch.cat([start["parameters"], means], -2)
-            start["gamma"] = math.sqrt(_SPREAD) * self._normal(*lead, others, nodes)
-            widths["gamma"] = 5.0
+            if not self._marginal:
+                means = spread * self._normal(*lead, others, nodes)
+                start["parameters"] = torch.cat([start["parameters"], means], -2)
+            start["gamma"] = spread * self._normal(*lead, others, nodes)
+        widths = {name: 500.0 if name == "parameters" else 5.0 for name in start}
         kernel = SquaredExponential(widths) if kernel is None else kernel
         self._svgd = SVGD(self._score, start, batch_ndim=1, kernel=kernel, lr=lr, steps=steps, optimizer=optimizer)
         self.steps = steps
@@ -162,7 +166,8 @@ class BaCaDI:
     @property
     def latents(self) -> dict[str, Tensor]:
         """The particles: ``z`` ``[*batch, m, 2, d, d]``, ``parameters`` ``[*batch, m, d + e, d]``, ``gamma`` ``[*batch,
-        m, e, d]``; the first ``d`` rows of the parameters are weights, the others the means of interventions."""
+        m, e, d]``; the first ``d`` rows of the parameters are weights, the others the means of interventions, and with
+        ``marginal`` there are none."""
         return {name: leaf.reshape(*self._batch, *leaf.shape[1:]) for name, leaf in self._svgd.particles.items()}
 
     @property
@@ -203,12 +208,11 @@ class BaCaDI:
             )
         graphs = graphs & ~cyclic[..., None, None]
         targets = (particles["gamma"] > 0).to(particles["z"]) if self._unknown else None
-        weights, means = self._parts(particles["parameters"])
-        log_weights = torch.zeros(cyclic.shape, dtype=weights.dtype, device=weights.device)
+        log_weights = torch.zeros(cyclic.shape, dtype=torch.float64, device=cyclic.device)
         if self._mixture:
             held = targets if self._targets is None else self._targets.unsqueeze(1)
-            log_weights = self.model.log_joint(graphs.to(weights), weights, held, means)
-            log_weights = log_weights + self._log_graph_prior(graphs.to(weights))
+            log_weights = self._density(graphs.to(particles["z"]), held, particles.get("parameters")).sum(-1).double()
+            log_weights = log_weights + self._log_graph_prior(graphs)
             if targets is not None:
                 odds = math.log(1 / max(self.model.nodes - 1, 1))  # one target expected an environment
                 log_weights = log_weights + odds * targets.sum((-2, -1))
@@ -241,9 +245,9 @@ class BaCaDI:
         """Estimate the gradient of the log-posterior of all latents."""
         progress = step / self.steps
         alpha, beta = self._alpha * progress, self._beta * progress
-        z, parameters = particles["z"].unsqueeze(2), particles["parameters"].unsqueeze(2)  # before the samples
-        gamma = particles["gamma"].unsqueeze(2) if self._unknown else None
-        weights, means = self._parts(parameters)
+        latents = {name: leaf.unsqueeze(2) for name, leaf in particles.items()}  # before the samples
+        z, parameters, gamma = (latents.get(name) for name in ("z", "parameters", "gamma"))
+        assert z is not None
 
         # The same noise makes soft samples and hard ones.
         arcs = self._logistic(*z.shape[:2], self._samples, self.model.nodes, self.model.nodes)
@@ -253,56 +257,57 @@ class BaCaDI:
             chosen = self._logistic(*gamma.shape[:2], self._samples, *gamma.shape[3:])
             targets = latent_targets(gamma, noise=chosen, alpha=alpha, hard=True)
 
-        def per_node(*arguments: Any) -> Tensor:
-            return self.model.log_joint(*arguments, per_node=True).mT  # samples last
-
         def of_graphs(latent: Tensor, noise: Tensor) -> Tensor:
-            return per_node(latent_graph(latent, noise=noise, alpha=alpha), weights, targets, means)
+            return self._density(latent_graph(latent, noise=noise, alpha=alpha), targets, parameters).mT  # samples last
 
         def of_targets(latent: Tensor, noise: Tensor) -> Tensor:
-            return per_node(graphs, weights, latent_targets(latent, noise=noise, alpha=alpha), means)
+            return self._density(graphs, latent_targets(latent, noise=noise, alpha=alpha), parameters).mT
 
         def of_parameters(latent: Tensor, _: None) -> Tensor:
-            own_weights, own_means = self._parts(latent)
-            return per_node(graphs, own_weights, targets, own_means)
+            return self._density(graphs, targets, latent).mT
 
-        estimates = {
-            "z": score_ratio_gradient(of_graphs, z, arcs),
-            "parameters": score_ratio_gradient(of_parameters, parameters, None),
-        }
+        estimates = {"z": score_ratio_gradient(of_graphs, z, arcs)}
+        if parameters is not None:
+            estimates["parameters"] = score_ratio_gradient(of_parameters, parameters, None)
         if gamma is not None:
             estimates["gamma"] = score_ratio_gradient(of_targets, gamma, chosen)
         self._effective.append(estimates["z"].effective_samples.mean((-2, -1)))
         priors = torch.func.grad(self._log_prior)(particles, alpha, beta)
         return {name: estimates[name].gradient.squeeze(2) + priors[name] for name in particles}
 
+    def _density(self, graphs: Tensor, targets: Tensor | None, parameters: Tensor | None) -> Tensor:
+        """Log-density of the samples, and of the parameters unless these are integrated out, node by node."""
+        if parameters is None:
+            if targets is not None:
+                targets = targets.expand(*graphs.shape[:-2], *targets.shape[-2:])
+            return self.model.log_evidence(graphs, targets, per_node=True)
+        weights, means = self._parts(parameters)
+        return self.model.log_joint(graphs, weights, targets, means, per_node=True)
+
     def _log_prior(self, particles: dict[str, Tensor], alpha: float, beta: float) -> Tensor:
         """Of the latents, up to terms without gradient."""
-        z, nodes = particles["z"], self.model.nodes
-        value = -0.5 * nodes * z.square().sum() + self._log_graph_prior(edge_probabilities(z, alpha)).sum()
-        shape = (*z.shape[:2], self._acyclicity_samples, nodes, nodes)
-        graphs = latent_graph(z.unsqueeze(2), noise=self._logistic(*shape), alpha=alpha)
-        shifted = torch.eye(nodes, dtype=z.dtype, device=z.device) + graphs.detach() / nodes
-        slope = torch.linalg.matrix_power(shifted, nodes - 1).mT  # of tr (I + G/d)^d
-        value = value - beta * (slope * graphs).sum() / self._acyclicity_samples
+        z, gamma, parameters = (particles.get(name) for name in ("z", "gamma", "parameters"))
+        assert z is not None
+        noise = self._logistic(*z.shape[:2], self._acyclicity_samples, self.model.nodes, self.model.nodes)
+        graph_prior: dict[str, Any] = {"prior": self._graph_prior, "edge_probability": self._edge_probability}
+        value = latent_priors.of_graphs(z, noise, alpha=alpha, beta=beta, **graph_prior)
+        if gamma is not None:
+            noise = self._logistic(*gamma.shape[:2], self._acyclicity_samples, *gamma.shape[2:])
+            value = value + latent_priors.of_targets(gamma, noise, alpha=alpha, sparsity=self._sparsity)
+        if parameters is None:
+            return value
         # Parameters that a graph does not use have no gradient but the kernel's, which RMSprop scales up until they are
         # far away: here they keep their prior, which changes no posterior of graphs.
-        weights, means = self._parts(particles["parameters"])
+        weights, means = self._parts(parameters)
         idle = 1 - edge_probabilities(z, alpha).detach()
         value = value - (idle * weights.square()).sum() / (2 * self.model.weight_scale**2)
-        if means is not None:
-            gamma = particles["gamma"]
+        if means is not None and gamma is not None:
             idle = 1 - (alpha * gamma / 2).sigmoid().detach()
             value = value - (idle * means.square()).sum() / (2 * self.model.intervention_scale**2)
-            logits = alpha * gamma / 2
-            noise = self._logistic(*gamma.shape[:2], self._acyclicity_samples, *gamma.shape[2:])
-            expected = latent_targets(gamma.unsqueeze(2), noise=noise, alpha=alpha).sum() / self._acyclicity_samples
-            beta_prior = (1 / nodes - 1) * logsigmoid(logits) - 1 / nodes * logsigmoid(-logits)
-            value = value + beta_prior.sum() - gamma.square().sum() / (2 * _SPREAD) - self._sparsity * expected
         return value
 
     def _log_graph_prior(self, graph: Tensor) -> Tensor:
-        return _GRAPH_PRIORS[self._graph_prior](graph, self._edge_probability)
+        return latent_priors.GRAPH_PRIORS[self._graph_prior](graph.double(), self._edge_probability)
 
     def _parts(self, parameters: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weights, and the means of interventions where these are not known."""
@@ -315,17 +320,6 @@ class BaCaDI:
 
     def _logistic(self, *shape: int) -> Tensor:
         return logistic_noise(shape, like=self.model.x, generator=self._generator)
-
-
-def _erdos_renyi(graph: Tensor, probability: float) -> Tensor:
-    return graph.sum((-2, -1)) * math.log(probability / (1 - probability))
-
-
-def _scale_free(graph: Tensor, probability: float) -> Tensor:
-    return -3 * (1 + graph.sum(-2)).log().sum(-1)
-
-
-_GRAPH_PRIORS = {"er": _erdos_renyi, "scale-free": _scale_free}
 
 
 def bacadi(x: Shaped[Tensor, "*batch n d"], environments: Shaped[Tensor, " n"], **options: Any) -> GraphPosterior:

@@ -32,6 +32,7 @@ class InterventionalGaussian:
 
     ``G`` and ``I`` may be soft. The samples of an environment enter by a triangular factor, so that a
     density costs :math:`e d^3` whatever their number. Means may also be those of any mechanisms, which see the samples.
+    :meth:`log_evidence` has the parameters integrated out.
 
     Args:
         x: ``[*batch, n, d]`` samples, not centred; one set for each problem of a batch.
@@ -158,6 +159,65 @@ class InterventionalGaussian:
         value = observed + others.sum(-2)
         return value if per_node else value.sum(-1)
 
+    def log_evidence(
+        self,
+        graph: Float[Tensor, "*any d d"],
+        targets: Float[Tensor, "*#any e d"] | None = None,
+        *,
+        per_node: bool = False,
+    ) -> Float[Tensor, "..."]:
+        r"""Return the log-density of the samples, with weights and means integrated over their priors in closed form.
+
+        .. math:: \log p_j = -\tfrac12 \Big(n_j \log 2\pi\sigma^2 + \frac{s_{jj}}{\sigma^2} + \log\det A
+            - \frac{\tau^2}{\sigma^4}\, c^T A^{-1} c\Big) + \sum_e I_{ej} \log p(x_{ej}), \qquad
+            A = 1 + \tfrac{\tau^2}{\sigma^2}\, g g^T \circ S, \quad c = g \circ s_j
+
+        where ``g`` is the column of the graph of node ``j``, ``S`` and ``n_j`` the second moments and the number of
+        samples, an environment ``e`` counted ``1 - I_ej`` times, and ``p(x_ej)`` the evidence of samples with an
+        unknown mean. It is computed in double precision and costs a Cholesky factor of ``d`` rows for each node.
+
+        Args:
+            graph: ``[*batch, *more, d, d]`` in [0, 1]: the batch of ``x`` leads, and any dimensions follow.
+            targets: ``[*batch, *more, e, d]`` in [0, 1], ``None``: no interventions.
+            per_node: whether to keep the parts of the nodes.
+
+        Returns:
+            ``[*batch, *more]``, or ``[*batch, *more, d]``.
+
+        Raises:
+            TypeError: other dtypes than the samples'.
+            ValueError: shapes that do not fit.
+        """
+        self._check(graph, graph, targets, None)
+        dtype, variance, scale = graph.dtype, self.noise**2, self.weight_scale
+        masks, roots, sizes = graph.double().mT, self.roots.double(), self.sizes.double()
+        if targets is None:
+            kept = masks.new_ones(*graph.shape[:-2], self.environments + 1, self.nodes)
+        else:
+            targets = targets.double()
+            kept = torch.cat([torch.ones_like(targets[..., :1, :]), 1 - targets], -2)
+        batch = roots.shape[:-3]
+        products = (roots.mT @ roots).flatten(-2)  # [*batch, e + 1, d d]
+        moments = kept.mT.reshape(*batch, -1, self.environments + 1) @ products
+        moments = moments.view(*kept.shape[:-2], self.nodes, self.nodes, self.nodes)  # the first of them is the node
+        cross = moments.diagonal(dim1=-3, dim2=-1).mT
+        ratio = scale**2 / variance
+        system = torch.eye(self.nodes, dtype=masks.dtype, device=masks.device)
+        system = system + ratio * masks.unsqueeze(-1) * masks.unsqueeze(-2) * moments
+        factor = torch.linalg.cholesky(system)
+        whitened = torch.linalg.solve_triangular(factor, (masks * cross).unsqueeze(-1), upper=False).squeeze(-1)
+        misfit = (cross.diagonal(dim1=-2, dim2=-1) - ratio * whitened.square().sum(-1)) / variance
+        constant = (kept * sizes.unsqueeze(-1)).sum(-2) * math.log(2 * math.pi * variance)
+        value = -0.5 * (constant + misfit) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        if targets is not None:
+            sums, squares = self.sums[..., 1:, :].double(), self.squares[..., 1:, :].double()
+            shifted = mean_evidence(
+                squares, sums, sizes[1:].unsqueeze(-1), self.intervention_noise, self.intervention_scale
+            )
+            more = (1,) * (targets.ndim - shifted.ndim)
+            value = value + (targets * shifted.reshape(*batch, *more, *shifted.shape[-2:])).sum(-2)
+        return (value if per_node else value.sum(-1)).to(dtype)
+
     def _squares(self, graph: Tensor, weights: Tensor) -> Tensor:
         """Sums of squared residuals ``[*batch, *more, e + 1, d]``."""
         identity = torch.eye(self.nodes, dtype=graph.dtype, device=graph.device)
@@ -218,6 +278,14 @@ def count_environments(n: int, environments: Tensor | None) -> int:
     if int(sizes.min()) < 2:
         raise ValueError(f"environment {int(present[sizes.argmin()])} must have at least two rows")
     return len(present)
+
+
+def mean_evidence(squares: Tensor, sums: Tensor, sizes: Tensor, noise: float, scale: float) -> Tensor:
+    """Return the evidence of samples of unknown mean ``N(0, scale^2)``: a regression on a constant."""
+    ratio = (scale / noise) ** 2
+    explained = ratio * sums.square() / (1 + ratio * sizes)
+    constant = sizes * math.log(2 * math.pi * noise**2) + (1 + ratio * sizes).log()
+    return -0.5 * (constant + (squares - explained) / noise**2)
 
 
 def _triangular(part: Tensor) -> Tensor:

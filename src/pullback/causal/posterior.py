@@ -10,7 +10,7 @@ import torch
 
 from pullback.causal.distances import structural_intervention_distance
 from pullback.causal.graphs import check_square, edge_metrics, is_acyclic
-from pullback.causal.interventional import count_environments
+from pullback.causal.interventional import count_environments, mean_evidence
 from pullback.core.checks import check_finite, check_floating, check_integer, check_scalar, check_shape, check_tensor
 from pullback.core.shapes import Bool, Float, Num, Shaped, Tensor
 
@@ -240,7 +240,7 @@ def exact_graph_posterior(
         torch.einsum("se,eij->sij", left, moments), left @ sizes, parents.double(), noise, weight_scale
     )  # [sets, nodes, parent sets]
     squares = moments.diagonal(dim1=-2, dim2=-1)
-    shifted = _mean_evidence(squares, means, sizes[:, None], intervention_noise, intervention_scale)[1:]  # [e, nodes]
+    shifted = mean_evidence(squares, means, sizes[:, None], intervention_noise, intervention_scale)[1:]  # [e, nodes]
     chosen = sets.double().sum(1)
     odds = chosen * math.log(target_probability) + (count - 1 - chosen) * math.log1p(-target_probability)
     evidence = regressions + (sets.double() @ shifted)[:, :, None] + odds[:, None, None]
@@ -279,11 +279,3 @@ def _regression_evidence(moments: Tensor, sizes: Tensor, parents: Tensor, noise:
     evidence = -0.5 * (constant[:, None, None] + log_determinant[..., None] + misfit).mT
     itself = parents.mT.bool()  # [nodes, parent sets]: a node is no parent of its own
     return evidence.masked_fill(itself, -math.inf)
-
-
-def _mean_evidence(squares: Tensor, sums: Tensor, sizes: Tensor, noise: float, scale: float) -> Tensor:
-    """Return the evidence of samples of unknown mean ``N(0, scale^2)``: a regression on a constant."""
-    ratio = (scale / noise) ** 2
-    explained = ratio * sums.square() / (1 + ratio * sizes)
-    constant = sizes * math.log(2 * math.pi * noise**2) + (1 + ratio * sizes).log()
-    return -0.5 * (constant + (squares - explained) / noise**2)
