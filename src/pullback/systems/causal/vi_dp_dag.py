@@ -7,11 +7,12 @@ together; nothing penalises cycles (Charpentier, Kibler, Guennemann, ICLR 2022).
 
 The likelihood is the mean squared error. The divergence from the prior is averaged over arcs: its weight .01 is then
 about that of the bound at unit noise. The authors' program passes logits to a divergence of probabilities, which pushes
-every arc up; here it is that between coins. The deterministic graph's validation loss ends training, as theirs.
+every arc up; here it is that between coins. What validates best with the deterministic graph is kept, as theirs.
 
-Smaller than in the paper: ten nodes, five graphs, three initialisations each, in one batch. The multiple-index models
-are simulated and standardised, so that no order can be read off the variances. Beside them stand the same data as
-drawn, where it can: there NOTEARS with networks is ahead. The protein-signalling cells are real.
+Smaller than in the paper: ten nodes, ten simulated multiple-index models, three starts each, in one batch. They are
+standardised, so that no order can be read off the variances. Where a fit ends depends on its start, so what is claimed
+is the mean of the posteriors from all starts, which together take less time than one NOTEARS with networks. On data as
+drawn NOTEARS is ahead. Of real proteins it finds which are joined, not the directions (AUC about .4).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pullback import causal, data
-from pullback.lab import Arm, Lab, above, at_least, at_most, below, system
+from pullback.lab import Arm, Lab, above, at_least, below, system
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,16 @@ class Config:
     """Nodes of the simulated models."""
     degree: Annotated[int, at_least(1)] = 2
     """Expected arcs a node."""
-    graphs: Annotated[int, at_least(1)] = 5
+    graphs: Annotated[int, at_least(2)] = 10
     """Simulated models."""
+    fewer: Annotated[int, at_least(1)] = 5
+    """Of them learned from one start with Sinkhorn orders, and as drawn."""
     seeds: Annotated[int, at_least(1)] = 3
     """Initialisations a model."""
     samples: Annotated[int, at_least(100)] = 1000
     """Samples a model: 70 % train, 10 % validate, 20 % test."""
     steps: Annotated[int, at_least(1)] = 1700
-    """Adam steps at most."""
+    """Adam steps of a fit."""
     batch: Annotated[int, at_least(1)] = 64
     """Samples a step, with one graph."""
     hidden: Annotated[int, at_least(1)] = 16
@@ -58,8 +61,6 @@ class Config:
     """Of the divergence from the prior."""
     prior: Annotated[float, above(0), below(1)] = 0.01
     """Probability of an arc before any data."""
-    cells: Annotated[int, at_least(100), at_most(7466)] = 7466
-    """Cells of Sachs et al. that are used."""
     draws: Annotated[int, at_least(1000)] = 200_000
     """Graphs of four nodes that are held against the exact law."""
     sizes: tuple[Annotated[int, at_least(4)], ...] = (32, 64, 128, 256, 512)
@@ -95,8 +96,8 @@ class Model(nn.Module):
     paper="Charpentier, Kibler, Guennemann, ICLR 2022, arXiv 2203.08509",
     config=Config,
     smoke={
-        **{"nodes": 3, "graphs": 1, "degree": 1, "seeds": 1, "samples": 100, "steps": 4},
-        **{"outer": 1, "cells": 100, "draws": 1000, "sizes": (8, 16)},
+        **{"nodes": 3, "graphs": 2, "fewer": 1, "degree": 1, "seeds": 1, "samples": 100, "steps": 4},
+        **{"outer": 1, "draws": 1000, "sizes": (8, 16)},
     },
     full={"nodes": 100, "degree": 4, "steps": 20_000, "hidden": 64},
     data=("sachs",),
@@ -108,42 +109,46 @@ class Model(nn.Module):
 def run(lab: Lab, config: Config) -> None:
     """Hold the law against all graphs of four nodes, learn simulated and real graphs, and time its samples."""
     lab.data(f"{config.graphs} multiple-index models on random graphs of {config.nodes} nodes", origin="simulated")
-    lab.data(f"Sachs flow cytometry, {config.cells} cells, 11 proteins", origin="real")
+    lab.data("Sachs flow cytometry, 7 466 cells, 11 proteins", origin="real")
     _law(lab, config)
     topk, matching = lab.arm("VI-DP-DAG, top-k"), lab.arm("VI-DP-DAG, Sinkhorn")
     notears, known = lab.arm("NOTEARS-MLP", baseline=True), lab.arm("networks on the true graph", baseline=True)
+    averaged = lab.arm(f"VI-DP-DAG, top-k, {config.seeds} posteriors")
     standard, drawn = _simulated(lab, config)
-    rankings: dict[str, Tensor] = {}
-    for scale, split in (("", standard), (", as drawn", drawn)):
-        for arm, order in ((topk, "topk"), (matching, "sinkhorn"))[: 1 if scale else 2]:
-            found = _fit(lab, config, arm, split, f"simulated{scale}", order)
-            rankings.setdefault(arm.name, _measure(lab, arm, split, found, scale))
-        _baseline(lab, config, notears, split, scale)
-    error = _fit(lab, config, known, standard, "simulated", None).error(standard.test, standard.truth).detach()
+    ranked = _measure(lab, topk, standard, _fit(lab, config, topk, standard, "simulated", "topk"))
+    auc = causal.edge_metrics(standard.truth[0], ranked.mean(0)).auc
+    averaged.metric("AUC", auc.double(), better="higher", replicated=True)
+    _baseline(lab, config, notears, standard)
+    once = Split(*(part[:1] for part in standard))
+    error = _fit(lab, config, known, once, "simulated", None).error(once.test, once.truth).detach()
     known.metric("test error", error.double().flatten(), better="lower", replicated=True)
+    few, drawn = (Split(*(part[:1, : config.fewer] for part in split)) for split in (standard, drawn))
+    matched = _measure(lab, matching, few, _fit(lab, config, matching, few, "simulated", "sinkhorn"))
+    _measure(lab, topk, drawn, _fit(lab, config, topk, drawn, "simulated, as drawn", "topk"), ", as drawn")
+    _baseline(lab, config, notears, drawn, ", as drawn")
     trained = [(topk, "simulated"), (topk, "simulated, as drawn"), (matching, "simulated")]
     lab.claim(
-        "every graph that was sampled in training is acyclic and binary, and the gradients of order and coins are "
-        "finite and not zero in every step",
+        "every graph sampled in training is acyclic and binary; gradients of order and coins are finite and never 0",
         *(arm[f"cyclic or not binary, {name}"] <= 0 for arm, name in trained),
         *(arm[f"least norm of a gradient, {name}"] > 0 for arm, name in trained),
         scale="smoke",
     )
-    fits, seconds = config.graphs * config.seeds, "cpu seconds, simulated"
+    gaps = torch.tensor(averaged["AUC"].values) - torch.tensor(notears["AUC"].values)
     lab.claim(
-        f"the mean AUC over {config.graphs} graphs and {config.seeds} initialisations is at least that of NOTEARS-MLP "
-        "less .02, in at most half its CPU time a fit",
-        topk["AUC"] >= notears["AUC"] - 0.02,
-        topk[seconds] / fits <= 0.5 * notears[seconds] / config.graphs,
+        f"the mean of the posteriors from {config.seeds} starts ranks arcs with a mean AUC over {config.graphs} graphs "
+        f"at least that of NOTEARS-MLP less .02, and all {config.seeds} take at most .8 times its CPU time",
+        averaged["AUC"] >= notears["AUC"] - 0.02,
+        topk["cpu seconds, simulated"] <= 0.8 * notears["cpu seconds, simulated"],
+        standard_error_of_the_paired_difference=gaps.std() / math.sqrt(len(gaps)),
+        AUC_of_single_fits=topk["AUC"],
     )
     lab.claim(
-        "networks trained on sampled graphs, at the deterministic graph: test error at most 1.15 times that of such "
-        "networks trained on the true graph",
+        "networks of sampled graphs: test error at the deterministic graph at most 1.15 times that of the true graph's",
         topk["test error"] <= 1.15 * known["test error"],
     )
     real = _sachs(lab, config, topk)
     _times(lab, config)
-    _draw(lab, standard, rankings, real)
+    _draw(lab, standard, {topk.name: ranked[0, 0], matching.name: matched[0, 0]}, real)
 
 
 def _law(lab: Lab, config: Config) -> None:
@@ -202,8 +207,9 @@ def _fit(lab: Lab, config: Config, arm: Arm, split: Split, name: str, order: str
         with arm.cpu_time(f"cpu seconds, {name}"):
             x = split.train[:, :, torch.randint(n, (config.batch,), generator=stream)]
             graphs = law.rsample(generator=stream) if order else split.truth
-            divergence = causal.bernoulli_kl(law.logits, config.prior)[..., off].mean(-1)
-            arm.descend((model.error(x, graphs) + config.weight * divergence).sum(), optimizer, name=f"loss, {name}")
+            divergence = causal.bernoulli_kl(law.logits, config.prior)[..., off].mean(-1) if order else 0.0
+            loss = model.error(x, graphs) + config.weight * divergence
+            arm.descend(loss.mean(), optimizer, name=f"loss, {name}")
             if step % every == every - 1 or step == config.steps - 1:
                 with torch.no_grad():
                     loss = model.error(split.validation, law.mode() if order else split.truth)
@@ -223,7 +229,7 @@ def _fit(lab: Lab, config: Config, arm: Arm, split: Split, name: str, order: str
 
 
 @torch.no_grad()
-def _measure(lab: Lab, arm: Arm, split: Split, found: Model, scale: str) -> Tensor:
+def _measure(lab: Lab, arm: Arm, split: Split, found: Model, scale: str = "") -> Tensor:
     """AUC of the ranking by probability, and the deterministic graph with its networks."""
     probability = found.law.edge_probability(500, generator=lab.fork("orders"))
     ranked = causal.edge_metrics(split.truth, probability)
@@ -232,10 +238,10 @@ def _measure(lab: Lab, arm: Arm, split: Split, found: Model, scale: str) -> Tens
     arm.metric(f"AUC{scale}", ranked.auc.double().flatten(), better="higher", replicated=True)
     arm.metric(f"SHD{scale}", single.shd.double().flatten(), better="lower", replicated=True)
     arm.metric(f"test error{scale}", error.double().flatten(), better="lower", replicated=True)
-    return probability[0, 0]
+    return probability
 
 
-def _baseline(lab: Lab, config: Config, arm: Arm, split: Split, scale: str) -> None:
+def _baseline(lab: Lab, config: Config, arm: Arm, split: Split, scale: str = "") -> None:
     """NOTEARS with a network a node: weights are norms of first layers, acyclic by an augmented Lagrangian."""
     options: dict[str, Any] = {"learners": 1, "consensus": 0.0, "steps": config.outer, "generator": lab.fork("NOTEARS")}
     learner = causal.DStruct(split.train[0].double(), **options)
@@ -252,7 +258,7 @@ def _baseline(lab: Lab, config: Config, arm: Arm, split: Split, scale: str) -> N
 def _sachs(lab: Lab, config: Config, topk: Arm) -> Tensor:
     """Protein signalling: which proteins are joined, ranked by probability or by absolute correlation."""
     sachs, trivial = data.sachs(), lab.arm("absolute correlation", baseline=True)
-    cells = sachs.observations[torch.randperm(7466, generator=lab.fork("cells"))[: config.cells]].log()
+    cells = sachs.observations[torch.randperm(7466, generator=lab.fork("cells"))].log()
     split = _split(config, ((cells - cells.mean(0)) / cells.std(0)).unsqueeze(0), sachs.adjacency.unsqueeze(0))
     probability = _fit(lab, config, topk, split, "Sachs", "topk").law.edge_probability().detach()
     joined, name = split.truth | split.truth.mT, "undirected AUC, Sachs"
@@ -260,30 +266,24 @@ def _sachs(lab: Lab, config: Config, topk: Arm) -> Tensor:
     topk.metric(name, found.double().flatten(), better="higher", replicated=True)
     trivial.metric(name, causal.edge_metrics(joined[0, 0], cells.T.corrcoef().float()).auc, better="higher")
     topk.metric("AUC, Sachs", causal.edge_metrics(split.truth, probability).auc.flatten(), replicated=True)
-    lab.claim(
-        "Sachs: the mean undirected AUC is above that of absolute correlation by at least .03",
-        topk[name] >= trivial[name] + 0.03,
-    )
+    lab.claim("Sachs: undirected AUC .03 above that of absolute correlation", topk[name] >= trivial[name] + 0.03)
     return probability[0, 0]
 
 
 def _times(lab: Lab, config: Config) -> None:
     """Sampling with what its gradient needs, as in training."""
     orders, seconds = {"VI-DP-DAG, top-k": "topk", "VI-DP-DAG, Sinkhorn": "sinkhorn"}, dict[str, list[float]]()
-    middle = config.sizes[len(config.sizes) // 2]
     for nodes in config.sizes:
         laws = {name: causal.DAGDistribution(nodes, order=o, generator=lab.fork("law")) for name, o in orders.items()}
         race = lab.race({name: law.rsample for name, law in laws.items()}, rounds=5)
         for name in orders:
             seconds.setdefault(name, []).append(race[name])
-        if nodes == middle:
-            ratio = race.ratio(*reversed(orders))
     fits = lab.scaling(config.sizes, seconds, name="sampling", xlabel="nodes", caption="CPU time of a sampled graph.")
     lab.claim(
-        f"the time of a sample grows with an exponent of at most 2.3 by top-k; Sinkhorn ({middle} nodes, at most 20 "
-        "sweeps and the matching) takes at least four times as long",
+        "the time of a sample grows with an exponent of at most 2.3 by top-k; by Sinkhorn (at most 20 sweeps and the "
+        f"matching) it is at least eight times as long at {config.sizes[-1]} nodes",
         fits["VI-DP-DAG, top-k"].exponent <= 2.3,
-        ratio >= 4,
+        race.ratio(*reversed(orders)) >= 8,
     )
 
 
@@ -294,6 +294,6 @@ def _draw(lab: Lab, split: Split, rankings: dict[str, Tensor], real: Tensor) -> 
     for axis, (title, p) in zip(axes, panels.items(), strict=True):
         axis.imshow(p.float().numpy(), cmap="Blues", vmin=0, vmax=1)
         axis.set(title=title, xlabel="effect", ylabel="cause", xticks=[], yticks=[])
-    lab.figure("probabilities", figure, "Probability of every arc: one simulated model, and proteins of Sachs et al.")
-    lab.curves("loss, simulated", caption="Negative evidence bound, summed over models and initialisations.")
-    lab.bars("AUC", "test error", caption="Standardised simulated models: mean and deviation over models and seeds.")
+    lab.figure("probabilities", figure, "Probability of every arc, one fit each: a simulated model, and the proteins.")
+    lab.curves("loss, simulated", caption="Negative evidence bound, mean of all fits; of the true graph the error.")
+    lab.bars("AUC", "test error", caption="Mean and deviation of all fits; Sinkhorn: one fit of the first few models.")

@@ -7,13 +7,13 @@ the distances themselves.
 
 As in the paper the data are nested spheres, ten of radius 5 inside of one of radius 25, in 101 dimensions, embedded in
 the plane; here 1 000 points instead of 10 000, networks of 32 units, 600 steps, batches of 64, and all points are both
-trained on and embedded. The loss is weighted as in the authors' program, which has no halves. All arms have one
-learning rate: of three it gave the lowest KL 0.1 both without the loss and with it. The spheres are simulated; digits
-of 8 x 8 pixels are real, and what is reported of them is of images that were not trained on.
+trained on and embedded. The loss is weighted as in the authors' program, which has no halves. One learning rate of
+three gave the lowest KL 0.1 both without the loss and with it, a perplexity of 300 that of t-SNE (30 gives 1.5 times as
+much). Digits of 8 x 8 pixels are real; what is reported of them is one run, of images not trained on.
 
 The control is the same loss on as many pairs of points, drawn at random: a stress of distances without any topology. It
 does as well or better on the divergence of densities, so most of the gain there is kept distances; it is reported, not
-claimed to lose.
+claimed to lose. Nor do the trees of data and code share more edges with the loss: it keeps lengths.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Config:
     """Data sets, initialisations and batch streams."""
     clouds: Annotated[int, at_least(1)] = 200
     """Random clouds on which identities and bounds are held."""
-    tsne_steps: Annotated[int, at_least(250)] = 1000
-    """Iterations of t-SNE; scikit-learn's default."""
+    perplexity: Annotated[float, above(0)] = 300.0
+    """Of t-SNE, in points; scikit-learn's is 30."""
 
 
 class Autoencoder(nn.Module):
@@ -85,8 +85,8 @@ def objective(model: Autoencoder, x: Tensor, weight: float, match: str, generato
     paper="Moor, Horn, Rieck, Borgwardt, ICML 2020, arXiv 1906.00722",
     config=Config,
     smoke={
-        **{"per_sphere": 3, "steps": 11, "batch": 16, "weights": (1.0,), "controls": (1.0,), "replicates": 1},
-        **{"clouds": 10, "tsne_steps": 250},
+        **{"per_sphere": 3, "steps": 11, "batch": 16, "clouds": 10, "replicates": 1},
+        **{"weights": (1.0,), "controls": (1.0,)},
     },
     full={"per_sphere": 500, "steps": 10_000, "replicates": 5},
     blocks=(
@@ -113,29 +113,29 @@ def run(lab: Lab, config: Config) -> None:
             codes[arm.name], error = _train(lab, config, arm, x, x, weight, match, "spheres")
             arm.metric("reconstruction error", error, better="lower")
         centred = x - x.mean(0)
-        codes[pca.name] = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
+        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
+        codes[pca.name] = centred @ axes.T
+        pca.metric("reconstruction error", (centred - codes[pca.name] @ axes).square().mean(), better="lower")
         codes[tsne.name] = torch.zeros(len(x), 2)
         for _ in tsne.steps(1, codes[tsne.name], name="t-SNE"):
-            seed = int(torch.randint(2**31, (), generator=lab.fork("t-SNE")))
-            embedding = TSNE(perplexity=min(30, len(x) // 4), max_iter=config.tsne_steps, random_state=seed)
+            embedding = TSNE(perplexity=min(config.perplexity, len(x) // 3), max_iter=500, random_state=lab.seed)
             codes[tsne.name].copy_(torch.from_numpy(embedding.fit_transform(x.numpy())))
         for arm in (plain, pca, tsne, *matched.values(), *random.values()):
             _measure(arm, x, codes[arm.name])
 
     ours, heaviest = matched[min(config.weights, key=lambda w: abs(w - 1))], matched[max(config.weights)]
     lab.claim(
-        "spheres, weight 1 against none: KL 0.1 at most .75 times, KL 0.01 at most .6 times, the reconstruction error "
-        "at most 1.1 times",
-        ours["KL 0.1"] <= 0.75 * plain["KL 0.1"],
-        ours["KL 0.01"] <= 0.6 * plain["KL 0.01"],
-        ours["reconstruction error"] <= 1.1 * plain["reconstruction error"],
+        "spheres, weight 1: KL 0.1 at most .75 times that without the loss and that of PCA, KL 0.01 at most .6 and .75 "
+        "times, the reconstruction error at most 1.05 times that without the loss",
+        ours["KL 0.1"] <= 0.75 * min(plain["KL 0.1"], pca["KL 0.1"]),
+        ours["KL 0.01"] <= min(0.6 * plain["KL 0.01"], 0.75 * pca["KL 0.01"]),
+        ours["reconstruction error"] <= 1.05 * plain["reconstruction error"],
     )
     lab.claim(
-        f"spheres: KL 0.1 at weight 1, and KL 0.1 and 0.01 at weight {max(config.weights):g}, where the reconstruction "
-        "error is at most 1.1 times that without the loss, are at most .8 times those of PCA and of t-SNE",
-        *(arm["KL 0.1"] <= 0.8 * min(pca["KL 0.1"], tsne["KL 0.1"]) for arm in (ours, heaviest)),
-        heaviest["KL 0.01"] <= 0.8 * min(pca["KL 0.01"], tsne["KL 0.01"]),
-        heaviest["reconstruction error"] <= 1.1 * plain["reconstruction error"],
+        f"spheres, weight {max(config.weights):g}: KL 0.1 at most .95 times that of t-SNE at its best perplexity, the "
+        "reconstruction error at most .95 times that of PCA",
+        heaviest["KL 0.1"] <= 0.95 * tsne["KL 0.1"],
+        heaviest["reconstruction error"] <= 0.95 * pca["reconstruction error"],
     )
     for arm, weight in ((plain, 0.0), (ours, 1.0)):
         train, test = (data.digits(part).images.flatten(1) for part in ("train", "test"))
@@ -280,21 +280,20 @@ def _costs(lab: Lab, config: Config) -> None:
 def _draw(lab: Lab, labels: Tensor, codes: dict[str, Tensor], others: list[Arm], weighted: dict[str, Any]) -> None:
     figure, axes = lab.subplots(1, 4, figsize=(15, 4))
     for axis, arm in zip(axes, (others[0], *(arms[max(arms)] for arms in weighted.values()), others[1]), strict=True):
-        for group in reversed(range(11)):
-            own = codes[arm.name][labels == group]
-            axis.scatter(*own.T, s=4, color="0.8" if group == 10 else f"C{group}")
+        axis.scatter(*codes[arm.name][labels == 10].T, s=4, color="0.8")
+        axis.scatter(*codes[arm.name][labels < 10].T, s=4, c=labels[labels < 10], cmap="turbo")
         axis.set(title=arm.name, xticks=[], yticks=[])
     lab.figure("embeddings", figure, "Codes of the spheres, last replicate: the outer sphere grey, the inner coloured.")
     figure, axes = lab.subplots(1, 2, figsize=(10, 4))
     for axis, name in zip(axes, ("KL 0.1", "reconstruction error"), strict=True):
         for label, arms in weighted.items():
             values = [arm[name] for arm in arms.values()]
-            style = {"marker": "o", "capsize": 3, "label": label, "color": arms[max(arms)].colour}
+            style = {"marker": "o", "capsize": 3, "label": label, "color": arms[min(arms)].colour}
             axis.errorbar(list(arms), values, [value.spread or 0.0 for value in values], **style)
-        for arm in others if name == "KL 0.1" else others[:1]:
+        for arm in others if name == "KL 0.1" else others[::2]:
             axis.axhline(arm[name], color=arm.colour, linestyle="--", label=arm.name)
         axis.set(xscale="log", xlabel="weight of the loss", ylabel=name)
     axes[0].legend()
     lab.figure("weights", figure, "Divergence of densities and reconstruction error; bars: standard deviation.")
-    caption = "Share of the edges of a batch's spanning tree in the data that are in that of its code."
+    caption = "Share of a batch's spanning tree in the data that is in that of its code: the loss does not raise it."
     lab.curves("edges of both trees", arms=[others[0], *weighted["matched edges"].values()], caption=caption)
