@@ -5,9 +5,9 @@ passed: the curves of enough directions determine the shape. With logistic steps
 transform has a gradient in directions and coordinates; an ordinary small network on its image classifies shapes, and
 points move until their transform is a given one (Roell, Rieck, ICLR 2024).
 
-Smaller than in the paper: digits of 8 x 8 pixels as complexes of bright pixels, neighbours and squares, and one hidden
-layer. Digits and meshes are real, rough surfaces and the ring simulated. Whether *learning* directions pays is
-measured, not claimed: with many it is within the spread of random ones. The network on pixels stays ahead.
+Smaller than in the paper: digits of 8 x 8 pixels as complexes of bright pixels, neighbours and squares, one hidden
+layer. Digits and meshes are real, rough surfaces and the ring simulated. What *learning* directions gains is measured,
+not claimed: it has either sign. A network on pixels stays ahead; that on graphs was picked by unseen digits of seed 0.
 """
 
 from __future__ import annotations
@@ -121,10 +121,11 @@ def run(lab: Lab, config: Config) -> None:
 
     few, many = config.counts[0], config.counts[-1]
     lab.claim(
-        f"{many} random directions classify at least 25 points more digits than the same network on numbers of cells "
-        f"and degrees; {few} at least 10 points less than {many}",
+        f"{many} random directions classify at least 5 points more digits than messages along the same edges, 25 more "
+        f"than the same network on numbers of cells and degrees; {few} at least 5 points less than {many}",
+        fixed[many]["accuracy"] >= network["accuracy"] + 0.05,
         fixed[many]["accuracy"] >= statistics["accuracy"] + 0.25,
-        fixed[few]["accuracy"] <= fixed[many]["accuracy"] - 0.1,
+        fixed[few]["accuracy"] <= fixed[many]["accuracy"] - 0.05,
     )
     for n in config.counts:
         lab.metric(f"gain by learning {n} directions", learned[n]["accuracy"] - fixed[n]["accuracy"], better="higher")
@@ -256,21 +257,21 @@ def _morph(lab: Lab, config: Config) -> None:
     ring = topology.Complex(0.8 * torch.stack([angle.cos(), angle.sin()], 1))
     start = (0.4 * torch.randn(60, 2, generator=lab.fork("points"))).clamp(-0.7, 0.7)
     points = start.clone().requires_grad_()
-    layer = topology.EulerTransform(2, 16, 32, sharpness=config.sharpness, learned=False, method="circle")
+    layer = topology.EulerTransform(2, 16, 32, radius=1.5, sharpness=config.sharpness, learned=False, method="circle")
     target, optimizer = layer(ring), torch.optim.Adam([points], lr=1e-2)
     for _ in arm.steps(config.morph_steps, points, optimizer):
         arm.descend((layer(ring.with_vertices(points)) - target).square().mean(), optimizer)
-    arm.metric("distance from the ring", (points.detach().norm(dim=1) - 0.8).abs().mean(), better="lower")
     first, last = ((layer(ring.with_vertices(x)) - target).detach().square().mean() for x in (start, points))
     lab.claim(
-        "60 points that follow the gradient of their transform bring it at least 20 times nearer to that of a ring",
-        arm.metric("loss at the end", last, better="lower") <= first.item() / 20,
+        "60 points that follow the gradient of their transform come within 0.05 of a ring on average, it 1 000 times nearer",
+        arm.metric("loss at the end", last, better="lower") <= first.item() / 1000,
+        arm.metric("distance from the ring", (points.detach().norm(dim=1) - 0.8).abs().mean(), better="lower") <= 0.05,
         loss_at_the_start=first,
     )
     figure, axes = lab.subplots(1, 1, figsize=(5, 5))
     for cloud, name, style in ((ring.vertices, "ring", "+"), (start, "start", "."), (points.detach(), "end", "o")):
         axes.plot(*cloud.T, style, color=lab.colour(name), label=name, markersize=5)
-    axes.legend(loc="center")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     axes.set(aspect="equal")
     lab.figure("morph", figure, "60 points before and after they followed the gradient of their transform to a ring's.")
 
@@ -286,14 +287,13 @@ def _draw(lab: Lab, config: Config, start: Tensor, end: Tensor, shapes: topology
     left.set(xscale="log", xlabel="directions", ylabel="accuracy on unseen digits")
     left.set_xticks(config.counts, [str(count) for count in config.counts])
     left.set_xticks([], minor=True)
-    left.legend(loc="lower right", fontsize=8)
+    left.legend(loc="center right", fontsize=8)
     for directions, where, style in ((start, "at the start", {"mfc": "none"}), (end, "learned", {})):
         right.plot(*F.normalize(directions).T, "o", color=arms[0].colour, label=where, **style)
     right.legend(loc="center")
     right.set(aspect="equal", title=f"{len(end)} directions")
     lab.figure("directions", figure, "Accuracy (mean and deviation of replicates), and where learned directions went.")
-    layer = topology.EulerTransform(2, 64, 64, sharpness=config.sharpness, learned=False, method="circle")
-    images = layer(shapes).flip(1)
+    images = topology.EulerTransform(2, 64, 64, sharpness=config.sharpness, method="circle")(shapes).detach().flip(1)
     rows = {f"{a} to {a + 4}": [images[labels == digit].mean(0) for digit in range(a, a + 5)] for a in (0, 5)}
     text = "Mean transforms of the digits: directions around the circle across, thresholds upwards; black -1, white 4."
     lab.images(rows, name="transforms", limits=(-1, 4), caption=text)
