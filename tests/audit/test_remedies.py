@@ -175,6 +175,57 @@ def test_every_example_is_rewritten_to_code_that_parses(name: str) -> None:
     assert any(line.startswith("+") for line in shown.splitlines())
 
 
+LIBRARIES = {
+    "assignment": ("from scipy.optimize import linear_sum_assignment", "rows, columns"),
+    "wasserstein_1d": ("from scipy.stats import wasserstein_distance", "distance"),
+    "neighbors": ("from sklearn.neighbors import NearestNeighbors", "distances, index"),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_answers_to_calls_of_libraries_give_what_the_libraries_give(name: str) -> None:
+    line, results = LIBRARIES[name]
+    draw = torch.Generator().manual_seed(0)
+    given = {n: torch.randn(s, generator=draw).double() for n, s in (("cost", (5, 7)), ("y", (9,)))}
+    given["x"] = torch.randn((20, 3) if name == "neighbors" else (9,), generator=draw).double()
+    shown = example(TEMPLATES[name]).splitlines()
+    found = []
+    for sign in "-+":
+        code = "\n".join(part[1:] for part in shown if part[0] in f" {sign}")
+        names: dict[str, Any] = {**given, "torch": torch}
+        exec(f"{line}\n{TEMPLATES[name].example if sign == '-' else code}", names)
+        found.append([torch.as_tensor(names[n]) for n in results.split(", ")])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, check_dtype=False)
+
+
+def test_answers_to_segments_are_the_reductions_of_torch() -> None:
+    draw = torch.Generator().manual_seed(0)
+    given: dict[str, Any] = {"x": torch.randn(12, 2, generator=draw), "index": torch.arange(12) % 5, "n": 5}
+    given |= {"torch": torch, "batch": given["index"]}
+    where = given["index"][:, None].expand(12, 2)
+    expected = torch.zeros(5, 2).scatter_reduce(0, where, given["x"], "amax", include_self=False)
+    for name in ("segments", "pooling"):
+        code = "\n".join(part[1:] for part in example(TEMPLATES[name]).splitlines() if part[0] in " +")
+        exec(code, given)
+        assert torch.equal(given["pooled"], expected)
+
+
+def test_answers_to_transport_and_diagrams_have_their_marginals_and_bars() -> None:
+    draw = torch.Generator().manual_seed(0)
+    given: dict[str, Any] = {"x": torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), "torch": torch}
+    given |= {"cost": torch.rand(3, 4, generator=draw), "a": torch.tensor([0.2, 0.5, 0.3]), "b": torch.full((4,), 0.25)}
+    for name in ("sinkhorn", "exact_transport", "persistence"):
+        code = "\n".join(part[1:] for part in example(TEMPLATES[name]).splitlines() if part[0] in " +")
+        exec(code, given)
+    torch.testing.assert_close(given["plan"].sum(1), given["a"])
+    torch.testing.assert_close(given["plan"].sum(0), given["b"])
+    assert (given["plan"] * given["cost"]).sum() >= given["total"] >= given["cost"].min()
+    components, loops = given["diagrams"]
+    assert components.tolist() == [[0, 1], [0, 1], [0, 1], [0, math.inf]]
+    torch.testing.assert_close(loops, torch.tensor([[1.0, 2**0.5]]))
+
+
 def test_find_has_an_answer_for_every_operation_that_audit_flags() -> None:
     tables = (ops.INDICES, ops.SPLIT_INDICES, ops.COMPARISONS, ops.CASTS, ops.EXITS, ops.SAMPLERS, ops.STEPS)
     tables += (ops.SATURATING, ops.KINKS, frozenset(ops.SINGULAR), ops.REBUILDS)
@@ -183,6 +234,8 @@ def test_find_has_an_answer_for_every_operation_that_audit_flags() -> None:
     assert find("torch.argmax")[0].block == "discrete.argmax"
     assert find("Tensor.round")[0].block == "discrete.round"
     assert find("cut.sampling")
+    words = ("hungarian", "linear_sum_assignment", "sinkhorn", "persistence", "knn", "scatter", "global_max_pool")
+    assert {find(word)[0].block.partition(".")[0] for word in words} == {"transport", "topology"}
     assert find("nonsense") == []
     assert "argmax" in suggest("argmxa")
 

@@ -105,14 +105,14 @@ def random_graphs(
 ) -> GraphBatch:
     """Draw graphs of one family.
 
-    =============  ================================================================================================
+    ============== ================================================================================================
     ``"er"``       Erdos-Renyi: each pair is joined independently, ``degree`` neighbours a node on average
     ``"ba"``       Barabasi-Albert: nodes come one by one and join ``degree / 2`` others, by their degree
     ``"ladder"``   two paths side by side, joined rung by rung; an odd node hangs at the end
     ``"tree"``     a uniform random labelled tree
     ``"path"``     a path
     ``"complete"`` every pair is joined
-    =============  ================================================================================================
+    ============== ================================================================================================
 
     Args:
         kind: the family, one of these six.

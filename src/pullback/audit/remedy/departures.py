@@ -9,7 +9,7 @@ from pullback.audit.remedy.draft import Draft
 from pullback.audit.remedy.syntax import Source, called
 from pullback.audit.remedy.template import SMALL, Place, Template, number
 
-__all__ = ["TEMPLATES", "joined"]
+__all__ = ["TEMPLATES", "joined", "stay"]
 
 _LEAVING = frozenset({"item", "tolist", "numpy", "detach", "cpu", "__array__"})
 _BUILDERS = frozenset(
@@ -27,7 +27,7 @@ _NUMPY = {
 }
 
 
-def _tensor_of(draft: Draft, node: ast.AST) -> None:
+def stay(draft: Draft, node: ast.AST) -> None:
     """Take ``.item()``, ``.detach()``, ``.numpy()``, ``.tolist()`` and ``float()`` off everything below a node."""
     for call in ast.walk(node):
         if not isinstance(call, ast.Call):
@@ -45,7 +45,7 @@ def _kept(place: Place) -> Iterator[Draft]:
     if isinstance(statement, ast.If | ast.While | ast.For | ast.With | ast.FunctionDef):
         return
     draft = Draft(source)
-    _tensor_of(draft, statement)
+    stay(draft, statement)
     if not draft.empty:
         yield draft
     whole = Draft(source)
@@ -57,7 +57,7 @@ def _kept(place: Place) -> Iterator[Draft]:
 def _all_stay(draft: Draft, scope: ast.AST) -> None:
     """Keep every value of a function a tensor: no departures, ``np.log`` as ``torch.log``, lists stacked."""
     source = draft.source
-    _tensor_of(draft, scope)
+    stay(draft, scope)
     for node in ast.walk(scope):
         if not isinstance(node, ast.Call):
             continue
@@ -83,7 +83,7 @@ def _rebuilt(place: Place) -> Iterator[Draft]:
         for join in ("stack", "cat"):
             draft = Draft(source)
             if call.args and joined(draft, call, join):
-                _tensor_of(draft, call.args[0])
+                stay(draft, call.args[0])
                 _drop_requires_grad(draft, call)
                 yield draft
     whole = Draft(source)
@@ -114,10 +114,10 @@ def joined(draft: Draft, call: ast.Call, join: str = "stack") -> bool:
         )
         if listed:
             if made is not None:
-                _tensor_of(draft, made.value)
+                stay(draft, made.value)
             for n in ast.walk(draft.source.scope(call)):
                 if isinstance(n, ast.Call) and called(n) == "append" and n.args:
-                    _tensor_of(draft, n)
+                    stay(draft, n)
             draft.put(call, lambda: f"{torch}.{join}({draft.text(content)})")
             return True
     draft.put(call, lambda: draft.operand(content))
@@ -276,7 +276,7 @@ def _same_value(place: Place) -> Iterator[Draft]:
                 inner = node.func.value
             if inner is not None:
                 draft = Draft(source)
-                _tensor_of(draft, inner)
+                stay(draft, inner)
                 draft.put(node, lambda d=draft, i=inner: d.operand(i))  # type: ignore[misc]
                 yield draft
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from pullback.audit.remedy import choices, departures, masks, singular, steps, training, truth
+from pullback.audit.remedy import choices, departures, libraries, masks, singular, steps, training, truth
 from pullback.audit.remedy.draft import Draft
 from pullback.audit.remedy.syntax import Source
 from pullback.audit.remedy.template import EXACT, Place, Template
@@ -81,6 +81,7 @@ TEMPLATES: dict[str, Template] = {
     **truth.TEMPLATES,
     **steps.TEMPLATES,
     **singular.TEMPLATES,
+    **libraries.TEMPLATES,
     **departures.TEMPLATES,
     **training.TEMPLATES,
     "relaxed": Template(
