@@ -263,7 +263,7 @@ def _morph(lab: Lab, config: Config) -> None:
         arm.descend((layer(ring.with_vertices(points)) - target).square().mean(), optimizer)
     first, last = ((layer(ring.with_vertices(x)) - target).detach().square().mean() for x in (start, points))
     lab.claim(
-        "60 points that follow the gradient of their transform come within 0.05 of a ring on average, it 1 000 times nearer",
+        "60 points that follow the gradient come within 0.05 of a ring on average, their transform 1 000 times nearer",
         arm.metric("loss at the end", last, better="lower") <= first.item() / 1000,
         arm.metric("distance from the ring", (points.detach().norm(dim=1) - 0.8).abs().mean(), better="lower") <= 0.05,
         loss_at_the_start=first,
