@@ -82,8 +82,8 @@ CONTRACTS = [
             f"transport.sinkhorn[{gradient}]",
             partial(transport.sinkhorn, check=True),
             lambda g, gradient=gradient: [
-                Call((_cost(g, 2, 2, 3), _masses(g, 2, 2), _masses(g, 2, 3)), _words(gradient)),
-                Call((_cost(g, 2, 2),), _words(gradient)),
+                Call((_cost(g, 2, 2, 2), _masses(g, 2, 2), _masses(g, 2, 2)), _words(gradient)),
+                Call((_cost(g, 2, 3),), _words(gradient)),
             ],
             reference=_by_scipy if gradient != "envelope" else lambda *args, **words: _by_scipy(*args, **words)[1],
             tolerance=1e-7,
