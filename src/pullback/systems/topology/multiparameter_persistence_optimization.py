@@ -4,9 +4,11 @@ A complex may be filtered by two numbers at once, as scale and density. Its rank
 with integer weights, a signed measure; every coordinate is the value of one simplex. So the measure is affine in the
 values while their order stays, and losses of it train what makes them (Scoccola, Setlur, Loiseaux, Carriere, Oudot,
 ICML 2024). (1) 90 points move so that loops of their Rips complex persist. Of scale alone the loss has no bound: the
-cloud grows unless a box holds it. An integral over scale and density charges for spreading; the plain sum of norms of
-the measure's points would not, as weights of a density level cancel and the loss of scale is left (claimed below).
-(2) The solubility of molecules is predicted from measures of their graphs, by learned channels or fixed ones.
+cloud grows unless a box holds it. An integral over scale and density charges for spreading, like the authors' example
+scale x (threshold - density). Their sum of norms of the measure's points is over a Delaunay complex: of a Rips complex,
+weights of a density level cancel and the loss of scale is left (claimed below). (2) The solubility of molecules is
+predicted from measures of their graphs, by channels that are learned (and see all columns) or fixed (two of them). What
+measures add to a mean over atoms of the same network is reported, not claimed.
 
 Smaller than in the paper: one kind of cloud, one set of graphs. Clouds are simulated, molecules real.
 """
@@ -172,7 +174,7 @@ def _measured(points: Tensor) -> topology.SignedMeasure:
 
 
 def _of_scale_and_density(points: Tensor, last: Tensor) -> Tensor:
-    """Minus the integral of 2 x H(x, y) over scale and codensity, up to a last codensity."""
+    """Minus the integral of 2 x H(x, y) over scale and codensity to a last one; loops that begin beyond it cost."""
     measure = _measured(points)
     return (measure.weights * measure.points[:, 0].square() * (last - measure.points[:, 1])).sum()
 
@@ -180,8 +182,7 @@ def _of_scale_and_density(points: Tensor, last: Tensor) -> Tensor:
 def _longest(points: Tensor) -> float:
     """The longest loop among the densest points, of any number of them."""
     ordered = points[_codensity(points).argsort()]
-    found = [_loops(ordered[:m]) for m in range(4, len(points) + 1)]
-    return max(float(loops.max()) for loops in found if len(loops))
+    return float(torch.cat([_loops(ordered[:m]) for m in range(4, len(points) + 1)]).max())
 
 
 def _clouds(lab: Lab, config: Config) -> None:
@@ -209,16 +210,14 @@ def _clouds(lab: Lab, config: Config) -> None:
         weights, norms = _measured(start.double()).weights, _measured(start.double()).points.abs().sum(1)
         apart.append(float(((weights * norms).sum() + _loops(start.double()).sum()).abs()))
     lab.claim(
-        "a density level's weights cancel: the sum of 1-norms over the measure is the total persistence of scale alone",
-        max(apart) <= 1e-9,
-        scale="smoke",
+        "weights of a density level cancel: norms sum to the persistence of scale", max(apart) <= 1e-9, scale="smoke"
     )
     lab.claim(
-        "the loss of scale alone makes the diameter grow at least 1.5 times, with density at most 1.25 times; in both "
-        "the longest loop among the densest points, of any number of them, grows by at least 0.05",
+        "the loss of scale makes the diameter grow at least 1.5 times, with density at most 1.15 times, while the "
+        "longest loop among the densest points, of any number of them, grows by at least 0.3",
         one["diameter"] >= 1.5,
-        ours["diameter"] <= 1.25,
-        min(one["growth of the longest loop"], ours["growth of the longest loop"]) >= 0.05,
+        ours["diameter"] <= 1.15,
+        ours["growth of the longest loop"] >= 0.3,
     )
     lab.curves("diameter", arms=[*losses], log=False, caption="Diameters of moving clouds, as shares of the first.")
     figure, axes = lab.subplots(1, 4, figsize=(13, 3.6))
@@ -262,8 +261,7 @@ def _graph(molecule: data.Molecule) -> topology.Complex:
     degree = (bonded + bonded.mT).sum(1)
     heat = torch.matrix_exp(bonded + bonded.mT - torch.diag(degree)).diagonal()
     pull = is_element @ torch.tensor([*_ELEMENTS.values()])
-    columns = torch.column_stack([is_element, degree / 4, pull / 4, heat])
-    return topology.Complex.from_graph(columns, molecule.bonds)
+    return topology.Complex.from_graph(torch.column_stack([is_element, degree / 4, pull / 4, heat]), molecule.bonds)
 
 
 def _molecules(lab: Lab, config: Config) -> None:
@@ -297,4 +295,5 @@ def _molecules(lab: Lab, config: Config) -> None:
         f"errors of the difference over {config.splits} splits",
         *(b["error"] - two["error"] > 2 * float(g.std()) / len(g) ** 0.5 for b, g in zip(fixed, gaps, strict=True)),
     )
+    lab.metric("gain over a mean over atoms", lab.arms["mean over atoms"]["error"] - two["error"], better="higher")
     lab.bars("error", caption="Root mean square error of the solubility of unseen molecules, over splits.")
