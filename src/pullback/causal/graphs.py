@@ -220,6 +220,8 @@ def threshold_to_dag(weights: Float[Tensor, "*batch d d"]) -> ThresholdedDAG:
     nodes = check_square("weights", check_floating("weights", weights))
     check_finite("weights", weights)
     size = weights.abs()
+    if bool(is_acyclic(size).all()):
+        return ThresholdedDAG(size > 0, size.new_zeros(size.shape[:-2]))
     candidates = torch.cat([size.new_zeros(*size.shape[:-2], 1), size.flatten(-2).sort(-1).values], -1)
     low = torch.zeros(size.shape[:-2], dtype=torch.int64, device=size.device)
     high = torch.full_like(low, nodes * nodes)  # above the largest weight no arc is left
