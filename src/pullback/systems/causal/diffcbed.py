@@ -6,9 +6,9 @@ policy that draws targets, in the logits of the targets: Adam raises both (Annad
 Foster, Bauer, ICML 2023). The batch is run, and the models are fitted again.
 
 The gradient of the values is exact, that of the logits is not. The paper takes the derivative at hard targets, which on
-pilots hardly correlated with the gradient of the policy's mean gain; it finds good values, and targets by the best of
-many draws, which at ten nodes tell less than the best single ones, and at three now and then .6 of the best. The score
-function, with the other designs of the step as baseline, is unbiased; its cosine with that gradient was .4 to .5.
+pilots hardly correlated with the gradient of the policy's mean gain; it finds targets by the best of many draws, which
+at ten nodes tell less than the best single ones. The score function, with the other designs of the step as baseline, is
+unbiased (cosine .4 to .5). On three nodes both are caught in local maxima now and then, at .6 to .8 of the best gain.
 
 Single targets already tell twenty bootstraps apart, nearly: their EIG is at its ceiling log 20, which ranks no design
 above them. Yet they learn less than random designs of many targets that miss a third of that EIG: ahead of single
@@ -262,9 +262,9 @@ def _three_nodes(lab: Lab, config: Config) -> None:
     statement = "gradients at hard targets are finite and not zero, for logits and for values"
     lab.claim(statement, bool((sizes.isfinite() & (sizes > 0)).all()), scale="smoke", smallest=sizes.min())
     for gradient, shares in reached.items():
-        mean, least = sum(shares) / len(shares), 0.95 if gradient == "score" else 0.85
-        statement = f"{gradient}: on average {least:.0%} of the best EIG of all 270 designs on three nodes are reached"
-        lab.claim(statement, mean >= least, mean=mean, lowest=min(shares))
+        mean = sum(shares) / len(shares)
+        statement = f"{gradient}: on average at least 85 % of the best EIG of 270 designs on three nodes are reached"
+        lab.claim(statement, mean >= 0.85, mean=mean, lowest=min(shares))
 
 
 def _draw(
