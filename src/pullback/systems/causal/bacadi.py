@@ -1,21 +1,19 @@
 """Graphs and the unknown targets of interventions, both from one posterior of particles.
 
 Samples come from environments, all but the first with interventions nobody wrote down. Continuous latents give every
-arc and every target a probability; Monte Carlo scores of the joint density move particles of graphs, weights, targets
-and values by Stein variational gradient descent, while the probabilities are annealed to zeros and ones and cycles are
+arc and every target a probability; Monte Carlo scores of the density of the samples move particles of graphs and
+targets by Stein variational gradient descent, while the probabilities are annealed to zeros and ones and cycles are
 penalised more and more (BaCaDI: Haegele, Rothfuss, Lorch, Somnath, Schoelkopf, Krause, AISTATS 2023; on DiBS: Lorch,
 Rothfuss, Schoelkopf, Krause, NeurIPS 2021). With four nodes the posterior is held against the exact one.
 
-What to expect: at this size most claims fail, and are shown as failed. Told the targets, the particles find most arcs;
-not told, they find no more than without any, and fewer targets than likelihood ratios of a searched graph. While the
-probabilities are still near one half, every environment that no weights fit yet can be explained as an intervention, so
-it teaches the graph nothing. With four nodes some problems end at the exact marginals and some in another mode.
+Weights and values of interventions are integrated out, as in the paper's marginal variant, but with its linear model of
+known noise instead of a Wishart prior. With weights as particles, most targets are called wrongly while the weights do
+not fit yet, what is explained as an intervention teaches the graph nothing, and at this size the graphs end no better
+than without any targets.
 
-Smaller than in the paper: ten nodes (20), ten particles (20), 16 samples of a score (128), 800 steps (3 000) with
-larger ones (.02 for .005), linear models only. Changed: the Monte Carlo ratios are taken node by node, over which the
-density factorises, and parameters that no graph uses keep their prior, where else the kernel alone would move them.
-``alpha`` ends at 5 and ``beta`` at 100 000: with the paper's 30 and 3 000 most particles have cycles here. These
-were chosen on pilots with other seeds. All data are simulated: the table of Sachs' cells in this
+Smaller than in the paper: ten nodes (20), 8 samples of a score (128), 150 steps (2 000) with larger ones (.05 for
+.005). Changed: the Monte Carlo ratios are taken node by node, over which the density factorises. ``alpha`` ends at 20
+and ``beta`` at 30 000, chosen on pilots with other seeds. All data are simulated: the table of Sachs' cells in this
 package does not say from which condition a cell is.
 """
 
@@ -28,13 +26,13 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from pullback import causal
 from pullback.lab import Arm, Lab, at_least, system
 
 NOISE = math.sqrt(0.1)
-ANNEALING = {"alpha": 5.0, "beta": 1e5, "lr": 0.02, "noise": NOISE}
+ANNEALING = {"alpha": 20.0, "beta": 3e4, "sparsity": 10.0, "lr": 0.05, "noise": NOISE, "marginal": True}
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,11 @@ class Config:
     """Samples of an environment with interventions."""
     graphs: Annotated[int, at_least(2)] = 6
     """Simulated models, all in one batch."""
-    particles: Annotated[int, at_least(1)] = 10
+    particles: Annotated[int, at_least(1)] = 20
     """Particles of a posterior."""
-    steps: Annotated[int, at_least(1)] = 800
+    steps: Annotated[int, at_least(1)] = 150
     """Steps of SVGD."""
-    samples: Annotated[int, at_least(1)] = 16
+    samples: Annotated[int, at_least(1)] = 8
     """Graphs and targets drawn for a score."""
     exact_nodes: Annotated[int, at_least(2)] = 4
     """Nodes of the models whose posterior is enumerated, at most five."""
@@ -73,7 +71,7 @@ class Config:
         **{"nodes": 4, "degree": 1, "environments": 2, "observations": 20, "repeats": 10, "graphs": 2, "particles": 3},
         **{"steps": 12, "samples": 4, "exact_nodes": 3},
     },
-    full={"nodes": 20, "environments": 10, "particles": 20, "steps": 2000, "samples": 128},
+    full={"nodes": 20, "environments": 10, "steps": 2000, "samples": 128},
     blocks=(
         "causal.BaCaDI",
         "causal.SVGD",
@@ -91,7 +89,7 @@ def run(lab: Lab, config: Config) -> None:
     """Hold the score against differences, particles against the exact posterior, and BaCaDI against what it can be."""
     lab.data("linear Gaussian models on random graphs, with interventions on random nodes", origin="simulated")
     _score_of_soft_graphs(lab)
-    exact, near = _enumerated(lab, config)
+    marginals = _enumerated(lab, config)
 
     x, rows, truth, targets = _worlds(lab, config, "models", config.nodes, config.graphs, config.observations)
     ours, pooled = lab.arm("BaCaDI"), lab.arm("DiBS, pooled", baseline=True)
@@ -131,7 +129,7 @@ def run(lab: Lab, config: Config) -> None:
         ours["particles without cycles"] >= 0.9,
         **{arm.name: arm["particles without cycles"] for arm in (pooled, oracle)},
     )
-    _draw(lab, config, exact, near, targets, found, learners)
+    _draw(lab, config, marginals, targets, found, learners)
 
 
 def _worlds(
@@ -247,41 +245,43 @@ def _enumerated(lab: Lab, config: Config) -> tuple[list[Tensor], list[Tensor]]:
     of_edges, of_targets = (torch.stack(errors)[:, part].mean(1) for part in (slice(arcs), slice(arcs, None)))
     arcs_off = arm.metric("error of edge marginals", of_edges, better="lower", replicated=True)
     targets_off = arm.metric("error of target marginals", of_targets, better="lower", replicated=True)
-    lab.claim(
-        f"{nodes} nodes: marginals of arcs and of targets are within .12 of those of the exact posterior, on average",
-        *(arcs_off <= 0.12, targets_off <= 0.12),
-    )
-    largest = _direct_error(learner, posterior, x, rows)
-    statement = f"{nodes} nodes: the log-joint of every particle equals a direct evaluation (1e-6, relative)"
+    statement = f"{nodes} nodes: marginals of arcs and of targets are within .12 of the exact ones, on average"
+    lab.claim(statement, arcs_off <= 0.12, targets_off <= 0.12)
+    largest = _direct_error(posterior, x, rows)
+    statement = f"{nodes} nodes: the log-density of every particle equals a direct evaluation (1e-6, relative)"
     lab.claim(statement, largest <= 1e-6, scale="smoke", largest_relative_error=largest)
     return exact, near
 
 
-def _direct_error(learner: causal.BaCaDI, posterior: causal.GraphPosterior, x: Tensor, rows: Tensor) -> float:
-    """Add up normal densities, sample by sample, in double precision."""
-    weights, means = learner.latents["parameters"].double().split((x.shape[-1], int(rows.max())), -2)
-    graphs, targets, data = posterior.graphs.double(), (learner.latents["gamma"] > 0).double(), x.double().unsqueeze(1)
-    joint = causal.InterventionalGaussian(x.double(), rows, noise=NOISE).log_joint(graphs, weights, targets, means)
-    held, centres = (torch.cat([torch.zeros_like(t[..., :1, :]), t], -2)[..., rows, :] for t in (targets, means))
-    direct = (1 - held) * Normal(data @ (graphs * weights), NOISE).log_prob(data)
-    direct = (direct + held * Normal(centres, 1.0).log_prob(data)).sum((-2, -1))
-    direct = direct + (graphs * Normal(0.0, 1.0).log_prob(weights)).sum((-2, -1))
-    direct = direct + (targets * Normal(0.0, 10.0).log_prob(means)).sum((-2, -1))
-    return (joint / direct - 1).abs().max().item()
+def _direct_error(posterior: causal.GraphPosterior, x: Tensor, rows: Tensor) -> float:
+    """Evaluate all samples of a node as one normal vector, in double precision."""
+    assert posterior.targets is not None
+    graphs, targets, data = posterior.graphs.double(), posterior.targets.double(), x.double()
+    found = causal.InterventionalGaussian(data, rows, noise=NOISE).log_evidence(graphs, targets)
+    direct = torch.zeros_like(found)
+    for problem, particle, node in itertools.product(*map(range, (*found.shape, x.shape[-1]))):
+        held = torch.cat([torch.zeros(1).double(), targets[problem, particle, :, node]]).bool()[rows]
+        for place in rows[held].unique():  # a common mean of unknown value
+            values = data[problem, rows == place, node]
+            spread = torch.eye(len(values)).double() + 100.0
+            direct[problem, particle] += MultivariateNormal(torch.zeros_like(values), spread).log_prob(values)
+        parents, values = data[problem, ~held] * graphs[problem, particle, :, node], data[problem, ~held, node]
+        spread = NOISE**2 * torch.eye(len(values)).double() + parents @ parents.T
+        direct[problem, particle] += MultivariateNormal(torch.zeros_like(values), spread).log_prob(values)
+    return (found / direct - 1).abs().max().item()
 
 
 def _draw(
     lab: Lab,
     config: Config,
-    exact: list[Tensor],
-    near: list[Tensor],
+    marginals: tuple[list[Tensor], list[Tensor]],
     targets: Tensor,
     found: Tensor,
     learners: dict[str, causal.BaCaDI],
 ) -> None:
     (figure, axes), arcs = lab.subplots(1, 3, figsize=(13, 4)), config.exact_nodes * (config.exact_nodes - 1)
     for part, label, marker in ((slice(arcs), "arcs", "o"), (slice(arcs, None), "targets", "x")):
-        points = [torch.stack(values)[:, part].flatten() for values in (exact, near)]
+        points = [torch.stack(values)[:, part].flatten() for values in marginals]
         axes[0].plot(*points, marker, label=label, color=lab.colour(label), alpha=0.6)
     axes[0].plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     axes[0].set(title=f"{config.exact_nodes} nodes", xlabel="exact marginal", ylabel="marginal of the particles")
