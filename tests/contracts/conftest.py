@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 _LAWS = ("laws_derivatives", "laws_edges", "laws_kinds", "laws_values")
 pytest.register_assert_rewrite("tests.contracts.law", *(f"tests.contracts.{name}" for name in _LAWS))
@@ -42,3 +43,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = law.cases(metafunc.module.CONTRACTS)
     names = ("contract", "bad")[: len(cases[0][1])]
     metafunc.parametrize(names, [case for _, case in cases], ids=[name for name, _ in cases])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_is_warm(request: pytest.FixtureRequest) -> None:
+    """What torch imports for its first derivatives and its first compilation costs no entry anything.
+
+    It takes seconds, and would be counted for the entry that happens to come first.
+    """
+    laws = {getattr(item, "originalname", "") for item in request.session.items} & LAWS.keys()
+    if laws:
+        x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        torch.autograd.gradcheck(torch.tanh, (x,), check_forward_ad=True, check_batched_grad=True)
+        torch.func.jvp(lambda t: torch.addcmul(t, t, t), (x.detach(),), (x.detach(),))
+    if "test_compile" in laws:
+        torch.compile(lambda t: t.tanh().sum(), backend="aot_eager")(x).backward()
