@@ -145,6 +145,24 @@ def test_mechanisms_learn_the_conditionals_of_any_set_of_parents() -> None:
         mechanisms.log_prob(rows + 1, world.adjacency)
 
 
+def test_samples_of_graphs_follow_their_conditionals_and_their_targets() -> None:
+    g = torch.Generator().manual_seed(0)
+    mechanisms = causal.CategoricalMechanisms(4, 3, (5, 6), batch=(2,), generator=g)
+    for weight in mechanisms.networks.weights:
+        weight.data.mul_(4.0)
+    graphs = causal.sample_dags_from_beliefs(torch.full((2, 4, 4), 0.5), 3, generator=g)  # every one its own order
+    targets = torch.nn.functional.one_hot(torch.tensor([[0, 1], [2, 3], [3, 0]]), 4).bool()
+    x = mechanisms.sample(graphs, 20_000, targets=targets, generator=g)
+    assert x.shape == (3, 2, 20_000, 4)
+    rows = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    with torch.no_grad():
+        every = mechanisms.log_prob(rows.expand(2, 81, 4), graphs).double()
+    joint = torch.where(targets.unsqueeze(-2), -math.log(3), every).sum(-1).exp()
+    assert torch.allclose(joint.sum(-1), torch.ones(3, 2).double(), atol=1e-5)
+    found = torch.nn.functional.one_hot((x * torch.tensor([27, 9, 3, 1])).sum(-1), 81).double().mean(-2)
+    assert (found - joint).abs().max() < 5 * math.sqrt(0.25 / 20_000)
+
+
 class _Known:
     """A model in which node 1 follows node 0 where there is an arc, and node 2 follows nobody."""
 

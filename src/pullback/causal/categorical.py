@@ -120,21 +120,43 @@ class CategoricalMechanisms(nn.Module):
         check_integer("n", n, 1)
         check_shape("adjacency", check_tensor("adjacency", adjacency), (self.nodes, self.nodes))
         arcs = adjacency != 0
-        shape, drawn = (*arcs.shape[:-2], n, self.nodes), (*self.batch, n, self.nodes)
+        shape, common = (*arcs.shape[:-2], n, self.nodes), (*self.batch, n, self.nodes)
         place = next(self.parameters()).device
         device = drawing_device(generator, place)
-        values = torch.randint(self.classes, drawn, generator=generator, device=device).to(place)
-        uniform = torch.rand(*drawn, 1, generator=generator, device=device).to(place)
+        values = torch.randint(self.classes, common, generator=generator, device=device).to(place)
+        uniform = torch.rand(*common, 1, generator=generator, device=device).to(place)
         held = torch.zeros(arcs.shape[:-1], dtype=torch.bool, device=place) if targets is None else targets
-        held = held.unsqueeze(-2).expand(shape)
-        x = torch.where(held, values, 0).expand(shape)
-        # With the draws fixed, as many sweeps as the longest path has nodes settle every variable.
-        reached, sweeps = arcs, 1
+        held = held.expand(arcs.shape[:-1])
+        x = torch.where(held.unsqueeze(-2), values, 0).expand(shape).contiguous()
+        # A node's depth is its longest path from a root: in order of depth every node follows its parents.
+        depth, reached = torch.zeros(arcs.shape[:-1], device=place), torch.ones(arcs.shape[:-1], device=place)
         while bool(reached.any()):
-            if sweeps == self.nodes:
+            reached = ((reached.unsqueeze(-2) @ arcs.float()).squeeze(-2) > 0).float()
+            depth = depth + reached
+            if bool((depth >= self.nodes).any()):
                 raise ValueError("adjacency must be of graphs without cycles, got one with a cycle")
-            reached, sweeps = (reached.float() @ arcs.float()) > 0, sweeps + 1
-        for _ in range(sweeps):
-            classes = (uniform > self(x, arcs).exp().cumsum(-1)[..., :-1]).sum(-1)
-            x = torch.where(held, values, classes)
+        dtype = next(self.parameters()).dtype
+        coded = nn.functional.one_hot(x, self.classes).to(dtype)
+        for node in depth.argsort(-1).unbind(-1):  # of each graph its own
+            own = node[..., None, None].expand(*shape[:-1], 1)
+            drawn = uniform.squeeze(-1).expand(shape).gather(-1, own)
+            classes = (drawn > self._conditional(coded, arcs, node).cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
+            classes = torch.where(held.gather(-1, node[..., None])[..., None], x.gather(-1, own), classes)
+            x.scatter_(-1, own, classes)
+            one = nn.functional.one_hot(classes, self.classes).to(dtype)
+            coded.scatter_(-2, own[..., None].expand(one.shape), one)
         return x
+
+    def _conditional(self, coded: Tensor, arcs: Tensor, node: Tensor) -> Tensor:
+        """Return the probabilities ``[*graphs, n, c]`` of one node of each graph ``[*graphs]``."""
+
+        def of_node(values: Tensor) -> Tensor:  # [*batch, d, in, out]
+            index = node[..., None, None, None].expand(*node.shape, 1, *values.shape[-2:])
+            return values.expand(*node.shape, *values.shape[-3:]).gather(-3, index).squeeze(-3)
+
+        parents = arcs.gather(-1, node[..., None, None].expand(*arcs.shape[:-1], 1))
+        first, *others = zip(self.networks.weights, self.networks.biases, strict=True)
+        z = coded.flatten(-2) @ (of_node(first[0]) * parents.repeat_interleave(self.classes, -2)) + of_node(first[1])
+        for weight, bias in others:
+            z = torch.relu(z) @ of_node(weight) + of_node(bias)
+        return z.softmax(-1)
