@@ -121,8 +121,8 @@ def run(lab: Lab, config: Config) -> None:
 
     few, many = config.counts[0], config.counts[-1]
     lab.claim(
-        f"{many} random directions classify at least 5 points more digits than messages along the same edges, 25 more "
-        f"than the same network on numbers of cells and degrees; {few} at least 5 points less than {many}",
+        f"{many} random directions classify at least 5 points more digits than the graph network and 25 more than the "
+        f"same perceptron on numbers of cells and degrees; {few} at least 5 points less than {many}",
         fixed[many]["accuracy"] >= network["accuracy"] + 0.05,
         fixed[many]["accuracy"] >= statistics["accuracy"] + 0.25,
         fixed[few]["accuracy"] <= fixed[many]["accuracy"] - 0.05,
