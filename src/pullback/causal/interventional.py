@@ -19,6 +19,7 @@ from pullback.core.checks import (
     check_tensor,
 )
 from pullback.core.shapes import Float, Shaped, Tensor
+from pullback.core.transforms import can_look
 
 __all__ = ["InterventionalGaussian"]
 
@@ -186,9 +187,12 @@ class InterventionalGaussian:
 
         Raises:
             TypeError: other dtypes than the samples'.
-            ValueError: shapes that do not fit.
+            ValueError: shapes that do not fit, values outside [0, 1].
         """
         self._check(graph, graph, targets, None)
+        for name, value in (("graph", graph), ("targets", targets)):
+            if value is not None and can_look(value) and not bool(((value >= 0) & (value <= 1)).all()):
+                raise ValueError(f"{name} must be in [0, 1], got {value.min().item():.4g} to {value.max().item():.4g}")
         dtype, variance, scale = graph.dtype, self.noise**2, self.weight_scale
         masks, roots, sizes = graph.double().mT, self.roots.double(), self.sizes.double()
         if targets is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from pullback import causal
 from tests.contracts.contract import Bad, Call, Contract, Exempt, HigherOrder, Learner, Measurement
@@ -54,6 +55,23 @@ def _joint(graph: Tensor, weights: Tensor, targets: Tensor, means: Tensor) -> Te
     return total
 
 
+def _evidence(graph: Tensor, targets: Tensor) -> Tensor:
+    """All samples of a node as one normal vector; a soft target tempers the rows of its environment."""
+    total = torch.zeros((), dtype=torch.float64)
+    for j in range(3):
+        kept = torch.cat([torch.ones(1).double(), 1 - targets[:, j]])[_WHERE]
+        columns = _X * graph[:, j]
+        spread = torch.diag(0.25 / kept) + 1.5**2 * columns @ columns.T
+        total = total + MultivariateNormal(torch.zeros(8).double(), spread).log_prob(_X[:, j])
+        total = total + ((1 - kept) * math.log(2 * math.pi * 0.25) - kept.log()).sum() / 2
+        for environment in (1, 2):
+            values = _X[environment == _WHERE, j]
+            spread = 0.64 * torch.eye(len(values)).double() + 9.0
+            shifted = MultivariateNormal(torch.zeros(len(values)).double(), spread).log_prob(values)
+            total = total + targets[environment - 1, j] * shifted
+    return total
+
+
 def _parameters(generator: torch.Generator) -> list[Call]:
     soft = [torch.rand(size, 3, generator=generator, dtype=torch.float64) for size in (3, 2)]
     plain = [torch.randn(size, 3, generator=generator, dtype=torch.float64) for size in (3, 2)]
@@ -77,6 +95,9 @@ def _rows(x: Tensor) -> Tensor:
 
 
 _FAST: dict[str, Any] = {"particles": 2, "samples": 4, "acyclicity_samples": 4, "noise": 0.5, "lr": 0.1}
+
+
+_MARGINAL: dict[str, Any] = {"marginal": True, "particles": 4, "samples": 8, "sparsity": 10.0, "alpha": 40.0}
 
 
 def _fast(data: Tensor) -> dict[str, Any]:
@@ -192,6 +213,24 @@ CONTRACTS = [
         large=(),
         why="the samples lead the batch, and are made in the block; squares of large numbers overflow",
     ),
+    Contract(
+        "causal.InterventionalGaussian[evidence]",
+        lambda *parameters: _model(parameters[0]).log_evidence(*parameters),
+        lambda generator: [Call(_parameters(generator)[0].args[::2])],
+        reference=_evidence,
+        bad=[
+            Bad((torch.ones(2, 2), torch.ones(2, 3)), {}, ValueError, "graph must have shape"),
+            Bad((torch.ones(3, 3), torch.ones(3, 3)), {}, ValueError, "targets must have shape"),
+            Bad((torch.ones(3, 3), torch.ones(2, 3).double()), {}, TypeError, "must have the same dtype"),
+            Bad((2 * torch.ones(3, 3), torch.ones(2, 3)), {}, ValueError, r"graph must be in \[0, 1\]"),
+        ],
+        batched=False,
+        vmap=False,
+        half=False,
+        compile=False,
+        large=(),
+        why="the samples lead the batch, and are made in the block; squares of large numbers overflow",
+    ),
     HigherOrder(
         "causal.score_ratio_gradient",
         lambda given, z: causal.score_ratio_gradient(given, z, _NOISE.to(z)),
@@ -234,6 +273,14 @@ CONTRACTS = [
         "causal.bacadi",
         _bacadi,
         bad=[*_BAD, Bad((_SMALL[:3], _G), {}, ValueError, "at least two rows")],
+        **_LEARNERS,
+    ),
+    Learner(
+        "causal.bacadi[marginal]",
+        lambda data, generator, **options: _bacadi(
+            data, generator, **{**_MARGINAL, "steps": _fast(data)["steps"] * 3 // 4, **options}
+        ),
+        bad=_BAD,
         **_LEARNERS,
     ),
     Learner("causal.dibs", _dibs, bad=_BAD, **_LEARNERS | {"recovers": lambda arcs, _: bool(arcs.isfinite().all())}),
