@@ -178,6 +178,27 @@ def test_evidence_is_the_mean_of_the_likelihood_under_the_priors() -> None:
     torch.testing.assert_close(torch.stack(evidence).log_softmax(0), exact.log_weights, atol=0.03, rtol=0)
 
 
+def test_evidence_in_closed_form_is_that_of_the_exact_posterior() -> None:
+    """All sets of targets enter by their prior; the batch of problems leads, and graphs follow."""
+    g = torch.Generator().manual_seed(7)
+    x, environments = torch.randn(2, 9, 2, generator=g).double(), torch.tensor([0] * 3 + [1] * 6)
+    scales = {"noise": 1.2, "weight_scale": 0.6, "intervention_noise": 1.4, "intervention_scale": 0.8}
+    model = causal.InterventionalGaussian(x, environments, **scales)
+    exact = [
+        causal.exact_graph_posterior(one, environments, edge_probability=0.4, target_probability=0.3, **scales)
+        for one in x
+    ]
+    graphs = exact[0].graphs.double()
+    sets = torch.tensor(list(itertools.product((0.0, 1.0), repeat=2))).double().unsqueeze(-2)
+    pairs = (2, len(graphs), len(sets))
+    evidence = model.log_evidence(
+        graphs[None, :, None].expand(*pairs, 2, 2), sets[None, None].expand(*pairs, 1, 2), per_node=True
+    )
+    odds = (sets.sum((-2, -1)) * math.log(0.3 / 0.7)).expand(pairs)
+    log_joint = (evidence.sum(-1) + odds).logsumexp(-1) + graphs.sum((-2, -1)) * math.log(0.4 / 0.6)
+    torch.testing.assert_close(log_joint.log_softmax(-1), torch.stack([one.log_weights for one in exact]))
+
+
 def _chain(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     weights = torch.tensor([[0.0, 1.5, 0.0], [0.0, 0.0, -1.2], [0.0, 0.0, 0.0]])
     scm = causal.LinearSCM(weights)
@@ -189,10 +210,11 @@ def _chain(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 _FAST = {"particles": 8, "steps": 120, "samples": 16, "acyclicity_samples": 8, "lr": 0.06, "edge_probability": 0.5}
 
 
-def test_marginals_of_particles_are_near_those_of_the_exact_posterior() -> None:
+@pytest.mark.parametrize("marginal", [False, True])
+def test_marginals_of_particles_are_near_those_of_the_exact_posterior(marginal: bool) -> None:
     g = torch.Generator().manual_seed(0)
     x, environments = _chain(g)
-    found = causal.bacadi(x, environments, generator=g, **_FAST)
+    found = causal.bacadi(x, environments, generator=g, marginal=marginal, **_FAST)
     exact = causal.exact_graph_posterior(x, environments, edge_probability=0.5, target_probability=1 / 3)
     off = ~torch.eye(3, dtype=torch.bool)
     assert (found.edge_probabilities() - exact.edge_probabilities())[off].abs().mean() < 0.12
@@ -201,9 +223,10 @@ def test_marginals_of_particles_are_near_those_of_the_exact_posterior() -> None:
     assert not found.cyclic.all()
 
 
-def test_a_batch_of_problems_is_one_run_and_its_state_goes_on() -> None:
+@pytest.mark.parametrize("marginal", [False, True])
+def test_a_batch_of_problems_is_one_run_and_its_state_goes_on(marginal: bool) -> None:
     x, environments = _chain(torch.Generator().manual_seed(1))
-    options = {**_FAST, "steps": 6, "mixture": False}
+    options = {**_FAST, "steps": 6, "mixture": False, "marginal": marginal}
     batch = torch.stack([x, x.flip(-1)])
 
     def learner(seed: int) -> causal.BaCaDI:
@@ -219,6 +242,7 @@ def test_a_batch_of_problems_is_one_run_and_its_state_goes_on() -> None:
         rest.step()
     assert all(torch.equal(whole.latents[name], rest.latents[name]) for name in whole.latents)
     assert whole.latents["z"].shape == (2, 8, 2, 3, 3)
+    assert set(whole.latents) == {"z", "gamma"} | ({"parameters"} if not marginal else set())
     assert whole.history["update"].shape == whole.history["effective samples of graphs"].shape == (6, 2)
 
 
