@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pullback.lab.measure import peak_memory, race, slope
+from pullback.lab.measure import operations, peak_memory, race, slope
 
 
 class Clock:
@@ -181,3 +181,11 @@ def test_two_points_tell_nothing_about_the_confidence() -> None:
 def test_points_without_a_power_law_are_refused(x: list, y: list, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         slope(x, y)
+
+
+def test_operations_are_those_of_the_shapes_that_run() -> None:
+    x, w = torch.ones(7, 3), torch.ones(3, 5)
+    assert operations(lambda: x @ w) == 2 * 7 * 3 * 5
+    assert operations(lambda: (x * torch.zeros(7, 1)) @ w) == 2 * 7 * 3 * 5  # zeros cost what they cost
+    assert operations(lambda: x[[0, 2]] @ w) == 2 * 2 * 3 * 5
+    assert operations(lambda: torch.nn.functional.linear(x, w.T, torch.ones(5)).softmax(-1)) == 2 * 7 * 3 * 5

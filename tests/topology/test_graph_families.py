@@ -117,3 +117,21 @@ def test_paths_are_those_of_networkx() -> None:
     for graph, a, b, length in zip(_split(batch), source.tolist(), target.tolist(), found.tolist(), strict=True):
         expected = networkx.shortest_path_length(graph, a, b) if networkx.has_path(graph, a, b) else float("inf")
         assert length == expected
+
+
+def test_hubs_tell_the_class_and_the_other_nodes_do_not() -> None:
+    batch = _draw("ba", 400, (16, 24), degree=3.0)
+    task = topology.hub_colours(batch, 4, share=0.9, generator=torch.Generator().manual_seed(0))
+    hubs, others = [], []
+    for number, graph in enumerate(_split(batch)):
+        most = max(degree for _, degree in graph.degree)
+        for node, degree in graph.degree:
+            assert task.degrees[node] == degree
+            same = bool(task.colours[node] == task.labels[number])
+            (hubs if degree >= min(most, 6) else others).append(same)
+    assert abs(sum(hubs) / len(hubs) - (0.9 + 0.1 / 4)) < 0.04  # about 700 of them: standard error .01
+    assert abs(sum(others) / len(others) - 1 / 4) < 0.03
+    assert set(task.labels.tolist()) == {0, 1, 2, 3}
+    for options, message in (({"degree": 0}, "degree must be"), ({"share": 1.5}, "share must be")):
+        with pytest.raises(ValueError, match=message):
+            topology.hub_colours(batch, 4, generator=torch.Generator(), **options)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import networkx
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
 from pullback import topology
@@ -74,6 +75,11 @@ def test_layers_are_chosen_after_training() -> None:
     first, _, third = stack.layers
     assert torch.equal(stack.keep([2, 0])(x), third(first(x)))
     assert torch.equal(stack.keep([])(x), x)
+    stack.keep([0, 2])
+    without = {gone: stack(x) for gone in stack.leave_one_out()}
+    assert stack.kept == (0, 2)
+    assert torch.equal(without[0], third(x))
+    assert torch.equal(without[2], first(x))
     for wrong in ([3], [-1], [1, 1]):
         with pytest.raises(ValueError, match="must"):
             stack.keep(wrong)
@@ -293,3 +299,45 @@ def test_pruners_refuse_what_they_cannot_be(options: dict[str, object], error: t
     good: dict[str, object] = {"parameters": [torch.zeros(3)], "initial": 0.0, "final": 0.5, "start": 0, "end": 5}
     with pytest.raises(error, match=message):
         topology.GradualMagnitudePruner(**{**good, "every": 1, **options})  # type: ignore[arg-type]
+
+
+def test_similarity_of_heads_is_that_of_what_they_attend_to() -> None:
+    """Against scipy's Jensen-Shannon distance; the values of a head, and padding, play no part."""
+    x, mask = _rand(2, 5, 8), torch.tensor([[True] * 5, [True, True, True, False, False]])
+    layers = [topology.HeadAttention(8, 2, generator=torch.Generator().manual_seed(s)).double() for s in (0, 1)]
+    layers[1].outputs.keep([1])
+    model = nn.ModuleList(layers)
+    found = topology.head_similarity(model, lambda: [layer(x, mask) for layer in layers])
+    maps = torch.cat([layer.shares(x, mask) for layer in layers], 1).detach().numpy()
+    assert maps.shape == (2, 3, 5, 5)
+    for g in range(3):
+        for h in range(3):
+            pairs = [(maps[b, g, i], maps[b, h, i]) for b in range(2) for i in range(5) if mask[b, i]]
+            expected = 1 - np.mean([jensenshannon(one, other, 2) ** 2 for one, other in pairs])
+            assert abs(found[g, h].item() - expected) < 1e-9
+    with torch.no_grad():
+        layers[0].project[2].normal_()
+    again = topology.head_similarity(model, lambda: [layer(x, mask) for layer in layers])
+    torch.testing.assert_close(again, found)
+    with pytest.raises(ValueError, match="call must run all layers"):
+        topology.head_similarity(model, lambda: layers[0](x))
+    with pytest.raises(ValueError, match="no HeadAttention inside"):
+        topology.head_similarity(nn.Linear(1, 1), lambda: None)
+
+
+def test_the_best_head_of_each_layer_stays() -> None:
+    model = topology.GraphTransformer(3, 8, 4, 2, 2)
+    importance = torch.tensor([[9.0, 8.0, 7.0, 6.0], [1.0, 2.0, 5.5, 0.5]])
+    for share, first, second in (
+        (0.25, [0], [2]),
+        (0.5, [0, 1, 2], [2]),
+        (0.6, [0, 1, 2, 3], [2]),
+        (1.0, [0, 1, 2, 3], [0, 1, 2, 3]),
+    ):
+        model.keep_best_heads(importance, share)
+        opened = [layer.attention.outputs.open.nonzero().flatten().tolist() for layer in model.stack.layers]  # type: ignore[union-attr, operator]
+        assert opened == [first, second]
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
+        model.keep_best_heads(importance, 0.0)
+    with pytest.raises(ValueError, match="importance must have shape"):
+        model.keep_best_heads(importance[:1], 0.5)

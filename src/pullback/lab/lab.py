@@ -13,7 +13,7 @@ from pullback.core.checks import check_integer
 from pullback.lab.arm import Arm
 from pullback.lab.draw import figures, files, style
 from pullback.lab.loops import Limits, Loops, RunStopped
-from pullback.lab.measure import Race, Slope, peak_memory, race, slope
+from pullback.lab.measure import Race, Slope, operations, peak_memory, race, slope
 from pullback.lab.measured import Measured
 from pullback.lab.processes import Processes
 from pullback.lab.progress import Display
@@ -180,6 +180,10 @@ class Lab:
     def peak_memory(self, call: Callable[[], Any], *, of: str = "") -> Measured:
         """Return the most bytes that tensors made in ``call`` take at one time (:func:`.measure.peak_memory`)."""
         return peak_memory(call, of=of, device=self.device)
+
+    def operations(self, call: Callable[[], Any], *, of: str = "") -> Measured:
+        """Return how many operations of matrix products ``call`` executes (:func:`pullback.lab.measure.operations`)."""
+        return operations(call, of=of)
 
     def slope(self, x: Any, y: Any, *, confidence: float = 0.95, of: str = "") -> Slope:
         """Return the exponent of a power law with its confidence interval (:func:`pullback.lab.measure.slope`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pullback.topology.attention_heads import HeadAttention, head_importance, head_similarity
 from pullback.topology.bifiltration import Bifiltration, codensity, function_rips, graph_bifiltration
 from pullback.topology.cell_complex import CellComplex
 from pullback.topology.complexes import Complex, flag_simplices
@@ -20,14 +21,16 @@ from pullback.topology.euler import EulerTransform, euler_curve, euler_transform
 from pullback.topology.graph_convolution import graph_convolution
 from pullback.topology.graph_families import (
     GraphBatch,
+    HubColours,
     batch_graphs,
+    hub_colours,
     join_graphs,
     max_degree,
     random_graphs,
     shortest_path_length,
 )
-from pullback.topology.graph_network import GraphNetwork
-from pullback.topology.graph_transformer import GraphTransformer, HeadAttention, head_importance
+from pullback.topology.graph_network import GraphNetwork, SetNetwork
+from pullback.topology.graph_transformer import GraphTransformer
 from pullback.topology.latent_complex import (
     CellConvolution,
     DifferentiableCellComplex,
@@ -78,6 +81,7 @@ __all__ = [
     "GraphTransformer",
     "HeadAttention",
     "HilbertFunction",
+    "HubColours",
     "KeptTokens",
     "LayerSelector",
     "LearnedGraph",
@@ -85,6 +89,7 @@ __all__ = [
     "PaddedNodes",
     "RankResiduals",
     "SegmentPool",
+    "SetNetwork",
     "SignedMeasure",
     "adaptive_neighborhood",
     "batch_graphs",
@@ -102,7 +107,9 @@ __all__ = [
     "graph_bifiltration",
     "graph_convolution",
     "head_importance",
+    "head_similarity",
     "hilbert_function",
+    "hub_colours",
     "join_graphs",
     "laplacian_encoding",
     "latent_graph_entmax",

@@ -1,4 +1,4 @@
-"""Random graphs of six families as one batch of edge lists, and exact labels of them."""
+"""Random graphs of six families as one batch of edge lists, exact labels of them, and a task of coloured hubs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_choice, check_floating, check_integer, check_positive
+from pullback.core.checks import check_choice, check_floating, check_integer, check_positive, check_range
 from pullback.core.shapes import Float, Int
 from pullback.topology.segments import segment_reduce
 
-__all__ = ["GraphBatch", "batch_graphs", "join_graphs", "max_degree", "random_graphs", "shortest_path_length"]
+__all__ = [
+    "GraphBatch",
+    "HubColours",
+    "batch_graphs",
+    "hub_colours",
+    "join_graphs",
+    "max_degree",
+    "random_graphs",
+    "shortest_path_length",
+]
 
 KINDS = ("er", "ba", "ladder", "tree", "path", "complete")
 
@@ -162,6 +171,60 @@ def max_degree(graphs: GraphBatch) -> Int[Tensor, "count"]:
     return segment_reduce(
         segment_reduce(ones, graphs.edges[1], len(graphs.index)), graphs.index, graphs.count, reduce="max"
     )
+
+
+class HubColours(NamedTuple):
+    """Graphs with coloured nodes, whose hubs tell their class: a task for attention, made by :func:`hub_colours`.
+
+    Attributes:
+        colours: ``[nodes]`` int64 of each node, in ``0..count-1``.
+        degrees: ``[nodes]`` int64 its number of neighbours.
+        labels: ``[graphs]`` int64 the class of each graph, a colour.
+    """
+
+    colours: Int[Tensor, "nodes"]
+    degrees: Int[Tensor, "nodes"]
+    labels: Int[Tensor, "graphs"]
+
+
+def hub_colours(
+    graphs: GraphBatch, count: int, *, degree: int = 6, share: float = 0.9, generator: torch.Generator
+) -> HubColours:
+    """Colour the nodes of graphs so that the class of a graph is the colour that its hubs mostly have.
+
+    Hubs are the nodes of at least ``degree`` neighbours, or of the most where no node has so many. Each has the colour
+    of its graph's class with probability ``share``; otherwise, as all other nodes, one drawn from all.
+
+    Args:
+        graphs: on the CPU.
+        count: number of colours and classes, >= 2.
+        degree: of a hub, >= 1.
+        share: of hubs that surely tell the class, in [0, 1].
+        generator: of every draw.
+
+    Returns:
+        Colours, degrees and labels.
+
+    Raises:
+        TypeError: ``count`` or ``degree`` is no integer.
+        ValueError: a number is out of range.
+
+    Example:
+        >>> graphs = batch_graphs([torch.tensor([[0, 1], [0, 2], [0, 3]])], [4])
+        >>> task = hub_colours(graphs, 4, share=1.0, generator=torch.Generator().manual_seed(0))
+        >>> bool(task.colours[0] == task.labels[0])
+        True
+    """
+    check_integer("count", count, 2)
+    check_integer("degree", degree, 1)
+    check_range("share", share, 0, 1)
+    degrees = segment_reduce(torch.ones_like(graphs.edges[1]), graphs.edges[1], len(graphs.index))
+    largest = segment_reduce(degrees, graphs.index, graphs.count, reduce="max")
+    labels = torch.randint(count, (graphs.count,), generator=generator)
+    tells = torch.rand(degrees.shape, generator=generator) < share
+    chance = torch.randint(count, degrees.shape, generator=generator)
+    hub = degrees >= largest.clamp(max=degree)[graphs.index]
+    return HubColours(torch.where(tells & hub, labels[graphs.index], chance), degrees, labels)
 
 
 def shortest_path_length(

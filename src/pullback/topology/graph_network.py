@@ -1,18 +1,19 @@
-"""Message passing over edge lists with any pooling of messages and nodes."""
+"""Networks on sets and graphs, with any pooling of items, messages and nodes."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from pullback.core.checks import check_floating, check_integer
-from pullback.core.shapes import Float
+from pullback.core.checks import check_floating, check_integer, check_shape
+from pullback.core.shapes import Float, Int
 from pullback.topology.graph_families import GraphBatch
 from pullback.topology.pooling import SegmentPool
 
-__all__ = ["GraphNetwork"]
+__all__ = ["GraphNetwork", "SetNetwork"]
 
 
 class GraphNetwork(nn.Module):
@@ -78,11 +79,7 @@ class GraphNetwork(nn.Module):
         self.readout = _pooling("readout", readout)
         self.head = nn.Linear(hidden, out)
         if generator is not None:
-            for module in (*self.messages.modules(), *self.node.modules(), self.head):
-                if isinstance(module, nn.Linear):
-                    for parameter in module.parameters():
-                        bound = module.in_features**-0.5
-                        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            _draw_weights((*self.messages.modules(), *self.node.modules(), self.head), generator)
 
     def forward(
         self,
@@ -100,6 +97,67 @@ class GraphNetwork(nn.Module):
             x = aggregate(message(torch.cat([x[source], x[target], *along], -1)), target, len(x))
         result: Tensor = self.head(self.readout(self.node(x), graphs.index, graphs.count))
         return result
+
+
+class SetNetwork(nn.Module):
+    r"""A small network on sets of vectors: :math:`y = W \, \mathrm{POOL}_i \, |V x_i| + b`.
+
+    :math:`V` has no bias, so that an item that is ten times as large counts ten times, and magnitudes take the place of
+    a ReLU: no unit dies, and what is pooled is >= 0, as :class:`GeneralizedNormPool` wants it.
+
+    Args:
+        features: numbers an item.
+        hidden: width of what is pooled.
+        out: numbers a set.
+        pool: ``"sum"``, ``"mean"``, ``"max"``, ``"min"`` or a module that takes ``(x, index, count)``, of which a copy
+            is used.
+        generator: of the initial weights; torch's own by default.
+
+    Raises:
+        TypeError: a size is no integer, the pooling neither a name nor a module.
+        ValueError: a size is < 1, the pooling unknown.
+
+    Example:
+        >>> SetNetwork(1, 8, 2, pool="max")(torch.ones(3, 1), torch.tensor([0, 0, 1]), 2).shape
+        torch.Size([2, 2])
+
+    References:
+        Zaheer et al. (2017), Deep sets, equation 4.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        out: int,
+        *,
+        pool: str | nn.Module = "sum",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("features", features), ("hidden", hidden), ("out", out)):
+            check_integer(name, value, 1)
+        self.features = features
+        self.item, self.pool = nn.Linear(features, hidden, bias=False), _pooling("pool", pool)
+        self.head = nn.Linear(hidden, out)
+        if generator is not None:
+            _draw_weights((self.item, self.head), generator)
+
+    def forward(
+        self, x: Float[Tensor, "m features"], index: Int[Tensor, "m"], count: int
+    ) -> Float[Tensor, "count out"]:
+        """Return the output of each of ``count`` sets, to which ``index`` gives the rows of ``x``."""
+        check_shape("x", check_floating("x", x), (None, self.features))
+        result: Tensor = self.head(self.pool(self.item(x).abs(), index, count))
+        return result
+
+
+def _draw_weights(modules: Iterable[nn.Module], generator: torch.Generator) -> None:
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            for parameter in module.parameters():
+                bound = module.in_features**-0.5
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
 
 def _mlp(inputs: int, hidden: int) -> nn.Sequential:

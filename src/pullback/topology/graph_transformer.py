@@ -1,111 +1,21 @@
-"""A graph transformer whose tokens, heads and layers can be cut, and the importance of its heads."""
+"""A graph transformer whose tokens, heads and layers can be cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pullback.core.checks import check_callable, check_choice, check_floating, check_integer, check_positive
-from pullback.core.shapes import Bool, Float
+from pullback.core.checks import check_choice, check_floating, check_integer, check_positive, check_shape
+from pullback.core.shapes import Float
+from pullback.topology.attention_heads import HeadAttention
 from pullback.topology.encodings import laplacian_encoding, pad_nodes, random_walk_encoding
 from pullback.topology.graph_families import GraphBatch
 from pullback.topology.segments import segment_reduce
 from pullback.topology.token_pruning import LayerSelector, stochastic_depth, token_prune
 
-__all__ = ["GraphTransformer", "HeadAttention", "head_importance"]
-
-
-class HeadOutputs(nn.Module):
-    """What the heads of an attention say, one by one, and which of them are open: where importance is read and cut."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.register_buffer("open", torch.ones(heads, dtype=torch.bool))
-
-    def keep(self, heads: Sequence[int]) -> None:
-        """Compute these heads only from now on.
-
-        Raises:
-            ValueError: an index is out of range, or none is kept.
-        """
-        assert isinstance(self.open, Tensor)
-        chosen = [check_integer("head", head, 0, len(self.open) - 1) for head in heads]
-        if not chosen:
-            raise ValueError("heads must keep at least one")
-        self.open.fill_(False)
-        self.open[chosen] = True
-
-    def forward(self, outputs: Float[Tensor, "*batch heads n width"]) -> Tensor:
-        """Return what came."""
-        return outputs
-
-
-class HeadAttention(nn.Module):
-    r"""Self-attention of several heads, of which closed ones are not computed.
-
-    .. math:: y = \sum_{h\ open} \mathrm{softmax}\left(Q_h K_h^T / \sqrt{d_h}\right) V_h W_h + b
-
-    Args:
-        width: of the tokens, a multiple of ``heads``.
-        heads: number of heads.
-        generator: of the initial weights; torch's own by default.
-
-    Attributes:
-        outputs: the module through which :math:`softmax(\cdot) V_h` of the open heads goes, ``[*batch, open, n,
-            d_h]``; ``outputs.keep([0, 2])`` closes all others.
-
-    Raises:
-        TypeError: a size is no integer.
-        ValueError: a size is < 1, ``width`` is no multiple of ``heads``.
-
-    Example:
-        >>> attention = HeadAttention(8, 4)
-        >>> attention.outputs.keep([0, 3])
-        >>> attention(torch.zeros(2, 5, 8)).shape
-        torch.Size([2, 5, 8])
-
-    References:
-        Vaswani et al. (2017), Attention is all you need, section 3.2.
-    """
-
-    def __init__(self, width: int, heads: int, *, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        check_integer("width", width, 1)
-        check_integer("heads", heads, 1)
-        if width % heads:
-            raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
-        size = width // heads
-        self.project = nn.Parameter(torch.empty(3, heads, size, width))
-        self.combine = nn.Parameter(torch.empty(heads, size, width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        for weight in (self.project, self.combine):
-            nn.init.uniform_(weight, -(width**-0.5), width**-0.5, generator=generator)
-        self.outputs = HeadOutputs(heads)
-
-    def forward(
-        self, x: Float[Tensor, "*batch n width"], mask: Bool[Tensor, "*batch n"] | None = None
-    ) -> Float[Tensor, "*batch n width"]:
-        """Return ``[*batch, n, width]``; a token whose ``mask`` is false is no key, and its result means nothing."""
-        width = self.project.shape[-1]
-        if check_floating("x", x).ndim < 2 or x.shape[-1] != width:
-            raise ValueError(f"x must have shape (..., n, {width}), got {tuple(x.shape)}")
-        project: Tensor = self.project
-        combine: Tensor = self.combine
-        opened = self.outputs.open
-        assert isinstance(opened, Tensor)
-        if not bool(opened.all()):
-            project, combine = project[:, opened], combine[opened]
-        heads, size = combine.shape[:2]
-        parts = (x @ project.flatten(0, 2).mT).unflatten(-1, (3, heads, size))
-        queries, keys, values = parts.movedim(-3, 0).transpose(-3, -2)
-        shares = queries @ keys.mT / size**0.5
-        if mask is not None:
-            shares = shares.masked_fill(~mask[..., None, None, :], torch.finfo(shares.dtype).min)
-        said = self.outputs(shares.softmax(-1) @ values)
-        return said.transpose(-3, -2).flatten(-2) @ combine.flatten(0, 1) + self.bias
+__all__ = ["GraphTransformer"]
 
 
 class GraphTransformer(nn.Module):
@@ -117,10 +27,9 @@ class GraphTransformer(nn.Module):
 
     The class token takes part in attention alone, and what it is after the last layer gives the output. Four cuts:
 
-    * tokens: ``keep`` nodes a layer take part in attention (:func:`token_prune`, by a score that each layer learns);
-    the
-      others keep messages, the feed-forward part and their residual;
-    * heads: ``model.keep_heads(layer, [0, 2])``;
+    * tokens: ``keep`` nodes a layer take part in attention (:func:`token_prune`, by a score that each layer
+      learns); the others keep messages, the feed-forward part and their residual;
+    * heads: ``model.keep_heads(layer, [0, 2])``, or ``model.keep_best_heads(importance, 0.5)`` over all layers;
     * layers: ``model.stack.keep([0, 2])``, and ``drop`` for stochastic depth in training;
     * weights: any pruner of its parameters.
 
@@ -174,7 +83,7 @@ class GraphTransformer(nn.Module):
         check_positive("drop", drop, zero=True)
         if drop >= 1:
             raise ValueError(f"drop must be in [0, 1), got {drop}")
-        self.features, self.encodings, self.places = features, encodings, places
+        self.features, self.heads, self.encodings, self.places = features, heads, encodings, places
         self.embed = nn.Linear(features + (places if encodings else 0), hidden)
         self.token = nn.Parameter(torch.zeros(hidden))
         # Nobody would hear the messages of the last layer: the class token has no neighbours.
@@ -208,6 +117,26 @@ class GraphTransformer(nn.Module):
         block = layers[check_integer("layer", layer, 0, len(layers) - 1)]
         assert isinstance(block, _Layer)
         block.attention.outputs.keep(heads)
+
+    def keep_best_heads(self, importance: Float[Tensor, "layers heads"], share: float) -> None:
+        """Compute a share of all heads only: the best of each layer, and of the others the most important ones.
+
+        Args:
+            importance: ``[layers, heads]``, such as :func:`head_importance` returns.
+            share: of the heads of all layers, in (0, 1]; at least one a layer stays.
+
+        Raises:
+            ValueError: ``importance`` has another shape, ``share`` is out of range.
+        """
+        layers = len(self.stack.layers)
+        check_shape("importance", check_floating("importance", importance), (layers, self.heads))
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {share}")
+        order = importance.detach().clone()
+        order[torch.arange(layers), order.argmax(1)] = torch.inf
+        kept = order.flatten().topk(max(round(share * order.numel()), layers)).indices
+        for layer in range(layers):
+            self.keep_heads(layer, (kept[kept // self.heads == layer] % self.heads).tolist())
 
     def forward(
         self,
@@ -307,73 +236,6 @@ class _Layer(nn.Module):
         attended = self.attention(few.tokens, few.mask) * few.mask[..., None]
         where = few.index[..., None].expand_as(attended)
         return torch.zeros_like(normed).scatter_add(1, where, attended)
-
-
-def head_importance(
-    module: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any]
-) -> Float[Tensor, "layers heads"]:
-    r"""Return how much each head matters to the loss: :math:`I_h = E \left| \sum \frac{\partial L}{\partial O_h}
-    \cdot O_h \right|`.
-
-    To first order that is the change of a graph's loss when the output :math:`O_h` of the head goes to 0, read off
-    one backward pass.
-
-    Args:
-        module: has :class:`HeadAttention` layers inside; each is used once a call, on tokens of ``[graphs, n, width]``.
-        loss: ``loss(module, batch)`` returns the losses of the graphs of a batch, ``[graphs]``.
-        batches: what the expectation is over.
-
-    Returns:
-        ``[layers, heads]`` in the order of ``module.modules()``, >= 0; 0 for a closed head.
-
-    Raises:
-        TypeError: ``loss`` cannot be called.
-        ValueError: the module has no head, the losses are not one a graph, there is no batch, layers differ in heads.
-
-    Example:
-        >>> attention = HeadAttention(4, 2)
-        >>> importance = head_importance(attention, lambda m, x: m(x).square().sum((1, 2)), [torch.randn(3, 5, 4)])
-        >>> importance.shape
-        torch.Size([1, 2])
-
-    References:
-        Michel, Levy, Neubig (2019), Are sixteen heads really better than one, equation 2. Liu et al. (2024), section
-        3.3.
-    """
-    check_callable("loss", loss)
-    layers = [m.outputs for m in module.modules() if isinstance(m, HeadAttention)]
-    if not layers:
-        raise ValueError("module has no HeadAttention inside")
-    opened = torch.stack([layer.open for layer in layers])  # type: ignore[misc]
-    total, graphs = torch.zeros(opened.shape), 0
-    for batch in batches:
-        said: dict[nn.Module, Tensor] = {}
-        hooks = [layer.register_forward_hook(_keeper(said)) for layer in layers]
-        try:
-            losses = loss(module, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if losses.ndim != 1:
-            raise ValueError(f"loss must return one number a graph, got shape {tuple(losses.shape)}")
-        gradients = torch.autograd.grad(losses.sum(), list(said.values()), allow_unused=True)
-        for layer, gradient in zip(said, gradients, strict=True):
-            if gradient is None:
-                continue
-            effect = (gradient * said[layer]).detach().sum((-2, -1)).abs().sum(0)
-            row = layers.index(layer)  # type: ignore[arg-type]
-            total[row, opened[row].cpu()] += effect.cpu()
-        graphs += len(losses)
-    if not graphs:
-        raise ValueError("batches must hold at least one batch")
-    return total / graphs
-
-
-def _keeper(said: dict[nn.Module, Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def keep(layer: nn.Module, _: Any, output: Tensor) -> None:
-        said[layer] = output
-
-    return keep
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

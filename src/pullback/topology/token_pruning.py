@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -194,6 +194,16 @@ class LayerSelector(nn.Module):
             raise ValueError(f"indices must differ, got {list(indices)}")
         self.kept = tuple(chosen)
         return self
+
+    def leave_one_out(self) -> Iterator[int]:
+        """Yield each kept layer while all kept ones but that are run; afterwards all of them are run again."""
+        kept = self.kept
+        try:
+            for gone in kept:
+                self.keep([layer for layer in kept if layer != gone])
+                yield gone
+        finally:
+            self.keep(kept)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Return what the kept layers make of ``x``; the other arguments go to each of them."""

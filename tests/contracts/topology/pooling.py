@@ -139,6 +139,19 @@ def _seeded(module: nn.Module, generator: torch.Generator) -> nn.Module:
 _GRAPHS = topology.batch_graphs([torch.tensor([[0, 1], [1, 2], [0, 2]]), torch.tensor([[0, 1]])], [3, 2])
 
 
+_V = torch.tensor([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0]], dtype=torch.float64)
+_W = torch.tensor([[1.0, 0.2], [-0.5, 1.0], [0.3, 0.4]], dtype=torch.float64)
+
+
+def _set_network(generator: torch.Generator) -> nn.Module:
+    module = topology.SetNetwork(2, 3, 2, pool="max", generator=generator).double()
+    with torch.no_grad():
+        module.item.weight.copy_(_V.T)
+        module.head.weight.copy_(_W.T)
+        module.head.bias.fill_(0.5)
+    return module
+
+
 def _network(module: nn.Module, x: Tensor) -> Tensor:
     graphs = topology.GraphBatch(_GRAPHS.edges.to(x.device), _GRAPHS.index.to(x.device), _GRAPHS.count)
     return module(x, graphs)
@@ -207,6 +220,26 @@ CONTRACTS = [
         bad=[Bad((_X, 2), {}, ValueError, r"index must be in 0\.\.1, got 2")],
         batched=False,
         why="the first dimension is that of the rows",
+    ),
+    Module(
+        "topology.SetNetwork",
+        lambda module, x, count=3: module(x, _INDEX.to(x.device), count),
+        _items(4, 2),
+        lambda x: torch.stack(
+            [
+                (x[s == _INDEX] @ _V).abs().amax(0) @ _W + 0.5 if s != 1 else torch.full((2,), 0.5).to(x)
+                for s in range(3)
+            ]
+        ),
+        build=_set_network,
+        bad=[
+            Bad((torch.ones(4, 3),), {}, ValueError, r"x must have shape \(\.\.\., any, 2\)"),
+            Bad((torch.ones(4, 2), 2), {}, ValueError, r"index must be in 0\.\.1, got 2"),
+        ],
+        batched=False,
+        large_limit=1e4,
+        half_tolerance=0.1,
+        why="the first dimension is that of the rows; sums of large numbers leave the range of half",
     ),
     Module(
         "topology.GraphNetwork",

@@ -73,6 +73,20 @@ def _importance(loss: Any, x: Tensor) -> Tensor:
     return topology.head_importance(module, loss, [x])
 
 
+def _removal_by_hand(x: Tensor) -> Tensor:
+    module = topology.HeadAttention(4, 2, generator=torch.Generator().manual_seed(0)).double()
+    full, found = module(x).square().sum((1, 2)), torch.zeros(1, 2, dtype=torch.float64)
+    for head in range(2):
+        module.outputs.keep([1 - head])
+        found[0, head] = (module(x).square().sum((1, 2)) - full).abs().mean()
+    return found.detach()
+
+
+def _removal(loss: Any, x: Tensor) -> Tensor:
+    module = topology.HeadAttention(4, 2, generator=torch.Generator().manual_seed(0)).to(x)
+    return topology.head_importance(module, loss, [x], method="removal")
+
+
 def _transformer(**options: Any) -> Any:
     return lambda g: topology.GraphTransformer(2, 4, 2, 2, 2, places=2, generator=g, **options)
 
@@ -158,24 +172,31 @@ CONTRACTS = [
         why="a batch of graphs is one list of nodes, whose sizes are looked at; torch's LayerNorm is wrong in nested "
         "forward mode; a LayerNorm of a short row is as steep as its row is short",
     ),
-    HigherOrder(
-        "topology.head_importance",
-        _importance,
-        _rand(2, 3, 4),
-        _importance_by_hand,
-        tolerance=1e-6,
-        given=lambda module, x: module(x).square().sum((1, 2)),
-        argument="loss",
-        batched=False,
-        gradcheck=False,
-        gradgradcheck=False,
-        forward_mode=False,
-        vmap=False,
-        compile=False,
-        half=False,
-        large=(),
-        why="a measurement: it is not differentiated",
+    *(
+        HigherOrder(
+            f"topology.head_importance[{method}]",
+            block,
+            _rand(2, 3, 4),
+            by_hand,
+            tolerance=1e-6,
+            given=lambda module, x: module(x).square().sum((1, 2)),
+            argument="loss",
+            batched=False,
+            gradcheck=False,
+            gradgradcheck=False,
+            forward_mode=False,
+            vmap=False,
+            compile=False,
+            half=False,
+            large=(),
+            why="a measurement: it is not differentiated",
+        )
+        for method, block, by_hand in (
+            ("gradient", _importance, _importance_by_hand),
+            ("removal", _removal, _removal_by_hand),
+        )
     ),
+    Exempt("topology.head_similarity", "measures a module that it is given", "topology/test_sparsity.py"),
     Measurement(
         "topology.random_walk_encoding",
         lambda graphs, steps=3: topology.random_walk_encoding(graphs, steps),
@@ -203,5 +224,6 @@ CONTRACTS = [
     ),
     Exempt("topology.LayerSelector", "runs modules that it is given", "topology/test_sparsity.py"),
     Exempt("topology.GradualMagnitudePruner", "changes weights in place", "topology/test_sparsity.py"),
+    Exempt("topology.hub_colours", "draws colours: compared with networkx", "topology/test_graph_families.py"),
     Exempt("topology.join_graphs", "integers in, integers out", "topology/test_graph_families.py"),
 ]
