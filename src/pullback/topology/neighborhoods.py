@@ -211,8 +211,8 @@ class DifferentiableGraphGenerator(nn.Module):
     .. math:: k_i = 1 + \mathrm{softplus}\Big(a \sum_j p_{ij} + b\Big),
 
     or as ``1 + relu(spread * (w . z_i) + centre)`` of a Gaussian ``z_i`` with mean and variance from ``y_i`` (its mean
-    when not training); and :func:`adaptive_neighborhood` keeps the first ``k_i``. A node is its own first neighbour
-    among all (no candidates), so that the smallest degree keeps the node itself.
+    when not training); and :func:`adaptive_neighborhood` keeps the first ``k_i``. Among all nodes (no candidates)
+    a node may be its own neighbour; scored by distance and without noise, it is its first.
 
     Softplus stands where the released code has a leaky ReLU, which may ask for fewer than no neighbours.
 
