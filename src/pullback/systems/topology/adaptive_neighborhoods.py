@@ -223,7 +223,7 @@ def _digits(lab: Lab, config: Config, learned: dict[str, Arm], fixed: Arm) -> No
         },
     )
     gain = float(ours[f"accuracy, {few} labels"] - fixed[f"accuracy, {few} labels"])
-    lab.note(f"With {few} labels the learned graph is {gain:+.1f} points from the best fixed one.")
+    lab.note(f"With {few} labels: {gain:+.1f} points by the learned graph, against the best fixed one.")
 
 
 def _classify(

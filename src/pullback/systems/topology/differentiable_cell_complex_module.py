@@ -142,8 +142,8 @@ def _train(
     """Return which nodes are right after training on the known ones, and the complex."""
     decay, draws = 0.0 if model.blind else 5e-4, lab.fork("noise")
     slow = dict.fromkeys(model.infer.parameters()) if model.blind else {}
-    rates = [{"params": [p for p in model.parameters() if p not in slow]}, {"params": [*slow], "lr": config.lr / 10}]
-    optimizer = torch.optim.Adam(rates, config.lr, weight_decay=decay)
+    rates: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p not in slow], "lr": config.lr}]
+    optimizer = torch.optim.Adam([*rates, {"params": [*slow], "lr": config.lr / 10}], weight_decay=decay)
     index, expected = topology.neighbor_candidates(x, min(k, len(x) - 1)).index, torch.full(labels.shape, 0.5)
     steps = config.ring_steps if model.blind else config.steps
     for _ in arm.steps(steps, model, optimizer, draws, expected, name=f"{name}, {k}"):
