@@ -87,6 +87,8 @@ class DStruct(SampleLearner):
         self._detach_mean, self._consensus = detach_mean, positive("consensus", consensus, zero=True)
         check_shape("data", check_floating("data", data), (None, None))
         *batch, n, nodes = data.shape
+        if n < 2:
+            raise ValueError(f"data must have at least two samples (rows), got shape {tuple(data.shape)}")
         if check_integer("learners", learners, 1) > n:
             raise ValueError(f"learners must be at most the number of samples, {n}, got {learners}")
         self._subsets = rows = _subsets(subsets, tuple(batch), n, learners, generator).to(data.device)
