@@ -290,7 +290,7 @@ def _draw(
         if max(i, j) < len(place) and weight > 0.2:
             right.plot(*place[[int(i), int(j)], :2].mT, color="grey", linewidth=0.6 * float(weight), zorder=1)
     right.scatter(*place[:, :2].mT, c=colours, s=12, cmap="coolwarm", zorder=2)
-    right.set(title="A test graph (x, y of x, y, z), edges of weight > .2", xlabel="x", ylabel="y")
+    right.set(title="A test graph, edges of weight > .2", xlabel="x (z is not shown)", ylabel="y")
     caption = (
         "Left: degrees that the task found, by the size of the cluster (last replicate). Middle: error of every fixed "
         "k (mean, deviation over replicates) and of the arms. Right: the learned graph; colour is the value to find."
