@@ -39,8 +39,8 @@ class Config:
     """Expected arcs a node."""
     graphs: Annotated[int, at_least(2)] = 10
     """Simulated models."""
-    fewer: Annotated[int, at_least(1)] = 5
-    """Of them learned from one start with Sinkhorn orders, and as drawn."""
+    unscaled: Annotated[int, at_least(1)] = 3
+    """Of them learned as drawn too, from one start."""
     seeds: Annotated[int, at_least(1)] = 3
     """Initialisations a model."""
     samples: Annotated[int, at_least(100)] = 1000
@@ -96,7 +96,7 @@ class Model(nn.Module):
     paper="Charpentier, Kibler, Guennemann, ICLR 2022, arXiv 2203.08509",
     config=Config,
     smoke={
-        **{"nodes": 3, "graphs": 2, "fewer": 1, "degree": 1, "seeds": 1, "samples": 100, "steps": 4},
+        **{"nodes": 3, "graphs": 2, "unscaled": 1, "degree": 1, "seeds": 1, "samples": 100, "steps": 4},
         **{"outer": 1, "draws": 1000, "sizes": (8, 16)},
     },
     full={"nodes": 100, "degree": 4, "steps": 20_000, "hidden": 64},
@@ -122,8 +122,8 @@ def run(lab: Lab, config: Config) -> None:
     once = Split(*(part[:1] for part in standard))
     error = _fit(lab, config, known, once, "simulated", None).error(once.test, once.truth).detach()
     known.metric("test error", error.double().flatten(), better="lower", replicated=True)
-    few, drawn = (Split(*(part[:1, : config.fewer] for part in split)) for split in (standard, drawn))
-    matched = _measure(lab, matching, few, _fit(lab, config, matching, few, "simulated", "sinkhorn"))
+    matched = _measure(lab, matching, once, _fit(lab, config, matching, once, "simulated", "sinkhorn"))
+    drawn = Split(*(part[:1, : config.unscaled] for part in drawn))
     _measure(lab, topk, drawn, _fit(lab, config, topk, drawn, "simulated, as drawn", "topk"), ", as drawn")
     _baseline(lab, config, notears, drawn, ", as drawn")
     trained = [(topk, "simulated"), (topk, "simulated, as drawn"), (matching, "simulated")]
@@ -281,9 +281,9 @@ def _times(lab: Lab, config: Config) -> None:
     fits = lab.scaling(config.sizes, seconds, name="sampling", xlabel="nodes", caption="CPU time of a sampled graph.")
     lab.claim(
         "the time of a sample grows with an exponent of at most 2.3 by top-k; by Sinkhorn (at most 20 sweeps and the "
-        f"matching) it is at least eight times as long at {config.sizes[-1]} nodes",
+        f"matching) it is at least four times as long at {config.sizes[-1]} nodes",
         fits["VI-DP-DAG, top-k"].exponent <= 2.3,
-        race.ratio(*reversed(orders)) >= 8,
+        race.ratio(*reversed(orders)) >= 4,
     )
 
 
@@ -296,4 +296,4 @@ def _draw(lab: Lab, split: Split, rankings: dict[str, Tensor], real: Tensor) -> 
         axis.set(title=title, xlabel="effect", ylabel="cause", xticks=[], yticks=[])
     lab.figure("probabilities", figure, "Probability of every arc, one fit each: a simulated model, and the proteins.")
     lab.curves("loss, simulated", caption="Negative evidence bound, mean of all fits; of the true graph the error.")
-    lab.bars("AUC", "test error", caption="Mean and deviation of all fits; Sinkhorn: one fit of the first few models.")
+    lab.bars("AUC", "test error", caption="All fits, mean and deviation; Sinkhorn and the true graph: from one start.")
