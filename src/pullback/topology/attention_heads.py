@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ __all__ = ["HeadAttention", "head_importance", "head_similarity"]
 class HeadOutputs(nn.Module):
     """What the heads of an attention say, one by one, and which of them are open: where importance is read and cut."""
 
+    open: Tensor
+
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.register_buffer("open", torch.ones(heads, dtype=torch.bool))
@@ -29,7 +32,6 @@ class HeadOutputs(nn.Module):
         Raises:
             ValueError: an index is out of range, or none is kept.
         """
-        assert isinstance(self.open, Tensor)
         chosen = [check_integer("head", head, 0, len(self.open) - 1) for head in heads]
         if not chosen:
             raise ValueError("heads must keep at least one")
@@ -154,11 +156,11 @@ def head_importance(
     check_callable("loss", loss)
     check_choice("method", method, ("gradient", "removal"))
     layers = [attention.outputs for attention in _attentions(module)]
-    opened = torch.stack([layer.open for layer in layers])  # type: ignore[misc]
+    opened = torch.stack([layer.open for layer in layers])
     total, graphs = torch.zeros(opened.shape), 0
     for batch in batches:
         effects = _first_order if method == "gradient" else _removed
-        changes = effects(lambda batch=batch: _losses(loss, module, batch), layers)
+        changes = effects(partial(_losses, loss, module, batch), layers)
         for row, change in enumerate(changes):
             total[row, opened[row].cpu()] += change.abs().sum(0).cpu()
         graphs += changes[0].shape[0]
@@ -250,7 +252,7 @@ def _removed(losses: Callable[[], Tensor], layers: list[HeadOutputs]) -> list[Te
     before, changes = losses(), []
     for layer in layers:
         own = []
-        for head in range(int(layer.open.sum())):  # type: ignore[operator]
+        for head in range(int(layer.open.sum())):
 
             def silenced(_: nn.Module, __: Any, output: Tensor, head: int = head) -> Tensor:
                 return output.index_fill(-3, torch.tensor([head], device=output.device), 0)

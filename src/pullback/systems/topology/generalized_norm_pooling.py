@@ -203,10 +203,9 @@ def _degrees(lab: Lab, config: Config) -> None:
         return (torch.ones(len(graphs.index), 1), graphs), topology.max_degree(graphs).float()[:, None]
 
     def network(pair: tuple[str, ...]) -> nn.Module:
-        # A norm in both places has both signs: neither is told what to become. One that has to find the sum starts
-        # where it is blind to degrees.
-        start = {"p_init": 2.0, "q_init": 0.5} if pair == ("GNP", "max") else {}
-        learned = GeneralizedNormPool(config.hidden, split=pair == ("GNP", "GNP"), **start)
+        # Norms in both places are not told their signs; one that has to find the sum starts blind to degrees.
+        p, q = (2.0, 0.5) if pair == ("GNP", "max") else (1.0, 0.0)
+        learned = GeneralizedNormPool(config.hidden, split=pair == ("GNP", "GNP"), p_init=p, q_init=q)
         aggregate, readout = (learned if part == "GNP" else part for part in pair)
         return topology.GraphNetwork(1, config.hidden, 1, aggregate=aggregate, readout=readout)
 
