@@ -65,7 +65,7 @@ _BASELINES = ("pixels", "numbers of cells", "graph network")
     title="Differentiable Euler Characteristic Transforms for Shape Classification",
     paper="Roell, Rieck, ICLR 2024, arXiv 2310.07630",
     config=Config,
-    smoke={"counts": (2,), "steps": 3, "replicates": 2, "complexes": 4, "sizes": (200, 400), "mesh": "cow"}
+    smoke={"counts": (2,), "steps": 3, "replicates": 1, "complexes": 2, "sizes": (200, 400), "mesh": "cow"}
     | {"resolution": 8, "morph_steps": 5},
     full={"steps": 4000, "replicates": 10, "thresholds": 32},
     data=("digits", "opencv_digits", "meshes"),

@@ -58,7 +58,7 @@ class Config:
     title="Differentiability and Optimization of Multiparameter Persistent Homology",
     paper="Scoccola, Setlur, Loiseaux, Carriere, Oudot, ICML 2024, arXiv 2406.07224",
     config=Config,
-    smoke={"complexes": 2, "clouds": 2, "cloud_steps": 2, "splits": 2, "graph_steps": 2, "molecules": 60},
+    smoke={"complexes": 1, "clouds": 1, "cloud_steps": 2, "splits": 2, "graph_steps": 2, "molecules": 60},
     full={"cloud_steps": 1000, "splits": 20, "graph_steps": 4000},
     data=("solubility",),
     blocks=(
