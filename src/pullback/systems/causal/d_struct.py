@@ -148,7 +148,7 @@ def run(lab: Lab, config: Config) -> None:
 
 def _published(lab: Lab, config: Config, single: Arm, ours: Arm) -> None:
     """Compare as published: five nodes, nine arcs, no penalty, NOTEARS cut from .3 on and D-Struct from zero."""
-    config = replace(config, domains=2 * config.domains, nodes=5, edges=9, samples=200, penalty=0.0)
+    config = replace(config, domains=3 * config.domains // 2, nodes=5, edges=9, samples=200, penalty=0.0)
     config = replace(config, consensus=3.0, share=0.4, relative=max(config.relative, 3e-4))
     truth, samples = _domains(lab, config)
     for arm in (single, ours):
