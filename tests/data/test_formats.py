@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import shutil
@@ -334,6 +335,19 @@ FETCHED: dict[str, Callable[[], None]] = {
 }
 
 IN_TEST_LOADERS = {"breast_cancer", "diabetes", "digits", "dream4", "ecoli70", "mnist", "motorcycle", "sachs", "wine"}
+
+
+def test_cells_and_the_arcs_between_their_proteins_are_joined_by_name() -> None:
+    network = b"""network unknown { }
+    variable Raf { type discrete [ 2 ] { LOW, HIGH }; }
+    variable Mek { type discrete [ 2 ] { LOW, HIGH }; }
+    probability ( Raf ) { table 0.25, 0.75; }
+    probability ( Mek | Raf ) { ( LOW ) 0.5, 0.5; ( HIGH ) 0.125, 0.875; }
+    """
+    built = builders.sachs({"observations": b"pmek,praf\n1.5,2\n3,4\n", "network": gzip.compress(network)})
+    assert built["names"].tolist() == ["Mek", "Raf"]
+    assert built["observations"].tolist() == [[1.5, 2.0], [3.0, 4.0]]
+    assert built["adjacency"].tolist() == [[False, False], [True, False]]
 
 
 @pytest.mark.parametrize("name", FETCHED)

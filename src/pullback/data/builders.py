@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from pullback.causal import BayesianNetwork
 from pullback.data import chemical_formats, formats, geometry_formats, text_formats
 
 __all__ = [
