@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils.flop_counter import FlopCounterMode
 
 from pullback.lab.measure import operations, peak_memory, race, slope
 
@@ -188,4 +189,12 @@ def test_operations_are_those_of_the_shapes_that_run() -> None:
     assert operations(lambda: x @ w) == 2 * 7 * 3 * 5
     assert operations(lambda: (x * torch.zeros(7, 1)) @ w) == 2 * 7 * 3 * 5  # zeros cost what they cost
     assert operations(lambda: x[[0, 2]] @ w) == 2 * 2 * 3 * 5
-    assert operations(lambda: torch.nn.functional.linear(x, w.T, torch.ones(5)).softmax(-1)) == 2 * 7 * 3 * 5
+    linear = torch.nn.Linear(3, 5)
+    assert operations(lambda: linear(x).softmax(-1)) == 2 * 7 * 3 * 5
+    with torch.inference_mode():
+        assert operations(lambda: linear(x)) == 2 * 7 * 3 * 5
+    assert operations(lambda: linear(x).sum().backward()) == 2 * 2 * 7 * 3 * 5  # once more for the weights
+    model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.ones(2, 6, 8))
+    assert operations(lambda: model(torch.ones(2, 6, 8))) == counter.get_total_flops()
