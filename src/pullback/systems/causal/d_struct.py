@@ -9,8 +9,8 @@ follow other laws (normal in A, uniform in B): what is found on A should be foun
 with nine of ten possible arcs, without penalty, NOTEARS cut at .3 and D-Struct from zero on: there it is ahead, most of
 it by the rules (24 domains of pilots: .58 arcs from A to B against 1.25, but .75 if NOTEARS is cut from zero too). At
 eight nodes and sixteen arcs all arms have one penalty, and one rule: the least threshold from .3 on that leaves no
-cycle. There NOTEARS on all samples is ahead of learners that see two thirds each, agreed or not; neither 1 000 samples
-nor a law of B twice as wide helped on pilots.
+cycle. There NOTEARS on all samples is ahead of learners that see two thirds each, agreed or not, and was on a pilot
+with 1 000 samples and a law of B twice as wide.
 
 The released code adds the consensus as ``lambda * mse.item()``, a number without a gradient: its learners never hear of
 each other, and are those of the arm "independent" but for the line search. For three learners the second parameters of
