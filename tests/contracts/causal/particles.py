@@ -102,7 +102,7 @@ _MARGINAL: dict[str, Any] = {"marginal": True, "particles": 4, "samples": 8, "sp
 
 def _fast(data: Tensor) -> dict[str, Any]:
     """Enough steps to find what is planted, few where the answer only has to be finite."""
-    return {"steps": 80 if len(data) == 120 else 15, **_FAST}
+    return {"steps": 80 if len(data) == 120 else 3, **_FAST}
 
 
 def _bacadi(data: Tensor, generator: torch.Generator, **options: Any) -> causal.GraphPosterior:
