@@ -12,7 +12,7 @@ every arc up; here it is that between coins. What validates best with the determ
 Smaller than in the paper: ten nodes, ten simulated multiple-index models, three starts each, in one batch. They are
 standardised, so that no order can be read off the variances. Where a fit ends depends on its start, so what is claimed
 is the mean of the posteriors from all starts, which together take less time than one NOTEARS with networks. On data as
-drawn NOTEARS is ahead. Of real proteins it finds which are joined, not the directions (AUC about .4).
+drawn NOTEARS is ahead. Of real proteins it finds which are joined, not the directions (AUC .4 to .6 by the seed).
 """
 
 from __future__ import annotations
