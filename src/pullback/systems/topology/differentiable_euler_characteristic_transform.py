@@ -280,7 +280,7 @@ def _draw(lab: Lab, config: Config, start: Tensor, end: Tensor, shapes: topology
     figure, (left, right) = lab.subplots(1, 2, figsize=(11, 4))
     for kind in ("random", "learned"):
         arms = [lab.arms[f"{count} {kind} directions"] for count in config.counts]
-        means, spreads = zip(*((arm["accuracy"], arm["accuracy"].spread) for arm in arms), strict=True)
+        means, spreads = zip(*((arm["accuracy"], arm["accuracy"].spread or 0) for arm in arms), strict=True)
         left.errorbar(config.counts, means, spreads, label=f"{kind} directions", color=arms[0].colour, capsize=3)
     for name in _BASELINES:
         left.axhline(lab.arms[name]["accuracy"], color=lab.arms[name].colour, linestyle="--", label=name)
