@@ -20,6 +20,7 @@ from pullback.causal.estimator import StructureEstimator
 from pullback.causal.graphs import (
     EdgeMetrics,
     ThresholdedDAG,
+    descendants,
     edge_metrics,
     find_cycle,
     is_acyclic,
@@ -100,6 +101,7 @@ __all__ = [
     "cosmo",
     "d_struct",
     "dagma",
+    "descendants",
     "dibs",
     "edge_auprc",
     "edge_metrics",

@@ -19,6 +19,7 @@ from pullback.core.shapes import Bool, Float, Int, Num, Tensor
 __all__ = [
     "EdgeMetrics",
     "ThresholdedDAG",
+    "descendants",
     "edge_metrics",
     "find_cycle",
     "is_acyclic",
@@ -167,6 +168,26 @@ def find_cycle(adjacency: Num[Tensor, "d d"] | Bool[Tensor, "d d"]) -> list[int]
         if following in path:
             return [*path[path.index(following) :], following]
         path.append(following)
+
+
+def descendants(adjacency: Num[Tensor, "d d"] | Bool[Tensor, "d d"]) -> Bool[Tensor, "d d"]:
+    """Say from which node a directed path, of one arc at least, leads to which: the transitive closure.
+
+    Args:
+        adjacency: ``[d, d]``, not zero at ``[i, j]`` for the arc ``i -> j``; may have cycles.
+
+    Returns:
+        ``[d, d]`` bool.
+
+    Example:
+        >>> descendants(torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]])).sum(1).tolist()
+        [2, 1, 0]
+    """
+    check_square("adjacency", adjacency, batch=False)
+    reached = (adjacency != 0).float()
+    for _ in range(max(len(reached) - 1, 1).bit_length()):
+        reached = ((reached + reached @ reached) > 0).float()
+    return reached > 0
 
 
 def is_acyclic(adjacency: Num[Tensor, "*batch d d"] | Bool[Tensor, "*batch d d"]) -> Bool[Tensor, "*batch"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pullback.causal.graphs import find_cycle
+from pullback.causal.graphs import descendants, find_cycle
 from pullback.core.checks import check_tensor
 from pullback.core.shapes import Tensor
 
@@ -48,11 +48,3 @@ def check_knowledge(
         i, j = (required & ~possible).nonzero()[0].tolist()
         raise ValueError(f"required has the arc {i} -> {j}, which allowed forbids")
     return possible & ~descendants(required).mT, required
-
-
-def descendants(graph: Tensor) -> Tensor:
-    """Say from which node of ``[d, d]`` booleans a directed path leads to which, one arc at least."""
-    reached = graph.float()
-    for _ in range(max(len(graph) - 1, 1).bit_length()):
-        reached = ((reached + reached @ reached) > 0).float()
-    return reached > 0

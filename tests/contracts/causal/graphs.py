@@ -28,6 +28,12 @@ def _acyclic(arcs: Tensor) -> Tensor:
     return returns == 0
 
 
+def _reached(arcs: Tensor) -> Tensor:
+    """Some walk of 1 to d arcs leads there."""
+    step = (arcs != 0).double()
+    return sum(torch.linalg.matrix_power(step, k) for k in range(1, len(arcs) + 1)) > 0  # type: ignore[operator]
+
+
 def _largest_dag(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Try every threshold, from zero upwards."""
     for threshold in [0.0, *weights.abs().flatten().sort().values.tolist()]:
@@ -127,6 +133,7 @@ def _average_precision(truth: Tensor, scores: Tensor) -> Tensor:
 
 CONTRACTS = [
     Measurement("causal.is_acyclic", causal.is_acyclic, _graphs, reference=_acyclic, bad=_BAD_GRAPHS),
+    Measurement("causal.descendants", causal.descendants, _graphs, reference=_reached, bad=_ONE_GRAPH),
     Measurement(
         "causal.find_cycle",
         _cycle_exists,

@@ -24,7 +24,6 @@ from scipy import stats
 from torch import Tensor
 
 from pullback import causal, data
-from pullback.causal.knowledge import descendants
 from pullback.lab import Arm, Lab, above, at_least, system
 
 Networks = causal.CategoricalMechanisms
@@ -213,7 +212,7 @@ def _intervene(
     arm.metric(f"mean SHD, {name}", shd.mean(0), better="lower", replicated=True)
     arm.metric(f"last SHD, {name}", shd[-1], better="lower", replicated=True)
     often = counts.sum(0)  # the same for all nodes in a round robin
-    rank = stats.spearmanr(often, descendants(truth).sum(1))[0] if len(often.unique()) > 1 else 0.0
+    rank = stats.spearmanr(often, causal.descendants(truth).sum(1))[0] if len(often.unique()) > 1 else 0.0
     arm.metric(f"rank correlation, {name}", rank)
     if arm.name == "AIT":
         fall = largest[-max(1, config.interventions // 8) :].mean() / largest[0].mean()
