@@ -220,3 +220,37 @@ def test_a_wrong_backward_is_named_at_its_call() -> None:
     report = audit(loss, torch.tensor([1.0, -2.0, 3.0], requires_grad=True))
     found = [f for f in report.findings if f.code == "biased.custom"]
     assert [f.source.strip() for f in found] == ["return cubed(w, 0.5).sum()"]
+
+
+class _Gram(Function):
+    """Several operations forward, and an operand that was measured on the detached input."""
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        x = x / scale
+        gram = x @ x.mT
+        return gram * scale.square(), gram
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor, cotangent_scaled: Tensor) -> tuple[Tensor, None]:
+        x, scale = ctx.saved_tensors
+        whole = cotangent + cotangent_scaled / scale.square()
+        return (whole + whole.mT) @ x, None
+
+
+def test_what_follows_a_function_of_several_operations_is_blamed_for_its_own_cut() -> None:
+    def joined(x: Tensor) -> Tensor:
+        gram, _ = _Gram.apply(x, x.detach().abs().amax())
+        return (gram > 1).to(x.dtype).sum()
+
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    (finding,) = audit(joined, x).findings
+    assert (finding.code, finding.operation, finding.source.strip()) == (
+        "cut.comparison",
+        "gt",
+        "return (gram > 1).to(x.dtype).sum()",
+    )

@@ -70,11 +70,19 @@ class TensorTable:
         if index is not None and live and not self.nodes[index].live and tensor.is_leaf:
             index = self.new_leaf(tensor, index)  # detach().requires_grad_(): trained anew from here
         if index is not None and live and not self.nodes[index].live:
-            node = self.nodes[index]
-            node.live = True  # a custom Function attached its backward after its forward was recorded
-            node.origins = frozenset(o for o in node.origins if self.origins[o].code != "cut.custom")
+            self._revive(self.nodes[index])
             self.hook(tensor, self.nodes[index])
         return index, live
+
+    def _revive(self, output: Node) -> None:
+        """A custom Function attached its backward after its forward, all operations of one call, was recorded."""
+        stack = [output]
+        while stack:
+            node = stack.pop()
+            node.live = True
+            node.origins = frozenset(o for o in node.origins if self.origins[o].code != "cut.custom")
+            above = (self.nodes[parent] for parent in node.parents)
+            stack += [p for p in above if not p.live and (p.op, p.site) == (output.op, output.site)]
 
     def _lookup_wrapped(self, tensor: Tensor, index: int | None) -> tuple[int | None, bool]:
         """Look up a tensor inside torch.func: the outermost level that is known, or starts a gradient of its own."""
