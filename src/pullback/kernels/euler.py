@@ -251,6 +251,17 @@ def _loops() -> tuple[Callable[..., Any], ...]:
                         rise[r, j, low] += w[v, j]
 
     @jit
+    def first_above(thresholds: Any, bound: float) -> int:
+        low, high = 0, len(thresholds)
+        while low < high:
+            middle = (low + high) // 2
+            if thresholds[middle] > bound:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    @jit
     def soft_sum(
         u: Any, w: Any, rows: Any, thresholds: Any, ratios: Any, coefficients: Any, order: int, out: Any, rise: Any
     ) -> None:
@@ -263,13 +274,7 @@ def _loops() -> tuple[Callable[..., Any], ...]:
                 if weight == 0:
                     continue
                 height = np.float64(u[v, j])
-                low, high = 0, t  # the first threshold that is not far below
-                while low < high:
-                    middle = (low + high) // 2
-                    if thresholds[middle] > height - _FLAT:
-                        high = middle
-                    else:
-                        low = middle + 1
+                low = first_above(thresholds, height - _FLAT)
                 if low == t:
                     continue
                 above = np.exp(height - thresholds[low])
@@ -305,13 +310,7 @@ def _loops() -> tuple[Callable[..., Any], ...]:
                 if weight == 0:
                     continue
                 height = np.float64(u[v, j])
-                low, high = 0, t
-                while low < high:
-                    middle = (low + high) // 2
-                    if thresholds[middle] > height - _FLAT:
-                        high = middle
-                    else:
-                        low = middle + 1
+                low = first_above(thresholds, height - _FLAT)
                 if low == t:
                     continue
                 above = np.exp(height - thresholds[low])

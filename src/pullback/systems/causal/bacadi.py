@@ -292,8 +292,7 @@ def _draw(
         panel.legend(fontsize=8)
     table = found.flatten(0, 1).float()
     axes[2].imshow(table, vmin=0, vmax=1, cmap="Greys", aspect="auto")
-    axes[2].plot(*targets.flatten(0, 1).nonzero().T.flip(0), "x", color=lab.colour("true target"), label="true target")
-    axes[2].set(title="target probabilities, BaCaDI", xlabel="node", ylabel="environment, model by model")
-    axes[2].legend(fontsize=8)
+    axes[2].plot(*targets.flatten(0, 1).nonzero().T.flip(0), "x", color=lab.colour("true target"))
+    axes[2].set(title="target probabilities (crosses: true)", xlabel="node", ylabel="environment, model by model")
     caption = "Marginals of particles against exact ones; samples that carry a score of arcs; targets of all models."
     lab.figure("posteriors", figure, caption)
