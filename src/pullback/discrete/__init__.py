@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from pullback.discrete.best_of_n import (
+    AlignmentCurve,
+    KLEstimate,
+    Selection,
+    alignment_curve,
+    best_of_n,
+    best_of_n_kl,
+    best_of_n_log_prob,
+    rewind_and_repeat_log_prob,
+    tilted,
+    win_rate,
+)
 from pullback.discrete.boundaries import bucketize, searchsorted
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
@@ -9,6 +21,7 @@ from pullback.discrete.counting import Histogram, Unique, bincount, histc, histo
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
 from pullback.discrete.estimators import Sample, categorical, reinmax
 from pullback.discrete.filters import median_filter, rank_filter
+from pullback.discrete.information_gain import information_gain
 from pullback.discrete.isotonic import project_permutahedron
 from pullback.discrete.logic import (
     all,
@@ -24,11 +37,12 @@ from pullback.discrete.logic import (
 )
 from pullback.discrete.methods import ORDERINGS, OrderingMethod
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
-from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss
+from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss, reordered_loss
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.plackett_luce import PlackettLuce
 from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
+from pullback.discrete.routing import Macs, Router, Routing, dispatch, expected_macs
 from pullback.discrete.sampling import bernoulli, gumbel_noise, gumbel_softmax, multinomial, straight_through
 from pullback.discrete.selection import (
     Partition,
@@ -42,32 +56,47 @@ from pullback.discrete.selection import (
     quantile,
     soft_topk,
 )
+from pullback.discrete.set_scorer import SetScorer
 from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, sort_by, topk
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
+from pullback.discrete.trellis import Trellis, TrellisOutput
 
 __all__ = [
     "NETWORKS",
     "ORDERINGS",
     "RAMPS",
     "STEP_ERRORS",
+    "AlignmentCurve",
     "Cumulative",
     "Histogram",
+    "KLEstimate",
+    "Macs",
     "OrderingMethod",
     "OrderingMetrics",
     "Partition",
     "PlackettLuce",
+    "Router",
+    "Routing",
     "Sample",
+    "Selection",
+    "SetScorer",
     "Sorted",
     "Swap",
+    "Trellis",
+    "TrellisOutput",
     "Unique",
     "abs",
+    "alignment_curve",
     "all",
     "any",
     "argmax",
     "argmin",
     "argsort",
     "bernoulli",
+    "best_of_n",
+    "best_of_n_kl",
+    "best_of_n_log_prob",
     "bincount",
     "bucketize",
     "categorical",
@@ -78,10 +107,12 @@ __all__ = [
     "count",
     "cummax",
     "cummin",
+    "dispatch",
     "embedding",
     "entmax",
     "entmax15",
     "equal",
+    "expected_macs",
     "floor",
     "fmod",
     "frac",
@@ -94,6 +125,7 @@ __all__ = [
     "histc",
     "histogram",
     "index_select",
+    "information_gain",
     "isclose",
     "kthvalue",
     "less",
@@ -125,6 +157,8 @@ __all__ = [
     "reinmax",
     "relu",
     "remainder",
+    "reordered_loss",
+    "rewind_and_repeat_log_prob",
     "round",
     "searchsorted",
     "sign",
@@ -138,8 +172,10 @@ __all__ = [
     "straight_through",
     "take",
     "take_along_dim",
+    "tilted",
     "topk",
     "trunc",
     "unique",
     "where",
+    "win_rate",
 ]
