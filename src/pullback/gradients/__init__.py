@@ -1,20 +1,47 @@
 """Probes of gradients: what audit measures with, each a function of its own."""
 
+from pullback.gradients.attribution import Attribution, integrated_gradients, shapley_values
 from pullback.gradients.estimator_error import EstimatorError, estimator_error
 from pullback.gradients.evolution import EvolutionGradient, evolution_gradient
+from pullback.gradients.impossibility import (
+    AdversarialPair,
+    OperatingCurve,
+    adversarial_pair,
+    hypothesis_test_curve,
+)
 from pullback.gradients.kinks import KINKS, kink_distance
+from pullback.gradients.local_behaviour import LocalBehaviour, local_behaviour
 from pullback.gradients.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from pullback.gradients.memory import SavedBytes, saved_bytes
+from pullback.gradients.proximal import Penalty, ProximalSGD
+from pullback.gradients.rates import ConvergenceRate, convergence_rate, oscillation_amplitude
+from pullback.gradients.sharpness import Sharpness, sharpness
 
 __all__ = [
     "KINKS",
+    "AdversarialPair",
+    "Attribution",
+    "ConvergenceRate",
     "EstimatorError",
     "EvolutionGradient",
+    "LocalBehaviour",
     "LyapunovSpectrum",
+    "OperatingCurve",
+    "Penalty",
+    "ProximalSGD",
     "SavedBytes",
+    "Sharpness",
+    "adversarial_pair",
+    "convergence_rate",
     "estimator_error",
     "evolution_gradient",
+    "hypothesis_test_curve",
+    "integrated_gradients",
     "kink_distance",
+    "local_behaviour",
     "lyapunov_spectrum",
+    "oscillation_amplitude",
     "saved_bytes",
+    "shapley_values",
+    "sharpness",
 ]

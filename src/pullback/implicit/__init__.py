@@ -13,7 +13,7 @@ from pullback.implicit.projections import (
     projection_l2_ball,
     projection_simplex,
 )
-from pullback.implicit.proximal import prox_group_lasso, prox_lasso, prox_ridge
+from pullback.implicit.proximal import prox_group_lasso, prox_l0, prox_lasso, prox_ridge
 from pullback.implicit.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
 from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
@@ -37,6 +37,7 @@ __all__ = [
     "projection_l2_ball",
     "projection_simplex",
     "prox_group_lasso",
+    "prox_l0",
     "prox_lasso",
     "prox_ridge",
     "root_jvp",

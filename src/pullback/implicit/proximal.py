@@ -5,6 +5,8 @@ Each is right for finite points of any size; an infinite entry gives the limit, 
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from pullback.core.checks import check_floating
@@ -12,7 +14,7 @@ from pullback.core.shapes import Float, Tensor
 from pullback.implicit.arguments import positive
 from pullback.implicit.projections import check_points, compared, scaled, widened
 
-__all__ = ["prox_group_lasso", "prox_lasso", "prox_ridge"]
+__all__ = ["prox_group_lasso", "prox_l0", "prox_lasso", "prox_ridge"]
 
 Weight = float | Float[Tensor, "..."]
 
@@ -93,3 +95,32 @@ def prox_group_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tens
     unit, scale = scaled(work, threshold)
     out, length = compared(unit, threshold / scale)
     return torch.where(out, 0, work * (1 - threshold / scale / length)).to(x.dtype)
+
+
+def prox_l0(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
+    r"""Hard thresholding, the prox of ``g(y) = weight * number of entries other than 0``.
+
+    ``x`` where ``|x| > sqrt(2 weight)``, 0 elsewhere. It jumps there, so its derivative in ``weight`` is 0.
+
+    Args:
+        x: ``[*batch, n]`` the points.
+        weight: >= 0, a number or a tensor that broadcasts against ``x``.
+
+    Returns:
+        ``[*batch, n]``; of the two answers at ``|x| = sqrt(2 weight)`` it is 0.
+
+    Raises:
+        TypeError: ``x`` is no floating tensor.
+        ValueError: ``weight`` is negative.
+
+    Example:
+        >>> prox_l0(torch.tensor([3.0, -0.5, -2.0]), 0.5)
+        tensor([ 3.,  0., -2.])
+
+    References:
+        Parikh, Boyd (2014), Proximal algorithms, section 6.1; Blumensath, Davies (2008), Iterative thresholding for
+        sparse approximations.
+    """
+    check_floating("x", x)
+    threshold = math.sqrt(2) * positive("weight", weight, x, x.shape, zero=True).sqrt()  # 2 weight might overflow
+    return torch.where(x.abs() <= threshold, 0, x)

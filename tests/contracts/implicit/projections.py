@@ -155,4 +155,5 @@ CONTRACTS = [
     _proximal(implicit.prox_lasso, _prox(lambda y: y.abs())),
     _proximal(implicit.prox_ridge, _prox(lambda y: 0.5 * y**2)),
     _proximal(implicit.prox_group_lasso, _group_prox),
+    _proximal(implicit.prox_l0, _prox(lambda y: (y != 0).to(y))),
 ]
