@@ -13,7 +13,7 @@ from pullback.gradients.kinks import KINKS, kink_distance
 from pullback.gradients.local_behaviour import LocalBehaviour, local_behaviour
 from pullback.gradients.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from pullback.gradients.memory import SavedBytes, saved_bytes
-from pullback.gradients.proximal import Penalty, ProximalSGD
+from pullback.gradients.proximal import ProximalSGD
 from pullback.gradients.rates import ConvergenceRate, convergence_rate, oscillation_amplitude
 from pullback.gradients.sharpness import Sharpness, sharpness
 
@@ -27,7 +27,6 @@ __all__ = [
     "LocalBehaviour",
     "LyapunovSpectrum",
     "OperatingCurve",
-    "Penalty",
     "ProximalSGD",
     "SavedBytes",
     "Sharpness",

@@ -11,7 +11,7 @@ from torch import Tensor
 from pullback.core.checks import check_choice, check_positive, check_range
 from pullback.implicit import prox_group_lasso, prox_l0, prox_lasso
 
-__all__ = ["Penalty", "ProximalSGD"]
+__all__ = ["ProximalSGD"]
 
 Penalty = Literal["l1", "group", "l0"]
 """Sum of magnitudes, sum of the lengths of groups, number of entries other than 0."""
