@@ -51,25 +51,29 @@ class EstimatorError:
 def estimator_error(
     estimates: Float[Tensor, "draws *shape"] | Mapping[str, Tensor],
     exact: Float[Tensor, "*shape"] | Mapping[str, Tensor],
+    *,
+    weights: Float[Tensor, " draws"] | None = None,
 ) -> EstimatorError:
     r"""Compare independent estimates of a gradient with the exact gradient.
 
     With estimates ``g_1 .. g_K`` and the gradient ``d``, in each coordinate
     ``bias = mean(g) - d``, ``standard error = sqrt(var(g) / K)``, ``z = bias / standard error``.
     An unbiased estimator has ``|z|`` below 3 in most coordinates, but not in all: of 650 the largest is 2.7 to 3.9.
-    Judge all of them together by ``largest_z`` and ``mean_squared_z``.
+    Judge all of them together by ``largest_z`` and ``mean_squared_z``. With ``weights`` the estimates are instead all
+    that the estimator can give, with their probabilities: bias and variance are exact, the standard error is 0.
 
     Args:
         estimates: ``[draws, *shape]`` at least two independent estimates; or tensors ``[draws, *shape]`` by name.
         exact: ``[*shape]`` the gradient, or an average of a far larger number of estimates; by the same names.
+        weights: ``[draws]`` probabilities >= 0 with sum 1, or ``None`` for independent estimates.
 
     Returns:
         An :class:`EstimatorError`. Sums are taken in double precision; units are those of the gradient.
 
     Raises:
         TypeError: a tensor is not floating, dtypes differ, or only one of the two is given by name.
-        ValueError: names or shapes do not match, there are fewer than two estimates or no coordinates, or a number is
-            not finite.
+        ValueError: names or shapes do not match, there are fewer than two estimates or no coordinates, a number is not
+            finite, or ``weights`` are no probabilities.
 
     Example:
         >>> gradient = torch.tensor([3.0, 4.0])
@@ -89,15 +93,16 @@ def estimator_error(
     eps = torch.finfo(g.dtype).eps
     g, d = g.double() / scale, d.double() / scale
     draws = len(g)
-    mean = g.mean(0)
-    variance = g.var(0)
-    error = (variance / draws).sqrt()
+    w = _probabilities(weights, draws).to(g.device)
+    mean = w @ g
+    variance = w @ (g - mean).square() * (1.0 if weights is not None else draws / (draws - 1))
+    error = torch.zeros_like(d) if weights is not None else (variance / draws).sqrt()
     bias = mean - d
     off = bias.abs() > 4 * eps * torch.maximum(g.abs().amax(0), d.abs())
     z = torch.where(off, bias / error, 0.0)
     counted = off | (variance > 0)
     total, size = float(variance.sum()), float(d.square().sum())
-    excess = float(bias.square().sum()) - total / draws
+    excess = float(bias.square().sum() - error.square().sum())
     alone = torch.linalg.vecdot(_unit(g), _unit(d))
 
     def shaped(flat: Tensor) -> Tensor | dict[str, Tensor]:
@@ -114,10 +119,22 @@ def estimator_error(
         variance=scale * (scale * total),
         relative_variance=_ratio(total, size),
         relative_bias=_ratio(excess, size),
-        cosine=float(alone.mean()),
+        cosine=float(w.to(alone) @ alone),
         mean_cosine=float(_unit(mean) @ _unit(d)),
         draws=draws,
     )
+
+
+def _probabilities(weights: Tensor | None, draws: int) -> Tensor:
+    if weights is None:
+        return torch.full((draws,), 1 / draws, dtype=torch.float64)
+    if check_floating("weights", weights).shape != (draws,):
+        raise ValueError(f"weights must have shape ({draws},), got {tuple(weights.shape)}")
+    check_finite("weights", weights)
+    w = weights.detach().double()
+    if bool((w < 0).any()) or abs(float(w.sum()) - 1) > 1e-3:
+        raise ValueError(f"weights must be >= 0 with sum 1, got minimum {float(w.min())} and sum {float(w.sum())}")
+    return w / w.sum()
 
 
 def _names(estimates: Tensor | Mapping[str, Tensor], exact: Tensor | Mapping[str, Tensor]) -> list[str] | None:

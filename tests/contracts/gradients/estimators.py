@@ -11,6 +11,7 @@ from pullback.gradients import EstimatorError, estimator_error
 from tests.contracts.contract import Bad, Call, Measurement
 
 _TWO = torch.ones(2, 3)
+_LAW = torch.arange(4, dtype=torch.float64) / 6
 
 
 def _numbers(error: EstimatorError) -> tuple[Tensor, ...]:
@@ -36,7 +37,31 @@ def _bad(estimates: Any, exact: Any, error: type[Exception], match: str) -> Bad:
     return Bad((estimates, exact), {}, error, match)
 
 
+def _whole_law(estimates: Tensor, exact: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    mean = sum(p * row for p, row in zip(weights, estimates, strict=True))
+    bias = mean - exact
+    variance = sum(p * (row - mean).square().sum() for p, row in zip(weights, estimates, strict=True))
+    cosine = sum(p * (row @ exact) / row.norm() / exact.norm() for p, row in zip(weights, estimates, strict=True))
+    z = bias.sign() * torch.inf
+    return bias, z, torch.stack([variance, bias.square().sum() / exact.square().sum(), cosine])
+
+
 CONTRACTS = [
+    Measurement(
+        "gradients.estimator_error[weights]",
+        lambda g, d, w: estimator_error(g, d, weights=w),
+        lambda g: [Call((torch.randn(4, 3, generator=g).double(), torch.randn(3, generator=g).double(), _LAW))],
+        outputs=_numbers,
+        reference=_whole_law,
+        infinite=True,
+        bad=[
+            Bad(
+                (_TWO, torch.ones(3), torch.ones(3) / 3), {}, ValueError, r"weights must have shape \(2,\), got \(3,\)"
+            ),
+            Bad((_TWO, torch.ones(3), torch.ones(2)), {}, ValueError, "weights must be >= 0 with sum 1"),
+            Bad((_TWO, torch.ones(3), torch.arange(2)), {}, TypeError, "weights must be a floating tensor"),
+        ],
+    ),
     Measurement(
         "gradients.estimator_error",
         estimator_error,
