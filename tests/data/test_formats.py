@@ -90,6 +90,12 @@ def test_a_sheet_of_digits_is_cut_into_tiles() -> None:
     assert cut["labels"][[0, 499, 500, 4999]].tolist() == [0, 0, 1, 9]
 
 
+def test_letters_are_a_capital_and_measurements() -> None:
+    table = builders.letters({"table": b"T,2,15\nA,0,1\n"})
+    assert table["labels"].tolist() == [19, 0]
+    assert table["features"].tolist() == [[2, 15], [0, 1]]
+
+
 def test_speech_keeps_the_recordings_that_have_a_text() -> None:
     def sound(samples: list[int]) -> bytes:
         file = io.BytesIO()
@@ -240,6 +246,16 @@ def _opencv_digit() -> None:
     assert data.opencv_digits().labels.bincount().tolist() == [500] * 10
 
 
+def _letters() -> None:
+    table = data.letters()
+    assert table.features.shape == (20_000, 16)
+    assert (table.features.min(), table.features.max()) == (0, 15)
+    assert table.target.bincount()[[0, 25]].tolist() == [789, 734]  # as UCI says
+    # An I is narrower than an M.
+    width = table.features[:, table.feature_names.index("width")]
+    assert width[table.target == 8].mean() < width[table.target == 12].mean() / 2
+
+
 _ACETATE = b"""acetate, deuterium label
   by hand
 
@@ -327,6 +343,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "scans": _scan,
     "photos": _photo,
     "opencv_digits": _opencv_digit,
+    "letters": _letters,
     "survival": _survivals,
     "solubility": _molecules,
     "efficientnet_lite0": _efficientnet,

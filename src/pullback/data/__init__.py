@@ -6,6 +6,7 @@ from pullback.data.archives import DataFetchError
 from pullback.data.cache import DataMissingError, cache_root, is_present, load, missing, origin
 from pullback.data.clusters import PlantedClusters, planted_clusters
 from pullback.data.fetching import Entry, catalogue, fetch
+from pullback.data.fragments import Fragments, image_fragments
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
 from pullback.data.molecules import Molecule, Molecules, solubility
@@ -20,7 +21,7 @@ from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
 from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
-from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, survival, wine
+from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, letters, survival, wine
 from pullback.data.text import Verse, bible
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "DataFetchError",
     "DataMissingError",
     "Entry",
+    "Fragments",
     "GaussianNetwork",
     "GeneNetwork",
     "LabelledImages",
@@ -69,7 +71,9 @@ __all__ = [
     "fairness",
     "fashion_mnist",
     "fetch",
+    "image_fragments",
     "is_present",
+    "letters",
     "load",
     "mesh",
     "missing",

@@ -19,6 +19,7 @@ __all__ = [
     "calibration",
     "fashion",
     "gene_networks",
+    "letters",
     "meshes",
     "molecules",
     "networks",
@@ -82,6 +83,13 @@ def opencv_digits(members: Members) -> Arrays:
     sheet = geometry_formats.image(members["sheet"])
     tiles = sheet.reshape(50, 20, 100, 20).swapaxes(1, 2).reshape(-1, 20, 20)
     return {"images": tiles, "labels": np.repeat(np.arange(10, dtype=np.uint8), 500)}
+
+
+def letters(members: Members) -> Arrays:
+    """Read lines of a capital letter and 16 numbers from 0 to 15."""
+    rows = [line.split(",") for line in members["table"].decode("ascii").split()]
+    labels = np.array([ord(row[0]) - ord("A") for row in rows], dtype=np.uint8)
+    return {"features": np.array([row[1:] for row in rows], dtype=np.uint8), "labels": labels}
 
 
 def photos(members: Members) -> Arrays:

@@ -278,6 +278,17 @@ _TABLE = [
         build=builders.opencv_digits,
     ),
     Source(
+        "letters",
+        "Printed capital letters: 20 000 images as 16 measurements, 26 classes",
+        (_OPENCV,),
+        licence="CC-BY-4.0 (UCI)",
+        origin="Frey, Slate (1991), UCI letter recognition; Debian opencv-doc",
+        families=("discrete",),
+        members={"table": Member("opencv-doc", f"{_EXAMPLES}/data/letter-recognition.data")},
+        licences=(_OPENCV_LICENCE,),
+        build=builders.letters,
+    ),
+    Source(
         "photos",
         "Ten photographs and paintings in colour (fruits, home, baboon, starry night, ...), two of them a stereo pair",
         (_OPENCV,),

@@ -10,7 +10,7 @@ from pullback.core.checks import check_choice
 from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.data.cache import DataMissingError, load
 
-__all__ = ["Columns", "Table", "breast_cancer", "diabetes", "fairness", "survival", "wine"]
+__all__ = ["Columns", "Table", "breast_cancer", "diabetes", "fairness", "letters", "survival", "wine"]
 
 
 class Table(NamedTuple):
@@ -72,6 +72,28 @@ def diabetes(*, dtype: torch.dtype = torch.float32) -> Table:
     names = tuple(str(name) for name in raw.feature_names)
     target = torch.from_numpy(raw.target).to(dtype)
     return Table(torch.from_numpy(raw.data).to(dtype), target, names, ("disease progression",))
+
+
+def letters(*, dtype: torch.dtype = torch.float32) -> Table:
+    """Return UCI letter recognition: 20 000 printed capitals, 16 measurements of their pixels, 26 classes.
+
+    The measurements are whole numbers from 0 to 15: box, pixels in it, their means, moments and
+    edges. The last 4 000 rows are the customary test set.
+
+    Args:
+        dtype: floating type of the features.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+
+    References:
+        Frey, Slate (1991), Letter recognition using Holland-style adaptive classifiers.
+    """
+    stored = load("letters")
+    names = "x-box y-box width high onpix x-bar y-bar x2bar y2bar xybar x2ybr xy2br x-ege xegvy y-ege yegvx"
+    target = torch.from_numpy(stored["labels"]).long()
+    classes = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return Table(torch.from_numpy(stored["features"]).to(dtype), target, tuple(names.split()), classes)
 
 
 class Columns(NamedTuple):
