@@ -1,8 +1,11 @@
 """Probes of gradients: what audit measures with, each a function of its own."""
 
+from pullback.gradients.activity import ActivityGradient, activity_forward_gradient
 from pullback.gradients.attribution import Attribution, integrated_gradients, shapley_values
 from pullback.gradients.estimator_error import EstimatorError, estimator_error
 from pullback.gradients.evolution import EvolutionGradient, evolution_gradient
+from pullback.gradients.forward import ForwardGradient, ForwardGradientDescent, forward_gradient
+from pullback.gradients.forward_rules import MissingRule, missing_forward_rules
 from pullback.gradients.impossibility import (
     AdversarialPair,
     OperatingCurve,
@@ -19,26 +22,33 @@ from pullback.gradients.sharpness import Sharpness, sharpness
 
 __all__ = [
     "KINKS",
+    "ActivityGradient",
     "AdversarialPair",
     "Attribution",
     "ConvergenceRate",
     "EstimatorError",
     "EvolutionGradient",
+    "ForwardGradient",
+    "ForwardGradientDescent",
     "LocalBehaviour",
     "LyapunovSpectrum",
+    "MissingRule",
     "OperatingCurve",
     "ProximalSGD",
     "SavedBytes",
     "Sharpness",
+    "activity_forward_gradient",
     "adversarial_pair",
     "convergence_rate",
     "estimator_error",
     "evolution_gradient",
+    "forward_gradient",
     "hypothesis_test_curve",
     "integrated_gradients",
     "kink_distance",
     "local_behaviour",
     "lyapunov_spectrum",
+    "missing_forward_rules",
     "oscillation_amplitude",
     "saved_bytes",
     "shapley_values",
