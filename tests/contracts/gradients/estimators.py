@@ -5,11 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pullback.gradients import EstimatorError, estimator_error
-from tests.contracts.contract import Bad, Call, Measurement
+from pullback.gradients import (
+    EstimatorError,
+    activity_forward_gradient,
+    estimator_error,
+    forward_gradient,
+    missing_forward_rules,
+)
+from tests.contracts.contract import Bad, Call, Exempt, HigherOrder, Measurement
+from tests.contracts.law import seeded
 
+_MEASURED: dict[str, Any] = {
+    **dict.fromkeys(("batched", "gradcheck", "gradgradcheck", "forward_mode", "vmap", "compile", "half"), False),
+    "large": (),
+    "why": "a measurement: it is not differentiated",
+}
 _TWO = torch.ones(2, 3)
 _LAW = torch.arange(4, dtype=torch.float64) / 6
 
@@ -46,7 +58,103 @@ def _whole_law(estimates: Tensor, exact: Tensor, weights: Tensor) -> tuple[Tenso
     return bias, z, torch.stack([variance, bias.square().sum() / exact.square().sum(), cosine])
 
 
+def _points(g: torch.Generator) -> list[Call]:
+    return [Call((torch.randn(3, generator=g, dtype=torch.float64),))]
+
+
+def _forward(loss: Any, x: Tensor, directions: int = 4, **words: Any) -> tuple[Tensor, Tensor]:
+    found = forward_gradient(loss, {"x": x}, directions=directions, generator=seeded(), **words)
+    return found.value, found.gradient["x"]
+
+
+def _along(directions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.square().sum(), torch.einsum("ki,kj,j->i", directions, directions, 2 * x) / len(directions)
+
+
+def _signs(count: int) -> Tensor:
+    return 2 * torch.empty(count, 3, dtype=torch.float64).bernoulli_(0.5, generator=seeded()) - 1
+
+
+class _Scaled(nn.Module):
+    """``w x``, of any shape."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.5, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w * x
+
+
+def _activity(x: Tensor, **words: Any) -> tuple[Tensor, Tensor]:
+    if not x.is_floating_point():
+        raise TypeError("x must be floating")
+    words = {"loss": lambda out: out.square().flatten(1).sum(1), "directions": 1, **words}
+    found = activity_forward_gradient(_Scaled(x.dtype), words.pop("loss"), x, generator=seeded(), **words)
+    return found.losses, found.gradient["w"]
+
+
+def _perturbed(x: Tensor) -> tuple[Tensor, Tensor]:
+    noise = torch.randn(x.shape, generator=seeded(), dtype=torch.float64)
+    slopes = (3.0 * x * noise).sum(1)
+    return (1.5 * x).square().sum(1), (slopes[:, None] * noise * x).sum() / len(x)
+
+
 CONTRACTS = [
+    HigherOrder(
+        "gradients.forward_gradient",
+        _forward,
+        _points,
+        given=lambda p: p["x"].square().sum(),
+        argument="loss",
+        reference=lambda x: _along(torch.randn(4, 3, generator=seeded(), dtype=torch.float64), x),
+        bad=[
+            Bad((torch.ones(2),), {"directions": 0}, ValueError, "directions must be an integer >= 1, got 0"),
+            Bad((torch.ones(2),), {"directions": 2.0}, TypeError, "directions must be an integer"),
+            Bad((torch.ones(2),), {"chunk": 0}, ValueError, "chunk must be an integer >= 1"),
+            Bad((torch.ones(2).long(),), {}, TypeError, "params..x.. must be a floating tensor"),
+            Bad((torch.ones(2),), {"distribution": "uniform"}, ValueError, "distribution must be"),
+            Bad((torch.ones(2),), {"subspace": {}}, ValueError, "subspace must have the names of params"),
+            Bad((torch.ones(2),), {"subspace": {"x": torch.ones(2)}}, ValueError, r"shape \(rank, \*\(2,\)\)"),
+            Bad((torch.ones(2),), {"subspace": {"x": torch.ones(0, 2)}}, ValueError, "at least one vector"),
+            Bad((torch.ones(2),), {"subspace": {"x": torch.ones(2, 2)}}, ValueError, "linearly independent"),
+        ],
+        **_MEASURED,
+    ),
+    HigherOrder(
+        "gradients.forward_gradient[signs, chunks of one]",
+        lambda f, x: _forward(f, x, distribution="rademacher", chunk=1),
+        _points,
+        given=lambda p: p["x"].square().sum(),
+        argument="loss",
+        reference=lambda x: _along(_signs(4), x),
+        **_MEASURED,
+    ),
+    HigherOrder(
+        "gradients.missing_forward_rules",
+        lambda f, x: torch.tensor([len(missing_forward_rules(f, {"x": x}))]),
+        _points,
+        given=lambda p: sum(torch.cdist(p["x"][..., None], p["x"][..., None]).sum() for _ in range(2)),
+        argument="loss",
+        reference=lambda x: torch.tensor([1]),
+        bad=[Bad((torch.ones(2).long(),), {}, TypeError, "params..x.. must be a floating tensor")],
+        **_MEASURED,
+    ),
+    Measurement(
+        "gradients.activity_forward_gradient",
+        _activity,
+        lambda g: [Call((torch.randn(5, 3, generator=g, dtype=torch.float64),))],
+        reference=_perturbed,
+        bad=[
+            Bad((torch.ones(2, 2),), {"directions": 0}, ValueError, "directions must be an integer >= 1"),
+            Bad((torch.ones(2, 2),), {"loss": 3}, TypeError, "loss must be callable"),
+            Bad((torch.ones(2, 2),), {"loss": torch.sum}, ValueError, r"one real number a sample, \[batch\], got \(\)"),
+            Bad((torch.ones(2, 2),), {"loss": lambda out: out[:1, 0]}, ValueError, "the 1 samples .* returns shape"),
+            Bad((torch.ones(2, 2),), {"layers": ["head"]}, ValueError, "layers must be"),
+            Bad((torch.ones(2, 2),), {"distribution": "uniform"}, ValueError, "distribution must be"),
+        ],
+    ),
+    Exempt("gradients.ForwardGradientDescent", "an optimizer", "gradients/test_estimators.py"),
     Measurement(
         "gradients.estimator_error[weights]",
         lambda g, d, w: estimator_error(g, d, weights=w),
