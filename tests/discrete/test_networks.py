@@ -162,6 +162,47 @@ def test_gradient_of_hard_is_the_chain_of_soft_swaps_at_the_hard_values(
     torch.testing.assert_close(got, jacobian, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gradient_of_the_hard_permutation_is_that_of_the_published_layers(
+    network: str, distribution: str, generator: torch.Generator
+) -> None:
+    # The paper's forward pass, written out: soft plus (hard minus soft) held constant, for values and rows.
+    n, steepness = 7, 1.5
+    start = torch.randn(n, generator=generator, dtype=torch.float64, requires_grad=True)
+    x, rows = start, torch.eye(n, dtype=torch.float64)
+    for low, high in comparators(n, network):
+        a, b, above, below = x[low], x[high], rows[low], rows[high]
+        w = soft_step(steepness * (b - a), distribution)
+        keep = (a <= b).double()
+        swapped = []
+        for soft, hard in ((w, keep), (1 - w, 1 - keep)):
+            value = soft * a + (1 - soft) * b
+            row = soft[:, None] * above + (1 - soft[:, None]) * below
+            exact, exact_row = hard * a + (1 - hard) * b, hard[:, None] * above + (1 - hard[:, None]) * below
+            swapped.append((value + (exact - value).detach(), row + (exact_row - row).detach()))
+        wires = torch.cat([low, high]).long()
+        x = x.index_copy(0, wires, torch.cat([swapped[0][0], swapped[1][0]]))
+        rows = rows.index_copy(0, wires, torch.cat([swapped[0][1], swapped[1][1]]))
+    ours = sorting_network(
+        start, steepness=steepness, distribution=distribution, network=network, hard=True
+    ).permutation
+    torch.testing.assert_close(ours, rows, atol=1e-12, rtol=0)
+    cotangent = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(rows, start, cotangent)
+    (got,) = torch.autograd.grad(ours, start, cotangent)
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_cross_entropy_pulls_at_the_right_entries_of_a_hard_permutation_alone() -> None:
+    permutation = torch.eye(3)[[1, 0, 2]].requires_grad_()
+    permutation_loss(permutation, torch.arange(3)).backward()
+    wrong = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).bool()
+    assert permutation.grad is not None
+    assert (permutation.grad[wrong] == 0).all()
+    assert (permutation.grad[~wrong] != 0).all()
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.floats(-5, 5), min_size=1, max_size=40),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pullback.discrete.autoencoders import CategoricalBottleneck, DiscreteVAE, SemiSupervisedVAE
 from pullback.discrete.best_of_n import (
     AlignmentCurve,
     KLEstimate,
@@ -19,7 +20,15 @@ from pullback.discrete.choice import choose, embedding, gather, index_select, lo
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
 from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
-from pullback.discrete.estimators import Sample, categorical, reinmax
+from pullback.discrete.estimator_statistics import estimator_statistics
+from pullback.discrete.estimators import (
+    CATEGORICAL_METHODS,
+    Sample,
+    categorical,
+    reinmax,
+    straight_through_softmax,
+)
+from pullback.discrete.expectation import ESTIMATORS, exact_categorical_gradient, expectation
 from pullback.discrete.filters import median_filter, rank_filter
 from pullback.discrete.information_gain import information_gain
 from pullback.discrete.isotonic import project_permutahedron
@@ -44,6 +53,8 @@ from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
 from pullback.discrete.routing import Macs, Router, Routing, dispatch, expected_macs
 from pullback.discrete.sampling import bernoulli, gumbel_noise, gumbel_softmax, multinomial, straight_through
+from pullback.discrete.schedules import temperature_schedule
+from pullback.discrete.score_function import BASELINES, score_function
 from pullback.discrete.selection import (
     Partition,
     argmax,
@@ -63,12 +74,17 @@ from pullback.discrete.steps import STEP_ERRORS, soft_step
 from pullback.discrete.trellis import Trellis, TrellisOutput
 
 __all__ = [
+    "BASELINES",
+    "CATEGORICAL_METHODS",
+    "ESTIMATORS",
     "NETWORKS",
     "ORDERINGS",
     "RAMPS",
     "STEP_ERRORS",
     "AlignmentCurve",
+    "CategoricalBottleneck",
     "Cumulative",
+    "DiscreteVAE",
     "Histogram",
     "KLEstimate",
     "Macs",
@@ -80,6 +96,7 @@ __all__ = [
     "Routing",
     "Sample",
     "Selection",
+    "SemiSupervisedVAE",
     "SetScorer",
     "Sorted",
     "Swap",
@@ -112,6 +129,9 @@ __all__ = [
     "entmax",
     "entmax15",
     "equal",
+    "estimator_statistics",
+    "exact_categorical_gradient",
+    "expectation",
     "expected_macs",
     "floor",
     "fmod",
@@ -160,6 +180,7 @@ __all__ = [
     "reordered_loss",
     "rewind_and_repeat_log_prob",
     "round",
+    "score_function",
     "searchsorted",
     "sign",
     "soft_step",
@@ -170,8 +191,10 @@ __all__ = [
     "sorting_network",
     "sparsemax",
     "straight_through",
+    "straight_through_softmax",
     "take",
     "take_along_dim",
+    "temperature_schedule",
     "tilted",
     "topk",
     "trunc",

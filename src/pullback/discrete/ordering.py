@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_floating, check_integer, check_shape, check_tensor
+from pullback.core.checks import check_floating, check_integer, check_same_dtype, check_shape, check_tensor
 from pullback.core.shapes import Float, Num, Tensor
 from pullback.core.transforms import is_transformed
 from pullback.discrete.softness import widen
 
-__all__ = ["OrderingMetrics", "ordering_metrics", "permutation_loss"]
+__all__ = ["OrderingMetrics", "ordering_metrics", "permutation_loss", "reordered_loss"]
 
 
 class OrderingMetrics(NamedTuple):
@@ -36,7 +36,8 @@ def permutation_loss(permutation: Float[Tensor, "*batch n n"], target: Num[Tenso
         -\frac{1}{B n^2} \sum_{bij} Q_{bij} \log P_{bij} + (1 - Q_{bij}) \log(1 - P_{bij})
 
     Logarithms stop at the smallest normal number, so that an entry that is wrong by exactly 1 costs about 87 (float32)
-    and passes no gradient: on a hard permutation the loss trains nothing.
+    and passes no gradient: a hard permutation learns from its right entries alone, and of long sets next to nothing.
+    See :func:`reordered_loss`.
 
     Args:
         permutation: ``[*batch, n, n]`` in [0, 1], row = place, column = item; half precision is computed in float32.
@@ -60,28 +61,75 @@ def permutation_loss(permutation: Float[Tensor, "*batch n n"], target: Num[Tenso
         Petersen, Borgelt, Kuehne, Deussen (2021), Differentiable sorting networks for scalable sorting and ranking
         supervision, section 3.4.
     """
+    truth = _matrix(permutation, target)
+    p = widen(permutation)
+    tiny = torch.finfo(p.dtype).tiny
+    loss = -truth * p.clamp(min=tiny).log() - (1 - truth) * (1 - p).clamp(min=tiny).log()
+    return (loss.sum() / max(1, loss.numel())).to(permutation.dtype)
+
+
+def reordered_loss(
+    permutation: Float[Tensor, "*batch n n"], items: Float[Tensor, "..."], target: Num[Tensor, "..."]
+) -> Float[Tensor, ""]:
+    r"""Return the mean squared difference between the items as a permutation orders them and in their true order.
+
+    .. math:: \frac{1}{B n d} \sum_b \left| P_b X_b - Q_b X_b \right|^2
+
+    It gives the hard permutation of an error-free network a gradient, which their cross entropy does not: what it
+    costs to swap two items is how much they differ.
+
+    Args:
+        permutation: ``[*batch, n, n]`` soft or hard, row = place, column = item.
+        items: ``[*batch, n, *item]`` what is ordered, such as pixels; ``d`` numbers each.
+        target: the true matrix ``[*batch, n, n]``, or integers ``[*batch, n]``: the item at each place.
+
+    Returns:
+        A scalar of the dtype of ``permutation``; 0 for an empty batch. Half precision is computed in float32.
+
+    Raises:
+        TypeError: ``permutation`` or ``items`` is not a floating tensor, or ``target`` neither floating nor integer.
+        ValueError: the shapes do not fit, the dtypes differ, or a row of integers is no permutation (looked for except
+            under ``torch.func``, forward mode and ``torch.compile``).
+
+    Example:
+        >>> swapped = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> reordered_loss(swapped, torch.tensor([[1.0], [4.0]]), torch.tensor([0, 1])).item()
+        9.0
+
+    References:
+        Kim, Yoon, Cho (2024), Generalized neural sorting networks with error-free differentiable swap functions,
+        section 4.
+    """
+    truth = _matrix(permutation, target)
+    check_floating("items", items)
+    check_same_dtype(permutation=permutation, items=items)
+    sets = permutation.shape[:-1]
+    if items.shape[: len(sets)] != sets:
+        raise ValueError(f"items must begin with the shape {tuple(sets)}, got {tuple(items.shape)}")
+    flat = widen(items).reshape(*sets, math.prod(items.shape[len(sets) :]))
+    difference = (widen(permutation) - truth) @ flat
+    return (difference.square().sum() / max(1, difference.numel())).to(permutation.dtype)
+
+
+def _matrix(permutation: Tensor, target: Tensor) -> Tensor:
+    """Return the target as a matrix of the (wide) dtype of ``permutation``."""
     check_floating("permutation", permutation)
     check_tensor("target", target)
     n = permutation.shape[-1] if permutation.ndim else 0
     check_shape("permutation", permutation, (n, n))
     if target.dtype == torch.bool or target.is_complex():
         raise TypeError(f"target must be a floating matrix or integer indices, got {target.dtype}")
+    wide = widen(permutation).dtype
     if target.is_floating_point():
         if target.shape != permutation.shape:
             raise ValueError(f"target must have shape {tuple(permutation.shape)}, got {tuple(target.shape)}")
-        truth = target
-    else:
-        if target.shape != permutation.shape[:-1]:
-            raise ValueError(f"target must have shape {tuple(permutation.shape[:-1])}, got {tuple(target.shape)}")
-        places = torch.arange(n, device=target.device)
-        if not is_transformed(permutation) and not bool((target.sort(dim=-1).values == places).all()):
-            raise ValueError(f"target must hold every index 0..{n - 1} once in every row")
-        truth = target[..., None] == places
-    p = widen(permutation)
-    truth = truth.to(p)
-    tiny = torch.finfo(p.dtype).tiny
-    loss = -truth * p.clamp(min=tiny).log() - (1 - truth) * (1 - p).clamp(min=tiny).log()
-    return (loss.sum() / max(1, loss.numel())).to(permutation.dtype)
+        return target.to(wide)
+    if target.shape != permutation.shape[:-1]:
+        raise ValueError(f"target must have shape {tuple(permutation.shape[:-1])}, got {tuple(target.shape)}")
+    places = torch.arange(n, device=target.device)
+    if not is_transformed(permutation) and not bool((target.sort(dim=-1).values == places).all()):
+        raise ValueError(f"target must hold every index 0..{n - 1} once in every row")
+    return (target[..., None] == places).to(wide)
 
 
 def ordering_metrics(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pullback.discrete.networks import comparators, soft_swap, sorting_network
-from pullback.discrete.ordering import permutation_loss
+from pullback.discrete.ordering import permutation_loss, reordered_loss
+from pullback.discrete.set_scorer import SetScorer
 from pullback.discrete.steps import soft_step
-from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, Module
 
 _STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "logistic": lambda x: 1 / (1 + torch.exp(-4 * x)),
@@ -136,6 +137,59 @@ def _matrix(x: Tensor) -> Tensor:
 
 _ORDER = torch.tensor([2, 0, 1])
 
+
+class _Encoder(torch.nn.Module):
+    """Items that are numbers: every shape is a set of them."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.randn(4, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x[:, None] * self.slope)
+
+
+def _scorer(generator: torch.Generator) -> SetScorer:
+    return SetScorer(_Encoder(generator), 4, 2, item_dims=0, generator=generator)
+
+
+def _scored_by_hand(items: Tensor) -> Tensor:
+    """One item at a time, one head at a time, with the parameters of the module of the entry."""
+    w = _scorer(torch.Generator().manual_seed(0)).double().state_dict()
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        x = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
+        return x * w[f"layers.0.{name}.weight"] + w[f"layers.0.{name}.bias"]
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return w[f"{name}.weight"] @ x + w[f"{name}.bias"]
+
+    sets = []
+    for rows in items.reshape(-1, items.shape[-1]):
+        tokens = [torch.tanh(row * w["encoder.slope"]) for row in rows]
+        parts = [linear(token, "layers.0.project").view(3, 2, 2) for token in tokens]
+        scores = []
+        for token, (query, _, _) in zip(tokens, parts, strict=True):
+            said = []
+            for head in range(2):
+                shares = torch.softmax(torch.stack([query[head] @ key[head] for _, key, _ in parts]) / 2**0.5, 0)
+                said.append(sum(share * value[head] for share, (_, _, value) in zip(shares, parts, strict=True)))
+            h = norm(token + linear(torch.cat(said), "layers.0.combine"), "first")
+            fed = linear(torch.relu(linear(h, "layers.0.feed.0")), "layers.0.feed.2")
+            scores.append(linear(torch.relu(norm(h + fed, "second")), "score").squeeze())
+        sets.append(torch.stack(scores))
+    return torch.stack(sets).view(items.shape)
+
+
+def _reordered(p: Tensor, items: Tensor) -> Tensor:
+    """Sum over places: the item that the matrix puts there, less the item that belongs there."""
+    total = p.new_zeros(())
+    for q, x in zip(p.reshape(-1, 3, 3), items.reshape(-1, 3, 2), strict=True):
+        for place, item in enumerate(_ORDER.tolist()):
+            total = total + (q[place] @ x - x[item]).square().sum()
+    return total / items.numel()
+
+
 CONTRACTS = [
     *[_step(d) for d in _STEPS],
     Contract(
@@ -190,6 +244,46 @@ CONTRACTS = [
             Bad((torch.zeros(3, 3, dtype=torch.int64),), {}, TypeError, "permutation must be a floating tensor"),
         ],
         why="a mean over the batch; probabilities are not large",
+    ),
+    Contract(
+        "discrete.reordered_loss",
+        lambda p, items, target=None: (
+            reordered_loss(p, items, _ORDER.expand(p.shape[:-1]).to(p.device))
+            if target is None
+            else reordered_loss(p, items, target)
+        ),
+        lambda g: [Call((c.args[0], torch.randn(2, 3, 2, generator=g).double())) for c in _doubly_stochastic(g)],
+        reference=_reordered,
+        batched=False,
+        large=(),
+        edges=Edges(
+            lambda s, dim: s.new_zeros(()),
+            lambda s: (_matrix(s), torch.nan_to_num(s), torch.arange(s.shape[-1], device=s.device).expand(s.shape)),
+            along=True,
+            domain=torch.sigmoid,
+        ),
+        bad=[
+            Bad((torch.zeros(3, 2), torch.zeros(3)), {}, ValueError, "permutation must have shape"),
+            Bad(
+                (torch.zeros(3, 3), torch.zeros(2)), {}, ValueError, r"items must begin with the shape \(3,\), got \(2,"
+            ),
+            Bad((torch.zeros(3, 3), torch.zeros(3).double()), {}, TypeError, "items"),
+            Bad((torch.zeros(3, 3), torch.arange(3)), {}, TypeError, "items must be a floating tensor"),
+            Bad((torch.zeros(3, 3), torch.zeros(3), torch.tensor([0, 0, 1])), {}, ValueError, "target must hold every"),
+        ],
+        why="a mean over the batch; the gradient in the matrix holds squares of items, which overflow",
+    ),
+    Module(
+        "discrete.SetScorer",
+        lambda module, items: module(items),
+        lambda g: [Call((torch.randn(2, 3, generator=g, dtype=torch.float64),))],
+        reference=_scored_by_hand,
+        build=_scorer,
+        forward_mode=False,
+        bad=[
+            Bad((torch.tensor(1.0),), {}, ValueError, r"items must have a set dimension .* \(0\), got \(\)"),
+        ],
+        why="torch's LayerNorm is wrong in nested forward mode",
     ),
     Exempt("discrete.comparators", "takes a size: no data in", "discrete/test_networks.py"),
     Exempt("discrete.ordering_metrics", "gives Python numbers", "discrete/test_networks.py"),
