@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from pullback.core.checks import check_callable, check_choice, check_integer
 from pullback.core.shapes import Float
 from pullback.gradients.directions import DISTRIBUTIONS, Distribution, draw
-from pullback.gradients.forward_rules import naming_missing_rules
+from pullback.gradients.forward_rules import refuse_missing_rules
 
 __all__ = ["ActivityGradient", "activity_forward_gradient"]
 
@@ -111,9 +111,13 @@ def activity_forward_gradient(
     def whole(params: dict[str, Tensor]) -> Tensor:
         return loss(torch.func.functional_call(model, params, args))
 
-    with torch.no_grad(), naming_missing_rules(whole, owned):
+    with torch.no_grad():
         for _ in range(directions):
-            found, slope, calls = _pass(model, loss, args, chosen, distribution, generator)
+            try:
+                found, slope, calls = _pass(model, loss, args, chosen, distribution, generator)
+            except NotImplementedError as error:
+                refuse_missing_rules(whole, owned, error)
+                raise
             losses = found if losses is None else losses
             slopes.append(slope)
             for call in calls:

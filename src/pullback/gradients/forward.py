@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 
 from pullback.core.checks import check_callable, check_choice, check_floating, check_integer, check_positive
 from pullback.core.shapes import Float
-from pullback.gradients.directions import DISTRIBUTIONS, Distribution, draw
-from pullback.gradients.forward_rules import naming_missing_rules
+from pullback.gradients.directions import DISTRIBUTIONS, Directions, Distribution, draw
+from pullback.gradients.forward_rules import refuse_missing_rules
 
 __all__ = ["ForwardGradient", "ForwardGradientDescent", "forward_gradient"]
 
@@ -94,23 +94,11 @@ def forward_gradient(
         raise ValueError("params must hold at least one tensor, got none")
     points = {name: check_floating(f"params[{name!r}]", p).detach() for name, p in params.items()}
     if subspace is None:
-        drawn = {name: draw((directions, *p.shape), p, distribution, generator) for name, p in points.items()}
+        drawn = Directions(points, directions, distribution).draw(generator)
     else:
         drawn = _within(_orthonormal(subspace, points), points, directions, distribution, generator)
-    parts: list[Tensor] = []
-    value = None
-    with torch.no_grad(), naming_missing_rules(loss, points):
-        for start in range(0, directions, size):
-            some = {name: v[start : start + size] for name, v in drawn.items()}
-            value_here, slopes = (_dual if size == 1 else _batched)(loss, points, some)
-            value = value_here if value is None else value
-            parts.append(slopes)
-    assert value is not None
-    slopes = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if directions == 1:
-        gradient = {name: slopes[0].to(v) * v[0] for name, v in drawn.items()}
-    else:
-        gradient = {name: torch.tensordot(slopes.to(v), v, 1) / directions for name, v in drawn.items()}
+    value, slopes = _slopes(loss, points, drawn, size)
+    gradient = {name: torch.tensordot(slopes.to(v), v, 1) / directions for name, v in drawn.items()}
     return ForwardGradient(value, gradient, slopes, drawn)
 
 
@@ -169,6 +157,8 @@ class ForwardGradientDescent(torch.optim.Optimizer):
             raise ValueError("named_parameters must hold at least one parameter, got none")
         super().__init__([p for _, p in pairs], {"lr": lr, "decay": decay, "taken": 0})
         self._names = [name for name, _ in pairs]
+        self._drawn: Directions | None = None  # the memory of the directions, kept between steps
+        self._kind: tuple[torch.dtype, torch.device] | None = None
         self._directions, self._distribution, self._generator = directions, distribution, generator
 
     @torch.no_grad()
@@ -188,24 +178,45 @@ class ForwardGradientDescent(torch.optim.Optimizer):
         """
         group = self.param_groups[0]
         params = dict(zip(self._names, group["params"], strict=True))
-        found = forward_gradient(
-            loss,
-            params,
-            directions=self._directions,
-            distribution=self._distribution,
-            generator=self._generator,
-        )
-        rate = group["lr"] * math.exp(-group["decay"] * group["taken"])
+        first = group["params"][0]
+        if self._drawn is None or self._kind != (first.dtype, first.device):
+            self._kind = (first.dtype, first.device)
+            self._drawn = Directions(params, self._directions, self._distribution)
+        drawn = self._drawn.draw(self._generator)
+        value, slopes = _slopes(loss, params, drawn, self._directions)
+        slopes = slopes * (-group["lr"] * math.exp(-group["decay"] * group["taken"]) / self._directions)
         for name, p in params.items():
-            p.add_(found.gradient[name], alpha=-rate)
+            v = drawn[name]
+            if self._directions == 1:
+                p.addcmul_(v[0], slopes.to(p.dtype))
+            else:
+                p.add_(torch.tensordot(slopes.to(v), v, 1))
         group["taken"] += 1
-        return found.value
+        return value
 
     def add_param_group(self, param_group: dict[str, object]) -> None:
         """Refuse a second group: one direction spans all parameters."""
         if self.param_groups:
             raise ValueError("ForwardGradientDescent has one group of parameters: one direction spans all of them")
         super().add_param_group(param_group)
+
+
+def _slopes(loss: _Loss, points: dict[str, Tensor], drawn: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """Return the loss and its slopes ``[K]`` along all directions, ``size`` of them in one pass."""
+    count = len(next(iter(drawn.values())))
+    one_pass = _dual if size == 1 else _batched
+    try:
+        with torch.no_grad():
+            if size >= count:
+                return one_pass(loss, points, drawn)
+            parts = [
+                one_pass(loss, points, {name: v[start : start + size] for name, v in drawn.items()})
+                for start in range(0, count, size)
+            ]
+    except NotImplementedError as error:
+        refuse_missing_rules(loss, points, error)
+        raise
+    return parts[0][0], torch.cat([slopes for _, slopes in parts])
 
 
 def _dual(loss: _Loss, points: dict[str, Tensor], some: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from pullback.core.checks import check_callable, check_floating
 
-__all__ = ["MissingRule", "missing_forward_rules", "naming_missing_rules"]
+__all__ = ["MissingRule", "missing_forward_rules", "refuse_missing_rules"]
 
 _TORCH = str(Path(torch.__file__).parent)
 _SIGN = "forward"
@@ -91,15 +90,12 @@ def missing_forward_rules(
     return tuple(dict.fromkeys(mode.found))
 
 
-@contextmanager
-def naming_missing_rules(loss: Callable[[dict[str, Tensor]], Any], params: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a refusal of forward mode inside the block name all operations of ``loss`` without a rule."""
-    try:
-        yield
-    except NotImplementedError as error:
-        missing = missing_forward_rules(loss, params)
-        if not missing:
-            raise
+def refuse_missing_rules(
+    loss: Callable[[dict[str, Tensor]], Any], params: Mapping[str, Tensor], error: NotImplementedError
+) -> None:
+    """Raise ``NotImplementedError`` that names all operations of ``loss`` without a rule, where there are any."""
+    missing = missing_forward_rules(loss, params)
+    if missing:
         listed = "; ".join(map(str, missing))
         raise NotImplementedError(f"loss has operations without forward-mode rule: {listed}") from error
 

@@ -72,7 +72,10 @@ def _along(directions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _signs(count: int) -> Tensor:
-    return 2 * torch.empty(count, 3, dtype=torch.float64).bernoulli_(0.5, generator=seeded()) - 1
+    """Bits of one word, the lowest first."""
+    word = int(torch.empty(1, dtype=torch.int64).random_(-(2**63), None, generator=seeded())) % 2**64
+    bits = [word >> place & 1 for place in range(3 * count)]
+    return torch.tensor([1.0 if bit else -1.0 for bit in bits], dtype=torch.float64).view(count, 3)
 
 
 class _Scaled(nn.Module):
