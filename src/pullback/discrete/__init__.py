@@ -13,11 +13,13 @@ from pullback.discrete.best_of_n import (
     best_of_n_log_prob,
     rewind_and_repeat_log_prob,
     tilted,
+    win_probability,
     win_rate,
 )
 from pullback.discrete.boundaries import bucketize, searchsorted
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
+from pullback.discrete.contrastive import info_nce, nearest_neighbour_accuracy, triplet_loss
 from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
 from pullback.discrete.estimator_statistics import estimator_statistics
@@ -30,6 +32,7 @@ from pullback.discrete.estimators import (
 )
 from pullback.discrete.expectation import ESTIMATORS, exact_categorical_gradient, expectation
 from pullback.discrete.filters import median_filter, rank_filter
+from pullback.discrete.group_ordering import group_mass, group_ordering_loss
 from pullback.discrete.information_gain import information_gain
 from pullback.discrete.isotonic import project_permutahedron
 from pullback.discrete.logic import (
@@ -49,6 +52,7 @@ from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, s
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss, reordered_loss
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.plackett_luce import PlackettLuce
+from pullback.discrete.relaxed_one_hot import RelaxedOneHot
 from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
 from pullback.discrete.routing import Macs, Router, Routing, dispatch, expected_macs
@@ -92,6 +96,7 @@ __all__ = [
     "OrderingMetrics",
     "Partition",
     "PlackettLuce",
+    "RelaxedOneHot",
     "Router",
     "Routing",
     "Sample",
@@ -139,12 +144,15 @@ __all__ = [
     "gather",
     "greater",
     "greater_equal",
+    "group_mass",
+    "group_ordering_loss",
     "gumbel_noise",
     "gumbel_softmax",
     "heaviside",
     "histc",
     "histogram",
     "index_select",
+    "info_nce",
     "information_gain",
     "isclose",
     "kthvalue",
@@ -164,6 +172,7 @@ __all__ = [
     "min",
     "minimum",
     "multinomial",
+    "nearest_neighbour_accuracy",
     "not_equal",
     "one_hot",
     "ordering_metrics",
@@ -197,8 +206,10 @@ __all__ = [
     "temperature_schedule",
     "tilted",
     "topk",
+    "triplet_loss",
     "trunc",
     "unique",
     "where",
+    "win_probability",
     "win_rate",
 ]

@@ -38,6 +38,7 @@ __all__ = [
     "best_of_n_log_prob",
     "rewind_and_repeat_log_prob",
     "tilted",
+    "win_probability",
     "win_rate",
 ]
 
@@ -274,15 +275,37 @@ def win_rate(
     ours, order = _law(policy, reward, "policy")
     theirs, order = _law(reference, order, "reference")
     ours = ours.expand(check_broadcast(policy=ours.shape, reference=theirs.shape))
-    order = order.expand_as(ours)
     if n > 1:
         ours = _best_of(ours, order, n, "split")
-    places, last = _places(order, ours)
-    law = theirs.expand_as(ours).exp().gather(-1, places)
-    up_to = law.cumsum(-1)
-    tied = torch.zeros_like(law).scatter_add(-1, last, law).gather(-1, last)
-    wins = (ours.exp().gather(-1, places) * (up_to.gather(-1, last) - tied / 2)).sum(-1)
-    return wins.to(policy.dtype)
+    return (ours.exp() * _beats(theirs.expand_as(ours), order)).sum(-1).to(policy.dtype)
+
+
+def win_probability(
+    reference: Float[Tensor, "*#batch outcomes"], reward: Float[Tensor, "*#batch outcomes"]
+) -> Float[Tensor, "*batch outcomes"]:
+    """Return the probability with which each outcome beats a draw of a reference, ties one half: the calibrated reward.
+
+    A policy's :func:`win_rate` is its mean. It keeps the order of the rewards and forgets their scale.
+
+    Args:
+        reference: ``[*batch, outcomes]`` log-probabilities of all outcomes, normalised; ``-inf`` is impossible.
+        reward: broadcasts with it; only its order matters.
+
+    Returns:
+        ``[*batch, outcomes]`` in [0, 1], differentiable in ``reference``.
+
+    Raises:
+        TypeError, ValueError: as in :func:`best_of_n_log_prob`.
+
+    Example:
+        >>> win_probability(torch.tensor([0.2, 0.3, 0.5]).log(), torch.tensor([5.0, 0.0, 0.0]))
+        tensor([0.9000, 0.4000, 0.4000])
+
+    References:
+        Balashankar et al. (2024), InfAlign: inference-aware language model alignment, definition 2.
+    """
+    law, order = _law(reference, reward, "reference")
+    return _beats(law, order).to(reference.dtype)
 
 
 def tilted(
@@ -446,7 +469,7 @@ def _refuse_nan(name: str, x: Tensor) -> None:
 
 
 def _law(log_prob: Tensor, reward: Tensor, name: str = "log_prob") -> tuple[Tensor, Tensor]:
-    """Check a law and the rewards of its outcomes; both in double precision and of one shape.
+    """Check a law and the rewards of its outcomes; both in double precision, the law of their common shape.
 
     The law is normalised anew, so that the two ways to write a probability, as itself and as what is left to 1, are
     one function of ``log_prob``; what is impossible gets a finite logarithm.
@@ -469,7 +492,7 @@ def _law(log_prob: Tensor, reward: Tensor, name: str = "log_prob") -> tuple[Tens
                 f"{name} must be normalised, got probabilities that sum to {math.exp(min(worst, 700)):.4g}"
             )
     law = torch.log_softmax(torch.where(wide == -torch.inf, _IMPOSSIBLE, wide), -1)
-    return law.expand(shape), reward.double().expand(shape)
+    return law.expand(shape), reward.double().expand(*reward.shape[:-1], shape[-1])
 
 
 def _finished(law: Tensor, log_p: Tensor) -> Tensor:
@@ -478,32 +501,37 @@ def _finished(law: Tensor, log_p: Tensor) -> Tensor:
     return torch.where(possible, law, -torch.inf)
 
 
-def _places(reward: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the order of ascending rewards, likelier outcomes later, and for each place the last of equal reward."""
-    order = log_p.detach().argsort(-1)
-    order = order.gather(-1, reward.gather(-1, order).argsort(dim=-1, stable=True))
+def _places(reward: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the order of ascending rewards, stable, and for each place the last place of equal reward."""
+    order = reward.argsort(dim=-1, stable=True)
     ordered = reward.gather(-1, order)
-    places = torch.arange(reward.shape[-1], device=reward.device).expand_as(order)
     ends = torch.cat([ordered[..., 1:] != ordered[..., :-1], torch.ones_like(ordered[..., :1], dtype=torch.bool)], -1)
-    return order, torch.where(ends, places, reward.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    places = torch.arange(reward.shape[-1], device=reward.device).expand_as(order)
+    last = torch.where(ends, places, reward.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return order.expand_as(like), last.expand_as(like)
 
 
 def _best_of(log_p: Tensor, reward: Tensor, n: int, ties: str) -> Tensor:
     if n == 1:
         return log_p
-    if ties == "order":
-        order = reward.argsort(dim=-1, stable=True)
-        group = own = log_p.gather(-1, order)
-        up_to = own.logcumsumexp(-1)
-    else:
-        order, last = _places(reward, log_p)
-        own = log_p.gather(-1, order)
-        up_to = own.logcumsumexp(-1).gather(-1, last)
-        likeliest = own.detach().gather(-1, last)
+    order, last = _places(reward, log_p)
+    group = own = log_p.gather(-1, order)
+    up_to = own.logcumsumexp(-1)
+    if ties == "split":
+        up_to = up_to.gather(-1, last)
+        lowest = torch.full_like(own, -torch.inf).detach()
+        likeliest = lowest.scatter_reduce(-1, last, own.detach(), "amax").gather(-1, last)
         share = (own - likeliest).exp()
         group = likeliest + torch.zeros_like(share).scatter_add(-1, last, share).gather(-1, last).log()
     law = n * up_to + _log_any((group - up_to).clamp(max=0), n) + own - group
     return torch.zeros_like(law).scatter(-1, order, law)
+
+
+def _beats(law: Tensor, reward: Tensor) -> Tensor:
+    order, last = _places(reward, law)
+    p = law.exp().gather(-1, order)
+    tied = torch.zeros_like(p).scatter_add(-1, last, p).gather(-1, last)
+    return torch.zeros_like(p).scatter(-1, order, p.cumsum(-1).gather(-1, last) - tied / 2)
 
 
 def _log_any(log_p: Tensor, n: int) -> Tensor:

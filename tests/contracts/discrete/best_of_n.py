@@ -210,6 +210,16 @@ CONTRACTS = [
         ],
     ),
     Contract(
+        "discrete.win_probability",
+        _of_logits(discrete.win_probability, reward=_REWARD),
+        _laws(),
+        reference=lambda x: _winning(torch.eye(5).double(), torch.softmax(x, -1).unsqueeze(-2), _REWARD),
+        bad=[
+            Bad((_COIN + 1, _UP), {}, ValueError, "reference must be normalised, got .* sum to 2.718"),
+            Bad((_COIN, _UP * torch.nan), {}, ValueError, "reward must not be NaN"),
+        ],
+    ),
+    Contract(
         "discrete.tilted",
         lambda x, reward, beta: discrete.tilted(_log(x) if x.ndim > 1 else x, reward, beta),
         lambda g: [Call((_logits(g), _SPREAD.clone()), {"beta": 0.7})],
