@@ -1,4 +1,4 @@
-"""Estimators of a sampled choice against enumeration, and noise at the ends of the uniform's range."""
+"""Samples of a discrete distribution: their law, exactly one-hot, finite at the ends of the uniform's range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from pullback.discrete import estimators, sampling
+from pullback.discrete import sampling
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -74,7 +74,7 @@ def test_hard_samples_are_exact_one_hot_vectors(dtype: torch.dtype, dim: int) ->
         discrete.gumbel_softmax(logits, hard=True, dim=dim, generator=torch.Generator().manual_seed(1)),
         discrete.gumbel_softmax(logits, temperature=0.0, dim=dim, generator=torch.Generator().manual_seed(1)),
         discrete.reinmax(logits, dim=dim, generator=torch.Generator().manual_seed(1)).onehot,
-        *[discrete.categorical(logits, method=m, dim=dim) for m in ("gumbel", "straight_through", "reinmax")],
+        *[discrete.categorical(logits, method=m, dim=dim) for m in discrete.CATEGORICAL_METHODS],
     ]
     soft = discrete.gumbel_softmax(logits, dim=dim, generator=torch.Generator().manual_seed(1))
     assert torch.equal(samples[0], samples[1])
@@ -112,89 +112,6 @@ def test_frequencies_are_the_probabilities(draw: Callable[[Tensor, torch.Generat
     chi_square = ((counts - n * p)[kept].square() / (n * p)[kept]).sum()
     assert counts[1] == 0
     assert chi_square < 16.3  # 0.999 quantile, 3 degrees of freedom
-
-
-def _exact_gradient(f: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """The gradient of E f(D), by summing over the classes."""
-    logits = logits.detach().requires_grad_()
-    value = sum(p * f(d).detach() for p, d in zip(logits.softmax(-1), torch.eye(len(logits)).to(logits), strict=True))
-    return torch.autograd.grad(value, logits)[0]
-
-
-def _mean_estimate(
-    method: str, f: Callable[[Tensor], Tensor], logits: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> Tensor:
-    """The expected gradient of an estimator: every class drawn once, weighted by its probability."""
-    total = torch.zeros_like(logits)
-    for k, p in enumerate(logits.softmax(-1)):
-        onehot = torch.eye(len(logits)).to(logits)[k]
-        monkeypatch.setattr(estimators, "draw", lambda *_, onehot=onehot: onehot)
-        x = logits.detach().requires_grad_()
-        total += p * torch.autograd.grad(f(discrete.categorical(x, method=method)), x)[0]
-    return total
-
-
-def test_reinmax_is_unbiased_for_quadratics_and_straight_through_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    errors = []
-    for _ in range(20):
-        n = 5
-        a = torch.randn(n, n, generator=generator, dtype=torch.float64)
-        b, logits = (torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(2))
-
-        def quadratic(d: Tensor, a: Tensor = a, b: Tensor = b) -> Tensor:
-            return d @ a @ d + b @ d
-
-        exact = _exact_gradient(quadratic, logits)
-        torch.testing.assert_close(_mean_estimate("reinmax", quadratic, logits, monkeypatch), exact, rtol=0, atol=1e-12)
-        biased = _mean_estimate("straight_through", quadratic, logits, monkeypatch)
-        errors.append(((biased - exact).norm() / exact.norm()).item())
-        linear = _mean_estimate("straight_through", lambda d, b=b: b @ d, logits, monkeypatch)
-        torch.testing.assert_close(linear, _exact_gradient(lambda d, b=b: b @ d, logits), rtol=0, atol=1e-12)
-    assert sorted(errors)[10] > 0.2
-
-
-def test_reinmax_is_of_second_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The relative bias for f(eps D) falls like eps for straight-through and like eps^2 for ReinMax."""
-    generator = torch.Generator().manual_seed(1)
-    slopes: dict[str, list[float]] = {"straight_through": [], "reinmax": []}
-    for _ in range(10):
-        w = torch.randn(6, 4, generator=generator, dtype=torch.float64)
-        v, logits = (torch.randn(m, generator=generator, dtype=torch.float64) for m in (6, 4))
-        for method, found in slopes.items():
-            bias = []
-            for eps in (1 / 16, 1 / 32):
-
-                def f(d: Tensor, w: Tensor = w, v: Tensor = v, eps: float = eps) -> Tensor:
-                    return v @ torch.tanh(w @ (eps * d) + 0.5)
-
-                exact = _exact_gradient(f, logits)
-                bias.append((_mean_estimate(method, f, logits, monkeypatch) - exact).norm() / exact.norm())
-            found.append(math.log2(bias[0] / bias[1]))
-    assert sorted(slopes["straight_through"])[5] == pytest.approx(1, abs=0.15)
-    assert sorted(slopes["reinmax"])[5] == pytest.approx(2, abs=0.2)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
-def test_reinmax_gradient_is_the_formula_of_the_paper(temperature: float) -> None:
-    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    g = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-    def block(x: Tensor) -> Tensor:
-        return discrete.reinmax(x, temperature=temperature, generator=torch.Generator().manual_seed(2)).onehot
-
-    def paper(x: Tensor) -> Tensor:  # algorithm 2: a straight-through object
-        onehot = block(x).detach()
-        middle = (onehot + (x / temperature).softmax(-1)) / 2
-        first = ((middle.log() - x).detach() + x).softmax(-1)
-        second = 2 * first - x.softmax(-1) / 2
-        return second - second.detach() + onehot
-
-    got = torch.autograd.grad(block(logits), logits, g, create_graph=True)[0]
-    torch.testing.assert_close(got, torch.autograd.grad(paper(logits), logits, g)[0])
-    torch.testing.assert_close(got.sum(-1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(torch.func.jvp(block, (logits.detach(),), (g,))[1], got.detach())
-    assert torch.isfinite(torch.autograd.grad(got.square().sum(), logits)[0]).all()
 
 
 def test_reinmax_warns_below_temperature_one_and_ignores_impossible_classes() -> None:

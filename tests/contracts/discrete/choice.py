@@ -46,7 +46,14 @@ def _bad_logits(name: str = "logits") -> list[Bad]:
     ]
 
 
+_BAD_OUTCOME = [
+    Bad((torch.zeros(2, 3),), {"outcome": torch.tensor([0, 3])}, ValueError, r"outcome must be in 0..2, got 0..3"),
+    Bad((torch.zeros(2, 3),), {"outcome": torch.tensor([0])}, ValueError, r"outcome must have .* \(2,\), got \(1,\)"),
+    Bad((torch.zeros(2, 3),), {"outcome": torch.zeros(2)}, TypeError, "outcome must hold integers, got torch.float32"),
+    Bad((torch.tensor([0.0, -torch.inf]),), {"outcome": torch.tensor(1)}, ValueError, "must not be a class"),
+]
 _BAD_ROW = [
+    *_BAD_OUTCOME,
     Bad((torch.tensor([[0.0, 1.0], [torch.nan, 1.0]]),), {}, ValueError, r"logits must have a finite .* in row \(1,\)"),
     Bad((torch.full((2,), -torch.inf),), {}, ValueError, "logits must have a finite largest entry"),
     Bad((torch.zeros(2, 0),), {}, ValueError, "logits must have at least one class"),
@@ -210,7 +217,9 @@ CONTRACTS = [
             f"discrete.categorical[{method}]",
             _seeded(discrete.categorical),
             lambda g, method=method: [Call((_logits(g),), {"method": method, "temperature": 1.3})],
-            reference=lambda x, method, temperature: _exact(x) if method == "gumbel" else _inverted(x),
+            reference=lambda x, method, temperature: (
+                _inverted(x) if method in ("straight_through", "reinmax") else _exact(x)
+            ),
             edges=_sampled() if method == "gumbel" else None,
             bad=[
                 *_bad_logits(),
@@ -220,12 +229,15 @@ CONTRACTS = [
             ],
             gradcheck=False,
             gradgradcheck=False,
+            forward_mode=method != "imle",
             batched=False,
             vmap=False,
             half=False,
-            why=_RANDOM + "; the value is constant between jumps, the gradient that of the estimator (test_sampling)",
+            why=_RANDOM
+            + "; the value is constant between jumps, the gradient that of the estimator (test_estimators), "
+            "for imle no linear function of the cotangent",
         )
-        for method in ("gumbel", "straight_through", "reinmax")
+        for method in discrete.CATEGORICAL_METHODS
     ],
     Contract(
         "discrete.bernoulli",
