@@ -57,7 +57,8 @@ def information_gain(
         Bicici, Meral, Akarun (2024), Conditional information gain trellis, equations 4-6. Bicici, Keskin, Akarun
         (2018), Conditional information gain networks, section 3.
     """
-    n, k = check_floating("probabilities", probabilities).shape[-2:] if probabilities.ndim > 1 else (0, 0)
+    check_floating("probabilities", probabilities)
+    n, k = probabilities.shape[-2:] if probabilities.ndim > 1 else (0, 0)
     if not n or not k:
         shape = tuple(probabilities.shape)
         raise ValueError(f"probabilities must have at least one sample and one group, got shape {shape}")

@@ -184,6 +184,11 @@ class Router(nn.Module):
             routing = _randomised(routing, scores, random, generator)
         return Routing(routing.weights.to(x.dtype), routing.probabilities.to(x.dtype), routing.index)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the only weight is always 1 and without gradient."""
+        return self.k == 1 and self.method in ("information_gain", "subjective")
+
     def extra_repr(self) -> str:
         """Return what :func:`repr` shows."""
         return f"{self.inputs}, {self.experts}, k={self.k}, method={self.method!r}"
@@ -192,7 +197,7 @@ class Router(nn.Module):
 def dispatch(
     x: Float[Tensor, "n *features"],
     index: Int[Tensor, "n *k"],
-    experts: Sequence[Callable[[Tensor], Tensor]],
+    experts: Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList,
     *,
     weights: Float[Tensor, "n k"] | None = None,
 ) -> Float[Tensor, "n ..."]:
@@ -243,7 +248,7 @@ def dispatch(
     order = flat.argsort(stable=True)
     sizes = flat.bincount(minlength=count).tolist()
     k = index.shape[1] if index.ndim == 2 else 1
-    parts = zip(experts, x[order // k].split(sizes), strict=True)
+    parts = zip(experts, x.index_select(0, order // k).split(sizes), strict=True)
     if n:
         outputs = [expert(part) for expert, part in parts if len(part)]
     else:  # somebody has to say which shape a result has
@@ -253,7 +258,7 @@ def dispatch(
             raise ValueError(
                 f"experts must return one shape, got {tuple(outputs[0].shape[1:])} and {tuple(output.shape[1:])}"
             )
-    joined = torch.cat(outputs)[order.argsort()].unflatten(0, index.shape)
+    joined = torch.cat(outputs).index_select(0, order.argsort()).unflatten(0, index.shape)
     if weights is None:
         return joined
     joined = joined if index.ndim == 2 else joined.unsqueeze(1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pullback.core.checks import check_floating, check_scalar
-from pullback.core.shapes import Bool, Float, Scalar, Tensor
+from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.discrete.routing import Router, Routing, dispatch
 
 __all__ = ["Trellis", "TrellisOutput"]
@@ -66,7 +66,7 @@ class Trellis(nn.Module):
         routers: Sequence[Router],
         head: nn.Module,
         *,
-        links: Sequence[Bool[Tensor, "before experts"] | None] | None = None,
+        links: Sequence[Tensor | None] | None = None,
     ) -> None:
         super().__init__()
         self.stem, self.head = stem, head
@@ -125,11 +125,11 @@ class Trellis(nn.Module):
             allowed = None if link is None else link.to(x.device)[came]
             routing = router(x, allowed=allowed, **options)
             routings.append(routing)
-            index, weights = routing.index, routing.weights if routing.weights.requires_grad or router.k > 1 else None
+            # A constant weight of 1 is left out, and its column with it.
+            index, weights = routing.index, None if router.is_constant else routing.weights
             if threshold is not None:
                 rows, index = _paths(routing, threshold)
                 x, owner, weights = x[rows], owner[rows], None
-            # A constant weight of 1 is left out, and its column with it.
             x = dispatch(x, index if weights is not None else index[:, 0], experts, weights=weights)  # type: ignore[arg-type]
             came = index[:, 0]
         logits = self.head(x)
