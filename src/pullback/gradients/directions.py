@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pullback.core.random import drawing_device
 
-__all__ = ["DISTRIBUTIONS", "Directions", "Distribution", "draw"]
+__all__ = ["DISTRIBUTIONS", "Distribution", "draw", "draw_again", "draw_at"]
 
 Distribution = Literal["normal", "rademacher"]
 """Standard normal numbers, or signs with equal chances."""
@@ -21,34 +21,17 @@ def draw(shape: tuple[int, ...], like: Tensor, distribution: str, generator: tor
     return _fill(torch.empty(shape, dtype=like.dtype, device=like.device), distribution, generator)
 
 
-class Directions:
-    """Directions at points, ``[count, *shape]`` by name, drawn anew into the same memory: one draw, many views.
+def draw_at(
+    points: dict[str, Tensor], count: int, distribution: str, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Draw ``count`` directions ``[count, *shape]`` at each point."""
+    return {name: draw((count, *p.shape), p, distribution, generator) for name, p in points.items()}
 
-    Args:
-        points: tensors by name.
-        count: of directions.
-        distribution: of their numbers.
-    """
 
-    def __init__(self, points: dict[str, Tensor], count: int, distribution: str) -> None:
-        self._distribution = distribution
-        self._buffers: list[Tensor] = []
-        self.views: dict[str, Tensor] = {}
-        kinds: dict[tuple[torch.dtype, torch.device], list[str]] = {}
-        for name, p in points.items():
-            kinds.setdefault((p.dtype, p.device), []).append(name)
-        for (dtype, device), names in kinds.items():
-            sizes = [points[name].numel() for name in names]
-            buffer = torch.empty(count, sum(sizes), dtype=dtype, device=device)
-            self._buffers.append(buffer)
-            for name, part in zip(names, buffer.split(sizes, 1), strict=True):
-                self.views[name] = part.view(count, *points[name].shape)
-
-    def draw(self, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Fill the memory and return the views of it."""
-        for buffer in self._buffers:
-            _fill(buffer, self._distribution, generator)
-        return self.views
+def draw_again(directions: dict[str, Tensor], distribution: str, generator: torch.Generator | None) -> None:
+    """Draw other directions into the same memory."""
+    for numbers in directions.values():
+        _fill(numbers, distribution, generator)
 
 
 def _fill(numbers: Tensor, distribution: str, generator: torch.Generator | None) -> Tensor:

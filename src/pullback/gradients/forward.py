@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from pullback.core.checks import check_callable, check_choice, check_floating, check_integer, check_positive
 from pullback.core.shapes import Float
-from pullback.gradients.directions import DISTRIBUTIONS, Directions, Distribution, draw
+from pullback.gradients.directions import DISTRIBUTIONS, Distribution, draw, draw_again, draw_at
 from pullback.gradients.forward_rules import refuse_missing_rules
 
 __all__ = ["ForwardGradient", "ForwardGradientDescent", "forward_gradient"]
@@ -94,7 +94,7 @@ def forward_gradient(
         raise ValueError("params must hold at least one tensor, got none")
     points = {name: check_floating(f"params[{name!r}]", p).detach() for name, p in params.items()}
     if subspace is None:
-        drawn = Directions(points, directions, distribution).draw(generator)
+        drawn = draw_at(points, directions, distribution, generator)
     else:
         drawn = _within(_orthonormal(subspace, points), points, directions, distribution, generator)
     value, slopes = _slopes(loss, points, drawn, size)
@@ -157,7 +157,7 @@ class ForwardGradientDescent(torch.optim.Optimizer):
             raise ValueError("named_parameters must hold at least one parameter, got none")
         super().__init__([p for _, p in pairs], {"lr": lr, "decay": decay, "taken": 0})
         self._names = [name for name, _ in pairs]
-        self._drawn: Directions | None = None  # the memory of the directions, kept between steps
+        self._drawn: dict[str, Tensor] = {}  # the memory of the directions, kept between steps
         self._kind: tuple[torch.dtype, torch.device] | None = None
         self._directions, self._distribution, self._generator = directions, distribution, generator
 
@@ -178,11 +178,13 @@ class ForwardGradientDescent(torch.optim.Optimizer):
         """
         group = self.param_groups[0]
         params = dict(zip(self._names, group["params"], strict=True))
-        first = group["params"][0]
-        if self._drawn is None or self._kind != (first.dtype, first.device):
-            self._kind = (first.dtype, first.device)
-            self._drawn = Directions(params, self._directions, self._distribution)
-        drawn = self._drawn.draw(self._generator)
+        kind = (group["params"][0].dtype, group["params"][0].device)
+        if self._kind == kind:
+            draw_again(self._drawn, self._distribution, self._generator)
+        else:
+            self._kind = kind
+            self._drawn = draw_at(params, self._directions, self._distribution, self._generator)
+        drawn = self._drawn
         value, slopes = _slopes(loss, params, drawn, self._directions)
         slopes = slopes * (-group["lr"] * math.exp(-group["decay"] * group["taken"]) / self._directions)
         for name, p in params.items():
