@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pullback import discrete
 from pullback.discrete import estimator_statistics
+from pullback.lab.bench import load_tables
 
 UNBIASED = ("score_function", "muprop", "leave_one_out")
 
@@ -276,3 +278,15 @@ def test_functions_that_do_not_fit_are_refused() -> None:
         discrete.exact_categorical_gradient(lambda d: d[..., 0, 0], torch.zeros(20, 3))
     with pytest.raises(ValueError, match="outcome must be None for method 'exact'"):
         discrete.expectation(lambda d: d[..., 0, 0], logits, method="exact", outcome=torch.zeros(1, 2).long())
+
+
+def test_table_of_estimators() -> None:
+    """What `pullback bench estimators` prints, of fewer samples: what is exact there is told exactly."""
+    (table,) = load_tables(Path(__file__).parents[2] / "benchmarks" / "estimators.py")
+    for options in table.rows.__globals__["ESTIMATORS"].values():
+        options["samples"] = options["samples"] and 50
+    rows = {(row[0], row[1]): row[2:] for row in table.rows()}
+    assert rows["linear, 6 classes", "straight-through"] == ("0.000", "0.000", "1.000")
+    assert rows["quadratic, 6 classes", "ReinMax"][0] == "0.000"
+    assert float(rows["quadratic, 6 classes", "straight-through"][0]) > 0.3
+    assert all(rows[f, "score function"][0] == "0.000" for f, name in rows if name == "MuProp")

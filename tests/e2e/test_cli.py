@@ -190,7 +190,7 @@ def test_sweep_compares_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "last loss (b)" not in rows[0]["metrics"]
 
 
-def test_bench_prints_ratios_and_absent_peers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bench_prints_ratios_absent_peers_and_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "sums.py").write_text(
         "from pullback.lab.bench import Case\n"
         "def gone(n): import no_such_package\n"
@@ -211,6 +211,18 @@ def test_bench_prints_ratios_and_absent_peers(capsys: pytest.CaptureFixture[str]
     assert "gone is not installed (no module no_such_package)" in alone
     last = alone.splitlines()[-1]
     assert re.fullmatch(r"geometric mean of the ratios \(.*\): sums \d+\.\d\d \(1\)", last), last
+    (tmp_path / "squares.py").write_text(
+        "from pullback.lab.bench import Table\n"
+        "TABLES = [Table('Squares of numbers', ('n', '>square'), lambda: [('two', 4.0), ('three', '9')])]"
+    )
+    assert main(["bench", "squares", "--folder", str(tmp_path)]) == 0
+    assert re.search(r"Squares of numbers\n+n +square *\ntwo +4 *\nthree +9", capsys.readouterr().out)
+    assert main(["bench", "squares", "--folder", str(tmp_path), "--json"]) == 0
+    (table,) = json.loads(capsys.readouterr().out)["tables"]
+    assert table["columns"] == ["n", "square"]
+    assert table["rows"] == [["two", 4.0], ["three", "9"]]
+    assert main(["bench", "squares", "--folder", str(tmp_path), "--match", "cubes"]) == 0
+    assert "Squares" not in capsys.readouterr().out
 
 
 def test_data_list_is_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:

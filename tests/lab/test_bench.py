@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pullback.lab.bench import Case, geometric_mean, load_cases, measure
+from pullback.lab.bench import Case, geometric_mean, load_cases, load_tables, measure
 
 
 def _work(repeats: int) -> int:
@@ -55,6 +55,12 @@ def test_cases_come_from_a_file(tmp_path: Path) -> None:
         "from pullback.lab.bench import Case\nCASES = [Case('a', lambda: 1, lambda n: n)]\n"
     )
     assert [case.name for case in load_cases(tmp_path / "family.py")] == ["a"]
+    assert load_tables(tmp_path / "family.py") == []
+    (tmp_path / "numbers.py").write_text(
+        "from pullback.lab.bench import Table\nTABLES = [Table('squares', ('n', '>n^2'), lambda: [('two', 4.0)])]\n"
+    )
+    assert load_cases(tmp_path / "numbers.py") == []
+    assert [table.rows() for table in load_tables(tmp_path / "numbers.py")] == [[("two", 4.0)]]
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ValueError, match=r"empty\.py has no CASES"):
         load_cases(tmp_path / "empty.py")

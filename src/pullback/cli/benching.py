@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ from pullback.cli.tables import print_table
 from pullback.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from pullback.lab.bench import Measurement
+    from pullback.lab.bench import Measurement, Table
 
 __all__ = ["register"]
 
@@ -29,10 +29,12 @@ def register(app: cyclopts.App) -> None:
 
 
 def bench(
-    family: Annotated[str | None, Parameter(help="A family, or `import`; everything when none is given.")] = None,
+    family: Annotated[
+        str | None, Parameter(help="A family, `estimators`, or `import`; everything when none is given.")
+    ] = None,
     /,
     *,
-    match: Annotated[str, Parameter(help="Only cases whose name contains this.")] = "",
+    match: Annotated[str, Parameter(help="Only cases and tables whose name contains this.")] = "",
     rounds: Annotated[int, Parameter(help="Rounds in which ours and the peers take turns.")] = 7,
     threads: Annotated[int, Parameter(help="That torch may compute with.")] = 1,
     folder: Annotated[
@@ -45,13 +47,15 @@ def bench(
     A ratio above 1 says that ours is faster. What has no peer, or one that is not installed, stands in a second table;
     the last line is the geometric mean of the ratios of each family.
 
+    `pullback bench estimators` also prints the bias and variance of every estimator of a categorical gradient.
+
     `pullback bench import` measures what `import pullback` adds to `import torch`; above 100 ms the exit status is 1.
 
     Example: `pullback bench discrete --match softsort`
     """
     import pullback
     from pullback.core.checks import nearest
-    from pullback.lab.bench import geometric_mean, import_cost, load_cases, measure
+    from pullback.lab.bench import geometric_mean, import_cost, load_cases, load_tables, measure
 
     for option, value in (("rounds", rounds), ("threads", threads)):
         if value < 1:
@@ -65,16 +69,29 @@ def bench(
         )
     added = import_cost(rounds=rounds) if family in (None, "import") and not match else None
     measured: dict[str, list[Measurement]] = {}
+    tables: list[tuple[str, Table, Sequence[Sequence[str | float]]]] = []
     for name in files if family is None else [family] if family in files else []:
         for case in load_cases(files[name]):
             if match in case.name:
                 print(f"{name}: {case.name}", file=sys.stderr, flush=True)
                 measured.setdefault(name, []).append(measure(case, rounds=rounds, threads=threads))
+        for table in load_tables(files[name]):
+            if match in table.title:
+                print(f"{name}: {table.title}", file=sys.stderr, flush=True)
+                tables.append((name, table, table.rows()))
     means = {name: geometric_mean(found) for name, found in measured.items()}
     if json:
         cases = [{"family": name, **m.to_json()} for name, found in measured.items() for m in found]
-        print_json({"import_seconds": added, "cases": cases, "geometric_means": means})
+        shown = [
+            {"family": name, "title": t.title, "columns": [c.removeprefix(">") for c in t.columns], "rows": rows}
+            for name, t, rows in tables
+        ]
+        print_json({"import_seconds": added, "cases": cases, "tables": shown, "geometric_means": means})
     else:
+        for _, table, rows in tables:
+            print_line(f"{table.title}\n")
+            print_table(table.columns, [[_cell(value) for value in row] for row in rows])
+            print_line("")
         _print(measured, added, means)
     return 1 if added is not None and added > LARGEST_IMPORT else 0
 
@@ -118,6 +135,10 @@ def _print(measured: Mapping[str, list[Measurement]], added: float | None, means
             for family, mean in means.items()
         ]
         print_line(f"geometric mean of the ratios (of how many; above 1: ours is faster): {', '.join(told)}")
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def _seconds(value: float) -> str:

@@ -1,7 +1,7 @@
 """Blocks against their peers: interleaved medians of process CPU time, and their ratios.
 
-``benchmarks/<family>.py`` lists ``CASES``; ``pullback bench <family>`` measures them with the clock of the lab,
-:func:`pullback.lab.measure.race`.
+``benchmarks/<name>.py`` lists ``CASES``; ``pullback bench <name>`` measures them with the clock of the lab,
+:func:`pullback.lab.measure.race`. It may list ``TABLES`` too: what is measured in other units than time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib.util
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from typing import Any
 from pullback.core.checks import check_integer
 from pullback.lab.measure import race
 
-__all__ = ["Case", "Measurement", "geometric_mean", "import_cost", "load_cases", "measure"]
+__all__ = ["Case", "Measurement", "Table", "geometric_mean", "import_cost", "load_cases", "load_tables", "measure"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,25 @@ class Case:
     setup: Callable[[], Any]
     ours: Callable[[Any], Any]
     peers: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers that are no times, such as the bias of estimators.
+
+    Attributes:
+        title: what is measured, in a sentence.
+        columns: headings; one that begins with ``>`` is right-aligned.
+        rows: measures them: a string or a number a column.
+
+    Example:
+        >>> Table("squares", ("n", ">n^2"), lambda: [(n, n * n) for n in range(3)]).rows()
+        [(0, 0), (1, 1), (2, 4)]
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Callable[[], Sequence[Sequence[str | float]]]
 
 
 @dataclass(frozen=True)
@@ -129,21 +148,35 @@ def geometric_mean(found: Iterable[Measurement]) -> float | None:
 
 
 def load_cases(path: Path) -> list[Case]:
-    """Return the ``CASES`` of a benchmark file.
+    """Return the ``CASES`` of a benchmark file; none where it has ``TABLES`` only.
 
     Raises:
-        ValueError: the file has no ``CASES``.
+        ValueError: the file has neither.
     """
-    spec = importlib.util.spec_from_file_location(f"pullback_benchmarks_{path.stem}", path)
+    return list(_load(path).get("CASES", ()))
+
+
+def load_tables(path: Path) -> list[Table]:
+    """Return the ``TABLES`` of a benchmark file, often none.
+
+    Raises:
+        ValueError: the file has neither ``CASES`` nor ``TABLES``.
+    """
+    return list(_load(path).get("TABLES", ()))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    name = f"pullback_benchmarks_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    cases: Iterable[Case] | None = getattr(module, "CASES", None)
-    if cases is None:
+    found = vars(module)
+    if "CASES" not in found and "TABLES" not in found:
         raise ValueError(f"{path} has no CASES")
-    return list(cases)
+    return found
 
 
 _IMPORT = "import time, torch; start = time.process_time(); import pullback; print(time.process_time() - start)"
