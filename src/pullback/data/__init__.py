@@ -22,7 +22,8 @@ from pullback.data.speech import Prompt, prompts
 from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
 from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, letters, survival, wine
-from pullback.data.text import Verse, bible
+from pullback.data.text import Verse, bible, characters
+from pullback.data.views import image_views
 
 __all__ = [
     "SOURCES",
@@ -61,6 +62,7 @@ __all__ = [
     "cache_root",
     "calibration",
     "catalogue",
+    "characters",
     "circles",
     "diabetes",
     "digit_numbers",
@@ -72,6 +74,7 @@ __all__ = [
     "fashion_mnist",
     "fetch",
     "image_fragments",
+    "image_views",
     "is_present",
     "letters",
     "load",

@@ -19,7 +19,13 @@ from pullback.discrete.best_of_n import (
 from pullback.discrete.boundaries import bucketize, searchsorted
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
-from pullback.discrete.contrastive import info_nce, nearest_neighbour_accuracy, triplet_loss
+from pullback.discrete.contrastive import (
+    ViewSimilarities,
+    info_nce,
+    nearest_neighbour_accuracy,
+    triplet_loss,
+    view_similarities,
+)
 from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
 from pullback.discrete.estimator_statistics import estimator_statistics
@@ -108,6 +114,7 @@ __all__ = [
     "Trellis",
     "TrellisOutput",
     "Unique",
+    "ViewSimilarities",
     "abs",
     "alignment_curve",
     "all",
@@ -209,6 +216,7 @@ __all__ = [
     "triplet_loss",
     "trunc",
     "unique",
+    "view_similarities",
     "where",
     "win_probability",
     "win_rate",

@@ -87,8 +87,8 @@ def soft_swap(
         raise ValueError(f"a and b must broadcast, got {tuple(a.shape)} and {tuple(b.shape)}")
     check_scalar("steepness", steepness)
     check_choice("distribution", distribution, STEP_ERRORS)
-    _refuse_nan("a", a)
-    _refuse_nan("b", b)
+    refuse_nan("a", a)
+    refuse_nan("b", b)
     wide_a, wide_b = torch.broadcast_tensors(widen(a), widen(b))
     change = wide_b < wide_a
     low, high = torch.where(change, wide_b, wide_a), torch.where(change, wide_a, wide_b)
@@ -134,7 +134,7 @@ def comparators(n: int, network: str = "bitonic") -> tuple[Int[Tensor, "2 _"], .
     """
     check_integer("n", n, 1)
     check_choice("network", network, NETWORKS)
-    pairs, sizes = _layers(network, n)
+    pairs, sizes = layers_of(network, n)
     return pairs.split(sizes, dim=1)
 
 
@@ -200,8 +200,8 @@ def sorting_network(
     check_scalar("steepness", steepness)
     check_choice("distribution", distribution, STEP_ERRORS)
     check_choice("network", network, NETWORKS)
-    _refuse_nan("x", x)
-    pairs, sizes = _layers(network, x.shape[dim])
+    refuse_nan("x", x)
+    pairs, sizes = layers_of(network, x.shape[dim])
     step = partial(soft_step, distribution=distribution)
     learned = steepness if isinstance(steepness, Tensor) else None
     swaps = Swaps(pairs, sizes, step, distribution, 1.0 if learned is not None else float(steepness), hard)
@@ -211,7 +211,7 @@ def sorting_network(
     def rows() -> Tensor:
         # Formed anew for the matrix, so that values and matrix can each be sent backward on their own.
         plain = sign * widen(x).movedim(dim, -1)
-        return plain if learned is None else _steepened(plain, learned)
+        return plain if learned is None else steepened(plain, learned)
 
     def values() -> Tensor:
         sorted_rows = sorted_values(rows(), swaps)
@@ -226,7 +226,7 @@ def sorting_network(
     )
 
 
-def _steepened(x: Tensor, steepness: Tensor) -> Tensor:
+def steepened(x: Tensor, steepness: Tensor) -> Tensor:
     """Return ``steepness x``: a network of that steepness on ``x`` is one of steepness 1 on it, up to that factor."""
     finite = torch.isfinite(x)
     scaled = torch.where(finite, x, 0.0).double() * steepness.to(x.device, torch.float64)
@@ -242,12 +242,14 @@ def _flattened(values: Tensor, steepness: Tensor, x: Tensor, hard: bool) -> Tens
     return replace_gradient(exact, soft) if hard else soft
 
 
-def _refuse_nan(name: str, x: Tensor) -> None:
+def refuse_nan(name: str, x: Tensor) -> None:
+    """Refuse a NaN, where values may be looked at."""
     if not is_transformed(x) and bool(x.isnan().any()):
         raise ValueError(f"{name} must not be NaN, got nan at index {tuple(x.isnan().nonzero()[0].tolist())}")
 
 
-def _layers(network: str, n: int) -> tuple[Tensor, tuple[int, ...]]:
+def layers_of(network: str, n: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the wires ``[2, swaps]`` of a network and how many swaps each layer has."""
     # A tensor of its own for every call: one made and kept under a transform would belong to that transform.
     depth = (n - 1).bit_length()
     layers = n if network == "odd_even" else depth * (depth + 1) // 2
@@ -260,7 +262,7 @@ def _layers(network: str, n: int) -> tuple[Tensor, tuple[int, ...]]:
 
 
 # What torch.compiler.assume_constant_result does, which would import the compiler (over a second) with this module.
-_layers._dynamo_marked_constant = True  # type: ignore[attr-defined]
+layers_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

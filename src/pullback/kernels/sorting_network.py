@@ -19,7 +19,7 @@ from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import is_transformed
 from pullback.kernels.compiled import compiled
 
-__all__ = ["Swaps", "reference", "sorted_values", "sorting_matrix"]
+__all__ = ["Swaps", "mass_reference", "reference", "sorted_values", "sorting_mass", "sorting_matrix"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,14 @@ def sorting_matrix(x: Tensor, swaps: Swaps) -> Tensor:
     return result
 
 
+def sorting_mass(x: Tensor, swaps: Swaps, group: int) -> Tensor:
+    """Return ``[*batch, n]``: the sums of the matrix's columns over its last ``group`` rows, without the matrix."""
+    if not _is_compiled(x):
+        return mass_reference(x, swaps, group)
+    result: Tensor = _Mass.apply(x, swaps, group)
+    return result
+
+
 def reference(x: Tensor, swaps: Swaps, matrix: bool = False) -> Tensor:
     """Return the values, or the matrix, layer by layer in plain torch: the specification of the compiled form.
 
@@ -94,6 +102,33 @@ def reference(x: Tensor, swaps: Swaps, matrix: bool = False) -> Tensor:
             place = torch.where(change, other_place, place)
         x, mixed = soft, soft_mixed
     return mixed if matrix else x
+
+
+def mass_reference(x: Tensor, swaps: Swaps, group: int) -> Tensor:
+    """Return the masses in plain torch: the indicator of the places through the layers in reverse.
+
+    Each layer is a symmetric matrix, so that reversing their order transposes the product.
+    """
+    n = x.shape[-1]
+    layers = []
+    for pairs in swaps.pairs.split(swaps.sizes, dim=1):
+        low, high = pairs.to(x.device, torch.int64)
+        a, b = x[..., low], x[..., high]
+        difference = b - a
+        finite = torch.isfinite(swaps.steepness * difference)
+        wrong = b < a
+        difference = torch.where(finite, difference, 0.0)
+        weight = torch.where(finite, swaps.step(-swaps.steepness * difference), wrong.to(x.dtype))
+        layers.append((low, high, weight))
+        smaller = torch.where(finite, a + difference * weight, torch.where(wrong, b, a))
+        larger = torch.where(finite, b - difference * weight, torch.where(wrong, a, b))
+        x = x.index_copy(-1, low, smaller).index_copy(-1, high, larger)
+    # Connected to x even where it is constant, on a single wire.
+    mass = (torch.arange(n, device=x.device) >= n - group).to(x.dtype) + 0 * torch.where(x.isfinite(), x, 0.0)
+    for low, high, weight in reversed(layers):
+        moved = (mass[..., high] - mass[..., low]) * weight
+        mass = mass.index_add(-1, low, moved).index_add(-1, high, -moved)
+    return mass
 
 
 def _is_compiled(x: Tensor) -> bool:
@@ -145,7 +180,7 @@ class _Values(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, None]:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled() or is_transformed(cotangent):
-            return _through_reference(x, cotangent, ctx.swaps, matrix=False), None
+            return _backward_of(lambda x: reference(x, ctx.swaps), x, cotangent), None
         rows = _rows(cotangent)
         low, high = ctx.swaps.pairs
         out = torch.empty_like(rows)
@@ -175,7 +210,7 @@ class _Matrix(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         swaps: Swaps = ctx.swaps
         if torch.is_grad_enabled() or is_transformed(cotangent):
-            return _through_reference(x, cotangent, swaps, matrix=True), None
+            return _backward_of(lambda x: reference(x, swaps, matrix=True), x, cotangent), None
         loops = _loops()
         rows = _rows(x)
         low, high = (t.numpy() for t in swaps.pairs)
@@ -192,9 +227,38 @@ class _Matrix(torch.autograd.Function):
         return out.reshape(x.shape), None
 
 
-def _through_reference(x: Tensor, cotangent: Tensor, swaps: Swaps, matrix: bool) -> Tensor:
+class _Mass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, swaps: Swaps, group: int) -> Tensor:
+        rows = _rows(x)
+        low, high = swaps.pairs
+        needed = ctx.needs_input_grad[0]
+        _, (ctx.q, ctx.g, ctx.r) = _forward(rows, swaps, derivatives=3)
+        ctx.differences = torch.empty_like(ctx.g) if needed else ctx.g.new_empty(0, 0, 0)
+        out = torch.empty_like(rows)
+        _loops().mass(low.numpy(), high.numpy(), ctx.g.numpy(), group, ctx.differences.numpy(), out.numpy())
+        ctx.save_for_backward(x)
+        ctx.swaps, ctx.group = swaps, group
+        return out.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, None, None]:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or is_transformed(cotangent):
+            return _backward_of(lambda x: mass_reference(x, ctx.swaps, ctx.group), x, cotangent), None, None
+        loops, rows = _loops(), _rows(cotangent)
+        low, high = (t.numpy() for t in ctx.swaps.pairs)
+        injected = rows.new_empty(rows.shape[0], low.size)
+        arrays = [t.numpy() for t in (ctx.g, ctx.r, ctx.differences, injected)]
+        loops.mass_transposed(rows.numpy(), low, high, *arrays)
+        out = torch.empty_like(rows)
+        loops.transposed(torch.zeros_like(rows).numpy(), low, high, ctx.q.numpy(), injected.numpy(), out.numpy())
+        return out.reshape(x.shape), None, None
+
+
+def _backward_of(function: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor) -> Tensor:
     """The gradient as a differentiable function of ``x`` and ``cotangent``: double backward, batched cotangents."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        output = reference(x, swaps, matrix)
+        output = function(x)
     return torch.autograd.grad(output, x, cotangent, create_graph=create_graph)[0]

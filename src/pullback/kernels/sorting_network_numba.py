@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.polynomial import Chebyshev, Polynomial
 
-__all__ = ["KINDS", "decide", "forward", "matrix", "matrix_transposed", "transposed"]
+__all__ = ["KINDS", "decide", "forward", "mass", "mass_transposed", "matrix", "matrix_transposed", "transposed"]
 
 KINDS = {"logistic": 0, "cauchy": 1, "reciprocal": 2, "optimal": 3}
 
@@ -251,6 +251,54 @@ def matrix_transposed(cotangent: Any, low: Any, high: Any, g: Any, r: Any, decid
         for p in range(low.size):
             # The weight falls with the difference: dg/dd = -r.
             out[row, p] *= -r[row // _LANES, p, row % _LANES]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def mass(low: Any, high: Any, g: Any, group: Any, differences: Any, out: Any) -> None:
+    """Send the indicator of the last ``group`` places through the swaps in reverse: ``out`` ``[rows, n]``.
+
+    ``g`` are the weights of :func:`forward`. Unless it is empty, ``differences`` ``[blocks, swaps, lanes]`` keeps what
+    each swap mixed.
+    """
+    rows, n = out.shape
+    wires = np.empty((n, _LANES))
+    for block in range((rows + _LANES - 1) // _LANES):
+        first = block * _LANES
+        width = min(_LANES, rows - first)
+        for i in range(n):
+            wires[i, :] = 1.0 if i >= n - group else 0.0
+        for p in range(low.size - 1, -1, -1):
+            i, j = low[p], high[p]
+            for k in range(g.shape[2]):
+                difference = wires[j, k] - wires[i, k]
+                wires[i, k] += difference * g[block, p, k]
+                wires[j, k] -= difference * g[block, p, k]
+                if differences.size:
+                    differences[block, p, k] = difference
+        for lane in range(width):
+            for i in range(n):
+                out[first + lane, i] = wires[i, lane]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def mass_transposed(cotangent: Any, low: Any, high: Any, g: Any, r: Any, differences: Any, out: Any) -> None:
+    """Return ``out`` ``[rows, swaps]``, the cotangent of every ``b - a``, from that of :func:`mass` ``[rows, n]``."""
+    rows, n = cotangent.shape
+    wires = np.zeros((n, _LANES))
+    for block in range((rows + _LANES - 1) // _LANES):
+        first = block * _LANES
+        width = min(_LANES, rows - first)
+        for lane in range(width):
+            for i in range(n):
+                wires[i, lane] = cotangent[first + lane, i]
+        for p in range(low.size):
+            i, j = low[p], high[p]
+            for k in range(width):
+                difference = wires[j, k] - wires[i, k]
+                # The weight falls with the difference: dg/dd = -r.
+                out[first + k, p] = difference * differences[block, p, k] * r[block, p, k]
+                wires[i, k] += difference * g[block, p, k]
+                wires[j, k] -= difference * g[block, p, k]
 
 
 @njit(cache=True, nogil=True)
