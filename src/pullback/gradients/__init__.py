@@ -1,11 +1,15 @@
 """Probes of gradients: what audit measures with, each a function of its own."""
 
+from pullback.gradients.activations import interpolated_activation
 from pullback.gradients.activity import ActivityGradient, activity_forward_gradient
+from pullback.gradients.analog import AnalogLayer, leakage_to_std, reduce_precision, std_to_leakage
 from pullback.gradients.attribution import Attribution, integrated_gradients, shapley_values
 from pullback.gradients.estimator_error import EstimatorError, estimator_error
 from pullback.gradients.evolution import EvolutionGradient, evolution_gradient
 from pullback.gradients.forward import ForwardGradient, ForwardGradientDescent, forward_gradient
 from pullback.gradients.forward_rules import MissingRule, missing_forward_rules
+from pullback.gradients.gradient_noise import gradient_cosine, gradient_noise
+from pullback.gradients.horizon import GradientHorizon, gradient_horizon
 from pullback.gradients.impossibility import (
     AdversarialPair,
     OperatingCurve,
@@ -13,44 +17,67 @@ from pullback.gradients.impossibility import (
     hypothesis_test_curve,
 )
 from pullback.gradients.kinks import KINKS, kink_distance
+from pullback.gradients.landscape import LossSlice, loss_slice
 from pullback.gradients.local_behaviour import LocalBehaviour, local_behaviour
 from pullback.gradients.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from pullback.gradients.memory import SavedBytes, saved_bytes
+from pullback.gradients.profile import DerivativeProfile, SensitivityRanking, derivative_profile, sensitivity_ranking
 from pullback.gradients.proximal import ProximalSGD
 from pullback.gradients.rates import ConvergenceRate, convergence_rate, oscillation_amplitude
 from pullback.gradients.sharpness import Sharpness, sharpness
+from pullback.gradients.spectrum import JacobianSpectrum, jacobian_spectrum
+from pullback.gradients.variance import GradientVariance, gradient_variance
 
 __all__ = [
     "KINKS",
     "ActivityGradient",
     "AdversarialPair",
+    "AnalogLayer",
     "Attribution",
     "ConvergenceRate",
+    "DerivativeProfile",
     "EstimatorError",
     "EvolutionGradient",
     "ForwardGradient",
     "ForwardGradientDescent",
+    "GradientHorizon",
+    "GradientVariance",
+    "JacobianSpectrum",
     "LocalBehaviour",
+    "LossSlice",
     "LyapunovSpectrum",
     "MissingRule",
     "OperatingCurve",
     "ProximalSGD",
     "SavedBytes",
+    "SensitivityRanking",
     "Sharpness",
     "activity_forward_gradient",
     "adversarial_pair",
     "convergence_rate",
+    "derivative_profile",
     "estimator_error",
     "evolution_gradient",
     "forward_gradient",
+    "gradient_cosine",
+    "gradient_horizon",
+    "gradient_noise",
+    "gradient_variance",
     "hypothesis_test_curve",
     "integrated_gradients",
+    "interpolated_activation",
+    "jacobian_spectrum",
     "kink_distance",
+    "leakage_to_std",
     "local_behaviour",
+    "loss_slice",
     "lyapunov_spectrum",
     "missing_forward_rules",
     "oscillation_amplitude",
+    "reduce_precision",
     "saved_bytes",
+    "sensitivity_ranking",
     "shapley_values",
     "sharpness",
+    "std_to_leakage",
 ]

@@ -28,13 +28,18 @@ class ForwardGradient:
         value: the loss, a tensor without dimensions.
         gradient: name to estimate, shaped like the parameter: the mean over the directions.
         slopes: ``[K]`` directional derivatives of the loss, exact.
-        directions: name to the ``[K, *shape]`` directions; ``slopes[k] * directions[name][k]`` is one estimate.
+        directions: name to the ``[K, *shape]`` directions.
     """
 
     value: Float[Tensor, ""]
     gradient: dict[str, Tensor]
     slopes: Float[Tensor, " directions"]
     directions: dict[str, Tensor]
+
+    @property
+    def estimates(self) -> dict[str, Tensor]:
+        """Name to the ``[K, *shape]`` estimates, one a direction: ``slopes[k] * directions[name][k]``."""
+        return {name: self.slopes.to(v).view(-1, *[1] * (v.ndim - 1)) * v for name, v in self.directions.items()}
 
 
 def forward_gradient(
