@@ -62,7 +62,7 @@ def test_samples_follow_the_law_and_its_gradient() -> None:
 
 
 def test_it_is_a_distribution_of_torch() -> None:
-    law = discrete.RelaxedOneHot(torch.zeros(2, 1, 3), 0.5).expand((2, 4))
+    law = discrete.RelaxedOneHot(torch.zeros(2, 1, 3), 0.5, validate_args=True).expand((2, 4))
     assert (law.batch_shape, law.event_shape, law.has_rsample) == ((2, 4), (3,), True)
     assert law.sample((5,)).shape == (5, 2, 4, 3)
     assert not discrete.RelaxedOneHot(LOGITS.clone().requires_grad_(), 0.5).sample().requires_grad

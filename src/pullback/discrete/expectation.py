@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from pullback.core.checks import check_callable, check_choice, check_floating, check_integer
+from pullback.core.checks import check_callable, check_choice, check_floating, check_integer, check_scalar
 from pullback.core.shapes import Float, Int, Scalar, Tensor
 from pullback.discrete.estimators import CATEGORICAL_METHODS, categorical
 from pullback.discrete.sampling import check_outcome, check_rows, draw, gumbel_softmax
@@ -86,6 +86,7 @@ def expectation(
     """
     check_callable("f", f)
     check_choice("method", method, ESTIMATORS)
+    check_scalar("temperature", temperature, zero=True)
     if check_floating("logits", logits).ndim == 0:
         raise ValueError("logits must have a dimension of classes, got shape ()")
     check_rows("logits", logits, -1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.distributions import Distribution, constraints
 
-from pullback.core.checks import check_floating, check_scalar
+from pullback.core.checks import check_broadcast, check_floating, check_scalar, check_shape
 from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.core.transforms import can_look
 from pullback.discrete.sampling import check_rows, gumbel_noise
@@ -113,9 +113,10 @@ class RelaxedOneHot(Distribution):
 
         Raises:
             TypeError: ``value`` is not a floating tensor.
-            ValueError: a value lies outside the simplex (where arguments are validated).
+            ValueError: the shape does not fit, or a value lies outside the simplex (where arguments are validated).
         """
-        check_floating("value", value)
+        check_shape("value", check_floating("value", value), tuple(self.event_shape))
+        check_broadcast(value=tuple(value.shape[:-1]), logits=tuple(self.batch_shape))
         if self._validate_args and can_look(value):
             self._validate_sample(value.exp() if log else value)
         logits = torch.log_softmax(widen(self.logits), -1)

@@ -322,9 +322,13 @@ CONTRACTS = [
         lambda x, log_y, temperature: discrete.RelaxedOneHot(x, temperature).log_prob(log_y.log_softmax(-1), log=True),
         lambda g: [Call((_logits(g), 2 * _logits(g)), {"temperature": 0.7})],
         reference=lambda x, log_y, temperature: torch.distributions.RelaxedOneHotCategorical(
-            torch.tensor(temperature).double(), logits=x
+            torch.tensor(temperature, dtype=torch.float64), logits=x
         ).log_prob(log_y.softmax(-1)),
         scalars={"temperature": 0.7},
+        bad=[
+            Bad((_ZEROS, torch.zeros(2, 2), 1.0), {}, ValueError, r"value must have shape \(..., 3\), got \(2, 2\)"),
+            Bad((_ZEROS, torch.zeros(4, 3), 1.0), {}, ValueError, "value.* broadcast"),
+        ],
         large=(0,),
         large_limit=1e4,
         why="the density of what hardly happens is the logarithm of its distance: a sum of classes overflows half",
