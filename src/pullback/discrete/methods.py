@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -105,20 +106,29 @@ def _network_ranks(o: SortedInput) -> Tensor:
     return (p * torch.arange(p.shape[-1], dtype=p.dtype, device=p.device).unsqueeze(-1)).sum(-2)
 
 
-def _isotonic_values(o: SortedInput) -> Tensor:
+def _isotonic_values(o: SortedInput, *, entropic: bool = False) -> Tensor:
     temperature = o.temperature.double() if isinstance(o.temperature, Tensor) else o.temperature
     slope = 1 / temperature
     if o.spread is not None:
         slope = o.spread.double() / (temperature * o.spread_of_places())
     slope = slope.clamp(max=1e200) if isinstance(slope, Tensor) else min(slope, 1e200)
-    w = o.finite.double()
+    w, unit = o.finite.double(), 1.0
+    if entropic and o.spread is not None:  # exponentials are taken in units of the spread
+        unit = o.spread.double()
+        w, slope = w / unit, slope / unit
     z = _places(w) * slope
+    project = _project_negated if entropic else project_ascending
     if o.below is None or o.above is None:
-        return project_ascending(z, w).to(o.x.dtype)
+        return (unit * project(z, w)).to(o.x.dtype)
     # The infinite places differ so much from the finite ones that they are never pooled with them.
     infinite = o.below | o.above
     w = torch.where(o.below, 1e300, torch.where(o.above, -1e300, w))
-    return o.with_infinities(project_ascending(z, w).masked_fill(infinite, 0.0).to(o.x.dtype))
+    return o.with_infinities((unit * project(z, w).masked_fill(infinite, 0.0)).to(o.x.dtype))
+
+
+def _project_negated(z: Tensor, w: Tensor) -> Tensor:
+    """The entropic projection of the negated values, negated: it is not symmetric, and torchsort sorts so."""
+    return -project_ascending(z, -w.flip(-1), entropic=True).flip(-1)
 
 
 def _isotonic_ranks(o: SortedInput) -> Tensor:
@@ -126,6 +136,13 @@ def _isotonic_ranks(o: SortedInput) -> Tensor:
     unit = 1.0 if o.spread is None else o.spread_of_places()
     z = o.points(far=4.0 * o.x.shape[-1] + 4.0).double() * unit
     return o.to_items(project_ascending(z, _places(z)).to(o.x.dtype))
+
+
+def _entropic_ranks(o: SortedInput) -> Tensor:
+    # Places are counted from 1 while they are projected: 0 has no logarithm.
+    unit = 1.0 if o.spread is None else o.spread_of_places()
+    z = o.points(far=4.0 * o.x.shape[-1] + 4.0).double() * unit
+    return o.to_items(project_ascending(z, (_places(z) + 1).log(), entropic=True).expm1().to(o.x.dtype))
 
 
 def _places(z: Tensor) -> Tensor:
@@ -162,6 +179,11 @@ ORDERINGS: dict[str, OrderingMethod] = {
         mask=lambda o, k: o.to_items(capped(o.points(), k)),
         compiled_values=direct.ISOTONIC_VALUES,
         compiled_ranks=direct.ISOTONIC_RANKS,
+    ),
+    "isotonic_kl": OrderingMethod(
+        values=partial(_isotonic_values, entropic=True),
+        ranks=_entropic_ranks,
+        largest=lambda o: o.to_items(torch.softmax(o.points(), dim=-1)),
     ),
 }
 """Name -> method, in the order of the documentation."""

@@ -211,7 +211,8 @@ def argmax(
 
     ``"softsort"``: ``softmax(x / t)``. ``"neuralsort"``: ``softmax(((n - 1) x_j - sum_k |x_j - x_k|) / t)``.
     ``"sinkhorn"``, ``"network"``: the row of the doubly stochastic matrix. ``"isotonic"``: ``sparsemax(x / t)``, the
-    projection onto the simplex. All but ``"network"`` take O(n) memory.
+    projection onto the simplex; ``"isotonic_kl"``: its Kullback-Leibler form, ``softmax(x / t)``. All but
+    ``"network"`` take O(n) memory.
 
     Args:
         x: ``[*shape]`` floating, ``dim`` not empty. ``+inf`` wins, ties share.

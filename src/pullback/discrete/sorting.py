@@ -1,4 +1,4 @@
-"""Sort, argsort, rank and top-k with a gradient: torch's signatures, five methods (``methods.py`` has their table).
+"""Sort, argsort, rank and top-k with a gradient: torch's signatures, six methods (``methods.py`` has their table).
 
 At one temperature the methods differ in what they average:
 
@@ -7,10 +7,12 @@ At one temperature the methods differ in what they average:
 * ``"sinkhorn"``: the doubly stochastic form of softsort, an entropic transport plan. O(n log n).
 * ``"network"``: a bitonic network of soft swaps (Cauchy), steepness ``1 / t``. O(n log^2 n).
 * ``"isotonic"``: projection onto the permutahedron, exact pooling of neighbours. O(n log n), no matrix.
+* ``"isotonic_kl"``: the same with the Kullback-Leibler divergence in place of the Euclidean distance: values pool by
+  ``-log(mean(exp(-x)))``, ranks (from 1) by geometric shares of their sum, so that they stay positive. No matrix.
 
 ``t = temperature * std(x)`` along ``dim`` (over the finite entries, population form, 1 where all are equal), so that
 results depend neither on the units nor on the size of the input; ``scale=None`` makes the temperature absolute. For
-``"isotonic"`` it is relative to the spread of the places as well: at 1 evenly spread values are about to pool.
+the isotonic methods it is relative to the spread of the places as well: at 1 evenly spread values are about to pool.
 
 References:
     Prillo, Eisenschlos (2020), SoftSort. Grover, Wang, Zweig, Ermon (2019), Stochastic optimization of sorting networks
@@ -50,13 +52,14 @@ def sort(
         x: ``[*shape]`` floating; ``+-inf`` sort to the ends and take no part in the rest. Ties share their weights.
         dim: the dimension to sort.
         descending: largest first.
-        method: ``"softsort"``, ``"neuralsort"``, ``"sinkhorn"``, ``"network"`` or ``"isotonic"`` (see the module).
+        method: ``"softsort"``, ``"neuralsort"``, ``"sinkhorn"``, ``"network"``, ``"isotonic"`` or ``"isotonic_kl"``
+            (see the module).
         temperature: >= 0, in units of the spread of ``x`` along ``dim``, a number or a differentiable tensor without
             dimensions; 0 is ``torch.sort`` with its own gradient.
         scale: ``"std"`` (the standard deviation is part of the differentiated function), or ``None`` for an absolute
             temperature.
         hard: return ``torch.sort``'s values (and payload), bit for bit, with the gradient of the relaxation.
-        carry: ``[*shape, ...]`` floating payload to bring into the same order; not with ``"isotonic"``.
+        carry: ``[*shape, ...]`` floating payload to bring into the same order; not with the isotonic methods.
 
     Returns:
         :class:`Sorted`: ``values``, ``indices`` (hard, int64), ``permutation [*batch, n, n]`` and ``carried``. Only
@@ -103,7 +106,7 @@ def argsort(
 
     Args:
         x, dim, descending, temperature, scale: as in :func:`sort`; at temperature 0 the gradient is 0.
-        method: all but ``"isotonic"``, which has no matrix.
+        method: all but the isotonic ones, which have no matrix.
         places: ``(first, end)``, ``0 <= first <= end <= n``: form only these rows; all by default.
         hard: return the permutation matrix of ``torch.argsort`` with the gradient of the relaxation.
 
@@ -168,13 +171,13 @@ def rank(
 ) -> Float[Tensor, "*shape"]:
     """Return the soft place of every entry along ``dim``, from 0: the relaxation of ``argsort(argsort(x))``.
 
-    Tied entries share the mean of their places. The ranks of ``"sinkhorn"``, ``"network"`` and ``"isotonic"`` sum to
-    ``n (n - 1) / 2`` at every temperature, so their sum has gradient 0. Those of ``"isotonic"`` have a slope only where
-    neighbours pool: it trains at temperatures of about 1 and above.
+    Tied entries share the mean of their places. The ranks of ``"sinkhorn"``, ``"network"`` and the isotonic methods sum
+    to ``n (n - 1) / 2`` at every temperature, so their sum has gradient 0. Those of the isotonic methods have a slope
+    only where neighbours pool: they train at temperatures of about 1 and above.
 
     Args:
         x, dim, descending, temperature, scale: as in :func:`sort`; at temperature 0 the gradient is 0.
-        method: any of the five; all but ``"network"`` take O(n) memory.
+        method: any of the six; all but ``"network"`` take O(n) memory.
         hard: return the hard ranks (ties in the order of the items) with the gradient of the relaxation.
 
     Returns:

@@ -120,15 +120,32 @@ def isotonic_rank(x: Tensor) -> Tensor:
     return torch.zeros_like(x).scatter(-1, order, ordered - isotonic(ordered - _places(x)))
 
 
+def isotonic_kl_sort(x: Tensor) -> Tensor:
+    n, spread = x.shape[-1], width(x) / T
+    spread_of_places = ((n * n - 1) / 12) ** 0.5 if n > 1 else 1.0
+    z, w = _places(x) / (T * spread_of_places), -(x.sort(-1).values / spread).flip(-1)
+    return -spread * (z - entropic(z, w)).flip(-1)
+
+
+def isotonic_kl_rank(x: Tensor) -> Tensor:
+    ordered, order = (x * _unit(x)).sort(-1)
+    projected = ordered - entropic(ordered, (_places(x) + 1).log())
+    return torch.zeros_like(x).scatter(-1, order, projected.exp() - 1)
+
+
 def _sort_reference(method: str) -> Callable[..., Tensor]:
     if method == "isotonic":
         return isotonic_sort
+    if method == "isotonic_kl":
+        return isotonic_kl_sort
     return lambda x: (MATRICES[method](x) @ x.unsqueeze(-1)).squeeze(-1)
 
 
 def _rank_reference(method: str) -> Callable[..., Tensor]:
     if method == "isotonic":
         return isotonic_rank
+    if method == "isotonic_kl":
+        return isotonic_kl_rank
     if method == "softsort":
         return lambda x: (
             torch.softmax(-(x.unsqueeze(-1) - x.sort(-1).values.unsqueeze(-2)).abs() / width(x).unsqueeze(-1), -1)
@@ -207,6 +224,7 @@ def _add_k(bads: tuple[Bad, ...], k: int = 1) -> tuple[Bad, ...]:
 
 
 METHODS = tuple(discrete.ORDERINGS)
+WITH_MATRIX = tuple(name for name, method in discrete.ORDERINGS.items() if method.matrix is not None)
 _TABLE = [
     *(
         Contract(
@@ -245,7 +263,7 @@ _TABLE = [
             edges=Edges(_matrix, along=True) if m == METHODS[0] else None,
             bad=(*BAD, UNKNOWN, NO_MATRIX, *_BAD_PLACES),
         )
-        for m in METHODS[:-1]
+        for m in WITH_MATRIX
     ),
     Contract(
         "discrete.permutation_matrix",
@@ -295,7 +313,7 @@ _TABLE = [
                 Bad((torch.zeros(2), torch.tensor([1, 2])), {}, TypeError, "values must be a floating tensor"),
             ),
         )
-        for m in METHODS[:-1]
+        for m in WITH_MATRIX
     ),
     *(
         Contract(
