@@ -1,5 +1,6 @@
 """Probes of gradients: what audit measures with, each a function of its own."""
 
+from pullback.gradients import selective_ops
 from pullback.gradients.activations import interpolated_activation
 from pullback.gradients.activity import ActivityGradient, activity_forward_gradient
 from pullback.gradients.analog import AnalogLayer, leakage_to_std, reduce_precision, std_to_leakage
@@ -21,9 +22,11 @@ from pullback.gradients.landscape import LossSlice, loss_slice
 from pullback.gradients.local_behaviour import LocalBehaviour, local_behaviour
 from pullback.gradients.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from pullback.gradients.memory import SavedBytes, saved_bytes
+from pullback.gradients.needed import needed_for_backward
 from pullback.gradients.profile import DerivativeProfile, SensitivityRanking, derivative_profile, sensitivity_ranking
 from pullback.gradients.proximal import ProximalSGD
 from pullback.gradients.rates import ConvergenceRate, convergence_rate, oscillation_amplitude
+from pullback.gradients.selective import Conversion, restore, selective
 from pullback.gradients.sharpness import Sharpness, sharpness
 from pullback.gradients.spectrum import JacobianSpectrum, jacobian_spectrum
 from pullback.gradients.variance import GradientVariance, gradient_variance
@@ -35,6 +38,7 @@ __all__ = [
     "AnalogLayer",
     "Attribution",
     "ConvergenceRate",
+    "Conversion",
     "DerivativeProfile",
     "EstimatorError",
     "EvolutionGradient",
@@ -73,9 +77,13 @@ __all__ = [
     "loss_slice",
     "lyapunov_spectrum",
     "missing_forward_rules",
+    "needed_for_backward",
     "oscillation_amplitude",
     "reduce_precision",
+    "restore",
     "saved_bytes",
+    "selective",
+    "selective_ops",
     "sensitivity_ranking",
     "shapley_values",
     "sharpness",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,6 +17,8 @@ from torch import Tensor, nn
 from pullback.core.checks import check_callable
 
 __all__ = ["SavedBytes", "saved_bytes"]
+
+_NOT_THE_CALLER = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,18 @@ class SavedBytes:
         by_operation: bytes by the autograd node that saved them first, as ``{"ReluBackward0": 4096}``; a saved
             tensor that was an input of the graph is listed under the shape and dtype, as ``"input (4, 8)
             torch.float32"``.
+        by_layer: bytes by the module during whose ``forward`` they were saved first, as ``{"encoder.0": 4096}``: the
+            innermost one, by its name in ``fn``, by its class where it is no part of ``fn``, ``""`` outside of all.
+        by_line: bytes by the line that called, outside of torch, as ``{"train.py:12": 4096}`` with the file's full
+            path.
         output: what the function returned.
     """
 
     total: int
     count: int
     by_operation: dict[str, int]
+    by_layer: dict[str, int]
+    by_line: dict[str, int]
     output: Any
 
 
@@ -56,35 +69,64 @@ def saved_bytes(fn: Callable[..., Any], *args: Any, exclude: tuple[Tensor, ...] 
         >>> x = torch.zeros(4, 8, requires_grad=True)
         >>> saved_bytes(torch.exp, x).total  # exp keeps its output, 32 floats
         128
-        >>> saved_bytes(torch.nn.Linear(8, 2), x.detach()).total  # the weight's gradient needs the input
-        128
+        >>> model = nn.Sequential(nn.Linear(8, 2), nn.Tanh())
+        >>> saved_bytes(model, x.detach()).by_layer  # the weight's gradient needs the input; tanh keeps its output
+        {'0': 128, '1': 32}
 
     References:
         Bhatia, Dangel (2024), Lowering PyTorch's memory consumption for selective differentiation, arXiv 2404.12406.
     """
     check_callable("fn", fn)
     known: list[Tensor] = list(exclude)
+    names: dict[nn.Module, str] = {}
     if isinstance(fn, nn.Module):
         known += [*fn.parameters(), *fn.buffers()]
+        names = {module: name for name, module in fn.named_modules()}
     excluded = {t.untyped_storage().data_ptr() for t in known}
-    sizes: dict[int, tuple[int, str]] = {}
+    seen: set[int] = set()
     alive: list[Tensor] = []  # keeps every storage alive, so that an address is not used twice
+    operations, layers, lines = Counter[str](), Counter[str](), Counter[str]()
+    running: list[nn.Module] = []
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         address = storage.data_ptr()
         base = tensor._base if tensor._base is not None else tensor
-        if address not in excluded and not isinstance(base, nn.Parameter) and address not in sizes:
-            name = (
-                tensor.grad_fn.name() if tensor.grad_fn is not None else f"input {tuple(tensor.shape)} {tensor.dtype}"
-            )
-            sizes[address] = (storage.nbytes(), name)
+        if address not in excluded and not isinstance(base, nn.Parameter) and address not in seen:
+            seen.add(address)
             alive.append(tensor.detach())
+            leaf = f"input {tuple(tensor.shape)} {tensor.dtype}"
+            operations[leaf if tensor.grad_fn is None else tensor.grad_fn.name()] += storage.nbytes()
+            layer = "" if not running else names.get(running[-1], type(running[-1]).__name__)
+            layers[layer] += storage.nbytes()
+            lines[_calling_line(sys._getframe(1))] += storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with _followed(running), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = fn(*args, **kwargs)
-    by_operation: dict[str, int] = {}
-    for size, name in sizes.values():
-        by_operation[name] = by_operation.get(name, 0) + size
-    return SavedBytes(sum(size for size, _ in sizes.values()), len(sizes), by_operation, output)
+    return SavedBytes(operations.total(), len(seen), dict(operations), dict(layers), dict(lines), output)
+
+
+@contextmanager
+def _followed(running: list[nn.Module]) -> Iterator[None]:
+    """Keep the modules whose ``forward`` is under way, the innermost last."""
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        running.append(module)
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        running.pop()
+
+    hooks = nn.modules.module
+    with ExitStack() as stack:
+        stack.enter_context(hooks.register_module_forward_pre_hook(enter))
+        stack.enter_context(hooks.register_module_forward_hook(leave, always_call=True))
+        yield
+
+
+def _calling_line(frame: FrameType | None) -> str:
+    """Name the innermost line that is neither torch's nor of this family."""
+    while frame is not None and frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_CALLER):
+        frame = frame.f_back
+    assert frame is not None
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
