@@ -18,6 +18,7 @@ from pullback.discrete.best_of_n import (
 )
 from pullback.discrete.boundaries import bucketize, searchsorted
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
+from pullback.discrete.clusters import MappingRank, Matching, mapping_rank, match_clusters
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
 from pullback.discrete.contrastive import (
     ViewSimilarities,
@@ -28,6 +29,7 @@ from pullback.discrete.contrastive import (
 )
 from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
+from pullback.discrete.episodes import EpisodeAllocation, episode_loss
 from pullback.discrete.estimator_statistics import estimator_statistics
 from pullback.discrete.estimators import (
     CATEGORICAL_METHODS,
@@ -53,6 +55,7 @@ from pullback.discrete.logic import (
     masked_mean,
     where,
 )
+from pullback.discrete.memory import memory_read, memory_write
 from pullback.discrete.methods import ORDERINGS, OrderingMethod
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss, reordered_loss
@@ -81,6 +84,7 @@ from pullback.discrete.set_scorer import SetScorer
 from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, sort_by, topk
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
+from pullback.discrete.trees import HardForest, ResponseForest, SoftTree
 from pullback.discrete.trellis import Trellis, TrellisOutput
 
 __all__ = [
@@ -95,20 +99,26 @@ __all__ = [
     "CategoricalBottleneck",
     "Cumulative",
     "DiscreteVAE",
+    "EpisodeAllocation",
+    "HardForest",
     "Histogram",
     "KLEstimate",
     "Macs",
+    "MappingRank",
+    "Matching",
     "OrderingMethod",
     "OrderingMetrics",
     "Partition",
     "PlackettLuce",
     "RelaxedOneHot",
+    "ResponseForest",
     "Router",
     "Routing",
     "Sample",
     "Selection",
     "SemiSupervisedVAE",
     "SetScorer",
+    "SoftTree",
     "Sorted",
     "Swap",
     "Trellis",
@@ -140,6 +150,7 @@ __all__ = [
     "embedding",
     "entmax",
     "entmax15",
+    "episode_loss",
     "equal",
     "estimator_statistics",
     "exact_categorical_gradient",
@@ -170,12 +181,16 @@ __all__ = [
     "logical_or",
     "logical_xor",
     "lookup",
+    "mapping_rank",
     "masked_fill",
     "masked_mean",
+    "match_clusters",
     "max",
     "maximum",
     "median",
     "median_filter",
+    "memory_read",
+    "memory_write",
     "min",
     "minimum",
     "multinomial",

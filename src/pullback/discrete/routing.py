@@ -169,7 +169,7 @@ class Router(nn.Module):
         temperature = self.temperature if temperature is None else _temperature(self.method, temperature)
         if self.method == "subjective":
             check_shape("x", x, (self.experts,))
-            scores = -_losses(widen(x.detach()))
+            scores = -widen(x.detach()).nan_to_num(torch.inf, torch.inf, -torch.inf)
         else:
             if can_look(x):
                 check_finite("x", x)
@@ -305,6 +305,32 @@ def expected_macs(module: Callable[[Tensor], Any], x: Float[Tensor, "n *features
     return Macs(sum(costs) / len(costs), max(costs))
 
 
+def least_loss(
+    losses: Float[Tensor, "*batch n"], temperature: Scalar, name: str = "losses"
+) -> Float[Tensor, "*batch n"]:
+    """Return one-hot rows at the smallest loss, at a temperature > 0 ``softmax(-losses / temperature)``, detached.
+
+    NaN counts as infinite.
+
+    Raises:
+        ValueError: a row of ``name`` has no finite smallest entry, or ``temperature`` is negative or not finite.
+
+    Example:
+        >>> least_loss(torch.tensor([0.5, 0.1, torch.nan]), 0.0).tolist()
+        [0.0, 1.0, 0.0]
+    """
+    losses = widen(losses.detach())
+    losses = losses.masked_fill(losses.isnan(), torch.inf)
+    if can_look(losses) and losses.numel():
+        wrong = ~losses.amin(-1).isfinite()
+        if bool(wrong.any()):
+            row = tuple(int(i) for i in wrong.nonzero()[0])
+            raise ValueError(f"{name} must have a finite smallest entry in each row, got none in row {row}")
+    if is_hard(temperature, losses.dtype):
+        return torch.zeros_like(losses).scatter(-1, losses.argmin(-1, keepdim=True), 1.0)
+    return softmax(-losses, -1, temperature).detach()
+
+
 class _Certain:
     """In place of a generator: nothing is drawn."""
 
@@ -347,11 +373,9 @@ def _reinmax(scores: Tensor, k: int, temperature: Scalar, generator: Any) -> Rou
 
 
 def _subjective(scores: Tensor, k: int, temperature: Scalar, generator: Any) -> Routing:
+    probabilities = least_loss(-scores, temperature, "x")
+    # Equal probabilities, such as those of all that were not chosen, follow the losses.
     index = scores.topk(k, -1).indices
-    if is_hard(temperature, scores.dtype):
-        probabilities = torch.zeros_like(scores).scatter(-1, index[..., :1], 1.0)
-    else:
-        probabilities = softmax(scores, -1, temperature).detach()
     weights = probabilities.gather(-1, index)
     return Routing(weights / weights.sum(-1, keepdim=True), probabilities, index)
 
@@ -370,16 +394,6 @@ def _temperature(method: str, temperature: Scalar) -> Scalar:
     if method != "subjective" and is_hard(temperature):
         raise ValueError(f'temperature must be > 0 for "{method}", got {number}')
     return temperature
-
-
-def _losses(losses: Tensor) -> Tensor:
-    losses = losses.masked_fill(losses.isnan(), torch.inf)
-    if can_look(losses) and losses.numel():
-        wrong = ~losses.amin(-1).isfinite()
-        if bool(wrong.any()):
-            row = tuple(int(i) for i in wrong.nonzero()[0])
-            raise ValueError(f"x must have a finite smallest loss in each row, got none in row {row}")
-    return losses
 
 
 def _allowed(allowed: Tensor, scores: Tensor, k: int) -> Tensor:
