@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_callable, check_floating, check_integer, check_positive
+from pullback.core.checks import check_integer
+from pullback.gradients.perturbed import check_perturbed, directions, each
 
 __all__ = ["EvolutionGradient", "evolution_gradient"]
 
@@ -38,11 +38,13 @@ def evolution_gradient(
     smoothing: float,
     pairs: int,
     generator: torch.Generator,
+    chunk: int | None = None,
 ) -> EvolutionGradient:
     r"""Estimate the gradient of ``E_e L(p + s e)``, ``e ~ N(0, I)``, by antithetic pairs.
 
     ``g = 1 / (2 s K) sum_k (L(p + s e_k) - L(p - s e_k)) e_k``. It needs no derivative of ``L``, is unbiased for the
-    smoothed loss, and its variance is bounded by ``(range of L)^2 / s^2`` per pair, however chaotic ``L`` is.
+    smoothed loss, and however chaotic ``L`` is, the variance of one pair, summed over the ``n`` elements of all
+    parameters, is at most ``n (range of L)^2 / (4 s^2)``.
 
     Args:
         loss: maps parameters by name to a scalar.
@@ -50,17 +52,20 @@ def evolution_gradient(
         smoothing: ``s > 0``, in units of the parameters.
         pairs: ``K >= 2``.
         generator: of the directions.
+        chunk: how many pairs are evaluated at once, by ``torch.func.vmap``; ``None`` calls ``loss`` for one at a time,
+            which takes any Python function. The directions are the same.
 
     Returns:
         An :class:`EvolutionGradient`.
 
     Raises:
         TypeError: ``loss`` is not callable, or a parameter is not floating.
-        ValueError: ``smoothing`` or ``pairs`` is out of range, or the loss is not a scalar.
+        ValueError: ``smoothing``, ``pairs`` or ``chunk`` is out of range, there are no parameters, or the loss is not a
+            finite scalar.
 
     Example:
         >>> p = {"x": torch.tensor([3.0], dtype=torch.float64)}
-        >>> estimate = evolution_gradient(lambda q: q["x"].square().sum(), p, smoothing=0.1, pairs=2000,
+        >>> estimate = evolution_gradient(lambda q: q["x"].square().sum(), p, smoothing=0.1, pairs=2000, chunk=500,
         ...                               generator=torch.Generator().manual_seed(0))
         >>> bool((estimate.gradient["x"] - 6).abs() < 4 * estimate.standard_error["x"])
         True
@@ -69,35 +74,36 @@ def evolution_gradient(
         Nesterov, Spokoiny (2017), Random gradient-free minimization of convex functions.
         Metz, Freeman, Schoenholz, Kachman (2021), Gradients are not all you need, section 4.
     """
-    check_callable("loss", loss)
-    check_positive("smoothing", smoothing)
+    check_perturbed(loss, parameters, smoothing, chunk)
     check_integer("pairs", pairs, 2)
-    for name, tensor in parameters.items():
-        check_floating(f"parameters[{name!r}]", tensor)
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     mean = 0.0
+
+    def value(p: dict[str, Tensor]) -> Tensor:
+        found = loss(p)
+        if found.numel() != 1:
+            raise ValueError(f"loss must return a scalar, got shape {tuple(found.shape)}")
+        return found.reshape(())
+
     with torch.no_grad():
-        for _ in range(pairs):
-            noise = {
-                name: torch.randn(p.shape, generator=generator, dtype=p.dtype, device=generator.device).to(p.device)
-                for name, p in parameters.items()
-            }
-            plus = _scalar(loss({name: p + smoothing * noise[name] for name, p in parameters.items()}))
-            minus = _scalar(loss({name: p - smoothing * noise[name] for name, p in parameters.items()}))
-            mean += (plus + minus) / (2 * pairs)
+        for noise in directions(dict(parameters), pairs, chunk, generator):
+            plus, minus = (
+                _finite(each(value, chunk, {name: p + side * noise[name] for name, p in parameters.items()}))
+                for side in (smoothing, -smoothing)
+            )
+            mean += float((plus + minus).sum()) / (2 * pairs)
             slope = (plus - minus) / (2 * smoothing)
             for name, direction in noise.items():
-                total[name] += slope * direction / pairs
-                squares[name] += (slope * direction).square() / pairs
+                estimates = slope.reshape(-1, *(1,) * parameters[name].ndim).to(direction) * direction
+                total[name] += estimates.sum(0) / pairs
+                squares[name] += estimates.square().sum(0) / pairs
     error = {name: ((squares[name] - total[name].square()).clamp_min(0) / (pairs - 1)).sqrt() for name in parameters}
     return EvolutionGradient(total, error, mean, 2 * pairs)
 
 
-def _scalar(value: Tensor) -> float:
-    if value.numel() != 1:
-        raise ValueError(f"loss must return a scalar, got shape {tuple(value.shape)}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"loss must be finite at perturbed parameters, got {number}")
-    return number
+def _finite(values: Tensor) -> Tensor:
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        raise ValueError(f"loss must be finite at perturbed parameters, got {values[~finite][0].item()}")
+    return values
