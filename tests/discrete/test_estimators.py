@@ -290,3 +290,22 @@ def test_table_of_estimators() -> None:
     assert rows["quadratic, 6 classes", "ReinMax"][0] == "0.000"
     assert float(rows["quadratic, 6 classes", "straight-through"][0]) > 0.3
     assert all(rows[f, "score function"][0] == "0.000" for f, name in rows if name == "MuProp")
+
+
+def test_a_running_baseline_is_unbiased_and_saved_with_its_network() -> None:
+    logits, f = _double(4, seed=20), lambda d: 10 + _network(21)(d)
+    estimator = discrete.RunningBaseline(momentum=0.5)
+    first = estimator(f, logits, outcome=torch.tensor([1])).item()
+    second = estimator(f, logits, outcome=torch.tensor([2])).item()
+    assert estimator.mean.item() == pytest.approx(first / 4 + second / 2)
+    estimator.eval()
+    kept = estimator.mean.item()
+    error = estimator_statistics(estimator, f, logits)
+    assert estimator.mean.item() == kept
+    assert error.relative_bias < 1e-12
+    assert error.variance < estimator_statistics("score_function", f, logits).variance / 2
+    model = discrete.DiscreteVAE(4, 2, 3, estimator=discrete.RunningBaseline(7.0))
+    assert model.state_dict()["estimator.mean"].item() == 7
+    for bad in ({"momentum": 1.0}, {"momentum": -0.1}, {"start": math.inf}):
+        with pytest.raises(ValueError, match=r"momentum|start"):
+            discrete.RunningBaseline(**bad)

@@ -38,7 +38,7 @@ from pullback.discrete.estimators import (
     reinmax,
     straight_through_softmax,
 )
-from pullback.discrete.expectation import ESTIMATORS, exact_categorical_gradient, expectation
+from pullback.discrete.expectation import ESTIMATORS, RunningBaseline, exact_categorical_gradient, expectation
 from pullback.discrete.filters import median_filter, rank_filter
 from pullback.discrete.group_ordering import group_mass, group_ordering_loss
 from pullback.discrete.information_gain import information_gain
@@ -71,7 +71,9 @@ from pullback.discrete.score_function import BASELINES, score_function
 from pullback.discrete.selection import (
     Partition,
     argmax,
+    argmedian,
     argmin,
+    argquantile,
     kthvalue,
     max,
     median,
@@ -114,6 +116,7 @@ __all__ = [
     "ResponseForest",
     "Router",
     "Routing",
+    "RunningBaseline",
     "Sample",
     "Selection",
     "SemiSupervisedVAE",
@@ -130,7 +133,9 @@ __all__ = [
     "all",
     "any",
     "argmax",
+    "argmedian",
     "argmin",
+    "argquantile",
     "argsort",
     "bernoulli",
     "best_of_n",

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
-from pullback.core.checks import check_callable, check_choice, check_floating, check_integer, check_scalar
+from pullback.core.checks import check_callable, check_choice, check_floating, check_integer, check_range, check_scalar
 from pullback.core.shapes import Float, Int, Scalar, Tensor
 from pullback.discrete.estimators import CATEGORICAL_METHODS, categorical
 from pullback.discrete.sampling import check_outcome, check_rows, draw, gumbel_softmax
 from pullback.discrete.score_function import score_function
 from pullback.discrete.softness import widen
 
-__all__ = ["ESTIMATORS", "all_outcomes", "exact_categorical_gradient", "expectation", "log_probability"]
+__all__ = [
+    "ESTIMATORS",
+    "RunningBaseline",
+    "all_outcomes",
+    "exact_categorical_gradient",
+    "expectation",
+    "log_probability",
+]
 
 ESTIMATORS = (*CATEGORICAL_METHODS, "gumbel_softmax", "score_function", "leave_one_out", "muprop", "exact")
 """The estimators of :func:`expectation`."""
@@ -118,6 +127,59 @@ def expectation(
         return score_function(log_prob, reward, baseline="control", control=known).mean(0)
     linear, expected = _linearised(f, many, onehot, reward)
     return score_function(log_prob, reward, baseline="control", control=linear, expected=expected).mean(0)
+
+
+class RunningBaseline(nn.Module):
+    """The score function with a running mean of the values as baseline: an estimator with the signature of
+    :func:`expectation`.
+
+    Each call in training mode moves the mean, ``mean <- mean + (1 - momentum) (value - mean)``, after it was used. The
+    mean is a buffer: it is saved with the network that has the estimator as an attribute.
+
+    Args:
+        start: the mean before the first call, near the value to expect.
+        momentum: in ``[0, 1)``.
+
+    Raises:
+        ValueError: ``momentum`` is out of range, or ``start`` is not finite.
+
+    Example:
+        >>> estimator = RunningBaseline(momentum=0.5)
+        >>> estimator(lambda d: d.sum(-1) + 3, torch.zeros(2), generator=torch.Generator().manual_seed(0))
+        tensor(4.)
+        >>> estimator.mean
+        tensor(2.)
+
+    References:
+        Williams (1992), Simple statistical gradient-following algorithms, section 4.
+    """
+
+    mean: Tensor
+
+    def __init__(self, start: float = 0.0, *, momentum: float = 0.9) -> None:
+        super().__init__()
+        check_range("momentum", momentum, 0.0, 1.0)
+        if momentum == 1 or not math.isfinite(start):
+            raise ValueError(f"start must be finite and momentum below 1, got {start} and {momentum}")
+        self.momentum = momentum
+        self.register_buffer("mean", torch.tensor(float(start)))
+
+    def forward(
+        self,
+        f: Callable[[Tensor], Tensor],
+        logits: Float[Tensor, "*batch_variables n"],
+        *,
+        samples: int = 1,
+        generator: torch.Generator | None = None,
+        outcome: Int[Tensor, "samples *batch_variables"] | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        """Return the estimate, as :func:`expectation` does."""
+        known = self.mean.clone()  # the mean moves before the backward pass
+        options: dict[str, Any] = {"samples": samples, "generator": generator, "outcome": outcome}
+        value = expectation(f, logits, method="score_function", control=known, **options)
+        if self.training:
+            self.mean.lerp_(value.detach().mean().to(self.mean), 1 - self.momentum)
+        return value
 
 
 def exact_categorical_gradient(

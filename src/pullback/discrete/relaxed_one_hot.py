@@ -86,6 +86,13 @@ class RelaxedOneHot(Distribution):
         """Draw ``[*sample, *batch, k]`` with the gradients of logits and temperature."""
         return self.rsample_log(sample_shape, generator=generator).exp()
 
+    @torch.no_grad()
+    def sample(  # type: ignore[override]
+        self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*sample_batch k"]:
+        """Draw ``[*sample, *batch, k]`` without a gradient."""
+        return self.rsample(sample_shape, generator=generator)
+
     def rsample_log(
         self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "*sample_batch k"]:
