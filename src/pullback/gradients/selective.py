@@ -245,7 +245,7 @@ def _keeps_less(kind: type[nn.Module]) -> bool:
     dims = _SPACE.get(kind.__name__[-2:], ())
     options: dict[Callable[..., Any], tuple[int, ...]] = {
         **dict.fromkeys((_Conv, _ConvTranspose), (8, 8, 3)),
-        **{_BatchNorm: (8,), _LayerNorm: (64,), _GroupNorm: (1, 8), _MaxPool: (2,), _ReLU: (), _Dropout: ()},
+        **{_BatchNorm: (8,), _LayerNorm: (64,), _GroupNorm: (1, 64), _MaxPool: (2,), _ReLU: (), _Dropout: ()},
     }
     layer = kind(*options[_TWINS[kind].__bases__[0]]).requires_grad_(False)
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):

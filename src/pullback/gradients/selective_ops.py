@@ -23,8 +23,6 @@ References:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,14 +32,19 @@ from torch import Tensor
 from pullback.core.checks import check_floating, check_integer, check_positive, check_range
 from pullback.core.shapes import Float
 from pullback.core.transforms import transform_running
-from pullback.gradients.bits import pack_bits, unpack_bits
+from pullback.gradients import selective_functions as functions
+from pullback.gradients.selective_checks import (
+    Sizes,
+    check_convolution,
+    check_output,
+    check_parameters,
+    sizes,
+)
 
 __all__ = ["batch_norm", "conv", "conv_transpose", "dropout", "group_norm", "layer_norm", "max_pool", "relu"]
 
-Sizes = int | Sequence[int]
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def conv(
@@ -70,9 +73,8 @@ def conv(
         ``[*batch, out, *space]``.
 
     Raises:
-        TypeError: ``x`` or ``weight`` is not floating.
-        ValueError: ``weight`` has not 3 to 5 dimensions.
-        RuntimeError: shapes that torch refuses.
+        TypeError: ``x`` or ``weight`` is not floating, or their types differ.
+        ValueError: shapes do not fit, or an option is out of range.
 
     Example:
         >>> weight = torch.ones(1, 1, 3)  # frozen
@@ -80,14 +82,27 @@ def conv(
         >>> y.flatten().tolist()
         [1.0, 3.0, 6.0, 9.0, 7.0]
     """
-    dims = _dimensions(x, weight)
+    dims = check_convolution(x, weight, bias, groups, transposed=False)
+    stride = sizes("stride", stride, dims, 1)
+    dilation = sizes("dilation", dilation, dims, 1)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if isinstance(padding, str):
+        if padding not in ("same", "valid") or (padding == "same" and max(stride) > 1):
+            raise ValueError(f"padding must be numbers, 'valid', or 'same' with a stride of 1, got {padding!r}")
+    else:
+        padding = sizes("padding", padding, dims, 0)
+    both = (
+        [0] * dims if padding == "valid" else [r - 1 for r in reach] if padding == "same" else [2 * p for p in padding]
+    )
+    check_output([size + b - r for size, b, r in zip(x.shape[-dims:], both, reach, strict=True)], x)
     if _theirs(x, weight, bias):
         return _CONV[dims](x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
-    stride, dilation = _each(stride, dims), _each(dilation, dims)
     if isinstance(padding, str):
-        padding, x = _named_padding(padding, x, weight, stride, dilation)
+        if any(b % 2 for b in both):  # one more zero at the end than at the beginning
+            x = F.pad(x, [width for b in reversed(both) for width in (0, b % 2)])
+        padding = tuple(b // 2 for b in both)
     x, weight, bias = _lowered(x, weight, bias)
-    return _convolved(x, weight, bias, stride, _each(padding, dims), dilation, False, (0,) * dims, groups)
+    return _convolved(x, weight, bias, stride, padding, dilation, False, (0,) * dims, groups)
 
 
 def conv_transpose(
@@ -118,21 +133,24 @@ def conv_transpose(
         ``[*batch, out, *space]``.
 
     Raises:
-        TypeError: ``x`` or ``weight`` is not floating.
-        ValueError: ``weight`` has not 3 to 5 dimensions.
-        RuntimeError: shapes that torch refuses.
+        TypeError: ``x`` or ``weight`` is not floating, or their types differ.
+        ValueError: shapes do not fit, or an option is out of range.
 
     Example:
         >>> conv_transpose(torch.ones(1, 1, 2), torch.ones(1, 1, 2), stride=2).shape
         torch.Size([1, 1, 4])
     """
-    dims = _dimensions(x, weight)
+    dims = check_convolution(x, weight, bias, groups, transposed=True)
+    stride, dilation = sizes("stride", stride, dims, 1), sizes("dilation", dilation, dims, 1)
+    padding, output_padding = sizes("padding", padding, dims, 0), sizes("output_padding", output_padding, dims, 0)
+    if any(o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)):
+        raise ValueError(f"output_padding must be less than stride or dilation, got {output_padding}")
+    each = zip(x.shape[-dims:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True)
+    check_output([(size - 1) * s - 2 * p + d * (k - 1) + o for size, s, p, d, k, o in each], x)
     if _theirs(x, weight, bias):
-        function = _TRANSPOSED[dims]
-        return function(x, weight, bias, stride, padding, output_padding, groups, dilation)  # type: ignore[arg-type]
+        return _TRANSPOSED[dims](x, weight, bias, stride, padding, output_padding, groups, dilation)
     x, weight, bias = _lowered(x, weight, bias)
-    sizes = [_each(each, dims) for each in (stride, padding, dilation, output_padding)]
-    return _convolved(x, weight, bias, sizes[0], sizes[1], sizes[2], True, sizes[3], groups)
+    return _convolved(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
 def batch_norm(
@@ -164,9 +182,8 @@ def batch_norm(
         The shape of ``x``.
 
     Raises:
-        TypeError: ``x`` is not floating.
-        ValueError: ``eps`` is not > 0.
-        RuntimeError: shapes that torch refuses.
+        TypeError: ``x`` is not floating, or the types differ.
+        ValueError: ``eps`` is not > 0, or shapes do not fit.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
@@ -176,9 +193,14 @@ def batch_norm(
     """
     check_floating("x", x)
     check_positive("eps", eps)
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be [batch, channels, *space] with at least one of each, got {tuple(x.shape)}")
+    if not training and (running_mean is None or running_var is None):
+        raise ValueError("running_mean and running_var must be given where training=False")
+    check_parameters(x, (x.shape[1],), running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     if training or running_mean is None or running_var is None or _theirs(x, weight, bias):
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    result: Tensor = _BatchNorm.apply(x, running_mean, running_var, weight, bias, eps)
+    result: Tensor = functions.BatchNorm.apply(x, running_mean, running_var, weight, bias, eps)
     return result
 
 
@@ -217,9 +239,17 @@ def layer_norm(
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or tuple(x.shape[-len(shape) :]) != shape:
         raise ValueError(f"x must end in the dimensions {shape}, got shape {tuple(x.shape)}")
-    if _theirs(x, weight, bias):
+    if 0 in shape:
+        raise ValueError(f"x must have entries along the dimensions {shape} that are normalised, got {tuple(x.shape)}")
+    check_parameters(x, shape, weight=weight, bias=bias)
+    if torch.compiler.is_compiling() or (_theirs(x, weight, bias) and not transform_running()):
         return F.layer_norm(x, shape, weight, bias, eps)
-    normalised, _ = _Normalised.apply(_raised(x).flatten(-len(shape)), eps)
+    rows = _raised(x).flatten(-len(shape))
+    if transform_running():  # torch's own forgets in nested forward mode that mean and deviation depend on x
+        centred = rows - rows.mean(-1, keepdim=True)
+        normalised = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    else:
+        normalised, _ = functions.Normalised.apply(rows, eps)
     return _affine(normalised.view(x.shape), weight, bias)
 
 
@@ -255,12 +285,13 @@ def group_norm(
     check_floating("x", x)
     check_positive("eps", eps)
     check_integer("num_groups", num_groups, 1)
-    if x.ndim < 2 or x.shape[1] % num_groups:
+    if x.ndim < 2 or x.shape[1] % num_groups or 0 in x.shape[1:]:
         raise ValueError(f"x must have channels that {num_groups} groups divide, got shape {tuple(x.shape)}")
+    check_parameters(x, (x.shape[1],), weight=weight, bias=bias)
     if _theirs(x, weight, bias):
         return F.group_norm(x, num_groups, weight, bias, eps)
-    grouped = _raised(x).reshape(len(x), num_groups, -1)
-    normalised, _ = _Normalised.apply(grouped, eps)
+    grouped = _raised(x).reshape(len(x), num_groups, x.shape[1:].numel() // num_groups)
+    normalised, _ = functions.Normalised.apply(grouped, eps)
     weight, bias = (None if each is None else each.view(-1, *(1,) * (x.ndim - 2)) for each in (weight, bias))
     return _affine(normalised.view(x.shape), weight, bias)
 
@@ -287,7 +318,7 @@ def relu(x: Float[Tensor, "*shape"]) -> Tensor:
     check_floating("x", x)
     if _theirs(x):
         return x.relu()
-    result: Tensor = _ReLU.apply(x)
+    result: Tensor = functions.ReLU.apply(x)
     return result
 
 
@@ -314,7 +345,7 @@ def dropout(x: Float[Tensor, "*shape"], p: float = 0.5, training: bool = True) -
     check_range("p", p, 0, 1)
     if _theirs(x) or not training or p in (0, 1):
         return F.dropout(x, p, training)
-    result: Tensor = _Dropout.apply(x, p)
+    result: Tensor = functions.Dropout.apply(x, p)
     return result
 
 
@@ -347,8 +378,7 @@ def max_pool(
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: ``dims`` is not 1, 2 or 3.
-        RuntimeError: sizes that torch refuses.
+        ValueError: ``dims`` is not 1, 2 or 3, shapes do not fit, or an option is out of range.
 
     Example:
         >>> max_pool(torch.tensor([[[1.0, 4.0, 2.0, 3.0]]]), 2)
@@ -358,10 +388,22 @@ def max_pool(
     if dims is None:
         dims = x.ndim - 2 if isinstance(kernel_size, int) else len(kernel_size)
     check_integer("dims", dims, 1, 3)
-    options = (kernel_size, kernel_size if stride is None else stride, padding, dilation)
+    if x.ndim not in (dims + 1, dims + 2) or 0 in x.shape[-dims - 1 :]:
+        raise ValueError(f"x must be [*batch, channels, *space], space of {dims} dimensions, got {tuple(x.shape)}")
+    kernel = sizes("kernel_size", kernel_size, dims, 1)
+    options = (
+        kernel,
+        kernel if stride is None else sizes("stride", stride, dims, 1),
+        sizes("padding", padding, dims, 0),
+        sizes("dilation", dilation, dims, 1),
+    )
+    if any(2 * p > k for p, k in zip(options[2], kernel, strict=True)):
+        raise ValueError(f"padding must be at most half of kernel_size, got {options[2]} and {kernel}")
+    each = zip(x.shape[-dims:], *options, strict=True)
+    check_output([n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0) for n, k, s, p, d in each], x)
     if _theirs(x) or not x.requires_grad:
-        return _POOL[dims](x, *options, ceil_mode=ceil_mode)
-    result: Tensor = _MaxPool.apply(x, dims, options, ceil_mode)
+        return functions.POOLS[dims](x, *options, ceil_mode=ceil_mode)
+    result: Tensor = functions.MaxPool.apply(x, dims, options, ceil_mode)
     return result
 
 
@@ -370,18 +412,6 @@ def _theirs(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or transform_running() or not torch.is_grad_enabled():
         return True
     return not any(t.requires_grad for t in tensors if t is not None)
-
-
-def _each(size: Any, dims: int) -> tuple[int, ...]:
-    return (size,) * dims if isinstance(size, int) else tuple(size) * (dims if len(size) == 1 else 1)
-
-
-def _dimensions(x: Tensor, weight: Tensor) -> int:
-    check_floating("x", x)
-    check_floating("weight", weight)
-    if weight.ndim not in (3, 4, 5):
-        raise ValueError(f"weight must have 3 to 5 dimensions, got shape {tuple(weight.shape)}")
-    return weight.ndim - 2
 
 
 def _lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -406,148 +436,7 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x
 
 
-def _named_padding(
-    name: str, x: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[Sizes, Tensor]:
-    if name == "valid":
-        return 0, x
-    if name != "same":
-        raise ValueError(f"padding must be numbers, 'same' or 'valid', got {name!r}")
-    if any(s != 1 for s in stride):
-        raise ValueError(f"padding='same' needs a stride of 1, got {stride}")
-    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if any(t % 2 for t in total):  # one more zero at the end than at the beginning
-        x = F.pad(x, [width for t in reversed(total) for width in (0, t % 2)])
-    return tuple(t // 2 for t in total), x
-
-
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     batched = x if x.ndim == weight.ndim else x[None]
-    result: Tensor = _Convolution.apply(batched, weight, bias, *options)
+    result: Tensor = functions.Convolution.apply(batched, weight, bias, *options)
     return result if x.ndim == weight.ndim else result[0]
-
-
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-        need_x, need_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
-        ctx.shapes = x.shape, weight.shape, None if bias is None else bias.shape
-        ctx.options = options
-        return torch.convolution(x, weight, bias, *options)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        shapes = ctx.shapes
-        wanted = [shape is not None and need for shape, need in zip(shapes, ctx.needs_input_grad, strict=False)]
-        # What is not kept is not read: only its shape.
-        x = g.new_empty(1).expand(shapes[0]) if x is None else x
-        weight = g.new_empty(1).expand(shapes[1]) if weight is None else weight
-        found = torch.ops.aten.convolution_backward(g, x, weight, shapes[2], *ctx.options, wanted)
-        return *(each if want else None for each, want in zip(found, wanted, strict=True)), *(None,) * len(ctx.options)
-
-
-class _BatchNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Tensor:
-        need_x, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
-        ctx.save_for_backward(
-            x if need_weight else None,
-            mean if need_weight else None,
-            var if need_x or need_weight else None,
-            weight if need_x else None,
-        )
-        ctx.eps = eps
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, mean, var, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias = (ctx.needs_input_grad[place] for place in (0, 3, 4))
-        others = [dim for dim in range(g.ndim) if dim != 1]
-
-        def along_channels(each: Tensor) -> Tensor:
-            return each.to(g.dtype).view(-1, *(1,) * (g.ndim - 2))
-
-        rate = None if var is None else (var + ctx.eps).rsqrt()
-        grad_x = grad_weight = None
-        if need_x:
-            grad_x = g * along_channels(rate if weight is None else rate * weight)
-        if need_weight:
-            grad_weight = (g * (x - along_channels(mean))).sum(others) * rate
-        return grad_x, None, None, grad_weight, g.sum(others) if need_bias else None, None
-
-
-class _Normalised(torch.autograd.Function):
-    """Rows less their mean, over their standard deviation; also one over the latter, which backward needs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        normalised, _, rate = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-        rate = rate.to(x.dtype)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(normalised, rate)
-        return normalised, rate
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_rate: Tensor | None) -> tuple[Tensor | None, None]:  # type: ignore[override]
-        y, rate = ctx.saved_tensors
-        grad = None
-        if g is not None and torch.is_grad_enabled():
-            grad = (g - g.mean(-1, keepdim=True) - y * (g * y).mean(-1, keepdim=True)) * rate
-        elif g is not None:  # the same in one pass: of rows with mean 0 and deviation 1
-            zero, one = torch.zeros_like(rate), torch.ones_like(rate)
-            mask = [True, False, False]
-            grad = torch.ops.aten.native_layer_norm_backward(g, y, y.shape[-1:], zero, one, None, None, mask)[0] * rate
-        if g_rate is not None:  # of the derivative of that number, in second derivatives alone
-            part = -g_rate * rate.square() * y / y.shape[-1]
-            grad = part if grad is None else grad + part
-        return grad, None
-
-
-class _ReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        result = x.relu()
-        ctx.save_for_backward(pack_bits(result))
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
-        (bits,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(g, unpack_bits(bits, g), 0)  # type: ignore[no-any-return]
-
-
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        ctx.p = p
-        kept = torch.empty_like(x).bernoulli_(1 - p)
-        ctx.save_for_backward(pack_bits(kept))
-        return x * kept.div_(1 - p)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (bits,) = ctx.saved_tensors
-        return g * unpack_bits(bits, g).div_(1 - ctx.p), None
-
-
-class _MaxPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dims: int, options: tuple[Any, ...], ceil_mode: bool) -> Tensor:
-        result, places = _POOL[dims](x, *options, ceil_mode=ceil_mode, return_indices=True)
-        ctx.space = x.shape[-dims:]
-        size = math.prod(ctx.space)
-        ctx.save_for_backward(places.to(torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32))
-        return result  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (places,) = ctx.saved_tensors
-        dims = len(ctx.space)
-        flat = g.new_zeros(*g.shape[:-dims], math.prod(ctx.space))
-        grad = flat.scatter_add(-1, places.flatten(-dims).long(), g.flatten(-dims))
-        return grad.view(*g.shape[:-dims], *ctx.space), None, None, None
