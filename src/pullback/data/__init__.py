@@ -23,6 +23,7 @@ from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
 from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, letters, survival, wine
 from pullback.data.text import Verse, bible, characters
+from pullback.data.tints import Tinted, tinted
 from pullback.data.views import image_views
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Spirals",
     "StereoPair",
     "Table",
+    "Tinted",
     "Verse",
     "bayesian_network",
     "bible",
@@ -97,5 +99,6 @@ __all__ = [
     "solubility",
     "spirals",
     "survival",
+    "tinted",
     "wine",
 ]
