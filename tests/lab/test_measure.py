@@ -58,8 +58,21 @@ def test_a_ratio_is_taken_within_a_round() -> None:
 def test_short_calls_are_repeated_until_the_clock_can_see_them() -> None:
     clock = Clock()
     found = race({"a": clock.work("a", 1e-3)}, rounds=2, seconds=0.0505, clock=lambda: clock.now)
-    assert len(clock.worked) == 2 + 2 * 50
+    assert len(clock.worked) == 1 + (1 + 2 + 4 + 8 + 16) + 2 * 50, "doubled until a quarter of the time has passed"
     assert found["a"] == pytest.approx(1e-3)
+
+
+def test_a_clock_that_ticks_slowly_does_not_make_a_timing_long() -> None:
+    """Calls of 2 ms, and a clock that moves every 4 ms: the first call of all may seem to take no time."""
+    calls = 0
+
+    def work() -> None:
+        nonlocal calls
+        calls += 1
+
+    found = race({"x": work}, rounds=3, seconds=0.1, clock=lambda: 0.002 * calls // 0.004 * 0.004)
+    assert found["x"] == pytest.approx(0.002, rel=0.1)
+    assert calls < 400
 
 
 def test_measured_times_state_the_threads_and_reach_the_claim() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -129,14 +130,23 @@ def race(
     with _threads(threads):
         for name in names:
             contenders[name]()
-            once = timed(contenders[name], 1)
-            repeats[name] = max(1, min(_MOST_REPEATS, int(seconds / max(once, 1e-9))))
+            repeats[name] = _repeats(partial(timed, contenders[name]), seconds)
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 times[name].append(timed(contenders[name], repeats[name]))
     kept = {name: tuple(values) for name, values in times.items()}
     return Race(kept, threads, "time" if accelerated else "CPU time")
+
+
+def _repeats(timed: Callable[[int], float], seconds: float) -> int:
+    """How many calls take about ``seconds``; a clock that ticks slowly may not see a single one."""
+    count = 1
+    while True:
+        once = timed(count)
+        if count * once >= seconds / 4 or count == _MOST_REPEATS:
+            return max(1, min(_MOST_REPEATS, int(seconds / max(once, 1e-9))))
+        count = min(2 * count, _MOST_REPEATS)
 
 
 @contextmanager
