@@ -279,7 +279,7 @@ def _draw(lab: Lab, trellis: Trellis, test: tuple[Tensor, Tensor]) -> None:
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.grid(visible=False)
         axis.set(xticks=range(count), title=f"level {1 if axis is tables[0] else 2}", xlabel="expert")
-        axis.set_yticks(range(10), GARMENTS if axis is tables[0] else " " * 10)
+        axis.set_yticks(range(10), GARMENTS if axis is tables[0] and test[0].shape[-1] == 28 else " " * 10)
     places = [[4 * (node + 0.5) / count for node in range(count)] for count in (1, *LEVELS)]
     flows = first.bincount(minlength=2)[None], (4 * first + second).bincount(minlength=8).view(2, 4)
     for column, flow in enumerate(flows):
@@ -291,12 +291,7 @@ def _draw(lab: Lab, trellis: Trellis, test: tuple[Tensor, Tensor]) -> None:
             paths.text(column, height, number if column else "stem", bbox={"boxstyle": "round", "fc": "white"})
     paths.set(ylim=(0, 4), title="paths")
     paths.set_axis_off()
-    caption = (
-        "Share of each class of the test images that each expert gets, last replicate; the paths through the trellis, "
-        "as thick as the share of images that takes them."
-    )
+    caption = "Share of each class of the test images that an expert gets, and of all that take a path; last replicate."
     lab.figure("what goes where", figure, caption)
-    lab.curves(
-        "entropy of use", log=False, caption="Of the mean probabilities of the second router, as a share of log 4."
-    )
+    lab.curves("entropy of use", log=False, caption="Of mean probabilities of the second router, as a share of log 4.")
     lab.bars("test accuracy", caption="Accuracy on the test images.")
