@@ -96,6 +96,14 @@ def test_letters_are_a_capital_and_measurements() -> None:
     assert table["features"].tolist() == [[2, 15], [0, 1]]
 
 
+def test_characters_are_places_in_an_alphabet() -> None:
+    codes = data.characters("A wise-ox:\n B", "-abo")
+    assert "".join("-abo"[k] for k in codes.tolist()) == "a-o-b"
+    assert data.characters("xyz", "-").tolist() == [0]
+    with pytest.raises(ValueError, match="alphabet must have different characters, got 'aa'"):
+        data.characters("", "aa")
+
+
 def test_speech_keeps_the_recordings_that_have_a_text() -> None:
     def sound(samples: list[int]) -> bytes:
         file = io.BytesIO()

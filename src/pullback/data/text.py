@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import torch
+
+from pullback.core.shapes import Int, Tensor
 from pullback.data.cache import load
 from pullback.data.text_formats import split_strings
 
-__all__ = ["Verse", "bible"]
+__all__ = ["Verse", "bible", "characters"]
 
 
 class Verse(NamedTuple):
@@ -40,3 +43,28 @@ def bible() -> list[Verse]:
             raise ValueError(f"not a verse: {line[:40]!r}")
         verses.append(Verse(found[1], int(found[2]), int(found[3]), found[4]))
     return verses
+
+
+def characters(text: str, alphabet: str = " abcdefghijklmnopqrstuvwxyz") -> Int[Tensor, "n"]:
+    """Return the place in an alphabet of every character of a text in lower case.
+
+    Args:
+        text: any length.
+        alphabet: different characters; the first one stands for every run of others.
+
+    Returns:
+        ``[n]`` int64.
+
+    Raises:
+        ValueError: ``alphabet`` is empty or repeats a character.
+
+    Example:
+        >>> characters("In the be-").tolist()
+        [9, 14, 0, 20, 8, 5, 0, 2, 5, 0]
+    """
+    if not alphabet or len(set(alphabet)) != len(alphabet):
+        raise ValueError(f"alphabet must have different characters, got {alphabet!r}")
+    places = {character: place for place, character in enumerate(alphabet)}
+    other = f"[^{re.escape(alphabet[1:])}]+" if len(alphabet) > 1 else ".+"
+    reduced = re.sub(other, lambda run: alphabet[0], text.lower(), flags=re.DOTALL)
+    return torch.tensor([places[character] for character in reduced], dtype=torch.int64)
