@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.discrete import entmax15, gumbel_softmax, rank, reinmax, sort, sorting_network, sparsemax
+from pullback.discrete import (
+    entmax15,
+    group_ordering_loss,
+    gumbel_softmax,
+    rank,
+    reinmax,
+    sort,
+    sorting_network,
+    sparsemax,
+)
 from pullback.lab.bench import Case
 
 SIZES = (8, 32, 128, 1024, 10_000)
@@ -208,4 +217,41 @@ ORDER_CASES = [
     ],
 ]
 
-CASES = [*CHOICE_CASES, *NETWORK_CASES, *ORDER_CASES]
+
+def _groups() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    positives, negatives = (torch.rand(512, n, generator=g).requires_grad_() for n in (3, 10))
+    return positives, negatives
+
+
+def _group_ordering(groups: tuple[Tensor, Tensor]) -> None:
+    positives, negatives = groups
+    torch.autograd.grad(group_ordering_loss(positives, negatives, steepness=1.0), (positives, negatives))
+
+
+@cache
+def _diffsort_groups() -> Any:
+    import diffsort
+
+    return diffsort.DiffSortNet("odd_even", 13, steepness=math.pi, distribution="cauchy")
+
+
+def _diffsort_group_ordering(groups: tuple[Tensor, Tensor]) -> None:
+    positives, negatives = groups
+    ordered = torch.cat([negatives.sort(-1).values, positives.sort(-1).values], -1)
+    mass = _diffsort_groups()(ordered)[1][:, :, 10:].sum(2).clamp(0, 1)
+    belongs = (torch.arange(13) >= 10).to(mass).expand_as(mass)
+    loss = torch.nn.functional.binary_cross_entropy(mass, belongs)
+    torch.autograd.grad(loss, (positives, negatives))
+
+
+GROUP_CASES = [
+    Case(
+        "group ordering loss, forward+backward, 512 anchors, 3 positives, 10 negatives",
+        _groups,
+        _group_ordering,
+        {"diffsort": _diffsort_group_ordering},
+    ),
+]
+
+CASES = [*CHOICE_CASES, *NETWORK_CASES, *ORDER_CASES, *GROUP_CASES]
