@@ -23,12 +23,15 @@ from pullback.gradients.local_behaviour import LocalBehaviour, local_behaviour
 from pullback.gradients.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from pullback.gradients.memory import SavedBytes, saved_bytes
 from pullback.gradients.needed import needed_for_backward
+from pullback.gradients.permutation import permutation_importance
 from pullback.gradients.profile import DerivativeProfile, SensitivityRanking, derivative_profile, sensitivity_ranking
 from pullback.gradients.proximal import ProximalSGD
+from pullback.gradients.rank_correlation import rank_correlation
 from pullback.gradients.rates import ConvergenceRate, convergence_rate, oscillation_amplitude
 from pullback.gradients.selective import Conversion, restore, selective
 from pullback.gradients.sharpness import Sharpness, sharpness
 from pullback.gradients.spectrum import JacobianSpectrum, jacobian_spectrum
+from pullback.gradients.unrolled import unrolled_losses
 from pullback.gradients.variance import GradientVariance, gradient_variance
 
 __all__ = [
@@ -79,6 +82,8 @@ __all__ = [
     "missing_forward_rules",
     "needed_for_backward",
     "oscillation_amplitude",
+    "permutation_importance",
+    "rank_correlation",
     "reduce_precision",
     "restore",
     "saved_bytes",
@@ -88,4 +93,5 @@ __all__ = [
     "shapley_values",
     "sharpness",
     "std_to_leakage",
+    "unrolled_losses",
 ]

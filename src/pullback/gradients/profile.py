@@ -115,7 +115,7 @@ def derivative_profile(
         def value(t: Tensor) -> tuple[Tensor, ...]:
             return (loss(x + t * direction),)
 
-        taylor = value
+        taylor: Callable[[Tensor], tuple[Tensor, ...]] = value
         for _ in range(order):
             taylor = _with_derivative(taylor)
         return taylor(torch.zeros((), dtype=x.dtype, device=x.device))[1:]

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
-from pullback.gradients import derivative_profile, loss_slice, sensitivity_ranking
+from pullback.gradients import (
+    derivative_profile,
+    loss_slice,
+    permutation_importance,
+    rank_correlation,
+    sensitivity_ranking,
+)
 from tests.contracts.contract import Bad, Call, HigherOrder, Measurement
+from tests.contracts.law import seeded
 
 _MEASURED: dict[str, Any] = {
     **dict.fromkeys(("batched", "gradcheck", "gradgradcheck", "forward_mode", "vmap", "compile", "half"), False),
@@ -38,6 +46,22 @@ def _diagonal(x: Tensor) -> tuple[Tensor, Tensor]:
 def _ranked(profiles: Tensor) -> tuple[Tensor, ...]:
     mean, spread = profiles.mean(0), profiles.std(0)
     return mean.abs(), spread, torch.tensor(sorted(range(mean.numel()), key=lambda j: -abs(float(mean[j])))), mean
+
+
+def _tied(g: torch.Generator) -> list[Call]:
+    x, y = torch.randn(9, 3, generator=g, dtype=torch.float64), torch.randn(9, generator=g, dtype=torch.float64)
+    return [Call((x, y)), Call(((2 * x).round(), (2 * y).round()))]
+
+
+def _peer(x: Tensor, y: Tensor) -> Tensor:
+    return torch.tensor([spearmanr(column, y).statistic for column in x.T])
+
+
+def _permuted(x: Tensor) -> Tensor:
+    draws = seeded()
+    columns = [x[torch.randperm(len(x), generator=draws), j] for j in range(2)]
+    plain = (x[:, 0] * x[:, 1]).mean()
+    return torch.stack([(columns[0] * x[:, 1]).mean() - plain, (x[:, 0] * columns[1]).mean() - plain, 0 * plain])
 
 
 CONTRACTS = [
@@ -85,6 +109,33 @@ CONTRACTS = [
             Bad((_TWO,), {"slopes": torch.ones(2, 2)}, ValueError, r"slopes must have shape \(2, 3\), got \(2, 2\)"),
             Bad((_TWO.log() / 0,), {}, ValueError, "profiles must be finite"),
         ],
+    ),
+    Measurement(
+        "gradients.rank_correlation",
+        rank_correlation,
+        _tied,
+        reference=_peer,
+        bad=[
+            Bad((torch.ones(3), torch.ones(3)), {}, ValueError, r"columns must have shape \(n, d\) with n >= 2"),
+            Bad((torch.ones(1, 3), torch.ones(1)), {}, ValueError, "n >= 2, got"),
+            Bad((_TWO, torch.ones(3)), {}, ValueError, r"target must have the 2 rows of columns, got shape \(3,\)"),
+            Bad((_TWO, 3), {}, TypeError, "target must be a torch.Tensor"),
+            Bad((_TWO / 0, torch.ones(2)), {}, ValueError, "columns must be finite"),
+        ],
+    ),
+    HigherOrder(
+        "gradients.permutation_importance",
+        lambda f, x, **words: permutation_importance(f, x, generator=seeded(), **words),
+        _matrix,
+        given=lambda x: x[..., 0] * x[..., 1],
+        argument="loss",
+        reference=_permuted,
+        bad=[
+            Bad((torch.ones(3),), {}, ValueError, r"inputs must have shape \(rows, features\)"),
+            Bad((torch.ones(0, 3),), {}, ValueError, "with rows, got"),
+            Bad((_TWO,), {"repeats": 0}, ValueError, "repeats must be an integer >= 1"),
+        ],
+        **_MEASURED,
     ),
     HigherOrder(
         "gradients.loss_slice",
