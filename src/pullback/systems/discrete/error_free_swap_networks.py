@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pullback import data, discrete
 from pullback.lab import Arm, Lab, above, at_least, system
 
-SORT = {"distribution": "optimal", "network": "odd_even"}
+odd_even = partial(discrete.sorting_network, distribution="optimal", network="odd_even")
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,7 @@ def _goes_backward_softly(lab: Lab) -> None:
             jacobian = factor @ jacobian
             wires = wires.index_copy(0, low, torch.minimum(a, b).detach())
             wires = wires.index_copy(0, high, torch.maximum(a, b).detach())
-        options = {"steepness": 2.0, "distribution": "optimal", "network": network, "hard": True}
-        sort = partial(discrete.sorting_network, **options)
+        sort = partial(discrete.sorting_network, steepness=2.0, distribution="optimal", network=network, hard=True)
         found = torch.autograd.functional.jacobian(lambda x, sort=sort: sort(x).values, x)
         largest = max(largest, float((found - jacobian).abs().max()))
     lab.claim(
@@ -269,10 +268,10 @@ def _train(lab: Lab, config: Config, arm: Arm, name: str, task: Task, scorer: st
         scores, target = model(items), truth.argsort(-1)
         loss = torch.zeros(())
         if losses != "hard losses alone":
-            soft = discrete.sorting_network(scores, steepness=steepness, **SORT).permutation
+            soft = odd_even(scores, steepness=steepness).permutation
             loss = discrete.permutation_loss(soft, target)
         if losses != "soft":
-            hard = discrete.sorting_network(scores, steepness=steepness / 10, hard=True, **SORT).permutation
+            hard = odd_even(scores, steepness=steepness / 10, hard=True).permutation
             loss = loss + config.pixels * discrete.reordered_loss(hard, items, target)
         if losses == "hard losses alone":  # torch's cross entropy, as in the authors' code, pulls at wrong entries
             loss = loss + nn.functional.binary_cross_entropy(hard, nn.functional.one_hot(target).to(hard))
