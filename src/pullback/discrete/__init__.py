@@ -43,6 +43,7 @@ from pullback.discrete.filters import median_filter, rank_filter
 from pullback.discrete.group_ordering import group_mass, group_ordering_loss
 from pullback.discrete.information_gain import information_gain
 from pullback.discrete.isotonic import project_permutahedron
+from pullback.discrete.k_hot import k_hot_sample
 from pullback.discrete.logic import (
     all,
     any,
@@ -178,6 +179,7 @@ __all__ = [
     "info_nce",
     "information_gain",
     "isclose",
+    "k_hot_sample",
     "kthvalue",
     "less",
     "less_equal",
