@@ -41,8 +41,8 @@ def k_hot_sample(
 
     Raises:
         TypeError: ``logits`` is not a floating tensor, or ``k`` is no integer.
-        ValueError: ``k`` or ``temperature`` is out of range; ``logits`` has no dimensions; a row of logits is all ``-inf`` or has NaN or ``inf`` (not
-            checked under ``torch.func`` transforms and ``torch.compile``).
+        ValueError: ``k`` or ``temperature`` is out of range; ``logits`` has no dimensions; a row of logits is all
+            ``-inf`` or has NaN or ``inf`` (not checked under ``torch.func`` transforms and ``torch.compile``).
 
     Example:
         >>> logits = torch.tensor([5.0, 5.0, -5.0, -torch.inf])
