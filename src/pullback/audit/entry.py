@@ -13,11 +13,13 @@ from pullback.audit.judge.analysis import analyse
 from pullback.audit.judge.names import names_of
 from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.probe.chaos import chaos_finding
+from pullback.audit.probe.landscape import measure_landscape
 from pullback.audit.probe.probes import probe
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.remedy.rerun import Rerun
 from pullback.audit.remedy.search import with_remedies
+from pullback.audit.report.findings import Landscape
 from pullback.audit.report.report import Report
 from pullback.audit.trace.optimizers import Optimizers
 from pullback.audit.trace.records import tensors_in
@@ -34,6 +36,7 @@ def audit(
     loss: Callable[[Any], Tensor] | None = None,
     step: Callable[[Any], Any] | None = None,
     probes: str = "auto",
+    landscape: bool = False,
     budget: float = 60.0,
     ignore: Iterable[str] = (),
     libraries: bool = False,
@@ -60,6 +63,7 @@ def audit(
         probes: ``"auto"`` replays the function (same random numbers, state restored) where the trace alone cannot
             decide whether a stop matters; ``"all"`` also compares the whole gradient with that of the smoothed loss
             where nothing is suspect; ``"none"`` never runs it twice.
+        landscape: also run the function along its gradient and across it; the page of the report draws the loss.
         budget: seconds that the probes may take.
         ignore: places not to report, as ``"model.py:12"`` or ``"model.py"``.
         libraries: blame lines inside installed libraries instead of the line of the user that called them.
@@ -128,9 +132,28 @@ def audit(
     )
     if probes != "none":
         report = with_remedies(report, Rerun(program, tracer, ids, _names(program), state, opened), budget)
+    if landscape:
+        report = replace(report, landscape=_landscape(program, tracer, ids, state, budget, opened))
     chaos = chaos_finding(step, inputs[0]) if step is not None else None
     set_random_state(after)
     return report if chaos is None else replace(report, findings=(chaos, *report.findings))
+
+
+def _landscape(
+    program: Program,
+    tracer: Tracer,
+    wrt: set[int] | None,
+    state: tuple[Any, ...],
+    budget: float,
+    opened: list[Tensor],
+) -> Landscape | None:
+    for tensor in opened:
+        tensor.requires_grad_(True)
+    try:
+        return measure_landscape(program, tracer, wrt, state, budget)
+    finally:
+        for tensor in opened:
+            tensor.requires_grad_(False)
 
 
 def _run(program: Program, opened: list[Tensor], libraries: bool, state: tuple[Any, ...]) -> Tracer:

@@ -117,7 +117,7 @@ def _audit(options: argparse.Namespace) -> Report:
         "relax": options.relax,
     }
     if not options.is_script:
-        return _audit_function(options.target, options.inputs, shared)
+        return _audit_function(options.target, options.inputs, shared, drawn=options.html is not None)
     name = options.target if options.module is None else options.module
     try:
         by_module = options.module is not None
@@ -128,7 +128,7 @@ def _audit(options: argparse.Namespace) -> Report:
         raise
 
 
-def _audit_function(target: str, inputs: str | None, options: dict[str, Any]) -> Report:
+def _audit_function(target: str, inputs: str | None, options: dict[str, Any], *, drawn: bool) -> Report:
     """Import and audit; an error of the user's own code keeps its traceback."""
     from pullback.audit import audit_target, load_target
     from pullback.audit.report.tracebacks import user_traceback
@@ -137,7 +137,7 @@ def _audit_function(target: str, inputs: str | None, options: dict[str, Any]) ->
         for name in (target, inputs):
             if name is not None:
                 load_target(name)
-        return audit_target(target, inputs, **options)
+        return audit_target(target, inputs, landscape=drawn, **options)
     except Exception as error:
         wrong_name = isinstance(error, ValueError | TypeError | ModuleNotFoundError)
         if wrong_name and _raised_by(error, "pullback.audit.target"):

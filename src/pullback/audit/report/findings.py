@@ -16,6 +16,7 @@ is one of the strings "NaN", "Infinity" and "-Infinity"::
     silenced    int, findings silenced by `# audit: ok` or ignore=
     steps       int, backward passes audited
     error       str or null, the traceback of the user's code if it raised
+    landscape   null, or {offsets, along, across}: values of the loss, where they were asked for
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pullback.audit.report.numbers import from_json, json_value
 from pullback.audit.report.remedy import Remedy
 from pullback.core.choices import check_choice
 
-__all__ = ["KINDS", "SCHEMA_VERSION", "SEVERITIES", "Audited", "Finding", "LineRecord", "ParameterRecord"]
+__all__ = ["KINDS", "SCHEMA_VERSION", "SEVERITIES", "Audited", "Finding", "Landscape", "LineRecord", "ParameterRecord"]
 
 SCHEMA_VERSION = 1
 SEVERITIES = ("info", "warning", "error")
@@ -122,6 +123,21 @@ class ParameterRecord:
     blame: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Landscape:
+    """The loss around the trained tensors, as a whole.
+
+    Attributes:
+        offsets: steps from where they are, relative to the Euclidean norm of all trained numbers.
+        along: the loss there along the gradient; NaN where the program refused the values or time was up.
+        across: the loss along a random direction.
+    """
+
+    offsets: tuple[float, ...]
+    along: tuple[float, ...]
+    across: tuple[float, ...]
+
+
 @dataclass(frozen=True, repr=False)
 class Audited:
     """All that one audit found, as data; :class:`~pullback.audit.report.report.Report` adds the forms to read it in.
@@ -136,6 +152,7 @@ class Audited:
         silenced: findings silenced by ``# audit: ok`` or ``ignore=``.
         steps: backward passes audited.
         error: the traceback of the user's code if it raised, else ``None``.
+        landscape: the loss along its gradient and across it, where it was asked for.
     """
 
     target: str
@@ -147,6 +164,7 @@ class Audited:
     silenced: int = 0
     steps: int = 0
     error: str | None = None
+    landscape: Landscape | None = None
 
     @property
     def ok(self) -> bool:
@@ -202,6 +220,8 @@ class Audited:
             remedies = tuple(Remedy.from_dict({**r, "numbers": from_json(r["numbers"])}) for r in record["remedies"])
             return Finding(**{**fields(record), "remedies": remedies})
 
+        drawn = data.get("landscape")
+        landscape = drawn and Landscape(**{name: tuple(from_json(values)) for name, values in drawn.items()})
         return cls(
             target=data["target"],
             findings=tuple(map(finding, data["findings"])),
@@ -212,4 +232,5 @@ class Audited:
             silenced=data["silenced"],
             steps=data["steps"],
             error=data["error"],
+            landscape=landscape,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ def to_html(report: Audited) -> str:
         files=list(_files(report)),
         diagram=_diagram(report),
         marks=MARKS,
+        landscape=_landscape(report),
     )
 
 
@@ -183,6 +185,31 @@ def _diagram(report: Audited) -> dict[str, Any] | None:
         "box_height": height,
         "left_out": len(report.lines) - len(kept),
     }
+
+
+def _landscape(report: Audited) -> dict[str, Any] | None:
+    """Lay out the two lines of the loss as paths of an SVG; gaps where it is not finite."""
+    if report.landscape is None:
+        return None
+    lines = {"along the gradient": report.landscape.along, "along a random direction": report.landscape.across}
+    finite = [v for values in lines.values() for v in values if math.isfinite(v)]
+    if not finite:
+        return None
+    width, height, (low, high) = 520, 180, (min(finite), max(finite))
+    first, last = report.landscape.offsets[0], report.landscape.offsets[-1]
+    paths = {}
+    for name, values in lines.items():
+        path, pen = [], "M"
+        for offset, value in zip(report.landscape.offsets, values, strict=True):
+            if not math.isfinite(value):
+                pen = "M"
+                continue
+            x = (offset - first) / (last - first) * width
+            y = height * (0.5 if high == low else (high - value) / (high - low))
+            path.append(f"{pen}{x:.1f},{y:.1f}")
+            pen = "L"
+        paths[name] = " ".join(path)
+    return {"paths": paths, "width": width, "height": height, "low": low, "high": high, "extent": last}
 
 
 def _label(record: LineRecord) -> str:

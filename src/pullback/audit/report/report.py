@@ -36,6 +36,7 @@ class Report(Audited):
         silenced: findings silenced by ``# audit: ok`` or ``ignore=``.
         steps: backward passes audited.
         error: the traceback of the user's code if it raised, else ``None``.
+        landscape: the loss along its gradient and across it, where it was asked for.
 
     Example:
         >>> report = Report(target="f", steps=2)
