@@ -309,3 +309,19 @@ def test_a_running_baseline_is_unbiased_and_saved_with_its_network() -> None:
     for bad in ({"momentum": 1.0}, {"momentum": -0.1}, {"start": math.inf}):
         with pytest.raises(ValueError, match=r"momentum|start"):
             discrete.RunningBaseline(**bad)
+
+
+def test_bernoulli_given_its_outcome() -> None:
+    """The mixture over outcomes is the law of the relaxation: a logistic number over the temperature."""
+    p, n = 0.3, 40_000
+    outcome = torch.rand(n, generator=torch.Generator().manual_seed(0)) < p
+    x = torch.full((n,), p, dtype=torch.float64, requires_grad=True)
+    stream = torch.Generator().manual_seed(1)
+    soft = discrete.bernoulli(x, outcome=outcome, generator=stream)
+    assert torch.equal(soft > 0.5, outcome)
+    logistic = stats.logistic(loc=math.log(p / (1 - p)) / 0.5, scale=1 / 0.5)
+    assert stats.kstest(torch.logit(soft.detach()).numpy(), logistic.cdf).pvalue > 1e-4
+    for method in ("concrete", "straight_through"):
+        hard = discrete.bernoulli(x, method=method, hard=True, outcome=outcome.long(), generator=stream)
+        assert torch.equal(hard, outcome.double())
+        assert torch.autograd.grad(hard.sum(), x)[0].min() > 0

@@ -229,6 +229,7 @@ def bernoulli(
     temperature: Scalar = 0.5,
     hard: bool = False,
     generator: torch.Generator | None = None,
+    outcome: Shaped[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
     r"""Sample 0 or 1 with probability ``p`` of 1, with a gradient for ``p``.
 
@@ -241,14 +242,17 @@ def bernoulli(
         temperature: as in :func:`gumbel_softmax`.
         hard: return the exact sample, with the gradient of the relaxation.
         generator: torch's default one if ``None``.
+        outcome: ``[*shape]`` the exact sample, booleans or integers 0 and 1, for which the uniform is then drawn from
+            its law given it; drawn if ``None``.
 
     Returns:
         ``[*shape]`` in ``[0, 1]``.
 
     Raises:
-        TypeError: ``p`` is not a floating tensor.
-        ValueError: ``p`` is outside ``[0, 1]`` (not checked under ``torch.func`` transforms and ``torch.compile``),
-            ``temperature`` is negative or not finite, ``method`` is unknown.
+        TypeError: ``p`` is not a floating tensor, ``outcome`` is neither boolean nor integer.
+        ValueError: ``p`` is outside ``[0, 1]``, ``outcome`` has another shape or other values or cannot be (values are
+            not checked under ``torch.func`` transforms and ``torch.compile``), ``temperature`` is negative or not
+            finite, ``method`` is unknown.
 
     Example:
         >>> bernoulli(torch.tensor([0.0, 1.0]))
@@ -264,12 +268,37 @@ def bernoulli(
         raise ValueError(f"p must be in [0, 1], got minimum {p.min().item()} and maximum {p.max().item()}")
     wide = widen(p)
     uniform = _unfilled(wide, generator).uniform_(generator=generator).to(wide.device)
-    return _bernoulli(p, uniform, method, temperature, hard, frozen)
+    exact = None
+    if outcome is not None:
+        exact = _check_binary_outcome(outcome, p)
+        fixed = wide.detach()
+        uniform = torch.where(exact, fixed * uniform, fixed + (1 - fixed) * uniform)
+    return _bernoulli(p, uniform, method, temperature, hard, frozen, exact)
 
 
-def _bernoulli(p: Tensor, uniform: Tensor, method: str, temperature: Scalar, hard: bool, frozen: bool) -> Tensor:
+def _check_binary_outcome(outcome: Tensor, p: Tensor) -> Tensor:
+    if check_tensor("outcome", outcome).dtype not in (torch.bool, torch.int64, torch.int32):
+        raise TypeError(f"outcome must hold booleans or integers, got {outcome.dtype}")
+    if outcome.shape != p.shape:
+        raise ValueError(f"outcome must have the shape of p, {tuple(p.shape)}, got {tuple(outcome.shape)}")
+    if can_look(outcome) and bool(((outcome != 0) & (outcome != 1)).any()):
+        raise ValueError("outcome must be 0 or 1")
+    if can_look(outcome) and can_look(p) and bool(torch.where(outcome != 0, p <= 0, p >= 1).any()):
+        raise ValueError("outcome must not be of probability 0")
+    return outcome != 0
+
+
+def _bernoulli(
+    p: Tensor,
+    uniform: Tensor,
+    method: str,
+    temperature: Scalar,
+    hard: bool,
+    frozen: bool,
+    outcome: Tensor | None = None,
+) -> Tensor:
     wide = widen(p)
-    exact = (uniform < wide).to(p.dtype)
+    exact = (uniform < wide if outcome is None else outcome).to(p.dtype)
     if frozen or method == "straight_through":
         return replace_gradient(exact, torch.sign(p) if frozen else p)
     info = torch.finfo(wide.dtype)
