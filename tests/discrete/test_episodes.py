@@ -38,6 +38,18 @@ def test_only_the_chosen_model_learns_from_an_episode() -> None:
     assert all(model.weight.grad.any() for model in models)
 
 
+def test_models_without_an_episode_take_over_those_that_are_explained_worst() -> None:
+    """Model 0 is the best everywhere, by 0, 1, 4 and 9; the two others get the last two and nothing else."""
+    x = torch.zeros(4, 2)
+    y = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None].expand(4, 2)
+    found = episode_loss([torch.zeros_like, lambda t: t - 5, lambda t: t - 6], x, y, _squares, revive=True)
+    assert found.choice.tolist() == [0, 0, 0, 0]
+    assert found.weights.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    assert found.loss.item() == (0 + 1 + 8**2 + 8**2) / 4
+    kept = episode_loss([torch.zeros_like, lambda t: t + 3], x, y, _squares, revive=True)
+    assert kept.weights.argmax(1).equal(kept.choice), "every model has an episode"
+
+
 def test_a_model_that_diverged_is_not_chosen() -> None:
     x = torch.ones(2, 3)
     found = episode_loss([lambda t: t * math.nan, lambda t: t + 1], x, x, _squares)

@@ -39,6 +39,7 @@ def episode_loss(
     *,
     temperature: Scalar = 0.0,
     mask: Bool[Tensor, "episodes m"] | None = None,
+    revive: bool = False,
 ) -> EpisodeAllocation:
     r"""Allocate episodes to models by their own data, labels included, and return the loss of what was allocated.
 
@@ -57,6 +58,9 @@ def episode_loss(
             such as ``partial(cross_entropy, reduction="none")``; further dimensions are averaged.
         temperature: :math:`T` >= 0, a number or a tensor without dimensions; nothing is differentiated in it.
         mask: ``[episodes, m]``, which samples count, for episodes of unequal length.
+        revive: give each model that no episode would choose one of those with the largest loss, to learn from alone:
+            so a dead model takes over what another has to explain together with something else. For the beginning of
+            training, and for as many models as there are tasks.
 
     Returns:
         :class:`EpisodeAllocation`; the loss of no episodes is 0.
@@ -107,9 +111,19 @@ def episode_loss(
         columns.append(each.reshape(count, m, each[:1].numel() if len(each) else 1).mean(-1))
     losses = _mean(torch.stack(columns, -1), mask)
     weights = least_loss(losses, temperature, "the losses").to(losses.dtype)
+    choice = weights.argmax(-1)
+    if revive and count:
+        weights = _revived(weights, choice, losses.detach())
     chosen = torch.where(weights > 0, weights * losses, 0.0).sum(-1)
-    total = chosen.mean() if count else chosen.sum()
-    return EpisodeAllocation(total, weights.argmax(-1), losses, weights)
+    return EpisodeAllocation(chosen.mean() if count else chosen.sum(), choice, losses, weights)
+
+
+def _revived(weights: Tensor, choice: Tensor, losses: Tensor) -> Tensor:
+    """The episodes that are explained worst go to the models that explain none best."""
+    unused = (choice[:, None] != torch.arange(losses.shape[1], device=choice.device)).all(0).nonzero().flatten()
+    worst = losses.gather(1, choice[:, None]).flatten().argsort(descending=True)[: len(unused)]
+    one_hot = torch.zeros_like(weights[worst]).scatter(1, unused[: len(worst), None], 1.0)
+    return weights.index_copy(0, worst, one_hot)
 
 
 def _mean(samples: Tensor, mask: Tensor | None) -> Tensor:
