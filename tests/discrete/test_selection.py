@@ -164,3 +164,29 @@ def test_the_first_places_of_many_rows_form_no_square() -> None:
         discrete.argsort(scores, places=(500, 501), method="sinkhorn").square().sum().backward()
     assert rows.shape == (256, 5, 1000)
     assert made.elements <= 2 * rows.numel()
+
+
+@pytest.mark.parametrize("name", ["max", "min", "median", "argmax", "argmin", "argmedian"])
+def test_without_a_dimension_all_entries_are_taken_together(name: str) -> None:
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    block = getattr(discrete, name)
+    whole, flat = block(x, None), block(x.reshape(-1))
+    assert torch.equal(whole, flat.reshape(x.shape) if name.startswith("arg") else flat)
+    (gradient,) = torch.autograd.grad(whole.square().sum(), x)
+    assert gradient.shape == x.shape and gradient.isfinite().all()
+    exact = block(x, None, hard=True)
+    if name.startswith("arg"):
+        assert (exact * x).sum() == {"argmax": x.max(), "argmin": x.min(), "argmedian": x.median()}[name]
+    else:
+        assert exact == getattr(torch, name)(x)
+        assert block(x, None, True).shape == (1, 1)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "lower", "higher", "nearest", "midpoint"])
+@pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 1.0])
+def test_argquantile_weighs_the_entries_as_torch_does(q: float, interpolation: str) -> None:
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    places = discrete.argquantile(x, q, interpolation=interpolation, hard=True)
+    torch.testing.assert_close((places * x).sum(-1), x.quantile(q, -1, interpolation=interpolation))
+    soft = discrete.argquantile(x, q, interpolation=interpolation)
+    torch.testing.assert_close((soft * x).sum(-1), discrete.quantile(x, q, -1, interpolation=interpolation))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Request:
         temperature: a number, or a tensor whose gradient (or value under a transform) is wanted.
         relative: the temperature is in units of the standard deviation.
         is_hard: the temperature is 0.
+        flattened: the shape of an input all of whose entries are ordered together, else ``None``.
     """
 
     last: Tensor
@@ -43,6 +45,14 @@ class Request:
     temperature: Scalar
     relative: bool
     is_hard: bool
+    flattened: torch.Size | None = None
+
+    @classmethod
+    def over(cls, x: Tensor, dim: int | None, **options: Any) -> Request:
+        """As :meth:`of`, and for ``dim=None`` over all entries of ``x`` together."""
+        if dim is not None:
+            return cls.of(x, dim, **options)
+        return replace(cls.of(check_floating("x", x).reshape(-1), 0, **options), flattened=x.shape)
 
     @classmethod
     def of(
@@ -142,10 +152,28 @@ class Request:
         """Return ``[*batch, n]`` int64: the item at each place of the hard order."""
         return torch.sort(self.last.detach(), dim=-1, descending=descending, stable=True).indices
 
+    def rows(self, first: int = 0, end: int | None = None, *, descending: bool = False, hard: bool = False) -> Tensor:
+        """Return rows ``first .. end - 1`` of the permutation, ``[*batch, places, n]`` in the dtype of the input."""
+        n = self.size
+        end = n if end is None else end
+        exact = None
+        if hard or self.is_hard:
+            items = torch.arange(n, device=self.last.device)
+            exact = (self.indices(descending)[..., first:end].unsqueeze(-1) == items).to(self.dtype)
+        if exact is not None and self.is_hard:
+            return replace_gradient(exact, torch.sign(self.last).to(exact.dtype).unsqueeze(-2).expand_as(exact))
+        matrix = ordering_method(self.name, needed="matrix").matrix
+        assert matrix is not None
+        p = matrix(self.sorted, slice(n - end, n - first) if descending else slice(first, end))
+        p = (p.flip(-2) if descending else p).to(self.dtype)
+        return p if exact is None else replace_gradient(exact, p)
+
     def back(self, last: Tensor) -> Tensor:
         """Return ``[*batch, n]`` in the layout and, if it is floating, the dtype of the input."""
         if last.is_floating_point():
             last = last.to(self.dtype)
+        if self.flattened is not None:
+            return last.reshape(self.flattened)
         if self.dim is None:
             return last.squeeze(0)
         return last if self.dim == last.ndim - 1 else last.movedim(-1, self.dim)
@@ -153,4 +181,6 @@ class Request:
     def reduced(self, last: Tensor, keepdim: bool) -> Tensor:
         """Return ``[*batch]``, one value in place of the dimension, in the dtype of the input."""
         last = last.to(self.dtype)
+        if self.flattened is not None:
+            return last.reshape([1] * len(self.flattened) if keepdim else [])
         return last.unsqueeze(self.dim) if keepdim and self.dim is not None else last

@@ -1,7 +1,8 @@
 """Single places and subsets of an order with a gradient: max, median, quantile, masks, distributions over positions.
 
 Methods, ``temperature`` and ``scale`` are those of :mod:`pullback.discrete.sorting`. Values are places of the
-soft-sorted values; ``argmax`` and ``argmin`` return a distribution over positions, as an index carries no gradient.
+soft-sorted values; ``argmax``, ``argmin``, ``argmedian`` and ``argquantile`` return a distribution over positions, as
+an index carries no gradient.
 """
 
 from __future__ import annotations
@@ -11,19 +12,32 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_choice, check_floating, check_integer
+from pullback.core.checks import check_choice, check_floating, check_integer, check_positive
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.discrete.request import Request
 
-__all__ = ["Partition", "argmax", "argmin", "kthvalue", "max", "median", "min", "partition", "quantile", "soft_topk"]
+__all__ = [
+    "Partition",
+    "argmax",
+    "argmedian",
+    "argmin",
+    "argquantile",
+    "kthvalue",
+    "max",
+    "median",
+    "min",
+    "partition",
+    "quantile",
+    "soft_topk",
+]
 
 _INTERPOLATIONS = ("linear", "lower", "higher", "nearest", "midpoint")
 
 
 def max(
     x: Float[Tensor, "*shape"],
-    dim: int = -1,
+    dim: int | None = -1,
     keepdim: bool = False,
     *,
     method: str = "softsort",
@@ -35,7 +49,7 @@ def max(
 
     Args:
         x: ``[*shape]`` floating, ``dim`` not empty.
-        dim: the dimension to reduce.
+        dim: the dimension to reduce; ``None`` takes all entries together.
         keepdim: keep it with size 1.
         method, temperature, scale, hard: as in :func:`~pullback.discrete.sort`.
 
@@ -49,13 +63,13 @@ def max(
         >>> float(max(torch.tensor([1.0, 4.0, 2.0]), hard=True))
         4.0
     """
-    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
+    request = Request.over(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
     return _place(request, request.size - 1, keepdim, hard)
 
 
 def min(
     x: Float[Tensor, "*shape"],
-    dim: int = -1,
+    dim: int | None = -1,
     keepdim: bool = False,
     *,
     method: str = "softsort",
@@ -78,7 +92,7 @@ def min(
         >>> float(min(torch.tensor([1.0, 4.0, 2.0]), hard=True))
         1.0
     """
-    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
+    request = Request.over(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
     return _place(request, 0, keepdim, hard)
 
 
@@ -96,7 +110,8 @@ def kthvalue(
     """Return the ``k``-th smallest value along ``dim``, counted from 1 as torch does.
 
     Args:
-        x, dim, keepdim, method, temperature, scale, hard: as in :func:`max`.
+        x, keepdim, method, temperature, scale, hard: as in :func:`max`.
+        dim: the dimension to reduce.
         k: 1 <= k <= n.
 
     Returns:
@@ -116,7 +131,7 @@ def kthvalue(
 
 def median(
     x: Float[Tensor, "*shape"],
-    dim: int = -1,
+    dim: int | None = -1,
     keepdim: bool = False,
     *,
     method: str = "softsort",
@@ -139,7 +154,7 @@ def median(
         >>> float(median(torch.tensor([1.0, 4.0, 2.0, 3.0]), hard=True))
         2.0
     """
-    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
+    request = Request.over(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
     return _place(request, (request.size - 1) // 2, keepdim, hard)
 
 
@@ -187,20 +202,17 @@ def quantile(
     numbers = [float(level) for level in levels.reshape(-1)]
     if not numbers or not all(0 <= level <= 1 for level in numbers):
         raise ValueError(f"q must be one or more numbers in [0, 1], got {numbers}")
-    flat, at = (x.reshape(-1), 0) if dim is None else (x, dim)
-    request = Request.of(flat, at, method=method, temperature=temperature, scale=scale, empty=False)
+    request = Request.over(x, dim, method=method, temperature=temperature, scale=scale, empty=False)
     ordered = request.values(hard=hard)
-    parts = [_interpolate(ordered, level * (request.size - 1), interpolation) for level in numbers]
-    if dim is None:
-        parts = [part.to(x.dtype).reshape([1] * x.ndim if keepdim else []) for part in parts]
-    else:
-        parts = [request.reduced(part, keepdim) for part in parts]
+    parts = [
+        request.reduced(_interpolate(ordered, level * (request.size - 1), interpolation), keepdim) for level in numbers
+    ]
     return torch.stack(parts) if levels.ndim == 1 else parts[0]
 
 
 def argmax(
     x: Float[Tensor, "*shape"],
-    dim: int = -1,
+    dim: int | None = -1,
     *,
     method: str = "softsort",
     temperature: Scalar = 0.1,
@@ -216,7 +228,7 @@ def argmax(
 
     Args:
         x: ``[*shape]`` floating, ``dim`` not empty. ``+inf`` wins, ties share.
-        dim: the dimension of positions.
+        dim: the dimension of positions; ``None`` takes all entries together.
         method, temperature, scale: as in :func:`max`.
         hard: return the one-hot vector of ``torch.argmax`` with the gradient of the relaxation.
 
@@ -235,13 +247,13 @@ def argmax(
     References:
         Martins, Astudillo (2016), From softmax to sparsemax, for ``"isotonic"``.
     """
-    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="largest", empty=False)
+    request = Request.over(x, dim, method=method, temperature=temperature, scale=scale, needed="largest", empty=False)
     return _position(request, hard)
 
 
 def argmin(
     x: Float[Tensor, "*shape"],
-    dim: int = -1,
+    dim: int | None = -1,
     *,
     method: str = "softsort",
     temperature: Scalar = 0.1,
@@ -263,8 +275,85 @@ def argmin(
         >>> argmin(torch.tensor([1.0, 4.0, 2.0]), hard=True).tolist()
         [1.0, 0.0, 0.0]
     """
-    request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="largest", empty=False)
+    request = Request.over(x, dim, method=method, temperature=temperature, scale=scale, needed="largest", empty=False)
     return _position(request.negated(), hard)
+
+
+def argmedian(
+    x: Float[Tensor, "*shape"],
+    dim: int | None = -1,
+    *,
+    method: str = "softsort",
+    temperature: Scalar = 0.1,
+    scale: str | None = "std",
+    hard: bool = False,
+) -> Float[Tensor, "*shape"]:
+    """Return a distribution over the positions along ``dim`` in place of the index of the median: the middle row of the
+    permutation, of an even number of rows the lower one, as in ``torch.median``.
+
+    Args:
+        x, dim, temperature, scale: as in :func:`argmax`.
+        method: all but the isotonic ones, which have no matrix.
+        hard: return the one-hot vector of the median's position (of ties the one that comes in the middle when they
+            stay in their order) with the gradient of the relaxation.
+
+    Returns:
+        ``[*shape]``: non-negative, sums to 1 along ``dim``.
+
+    Raises:
+        TypeError, IndexError, ValueError: as in :func:`max`.
+
+    Example:
+        >>> argmedian(torch.tensor([1.0, 4.0, 2.0]), hard=True).tolist()
+        [0.0, 0.0, 1.0]
+    """
+    request = Request.over(x, dim, method=method, temperature=temperature, scale=scale, needed="matrix", empty=False)
+    middle = (request.size - 1) // 2
+    return request.back(request.rows(middle, middle + 1, hard=hard).squeeze(-2))
+
+
+def argquantile(
+    x: Float[Tensor, "*shape"],
+    q: float,
+    dim: int | None = -1,
+    *,
+    interpolation: str = "linear",
+    method: str = "softsort",
+    temperature: Scalar = 0.1,
+    scale: str | None = "std",
+    hard: bool = False,
+) -> Float[Tensor, "*shape"]:
+    """Return a distribution over the positions along ``dim`` in place of the index of a quantile: row ``q (n - 1)`` of
+    the permutation, between rows interpolated.
+
+    For the methods that average rows of ``x`` its product with ``x`` is :func:`quantile`.
+
+    Args:
+        x, dim, temperature, scale: as in :func:`argmax`.
+        q: a number in [0, 1].
+        interpolation: as in :func:`quantile`.
+        method: all but the isotonic ones, which have no matrix.
+        hard: return the one-hot vectors of the hard order, so interpolated, with the gradient of the relaxation.
+
+    Returns:
+        ``[*shape]``: non-negative, sums to 1 along ``dim``.
+
+    Raises:
+        TypeError, IndexError, ValueError: as in :func:`max`, ``q`` is outside [0, 1], or ``interpolation`` is unknown.
+
+    Example:
+        >>> argquantile(torch.tensor([1.0, 4.0, 2.0]), 0.75, hard=True).tolist()
+        [0.0, 0.5, 0.5]
+    """
+    check_choice("interpolation", interpolation, _INTERPOLATIONS)
+    check_positive("q", q, zero=True)
+    if q > 1:
+        raise ValueError(f"q must be in [0, 1], got {q}")
+    request = Request.over(x, dim, method=method, temperature=temperature, scale=scale, needed="matrix", empty=False)
+    position = q * (request.size - 1)
+    first = math.floor(position)
+    rows = request.rows(first, math.ceil(position) + 1, hard=hard)
+    return request.back(_interpolate(rows.movedim(-2, -1), position, interpolation, first))
 
 
 def soft_topk(
@@ -363,15 +452,18 @@ def _place(request: Request, place: int, keepdim: bool, hard: bool) -> Tensor:
     return request.reduced(request.values(hard=hard).select(-1, place), keepdim)
 
 
-def _interpolate(ordered: Tensor, position: float, interpolation: str) -> Tensor:
-    low, high = math.floor(position), math.ceil(position)
+def _interpolate(ordered: Tensor, position: float, interpolation: str, first: int = 0) -> Tensor:
+    """Return what is at a fractional place of ``ordered [..., places]``, whose places are counted from ``first``."""
+    low, high = math.floor(position) - first, math.ceil(position) - first
     if interpolation == "lower" or low == high:
         return ordered[..., low]
     if interpolation == "higher":
         return ordered[..., high]
     if interpolation == "nearest":
-        return ordered[..., round(position)]
-    return torch.lerp(ordered[..., low], ordered[..., high], 0.5 if interpolation == "midpoint" else position - low)
+        return ordered[..., round(position) - first]
+    return torch.lerp(
+        ordered[..., low], ordered[..., high], 0.5 if interpolation == "midpoint" else position - low - first
+    )
 
 
 def _position(request: Request, hard: bool) -> Tensor:

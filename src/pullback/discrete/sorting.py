@@ -28,7 +28,6 @@ import torch
 from pullback.core.checks import check_floating, check_integer
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Scalar, Tensor
-from pullback.discrete.methods import ordering_method
 from pullback.discrete.request import Request
 from pullback.discrete.result import Sorted
 
@@ -125,11 +124,12 @@ def argsort(
     """
     request = Request.of(x, dim, method=method, temperature=temperature, scale=scale, needed="matrix")
     if places is None:
-        return _matrix(request, descending, hard)
+        return request.rows(descending=descending, hard=hard)
     if not isinstance(places, tuple) or len(places) != 2:
         raise ValueError(f"places must be two integers, got {places!r}")
     end = check_integer("places[1]", places[1], 0, request.size)
-    return _matrix(request, descending, hard, check_integer("places[0]", places[0], 0, end), end)
+    first = check_integer("places[0]", places[0], 0, end)
+    return request.rows(first, end, descending=descending, hard=hard)
 
 
 def permutation_matrix(
@@ -244,7 +244,7 @@ def topk(
     return Sorted(
         first(ordered.values, dim),
         lambda: first(ordered.indices, dim),
-        lambda: _matrix(request, largest, hard, 0, k),
+        lambda: request.rows(0, k, descending=largest, hard=hard),
     )
 
 
@@ -290,26 +290,9 @@ def _sorted(request: Request, descending: bool, hard: bool, carry: Tensor | None
     return Sorted(
         request.back(request.values(descending, hard)),
         lambda: request.back(request.indices(descending)),
-        lambda: _matrix(request, descending, hard),
+        lambda: request.rows(descending=descending, hard=hard),
         None if carry is None else _carried(request, carry, descending, hard),
     )
-
-
-def _matrix(request: Request, descending: bool, hard: bool, first: int = 0, end: int | None = None) -> Tensor:
-    """Return the rows ``first .. end - 1`` of the permutation, ``[*batch, places, n]`` in the dtype of the input."""
-    n = request.size
-    end = n if end is None else end
-    exact = None
-    if hard or request.is_hard:
-        items = torch.arange(n, device=request.last.device)
-        exact = (request.indices(descending)[..., first:end].unsqueeze(-1) == items).to(request.dtype)
-    if exact is not None and request.is_hard:
-        return replace_gradient(exact, torch.sign(request.last).to(exact.dtype).unsqueeze(-2).expand_as(exact))
-    matrix = ordering_method(request.name, needed="matrix").matrix
-    assert matrix is not None
-    p = matrix(request.sorted, slice(n - end, n - first) if descending else slice(first, end))
-    p = (p.flip(-2) if descending else p).to(request.dtype)
-    return p if exact is None else replace_gradient(exact, p)
 
 
 def _hard_ranks(request: Request, descending: bool) -> Tensor:

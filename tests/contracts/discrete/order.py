@@ -166,6 +166,11 @@ def _last_row(method: str) -> Callable[..., Tensor]:
     return lambda x: MATRICES[method](x)[..., -1, :]
 
 
+def _row(matrix: Tensor, place: float) -> Tensor:
+    low = int(place)
+    return torch.lerp(matrix[..., low, :], matrix[..., min(low + 1, matrix.shape[-1] - 1), :], place - low)
+
+
 def _hard_rank(x: Tensor) -> Tensor:
     return x.argsort(-1).argsort(-1)
 
@@ -335,6 +340,25 @@ _TABLE = [
         hard=lambda x: torch.nn.functional.one_hot(x.argmin(-1), x.shape[-1]),
         edges=Edges(lambda x, dim: _one_of(x, dim, False), along=True, empty="x must not be empty along dim"),
         bad=BAD,
+    ),
+    *(
+        Contract(
+            f"discrete.{name}",
+            partial(getattr(discrete, name), **{"temperature": T, **options}),
+            _samples,
+            reference=lambda x, p=place: _row(softsort(x), p(x.shape[-1])),
+            hard=lambda x, p=place: _row(_one_hot_argsort(x).to(x.dtype), p(x.shape[-1])),
+            edges=Edges(
+                lambda x, dim, p=place: _row(_matrix(x, dim), p(x.shape[dim])).movedim(-1, dim) if x.ndim else x + 1,
+                along=True,
+                empty="x must not be empty along dim",
+            ),
+            bad=(*BAD, UNKNOWN, NO_MATRIX, Bad((torch.zeros(0),), {}, ValueError, "x must not be empty along dim -1")),
+        )
+        for name, options, place in (
+            ("argmedian", {}, lambda n: (n - 1) // 2),
+            ("argquantile", {"q": 0.3}, lambda n: 0.3 * (n - 1)),
+        )
     ),
     *(
         Contract(
