@@ -17,6 +17,7 @@ from pullback.discrete.best_of_n import (
     win_rate,
 )
 from pullback.discrete.boundaries import bucketize, searchsorted
+from pullback.discrete.branching import BranchingLayer, BranchingNetwork, Search, grouping_score, search_branching
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
 from pullback.discrete.clusters import MappingRank, Matching, mapping_rank, match_clusters
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
@@ -29,6 +30,7 @@ from pullback.discrete.contrastive import (
 )
 from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
+from pullback.discrete.energy import EnergyInterpreter, Explanation, StructuredEnergy, margin_energy_loss, mask_recovery
 from pullback.discrete.episodes import EpisodeAllocation, episode_loss
 from pullback.discrete.estimator_statistics import estimator_statistics
 from pullback.discrete.estimators import (
@@ -99,10 +101,14 @@ __all__ = [
     "RAMPS",
     "STEP_ERRORS",
     "AlignmentCurve",
+    "BranchingLayer",
+    "BranchingNetwork",
     "CategoricalBottleneck",
     "Cumulative",
     "DiscreteVAE",
+    "EnergyInterpreter",
     "EpisodeAllocation",
+    "Explanation",
     "HardForest",
     "Histogram",
     "KLEstimate",
@@ -119,11 +125,13 @@ __all__ = [
     "Routing",
     "RunningBaseline",
     "Sample",
+    "Search",
     "Selection",
     "SemiSupervisedVAE",
     "SetScorer",
     "SoftTree",
     "Sorted",
+    "StructuredEnergy",
     "Swap",
     "Trellis",
     "TrellisOutput",
@@ -170,6 +178,7 @@ __all__ = [
     "greater_equal",
     "group_mass",
     "group_ordering_loss",
+    "grouping_score",
     "gumbel_noise",
     "gumbel_softmax",
     "heaviside",
@@ -189,6 +198,8 @@ __all__ = [
     "logical_xor",
     "lookup",
     "mapping_rank",
+    "margin_energy_loss",
+    "mask_recovery",
     "masked_fill",
     "masked_mean",
     "match_clusters",
@@ -219,6 +230,7 @@ __all__ = [
     "rewind_and_repeat_log_prob",
     "round",
     "score_function",
+    "search_branching",
     "searchsorted",
     "sign",
     "soft_step",
