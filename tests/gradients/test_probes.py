@@ -52,7 +52,7 @@ def test_bad_arguments_of_the_spectrum(words: dict, error: type[Exception], matc
 
 
 def test_a_step_that_changes_form_or_breaks_is_named() -> None:
-    with pytest.raises(ValueError, match="step must keep shape"):
+    with pytest.raises(ValueError, match="step must return the shape of state"):
         lyapunov_spectrum(lambda x: x[:1], torch.zeros(2), steps=2)
     with pytest.raises(ValueError, match="not finite after step 2"):
         lyapunov_spectrum(lambda x: x * 1e20, torch.ones(1), steps=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pullback.dynamics.adjoints import ADJOINTS
+from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, rk4_step
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.events import Event
@@ -35,9 +36,13 @@ __all__ = [
     "PlanarFlow",
     "ResidualBlock",
     "Tableau",
+    "colliding_discs",
     "convergence_order",
+    "double_pendulum",
     "duffing",
+    "lorenz",
     "lotka_volterra",
     "odeint",
+    "rk4_step",
     "van_der_pol",
 ]

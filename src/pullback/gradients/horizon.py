@@ -13,6 +13,7 @@ from torch import Tensor
 from pullback.core.checks import check_callable, check_integer
 from pullback.gradients.lyapunov import lyapunov_spectrum
 from pullback.gradients.perturbed import directions
+from pullback.gradients.unrolled import unrolled_losses
 from pullback.gradients.variance import GradientVariance, gradient_variance
 
 __all__ = ["GradientHorizon", "gradient_horizon"]
@@ -117,17 +118,12 @@ def gradient_horizon(
     check_integer("trajectories", trajectories, 2)
     if check_integer("max_steps", max_steps, 2 * every) % every:
         raise ValueError(f"max_steps must be a multiple of every, got max_steps={max_steps}, every={every}")
-    if inputs is not None and len(inputs) != max_steps:
-        raise ValueError(f"inputs must have one entry a step, {max_steps}, got {len(inputs)}")
     start = state if callable(state) else lambda p: state
 
     def losses(p: dict[str, Tensor]) -> Tensor:
-        x, found = start(p), []
-        for t in range(max_steps):
-            x = step(x, p) if inputs is None else step(x, p, inputs[t])
-            if (t + 1) % every == 0:
-                found.append(loss(x).reshape(()))
-        return torch.stack(found)
+        return unrolled_losses(
+            lambda x, *drive: step(x, p, *drive), loss, start(p), steps=max_steps, every=every, inputs=inputs
+        )
 
     options: dict[str, Any] = {"samples": samples, "smoothing": smoothing, "generator": generator, "chunk": chunk}
     backprop = gradient_variance(losses, parameters, estimator="reparam", **options)

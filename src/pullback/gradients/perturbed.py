@@ -22,14 +22,15 @@ def check_perturbed(
 
     Raises:
         TypeError: ``loss`` is not callable, or a parameter is not floating.
-        ValueError: there are no parameters, or ``smoothing`` or ``chunk`` is out of range.
+        ValueError: there are no parameters, one is empty, or ``smoothing`` or ``chunk`` is out of range.
     """
     check_callable("loss", loss)
     check_positive("smoothing", smoothing)
     if not parameters:
         raise ValueError("parameters must hold at least one tensor")
     for name, tensor in parameters.items():
-        check_floating(f"parameters[{name!r}]", tensor)
+        if not check_floating(f"parameters[{name!r}]", tensor).numel():
+            raise ValueError(f"parameters[{name!r}] must not be empty, got shape {tuple(tensor.shape)}")
     if chunk is not None:
         check_integer("chunk", chunk, 1)
 

@@ -62,7 +62,7 @@ def jacobian_spectrum(
 
     Raises:
         TypeError: ``step`` is not callable, or ``state`` or its result holds something else than floating tensors.
-        ValueError: ``count`` or ``iterations`` is out of range.
+        ValueError: ``count`` or ``iterations`` is out of range, or the Jacobian is not finite.
 
     Example:
         >>> stretch = torch.tensor([3.0, 1.0, 0.5])
@@ -98,7 +98,10 @@ def jacobian_spectrum(
     width = min(count + OVERSAMPLING, inner.size, outer.size)
     place = drawing_device(generator, inner.device)
     start = torch.randn(inner.size, width, generator=generator, dtype=wide, device=place).to(inner.device)
-    q = torch.linalg.qr(pushed(start)).Q
+    image = pushed(start)
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("the Jacobian of step must be finite at state")
+    q = torch.linalg.qr(image).Q
     for _ in range(iterations):
         q = torch.linalg.qr(pushed(torch.linalg.qr(pulled(q)).Q)).Q
     right, values, _ = torch.linalg.svd(pulled(q), full_matrices=False)
