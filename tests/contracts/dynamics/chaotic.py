@@ -94,6 +94,7 @@ CONTRACTS = [
             Bad((torch.rand(2, 2, 2),), {"contacts": 0}, ValueError, "contacts must be an integer >= 1, got 0"),
         ],
         batched=False,
+        vmap=False,
         large=(),
         why="positions lie in the unit box; batches are in the samples and in tests/dynamics",
     ),
