@@ -21,6 +21,12 @@ from pullback.discrete.branching import BranchingLayer, BranchingNetwork, Search
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
 from pullback.discrete.clusters import MappingRank, Matching, mapping_rank, match_clusters
 from pullback.discrete.comparisons import equal, greater, greater_equal, isclose, less, less_equal, not_equal
+from pullback.discrete.continual import (
+    ClassStream,
+    ContinualMetrics,
+    class_incremental_stream,
+    continual_metrics,
+)
 from pullback.discrete.contrastive import (
     ViewSimilarities,
     info_nce,
@@ -31,6 +37,7 @@ from pullback.discrete.contrastive import (
 from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
 from pullback.discrete.energy import EnergyInterpreter, Explanation, StructuredEnergy, margin_energy_loss, mask_recovery
+from pullback.discrete.ensemble import KeyedEnsemble, Vote, key_loss, score_loss, sinkhorn_topk
 from pullback.discrete.episodes import EpisodeAllocation, episode_loss
 from pullback.discrete.estimator_statistics import estimator_statistics
 from pullback.discrete.estimators import (
@@ -104,6 +111,8 @@ __all__ = [
     "BranchingLayer",
     "BranchingNetwork",
     "CategoricalBottleneck",
+    "ClassStream",
+    "ContinualMetrics",
     "Cumulative",
     "DiscreteVAE",
     "EnergyInterpreter",
@@ -112,6 +121,7 @@ __all__ = [
     "HardForest",
     "Histogram",
     "KLEstimate",
+    "KeyedEnsemble",
     "Macs",
     "MappingRank",
     "Matching",
@@ -137,6 +147,7 @@ __all__ = [
     "TrellisOutput",
     "Unique",
     "ViewSimilarities",
+    "Vote",
     "abs",
     "alignment_curve",
     "all",
@@ -156,7 +167,9 @@ __all__ = [
     "ceil",
     "choose",
     "clamp",
+    "class_incremental_stream",
     "comparators",
+    "continual_metrics",
     "count",
     "cummax",
     "cummin",
@@ -189,6 +202,7 @@ __all__ = [
     "information_gain",
     "isclose",
     "k_hot_sample",
+    "key_loss",
     "kthvalue",
     "less",
     "less_equal",
@@ -230,9 +244,11 @@ __all__ = [
     "rewind_and_repeat_log_prob",
     "round",
     "score_function",
+    "score_loss",
     "search_branching",
     "searchsorted",
     "sign",
+    "sinkhorn_topk",
     "soft_step",
     "soft_swap",
     "soft_topk",
