@@ -18,7 +18,7 @@ from pullback.discrete import (
 )
 from pullback.kernels import sorting_network as kernel
 
-DISTRIBUTIONS = ("logistic", "cauchy", "reciprocal", "optimal")
+DISTRIBUTIONS = ("logistic", "gaussian", "cauchy", "reciprocal", "optimal")
 NETWORKS = ("bitonic", "odd_even")
 
 

@@ -36,7 +36,7 @@ def test_hard_comparisons_are_those_of_torch(name: str, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
-@pytest.mark.parametrize("method", ["logistic", "cauchy", "reciprocal", "optimal"])
+@pytest.mark.parametrize("method", ["logistic", "gaussian", "cauchy", "reciprocal", "optimal"])
 def test_comparisons_of_infinities_have_finite_gradients(name: str, method: str) -> None:
     a, b = (t.clone().requires_grad_() for t in torch.meshgrid(VALUES[:-1], VALUES[:-1], indexing="ij"))
     p = getattr(discrete, name)(a, b, method=method)
@@ -44,7 +44,7 @@ def test_comparisons_of_infinities_have_finite_gradients(name: str, method: str)
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(p.sum(), (a, b)))
 
 
-@pytest.mark.parametrize("method", ["logistic", "cauchy", "reciprocal", "optimal"])
+@pytest.mark.parametrize("method", ["logistic", "gaussian", "cauchy", "reciprocal", "optimal"])
 @given(st.floats(-3, 3), st.floats(-3, 3), st.floats(0.05, 5))
 def test_comparisons_complement_each_other(method: str, a: float, b: float, temperature: float) -> None:
     x, y = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)

@@ -22,11 +22,17 @@ from pullback.discrete import (
 )
 from pullback.kernels import sorting_network as kernel
 
-DISTRIBUTIONS = ("logistic", "cauchy", "reciprocal", "optimal")
+DISTRIBUTIONS = ("logistic", "gaussian", "cauchy", "reciprocal", "optimal")
 MONOTONIC = ("cauchy", "reciprocal", "optimal")
 NETWORKS = ("bitonic", "odd_even")
 # The steepness of the reference code is ours times this.
-REFERENCE_SCALE = {"logistic": 4.0, "cauchy": math.pi, "reciprocal": 4.0, "optimal": 1.0}
+REFERENCE_SCALE = {
+    "logistic": 4.0,
+    "gaussian": math.sqrt(2 * math.pi),
+    "cauchy": math.pi,
+    "reciprocal": 4.0,
+    "optimal": 1.0,
+}
 
 
 def _in_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pullback import discrete
 
-METHODS = ("logistic", "cauchy", "reciprocal", "optimal")
+METHODS = ("logistic", "gaussian", "cauchy", "reciprocal", "optimal")
 EDGES = torch.tensor([-math.inf, -1e30, -2.5, -1.0, -0.3, -0.0, 0.0, 0.5, 1.0, 1.7, 1e30, math.inf, math.nan])
 
 PAIRS: list[tuple[str, Callable[..., Tensor], Callable[..., Tensor]]] = [

@@ -18,7 +18,7 @@ from pullback.kernels import isotonic, laplace, neuralsort
 from pullback.kernels.compiled import compiled
 
 METHODS = ("softsort", "neuralsort", "sinkhorn", "network", "isotonic")
-DISTRIBUTIONS = ("logistic", "cauchy", "reciprocal", "optimal")
+DISTRIBUTIONS = ("logistic", "gaussian", "cauchy", "reciprocal", "optimal")
 
 
 def blocks() -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:

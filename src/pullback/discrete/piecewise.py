@@ -31,7 +31,7 @@ def sign(
 
     Args:
         x: ``[*shape]`` any floating dtype; ``+-inf`` give the ends with gradient 0, NaN stays NaN.
-        method: the step, ``"logistic"``, ``"cauchy"``, ``"reciprocal"`` or ``"optimal"``.
+        method: the step, ``"logistic"``, ``"gaussian"``, ``"cauchy"``, ``"reciprocal"``, ``"optimal"``.
         temperature: width of the step in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
             0 is torch's function, with gradient 0.
         hard: return the values of torch's function, bit for bit, with the gradient of the relaxation.

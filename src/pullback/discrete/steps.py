@@ -12,11 +12,17 @@ from pullback.core.shapes import Float, Tensor
 
 __all__ = ["STEP_ERRORS", "soft_step"]
 
-STEP_ERRORS = {"logistic": 0.2784645427610738 / 4, "cauchy": 1 / math.pi**2, "reciprocal": 1 / 4, "optimal": 1 / 16}
+STEP_ERRORS = {
+    "logistic": 0.2784645427610738 / 4,
+    "gaussian": 0.0678087011146178,
+    "cauchy": 1 / math.pi**2,
+    "reciprocal": 1 / 4,
+    "optimal": 1 / 16,
+}
 """``sup_x |x| (1 - f(|x|))`` of every distribution: the error of ``min``/``max`` built on it at steepness 1.
 
-The logistic reaches it at a finite ``x`` (Lambert ``W(1/e) / 4``), the optimal from ``x = 1/4`` on; cauchy and
-reciprocal tend to it as ``x -> inf``.
+The logistic (Lambert ``W(1/e) / 4``) and the gaussian reach it at a finite ``x``, the optimal from ``x = 1/4`` on;
+cauchy and reciprocal tend to it as ``x -> inf``.
 """
 
 
@@ -25,6 +31,7 @@ def soft_step(x: Float[Tensor, "*shape"], distribution: str = "logistic") -> Flo
 
     .. math::
         \text{logistic: } \frac{1}{1 + e^{-4x}}, \qquad
+        \text{gaussian: } \Phi(\sqrt{2 \pi} x), \qquad
         \text{cauchy: } \frac{\arctan(\pi x)}{\pi} + \frac12, \qquad
         \text{reciprocal: } \frac{x}{1 + 2|x|} + \frac12, \qquad
         \text{optimal: } \begin{cases} x + \frac12 & |x| \le \frac14 \\ 1 - \frac{1}{16 x} & x > \frac14 \\
@@ -32,11 +39,11 @@ def soft_step(x: Float[Tensor, "*shape"], distribution: str = "logistic") -> Flo
 
     All are increasing, have slope 1 at 0 and satisfy ``f(-x) = 1 - f(x)``, so that steepness means the same for each:
     ``soft_step(steepness * x)`` has slope ``steepness`` at 0. The slopes of cauchy, reciprocal and optimal decay like
-    ``1/x^2``, which makes ``x f(x)`` monotonic and its distance from ``max(x, 0)`` bounded.
+    ``1/x^2``, which makes ``x f(x)`` monotonic; those of logistic and gaussian vanish far out.
 
     Args:
         x: ``[*shape]`` any floating dtype; ``+-inf`` give exactly 1 and 0 with gradient 0, NaN stays NaN.
-        distribution: ``"logistic"``, ``"cauchy"``, ``"reciprocal"`` or ``"optimal"``.
+        distribution: ``"logistic"``, ``"gaussian"``, ``"cauchy"``, ``"reciprocal"`` or ``"optimal"``.
 
     Returns:
         ``[*shape]`` in ``[0, 1]``.
@@ -65,6 +72,11 @@ def _logistic(x: Tensor) -> Tensor:
     return torch.sigmoid(4 * x)
 
 
+def _gaussian(x: Tensor) -> Tensor:
+    # erfc keeps the relative precision of the lower tail.
+    return 0.5 * torch.erfc(-math.sqrt(math.pi) * x)
+
+
 def _cauchy(x: Tensor) -> Tensor:
     # Below -1 the sum arctan + 1/2 cancels; 1/2 - arctan(t)/pi = arctan(1/t)/pi keeps the tail's relative precision.
     tail = x < -1
@@ -88,6 +100,7 @@ def _optimal(x: Tensor) -> Tensor:
 
 _STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "logistic": _logistic,
+    "gaussian": _gaussian,
     "cauchy": _cauchy,
     "reciprocal": _reciprocal,
     "optimal": _optimal,

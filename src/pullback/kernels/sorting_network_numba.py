@@ -19,7 +19,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 
 __all__ = ["KINDS", "decide", "forward", "mass", "mass_transposed", "matrix", "matrix_transposed", "transposed"]
 
-KINDS = {"logistic": 0, "cauchy": 1, "reciprocal": 2, "optimal": 3}
+KINDS = {"logistic": 0, "cauchy": 1, "reciprocal": 2, "optimal": 3, "gaussian": 4}
 
 _LANES = 16
 _LOG2_E = 1 / math.log(2)
@@ -90,6 +90,12 @@ def _optimal(t: Any) -> Any:
 
 
 @njit(inline="always")
+def _gaussian(t: Any) -> Any:
+    z = math.sqrt(math.pi) * t
+    return 0.5 * math.erfc(z), math.exp(-z * z)
+
+
+@njit(inline="always")
 def _tails(kind: Any, t: Any, small: Any, slope: Any) -> None:
     """Write ``f(-|t|)``, the side where no digits cancel, and ``f'(t)`` of every lane; a vector loop a distribution."""
     if kind == 0:
@@ -101,9 +107,12 @@ def _tails(kind: Any, t: Any, small: Any, slope: Any) -> None:
     elif kind == 2:
         for k in range(_LANES):
             small[k], slope[k] = _reciprocal(abs(t[k]))
-    else:
+    elif kind == 3:
         for k in range(_LANES):
             small[k], slope[k] = _optimal(abs(t[k]))
+    else:
+        for k in range(_LANES):
+            small[k], slope[k] = _gaussian(abs(t[k]))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})

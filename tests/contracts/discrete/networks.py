@@ -17,6 +17,7 @@ from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, Module
 
 _STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "logistic": lambda x: 1 / (1 + torch.exp(-4 * x)),
+    "gaussian": lambda x: torch.distributions.Normal(0.0, 1.0).cdf(math.sqrt(2 * math.pi) * x),
     "cauchy": lambda x: torch.arctan(math.pi * x) / math.pi + 0.5,
     "reciprocal": lambda x: x / (1 + 2 * x.abs()) + 0.5,
     "optimal": lambda x: torch.where(x.abs() <= 0.25, x + 0.5, 0.5 + x.sign() * (0.5 - 1 / (16 * x.abs()))),
