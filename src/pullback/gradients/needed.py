@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 import torch
@@ -24,8 +25,9 @@ def needed_for_backward(layer: nn.Module, x: Tensor, active: Collection[str]) ->
     linear, convolutions     weight                 the input
     batch norm, evaluation   weight                 the input
     batch norm, training     input, weight          the input, mean and deviation a channel
-    layer and group norm     input                  the normalised input, one over the deviation a row
-    layer and group norm     weight                 the normalised input
+    layer and group norm     input                  the input, mean and deviation a row (or group)
+    the same without weight  input                  the output, the deviation a row
+    layer and group norm     weight, not input      the normalised input
     ReLU, dropout            input                  a bit an element
     max-pool                 input                  the place of each maximum: 1, 2 or 4 bytes
     GELU, SiLU               input                  the input
@@ -74,11 +76,13 @@ def _batch_norm(layer: nn.Module, x: Tensor, need_x: bool, need_weight: bool) ->
 
 
 def _norm(layer: nn.Module, x: Tensor, need_x: bool, need_weight: bool) -> dict[str, int]:
-    rows = x.numel() // int(torch.tensor(layer.normalized_shape).prod()) if isinstance(layer, nn.LayerNorm) else 0
-    if isinstance(layer, nn.GroupNorm):
-        rows = len(x) * layer.num_groups
-    normalised = {"normalised input": x.nbytes} if need_x or need_weight else {}
-    return normalised | ({"deviations": rows * x.element_size()} if need_x else {})
+    grouped = isinstance(layer, nn.GroupNorm)
+    rows = len(x) * layer.num_groups if grouped else x.numel() // math.prod(layer.normalized_shape)
+    if not need_x:
+        return {"normalised input": x.nbytes} if need_weight else {}
+    if layer.weight is None and layer.bias is None:
+        return {"output": x.nbytes, "deviations": rows * x.element_size()}
+    return {"input": x.nbytes, "means and deviations": 2 * rows * x.element_size()}
 
 
 def _signs(layer: nn.Module, x: Tensor, need_x: bool, need_weight: bool) -> dict[str, int]:

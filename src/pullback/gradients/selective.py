@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copying
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -241,9 +240,9 @@ def _reason(layer: nn.Module) -> str:
 
 @cache
 def _keeps_less(kind: type[nn.Module]) -> bool:
-    """Whether the twin of a layer keeps less than torch, for an input that wants a gradient and a frozen weight."""
+    """Whether the twin of a layer keeps less than torch: frozen behind an active input, or with its bias alone."""
     dims = _SPACE.get(kind.__name__[-2:], ())
-    options: dict[Callable[..., Any], tuple[int, ...]] = {
+    options: dict[type, tuple[int, ...]] = {
         **dict.fromkeys((_Conv, _ConvTranspose), (8, 8, 3)),
         **{_BatchNorm: (8,), _LayerNorm: (64,), _GroupNorm: (1, 64), _MaxPool: (2,), _ReLU: (), _Dropout: ()},
     }
@@ -251,9 +250,16 @@ def _keeps_less(kind: type[nn.Module]) -> bool:
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         layer.eval()
     x = torch.zeros(2, 8, *dims) if dims else torch.zeros(8, 64)
-    theirs = saved_bytes(layer, x.requires_grad_()).total
-    layer.__class__ = _TWINS[kind]
-    return saved_bytes(layer, x).total < theirs
+    kept = []
+    for twin in (kind, _TWINS[kind]):
+        layer.__class__ = twin
+        frozen = saved_bytes(layer, x.requires_grad_()).total
+        bias = getattr(layer, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            bias.requires_grad_()
+        kept.append((frozen, saved_bytes(layer, x.detach()).total))
+        layer.requires_grad_(False)
+    return any(ours < theirs for theirs, ours in zip(*kept, strict=True))
 
 
 @cache

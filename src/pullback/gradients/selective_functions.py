@@ -38,9 +38,8 @@ class Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         shapes = ctx.shapes
         wanted = [shape is not None and need for shape, need in zip(shapes, ctx.needs_input_grad, strict=False)]
-        # What is not kept is not read: only its shape.
-        x = g.new_empty(1).expand(shapes[0]) if x is None else x
-        weight = g.new_empty(1).expand(shapes[1]) if weight is None else weight
+        x = _unread(g, shapes[0]) if x is None else x
+        weight = _unread(g, shapes[1]) if weight is None else weight
         found = torch.ops.aten.convolution_backward(g, x, weight, shapes[2], *ctx.options, wanted)
         return *(each if want else None for each, want in zip(found, wanted, strict=True)), *(None,) * len(ctx.options)
 
@@ -67,7 +66,13 @@ class BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Return the gradients that are asked for."""
         x, mean, var, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias = (ctx.needs_input_grad[place] for place in (0, 3, 4))
+        need_x, need_weight, need_bias = need = [ctx.needs_input_grad[place] for place in (0, 3, 4)]
+        same = all(t is None or t.dtype == g.dtype for t in (x, mean, var, weight))
+        if need_weight and g.numel() and same and not torch.is_grad_enabled():  # the same in one pass
+            parts = (g, x, weight, mean, var, None, None, False, ctx.eps, need)
+            found = torch.ops.aten.native_batch_norm_backward(*parts)
+            grads = [each if want else None for each, want in zip(found, need, strict=True)]
+            return grads[0], None, None, *grads[1:], None
         others = [dim for dim in range(g.ndim) if dim != 1]
 
         def along_channels(each: Tensor) -> Tensor:
@@ -166,3 +171,12 @@ class MaxPool(torch.autograd.Function):
         flat = g.new_zeros(*g.shape[:-dims], math.prod(ctx.space))
         grad = flat.scatter_add(-1, places.flatten(-dims).long(), g.flatten(-dims))
         return grad.view(*g.shape[:-dims], *ctx.space), None, None, None
+
+
+def _unread(g: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Stand in for what was not kept: of a convolution's other argument only the shape is read.
+
+    On the CPU memory that nobody touches costs nothing, and torch would write out an expanded number.
+    """
+    plain = g.device.type == "cpu" and not torch.is_grad_enabled()
+    return g.new_empty(shape) if plain else g.new_zeros(1).expand(shape)

@@ -8,8 +8,8 @@ nobody will read. Each function here looks at what requires a gradient, and keep
 ``conv``               the input for the weight's gradient, the weight for the input's
 ``batch_norm``         the input for the weight's gradient; weight and running variance (the one that runs on batch
                        statistics is torch's own)
-``layer_norm``,        the normalised input and one number a row, for the input's gradient; the normalised input for
-``group_norm``         the weight's; nothing for the bias's
+``layer_norm``,        the input and two numbers a row, for the input's gradient (the output and one, without weight
+``group_norm``         and bias); the normalised input for the weight's; nothing for the bias's
 ``relu``, ``dropout``  a bit an element
 ``max_pool``           a position an element of the output, in the smallest integers that hold it
 =====================  =============================================================================================
@@ -213,8 +213,9 @@ def layer_norm(
 ) -> Tensor:
     r"""Normalise the last dimensions, ``(x - mean) / sqrt(var + eps) * weight + bias``.
 
-    Keeps the normalised ``x``, which serves the gradients of ``x`` and ``weight`` both, and one number a row. Without
-    ``weight`` and ``bias`` that is the output itself, which a next layer may keep as well: in memory it is there once.
+    For the gradient of ``x``, ``x`` and two numbers a row are kept, as torch does; without ``weight`` and ``bias`` the
+    output and one number a row, which a next layer may keep as well: in memory it is there once. For the gradient of
+    ``weight`` alone the normalised ``x`` is kept, for that of ``bias`` nothing.
 
     Args:
         x: ``[*batch, *normalized]``.
@@ -242,14 +243,15 @@ def layer_norm(
     if 0 in shape:
         raise ValueError(f"x must have entries along the dimensions {shape} that are normalised, got {tuple(x.shape)}")
     check_parameters(x, shape, weight=weight, bias=bias)
-    if torch.compiler.is_compiling() or (_theirs(x, weight, bias) and not transform_running()):
-        return F.layer_norm(x, shape, weight, bias, eps)
-    rows = _raised(x).flatten(-len(shape))
-    if transform_running():  # torch's own forgets in nested forward mode that mean and deviation depend on x
+    if transform_running() and not torch.compiler.is_compiling():
+        # torch's own forgets in nested forward mode that mean and deviation depend on x.
+        rows = x.flatten(-len(shape))
         centred = rows - rows.mean(-1, keepdim=True)
         normalised = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    else:
-        normalised, _ = functions.Normalised.apply(rows, eps)
+        return _affine(normalised.view(x.shape), weight, bias)
+    if _theirs(x, weight, bias) or (x.requires_grad and not (weight is None and bias is None)):
+        return F.layer_norm(x, shape, weight, bias, eps)
+    normalised, _ = functions.Normalised.apply(_raised(x).flatten(-len(shape)), eps)
     return _affine(normalised.view(x.shape), weight, bias)
 
 
@@ -262,7 +264,7 @@ def group_norm(
 ) -> Tensor:
     r"""Normalise groups of channels, ``(x - mean) / sqrt(var + eps) * weight + bias``.
 
-    Keeps the normalised ``x``, which serves the gradients of ``x`` and ``weight`` both, and one number a group.
+    What is kept is that of :func:`layer_norm`, with groups in the place of rows.
 
     Args:
         x: ``[batch, channels, *space]``.
@@ -288,7 +290,7 @@ def group_norm(
     if x.ndim < 2 or x.shape[1] % num_groups or 0 in x.shape[1:]:
         raise ValueError(f"x must have channels that {num_groups} groups divide, got shape {tuple(x.shape)}")
     check_parameters(x, (x.shape[1],), weight=weight, bias=bias)
-    if _theirs(x, weight, bias):
+    if _theirs(x, weight, bias) or (x.requires_grad and not (weight is None and bias is None)):
         return F.group_norm(x, num_groups, weight, bias, eps)
     grouped = _raised(x).reshape(len(x), num_groups, x.shape[1:].numel() // num_groups)
     normalised, _ = functions.Normalised.apply(grouped, eps)

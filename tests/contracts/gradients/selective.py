@@ -159,7 +159,7 @@ CONTRACTS = [
         "gradients.needed_for_backward",
         _needed,
         _draws((3, 4)),
-        reference=lambda x: torch.tensor([x.nbytes, 3 * x.element_size()]),
+        reference=lambda x: torch.tensor([x.nbytes, 2 * 3 * x.element_size()]),
         bad=[
             Bad((_X,), {"active": ("inputs",)}, ValueError, "active must be one of"),
             Bad((_X,), {"layer": nn.LSTM(2, 2)}, TypeError, "layer must be one of the table"),
