@@ -15,8 +15,10 @@ from pullback.gradients import (
     activity_forward_gradient,
     estimator_error,
     forward_gradient,
+    gradient_signal,
     missing_forward_rules,
     saved_bytes,
+    signal_propagation,
 )
 
 
@@ -278,3 +280,61 @@ def test_layers_that_cannot_be_perturbed_are_named() -> None:
     attention = nn.MultiheadAttention(4, 2)
     with pytest.raises(ValueError, match=r"'out_proj' .* was not called"):
         activity_forward_gradient(attention, lambda out: losses(out[0]), (torch.randn(3, 4),) * 3, layers=["out_proj"])
+
+
+def test_signals_through_orthogonal_layers_keep_their_size_and_rectifiers_halve_them(
+    generator: torch.Generator,
+) -> None:
+    layers = []
+    for _ in range(3):
+        linear = nn.Linear(400, 400, bias=False)
+        nn.init.orthogonal_(linear.weight, generator=generator)
+        layers += [linear, nn.ReLU()]
+    model = nn.Sequential(*layers).double()
+    x = torch.randn(50, 400, generator=generator, dtype=torch.float64)
+    found = signal_propagation(model, x, generator=generator)
+    assert [layer.name for layer in found] == ["0", "1", "2", "3", "4", "5"]
+    assert [layer.kind for layer in found[:2]] == ["Linear", "ReLU"]
+    # of a symmetric distribution a rectifier passes half of the mean square, and half of that of the gradient
+    assert [layer.size for layer in found] == pytest.approx([2 ** (-i / 2) for i in (0, 1, 1, 2, 2, 3)], rel=0.1)
+    assert [layer.cotangent for layer in found] == pytest.approx([2 ** (-i / 2) for i in (3, 2, 2, 1, 1, 0)], rel=0.1)
+    assert found[0].correlation == pytest.approx(0, abs=0.01)
+    # of independent samples: the arc-cosine kernel at a right angle, 1 / pi
+    assert found[1].correlation == pytest.approx(1 / math.pi, abs=0.02)
+    assert found[-1].correlation > found[3].correlation > found[1].correlation
+
+
+def test_layers_that_get_no_gradient_or_lose_their_samples_are_seen() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.flat, self.last = nn.Linear(3, 4), nn.Hardtanh(5.0, 6.0), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.flat(self.first(x).detach()))
+
+    model = Cut()
+    first, flat, last = signal_propagation(model, torch.randn(6, 3), loss=lambda out: out.square().sum())
+    assert (first.cotangent, flat.cotangent) == (0.0, 0.0)
+    assert last.cotangent > 0
+    assert (flat.idle, flat.correlation) == (1.0, pytest.approx(1.0))
+    assert math.isnan(signal_propagation(model, torch.randn(1, 3))[0].correlation)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_signal_and_noise_of_gradients_are_the_moments_of_batches(generator: torch.Generator) -> None:
+    x = torch.randn(4000, 8, 2, generator=generator, dtype=torch.float64) + torch.tensor([3.0, 0.0])
+
+    def loss(p: dict[str, Tensor], batch: Tensor) -> Tensor:
+        return (batch @ p["w"]).mean() + 0 * p["idle"].sum()
+
+    w = {"w": torch.ones(2, dtype=torch.float64), "idle": torch.ones(1, dtype=torch.float64)}
+    found = gradient_signal(loss, w, x)
+    assert found.signal["w"] == pytest.approx(9, rel=0.02)
+    assert found.noise["w"] == pytest.approx(2 / 8, rel=0.1)
+    assert (found.signal["idle"], found.noise["idle"], found.ratio["idle"]) == (0, 0, 0)
+    assert found.overall == pytest.approx(36, rel=0.1)
+    with pytest.raises(ValueError, match="must return a scalar that depends on the parameters, got"):
+        gradient_signal(lambda p, batch: batch.sum(), w, x)
+    with pytest.raises(ValueError, match="at least one tensor"):
+        gradient_signal(loss, {}, x)

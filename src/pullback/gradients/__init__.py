@@ -30,6 +30,7 @@ from pullback.gradients.rank_correlation import rank_correlation
 from pullback.gradients.rates import ConvergenceRate, convergence_rate, oscillation_amplitude
 from pullback.gradients.selective import Conversion, restore, selective
 from pullback.gradients.sharpness import Sharpness, sharpness
+from pullback.gradients.signal import GradientSignal, LayerSignal, gradient_signal, signal_propagation
 from pullback.gradients.spectrum import JacobianSpectrum, jacobian_spectrum
 from pullback.gradients.unrolled import unrolled_losses
 from pullback.gradients.variance import GradientVariance, gradient_variance
@@ -48,8 +49,10 @@ __all__ = [
     "ForwardGradient",
     "ForwardGradientDescent",
     "GradientHorizon",
+    "GradientSignal",
     "GradientVariance",
     "JacobianSpectrum",
+    "LayerSignal",
     "LocalBehaviour",
     "LossSlice",
     "LyapunovSpectrum",
@@ -69,6 +72,7 @@ __all__ = [
     "gradient_cosine",
     "gradient_horizon",
     "gradient_noise",
+    "gradient_signal",
     "gradient_variance",
     "hypothesis_test_curve",
     "integrated_gradients",
@@ -92,6 +96,7 @@ __all__ = [
     "sensitivity_ranking",
     "shapley_values",
     "sharpness",
+    "signal_propagation",
     "std_to_leakage",
     "unrolled_losses",
 ]

@@ -12,7 +12,9 @@ from pullback.gradients import (
     activity_forward_gradient,
     estimator_error,
     forward_gradient,
+    gradient_signal,
     missing_forward_rules,
+    signal_propagation,
 )
 from tests.contracts.contract import Bad, Call, Exempt, HigherOrder, Measurement
 from tests.contracts.law import seeded
@@ -103,6 +105,33 @@ def _perturbed(x: Tensor) -> tuple[Tensor, Tensor]:
     return (1.5 * x).square().sum(1), (slopes[:, None] * noise * x).sum() / len(x)
 
 
+def _signal(loss: Any, x: Tensor, batches: int = 3) -> Tensor:
+    found = gradient_signal(loss, {"x": x}, range(1, batches + 1))
+    return torch.tensor([found.signal["x"], found.noise["x"], found.overall], dtype=torch.float64)
+
+
+def _signal_of(x: Tensor) -> Tensor:
+    """Gradients of 2 x, 4 x and 6 x: their mean is 4 x, their variance 4 x^2."""
+    size = x.double().square().sum()
+    return torch.stack([16 * size - 4 * size / 3, 4 * size, (16 - 4 / 3) / 4 * size / size])
+
+
+def _propagated(x: Tensor, **words: Any) -> Tensor:
+    if not x.is_floating_point():
+        raise TypeError("x must be floating")
+    (found,) = signal_propagation(_Scaled(x.dtype), x, generator=seeded(), **words)
+    correlation = torch.nan_to_num(torch.tensor(found.correlation, dtype=torch.float64))
+    return torch.stack(
+        [torch.tensor(found.size, dtype=torch.float64), correlation, torch.tensor(found.cotangent).double()]
+    )
+
+
+def _sizes(x: Tensor) -> Tensor:
+    pairs = [torch.cosine_similarity(a, b, dim=0) for i, a in enumerate(x) for j, b in enumerate(x) if i != j]
+    noise = torch.randn(x.shape, generator=seeded()).double()
+    return torch.stack([(1.5 * x).square().mean().sqrt(), torch.stack(pairs).mean(), noise.square().mean().sqrt()])
+
+
 CONTRACTS = [
     HigherOrder(
         "gradients.forward_gradient",
@@ -155,6 +184,30 @@ CONTRACTS = [
             Bad((torch.ones(2, 2),), {"loss": lambda out: out[:1, 0]}, ValueError, "the 1 samples .* returns shape"),
             Bad((torch.ones(2, 2),), {"layers": ["head"]}, ValueError, "layers must be"),
             Bad((torch.ones(2, 2),), {"distribution": "uniform"}, ValueError, "distribution must be"),
+        ],
+    ),
+    HigherOrder(
+        "gradients.gradient_signal",
+        _signal,
+        _points,
+        given=lambda p, batch: (p["x"].square() * batch).sum(),
+        argument="loss",
+        reference=_signal_of,
+        infinite=True,
+        bad=[
+            Bad((torch.ones(2),), {"batches": 1}, ValueError, "batches must be at least two, got 1"),
+            Bad((torch.ones(2).long(),), {}, TypeError, "parameters..x.. must be a floating tensor"),
+        ],
+        **_MEASURED,
+    ),
+    Measurement(
+        "gradients.signal_propagation",
+        _propagated,
+        lambda g: [Call((torch.randn(5, 3, generator=g, dtype=torch.float64),))],
+        reference=_sizes,
+        bad=[
+            Bad((torch.ones(2, 2),), {"loss": 3}, TypeError, "loss must be callable"),
+            Bad((torch.ones(2, 2),), {"loss": lambda out: out}, ValueError, r"loss must return a scalar, got \(2, 2\)"),
         ],
     ),
     Exempt("gradients.ForwardGradientDescent", "an optimizer", "gradients/test_estimators.py"),
