@@ -70,6 +70,7 @@ class CategoricalBottleneck(nn.Module):
             check_choice("estimator", estimator, ESTIMATORS)
         else:
             check_callable("estimator", estimator)
+        self.inputs, self.outputs = inputs, outputs
         self.variables, self.classes = variables, classes
         self.estimator, self.temperature = estimator, temperature
         self.encoder = _perceptron(inputs, *hidden, variables * classes)
@@ -77,7 +78,7 @@ class CategoricalBottleneck(nn.Module):
 
     def logits(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch S C"]:
         """Return the logits of the code, ``[*batch, S, C]``."""
-        check_shape("x", check_floating("x", x), (self.encoder[0].in_features,))
+        check_shape("x", check_floating("x", x), (self.inputs,))
         return self.encoder(x).unflatten(-1, (self.variables, self.classes))
 
     def decode(self, code: Float[Tensor, "*any S C"]) -> Float[Tensor, "*any outputs"]:
@@ -113,7 +114,7 @@ class CategoricalBottleneck(nn.Module):
             TypeError: ``x`` or ``y`` is not floating.
             ValueError: ``x`` or ``y`` has the wrong shape, or ``y`` leaves ``[0, 1]``.
         """
-        _check_pixels("y", y, self.decoder[-1].out_features, x)
+        _check_pixels("y", y, self.outputs, x)
         return self._expected_loss(self.logits(x), y, samples, generator)
 
     @torch.no_grad()
@@ -129,7 +130,7 @@ class CategoricalBottleneck(nn.Module):
 
         In the mean an upper bound of ``-log p(y | x)`` that falls towards it as samples are added.
         """
-        _check_pixels("y", y, self.decoder[-1].out_features, x)
+        _check_pixels("y", y, self.outputs, x)
         logits = self.logits(x)
         many = logits.expand(check_integer("samples", samples, 1), *logits.shape)
         code = categorical(many, method="straight_through", generator=generator)
@@ -203,7 +204,7 @@ class DiscreteVAE(CategoricalBottleneck):
             TypeError: ``x`` is not floating.
             ValueError: ``x`` has the wrong shape or leaves ``[0, 1]``.
         """
-        _check_pixels("x", x, self.encoder[0].in_features)
+        _check_pixels("x", x, self.inputs)
         logits = self.logits(x)
         return self._expected_loss(logits, x, samples, generator) + self.divergence(logits)
 
@@ -260,7 +261,7 @@ class SemiSupervisedVAE(nn.Module):
         for name, size in {"inputs": inputs, "classes": classes, "style": style}.items():
             check_integer(name, size, 1)
         check_choice("estimator", estimator, ESTIMATORS)
-        self.classes, self.style = classes, style
+        self.inputs, self.classes, self.style = inputs, classes, style
         self.estimator, self.temperature = estimator, temperature
         self.classifier = _perceptron(inputs, *hidden, classes)
         self.encoder = _perceptron(inputs + classes, *hidden, 2 * style)
@@ -268,7 +269,7 @@ class SemiSupervisedVAE(nn.Module):
 
     def classify(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch classes"]:
         """Return the logits of the label, ``[*batch, classes]``."""
-        check_shape("x", check_floating("x", x), (self.classifier[0].in_features,))
+        check_shape("x", check_floating("x", x), (self.inputs,))
         return self.classifier(x)
 
     def decode(self, y: Float[Tensor, "*any classes"], z: Float[Tensor, "*any style"]) -> Float[Tensor, "*any inputs"]:
@@ -293,7 +294,7 @@ class SemiSupervisedVAE(nn.Module):
             TypeError: ``y`` holds no integers.
             ValueError: ``x`` or ``y`` has the wrong shape.
         """
-        _check_pixels("x", x, self.encoder[0].in_features - self.classes)
+        _check_pixels("x", x, self.inputs)
         device = drawing_device(generator, x)
         noise = torch.randn(*x.shape[:-1], self.style, generator=generator, dtype=x.dtype, device=device).to(x.device)
         if y is not None:

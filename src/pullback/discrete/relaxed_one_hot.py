@@ -80,14 +80,14 @@ class RelaxedOneHot(Distribution):
             self.logits.expand(*shape, *self.event_shape), self.temperature, validate_args=self._validate_args
         )
 
-    def rsample(  # type: ignore[override]
+    def rsample(
         self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "*sample_batch k"]:
         """Draw ``[*sample, *batch, k]`` with the gradients of logits and temperature."""
         return self.rsample_log(sample_shape, generator=generator).exp()
 
     @torch.no_grad()
-    def sample(  # type: ignore[override]
+    def sample(
         self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "*sample_batch k"]:
         """Draw ``[*sample, *batch, k]`` without a gradient."""
@@ -105,9 +105,7 @@ class RelaxedOneHot(Distribution):
         scaled = quotient(perturbed - perturbed.detach().amax(-1, keepdim=True), self.temperature)
         return torch.log_softmax(scaled, -1).to(self.logits.dtype)
 
-    def log_prob(  # type: ignore[override]
-        self, value: Float[Tensor, "*any k"], *, log: bool = False
-    ) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Float[Tensor, "*any k"], *, log: bool = False) -> Float[Tensor, "..."]:
         r"""Return the logarithm of the density on the simplex, with respect to its first ``k - 1`` entries.
 
         Args:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Config:
     """Binary variables of the polynomial programme."""
     coin_steps: Annotated[int, at_least(1)] = 300
     """Adam steps of the polynomial programme."""
-    codes: tuple[tuple[Annotated[int, at_least(1)], ...], ...] = ((8, 4), (4, 24))
+    codes: tuple[tuple[Annotated[int, at_least(1)], Annotated[int, at_least(1)]], ...] = ((8, 4), (4, 24))
     """Variables and classes of the codes."""
     hidden: Annotated[int, at_least(1)] = 128
     """Units of the hidden layers."""
@@ -104,7 +104,7 @@ def _quadratics(lab: Lab) -> None:
         f = partial(lambda a, b, d: ((d @ a) * d).sum(-1) + d @ b, a, b)
         size = discrete.exact_categorical_gradient(f, logits).norm()
         for method in ("reinmax", "straight_through"):
-            bias = discrete.estimator_statistics(method, f, logits).bias
+            bias = torch.as_tensor(discrete.estimator_statistics(method, f, logits).bias)
             off.setdefault(method, []).append(float(bias.norm() / size))
     lab.claim(
         "50 quadratic functions: the mean of ReinMax over all outcomes is the exact gradient to 1e-10 of its norm, "
@@ -124,7 +124,7 @@ def _networks(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
     for name, arm in arms.items():
         # Enumerated but for Gumbel noise, whose bias drowns in its variance where the function is simple.
         noisy, rows = "Gumbel" in name, []
-        options = {"draws": 2 if name == "leave-one-out" else 1, "temperature": 0.5 if noisy else 1.0}
+        options: dict[str, Any] = {"draws": 2 if name == "leave-one-out" else 1, "temperature": 0.5 if noisy else 1.0}
         swept = small + scales if name in ("ReinMax", "straight-through") else scales
         for scale in swept:
             stream, noise, found = lab.fork("networks"), lab.fork(f"noise of {name}"), []
@@ -216,9 +216,9 @@ def _autoencoders(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
     small = nn.functional.avg_pool2d(images.unsqueeze(1), config.shrink).squeeze(1)
     pixels = (small.flatten(1) > 0.5).float().to(lab.device)
     train, validation = pixels[: 7 * len(pixels) // 8], pixels[7 * len(pixels) // 8 :]
-    rivals, nat = ("ReinMax", "straight-through", "ST-Gumbel"), {"better": "lower", "unit": "nat"}
+    rivals, nat = ("ReinMax", "straight-through", "ST-Gumbel"), dict[str, Any](better="lower", unit="nat")
 
-    def fit(arm: Arm, code: tuple[int, ...], temperature: float, steps: int, name: str) -> discrete.DiscreteVAE:
+    def fit(arm: Arm, code: tuple[int, int], temperature: float, steps: int, name: str) -> discrete.DiscreteVAE:
         with arm.weights(name):
             model = discrete.DiscreteVAE(pixels.shape[1], *code, (config.hidden,), estimator=METHODS[arm.name])
         model.to(lab.device).temperature = temperature
@@ -262,10 +262,9 @@ def _autoencoders(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
             ours <= gumbel,
         )
     lab.figure("autoencoders", figure, f"Negative ELBO of the batches, means of {every} steps, each initialisation.")
-    figures = [*validation[:8], *model(validation[:8]).detach()]
-    images = [figure.view(small.shape[1:]) for figure in figures]
+    figures = list(torch.cat([validation[:8], model(validation[:8]).detach()]).view(-1, *small.shape[1:]))
     caption = "Held-out digits, and what the most likely code of the last autoencoder of ST-Gumbel makes of them."
-    lab.images({"held out": images[:8], "reconstructed": images[8:]}, name="reconstructions", caption=caption)
+    lab.images({"held out": figures[:8], "reconstructed": figures[8:]}, name="reconstructions", caption=caption)
 
 
 def _fused(lab: Lab) -> None:
