@@ -20,11 +20,11 @@ def _cauchy(x: Tensor) -> Tensor:
 
 
 def _items(generator: torch.Generator) -> list[Call]:
-    return [Call((torch.randn(*shape, generator=generator).double(), 2)) for shape in ((5,), (2, 3))]
+    return [Call((torch.randn(*shape, generator=generator).double(), 2)) for shape in ((4,), (2, 3))]
 
 
 def _groups(generator: torch.Generator) -> list[Call]:
-    shapes = (((3,), (4,)), ((2, 1), (2, 3)), ((2, 2), (2, 1)))
+    shapes = (((2,), (3,)), ((2, 1), (2, 2)))
     return [Call(tuple(torch.randn(*s, generator=generator).double() for s in pair)) for pair in shapes]
 
 
