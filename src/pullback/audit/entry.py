@@ -14,6 +14,7 @@ from pullback.audit.judge.names import names_of
 from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.probe.chaos import chaos_finding
 from pullback.audit.probe.landscape import measure_landscape
+from pullback.audit.probe.memory import measure_memory
 from pullback.audit.probe.probes import probe
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
@@ -37,6 +38,7 @@ def audit(
     step: Callable[[Any], Any] | None = None,
     probes: str = "auto",
     landscape: bool = False,
+    memory: bool = False,
     budget: float = 60.0,
     ignore: Iterable[str] = (),
     libraries: bool = False,
@@ -64,6 +66,7 @@ def audit(
             decide whether a stop matters; ``"all"`` also compares the whole gradient with that of the smoothed loss
             where nothing is suspect; ``"none"`` never runs it twice.
         landscape: also run the function along its gradient and across it; the page of the report draws the loss.
+        memory: also run the function once more and report what its lines keep for the backward pass.
         budget: seconds that the probes may take.
         ignore: places not to report, as ``"model.py:12"`` or ``"model.py"``.
         libraries: blame lines inside installed libraries instead of the line of the user that called them.
@@ -134,6 +137,8 @@ def audit(
         report = with_remedies(report, Rerun(program, tracer, ids, _names(program), state, opened), budget)
     if landscape:
         report = replace(report, landscape=_landscape(program, tracer, ids, state, budget, opened))
+    if memory:
+        report = replace(report, memory=measure_memory(program, tracer, state, opened))
     chaos = chaos_finding(step, inputs[0]) if step is not None else None
     set_random_state(after)
     return report if chaos is None else replace(report, findings=(chaos, *report.findings))

@@ -18,7 +18,10 @@ from pullback.core.checks import check_callable
 
 __all__ = ["SavedBytes", "saved_bytes"]
 
-_NOT_THE_CALLER = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_PROGRAMS = (_PACKAGE + "systems" + os.sep, _PACKAGE + "demo" + os.sep)
+"""Parts of this package that use it as anybody does."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class SavedBytes:
             torch.float32"``.
         by_layer: bytes by the module during whose ``forward`` they were saved first, as ``{"encoder.0": 4096}``: the
             innermost one, by its name in ``fn``, by its class where it is no part of ``fn``, ``""`` outside of all.
-        by_line: bytes by the line that called, outside of torch, as ``{"train.py:12": 4096}`` with the file's full
-            path.
+        by_line: bytes by the line that called, outside of torch and of this package, as ``{"train.py:12": 4096}``
+            with the file's full path.
         output: what the function returned.
     """
 
@@ -125,8 +128,12 @@ def _followed(running: list[nn.Module]) -> Iterator[None]:
 
 
 def _calling_line(frame: FrameType | None) -> str:
-    """Name the innermost line that is neither torch's nor of this family."""
-    while frame is not None and frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_CALLER):
+    """Name the innermost line that is neither torch's nor of this package."""
+    while frame is not None and frame.f_back is not None and _inside(frame.f_code.co_filename):
         frame = frame.f_back
     assert frame is not None
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _inside(file: str) -> bool:
+    return file.startswith(_TORCH) or (file.startswith(_PACKAGE) and not file.startswith(_PROGRAMS))

@@ -17,6 +17,7 @@ is one of the strings "NaN", "Infinity" and "-Infinity"::
     steps       int, backward passes audited
     error       str or null, the traceback of the user's code if it raised
     landscape   null, or {offsets, along, across}: values of the loss, where they were asked for
+    memory      list of {file, line, source, bytes}: what lines keep for the backward pass, where that was asked for
 """
 
 from __future__ import annotations
@@ -30,7 +31,17 @@ from pullback.audit.report.numbers import from_json, json_value
 from pullback.audit.report.remedy import Remedy
 from pullback.core.choices import check_choice
 
-__all__ = ["KINDS", "SCHEMA_VERSION", "SEVERITIES", "Audited", "Finding", "Landscape", "LineRecord", "ParameterRecord"]
+__all__ = [
+    "KINDS",
+    "SCHEMA_VERSION",
+    "SEVERITIES",
+    "Audited",
+    "Finding",
+    "Landscape",
+    "LineRecord",
+    "ParameterRecord",
+    "SavedRecord",
+]
 
 SCHEMA_VERSION = 1
 SEVERITIES = ("info", "warning", "error")
@@ -138,6 +149,23 @@ class Landscape:
     across: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class SavedRecord:
+    """What one source line keeps for the backward pass.
+
+    Attributes:
+        file: path.
+        line: 1-based number.
+        source: its text.
+        bytes: of all storages that its operations were the first to save, parameters and inputs left out.
+    """
+
+    file: str
+    line: int
+    source: str
+    bytes: int
+
+
 @dataclass(frozen=True, repr=False)
 class Audited:
     """All that one audit found, as data; :class:`~pullback.audit.report.report.Report` adds the forms to read it in.
@@ -153,6 +181,7 @@ class Audited:
         steps: backward passes audited.
         error: the traceback of the user's code if it raised, else ``None``.
         landscape: the loss along its gradient and across it, where it was asked for.
+        memory: what lines keep for the backward pass, the largest first, where that was asked for.
     """
 
     target: str
@@ -165,6 +194,7 @@ class Audited:
     steps: int = 0
     error: str | None = None
     landscape: Landscape | None = None
+    memory: tuple[SavedRecord, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -233,4 +263,5 @@ class Audited:
             steps=data["steps"],
             error=data["error"],
             landscape=landscape,
+            memory=tuple(SavedRecord(**record) for record in data.get("memory", ())),
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pullback.audit.report.findings import Audited, Finding, LineRecord
 from pullback.audit.report.numbers import largest_finite, level, number, says_something
 from pullback.audit.report.source import MARKS, source_lines
+from pullback.core.units import format_bytes
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -36,6 +37,7 @@ def to_html(report: Audited) -> str:
     environment.filters["number"] = number
     environment.tests["telling"] = says_something
     environment.filters["code"] = _with_code
+    environment.filters["bytes"] = format_bytes
     environment.filters["change"] = {"+": "added", "-": "gone"}.get
     template = resources.files("pullback.audit.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
@@ -44,6 +46,7 @@ def to_html(report: Audited) -> str:
         diagram=_diagram(report),
         marks=MARKS,
         landscape=_landscape(report),
+        kept=sum(record.bytes for record in report.memory),
     )
 
 

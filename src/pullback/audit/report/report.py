@@ -37,6 +37,7 @@ class Report(Audited):
         steps: backward passes audited.
         error: the traceback of the user's code if it raised, else ``None``.
         landscape: the loss along its gradient and across it, where it was asked for.
+        memory: what lines keep for the backward pass, the largest first, where that was asked for.
 
     Example:
         >>> report = Report(target="f", steps=2)

@@ -14,6 +14,7 @@ from typing import TextIO
 from pullback.audit.report.findings import Audited, Finding, LineRecord
 from pullback.audit.report.numbers import largest_finite, level, number, says_something
 from pullback.audit.report.source import MARKS, source_lines
+from pullback.core.units import format_bytes
 
 __all__ = ["print_report", "to_text"]
 
@@ -74,6 +75,7 @@ def _lines(report: Audited, context: int, width: int) -> Iterator[list[Span]]:
     for finding in report.findings:
         yield from _finding(finding)
     yield from _parameters(report)
+    yield from _memory(report)
     for note in report.notes:
         yield from _block(f"note: {note}", "", "dim")
     yield []
@@ -167,6 +169,21 @@ def _parameters(report: Audited) -> Iterator[list[Span]]:
             where = f"line {parameter.blame.get('line')} of {parameter.blame.get('file')}"
         shape = "" if str(parameter.shape) in parameter.name else f" {list(parameter.shape)}"
         yield [(f"  {parameter.name}{shape}: {where}", "")]
+
+
+def _memory(report: Audited, most: int = 8) -> Iterator[list[Span]]:
+    """The lines that keep most for the backward pass."""
+    if not report.memory:
+        return
+    total = sum(record.bytes for record in report.memory)
+    yield []
+    yield [("kept for the backward pass", "bold"), (f"  {format_bytes(total)}", "")]
+    for record in report.memory[:most]:
+        place = f"{os.path.basename(record.file)}:{record.line}"
+        yield [(f"  {format_bytes(record.bytes):>10}  ", ""), (f"{place}  ", "dim"), (record.source.strip(), "")]
+    if len(report.memory) > most:
+        rest = sum(record.bytes for record in report.memory[most:])
+        yield [(f"  {format_bytes(rest):>10}  in {len(report.memory) - most} more lines", "dim")]
 
 
 def _summary(report: Audited) -> list[Span]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pullback.lab.result import Metric, Series, spread
 
-__all__ = ["Bar", "Bars", "Chart", "Line", "Tick", "bars", "curves", "format_bytes", "format_number", "with_spread"]
+__all__ = ["Bar", "Bars", "Chart", "Line", "Tick", "bars", "curves", "format_number", "with_spread"]
 
 WIDTH, HEIGHT = 400, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
@@ -114,19 +114,6 @@ def with_spread(value: object, spread: float | None) -> str:
         ('0.93 ± 0.021', '0.93')
     """
     return format_number(value) if spread is None else f"{format_number(value)} ± {spread:.2g}"
-
-
-def format_bytes(count: int) -> str:
-    """Return a number of bytes as a reader wants it.
-
-    Example:
-        >>> [format_bytes(n) for n in (512, 734003200, 3 * 2**30)]
-        ['512 B', '700 MiB', '3 GiB']
-    """
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} B"
 
 
 def bars(metrics: Sequence[Metric]) -> list[Bars]:

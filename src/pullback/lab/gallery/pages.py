@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import pullback
-from pullback.lab.gallery.charts import bars, curves, format_bytes, format_number, with_spread
+from pullback.core.units import format_bytes
+from pullback.lab.gallery.charts import bars, curves, format_number, with_spread
 from pullback.lab.gallery.meshes import preview
 from pullback.lab.gallery.prose import inline, prose
 from pullback.lab.gallery.references import pictures, references
