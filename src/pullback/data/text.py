@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pullback.core.shapes import Int, Tensor
@@ -64,7 +65,8 @@ def characters(text: str, alphabet: str = " abcdefghijklmnopqrstuvwxyz") -> Int[
     """
     if not alphabet or len(set(alphabet)) != len(alphabet):
         raise ValueError(f"alphabet must have different characters, got {alphabet!r}")
-    places = {character: place for place, character in enumerate(alphabet)}
     other = f"[^{re.escape(alphabet[1:])}]+" if len(alphabet) > 1 else ".+"
     reduced = re.sub(other, lambda run: alphabet[0], text.lower(), flags=re.DOTALL)
-    return torch.tensor([places[character] for character in reduced], dtype=torch.int64)
+    codes, known = (np.frombuffer(s.encode("utf-32-le"), dtype=np.uint32) for s in (reduced, alphabet))
+    order = known.argsort()
+    return torch.from_numpy(order[np.searchsorted(known[order], codes)].astype(np.int64))

@@ -57,7 +57,7 @@ class Selection(NamedTuple):
 
     sample: Tensor
     reward: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     candidates: Tensor
 
 
@@ -333,12 +333,12 @@ def tilted(
         Csiszar (1975), I-divergence geometry of probability distributions and minimization problems.
     """
     log_p, wide = _law(log_prob, reward)
-    number = check_scalar("beta", beta)
+    check_scalar("beta", beta)
     if can_look(wide) and not bool(wide.isfinite().all()):
         raise ValueError("reward must be finite")
     possible = log_p > _IMPOSSIBLE / 2
     best = torch.where(possible, wide, -torch.inf).detach().amax(-1, keepdim=True)
-    ratio = (wide - best) / (beta.double() if isinstance(beta, Tensor) else number)
+    ratio = (wide - best) / (beta.double() if isinstance(beta, Tensor) else float(beta))
     law = torch.log_softmax(torch.where(possible, log_p + torch.where(possible, ratio, 0.0), _IMPOSSIBLE), -1)
     return _finished(law, log_p).to(log_prob.dtype)
 

@@ -118,10 +118,10 @@ class SoftTree(nn.Module):
         """
         margins = self._margins(x)
         if self.gate == "sigmoid":
-            both = nn.functional.logsigmoid(margins), nn.functional.logsigmoid(-margins)
+            both = [nn.functional.logsigmoid(margins), nn.functional.logsigmoid(-margins)]
         else:
             shares = self._shares(margins), self._shares(-margins)
-            both = tuple(torch.where(s > 0, torch.where(s > 0, s, 1.0).log(), -torch.inf) for s in shares)
+            both = [torch.where(s > 0, torch.where(s > 0, s, 1.0).log(), -torch.inf) for s in shares]
         total = torch.zeros_like(margins[..., :1])
         for level in range(self.depth):
             left, right = (self._of_level(one, level) for one in both)

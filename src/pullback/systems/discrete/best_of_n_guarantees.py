@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from pullback import data, discrete
 from pullback.lab import Lab, above, at_least, system
 
-TEMPERATURES = (0.3, 1.0, 1.5, 3.0)
 DOUBLINGS = tuple(2**k for k in range(1, 10))
 DRAWS = 100_000  # real best-of-n draws that are compared with their law
 PROMPTS = 8  # prefixes a step of a policy that learns
@@ -44,6 +43,8 @@ class Config:
     """Unseen prefixes."""
     teaching_steps: Annotated[int, at_least(1)] = 120
     """Adam steps of the policies that learn to draw once."""
+    temperatures: tuple[Annotated[float, above(0)], ...] = (0.3, 1.0, 1.5, 3.0)
+    """At which the model is drawn from, for the divergences; the lowest first."""
     lr: Annotated[float, above(0)] = 1e-2
     """Step size of the policy that is taught the law (best of 1e-3, 3e-3, 1e-2)."""
     drawing_lr: Annotated[float, above(0)] = 3e-3
@@ -87,7 +88,7 @@ class CharacterModel(nn.Module):
     title="Theoretical guarantees on the best-of-n alignment policy",
     paper="Beirami, Agarwal, Berant, D'Amour, Eisenstein, Nagpal, Suresh, ICML 2025, arXiv 2401.01879",
     config=Config,
-    smoke={"steps": 3, "prefixes": 2, "teaching_steps": 2, "replicates": 1},
+    smoke={"steps": 3, "prefixes": 2, "temperatures": (0.3,), "teaching_steps": 2, "replicates": 1},
     full={"steps": 20_000, "prefixes": 500, "teaching_steps": 5000, "replicates": 5},
     data=("bible", "prompts"),
     blocks=("discrete.best_of_n", "discrete.best_of_n_log_prob", "discrete.best_of_n_kl", "discrete.win_rate"),
@@ -103,7 +104,7 @@ def run(lab: Lab, config: Config) -> None:
     model, rewards = _read(lab, config, old), _rewards(old, modern)
     familiar, others = (part[part[:, -1] == 0] for part in (old.unfold(0, 24, 1), new.unfold(0, 24, 1)))
     unseen = others[torch.randint(len(others), (config.prefixes,), generator=lab.fork("unseen prefixes"))]
-    _divergences(lab, model, unseen, rewards)
+    _divergences(lab, config, model, unseen, rewards)
     _trade_off(lab, model, unseen[:10], rewards["modern"])
     _teach(lab, config, model, familiar, unseen, rewards["modern"])
 
@@ -168,19 +169,19 @@ def _rewards(old: Tensor, modern: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _divergences(lab: Lab, model: CharacterModel, prefixes: Tensor, rewards: dict[str, Tensor]) -> None:
+def _divergences(lab: Lab, config: Config, model: CharacterModel, prefixes: Tensor, rewards: dict[str, Tensor]) -> None:
     winners, cases = lab.fork("winners"), []
-    for temperature, reward in itertools.product(TEMPERATURES, rewards.values()):
+    for temperature, reward in itertools.product(config.temperatures, rewards.values()):
         log_p, values = _answers(model, prefixes, temperature), reward.unique(return_inverse=True)[1]
         for n in DOUBLINGS:
             law = discrete.best_of_n_log_prob(log_p, reward, n, ties="order")
             chosen = torch.multinomial(law.exp(), WINNERS, True, generator=winners)
-            estimate = discrete.best_of_n_kl(log_p.gather(-1, chosen), n)
+            drawn = discrete.best_of_n_kl(log_p.gather(-1, chosen), n)
             expected = (law.exp() * discrete.best_of_n_kl(log_p.unsqueeze(-1), n).value).sum(-1)
             atom = torch.zeros_like(log_p).index_add(-1, values, log_p.exp()).amax(-1)  # the likeliest reward
             exact, rate = (law.exp() * (law - log_p)).sum(-1), discrete.win_rate(law, log_p, reward)
-            cases.append(torch.stack([exact, expected, *estimate, rate, atom]))
-    shape = (len(TEMPERATURES), len(rewards), len(DOUBLINGS), -1, len(prefixes))
+            cases.append(torch.stack([exact, expected, *drawn, rate, atom]))
+    shape = (len(config.temperatures), len(rewards), len(DOUBLINGS), -1, len(prefixes))
     exact, expected, estimate, error, rate, atom = torch.stack(cases).view(shape).unbind(3)
     n = torch.tensor(DOUBLINGS, dtype=torch.float64).unsqueeze(-1)
     bound = (n.log() - (n - 1) / n).expand_as(exact)
@@ -214,7 +215,7 @@ def _divergences(lab: Lab, model: CharacterModel, prefixes: Tensor, rewards: dic
         axes.errorbar(DOUBLINGS, estimate[0, k].mean(-1), error[0, k].mean(-1), fmt=".", color=lab.colour(name))
     axes.set(xscale="log", xlabel="n", ylabel="nats from the model")
     axes.legend(fontsize="small")
-    caption = f"Temperature {TEMPERATURES[0]:g}, mean over prefixes; dots: estimates from {WINNERS} winners."
+    caption = f"Temperature {config.temperatures[0]:g}, mean over prefixes; dots: estimates from {WINNERS} winners."
     lab.figure("divergence", figure, caption)
 
 
