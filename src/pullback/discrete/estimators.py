@@ -133,14 +133,11 @@ def straight_through_softmax(
         decoupled straight-through estimator, arXiv 2410.13331, for two temperatures.
     """
     dim = check_dim(check_floating("logits", logits), dim)
-    _positive(temperature)
-    of_draw = _positive(draw_temperature, "draw_temperature")
+    number, of_draw = _positive(temperature), _positive(draw_temperature, "draw_temperature")
     check_rows("logits", logits, dim)
     wide = widen(logits)
     soft = softmax(wide, dim, temperature)
-    same = temperature is draw_temperature or (
-        of_draw is not None and type(temperature) is float and temperature == of_draw
-    )
+    same = number is not None and number == of_draw
     probabilities = soft if same else softmax(wide.detach(), dim, draw_temperature)
     onehot = _drawn(probabilities, logits, dim, generator, outcome)
     return replace_gradient(onehot.to(logits.dtype), soft.to(logits.dtype))

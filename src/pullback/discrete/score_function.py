@@ -30,13 +30,13 @@ def score_function(
 
     with the baseline ``b``, the reward's own derivative and that of the control's expectation ``e``.
 
-    ===============  ==========================================================================================
-    ``none``         ``b = 0``
-    ``mean``         ``b`` is the mean over ``dim``; the estimate shrinks by ``1 - 1/m``, as each draw is part of it
+    =================  ========================================================================================
+    ``none``           ``b = 0``
+    ``mean``           the mean over ``dim``; the estimate shrinks by ``1 - 1/m``, as each of m draws is part of it
     ``leave_one_out``  the mean of the other ``m - 1`` draws: unbiased (REINFORCE leave-one-out)
-    ``control``      ``b = control``: a number known before the draw, or a function of ``D`` that resembles ``r`` and
-                     whose expectation is ``expected`` (MuProp: the linearisation at the mean of ``D``)
-    ===============  ==========================================================================================
+    ``control``        ``control``: a number known before the draw, or a function of ``D`` that resembles ``r`` and
+                       whose expectation is ``expected`` (MuProp: the linearisation at the mean of ``D``)
+    =================  ========================================================================================
 
     Args:
         log_prob: ``[*shape]`` logarithms of the probabilities of the draws, with their gradient.
