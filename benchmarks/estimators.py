@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.discrete import categorical, estimator_statistics, expectation, gumbel_softmax
+from pullback.discrete import RelaxedOneHot, categorical, estimator_statistics, expectation, gumbel_softmax
 from pullback.lab.bench import Case, Table
 
 SAMPLES = 20_000
@@ -125,3 +125,27 @@ CASES = [
     )
     for method in ("straight_through", "perturbed", "imle")
 ]
+
+
+def _log_prob(law: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
+    """Sample, density of the sample, and backward of both."""
+
+    def work(x: Tensor) -> None:
+        distribution = law(x)
+        torch.autograd.grad(distribution.log_prob(distribution.rsample()).sum(), x)
+
+    return work
+
+
+CASES.append(
+    Case(
+        "RelaxedOneHot: sample, its density, backward, 256 x 1000",
+        _logits,
+        _log_prob(lambda x: RelaxedOneHot(x, 0.5)),
+        {
+            "torch RelaxedOneHotCategorical": _log_prob(
+                lambda x: torch.distributions.RelaxedOneHotCategorical(torch.tensor(0.5), logits=x)
+            )
+        },
+    )
+)
