@@ -94,7 +94,7 @@ class ProximalSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             for w in group["params"]:
                 if w.grad is not None:
-                    moved = w - group["lr"] * w.grad
+                    moved = torch.add(w, w.grad, alpha=-group["lr"])
                     if group["momentum"]:
                         before = self.state[w].setdefault("before", w.clone())
                         moved += group["momentum"] * (w - before)

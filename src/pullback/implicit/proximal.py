@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 
 from pullback.core.checks import check_floating
 from pullback.core.shapes import Float, Tensor
@@ -42,6 +43,8 @@ def prox_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
     """
     check_floating("x", x)
     threshold = positive("weight", weight, x, x.shape, zero=True)
+    if not isinstance(weight, Tensor) and weight > 0:
+        return F.softshrink(x, float(weight))  # one pass; at weight 0 it would have no gradient at 0
     return torch.where(x.abs() < threshold, 0, x - threshold * x.sign())
 
 
@@ -122,5 +125,8 @@ def prox_l0(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
         sparse approximations.
     """
     check_floating("x", x)
-    threshold = math.sqrt(2) * positive("weight", weight, x, x.shape, zero=True).sqrt()  # 2 weight might overflow
+    squared = positive("weight", weight, x, x.shape, zero=True)
+    if not isinstance(weight, Tensor) and weight > 0:
+        return F.hardshrink(x, math.sqrt(2 * weight))
+    threshold = math.sqrt(2) * squared.sqrt()  # 2 weight might overflow
     return torch.where(x.abs() <= threshold, 0, x)

@@ -1,0 +1,85 @@
+"""The blocks of gradients against their peers. ``pullback bench gradients``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pullback.gradients import ProximalSGD, selective, sharpness
+from pullback.lab.bench import Case
+
+
+@cache
+def _network() -> tuple[nn.Sequential, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    return model, torch.randn(256, 64), torch.randint(10, (256,))
+
+
+def _sharpness(_: None) -> None:
+    model, x, y = _network()
+    loss = lambda p: F.cross_entropy(torch.func.functional_call(model, p, x), y)  # noqa: E731
+    sharpness(loss, dict(model.named_parameters()), tolerance=1e-3, generator=torch.Generator().manual_seed(0))
+
+
+def _sharpness_curvlinops(_: None) -> None:
+    from curvlinops import HessianLinearOperator
+    from scipy.sparse.linalg import eigsh
+
+    model, x, y = _network()
+    hessian = HessianLinearOperator(model, nn.CrossEntropyLoss(), list(model.parameters()), [(x, y)])
+    eigsh(hessian.to_scipy(), k=1, which="LA", tol=1e-3)
+
+
+def _penalised(optimizer: Any, weight: Tensor) -> None:
+    for _ in range(20):
+        weight.grad = weight.detach()
+        optimizer.step()
+
+
+def _weights() -> Tensor:
+    return torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+@cache
+def _frozen(converted: bool) -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3))
+    model = nn.Sequential(*layers).eval().requires_grad_(False)
+    return selective(model).module if converted else model
+
+
+def _images() -> Tensor:
+    return torch.randn(16, 16, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def _memsave(x: Tensor) -> None:
+    from memsave_torch.nn import convert_to_memory_saving
+
+    convert_to_memory_saving(_frozen(False))(x).sum().backward()
+
+
+CASES = [
+    Case(
+        "largest Hessian eigenvalue to 1e-3, 4 810 parameters",
+        lambda: None,
+        _sharpness,
+        {"curvlinops + scipy": _sharpness_curvlinops},
+    ),
+    Case(
+        "20 proximal steps, L1, 512 x 512",
+        _weights,
+        lambda w: _penalised(ProximalSGD([w], 0.1, weight=0.01), w),
+        {"torch SGD, no penalty": lambda w: _penalised(torch.optim.SGD([w], 0.1), w)},
+    ),
+    Case(
+        "frozen convolutions, forward + backward to the input, 16 x 16 x 32 x 32",
+        _images,
+        lambda x: _frozen(True)(x).sum().backward(),
+        {"torch": lambda x: _frozen(False)(x).sum().backward(), "memsave_torch": _memsave},
+    ),
+]
