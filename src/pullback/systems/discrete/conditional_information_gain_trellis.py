@@ -174,7 +174,7 @@ def _look(lab: Lab, config: Config, arm: Arm, network: nn.Module, test: tuple[Te
     """What a trained network gets right, costs, and sends where."""
     x, labels = test
     arm.metric("parameters", _size(network), better="lower")
-    arm.metric("multiply-adds", discrete.expected_macs(network, x[:8]).mean, better="lower")
+    arm.metric("multiply-adds", discrete.expected_macs(network, x[:2]).mean, better="lower")
     if isinstance(network, Trellis):
         share = float(arm.name == "random routes")
         logits, routings = network(x, random=share, generator=lab.fork("routes of the test"))
