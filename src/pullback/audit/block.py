@@ -8,7 +8,7 @@ from typing import Self
 
 from pullback.audit.judge.analysis import analyse
 from pullback.audit.judge.verdicts import Verdicts
-from pullback.audit.probe.probes import check_customs
+from pullback.audit.probe.probes import check_customs, check_operations
 from pullback.audit.report.report import Report
 from pullback.audit.script import eager
 from pullback.audit.trace.optimizers import Optimizers
@@ -62,6 +62,6 @@ class AuditedBlock:
                 target=self._target,
                 wrt={id(parameter) for parameter in self._optimizers.held()} or None,
                 ignore=self._ignore,
-                verdicts=Verdicts(biased=check_customs(self._tracer, None)),
+                verdicts=Verdicts(biased=check_customs(self._tracer, None), wrong=check_operations(self._tracer)),
                 optimizers=self._optimizers,
             )

@@ -17,7 +17,7 @@ import torch
 from pullback.audit.judge.analysis import analyse
 from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.notebook import compile_cells, read_cells
-from pullback.audit.probe.probes import check_customs
+from pullback.audit.probe.probes import check_customs, check_operations
 from pullback.audit.report.report import Report
 from pullback.audit.report.tracebacks import user_traceback
 from pullback.audit.trace.optimizers import Optimizers
@@ -95,7 +95,7 @@ def audit_script(
         target=str(path),
         wrt={id(p) for p in optimizers.held()} or None,
         ignore=tuple(ignore),
-        verdicts=Verdicts(biased=check_customs(tracer, None)),
+        verdicts=Verdicts(biased=check_customs(tracer, None), wrong=check_operations(tracer)),
         notes=notes,
         error=error,
         optimizers=optimizers,

@@ -75,6 +75,8 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
         if any(f.kind == "zero" and f.operation == op for f in ledger.found):
             continue
         ledger.add("biased.custom", site, op, "error", evidence)
+    for site, op, evidence in ledger.verdicts.wrong:
+        ledger.add("biased.operation", site, op, "error", evidence)
     find_branches(ledger)
     if ledger.optimizers is not None:
         find_stale(ledger, ledger.optimizers)

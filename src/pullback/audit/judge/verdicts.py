@@ -42,6 +42,7 @@ class Verdicts:
         gaps: for a stop: the share of the smoothed derivative that it hides (0: none).
         matters: for a stop: whether the loss moves when the input of the stopped operation does.
         biased: custom functions whose backward disagrees with their forward, with the numbers.
+        wrong: operations of torch whose own derivative disagrees with the slope of their values, with the numbers.
         bias: of the whole gradient against the smoothed loss, one entry a smoothing, if measured.
         relaxed: gradient norm under ``relaxed`` and its cosine with the slope of the smoothed loss, if tried.
     """
@@ -51,6 +52,7 @@ class Verdicts:
     gaps: dict[tuple[Any, int, str], float] = field(default_factory=dict)
     matters: dict[tuple[Any, int, str], bool | None] = field(default_factory=dict)
     biased: list[tuple[Site, str, dict[str, float]]] = field(default_factory=list)
+    wrong: list[tuple[Site, str, dict[str, float]]] = field(default_factory=list)
     bias: list[Bias] = field(default_factory=list)
     relaxed: dict[str, float] = field(default_factory=dict)
 

@@ -24,6 +24,7 @@ from pullback.audit.judge.verdicts import Verdicts, site_key
 from pullback.audit.probe.bias import measure_bias
 from pullback.audit.probe.boundary import comparison_margin, jumps_where_it_turns, number_margin
 from pullback.audit.probe.custom import check_custom
+from pullback.audit.probe.isolated import check_operation
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.probe.replay import Change, Key, Laboratory, same
@@ -38,7 +39,7 @@ from pullback.audit.trace.records import Exit, tensors_in
 from pullback.audit.trace.sites import Site, in_branch_test, place
 from pullback.audit.trace.tracer import Tracer
 
-__all__ = ["check_customs", "probe"]
+__all__ = ["check_customs", "check_operations", "probe"]
 
 SCALES = (0.01, 0.05, 0.3)
 """Steps of the directions, relative to the root mean square of each trained tensor."""
@@ -80,6 +81,7 @@ def probe(
     graph = TraceGraph(tracer)
     trained = {i for i, leaf in tracer.leaves.items() if wrt is None or id(leaf.reference()) in wrt}
     verdicts.biased = check_customs(tracer, generator)
+    verdicts.wrong = check_operations(tracer)
     exits, branches = _questions(graph, trained)
     stops = _open_stops(graph, trained)
     shut = _shut_stops(graph, trained, stops)
@@ -128,6 +130,26 @@ def check_customs(tracer: Tracer, generator: torch.Generator | None) -> list[tup
     """Return the custom functions of a trace whose backward disagrees with their forward, with the numbers."""
     found = [check_custom(call, generator, tracer.notes) for call in tracer.custom_calls.values()]
     return [entry for entry in found if entry is not None]
+
+
+def check_operations(tracer: Tracer) -> list[tuple[Site, str, dict[str, float]]]:
+    """Return torch's operations whose own derivative disagrees with the slope of their values, with the numbers."""
+    found = []
+    refused: dict[str, str] = {}
+    for call in tracer.operation_calls.values():
+        if call is None:
+            continue
+        try:
+            numbers = check_operation(call)
+        except Exception as error:  # an operation for one dtype only, or one that needs what stands around it
+            words = str(error).strip().splitlines()
+            refused.setdefault(call.name, f"{type(error).__name__}: {words[0] if words else ''}")
+            continue
+        if numbers is not None:
+            found.append((call.site, call.name, numbers))
+    for name, reason in list(refused.items())[:MOST_NOTES]:
+        tracer.notes.append(f"the derivative of {name} was not checked by itself, it raised {reason}")
+    return found
 
 
 def _questions(graph: TraceGraph, trained: set[int]) -> tuple[dict[Key, Exit], dict[Key, Exit]]:

@@ -84,6 +84,11 @@ def _template(code: str) -> str:
         return "{op} finds no gradient: they were computed and set to None before it, by zero_grad or by hand"
     if code == "zero.cancels":
         return "the gradients that reach {name} through the two sides of {op} cancel exactly, although the value stays"
+    if code == "biased.operation":
+        return (
+            "the derivative that torch has for {op} is not that of its values at these inputs: it holds for others "
+            "only, such as logarithms of probabilities or symmetric matrices"
+        )
     if code == "biased.gradient":
         return "the gradient of this value is not that of its randomly smoothed form: something on the way biases it"
     return _CUT.get(detail, _CUT["operation"]) if kind == "cut" else _OTHER[kind]

@@ -1,7 +1,8 @@
 """Records what a program computes, line by line, while it runs: which values depend on the trained ones, where the
 graph is left, and (through hooks on the graph) what happens to the cotangents on the way back.
 
-No tensor is kept alive: nodes hold numbers, tensors are known by weak reference only.
+No tensor of the program is kept alive: nodes hold numbers, tensors are known by weak reference only. What an operation
+was first given from a line is copied, where it is small, for the probe of its derivative.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.optim.optimizer import (
 from torch.overrides import TorchFunctionMode
 
 from pullback.audit.trace import operations as ops
+from pullback.audit.trace.alone import EXACT, OperationCall, copied_call
 from pullback.audit.trace.codes import stop_code
 from pullback.audit.trace.custom import Applied, CustomCall, copied, function_call
 from pullback.audit.trace.departures import Departures
@@ -39,6 +41,8 @@ __all__ = ["StopTracing", "Tracer"]
 
 MAX_NODES = 200_000
 COLLECT = 50_000
+MAX_CALLS = 500
+"""Operations whose first call is kept."""
 
 
 class Tracer(Departures, TorchFunctionMode):
@@ -55,6 +59,7 @@ class Tracer(Departures, TorchFunctionMode):
         super().__init__(libraries, steps, sample)
         self.consumed: dict[int, list[int]] = {}
         self.custom_calls: dict[Any, CustomCall] = {}
+        self.operation_calls: dict[Any, OperationCall | None] = {}
         self.names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self.notes: list[str] = []
         self.regions = Regions(libraries)
@@ -236,6 +241,8 @@ class Tracer(Departures, TorchFunctionMode):
                 return func(*args, **kwargs)
             if signs and signs[0] is None and id(target) not in self.mutated:
                 self.mutated[id(target)] = weakref.ref(target)
+        if enabled and live_parents and name not in EXACT and len(self.operation_calls) < MAX_CALLS:
+            self._keep_call(name, func, args, kwargs, frame)
         if name == "batch_norm":
             for buffer in tensors_in(args[1:3]):
                 self.mutated.setdefault(id(buffer), weakref.ref(buffer))
@@ -312,6 +319,14 @@ class Tracer(Departures, TorchFunctionMode):
                     self.hook(tensor, node)
             if node.live or not enabled:
                 measure(self, node, name, first, args, kwargs)
+
+    def _keep_call(self, name: str, func: Any, args: Any, kwargs: Any, frame: Any) -> None:
+        """Keep the first call of an operation from a line, for the probe of its derivative."""
+        site = locate(frame, self.libraries)
+        key = (site.code, site.instruction, name)
+        if key not in self.operation_calls:
+            with unseen(), torch.no_grad():
+                self.operation_calls[key] = copied_call(name, func, args, kwargs, site)
 
     def _custom(self, applied: Applied, site: Site) -> str:
         """Keep one call of a custom Function for the probe of its backward; return its name."""
