@@ -34,6 +34,18 @@ def test_features_that_decide_the_target_are_found_without_a_gradient_of_the_box
     assert bool((found.mask.sum(-1) == 2).all())
 
 
+def test_hard_masks_show_the_box_what_it_is_tested_on() -> None:
+    shown = []
+    draw = torch.Generator().manual_seed(3)
+    interpreter = _interpreter(draw, predict=lambda x: shown.append(x) or _predict(x))
+    x = torch.randn(16, 8, generator=draw)
+    interpreter.step(x, temperature=0.5, hard=True)
+    assert any(bool(((v == 0) | (v == x)).all()) and not torch.equal(v, x) for v in shown)
+    shown.clear()
+    interpreter.step(x, temperature=0.5)
+    assert not any(bool(((v == 0) | (v == x)).all()) for v in shown if not torch.equal(v, x))
+
+
 def test_a_copied_state_goes_on_to_the_same_numbers() -> None:
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(32, 8, generator=draw)

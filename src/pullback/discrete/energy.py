@@ -189,12 +189,13 @@ class EnergyInterpreter(nn.Module):
         self.optimizer = torch.optim.Adam(self.scorer.parameters(), lr=lr)
         self.energy_optimizer = torch.optim.Adam(self.energy.parameters(), lr=2 * lr)
 
-    def step(self, x: Float[Tensor, "batch n"], *, temperature: float) -> tuple[float, float]:
+    def step(self, x: Float[Tensor, "batch n"], *, temperature: float, hard: bool = False) -> tuple[float, float]:
         """Take one step of the energy and one of the interpreter.
 
         Args:
             x: ``[batch, n]`` inputs.
             temperature: of the relaxed masks, > 0; lowered in the course of the training.
+            hard: mask with zeros and ones, by the gradient of the relaxation: the box then sees what it is tested on.
 
         Returns:
             The loss of the energy and that of the interpreter.
@@ -204,7 +205,8 @@ class EnergyInterpreter(nn.Module):
                 something else than ``[batch, outputs]``.
         """
         check_positive("temperature", temperature)
-        mask = k_hot_sample(self.scorer(self._checked(x)), self.k, temperature=temperature, generator=self.generator)
+        scores = self.scorer(self._checked(x))
+        mask = k_hot_sample(scores, self.k, temperature=temperature, hard=hard, generator=self.generator)
         masked, y = x * mask, self._decide(x)
         seen = self._decide(masked.detach())
         teaching = self._margin(masked.detach(), seen) + self._margin(x, y)
