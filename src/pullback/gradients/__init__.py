@@ -5,6 +5,7 @@ from pullback.gradients.activations import interpolated_activation
 from pullback.gradients.activity import ActivityGradient, activity_forward_gradient
 from pullback.gradients.analog import AnalogLayer, leakage_to_std, reduce_precision, std_to_leakage
 from pullback.gradients.attribution import Attribution, integrated_gradients, shapley_values
+from pullback.gradients.clarke import ClarkeMembership, clarke_contains, nonnegative_least_squares
 from pullback.gradients.estimator_error import EstimatorError, estimator_error
 from pullback.gradients.evolution import EvolutionGradient, evolution_gradient
 from pullback.gradients.forward import ForwardGradient, ForwardGradientDescent, forward_gradient
@@ -17,10 +18,12 @@ from pullback.gradients.impossibility import (
     adversarial_pair,
     hypothesis_test_curve,
 )
-from pullback.gradients.kinks import KINKS, kink_distance
+from pullback.gradients.kink_report import KinkReport, OneSidedSlopes, TouchedKink, kink_report
+from pullback.gradients.kinks import KINKS, Kink, kink_distance
 from pullback.gradients.landscape import LossSlice, loss_slice
 from pullback.gradients.local_behaviour import LocalBehaviour, local_behaviour
 from pullback.gradients.lyapunov import LyapunovSpectrum, lyapunov_spectrum
+from pullback.gradients.machine_parameters import NondifferentiableCount, count_nondifferentiable, minifloats
 from pullback.gradients.memory import SavedBytes, saved_bytes
 from pullback.gradients.needed import needed_for_backward
 from pullback.gradients.permutation import permutation_importance
@@ -41,6 +44,7 @@ __all__ = [
     "AdversarialPair",
     "AnalogLayer",
     "Attribution",
+    "ClarkeMembership",
     "ConvergenceRate",
     "Conversion",
     "DerivativeProfile",
@@ -52,19 +56,26 @@ __all__ = [
     "GradientSignal",
     "GradientVariance",
     "JacobianSpectrum",
+    "Kink",
+    "KinkReport",
     "LayerSignal",
     "LocalBehaviour",
     "LossSlice",
     "LyapunovSpectrum",
     "MissingRule",
+    "NondifferentiableCount",
+    "OneSidedSlopes",
     "OperatingCurve",
     "ProximalSGD",
     "SavedBytes",
     "SensitivityRanking",
     "Sharpness",
+    "TouchedKink",
     "activity_forward_gradient",
     "adversarial_pair",
+    "clarke_contains",
     "convergence_rate",
+    "count_nondifferentiable",
     "derivative_profile",
     "estimator_error",
     "evolution_gradient",
@@ -79,12 +90,15 @@ __all__ = [
     "interpolated_activation",
     "jacobian_spectrum",
     "kink_distance",
+    "kink_report",
     "leakage_to_std",
     "local_behaviour",
     "loss_slice",
     "lyapunov_spectrum",
+    "minifloats",
     "missing_forward_rules",
     "needed_for_backward",
+    "nonnegative_least_squares",
     "oscillation_amplitude",
     "permutation_importance",
     "rank_correlation",

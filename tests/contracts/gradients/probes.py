@@ -49,7 +49,7 @@ CONTRACTS = [
     ),
     Contract(
         "gradients.kink_distance[max]",
-        lambda x: kink_distance("max", x),
+        lambda x: kink_distance("max", x, dim=-1),
         _vector,
         reference=_second,
         bad=[
