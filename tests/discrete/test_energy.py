@@ -83,3 +83,20 @@ def test_a_box_with_another_number_of_outputs_is_refused() -> None:
         _interpreter().step(torch.ones(4, 7), temperature=0.5)
     with pytest.raises(ValueError, match="temperature must be > 0"):
         _interpreter().step(torch.ones(4, 8), temperature=0.0)
+
+
+def test_recovery_is_the_share_of_true_features(without_shape_checks: None) -> None:
+    draw = torch.Generator().manual_seed(0)
+    mask, truth = (torch.rand(6, 9, generator=draw) < 0.5 for _ in range(2))
+    expected = [m[t].double().mean().item() for m, t in zip(mask, truth, strict=True)]
+    assert discrete.mask_recovery(mask, truth).tolist() == pytest.approx(expected)
+    one = truth[0]
+    assert discrete.mask_recovery(mask, one)[3].item() == pytest.approx(mask[3][one].double().mean().item())
+    wrong = [
+        (mask, truth.float(), TypeError, "truth must be boolean"),
+        (mask, truth[:, :8], ValueError, "truth must have the shape"),
+        (mask, ~one & one, ValueError, "truth must have a feature in each row"),
+    ]
+    for first, second, error, message in wrong:
+        with pytest.raises(error, match=message):
+            discrete.mask_recovery(first, second)

@@ -86,11 +86,11 @@ def margin_energy_loss(
         margin: > 0, in units of the energy.
 
     Returns:
-        A number >= 0.
+        A number >= 0; 0 without energies.
 
     Raises:
         TypeError: an energy is not floating, or they have different dtypes.
-        ValueError: shapes differ, there are no energies, or ``margin`` is out of range.
+        ValueError: shapes differ, or ``margin`` is out of range.
 
     Example:
         >>> margin_energy_loss(torch.tensor([0.0, 2.0]), torch.tensor([3.0, 2.5]))
@@ -101,9 +101,9 @@ def margin_energy_loss(
     """
     check_same_dtype(right=check_floating("right", right), wrong=check_floating("wrong", wrong))
     check_positive("margin", margin)
-    if right.shape != wrong.shape or not right.numel():
-        raise ValueError(f"right and wrong must have one shape, not empty, got {right.shape} and {wrong.shape}")
-    return torch.relu(margin + (right - wrong)).mean()
+    if right.shape != wrong.shape:
+        raise ValueError(f"right and wrong must have one shape, got {tuple(right.shape)} and {tuple(wrong.shape)}")
+    return torch.relu(margin + (right - wrong)).sum() / max(right.numel(), 1)
 
 
 class Explanation(NamedTuple):
