@@ -39,6 +39,8 @@ RIGHT: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "svd": (lambda x: torch.linalg.svd(x)[1], SYMMETRIC),
     "solve": (lambda x: torch.linalg.solve(x, x.mT), SYMMETRIC),
     "padding": (lambda w: F.embedding(torch.tensor([[0, 2, 1]]), w, padding_idx=2), (4, 3)),
+    "projected": (lambda w: F.embedding(torch.tensor([0, 2, 1]), 1 * w, max_norm=0.5), (4, 3)),
+    "frequency": (lambda w: F.embedding(torch.tensor([0, 0, 1]), w, scale_grad_by_freq=True), (4, 3)),
     "kinks": (lambda x: (x * torch.tensor([0.0, 1.0, 1.0])).relu() + (0 * x).abs(), (4, 3)),
     "ties": (lambda x: x.round().sort(-1).values + (0 * x).max() + (0 * x).cummax(-1).values, (4, 3)),
     "in place": (lambda x: F.relu(2 * x, inplace=True) + (2 * x).clamp_(max=1), (4, 3)),

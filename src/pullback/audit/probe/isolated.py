@@ -35,7 +35,7 @@ def check_operation(call: OperationCall) -> dict[str, float] | None:
 
     Directions keep what the inputs keep, as what comes before the operation may do: matrices that are symmetric stay
     so, logarithms of probabilities keep their sum of one. Entries to which torch gives no derivative at all (a padding
-    row) are not moved. At kinks, and where values jump, nothing is judged.
+    row) are not moved. At kinks, where values jump, and of operations that write into their input nothing is judged.
 
     Returns:
         The two slopes along the direction where they differ most, ``None`` if they agree.
@@ -54,16 +54,21 @@ def check_operation(call: OperationCall) -> dict[str, float] | None:
 
 
 def _compare(call: OperationCall, leaves: list[Any], noise: torch.Generator, state: Tensor) -> dict[str, float] | None:
+    written = False
+
     def run(values: list[Any]) -> list[Tensor]:
+        nonlocal written
         torch.set_rng_state(state)
-        fresh = [v.clone() if isinstance(v, Tensor) else v for v in values]  # the operation may write into them
-        return [t for t in tensors_in(call.run(fresh)) if t.is_floating_point()]
+        fresh = [v.clone() if isinstance(v, Tensor) else v for v in values]
+        outputs = [t for t in tensors_in(call.run(fresh)) if t.is_floating_point()]
+        written = any(fresh[i]._version for i in call.live)  # an embedding that projects its weight
+        return outputs
 
     moved = [i for i in call.live if leaves[i].is_floating_point() and leaves[i].numel()]
     tracked = [x.requires_grad_() if i in moved else x for i, x in enumerate(leaves)]
     outputs = run(tracked)
     kept = [k for k, t in enumerate(outputs) if t.requires_grad and t.numel()]
-    if not moved or not kept:
+    if written or not moved or not kept:
         return None
     cotangents = [torch.randn(outputs[k].shape, generator=noise, dtype=torch.float64).to(outputs[k]) for k in kept]
     inputs = [leaves[i] for i in moved]

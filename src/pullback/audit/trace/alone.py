@@ -54,9 +54,11 @@ def copied_call(name: str, function: Any, args: Any, kwargs: Any, site: Site) ->
     """Return a copy of a call that is about to be made, ``None`` if it cannot be repeated alone.
 
     That is a call with too many numbers, with complex ones, under transforms of torch.func, or with a generator, which
-    repetitions would advance.
+    repetitions would advance; and one of an embedding with an option (gradients scaled by frequency, sparse ones).
     """
     leaves, form = tree_flatten((args, kwargs))
+    if name.startswith("embedding") and any(leaf is True for leaf in leaves):
+        return None
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if any(isinstance(leaf, torch.Generator) for leaf in leaves) or "out" in kwargs:
         return None
