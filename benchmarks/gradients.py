@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pullback.gradients import ProximalSGD, selective, sharpness
+from pullback.gradients import (
+    ProximalSGD,
+    hypothesis_test_curve,
+    integrated_gradients,
+    reduce_precision,
+    selective,
+    sharpness,
+)
 from pullback.lab.bench import Case
 
 
@@ -63,6 +70,37 @@ def _memsave(x: Tensor) -> None:
     convert_to_memory_saving(_frozen(False))(x).sum().backward()
 
 
+def _scores() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(20_000, generator=draw), torch.rand(20_000, generator=draw) < 0.3
+
+
+def _curve_sklearn(case: tuple[Tensor, Tensor]) -> None:
+    from sklearn.metrics import auc, roc_curve
+
+    fall_out, sensitivity, _ = roc_curve(case[1].numpy(), case[0].numpy(), drop_intermediate=False)
+    auc(fall_out, sensitivity)
+
+
+def _explained() -> Tensor:
+    return torch.randn(100, 64, generator=torch.Generator().manual_seed(1))
+
+
+def _integrated(x: Tensor) -> None:
+    integrated_gradients(_network()[0], x, torch.zeros(64), steps=50, target=0)
+
+
+def _integrated_captum(x: Tensor) -> None:
+    from captum.attr import IntegratedGradients
+
+    explainer = IntegratedGradients(_network()[0])
+    explainer.attribute(x, torch.zeros_like(x), target=0, n_steps=50, return_convergence_delta=True)
+
+
+def _fake_quantized(x: Tensor) -> None:
+    torch.fake_quantize_per_tensor_affine(x, 1 / 16, 0, -128, 127).sum().backward()
+
+
 CASES = [
     Case(
         "largest Hessian eigenvalue to 1e-3, 4 810 parameters",
@@ -81,5 +119,18 @@ CASES = [
         _images,
         lambda x: _frozen(True)(x).sum().backward(),
         {"torch": lambda x: _frozen(False)(x).sum().backward(), "memsave_torch": _memsave},
+    ),
+    Case(
+        "operating curve and area, 20 000 scores",
+        _scores,
+        lambda c: hypothesis_test_curve(*c),
+        {"sklearn": _curve_sklearn},
+    ),
+    Case("integrated gradients, 100 points, 50 steps", _explained, _integrated, {"captum": _integrated_captum}),
+    Case(
+        "rounding to levels, forward + backward, 512 x 512",
+        _weights,
+        lambda w: reduce_precision(w, 16).sum().backward(),
+        {"torch fake_quantize": _fake_quantized},
     ),
 ]
