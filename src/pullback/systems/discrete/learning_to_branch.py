@@ -13,6 +13,7 @@ steps, then a temperature from 5 to 0.5. What is compared has the same number of
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -47,8 +48,8 @@ class Config:
 
 
 GROUPS = torch.tensor([0, 0, 0, 1, 1, 1])
-QUESTIONS = ("even", "5 or more", "turned", "class", "worn", "sleeves")
-ANSWERS = (2, 2, 4, 10, 4, 3)
+SHARED = (torch.zeros(3, dtype=torch.int64), torch.zeros(6, dtype=torch.int64))
+QUESTIONS = {"even": 2, "5 or more": 2, "turned": 4, "class": 10, "worn": 4, "sleeves": 3}  # and how many answers
 WORN = torch.tensor([0, 1, 0, 0, 0, 2, 0, 2, 3, 2])  # upper body, legs, feet, in the hand
 SLEEVES = torch.tensor([0, 1, 2, 0, 2, 1, 2, 1, 1, 1])  # short, none, long
 
@@ -69,12 +70,11 @@ Loss = Callable[[Sequence[Tensor], Tensor], Tensor]
     blocks=tuple(f"discrete.{b}" for b in ("BranchingLayer", "BranchingNetwork", "search_branching", "grouping_score")),
 )
 def run(lab: Lab, config: Config) -> None:
-    """Check the exact parts, find planted groups, then learn what six questions about pictures share."""
+    """Check the exact parts, find planted groups, learn what six questions about pictures share."""
     _exact(lab)
     lab.data("two planted groups of three tasks", origin="simulated")
     _planted(lab, config)
     if lab.scale != "smoke":
-        lab.data("MNIST digits beside Fashion-MNIST garments", origin="real")
         _pictures(lab, config)
 
 
@@ -159,13 +159,16 @@ def _size(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def _widened(make: Callable[[int], BranchingNetwork], tree: Tree, wanted: int) -> nn.Module:
-    """The tree with fresh weights, as wide as brings it nearest to the wanted number of parameters."""
-    width = min(range(1, 61), key=lambda width: abs(_size(make(width).pruned(tree)) - wanted))
-    return make(width).pruned(tree)
+def _widened(make: Callable[[float], BranchingNetwork], tree: Tree, wanted: int) -> nn.Module:
+    def build(number: int) -> nn.Module:
+        return make(number / 50).pruned(tree)
+
+    first = 20 + bisect.bisect_left(range(20, 125), wanted, key=lambda number: _size(build(number)))
+    return build(min((first - 1, first), key=lambda number: abs(_size(build(number)) - wanted)))
 
 
-def _dense(width: int = 12) -> BranchingNetwork:
+def _dense(scale: float = 1.0) -> BranchingNetwork:
+    width = round(12 * scale)
     nodes = [nn.Sequential(nn.Linear(10, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()) for _ in range(2)]
     return BranchingNetwork([nodes], [nn.Sequential(nn.Linear(width, 1), nn.Flatten(0)) for _ in GROUPS])
 
@@ -177,8 +180,7 @@ def _planted(lab: Lab, config: Config) -> None:
     for _ in lab.replicates(config.problems):
         stream = lab.fork("problem")
         a, b = 0.8 * torch.randn(2, 6, 10, generator=stream), 2 * math.pi * torch.rand(2, 6, generator=stream)
-        v = torch.randn(6, 6, generator=stream)
-        v = v / v.norm(dim=1, keepdim=True) * math.sqrt(6)
+        v = math.sqrt(6) * F.normalize(torch.randn(6, 6, generator=stream), dim=1)
         x = torch.randn(3_000, 10, generator=stream)
         features = torch.sin(0.7 * torch.einsum("gfi,ni->ngf", a, x) + b)
         y = torch.einsum("tf,ntf->nt", v, features[:, GROUPS]) + 0.1 * torch.randn(3_000, 6, generator=stream)
@@ -188,10 +190,10 @@ def _planted(lab: Lab, config: Config) -> None:
         found += zip(result.losses, scores, strict=True)
         ours.metric("grouping score of the best search", scores[result.best], better="higher")
         ours.metric("searches with score 1", sum(score == 1 for score in scores) / len(scores), better="higher")
-        trees = {"learned": [result.trees[result.best]], "full sharing": [[torch.zeros(6, dtype=torch.int64)]]}
+        trees = {"learned": [result.trees[result.best]], "full sharing": [SHARED[1:]]}
         others = torch.tensor([tree for tree in itertools.product((0, 1), repeat=6) if 0 < sum(tree) < 6])
-        picked = others[torch.randperm(len(others), generator=stream)[:4]]
-        trees |= {"planted": [[GROUPS]], "random trees": [[one] for one in picked]}
+        drawn = [[one] for one in others[torch.randperm(len(others), generator=stream)[:4]]]
+        trees |= {"planted": [[GROUPS]], "random trees": drawn}
         for name, arm in arms.items():
             losses = []
             for number, tree in enumerate(trees[name]):
@@ -215,8 +217,7 @@ def _planted(lab: Lab, config: Config) -> None:
         "0.8 of the mean of random trees, in 3 of 4 problems, and on average at most 1.1 of the planted tree",
         min(lower) >= enough,
         ours[key] <= 1.1 * arms["planted"][key],
-        below_full_sharing=float(lower[0]),
-        below_random_trees=float(lower[1]),
+        **{f"below {name}": float(count) for name, count in zip(names[1:3], lower, strict=True)},
     )
     figure, axes = lab.subplots()
     axes.plot(*zip(*found, strict=True), "o", color=ours.colour)
@@ -225,13 +226,14 @@ def _planted(lab: Lab, config: Config) -> None:
     lab.bars(key, caption="Of unseen examples, after training again; four planted problems.")
 
 
-def _convolutions(width: int = 6) -> BranchingNetwork:
+def _convolutions(scale: float = 1.0) -> BranchingNetwork:
+    first, last = round(6 * scale), round(8 * scale)
+
     def node(maps: int, out: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(maps, out, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2))
 
-    last = round(width * 4 / 3)
-    heads = [nn.Sequential(nn.Flatten(), nn.Linear(9 * last, answers)) for answers in ANSWERS]
-    return BranchingNetwork([[node(2, width) for _ in range(2)], [node(width, last) for _ in range(3)]], heads)
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(9 * last, answers)) for answers in QUESTIONS.values()]
+    return BranchingNetwork([[node(2, first) for _ in range(2)], [node(first, last) for _ in range(3)]], heads)
 
 
 def _pairs(lab: Lab, split: str) -> Split:
@@ -240,15 +242,13 @@ def _pairs(lab: Lab, split: str) -> Split:
     chosen, turns = (torch.randint(high, digit.shape, generator=stream) for high in (len(garment), 4))
     turned = torch.stack([torch.rot90(image, int(k)) for image, k in zip(digits, turns, strict=True)])
     garment = garment[chosen]
-    answers = (digit % 2, (digit >= 5).long(), turns, garment, WORN[garment], SLEEVES[garment])
-    return F.avg_pool2d(torch.stack([turned, garments[chosen]], 1), 2), torch.stack(answers, 1)
+    answers = torch.stack([digit % 2, (digit >= 5).long(), turns, garment, WORN[garment], SLEEVES[garment]], 1)
+    return F.avg_pool2d(torch.stack([turned, garments[chosen]], 1), 2), answers
 
 
 def _by_gradients(lab: Lab, config: Config, arm: Arm, train: Split) -> Tree:
-    """Two groups of tasks whose gradients agree, in the shared layers of a network that was trained."""
-    shared = [torch.zeros(3, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)]
     with arm.weights("again"):
-        network = _convolutions().pruned(shared)
+        network = _convolutions().pruned(SHARED)
     _train(lab, arm, config, network, train, _entropies, config.image_steps // 2, "before clustering")
     outputs, weights, flat = network(train[0][:512]), list(network.nodes[:-1].parameters()), []
     for output, target in zip(outputs, train[1][:512].T, strict=True):
@@ -262,6 +262,7 @@ def _by_gradients(lab: Lab, config: Config, arm: Arm, train: Split) -> Tree:
 
 
 def _pictures(lab: Lab, config: Config) -> None:
+    lab.data("MNIST digits beside Fashion-MNIST garments", origin="real")
     whole, test = _pairs(lab, "train"), _pairs(lab, "test")
     train, valid = (tuple(part[cut] for part in whole) for cut in (slice(3_200), slice(3_200, None)))
     ours, key = lab.arm("learned"), "mean accuracy on pictures"
@@ -271,7 +272,7 @@ def _pictures(lab: Lab, config: Config) -> None:
     wanted, stream = _size(_convolutions().pruned(tree)), lab.fork("random trees of pictures")
     drawn = [[torch.randint(high, (size,), generator=stream) for high, size in ((2, 3), (3, 6))] for _ in range(2)]
     trees: dict[str, list[Tree]] = {"learned": [tree], "random trees": drawn}
-    trees["full sharing"] = [[torch.zeros(3, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)]]
+    trees["full sharing"] = [SHARED]
     trees["gradient clusters"] = [_by_gradients(lab, config, lab.arm("gradient clusters", baseline=True), train)]
     sizes = list[int]()
     for name, each in trees.items():
