@@ -148,7 +148,8 @@ class Dropout(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         """Return the gradients that are asked for."""
         (bits,) = ctx.saved_tensors
-        return g * unpack_bits(bits, g).div_(1 - ctx.p), None
+        scale = unpack_bits(bits, g).div_(1 - ctx.p)
+        return g * scale if torch.is_grad_enabled() else scale.mul_(g), None
 
 
 class MaxPool(torch.autograd.Function):

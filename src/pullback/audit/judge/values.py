@@ -7,6 +7,8 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from pullback.audit.judge.flow import LOOP
 from pullback.audit.judge.ledger import SILENT, Ledger
 from pullback.audit.trace import operations as ops
@@ -154,6 +156,27 @@ def find_kinks(ledger: Ledger) -> None:
         words = {"count": node.kinks, "size": node.size}
         severity = "warning" if whole else "info"
         ledger.add(f"kink.{node.op.strip('_')}", node.site, node.op, severity, dict(words), **words)
+    _find_penalties(ledger)
+
+
+def _find_penalties(ledger: Ledger) -> None:
+    """Find L1 penalties whose derivative plain gradient descent steps along: it makes no weight 0."""
+    if ledger.optimizers is None:
+        return
+    descents = [s.optimizer for s in ledger.optimizers.stepped if type(s.optimizer) is torch.optim.SGD]
+    held = {id(p) for descent in descents for group in descent.param_groups for p in group["params"]}
+    for node in ledger.nodes:
+        if (
+            node.op.strip("_") not in ("abs", "absolute")
+            or not node.cotangent
+            or node.index not in ledger.graph.reached
+        ):
+            continue
+        for parent in node.parents:
+            leaf = ledger.nodes[parent].leaf
+            if leaf is not None and id(leaf.reference()) in held:
+                name = ledger.name_of(parent)
+                ledger.add("kink.penalty", node.site, node.op, "info", {"size": node.size}, name=name)
 
 
 def _same_sources(ledger: Ledger, node: Node) -> bool:

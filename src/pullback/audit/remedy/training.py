@@ -216,7 +216,48 @@ def _solved(place: Place) -> Iterator[Draft]:
     yield draft
 
 
+def _proximal(place: Place) -> Iterator[Draft]:
+    """``loss + c * w.abs().sum()`` stepped by SGD: the loss alone, by an optimizer that knows the penalty."""
+    source = place.source
+    statement = source.statement(place.node)
+    if not any(isinstance(n, ast.Call) and called(n) in ("abs", "norm") for n in ast.walk(statement)):
+        return
+    descents = [n for n in ast.walk(source.tree) if isinstance(n, ast.Call) and called(n) == "SGD"]
+    for sum_ in (n for n in ast.walk(statement) if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Add)):
+        weight = _penalty(source, sum_.right)
+        if weight is None or any(k.arg not in ("params", "lr", "momentum") for d in descents for k in d.keywords):
+            continue
+        draft = Draft(source)
+        draft.put(sum_, lambda d=draft, s=sum_: d.old(s.left))  # type: ignore[misc]
+        for descent in descents:
+            block = draft.block("gradients.ProximalSGD")
+            draft.put(
+                descent, f"{block}({source.segment(descent).split('(', 1)[1][:-1].rstrip(', ')}, weight={weight})"
+            )
+        yield draft
+
+
+def _penalty(source: Source, term: ast.expr) -> str | None:
+    """What an L1 penalty is multiplied by; ``None`` for another term."""
+    if not any(isinstance(n, ast.Call) and called(n) in ("abs", "norm") for n in ast.walk(term)):
+        return None
+    if isinstance(term, ast.BinOp) and isinstance(term.op, ast.Mult):
+        plain = [side for side in (term.left, term.right) if isinstance(side, ast.Constant | ast.Name | ast.Attribute)]
+        return source.segment(plain[0]) if plain else None
+    return "1.0" if isinstance(term, ast.Call) else None
+
+
 TEMPLATES = {
+    "penalty": Template(
+        "gradients.ProximalSGD",
+        "The penalty is taken by its proximal operator, which makes the weights that it removes exactly 0. Parameters "
+        "without penalty go in a group of their own, with weight=0.",
+        ("kink.penalty",),
+        ("l1", "l1_penalty", "lasso", "penalty", "sparsity", "soft_threshold", "softshrink"),
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\nloss = loss + 0.01 * weight.abs().sum()",
+        _proximal,
+        ANY,
+    ),
     "optimizer": Template(
         "torch.optim",
         "The optimizer is built when all layers are in place, so that it holds the parameters that are used.",
