@@ -82,6 +82,11 @@ def _template(code: str) -> str:
         return "{op} receives a finite cotangent and passes on one that is not finite"
     if code == "unused.gradient":
         return "{op} finds no gradient: they were computed and set to None before it, by zero_grad or by hand"
+    if code == "kink.penalty":
+        return (
+            "SGD steps along the derivative of the penalty on {name}, whose weights then bounce around 0, by step size "
+            "times penalty, and never are 0; gradients.ProximalSGD makes them 0"
+        )
     if code == "zero.cancels":
         return "the gradients that reach {name} through the two sides of {op} cancel exactly, although the value stays"
     if code == "biased.operation":
