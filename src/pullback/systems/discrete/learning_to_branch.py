@@ -148,7 +148,7 @@ def _search(
     return discrete.search_branching(build, fit, judge, restarts=restarts)
 
 
-def _total(each: Callable[[Tensor, Tensor], Tensor], outputs: Sequence[Tensor], targets: Tensor) -> Tensor:
+def _total(each: Any, outputs: Sequence[Tensor], targets: Tensor) -> Tensor:
     return torch.stack([each(*pair) for pair in zip(outputs, targets.T, strict=True)]).sum()
 
 
@@ -269,12 +269,11 @@ def _pictures(lab: Lab, config: Config) -> None:
     limits = config.image_steps, config.restarts // 2
     result = _search(lab, ours, config, _convolutions, train, valid, _entropies, *limits)
     tree = result.trees[result.best]
-    wanted, stream = _size(_convolutions().pruned(tree)), lab.fork("random trees of pictures")
+    wanted, stream, sizes = _size(_convolutions().pruned(tree)), lab.fork("random trees of pictures"), list[int]()
     drawn = [[torch.randint(high, (size,), generator=stream) for high, size in ((2, 3), (3, 6))] for _ in range(2)]
     trees: dict[str, list[Tree]] = {"learned": [tree], "random trees": drawn}
     trees["full sharing"] = [SHARED]
     trees["gradient clusters"] = [_by_gradients(lab, config, lab.arm("gradient clusters", baseline=True), train)]
-    sizes = list[int]()
     for name, each in trees.items():
         arm, right = lab.arm(name, baseline=name != "learned"), []
         for number, one in enumerate(each):
@@ -296,5 +295,5 @@ def _pictures(lab: Lab, config: Config) -> None:
         ours[key] >= lab.arm("random trees")[key] - 0.5,
     )
     rows = [[question, int(top), int(tree[0][top])] for question, top in zip(QUESTIONS, tree[1], strict=True)]
-    lab.table("who shares what", ["question", "node of layer 2", "node of layer 1"], rows, "The learned tree.")
+    lab.table("who shares what", ["question", "layer 2", "layer 1"], rows, "The nodes of the learned tree.")
     lab.bars(key, caption="Mean accuracy of six questions on unseen pictures, equal parameters.")
