@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_floating, check_integer, check_same_dtype
+from pullback.core.transforms import transform_running
 
-__all__ = ["Sizes", "check_convolution", "check_output", "check_parameters", "sizes"]
+__all__ = ["Sizes", "check_convolution", "check_output", "check_parameters", "sizes", "theirs"]
 
 Sizes = int | Sequence[int]
 
@@ -61,3 +62,10 @@ def check_parameters(x: Tensor, shape: tuple[int, ...], **parameters: Tensor | N
             raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
         if value is not None and value.dtype not in allowed:
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {value.dtype}")
+
+
+def theirs(*tensors: Tensor | None) -> bool:
+    """Return whether torch's own function serves: nothing is kept, or what is kept is not ours to say."""
+    if torch.compiler.is_compiling() or transform_running() or not torch.is_grad_enabled():
+        return True
+    return not any(t.requires_grad for t in tensors if t is not None)

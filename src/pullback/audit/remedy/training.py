@@ -253,7 +253,7 @@ TEMPLATES = {
         "The penalty is taken by its proximal operator, which makes the weights that it removes exactly 0. Parameters "
         "without penalty go in a group of their own, with weight=0.",
         ("kink.penalty",),
-        ("l1", "l1_penalty", "lasso", "penalty", "sparsity", "soft_threshold", "softshrink"),
+        ("l1", "l1_penalty", "lasso", "penalty", "sparsity", "soft_threshold"),
         "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\nloss = loss + 0.01 * weight.abs().sum()",
         _proximal,
         ANY,
