@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from pullback.gradients import (
     ProximalSGD,
+    derivative_profile,
     hypothesis_test_curve,
     integrated_gradients,
+    rank_correlation,
     reduce_precision,
     selective,
     sharpness,
@@ -101,7 +103,38 @@ def _fake_quantized(x: Tensor) -> None:
     torch.fake_quantize_per_tensor_affine(x, 1 / 16, 0, -128, 127).sum().backward()
 
 
+def _rows() -> Tensor:
+    return torch.randn(500, 64, generator=torch.Generator().manual_seed(2))
+
+
+def _squares(x: Tensor) -> Tensor:
+    return _network()[0](x).square().sum(-1)
+
+
+def _diagonals_torch(x: Tensor) -> None:
+    torch.func.vmap(torch.func.hessian(lambda row: _squares(row[None])[0]))(x[:50]).diagonal(dim1=1, dim2=2).mean(0)
+
+
+def _ranks_scipy(x: Tensor) -> None:
+    from scipy.stats import spearmanr
+
+    for column in x.T.numpy():
+        spearmanr(column, x[:, 0].numpy())
+
+
 CASES = [
+    Case(
+        "second derivatives by 64 inputs, 50 rows",
+        _rows,
+        lambda x: derivative_profile(_squares, x[:50], order=2),
+        {"torch.func.hessian": _diagonals_torch},
+    ),
+    Case(
+        "rank correlations of 64 columns, 500 rows",
+        _rows,
+        lambda x: rank_correlation(x, x[:, 0]),
+        {"scipy": _ranks_scipy},
+    ),
     Case(
         "largest Hessian eigenvalue to 1e-3, 4 810 parameters",
         lambda: None,
