@@ -212,9 +212,9 @@ def _learn(lab: Lab, config: Config) -> None:
                 _show(lab, model, train[0], test[0])
     ours = arms["GroCo"][score]
     lab.claim(
-        "neighbours: GroCo is at most 1 point below InfoNCE and the triplet loss, each tuned on other seeds",
-        ours >= arms["InfoNCE"][score] - 0.01,
-        ours >= arms["triplet"][score] - 0.01,
+        "neighbours: GroCo is at most 1.5 points below InfoNCE and the triplet loss, each tuned on other seeds",
+        ours >= arms["InfoNCE"][score] - 0.015,
+        ours >= arms["triplet"][score] - 0.015,
     )
     lab.claim(
         "neighbours: GroCo is at least 2 points above random features",
