@@ -109,3 +109,54 @@ def test_a_row_without_a_finite_entry_is_nan_and_sends_no_gradient() -> None:
     assert p[1].isnan().all()
     (gradient,) = torch.autograd.grad(p[0, 2] + p[1].sum(), x)
     assert gradient.tolist() == [[0.0, -0.5, 0.5], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 1.3])
+def test_losses_and_their_gradients_are_those_of_the_peer(alpha: float) -> None:
+    x = torch.randn(30, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    target = torch.arange(30) % 7
+    ours, theirs = discrete.entmax_loss(x, target, alpha), entmax.entmax_bisect_loss(x, target, alpha)
+    torch.testing.assert_close(ours, theirs)
+    (gradient,) = torch.autograd.grad(ours.sum(), x)
+    expected = discrete.entmax(x, alpha) - torch.nn.functional.one_hot(target, 7)
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+def test_the_loss_of_alpha_one_is_cross_entropy_and_vanishes_at_the_target() -> None:
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = torch.arange(6) % 5
+    expected = torch.nn.functional.cross_entropy(x, target, reduction="none")
+    torch.testing.assert_close(discrete.entmax_loss(x, target, 1.0), expected)
+    for alpha in (0.5, 1.0, 1.5, 2.0, 3.0):
+        own = discrete.entmax_loss(x, discrete.entmax(x, alpha), alpha)
+        torch.testing.assert_close(own, torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-9)
+        assert (discrete.entmax_loss(x, target, alpha) >= 0).all()
+    moved = discrete.entmax_loss(x.T, target, 1.5, 0)
+    torch.testing.assert_close(moved, discrete.entmax_loss(x, target, 1.5))
+
+
+def test_alphas_of_heads_are_those_of_each_head_and_are_learned() -> None:
+    x = torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alphas = torch.tensor([1.2, 1.5, 2.0, 0.7], dtype=torch.float64, requires_grad=True)
+    together = discrete.entmax(x, alphas.view(4, 1, 1))
+    for head in range(4):
+        alone = discrete.entmax(x[:, head], float(alphas[head].detach()))
+        torch.testing.assert_close(together[:, head], alone, rtol=0, atol=1e-9)
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((together * weights).sum(), alphas)
+    for head in range(4):
+        step = torch.zeros(4, dtype=torch.float64)
+        step[head] = 1e-5
+        up, down = (discrete.entmax(x, (alphas.detach() + s).view(4, 1, 1)) for s in (step, -step))
+        slope = ((up - down) * weights).sum() / 2e-5
+        torch.testing.assert_close(gradient[head], slope, rtol=1e-4, atol=1e-6)
+    along_queries = discrete.entmax(x.transpose(2, 3), alphas.view(4, 1, 1), 2).transpose(2, 3)
+    torch.testing.assert_close(along_queries, together)
+
+
+def test_below_one_tails_are_heavier_than_those_of_softmax() -> None:
+    x = torch.tensor([0.0, -10.0, -100.0, -torch.inf], dtype=torch.float64)
+    heavy, soft = discrete.entmax(x, 0.5), torch.softmax(x, -1)
+    assert (heavy[1:3] > 10 * soft[1:3]).all()
+    assert heavy[3] == 0
+    torch.testing.assert_close(discrete.entmax(x, 1 - 1e-5), soft, rtol=0, atol=1e-4)

@@ -48,6 +48,7 @@ from pullback.discrete.estimators import (
     straight_through_softmax,
 )
 from pullback.discrete.expectation import ESTIMATORS, RunningBaseline, exact_categorical_gradient, expectation
+from pullback.discrete.fenchel_young import entmax_loss
 from pullback.discrete.filters import median_filter, rank_filter
 from pullback.discrete.group_ordering import group_mass, group_ordering_loss
 from pullback.discrete.information_gain import information_gain
@@ -177,6 +178,7 @@ __all__ = [
     "embedding",
     "entmax",
     "entmax15",
+    "entmax_loss",
     "episode_loss",
     "equal",
     "estimator_statistics",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from pullback.core.checks import check_choice, check_dim, check_floating, check_scalar
+from pullback.core.checks import check_choice, check_dim, check_floating, check_positive, check_scalar
 from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
 from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.core.transforms import can_look
 from pullback.discrete.softness import is_hard, quotient, widen
 
 __all__ = ["entmax", "entmax15", "sparsemax"]
@@ -79,7 +81,7 @@ def entmax15(
 
 def entmax(
     x: Float[Tensor, "..."],
-    alpha: Scalar = 1.5,
+    alpha: float | Float[Tensor, "..."] = 1.5,
     dim: int = -1,
     *,
     method: str = "auto",
@@ -90,24 +92,31 @@ def entmax(
 
     .. math:: p_i = \big[(\alpha - 1) x_i / t - \tau\big]_+^{1 / (\alpha - 1)}, \qquad \sum_i p_i = 1
 
-    ``alpha = 1`` is softmax, 2 sparsemax. Its Jacobian on the support is ``diag(s) - s s^T / sum(s)`` with
-    ``s = p^(2 - alpha)``: no derivative of the solver is needed.
+    ``alpha = 1`` is softmax, 2 sparsemax; below 1 nothing is 0, and tails are heavier than those of softmax. Its
+    Jacobian on the support is ``diag(s) - s s^T / sum(s)`` with ``s = p^(2 - alpha)``: no derivative of the solver is
+    needed.
 
     Args:
-        x, dim, method, temperature, hard: as in :func:`sparsemax`; ``"sort"`` knows alpha 1.5 and 2.
-        alpha: a number >= 1, or a differentiable tensor without dimensions > 1; larger is sparser. Its derivative is
+        x, dim, method, temperature, hard: as in :func:`sparsemax`; ``"sort"`` knows alpha 1.5 and 2, ``"kernel"``
+            one alpha >= 1.
+        alpha: > 0, larger is sparser: a number, or a differentiable tensor other than 1 that broadcasts with ``x``
+            and has size 1 along ``dim``: one alpha of all, of a head, or of a row. Its derivative is
             ``(h - s sum(h) / sum(s)) / (alpha - 1) + (p - s / sum(s)) / (alpha - 1)^2`` with ``h = -p log p``.
 
     Returns:
         As :func:`sparsemax`.
 
     Raises:
-        IndexError, TypeError, ValueError: as :func:`sparsemax`, or ``alpha`` is no number, below 1 or not finite, has
-            dimensions, or is a tensor that is not above 1.
+        IndexError, TypeError, ValueError: as :func:`sparsemax`, or ``alpha`` is no number, not > 0 or not finite, is
+            1 as a tensor, or does not broadcast.
 
     Example:
         >>> entmax(torch.tensor([1.0, 0.5, -1.0]), alpha=1.2)
         tensor([0.6199, 0.3461, 0.0341])
+        >>> alphas = torch.tensor([[0.5], [3.0]])  # one a row
+        >>> entmax(torch.tensor([1.0, 0.5, -1.0]).expand(2, 3), alphas)
+        tensor([[0.4821, 0.3500, 0.1679],
+                [1.0000, 0.0000, 0.0000]])
 
     References:
         Peters, Niculae, Martins (2019), Sparse sequence-to-sequence models, definition 2 and proposition 1.
@@ -116,7 +125,9 @@ def entmax(
     """
     dim = check_dim(check_floating("x", x), dim)
     check_choice("method", method, METHODS)
-    number = _checked_alpha(alpha)
+    number = _checked_alpha(alpha, x, dim)
+    if method == "kernel" and (number is None or number < 1):
+        raise ValueError("method 'kernel' knows one alpha >= 1; 'bisection' knows every alpha")
     if method == "sort" and number not in (1.5, 2):
         raise ValueError(f"method 'sort' knows alpha 1.5 and 2, got {alpha}; 'bisection' knows every alpha")
     if method == "kernel" and (x.device.type != "cpu" or not _NUMBA):
@@ -124,7 +135,8 @@ def entmax(
     if is_hard(temperature, widen(x).dtype):
         return replace_gradient(_argmax(x, dim), torch.sign(x))
     if method == "auto":
-        method = "kernel" if x.device.type == "cpu" and _NUMBA else "sort" if number in (1.5, 2) else "bisection"
+        compiled = x.device.type == "cpu" and _NUMBA and number is not None and number >= 1
+        method = "kernel" if compiled else "sort" if number in (1.5, 2) else "bisection"
     scaled = widen(x).movedim(dim, -1) if x.ndim else widen(x).reshape(1)
     if scaled.numel() and (isinstance(temperature, Tensor) or temperature != 1):
         # Less the largest: what overflows then is -inf, and gets 0.
@@ -132,9 +144,11 @@ def entmax(
     # Nearer to 1 than that the powers lose more digits than the difference from softmax has.
     p: Tensor
     if isinstance(alpha, Tensor):
+        if alpha.ndim:  # as x is laid out: of its rank, the dimension in question last
+            alpha = alpha.reshape((1,) * (x.ndim - alpha.ndim) + alpha.shape).movedim(dim, -1)
         p = _LearnedEntmax.apply(scaled, alpha.to(scaled), number, method)
     else:
-        p = torch.softmax(scaled, -1) if alpha < 1 + 1e-8 else _Entmax.apply(scaled, float(alpha), method)
+        p = torch.softmax(scaled, -1) if abs(alpha - 1) < 1e-8 else _Entmax.apply(scaled, float(alpha), method)
     p = (p.movedim(-1, dim) if x.ndim else p.reshape(())).to(x.dtype)
     return replace_gradient(_argmax(x, dim), p) if hard else p
 
@@ -203,18 +217,29 @@ class _LearnedEntmax(torch.autograd.Function):
         return _LearnedEntmax.apply(x, alpha, number, method), 0
 
 
-def _checked_alpha(alpha: Scalar) -> float | None:
-    """Return the number, ``None`` for a tensor whose value is not one number yet."""
-    if isinstance(alpha, Tensor):
+def _checked_alpha(alpha: float | Tensor, x: Tensor, dim: int) -> float | None:
+    """Return the number, ``None`` for a tensor whose value is not one number, or not yet."""
+    if not isinstance(alpha, Tensor):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+            raise TypeError(f"alpha must be a finite number > 0, got {type(alpha).__name__}")
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha must be a finite number > 0, got {alpha}")
+        return float(alpha)
+    if not alpha.ndim:
         number = check_scalar("alpha", alpha)
-        if number is not None and number <= 1 + 1e-6:
-            raise ValueError(f"alpha must be > 1 as a tensor, got {number}")
+        if number is not None and abs(number - 1) <= 1e-6:
+            raise ValueError(f"alpha must not be 1 as a tensor, got {number}")
         return number
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise TypeError(f"alpha must be a finite number >= 1, got {type(alpha).__name__}")
-    if not 1 <= alpha < float("inf"):
-        raise ValueError(f"alpha must be a finite number >= 1, got {alpha}")
-    return float(alpha)
+    check_floating("alpha", alpha)
+    row = [1 if d == dim else size for d, size in enumerate(x.shape)]
+    tail = row[len(row) - alpha.ndim :]
+    if alpha.ndim > x.ndim or any(a not in (1, size) for a, size in zip(alpha.shape, tail, strict=True)):
+        raise ValueError(f"alpha must broadcast with shape {tuple(row)}, got {tuple(alpha.shape)}")
+    if can_look(alpha):
+        check_positive("alpha", alpha.detach())
+        if bool(((alpha - 1).abs() <= 1e-6).any()):
+            raise ValueError("alpha must not be 1 as a tensor")
+    return None
 
 
 def _solve(x: Tensor, alpha: float, method: str) -> Tensor:
@@ -231,7 +256,7 @@ def _by_alpha(p: Tensor, alpha: Tensor) -> Tensor:
     wide, gap = p.double(), alpha.double() - 1
     support = wide > 0
     inside = torch.where(support, wide, 1.0)
-    weight = torch.where(support, inside ** (1 - gap), 0.0)
+    weight = torch.where(support, (inside ** (1 - gap)).clamp(max=1e150), 0.0)  # of an alpha of thousands
     entropy = -inside * inside.log()
     total = weight.sum(-1, keepdim=True)
     share = weight / torch.where(total > 0, total, 1.0)
@@ -243,7 +268,8 @@ def _jacobian_product(p: Tensor, g: Tensor, alpha: float | Tensor) -> Tensor:
     if not isinstance(alpha, Tensor) and alpha == 2:
         weight = support.to(p.dtype)
     else:
-        weight = torch.where(support, torch.where(support, p, 1.0) ** (2 - alpha), 0.0)
+        power = torch.where(support, p, 1.0) ** (2 - alpha)
+        weight = torch.where(support, power.clamp(max=torch.finfo(p.dtype).max ** 0.5), 0.0)  # of alphas of hundreds
     total = weight.sum(-1, keepdim=True)  # 0 for a row of NaN, which then has gradient 0
     mean = (weight * g).sum(-1, keepdim=True) / torch.where(total > 0, total, 1.0)
     return weight * (g - mean)
@@ -283,15 +309,27 @@ def _by_sorting(x: Tensor, alpha: float) -> Tensor:
 
 
 def _by_bisection(x: Tensor, alpha: float | Tensor) -> Tensor:
-    """Halve the bracket ``[-1, 0]`` of the threshold until it has no width in this precision, then normalise."""
+    """Halve the bracket of the threshold until it has no width in this precision, then normalise.
+
+    Less the largest score, ``p = (1 + (alpha - 1) x - d)^(1 / (alpha - 1))`` with d in [0, 1] for alpha above 1, in
+    ``[1 - n^(1 - alpha), 0]`` below; the larger ``|d|``, the smaller the sum.
+    """
     z = (alpha - 1) * (x - x.amax(-1, keepdim=True))
-    low, width = torch.full_like(z[..., :1], -1.0), 1.0
+    if isinstance(alpha, Tensor):
+        sign = torch.sign(alpha - 1)
+        width = torch.where(sign > 0, 1.0, torch.expm1((1 - alpha) * math.log(x.shape[-1])))
+    else:
+        sign = 1.0 if alpha > 1 else -1.0
+        width = 1.0 if alpha > 1 else math.expm1((1 - alpha) * math.log(x.shape[-1]))
+
+    def logits(size: Tensor) -> Tensor:
+        return torch.log1p((z - sign * size).clamp(min=-1)) / (alpha - 1)
+
+    low = torch.zeros_like(z[..., :1])
     for _ in range(60):
-        width /= 2
-        total = ((z - low - width).clamp(min=0) ** (1 / (alpha - 1))).sum(-1, keepdim=True)
-        low = torch.where(total >= 1, low + width, low)
-    p = (z - low).clamp(min=0) ** (1 / (alpha - 1))
-    return p / p.sum(-1, keepdim=True)
+        width = width / 2
+        low = torch.where(logits(low + width).logsumexp(-1, keepdim=True) >= 0, low + width, low)
+    return torch.softmax(logits(low), -1)
 
 
 def _argmax(x: Tensor, dim: int) -> Tensor:

@@ -89,9 +89,13 @@ def _entmax_by_root(x: Tensor, alpha: float = 1.5, temperature: float = 1.0, **_
     rows = []
     for row in (x / temperature).reshape(-1, x.shape[-1]):
         z = (alpha - 1) * row.numpy()
-        top = z.max()
-        excess = lambda t, z=z: (((z - t).clip(0)) ** (1 / (alpha - 1))).sum() - 1  # noqa: E731
-        rows.append(torch.from_numpy((z - brentq(excess, top - 1, top, xtol=1e-14)).clip(0) ** (1 / (alpha - 1))))
+        if alpha > 1:
+            low, high, power = z.max() - 1, z.max(), lambda t, z=z: (z - t).clip(0) ** (1 / (alpha - 1))
+        else:
+            low, high = z.min() - len(row) ** (1 - alpha), z.min() - 1
+            power = lambda t, z=z: (z - t) ** (1 / (alpha - 1))  # noqa: E731
+        root = brentq(lambda t, power=power: power(t).sum() - 1, low - 1e-9, high + 1e-9 * (alpha < 1), xtol=1e-14)
+        rows.append(torch.from_numpy(power(root)))
     return torch.stack(rows).reshape(x.shape)
 
 
@@ -314,9 +318,28 @@ CONTRACTS = [
     Contract(
         "discrete.entmax[learned alpha]",
         discrete.entmax,
-        lambda g: [Call((torch.randn(2, 5, generator=g).double(), torch.tensor(a).double())) for a in (1.2, 1.7, 2.4)],
+        lambda g: [Call((torch.randn(2, 5, generator=g).double(), torch.tensor(a).double())) for a in (1.2, 2.4)],
         reference=lambda x, alpha: _entmax_by_root(x, float(alpha)),
         hard=lambda x, alpha: _one_hot_max(x),
+    ),
+    Contract(
+        "discrete.entmax[an alpha a row]",
+        discrete.entmax,
+        lambda g: [Call((torch.randn(2, 5, generator=g).double(), torch.tensor([[0.6], [1.7]]).double()))],
+        reference=lambda x, alpha: torch.stack(
+            [_entmax_by_root(x[:1], float(alpha[0]))[0], _entmax_by_root(x[1:], float(alpha[1]))[0]]
+        ),
+        hard=lambda x, alpha: _one_hot_max(x),
+        batched=False,
+        why="alphas are of the rows",
+    ),
+    Contract(
+        "discrete.entmax[below 1]",
+        discrete.entmax,
+        _sparse_calls(0.5),
+        scalars=_T,
+        reference=_entmax_by_root,
+        hard=_one_hot_max,
     ),
     *[
         Contract(
@@ -329,10 +352,15 @@ CONTRACTS = [
             edges=Edges(_largest, along=True, nan=_has_no_largest) if (alpha, method) == (1.3, "auto") else None,
             bad=[
                 *_bad_logits("x"),
-                Bad((torch.zeros(3), 0.5), {}, ValueError, "alpha must be a finite number >= 1, got 0.5"),
-                Bad((torch.zeros(3), "1.5"), {}, TypeError, "alpha must be a finite number >= 1, got str"),
-                Bad((torch.zeros(3), torch.tensor(1.0)), {}, ValueError, "alpha must be > 1 as a tensor, got 1.0"),
-                Bad((torch.zeros(3), torch.ones(2)), {}, ValueError, "alpha must be a number or a tensor without"),
+                Bad((torch.zeros(3), 0.0), {}, ValueError, "alpha must be a finite number > 0, got 0.0"),
+                Bad((torch.zeros(3), "1.5"), {}, TypeError, "alpha must be a finite number > 0, got str"),
+                Bad((torch.zeros(3), torch.tensor(1.0)), {}, ValueError, "alpha must not be 1 as a tensor, got 1.0"),
+                Bad(
+                    (torch.zeros(3), torch.ones(2)), {}, ValueError, r"alpha must broadcast with shape \(1,\), got \(2"
+                ),
+                Bad((torch.zeros(2, 3), torch.tensor([[1.5], [1.0]])), {}, ValueError, "alpha must not be 1 as a te"),
+                Bad((torch.zeros(2, 3), torch.tensor([[1.5], [-1.0]])), {}, ValueError, "alpha must be > 0 everywhere"),
+                Bad((torch.zeros(3), 0.5), {"method": "kernel"}, ValueError, "method 'kernel' knows one alpha >= 1"),
                 Bad(
                     (torch.zeros(3), 1.2),
                     {"method": "sort"},
