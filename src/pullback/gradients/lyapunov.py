@@ -135,8 +135,8 @@ def _spectrum(rates: Tensor, state: Any, rows: Rows) -> LyapunovSpectrum:
     times = torch.arange(1, len(rates) + 1, dtype=rates.dtype, device=rates.device)[:, None, None]
     curve = (rates.cumsum(0) / times).gather(-1, order.expand_as(rates))
     converged = bool((errors <= (0.05 * exponents.abs()).clamp_min(0.02)).all())
-    found = [t.reshape(*t.shape[:-2], *rows.batch, t.shape[-1]) for t in (exponents, errors, curve)]
-    return LyapunovSpectrum(*found, state, converged)
+    exponents, errors, curve = (t.reshape(*t.shape[:-2], *rows.batch, t.shape[-1]) for t in (exponents, errors, curve))
+    return LyapunovSpectrum(exponents, errors, curve, state, converged)
 
 
 def _driven(step: Callable[..., Any], drive: Any) -> Callable[[Any], Any]:
@@ -157,7 +157,8 @@ def _push(step: Callable[[Any], Any], x: Any, basis: Tensor, rows: Rows, chunk: 
             value, tangent = along(part[..., 0])
             columns.append(tangent[..., None])
         else:
-            value, tangents = torch.func.vmap(along, in_dims=-1, out_dims=(None, -1))(part)
+            dims: Any = (None, -1)  # of the value, which no tangent changes, and of the tangents
+            value, tangents = torch.func.vmap(along, in_dims=-1, out_dims=dims)(part)
             columns.append(tangents)
     _check(value, rows, index)
     return pytree.tree_map(Tensor.detach, value), torch.cat(columns, dim=-1).detach()

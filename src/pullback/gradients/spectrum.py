@@ -76,7 +76,7 @@ def jacobian_spectrum(
     """
     check_callable("step", step)
     inner = Rows.of(state, 0, "state")
-    value, pull = torch.func.vjp(step, state)
+    value, pull = torch.func.vjp(step, state)[:2]
     outer = Rows.of(value, 0, "the result of step")
     count = check_integer("count", count, 1, min(inner.size, outer.size))
     check_integer("iterations", iterations, 0)

@@ -118,7 +118,8 @@ def gradient_variance(
         value, slope = torch.func.jvp(loss, (point,), (v,))[:2]
         return _outer(slope, v), value
 
-    sample: Callable[..., Any] = {"reparam": reparam, "evolution": evolution, "forward": forward}[estimator]
+    estimators: dict[str, Callable[..., Any]] = {"reparam": reparam, "evolution": evolution, "forward": forward}
+    sample = estimators[estimator]
     moments = _Moments(shape)
     for noise in directions([centre] * (1 + (estimator == "forward")), samples, chunk, generator):
         gradients, *values = each(sample, chunk, *noise)

@@ -198,8 +198,8 @@ def _horizons(lab: Lab, config: Config) -> None:
     chaotic, stable = _cases(lab, config)
     initial = {f"{name}, initial state": case for name, case in stable.items()}  # what the gradient is taken in
     for name, case in (chaotic | stable | initial).items():
-        words = {"samples": config.samples, "chunk": config.samples, "trajectories": 64, "inputs": case.inputs}
-        words |= {"smoothing": case.smoothing, "max_steps": case.steps, "every": case.every}
+        words: dict[str, Any] = {"samples": config.samples, "chunk": config.samples, "trajectories": 64}
+        words |= {"smoothing": case.smoothing, "max_steps": case.steps, "every": case.every, "inputs": case.inputs}
         step, state, p = _problem(case, name in initial)
         for _ in backprop.steps(1, {}, name=name):
             found = gradients.gradient_horizon(step, case.loss, state, p, generator=lab.fork("perturbed"), **words)

@@ -11,7 +11,7 @@ of 16 units over 8-bit numbers. Real are the inputs, rows of iris rounded to 8 b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from sklearn.datasets import load_iris
@@ -148,7 +148,7 @@ def _subdifferentials(lab: Lab, config: Config, found: dict[str, Nondifferentiab
     for count in found.values():
         for point in count.examples[: config.points]:
             gradient = torch.func.grad(count.network)(point)
-            words = {"generator": lab.fork("around"), "chunk": 256, "samples": 256}
+            words: dict[str, Any] = {"generator": lab.fork("around"), "chunk": 256, "samples": 256}
             inside += clarke_contains(count.network, point, gradient, **words).contains
             shifted = gradient + gradient.abs().max().clamp_min(1) * torch.ones_like(gradient)
             off += clarke_contains(count.network, point, shifted, **words).contains
