@@ -19,8 +19,8 @@ def pack_bits(x: Tensor) -> Tensor:
     flat = x.detach().reshape(-1)
     if flat.device.type == "cpu":
         wide = flat.dtype in (torch.float32, torch.float64)  # whose comparisons are fast in numpy
-        signs = ~(flat.resolve_neg().numpy() <= 0) if wide else (~(flat <= 0)).numpy()
-        return torch.from_numpy(np.packbits(signs))
+        array = ~(flat.resolve_neg().numpy() <= 0) if wide else (~(flat <= 0)).numpy()
+        return torch.from_numpy(np.packbits(array))
     signs = torch.nn.functional.pad((~(flat <= 0)).to(torch.uint8), (0, -len(flat) % 8)).view(-1, 8)
     return (signs << _places(flat.device)).sum(-1, dtype=torch.uint8)
 

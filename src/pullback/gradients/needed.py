@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from pullback.core.checks import check_choice, check_tensor
 
 __all__ = ["needed_for_backward"]
 
-_Needs = Callable[[nn.Module, Tensor, bool, bool], dict[str, int]]
+_Needs = Callable[[Any, Tensor, bool, bool], dict[str, int]]
 PARTS = ("input", "weight", "bias")
 
 
@@ -75,7 +76,7 @@ def _batch_norm(layer: nn.Module, x: Tensor, need_x: bool, need_weight: bool) ->
     return {"input": x.nbytes} if need_weight else {}
 
 
-def _norm(layer: nn.Module, x: Tensor, need_x: bool, need_weight: bool) -> dict[str, int]:
+def _norm(layer: Any, x: Tensor, need_x: bool, need_weight: bool) -> dict[str, int]:
     grouped = isinstance(layer, nn.GroupNorm)
     rows = len(x) * layer.num_groups if grouped else x.numel() // math.prod(layer.normalized_shape)
     if not need_x:

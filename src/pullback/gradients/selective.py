@@ -6,7 +6,7 @@ import copy as copying
 import itertools
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class _Conv:
 class _ConvTranspose:
     def forward(self: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None:
-            return super().forward(x, output_size)  # type: ignore[misc, no-any-return]
+            return super().forward(x, output_size)  # type: ignore[misc]
         options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return ops.conv_transpose(x, self.weight, self.bias, *options)
 
@@ -126,7 +126,7 @@ class _ConvTranspose:
 class _BatchNorm:
     def forward(self: Any, x: Tensor) -> Tensor:
         if self.training or not self.track_running_stats:
-            return super().forward(x)  # type: ignore[misc, no-any-return]
+            return super().forward(x)  # type: ignore[misc]
         self._check_input_dim(x)
         return ops.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
@@ -235,7 +235,7 @@ def _reason(layer: nn.Module) -> str:
         return f"padding_mode={layer.padding_mode!r}"
     if getattr(layer, "return_indices", False):
         return "return_indices=True"
-    return "" if _keeps_less(kind) else "torch keeps no more than is needed"
+    return "" if _keeps_less(cast("Any", kind)) else "torch keeps no more than is needed"
 
 
 @cache

@@ -17,7 +17,7 @@ from pullback.gradients.bits import pack_bits, unpack_bits
 
 __all__ = ["POOLS", "BatchNorm", "Convolution", "Dropout", "MaxPool", "Normalised", "ReLU"]
 
-POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class Convolution(torch.autograd.Function):
@@ -33,7 +33,7 @@ class Convolution(torch.autograd.Function):
         return torch.convolution(x, weight, bias, *options)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients that are asked for."""
         x, weight = ctx.saved_tensors
         shapes = ctx.shapes
@@ -63,7 +63,7 @@ class BatchNorm(torch.autograd.Function):
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients that are asked for."""
         x, mean, var, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = need = [ctx.needs_input_grad[place] for place in (0, 3, 4)]
@@ -78,7 +78,7 @@ class BatchNorm(torch.autograd.Function):
         def along_channels(each: Tensor) -> Tensor:
             return each.to(g.dtype).view(-1, *(1,) * (g.ndim - 2))
 
-        rate = None if var is None else (var + ctx.eps).rsqrt()
+        rate: Any = None if var is None else (var + ctx.eps).rsqrt()
         grad_x = grad_weight = None
         if need_x:
             grad_x = g * along_channels(rate if weight is None else rate * weight)
@@ -100,7 +100,7 @@ class Normalised(torch.autograd.Function):
         return normalised, rate
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_rate: Tensor | None) -> tuple[Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor | None, g_rate: Tensor | None) -> tuple[Tensor | None, None]:
         """Return the gradients that are asked for."""
         y, rate = ctx.saved_tensors
         grad = None
@@ -127,10 +127,10 @@ class ReLU(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Tensor:
         """Return the gradients that are asked for."""
         (bits,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(g, unpack_bits(bits, g), 0)  # type: ignore[no-any-return]
+        return torch.ops.aten.threshold_backward(g, unpack_bits(bits, g), 0)
 
 
 class Dropout(torch.autograd.Function):
@@ -145,7 +145,7 @@ class Dropout(torch.autograd.Function):
         return x * kept.div_(1 - p)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         """Return the gradients that are asked for."""
         (bits,) = ctx.saved_tensors
         scale = unpack_bits(bits, g).div_(1 - ctx.p)
@@ -162,10 +162,10 @@ class MaxPool(torch.autograd.Function):
         ctx.space = x.shape[-dims:]
         size = math.prod(ctx.space)
         ctx.save_for_backward(places.to(torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32))
-        return result  # type: ignore[no-any-return]
+        return result
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients that are asked for."""
         (places,) = ctx.saved_tensors
         dims = len(ctx.space)

@@ -43,7 +43,7 @@ from pullback.gradients.selective_norms import batch_norm, group_norm, layer_nor
 
 __all__ = ["batch_norm", "conv", "conv_transpose", "dropout", "group_norm", "layer_norm", "max_pool", "relu"]
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -89,20 +89,18 @@ def conv(
     if isinstance(padding, str):
         if padding not in ("same", "valid") or (padding == "same" and max(stride) > 1):
             raise ValueError(f"padding must be numbers, 'valid', or 'same' with a stride of 1, got {padding!r}")
+        both = [r - 1 if padding == "same" else 0 for r in reach]
     else:
         padding = sizes("padding", padding, dims, 0)
-    both = (
-        [0] * dims if padding == "valid" else [r - 1 for r in reach] if padding == "same" else [2 * p for p in padding]
-    )
+        both = [2 * p for p in padding]
     check_output([size + b - r for size, b, r in zip(x.shape[-dims:], both, reach, strict=True)], x)
     if theirs(x, weight, bias):
-        return _CONV[dims](x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
-    if isinstance(padding, str):
-        if any(b % 2 for b in both):  # one more zero at the end than at the beginning
-            x = F.pad(x, [width for b in reversed(both) for width in (0, b % 2)])
-        padding = tuple(b // 2 for b in both)
+        return _CONV[dims](x, weight, bias, stride, padding, dilation, groups)
+    if any(b % 2 for b in both):  # of an even kernel: one more zero at the end than at the beginning
+        x = F.pad(x, [width for b in reversed(both) for width in (0, b % 2)])
+    half = tuple(b // 2 for b in both)
     x, weight, bias = _lowered(x, weight, bias)
-    return _convolved(x, weight, bias, stride, padding, dilation, False, (0,) * dims, groups)
+    return _convolved(x, weight, bias, stride, half, dilation, False, (0,) * dims, groups)
 
 
 def conv_transpose(

@@ -15,7 +15,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from pullback import data
 from pullback.gradients import needed_for_backward, saved_bytes, selective, selective_ops
 from pullback.lab import Arm, Lab, at_least, system
 
-Images, Arms = data.LabelledImages, tuple[Arm, Arm]
+Images = data.LabelledImages
+Arms = tuple[Arm, Arm]
 Pattern = Literal["all", "none", "last block", "norms", "biases", "every fourth layer", "LoRA"]
 
 
@@ -171,10 +172,10 @@ class _LoRA(nn.Module):
     def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.base = base
+        outside, inside = base.weight.shape[:2]
+        kind: Any = type(base)
         sizes = (base.kernel_size, base.stride, base.padding) if isinstance(base, nn.Conv2d) else ()
-        inside, outside = base.weight.shape[1], base.weight.shape[0]
-        down = type(base)(inside, 4, *sizes, bias=False)  # type: ignore[arg-type]
-        up = type(base)(4, outside, *(1,) * (len(sizes) > 0), bias=False)
+        down, up = kind(inside, 4, *sizes, bias=False), kind(4, outside, *(1,) * (len(sizes) > 0), bias=False)
         self.added = nn.Sequential(down, up)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ def _measure(lab: Lab, config: Config, name: str, model: nn.Sequential, x: Tenso
         x = x.detach().requires_grad_(pattern == "none")
         with arms[0].weights("LoRA"):
             plain = _activate(model, pattern)
-        networks = dict(zip(arms, (plain, selective(plain, copy=True).module), strict=True))
+        networks: dict[Arm, nn.Module] = {arms[0]: plain, arms[1]: selective(plain, copy=True).module}
         for layer, given in _inputs(plain, x):
             active = [part for part, p in layer.named_parameters() if p.requires_grad] + ["input"] * given.requires_grad
             needed = sum(needed_for_backward(layer, given, active).values())
