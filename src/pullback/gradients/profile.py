@@ -100,7 +100,7 @@ def derivative_profile(
     check_choice("wrt", wrt, ("input", "weight"))
     if chunk is not None:
         check_integer("chunk", chunk, 1)
-    x = check_floating("inputs", inputs).detach()
+    x = check_floating("inputs", inputs).detach().resolve_neg()
     if x.ndim != 2 or not x.numel():
         raise ValueError(f"inputs must have shape (rows, features) and entries, got {tuple(x.shape)}")
     check_finite("inputs", x)
@@ -112,13 +112,10 @@ def derivative_profile(
         directions = directions.view(count, *x.shape)
 
     def along(direction: Tensor) -> tuple[Tensor, ...]:
-        def value(t: Tensor) -> tuple[Tensor, ...]:
-            return (loss(x + t * direction),)
-
-        taylor: Callable[[Tensor], tuple[Tensor, ...]] = value
+        taylor: Callable[[Tensor], tuple[Tensor, ...]] = lambda z: (loss(z),)  # noqa: E731
         for _ in range(order):
-            taylor = _with_derivative(taylor)
-        return taylor(torch.zeros((), dtype=x.dtype, device=x.device))[1:]
+            taylor = _with_derivative(taylor, direction.expand_as(x))
+        return taylor(x)[1:]
 
     with torch.no_grad():
         found = torch.func.vmap(along, chunk_size=chunk)(directions)
@@ -184,11 +181,13 @@ def sensitivity_ranking(
     return SensitivityRanking(score, mean, spread, score.argsort(descending=True, stable=True), score * sign.sign())
 
 
-def _with_derivative(function: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Return ``t -> (f, f', f'', ..)`` with one derivative more than ``function`` returns."""
+def _with_derivative(
+    function: Callable[[Tensor], tuple[Tensor, ...]], direction: Tensor
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Return ``z -> (f, f', f'', ..)`` with one derivative along the direction more than ``function`` returns."""
 
-    def wider(t: Tensor) -> tuple[Tensor, ...]:
-        values, slopes = torch.func.jvp(function, (t,), (torch.ones_like(t),))[:2]
+    def wider(z: Tensor) -> tuple[Tensor, ...]:
+        values, slopes = torch.func.jvp(function, (z,), (direction,))[:2]
         return (*values, slopes[-1])
 
     return wider
