@@ -252,8 +252,8 @@ def _draw_profiles(arm: Arm, name: str, table: Table, networks: Networks, axes: 
     at = range(len(names))
     for k in range(3):
         mean, spread = profile[:, k].mean(0), profile[:, k].std(0)
-        mean, spread = ((values / mean.abs().max()).numpy() for values in (mean, spread))
-        axes[k].bar(at, mean, yerr=spread, color=arm.colour, error_kw={"linewidth": 0.7})
+        heights, errors = ((values / mean.abs().max()).numpy() for values in (mean, spread))
+        axes[k].bar(at, heights, yerr=errors, color=arm.colour, error_kw={"linewidth": 0.7})
         axes[k].set_title(f"S{k + 1}, {name}")
     truth = rank_correlation(x, y)
     axes[3].bar(at, (truth / truth.abs().max()).numpy(), color="0.5")
