@@ -240,7 +240,7 @@ def _lasso(lab: Lab, config: Config, ngdm: Arm, proximal: Arm) -> None:
     zeros = {arm: (w[-1] == 0).sum(1) for arm, w in last.items()}
     figure, panels = lab.subplots(1, 2)
     for arm in last:
-        arm.metric("LASSO: most zeros", zeros[arm].max(), better="higher")
+        arm.metric("LASSO: most zeros", float(zeros[arm].max()), better="higher")
         arm.metric("LASSO: L1 norm at the largest penalty", norms[arm][-1], better="lower")
         arm.metric("LASSO: least L1 norm", norms[arm].min(), better="lower")
         for axes, found in zip(panels, (norms, zeros), strict=True):
