@@ -7,8 +7,7 @@ their gradients point closer to the noise-free ones, and they reach higher accur
 
 Simulated as in the authors' code: inputs and weights are clamped, reduced in precision and made noisy, outputs made
 noisy, clamped and reduced, in training and in use. Smaller than in the paper: a CNN of 16-32-64 channels and an MLP on
-real digits of 8 x 8 pixels, and a one-layer character transformer, whose projections are analog, on the King James
-Bible.
+real digits of 8 x 8 pixels, a one-layer character transformer, whose projections are analog, on the King James Bible.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 import torch
@@ -37,6 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     HALFWAY: partial(gradients.interpolated_activation, weight=0.5),
 }
 MAIN = ("ReLU", "GELU", "SiLU")
+_images = cache(data.digits)
 SLOWLY, MLP = ", small steps", ", MLP"
 LAYERS = ("first hidden layer", "second hidden layer", "third hidden layer", "last layer")
 
@@ -178,7 +178,7 @@ class _Activation(nn.Module):
 def _digits(lab: Lab, config: Config, arm: Arm, bits: int, kind: str = "") -> nn.Module:
     """Train one network on digits; look at the direction of gradients of the CNN at 4 bits on the way."""
     name, looked_at = f"{bits} bits{kind}", bits == 4 and not kind
-    train = data.digits("train")
+    train = _images("train")
     noise, batches = lab.fork("noise"), lab.fork("batches")
     analog = partial(AnalogLayer, precision=2**bits, leakage=config.leakage, generator=noise)
     layers: list[nn.Module] = []
@@ -219,7 +219,7 @@ def _digits(lab: Lab, config: Config, arm: Arm, bits: int, kind: str = "") -> nn
 @torch.no_grad()
 def _accuracy(network: nn.Module, readings: int) -> float:
     """The noise is there in use too."""
-    images, labels = data.digits("test")
+    images, labels = _images("test")
     found = network(images[:, None].repeat(readings, 1, 1, 1)).argmax(1)
     return float((found == labels.repeat(readings)).float().mean())
 
