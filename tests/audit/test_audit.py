@@ -225,6 +225,33 @@ def test_chaos_of_a_given_step() -> None:
     assert float(spectrum.exponents[0]) == pytest.approx(np.log(2), abs=0.02)
 
 
+def test_the_state_of_a_step_may_be_a_nesting() -> None:
+    def step(state: dict) -> dict:
+        return {"x": 4 * state["x"] * (1 - state["x"]), "memory": 0.5 * state["memory"] + state["x"]}
+
+    state = {"x": torch.tensor(0.3, dtype=torch.float64, requires_grad=True), "memory": torch.zeros(()).double()}
+    (finding,) = pullback.audit(lambda s: step(s)["memory"], state, step=step).findings
+    assert finding.code == "chaotic.step"
+    assert finding.evidence["exponent"] == pytest.approx(np.log(2), abs=0.1)
+    with pytest.raises(TypeError, match="step needs a tensor, or a nesting of them"):
+        pullback.audit(lambda x: x, 3, step=step)
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (torch.nn.functional.hardtanh, "kink.hardtanh"),
+        (lambda w: w.clamp(max=1.0), "kink.clamp"),
+        (lambda w: w.clamp_min(1.0), "kink.clamp_min"),
+    ],
+)
+def test_bounds_are_kinks_wherever_they_are_written(call, code: str) -> None:
+    w = torch.ones(3, requires_grad=True)
+    (finding,) = pullback.audit(lambda w: call(w).sum() + w.sum(), w).findings
+    assert finding.code == code
+    assert finding.evidence["count"] == 3
+
+
 def test_a_program_that_cannot_be_replayed_says_so() -> None:
     weight = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], 0.1)

@@ -96,8 +96,8 @@ def audit(
         raise TypeError(f"fn must be callable, got {type(fn).__name__}")
     check_choice("probes", probes, ("auto", "all", "none"))
     check_positive("budget", budget)
-    if step is not None and not (inputs and isinstance(inputs[0], Tensor)):
-        raise TypeError("step needs a tensor as the first input, the state to start from")
+    if step is not None and next(tensors_in(inputs[:1]), None) is None:
+        raise TypeError("step needs a tensor, or a nesting of them, as the first input, the state to start from")
     name: str = target or getattr(fn, "__qualname__", None) or type(fn).__name__
     if relax is not None:
         check_positive("relax", relax)

@@ -136,6 +136,10 @@ def _at_rest(ledger: Ledger, index: int) -> bool:
     return product or node.leaf is not None or node.op in ops.LOSSES or node.op.strip("_") in ops.RESIDUAL
 
 
+_SIDES = frozenset("relu leaky_relu prelu relu6 hardtanh clamp clip clamp_min clamp_max".split())
+"""Activations and bounds: a single entry on their kink is ordinary, all of them are not."""
+
+
 def find_kinks(ledger: Ledger) -> None:
     """Find operations whose input lies on a point without derivative while a cotangent passes."""
     for node in ledger.nodes:
@@ -149,7 +153,7 @@ def find_kinks(ledger: Ledger) -> None:
         if any(ledger.nodes[p].leaf is not None and ledger.nodes[p].leaf.parameter for p in node.parents):  # type: ignore[union-attr]
             continue
         whole = node.kinks >= node.size and not _same_sources(ledger, node)
-        if not whole and node.op.strip("_") in ("relu", "leaky_relu", "clamp", "clamp_min", "relu6", "hardtanh"):
+        if not whole and node.op.strip("_") in _SIDES:
             continue
         if not ledger.graph.leaves(ledger.graph.upstream([node.index], live=True)) & ledger.trained:
             continue

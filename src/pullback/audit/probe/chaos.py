@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from pullback.audit.report.findings import Finding
 from pullback.audit.report.messages import explain
 from pullback.gradients import LyapunovSpectrum, lyapunov_spectrum
@@ -15,14 +13,15 @@ from pullback.gradients import LyapunovSpectrum, lyapunov_spectrum
 __all__ = ["chaos_finding", "lyapunov"]
 
 
-def lyapunov(step: Callable[[Tensor], Tensor], state: Tensor, *, steps: int = 200, **options: Any) -> LyapunovSpectrum:
+def lyapunov(step: Callable[[Any], Any], state: Any, *, steps: int = 200, **options: Any) -> LyapunovSpectrum:
     """Return the largest Lyapunov exponent of ``state -> step(state)``; more of them with ``count``.
 
     Args:
-        step: a differentiable map that keeps shape and dtype.
-        state: where the trajectory starts.
+        step: a differentiable map that keeps structure, shapes and dtype.
+        state: where the trajectory starts: a tensor, or a nesting of tuples, lists and dicts of them.
         steps: its length.
-        **options: of :func:`pullback.gradients.lyapunov_spectrum` (``count``, ``every``, ``dt``, ``burn_in``).
+        **options: of :func:`pullback.gradients.lyapunov_spectrum` (``count``, ``every``, ``dt``, ``burn_in``,
+            ``batch_ndim``, ``inputs``).
 
     Example:
         >>> import torch
@@ -33,7 +32,7 @@ def lyapunov(step: Callable[[Tensor], Tensor], state: Tensor, *, steps: int = 20
     return lyapunov_spectrum(step, state, steps=steps, **{"count": 1, **options})
 
 
-def chaos_finding(step: Callable[[Tensor], Tensor], state: Tensor, *, steps: int = 200) -> Finding | None:
+def chaos_finding(step: Callable[[Any], Any], state: Any, *, steps: int = 200) -> Finding | None:
     """Return a ``chaotic.step`` finding at the definition of ``step`` if its exponent is positive beyond two errors."""
     spectrum = lyapunov(step, state, steps=steps)
     exponent, error = float(spectrum.exponents[0]), float(spectrum.errors[0])

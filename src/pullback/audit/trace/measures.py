@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pullback.audit.trace import operations as ops
 from pullback.audit.trace.norms import checked, finite
@@ -14,6 +15,7 @@ from pullback.audit.trace.ranges import values_of
 from pullback.audit.trace.records import Node
 from pullback.audit.trace.tensor_table import TensorTable
 from pullback.audit.trace.ties import count_ties
+from pullback.gradients import kink_distance
 
 __all__ = ["measure"]
 
@@ -30,7 +32,7 @@ def measure(table: TensorTable, node: Node, name: str, out: Tensor, args: Any, k
         if name in ops.SINGULAR:
             node.values = values_of(name, args)
         if name in ops.KINKS and args and isinstance(args[0], Tensor) and out.numel() and not bad:
-            node.kinks = _on_kink(name, args, out)
+            node.kinks = _on_kink(name, args, kwargs or {}, out)
         if name in ops.TIES and args and out.numel() and not bad and not node.kinks:
             node.ties = count_ties(table, node, name, args, kwargs, out)
 
@@ -44,21 +46,30 @@ def _meant_infinite(table: TensorTable, name: str, args: Any) -> bool:
     return any(finite(a) == "inf" for a in data)
 
 
-def _on_kink(name: str, args: Any, out: Tensor) -> int:
+_POINTWISE = frozenset(
+    """relu leaky_relu prelu abs absolute relu6 hardtanh clamp clip clamp_min clamp_max maximum minimum""".split()
+)
+"""Operations whose kinks are those of :data:`pullback.gradients.KINKS`, element by element."""
+
+
+def _on_kink(name: str, args: Any, kwargs: Any, out: Tensor) -> int:
     """Count the elements whose input lies exactly on a non-differentiable point."""
     x = args[0]
     bare = name.strip("_")
     if not x.is_floating_point() or not x.numel():
         return 0
-    if bare in ("relu", "leaky_relu", "abs", "absolute", "fabs", "prelu"):
+    if bare in _POINTWISE and (bare in ("maximum", "minimum", "prelu") or not any(_tensors((args[1:], kwargs)))):
+        return int((kink_distance(bare, x, *args[1:], **kwargs) == 0).sum())
+    if bare == "fabs":
         return int((x == 0).sum())
     if bare in ("norm", "vector_norm", "linalg_norm"):
         return int((out == 0).sum())
     if bare in ("max", "min", "amax", "amin") and out.dim() == 0:
         return max(int((x == out).sum()) - 1, 0)
-    if bare in ("maximum", "minimum", "max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
+    if bare in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
         return int((x == args[1]).sum())
-    if bare in ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6"):
-        bounds = [b for b in args[1:3] if isinstance(b, int | float)] or ([0.0, 6.0] if bare == "relu6" else [])
-        return sum(int((x == b).sum()) for b in bounds)
     return 0
+
+
+def _tensors(value: Any) -> Any:
+    return (isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
