@@ -89,6 +89,17 @@ def test_slopes_are_those_of_the_closed_form() -> None:
     assert abs(wrong) > 5 * abs(right)
 
 
+def _symmetry(x: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(x).square().sum()
+
+
+def test_inputs_are_made_those_that_the_derivative_holds_for(generator: torch.Generator) -> None:
+    (found,) = audit(_ctc, torch.randn(8, 2, 5, generator=generator, requires_grad=True)).findings
+    assert any("F.ctc_loss(scores.log_softmax(-1), TARGETS" in remedy.diff for remedy in found.remedies)
+    (found,) = audit(_symmetry, torch.randn(3, 3, generator=generator, requires_grad=True)).findings
+    assert any("eigvalsh((x + x.mT) / 2)" in remedy.diff for remedy in found.remedies)
+
+
 def test_scripts_are_checked_too(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(

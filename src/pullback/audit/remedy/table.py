@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from pullback.audit.remedy import choices, departures, libraries, masks, singular, steps, training, truth
+from pullback.audit.remedy import choices, departures, derivatives, libraries, masks, singular, steps, training, truth
 from pullback.audit.remedy.draft import Draft
 from pullback.audit.remedy.syntax import Source
 from pullback.audit.remedy.template import EXACT, Place, Template
@@ -84,6 +84,7 @@ TEMPLATES: dict[str, Template] = {
     **libraries.TEMPLATES,
     **departures.TEMPLATES,
     **training.TEMPLATES,
+    **derivatives.TEMPLATES,
     "relaxed": Template(
         "relaxed",
         "The function keeps its code and its values; soft gradients pass back through all of it.",
