@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -77,9 +77,11 @@ def run(lab: Lab, config: Config) -> None:
     a = a - a.mean(1, keepdim=True)  # 0 is among their averages: the maximum is bounded below
     b = torch.randn(6, 40, generator=stream, dtype=torch.float64)
     kinked = {"|x|": _Maximum(b.new_tensor([[[1.0], [-1.0]]]), b.new_zeros(1, 2)), "maxima": _Maximum(a, b)}
-    _rates(lab, config, kinked, ngdm, smooth)
+    figure, (rates, edge) = lab.subplots(1, 2)
+    _rates(lab, config, kinked, ngdm, smooth, rates)
     _stalls(lab, config, kinked, ngdm)
-    _edge(lab, smooth)
+    _edge(lab, smooth, edge)
+    lab.figure("convex functions", figure, "Values above the minimum, means of 100 steps; sharpness on sqrt(x^2 + e).")
     _lasso(lab, config, ngdm, proximal)
     _perceptron(lab, config, ngdm, proximal)
 
@@ -124,7 +126,7 @@ def _descend(arm: Arm, name: str, f: Map, x: Tensor, steps: int, size: Callable[
     return values
 
 
-def _rates(lab: Lab, config: Config, kinked: dict[str, _Maximum], ngdm: Arm, smooth: Arm) -> None:
+def _rates(lab: Lab, config: Config, kinked: dict[str, _Maximum], ngdm: Arm, smooth: Arm, axes: Any) -> None:
     powers = torch.tensor(POWERS, dtype=torch.float64)
     steps, skip = config.rate_steps, config.rate_steps // 1000 * 100
     one, size = torch.ones_like(powers), 1 / (powers * (powers - 1))
@@ -135,7 +137,6 @@ def _rates(lab: Lab, config: Config, kinked: dict[str, _Maximum], ngdm: Arm, smo
         "gradient descent on x^p, p = 4, 6, 10, falls like k^(-p / (p - 2)), exponents within 3 %",
         *[abs(exponent / (-p / (p - 2)) - 1) <= 0.03 for exponent, p in zip(fitted, POWERS, strict=True)],
     )
-    figure, axes = lab.subplots()
     shown = [(f"$x^{{{p:.0f}}}$", smooth, row) for p, row in zip(POWERS, flat, strict=True)]
     for name, f in kinked.items():
         start = f.points(lab.fork(name))
@@ -158,7 +159,6 @@ def _rates(lab: Lab, config: Config, kinked: dict[str, _Maximum], ngdm: Arm, smo
         axes.plot(100 * torch.arange(len(mean)) + 50, mean, line, color=arm.colour, label=f"{name}, {arm.name}")
     axes.set(xscale="log", yscale="log", xlabel="step", ylabel="height above the minimum")
     axes.legend(fontsize="small")
-    lab.figure("rates", figure, "Values above the minimum, means of 100 steps; subgradient steps are 1 / sqrt k.")
 
 
 def _stalls(lab: Lab, config: Config, kinked: dict[str, _Maximum], ngdm: Arm) -> None:
@@ -179,7 +179,7 @@ def _stalls(lab: Lab, config: Config, kinked: dict[str, _Maximum], ngdm: Arm) ->
         lab.claim("constant steps on every maximum stall at a height that grows like the step (slope 1 +- 0.15)", fits)
 
 
-def _edge(lab: Lab, arm: Arm) -> None:
+def _edge(lab: Lab, arm: Arm, axes: Any) -> None:
     """``sqrt(x^2 + e)`` in steps ``a``: the two-cycle ``|x| = sqrt(a^2 / 4 - e)`` has sharpness ``8 e / a^3``."""
     e, widths = 1e-2, (3.0, 5.0, 10.0, 30.0)
     sizes = torch.tensor(widths, dtype=torch.float64) * e**0.5
@@ -191,12 +191,11 @@ def _edge(lab: Lab, arm: Arm) -> None:
 
     for k in arm.steps(len(places), x, places, name="edge"):
         places[k] = x
-        x -= sizes * torch.func.grad(lambda y: f(y).sum())(x)
-    figure, axes = lab.subplots()
+        x -= sizes * x / f(x)
     for place, width, a in zip(places.T, widths, sizes.tolist(), strict=True):
-        found = [sharpness(lambda p: f(p["x"]), {"x": y}).value * a / 2 for y in (*place[:40], *place[-100::9])]
-        axes.plot(found[:40], label=f"{width:g} $\\sqrt{{e}}$")
-        share = arm.metric(f"sharpness / (2 / step), step {width:g} sqrt e", sum(found[40:]) / len(found[40:]))
+        found = [sharpness(lambda p: f(p["x"]), {"x": y}).value * a / 2 for y in (*place[:24], *place[-100::33])]
+        axes.plot(found[:24], label=f"{width:g} $\\sqrt{{e}}$")
+        share = arm.metric(f"sharpness / (2 / step), step {width:g} sqrt e", sum(found[24:]) / len(found[24:]))
         amplitude = oscillation_amplitude(place, window=100) / (a * a / 4 - e) ** 0.5
         lab.claim(
             f"in steps a of {width:g} sqrt e the sharpness of sqrt(x^2 + e) is 4 e / a^2 times 2 / a within 1 %, while "
@@ -207,8 +206,7 @@ def _edge(lab: Lab, arm: Arm) -> None:
         )
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set(yscale="log", xlabel="step", ylabel="sharpness / (2 / step size)", ylim=(1e-3, 20))
-    axes.legend(title="step size", loc="upper right", ncols=4)
-    lab.figure("sharpness", figure, "Sharpness at the iterates on sqrt(x^2 + e); dashed: the edge of stability.")
+    axes.legend(title="step size (dashed: edge of stability)", loc="upper right", ncols=4, fontsize="small")
 
 
 def _lasso(lab: Lab, config: Config, ngdm: Arm, proximal: Arm) -> None:
