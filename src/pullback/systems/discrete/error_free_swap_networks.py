@@ -222,7 +222,7 @@ def _learn(lab: Lab, config: Config) -> None:
                 arm.metric(f"{exact}, {name}", found.exact_match, better="higher")
                 arm.metric(f"{places}, {name}", found.element_wise, better="higher")
                 if name == puzzle and (scorer, losses) == ("attention", "error-free") and number == 0:
-                    _show(lab, items[:7], truth[:7], scores[:7])
+                    _show(lab, items[:5], truth[:5], scores[:5])
     lab.claim(
         "3 x 3 pieces: scores that look at the set solve at least 5 points more jigsaws than scores of single pieces, "
         "with either loss",
@@ -249,7 +249,7 @@ def _learn(lab: Lab, config: Config) -> None:
         "In so few steps the second loss gains little: it pulls the scores of wrong pairs together and is 0 as soon as "
         "the order is right; what drives scores apart is the cross entropy."
     )
-    lab.curves(*(f"loss, {task}" for task in tasks), caption="Loss of each scorer, each replicate.")
+    lab.curves(f"loss, {puzzle}", caption="Loss of each scorer, each replicate.")
     lab.bars(*(f"{exact}, {task}" for task in tasks), caption="Sets that are ordered entirely right, unseen ones.")
 
 
