@@ -212,6 +212,7 @@ def best_of_n_kl(
         raise TypeError(f"method {method!r} {'wants' if method == 'exact' else 'takes no'} reward")
     if not log_prob.ndim or not log_prob.shape[-1]:
         raise ValueError(f"log_prob must have at least one entry in its last dimension, got {tuple(log_prob.shape)}")
+    _refuse_nan("log_prob", log_prob)
     if method == "bound":
         value = torch.full_like(log_prob[..., 0], math.log(n) - (n - 1) / n)
         return KLEstimate(value, torch.zeros_like(value))
@@ -221,7 +222,6 @@ def best_of_n_kl(
         log_p, reward = _law(log_prob, reward)
         value = _divergence(_best_of(log_p, reward, n, ties), log_p).to(log_prob.dtype)
         return KLEstimate(value, torch.zeros_like(value))
-    _refuse_nan("log_prob", log_prob)
     if can_look(log_prob) and bool((log_prob > _tolerance(log_prob)).any()):
         raise ValueError(f"log_prob must be <= 0, got maximum {float(log_prob.max())}")
     each = _per_winner(log_prob.double().clamp(max=0), n)

@@ -32,7 +32,7 @@ def entmax_loss(
         dim: the dimension of the classes.
 
     Returns:
-        ``[...]`` one loss a sample; infinite where the score of the target is ``-inf``.
+        ``[...]`` one loss a sample; infinite where the score of the target is ``-inf``, NaN where one is ``inf``.
 
     Raises:
         IndexError: ``dim`` is out of range.
@@ -62,8 +62,11 @@ def entmax_loss(
     x = widen(scores).movedim(dim, -1)
     y = _distribution(x, target, n, dim)
     prediction = entmax(x, alpha)
-    gap = torch.where(prediction == y, 0.0, prediction - y)  # a score of -inf that has no weight counts nothing
-    product = torch.where(gap == 0, 0.0, gap * torch.where(gap == 0, 0.0, x)).sum(-1)
+    gap = prediction - y
+    finite = x.isfinite()
+    product = (gap * torch.where(finite, x, 0.0)).sum(-1)
+    # A score of -inf counts, with gradient 0, where the target has weight.
+    product = product + torch.where(finite | (gap == 0), 0.0, gap * x).detach().sum(-1)
     return (product + _entropy(y, alpha) - _entropy(prediction, alpha)).to(scores.dtype)
 
 

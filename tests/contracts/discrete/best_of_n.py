@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, HigherOrder, Measurement
+from tests.contracts.contract import Bad, Call, Contract, Edges, HigherOrder, Measurement
+from tests.contracts.law import floating
 
 _REWARD = torch.tensor([0.5, -1.0, 2.0, 0.5, 1.0], dtype=torch.float64)  # two are tied
 _SPREAD = torch.tensor([0.5, -1.0, 2.0, 0.7, 1.0], dtype=torch.float64)
@@ -121,15 +122,49 @@ def _bad_number(name: str, **kwargs: Any) -> list[Bad]:
 
 
 def _of_logits(block: Any, **fixed: Any) -> Any:
-    """Bad calls give log-probabilities and rewards as they are, the samples logits alone."""
+    """The laws differentiate logits: log-probabilities that are moved one by one do not sum to 1.
+
+    Bad calls give log-probabilities and rewards as they are, the samples logits alone, the edges a reward by name.
+    """
 
     def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args:
+        if args or not isinstance(x, Tensor) or not x.is_floating_point() or "reward" in kwargs:
             return block(x, *args, **kwargs)
         options = {name: value.to(x) if isinstance(value, Tensor) else value for name, value in fixed.items()}
         return block(_log(x), **options, **kwargs)
 
     return call
+
+
+def _rising(x: Tensor) -> Tensor:
+    return torch.linspace(0, 1, x.shape[-1], dtype=floating(x), device=x.device)
+
+
+def _edges(hard: Any = lambda x: x, name: str = "log_prob", outputs: Any = None, **words: Any) -> Edges:
+    """A law of any shape; one with an infinite logit is none."""
+    return Edges(
+        hard,
+        domain=lambda x: torch.log_softmax(x, -1),
+        words=lambda x: {"reward": _rising(x), **words},
+        empty=f"{name} must have at least one outcome",
+        refuses=(lambda x: bool(x.isnan().any()), f"{name} must not be NaN"),
+        outputs=outputs,
+    )
+
+
+def _kl(x: Tensor, n: int, **options: Any) -> discrete.KLEstimate:
+    """The samples give logits of winners (n = 3), the edges go through all methods."""
+    if n == 3:
+        return discrete.best_of_n_kl(torch.nn.functional.logsigmoid(x), n, **options)
+    if options.get("method") == "exact" and isinstance(x, Tensor):
+        options["reward"] = _rising(x)
+    return discrete.best_of_n_kl(x, n, **options)
+
+
+def _rate(x: Tensor, **options: Any) -> Tensor:
+    if isinstance(x, Tensor) and x.is_floating_point() and "reference" not in options:
+        return discrete.win_rate(_log(x), _log(-x), _REWARD.to(x), **options)
+    return discrete.win_rate(x, **options)
 
 
 CONTRACTS = [
@@ -141,6 +176,7 @@ CONTRACTS = [
             reference=lambda x, n, ties: _by_tuples(x, _REWARD, n, ties).log(),
             large_limit=1e4,
             why=_WHY,
+            edges=_edges(n=3) if ties == "split" else None,
             bad=[
                 *_bad_law(n=2),
                 *_bad_number("n"),
@@ -173,10 +209,18 @@ CONTRACTS = [
     ),
     Contract(
         "discrete.best_of_n_kl[estimate]",
-        lambda x, n, **k: discrete.best_of_n_kl(torch.nn.functional.logsigmoid(x) if n == 3 else x, n, **k),
+        _kl,
         lambda g: [Call((_logits(g), 3)), Call((_logits(g)[0], 3))],
         reference=_per_winner,
         outputs=lambda result: result.value,
+        edges=Edges(
+            lambda x: x[..., 0],
+            lambda x: (x, 2),
+            domain=lambda x: torch.log_softmax(x, -1),
+            empty="log_prob must have at least one entry",
+            refuses=(lambda x: bool(x.isnan().any()), "log_prob must not be NaN"),
+            outputs=lambda result: result.value,
+        ),
         bad=[
             Bad((-_COIN, 2), {}, ValueError, "log_prob must be <= 0, got maximum 0.69"),
             Bad((_COIN * torch.nan, 2), {}, ValueError, "log_prob must not be NaN"),
@@ -186,8 +230,19 @@ CONTRACTS = [
     ),
     Contract(
         "discrete.win_rate",
-        lambda x, *args, **k: discrete.win_rate(_log(x), _log(-x), _REWARD.to(x), **k),
+        _rate,
         _laws(n=3),
+        edges=Edges(
+            lambda x: x.sum(-1),
+            words=lambda x: {
+                "reference": torch.log_softmax(0 * _rising(x), -1).expand(x.shape),
+                "reward": _rising(x),
+                "n": 2,
+            },
+            domain=lambda x: torch.log_softmax(x, -1),
+            empty="policy must have at least one outcome",
+            refuses=(lambda x: bool(x.isnan().any()), "policy must not be NaN"),
+        ),
         reference=lambda x, n: _winning(_by_tuples(x, _REWARD, n), torch.softmax(-x, -1), _REWARD),
         large_limit=1e4,
         why=_WHY,
@@ -213,6 +268,7 @@ CONTRACTS = [
         "discrete.win_probability",
         _of_logits(discrete.win_probability, reward=_REWARD),
         _laws(),
+        edges=_edges(name="reference"),
         reference=lambda x: _winning(torch.eye(5).double(), torch.softmax(x, -1).unsqueeze(-2), _REWARD),
         bad=[
             Bad((_COIN + 1, _UP), {}, ValueError, "reference must be normalised, got .* sum to 2.718"),
@@ -221,10 +277,13 @@ CONTRACTS = [
     ),
     Contract(
         "discrete.tilted",
-        lambda x, reward, beta: discrete.tilted(_log(x) if x.ndim > 1 else x, reward, beta),
+        lambda x, reward, beta: discrete.tilted(
+            _log(x) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1 else x, reward, beta
+        ),
         lambda g: [Call((_logits(g), _SPREAD.clone()), {"beta": 0.7})],
         reference=lambda x, reward, beta: _tilted(x, reward, beta).log(),
         scalars={"beta": 0.7},
+        edges=_edges(beta=0.5),
         large=(0, 1),
         large_limit=1e4,
         why=_WHY,
@@ -239,6 +298,7 @@ CONTRACTS = [
         "discrete.rewind_and_repeat_log_prob",
         _of_logits(discrete.rewind_and_repeat_log_prob, reward=_REWARD),
         _laws(threshold=0.6, tries=4),
+        edges=_edges(threshold=0.6, tries=4),
         reference=lambda x, threshold, tries: _repeated(x, _REWARD, threshold, tries).log(),
         large_limit=1e4,
         why=_WHY,
@@ -255,6 +315,7 @@ CONTRACTS = [
         lambda g: [Call((_logits(g),), {"ns": [3], "betas": [0.7], "thresholds": [0.6], "tries": 4})],
         reference=lambda x, **_: _curve(x),
         outputs=lambda curve: (curve.kl, curve.win_rate, curve.reward),
+        edges=_edges(lambda x: x[..., :1], ns=[2], outputs=lambda curve: (curve.kl, curve.win_rate, curve.reward)),
         large_limit=1e4,
         why=_WHY,
         bad=[

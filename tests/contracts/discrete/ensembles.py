@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, Exempt, Measurement, Module
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, Measurement, Module
 
 _X = torch.tensor([0.9, 0.1, 0.4, 0.6, 0.2])
 _LABELS = torch.tensor([0, 2, 1])
@@ -60,12 +60,24 @@ def _kept(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.tensor(sum(v) / len(v), dtype=torch.float64) for v in (final, fall, change))
 
 
+def _row(x: Tensor) -> Tensor:
+    """One row of at least one entry, whatever the shape."""
+    return torch.cat([x.flatten(), x.new_zeros(1)])
+
+
 CONTRACTS = [
     Contract(
         "discrete.sinkhorn_topk",
         discrete.sinkhorn_topk,
         _samples,
         reference=_swept,
+        edges=Edges(
+            lambda x: x,
+            lambda x: (x, 1),
+            words=lambda x: _OPTIONS,
+            empty="k must be in",
+            refuses=(lambda x: bool(x.isinf().any()), "x must be finite"),
+        ),
         scalars={"temperature": 0.3},
         bad=[
             Bad((_X, 0), _OPTIONS, ValueError, "k must be in 1..4, got 0"),
@@ -95,6 +107,7 @@ CONTRACTS = [
             scores, _LABELS.to(scores.device) if labels is None else labels
         ),
         lambda g: [Call((torch.randn(3, 4, generator=g, dtype=torch.float64),))],
+        edges=Edges(torch.sum, lambda x: (_row(x), torch.zeros((), dtype=torch.int64, device=x.device))),
         reference=lambda scores: -(scores[0, 0] + scores[1, 2] + scores[2, 1]) / 3,
         large_limit=1e8,
         batched=False,
@@ -112,6 +125,7 @@ CONTRACTS = [
         "discrete.key_loss",
         discrete.key_loss,
         lambda g: [Call(tuple(torch.rand(2, 3, 4, generator=g, dtype=torch.float64).unbind()))],
+        edges=Edges(torch.sum, lambda x: (_row(x), torch.ones_like(_row(x)))),
         reference=lambda similarity, selection: ((1 - similarity) * selection).sum() / 3,
         large=(),
         batched=False,
@@ -127,6 +141,7 @@ CONTRACTS = [
         discrete.continual_metrics,
         lambda g: [Call((torch.rand(4, 4, generator=g, dtype=torch.float64),))],
         reference=_kept,
+        edges=Edges(torch.sum, lambda x: (_row(x).diag(),)),
         outputs=tuple,
         bad=[
             Bad((torch.zeros(2, 3),), {}, ValueError, r"accuracy must be a square matrix of tasks, got shape \(2, 3\)"),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, Exempt, Module
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, Module
+from tests.contracts.law import floating
 
 _MEMORY = torch.tensor([[1.0, -2.0], [0.5, 3.0], [2.0, 0.0]], dtype=torch.float64)
 _EVEN = torch.full((3,), 1 / 3)
@@ -76,11 +77,15 @@ def _read(x: Tensor) -> Tensor:
 
 def _softmax(weights: Tensor) -> Tensor:
     """The samples give scores, the bad calls an address as it is."""
-    return torch.softmax(weights, -1) if weights.ndim == 2 else weights
+    return torch.softmax(weights, -1) if isinstance(weights, Tensor) and weights.ndim == 2 else weights
+
+
+def _half(x: Tensor, *shape: int) -> Tensor:
+    return torch.full(shape, 0.5, dtype=floating(x), device=x.device)
 
 
 def _share(weights: Tensor) -> Tensor:
-    return weights.sigmoid() if weights.ndim == 2 else weights
+    return weights.sigmoid() if isinstance(weights, Tensor) and weights.ndim == 2 else weights
 
 
 _INT = torch.arange(2)
@@ -96,6 +101,14 @@ CONTRACTS = [
         lambda memory, weights: discrete.memory_read(memory, _softmax(weights)),
         _rows,
         reference=lambda memory, weights: torch.softmax(weights, -1) @ memory,
+        edges=Edges(
+            lambda x: x,
+            lambda x: (torch.eye(x.shape[-1], dtype=floating(x), device=x.device), x),
+            domain=lambda x: torch.softmax(x, -1),
+            empty="weights must sum to 1",
+            refuses=(lambda x: bool(x.isnan().any()), "weights must sum to 1, got nan"),
+            place=1,
+        ),
         batched=False,
         why="the memory in front has no batch, the addresses have",
         bad=[
@@ -110,6 +123,12 @@ CONTRACTS = [
         lambda memory, weights, erase, add: discrete.memory_write(memory, _share(weights), _share(erase), add),
         _write_calls,
         reference=_written,
+        edges=Edges(
+            lambda x: x.unsqueeze(-1).expand(*x.shape, 2),
+            lambda x: (_half(x, x.shape[-1], 2), x, _half(x, 2), _half(x, 2)),
+            domain=torch.sigmoid,
+            place=1,
+        ),
         large=(0, 3),
         large_limit=1e4,
         batched=False,
