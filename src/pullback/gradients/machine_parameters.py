@@ -14,7 +14,7 @@ from torch.nn import functional
 from pullback.core.checks import check_finite, check_floating, check_integer
 from pullback.core.shapes import Float
 
-__all__ = ["ACTIVATIONS", "NondifferentiableCount", "count_nondifferentiable", "minifloats"]
+__all__ = ["NondifferentiableCount", "count_nondifferentiable", "minifloats"]
 
 
 class Activation(NamedTuple):
@@ -40,7 +40,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "clamp": Activation(lambda x: x.clamp(min=0.0), (0.0,)),
     "tanh": Activation(torch.tanh, (), (0.0,)),
 }
-"""Name to activation; ``clamp`` is a relu whose derivative autograd takes from the right at 0."""
+"""Name to activation."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def count_nondifferentiable(
         widths: units in each layer, at least one layer; the last layer has its activation, too.
         values: ``[count]`` the distinct numbers that a parameter may be, such as :func:`minifloats`.
         inputs: ``[features]`` finite.
-        activation: a key of :data:`ACTIVATIONS`.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 1/4), ``"abs"``, ``"hardtanh"``, ``"relu6"``, ``"tanh"``, or
+            ``"clamp"``: a relu whose derivative autograd takes from the right at 0.
         bias: whether units have biases.
         samples: uniform draws; ``None``: all of ``values^W``.
         generator: of the draws.
