@@ -37,8 +37,8 @@ def rk4_step(
 
     Example:
         >>> y = rk4_step(lambda t, y: -y, torch.zeros(()), torch.ones(1), 0.1)
-        >>> round(float(y), 6)  # exp(-0.1)
-        0.904838
+        >>> round(float(y), 4)  # exp(-0.1)
+        0.9048
 
     References:
         Kutta (1901), Beitrag zur näherungsweisen Integration totaler Differentialgleichungen.
