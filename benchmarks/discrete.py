@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pullback.discrete import (
+    entmax,
     entmax15,
+    entmax_loss,
     group_ordering_loss,
     gumbel_softmax,
     rank,
@@ -106,6 +108,20 @@ def _entmax(name: str) -> Callable[[Tensor], None]:
     return work
 
 
+def _peer() -> Any:
+    import entmax as peer
+
+    return peer
+
+
+def _alphas() -> Tensor:
+    return torch.linspace(1.1, 2.0, 256).unsqueeze(-1).requires_grad_()
+
+
+def _classes(x: Tensor) -> Tensor:
+    return torch.arange(len(x)) % x.shape[-1]
+
+
 _torch_gumbel = _descend(lambda x: torch.nn.functional.gumbel_softmax(x))
 _torch_gumbel_hard = _descend(lambda x: torch.nn.functional.gumbel_softmax(x, hard=True))
 
@@ -121,6 +137,18 @@ CHOICE_CASES = [
         _scores(1000, 256),
         _descend(entmax15),
         {"entmax": _entmax("entmax15")},
+    ),
+    Case(
+        "entmax, an alpha a row, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        _descend(lambda x: entmax(x, _alphas())),
+        {"entmax": _descend(lambda x: _peer().entmax_bisect(x, _alphas()))},
+    ),
+    Case(
+        "loss of entmax15, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        lambda x: torch.autograd.grad(entmax_loss(x, _classes(x)).sum(), x),
+        {"entmax": lambda x: torch.autograd.grad(_peer().entmax15_loss(x, _classes(x)).sum(), x)},
     ),
     Case(
         "gumbel_softmax, forward+backward, 256 x 1000",

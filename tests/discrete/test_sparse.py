@@ -160,3 +160,14 @@ def test_below_one_tails_are_heavier_than_those_of_softmax() -> None:
     assert (heavy[1:3] > 10 * soft[1:3]).all()
     assert heavy[3] == 0
     torch.testing.assert_close(discrete.entmax(x, 1 - 1e-5), soft, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5])
+def test_the_isotonic_mask_is_the_peer_s_form_with_a_budget(budget: int) -> None:
+    x = torch.randn(30, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    ours = discrete.soft_topk(x, budget, method="isotonic", temperature=1.0, scale=None)
+    theirs = entmax.budget_bisect(x, budget)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    weights = torch.randn(30, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = [torch.autograd.grad((mask * weights).sum(), x)[0] for mask in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-9)

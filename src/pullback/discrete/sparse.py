@@ -326,7 +326,7 @@ def _by_bisection(x: Tensor, alpha: float | Tensor) -> Tensor:
         return torch.log1p((z - sign * size).clamp(min=-1)) / (alpha - 1)
 
     low = torch.zeros_like(z[..., :1])
-    for _ in range(60):
+    for _ in range(32 if x.dtype == torch.float32 else 60):
         width = width / 2
         low = torch.where(logits(low + width).logsumexp(-1, keepdim=True) >= 0, low + width, low)
     return torch.softmax(logits(low), -1)
