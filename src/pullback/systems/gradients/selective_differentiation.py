@@ -267,7 +267,7 @@ def _draw(lab: Lab, name: str, drawn: dict[str, dict[tuple[str, str], int]]) -> 
         left = left + kept
     axes.invert_yaxis()
     axes.set(xlabel="kept for backward / MiB", title=name)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     lab.figure(f"bytes kept, {name}", figure, "Bytes by the kind of layer that keeps them first, each pattern.")
 
 
