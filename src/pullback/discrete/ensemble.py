@@ -70,11 +70,11 @@ def sinkhorn_topk(
     n = x.shape[dim] if x.ndim else 1
     check_integer("k", k, 1, n - 1)
     check_integer("iterations", iterations, 0)
-    number = check_scalar("temperature", temperature)
+    check_scalar("temperature", temperature)
     if can_look(x) and not bool(x.isfinite().all()):
         raise ValueError("x must be finite")
     wide = widen(x)
-    t = temperature.to(wide) if isinstance(temperature, Tensor) else number
+    t = temperature.to(wide) if isinstance(temperature, Tensor) else float(temperature)
     z = (wide - start) / t
     shift = torch.zeros_like(z.narrow(dim, 0, 1))
     target = math.log(k) - math.log(n - k)

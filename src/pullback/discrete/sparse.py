@@ -315,12 +315,13 @@ def _by_bisection(x: Tensor, alpha: float | Tensor) -> Tensor:
     ``[1 - n^(1 - alpha), 0]`` below; the larger ``|d|``, the smaller the sum.
     """
     z = (alpha - 1) * (x - x.amax(-1, keepdim=True))
+    sign: float | Tensor = 1.0 if not isinstance(alpha, Tensor) and alpha > 1 else -1.0
+    width: float | Tensor = 1.0
     if isinstance(alpha, Tensor):
         sign = torch.sign(alpha - 1)
         width = torch.where(sign > 0, 1.0, torch.expm1((1 - alpha) * math.log(x.shape[-1])))
-    else:
-        sign = 1.0 if alpha > 1 else -1.0
-        width = 1.0 if alpha > 1 else math.expm1((1 - alpha) * math.log(x.shape[-1]))
+    elif alpha < 1:
+        width = math.expm1((1 - alpha) * math.log(x.shape[-1]))
 
     def logits(size: Tensor) -> Tensor:
         return torch.log1p((z - sign * size).clamp(min=-1)) / (alpha - 1)

@@ -139,14 +139,14 @@ def _choice(lab: Lab, z: Tensor) -> None:
         **numbers,
     )
     figure, (left, right) = lab.subplots(1, 2, figsize=(9, 3.4))
-    sweeps = [0, 1, 3, 10, 30, 100, 300, 1000, 3000]
+    sweeps = [0, 1, 3, 10, 30, 100, 300, 1000]
     for epsilon in (0.1, 0.01, 5e-4):
         label, colour = f"epsilon {epsilon:g}", lab.colour(f"epsilon {epsilon:g}")
         left.plot(sweeps, [swept(epsilon, n).sum(-1).mean() for n in sweeps], marker=".", color=colour, label=label)
         order = cosines[0].argsort(descending=True)
         right.plot(range(1, 17), solved(epsilon)[0, order], marker=".", color=colour, label=label)
     left.axhline(4, color="k", linewidth=0.8, linestyle="--")
-    left.set(xscale="symlog", xlim=(0, 3000), xlabel="Sinkhorn sweeps", ylabel="sum of the choice, 4 of 16")
+    left.set(xscale="symlog", xlim=(0, 1000), xlabel="Sinkhorn sweeps", ylabel="sum of the choice, 4 of 16")
     right.set(xlabel="key, nearest first", ylabel="choice of one sample, solved")
     left.legend(fontsize="small")
     lab.figure("choice", figure, "The soft choice of 4 keys of 16 as sweeps leave it, mean of 100 samples, and solved.")
@@ -202,7 +202,9 @@ def _streams(lab: Lab, config: Config, rows: tuple[Tensor, ...]) -> None:
                 generator=lab.fork("experts"),
                 **options,
             )
-            optimizers = [torch.optim.SGD([model.weight, model.bias], lr=rate, weight_decay=1e-4)]
+            optimizers: list[torch.optim.Optimizer] = [
+                torch.optim.SGD([model.weight, model.bias], lr=rate, weight_decay=1e-4)
+            ]
             soft = model.selection == "soft"
             if soft:
                 optimizers.append(torch.optim.Adam([model.keys], lr=config.key_rate))

@@ -259,6 +259,7 @@ def _adult(lab: Lab, config: Config) -> None:
     x, y = table.values[:, :-2].float(), table.values[:, -1].long()
     x[:, 2:4] = x[:, 2:4].log1p()  # capital gain and loss
     key, words = "accuracy, Adult", slice(5, None)  # the one-hot columns
+    zeros = "zeros in the attention to one-hot columns, Adult"
     arms = {name: lab.arm(name) for name in ADULT}
     for _ in lab.replicates(config.replicates):
         n, order = config.adults, torch.randperm(len(y), generator=lab.fork("rows"))
@@ -268,12 +269,11 @@ def _adult(lab: Lab, config: Config) -> None:
         for name, arm in arms.items():
             forest = _forest(lab, config, rows, 2, ADULT[name])
             _fit(lab, config, arm, rows, forest, config.adult_steps, config.adult_lr, "Adult")
-            zeros = (forest.tree.weights_of_features()[..., words] == 0).double().mean()
-            arm.metric("zeros in the attention to one-hot columns, Adult", 100 * zeros, unit="%")
+            empty = (forest.tree.weights_of_features()[..., words] == 0).double().mean()
+            arm.metric(zeros, 100 * empty, unit="%")
         _ordinary(lab, config, rows, "Adult")
     best = max(arm[key] for arm in arms.values())
     sparse, soft = arms["vectors, linear head"], arms["vectors, softmax attention"]
-    zeros = "zeros in the attention to one-hot columns, Adult"
     lab.claim(
         "Adult: the best forest is within 2 points of boosting; of the sparse attention to one-hot columns at least "
         "half is exactly zero, of softmax nothing, and they are right as often within a point",
