@@ -204,7 +204,7 @@ def _formats(lab: Lab) -> None:
         name="fraction without derivative",
         xlabel="numbers that a parameter may be",
         ylabel="fraction of parameters",
-        caption="Parameters without derivative, for formats of 2 to 8 bits, and the bounds; one unit lies on its bound.",
+        caption="Parameters without derivative, for formats of 2 to 8 bits, and bounds; one unit lies on its bound.",
     )
     for name, family in (("one unit, tight", tight), ("two layers, drawn", draws)):
         worst = max(found.fraction / found.bound for found in family)
