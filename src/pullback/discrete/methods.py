@@ -112,7 +112,7 @@ def _isotonic_values(o: SortedInput, *, entropic: bool = False) -> Tensor:
     if o.spread is not None:
         slope = o.spread.double() / (temperature * o.spread_of_places())
     slope = slope.clamp(max=1e200) if isinstance(slope, Tensor) else min(slope, 1e200)
-    w, unit = o.finite.double(), 1.0
+    w, unit = o.finite.double(), o.low.new_ones(()).double()
     if entropic and o.spread is not None:  # exponentials are taken in units of the spread
         unit = o.spread.double()
         w, slope = w / unit, slope / unit

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pullback.gradients import needed_for_backward, restore, selective, selective_ops
+from pullback.gradients import needed_for_backward, selective_ops
 from tests.contracts.contract import Bad, Call, Contract, Exempt, Measurement
 
 _FIXED = "the first dimension is that of the batch already"
