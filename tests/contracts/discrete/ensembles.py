@@ -60,6 +60,10 @@ def _kept(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.tensor(sum(v) / len(v), dtype=torch.float64) for v in (final, fall, change))
 
 
+def _beside(labels: Tensor, scores: Tensor) -> Tensor:
+    return labels.to(scores.device) if isinstance(scores, Tensor) else labels
+
+
 def _row(x: Tensor) -> Tensor:
     """One row of at least one entry, whatever the shape."""
     return torch.cat([x.flatten(), x.new_zeros(1)])

@@ -35,10 +35,14 @@ def _by_definition(x: Tensor, alpha: float) -> Tensor:
     return torch.stack(losses)
 
 
+def _beside(target: Tensor, scores: Tensor) -> Tensor:
+    return target.to(scores.device) if isinstance(scores, Tensor) else target
+
+
 CONTRACTS = [
     Contract(
         f"discrete.entmax_loss[{alpha}]",
-        lambda x, target=_Y, **options: discrete.entmax_loss(x, target, **options),
+        lambda x, target=_Y, **options: discrete.entmax_loss(x, _beside(target, x), **options),
         lambda g, alpha=alpha: [Call((torch.randn(2, 3, generator=g, dtype=torch.float64),), {"alpha": alpha})],
         reference=_by_definition,
         tolerance=1e-5,
