@@ -289,7 +289,7 @@ def _cost(lab: Lab, config: Config) -> None:
             with lab.arm(name).weights(f"{classes} labels"):
                 model = discrete.SemiSupervisedVAE(196, classes, 16, (128,), estimator=estimator)
             steps[name] = partial(lambda m: torch.autograd.grad(m.elbo(x).mean(), list(m.parameters())), model)
-        race = lab.race(steps, rounds=5, seconds=0.0 if lab.scale == "smoke" else 0.03)
+        race = lab.race(steps, rounds=5, seconds=0.01 if lab.scale == "smoke" else 0.03)
         ratios[classes] = race.ratio("marginal label", "Gumbel label")
         for name in steps:
             seconds.setdefault(name, []).append(race[name])
