@@ -192,7 +192,7 @@ def _digits(lab: Lab, config: Config, arm: Arm, bits: int, kind: str = "") -> nn
                 layers += [nn.MaxPool2d(2)] if more < 64 else [nn.Flatten(), analog(nn.Linear(256, 10))]
         network = nn.Sequential(*layers)
     hardware = [module for module in network if isinstance(module, AnalogLayer)]
-    weights = dict(zip(LAYERS, (module.module.weight for module in hardware), strict=False))
+    weights = {layer: m.module.get_parameter("weight") for layer, m in zip(LAYERS, hardware, strict=False)}
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr * (0.3 if kind == SLOWLY else 1))
 
     def loss(images: Tensor, labels: Tensor, noisy: bool = True) -> Tensor:
@@ -248,8 +248,8 @@ class _Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens) + self.place
-        heads = self.mixed(self.norms[0](x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
-        seen = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        q, k, v = self.mixed(self.norms[0](x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.joined(seen.transpose(1, 2).flatten(2))
         x = x + self.narrow(self.activation(self.wide(self.norms[1](x))))
         return self.head(self.norms[2](x))
