@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -146,9 +146,9 @@ class BranchingNetwork(nn.Module):
 
     def __init__(self, layers: Sequence[Iterable[nn.Module]], heads: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.ModuleList(nodes) for nodes in layers)
+        self.layers = cast("Sequence[nn.ModuleList]", nn.ModuleList(nn.ModuleList(nodes) for nodes in layers))
         self.heads = nn.ModuleList(heads)
-        sizes = [*(len(nodes) for nodes in self.layers), len(self.heads)]  # type: ignore[arg-type]
+        sizes = [*(len(nodes) for nodes in self.layers), len(self.heads)]
         if len(sizes) < 2:
             raise ValueError("layers must be at least one, got none")
         for number, size in enumerate(sizes[:-1]):
@@ -157,7 +157,8 @@ class BranchingNetwork(nn.Module):
         if not sizes[-1]:
             raise ValueError("heads must be at least one task, got none")
         self.sizes = tuple(sizes)
-        self.branchings = nn.ModuleList(map(BranchingLayer, sizes[:-1], sizes[1:]))
+        branchings = nn.ModuleList(map(BranchingLayer, sizes[:-1], sizes[1:]))
+        self.branchings = cast("Sequence[BranchingLayer]", branchings)
 
     def forward(
         self,
@@ -175,7 +176,7 @@ class BranchingNetwork(nn.Module):
         """
         inputs: Sequence[Tensor] | Tensor = [check_floating("x", x)] * self.sizes[0]
         for number, (nodes, branching) in enumerate(zip(self.layers, self.branchings, strict=True)):
-            outputs = [node(seen) for node, seen in zip(nodes, inputs, strict=True)]  # type: ignore[arg-type]
+            outputs = [node(seen) for node, seen in zip(nodes, inputs, strict=True)]
             for output in outputs:
                 if output.shape != outputs[0].shape:
                     shapes = f"{tuple(outputs[0].shape)} and {tuple(output.shape)}"
@@ -187,7 +188,7 @@ class BranchingNetwork(nn.Module):
         """Return the likeliest parent of each child, layer by layer; the last are those of the tasks."""
         return tuple(branching.harden() for branching in self.branchings)
 
-    def pruned(self, tree: Sequence[Tensor] | None = None) -> nn.Module:
+    def pruned(self, tree: Sequence[Tensor] | None = None) -> _Tree:
         """Return a network with copies of the nodes that a tree uses, from ``x`` to the outputs of all tasks.
 
         Of a network that was just made it is the tree with fresh weights, to be trained from scratch.
@@ -218,7 +219,7 @@ class BranchingNetwork(nn.Module):
         total = self.branchings[-1].logits.new_tensor(float(sum(map(_count, self.heads))))
         used = torch.ones(1, self.sizes[-1], dtype=torch.bool, device=total.device)
         likely = total.new_ones(1)
-        for nodes, branching in zip(reversed(self.layers), reversed(self.branchings), strict=True):  # type: ignore[call-overload]
+        for nodes, branching in zip(reversed(self.layers), reversed(self.branchings), strict=True):
             sets = _subsets(len(nodes), total.device)
             # All of the children in use pick inside of a set.
             inside = branching.probabilities() @ sets.to(total).T
@@ -243,13 +244,14 @@ class _Tree(nn.Module):
             used.insert(0, {parents[child] for child in used[0]})
         self.nodes = nn.ModuleList(
             nn.ModuleDict({str(node): copy.deepcopy(nodes[node]) for node in sorted(kept)})
-            for nodes, kept in zip([*network.layers, network.heads], used, strict=True)
+            for nodes, kept in zip((*network.layers, network.heads), used, strict=True)
         )
         self.tree = tree
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = {node: module(x) for node, module in self.nodes[0].items()}
-        for parents, nodes in zip(self.tree, self.nodes[1:], strict=True):
+        first, *others = (cast(nn.ModuleDict, nodes) for nodes in self.nodes)
+        outputs = {node: module(x) for node, module in first.items()}
+        for parents, nodes in zip(self.tree, others, strict=True):
             outputs = {node: module(outputs[str(parents[int(node)])]) for node, module in nodes.items()}
         return tuple(outputs.values())
 

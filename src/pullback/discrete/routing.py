@@ -41,7 +41,7 @@ class Routing(NamedTuple):
 
     weights: Float[Tensor, "*batch k"]
     probabilities: Float[Tensor, "*batch experts"]
-    index: Int[Tensor, "*batch k"]
+    index: Int[Tensor, "*batch k"]  # type: ignore[assignment]
 
 
 class Macs(NamedTuple):
@@ -231,10 +231,11 @@ def dispatch(
     """
     if check_floating("x", x).ndim < 1:
         raise ValueError("x must have a dimension of samples, got shape ()")
-    count, n = len(experts), len(x)
+    functions: list[Callable[[Tensor], Tensor]] = list(experts)
+    count, n = len(functions), len(x)
     if count < 1:
         raise ValueError("experts must be at least one, got none")
-    for number, expert in enumerate(experts):
+    for number, expert in enumerate(functions):
         check_callable(f"experts[{number}]", expert)
     if check_tensor("index", index).is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise TypeError(f"index must hold integers, got {index.dtype}")
@@ -248,11 +249,11 @@ def dispatch(
     order = flat.argsort(stable=True)
     sizes = flat.bincount(minlength=count).tolist()
     k = index.shape[1] if index.ndim == 2 else 1
-    parts = zip(experts, x.index_select(0, order // k).split(sizes), strict=True)
     if n:
-        outputs = [expert(part) for expert, part in parts if len(part)]
+        parts = x.index_select(0, order // k).split(sizes)
+        outputs = [expert(part) for expert, part in zip(functions, parts, strict=True) if len(part)]
     else:  # somebody has to say which shape a result has
-        outputs = [experts[0](x)]
+        outputs = [functions[0](x)]
     for output in outputs:
         if output.shape[1:] != outputs[0].shape[1:]:
             raise ValueError(

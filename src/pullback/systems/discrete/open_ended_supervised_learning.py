@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -229,8 +229,8 @@ class _Adapted(nn.Module):
 
     def __init__(self, build: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        *body, self.head = build(10)
-        self.body, self.rate = nn.Sequential(*body), nn.Parameter(torch.ones(()))
+        *body, head = build(10).children()
+        self.body, self.head, self.rate = nn.Sequential(*body), head, nn.Parameter(torch.ones(()))
 
     def loss(self, x: Tensor, y: Tensor, domain: Tensor, softness: Any) -> Tensor:
         half = x.shape[1] // 2
@@ -242,7 +242,7 @@ class _Adapted(nn.Module):
         return self.head(asked) - self.rate * (asked @ seen.mT @ slope + slope.sum(1, keepdim=True))
 
 
-def _questions(lab: Lab, name: str, split: str) -> tuple[Tensor, Tensor]:
+def _questions(lab: Lab, name: str, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
     """Images ``[n, channels, 14, 14]`` and what each question is answered ``[3, n]``."""
     if name == "digits":
         images, digit = data.mnist(split)
