@@ -59,20 +59,20 @@ class Macs(NamedTuple):
 class Router(nn.Module):
     r"""Choose ``k`` of several experts for each input, from scores ``s = W features(x) + b``.
 
-    ========================  ================================================  =====================================
-    ``method``                chosen                                            weights, and their gradient
-    ========================  ================================================  =====================================
-    ``"information_gain"``    the ``k`` largest of :math:`p`                     ``1 / k``, none: :math:`p` learns from
-                                                                                :func:`information_gain`
-    ``"softmax"``             the ``k`` largest of :math:`p`                     :math:`p` of the chosen; for ``k > 1``
-                                                                                scaled to sum 1
-    ``"gumbel"``              the ``k`` largest of :math:`s + g`, with Gumbel    ``1 / k``, with the gradient of
-                              noise; without noise in evaluation                :math:`\mathrm{softmax}((s + g)/T) / k`
-    ``"reinmax"``             a sample of :math:`\mathrm{softmax}(s)`;           1, with :func:`reinmax`'s gradient
-                              the likeliest in evaluation; ``k = 1``
-    ``"subjective"``          the ``k`` smallest of a table of losses, which     :math:`p` of the chosen scaled to sum
-                              is the input: it has no parameters                1, detached
-    ========================  ================================================  =====================================
+    ======================  ===============================================  =======================================
+    ``method``              chosen                                           weights, and their gradient
+    ======================  ===============================================  =======================================
+    ``"information_gain"``  the ``k`` largest of :math:`p`                   ``1 / k``, none: :math:`p` learns from
+                                                                             :func:`information_gain`
+    ``"softmax"``           the ``k`` largest of :math:`p`                   :math:`p` of the chosen; for ``k > 1``
+                                                                             scaled to sum 1
+    ``"gumbel"``            the ``k`` largest of :math:`s + g`, with Gumbel  ``1 / k``, with the gradient of
+                            noise; without noise in evaluation               :math:`\mathrm{softmax}((s + g)/T) / k`
+    ``"reinmax"``           a sample of :math:`\mathrm{softmax}(s)`;         1, with :func:`reinmax`'s gradient
+                            the likeliest in evaluation; ``k = 1``
+    ``"subjective"``        the ``k`` smallest of a table of losses, which   :math:`p` of the chosen scaled to sum
+                            is the input: it has no parameters               1, detached
+    ======================  ===============================================  =======================================
 
     :math:`p = \mathrm{softmax}(s / T)`, for the two that sample :math:`\mathrm{softmax}(s)`, for ``"subjective"``
     :math:`\mathrm{softmax}(-L / T)`. With the first two and the last no number is drawn. A weight reaches the scores
