@@ -50,6 +50,24 @@ def test_bisection_completes_what_a_fixed_rule_leaves_open() -> None:
     assert float(exact.residual.abs().max()) < 1e-7 < 1e-4 < float(fixed.residual.abs().max())
 
 
+@pytest.mark.parametrize("most", [1 << 10, 1 << 12])
+def test_bisection_spends_no_more_than_it_may_and_what_it_has_on_the_jumps(most: int) -> None:
+    x = torch.randn(5, 4, generator=_seeded(), dtype=torch.float64)
+    words = {"steps": 20, "target": 0, "tolerance": 1e-15}
+    few, many = (
+        integrated_gradients(_network(), x, torch.zeros(4).double(), max_evaluations=m, **words) for m in (241, most)
+    )
+    assert 5 * 240 <= few.evaluations <= 5 * 241 < many.evaluations <= 5 * most
+    assert float(many.residual.abs().max()) < 0.2 * float(few.residual.abs().max())
+
+
+def test_bisection_ends_where_rounding_is_above_the_tolerance() -> None:
+    x = 1e4 * torch.randn(2, 3, generator=_seeded(), dtype=torch.float64)
+    found = integrated_gradients(lambda r: r.pow(3).sum(-1), x, x[0] * 0, steps=3, tolerance=1e-10)
+    torch.testing.assert_close(found.values, x.pow(3), rtol=1e-13, atol=0)
+    assert found.evaluations < 200
+
+
 def test_attributions_are_differentiable_in_parameters() -> None:
     network, x = _network(), torch.ones(2, 4).double()
     integrated_gradients(network, x, x[0] * 0, target=1, create_graph=True).values.square().sum().backward()

@@ -40,6 +40,7 @@ def integrated_gradients(
     *,
     steps: int = 50,
     tolerance: float | None = None,
+    max_evaluations: int = 1 << 16,
     target: int | None = None,
     create_graph: bool = False,
 ) -> Attribution:
@@ -56,8 +57,11 @@ def integrated_gradients(
         baseline: ``[n]`` the point of zero attribution, broadcast over the batch.
         steps: nodes of the rule on the whole line, >= 1; with ``tolerance``, pieces to begin with, of four nodes each,
             two of them its ends (Lobatto), so that a jump shows wherever it is.
-        tolerance: > 0, change of a piece's attribution by halving that is accepted, in units of ``fn``; ``None`` for
-            the fixed rule.
+        tolerance: > 0, change of a piece's attribution by halving that is accepted, in units of ``fn``; never less than
+            the rounding of the piece. ``None`` for the fixed rule.
+        max_evaluations: with ``tolerance``, evaluations for each point of the batch, >= 1: when they are spent, pieces
+            are accepted as they are, those that change most last; ``residual`` tells what is missing. Each of the
+            ``steps`` is halved once in any case.
         target: the output to explain, where ``fn`` has several.
         create_graph: keep the graph, to differentiate the attribution in ``x``, the baseline and parameters.
 
@@ -66,8 +70,8 @@ def integrated_gradients(
 
     Raises:
         TypeError: ``fn`` is not callable, or ``x`` or ``baseline`` is not floating or of another dtype.
-        ValueError: ``steps``, ``tolerance`` or ``target`` is out of range, ``baseline`` has another length, or ``fn``
-            has several outputs and no ``target``.
+        ValueError: ``steps``, ``tolerance``, ``max_evaluations`` or ``target`` is out of range, ``baseline`` has
+            another length, or ``fn`` has several outputs and no ``target``.
 
     Example:
         >>> found = integrated_gradients(lambda x: x[:, 0] * x[:, 1], torch.tensor([2.0, 3.0]), torch.zeros(2))
@@ -81,6 +85,7 @@ def integrated_gradients(
     check_callable("fn", fn)
     x, baseline = _features(x, "baseline", baseline, 1)
     check_integer("steps", steps, 1)
+    check_integer("max_evaluations", max_evaluations, 1)
     if tolerance is not None:
         check_positive("tolerance", tolerance)
     rows = x.reshape(-1, x.shape[-1])
@@ -114,8 +119,11 @@ def integrated_gradients(
             halves = (row.repeat(2), torch.cat([left, left + width / 2]), (width / 2).repeat(2))
             parts = mean_gradient(*halves, *rule)
             sums = parts[: len(row)] + parts[len(row) :]
-            change = ((sums - whole) * span[row]).abs().amax(-1)
-            settled = ~(change > tolerance) if depth < _DEPTH - 1 else torch.ones_like(change, dtype=torch.bool)
+            change, size = ((part * span[row]).detach().abs().amax(-1) for part in (sums - whole, sums))
+            settled = ~(change > (8 * torch.finfo(x.dtype).eps * size).clamp(min=tolerance))
+            room = max(0, max_evaluations * len(rows) - evaluations) // (4 * len(rule[0])) if depth < _DEPTH - 1 else 0
+            if len(settled) - int(settled.sum()) > room:
+                settled[torch.where(settled, -1.0, change).argsort(descending=True)[room:]] = True
             total = total.index_add(0, row[settled], sums[settled])
             again = (~settled).repeat(2)
             row, left, width = (part[again] for part in halves)

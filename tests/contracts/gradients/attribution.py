@@ -85,6 +85,7 @@ CONTRACTS = [
         bad=[
             Bad((*_POINTS, torch.ones(3)), {"steps": 0}, ValueError, "steps must be an integer >= 1"),
             Bad((*_POINTS, torch.ones(3)), {"tolerance": 0.0}, ValueError, "tolerance must be > 0"),
+            Bad((*_POINTS, torch.ones(3)), {"max_evaluations": 0}, ValueError, "max_evaluations must be an integer"),
             Bad((*_POINTS, torch.ones(2)), {}, ValueError, r"baseline must have shape \[3\], got \(2,\)"),
             Bad((*_POINTS, torch.ones(3)), {"target": 0}, ValueError, "fn must map"),
             Bad((torch.ones(2, 3).long(), torch.ones(3)), {}, TypeError, "x must be a floating tensor"),
