@@ -36,6 +36,26 @@ def test_a_hard_selection_votes_with_the_nearest_keys_and_gives_them_no_gradient
     assert model.weight.grad is not None
 
 
+def test_keys_of_a_hard_selection_learn_from_the_weights_of_the_votes_alone() -> None:
+    model = KeyedEnsemble(6, 3, experts=7, k=3, selection="hard", generator=_seeded()).double()
+    z = torch.randn(10, 6, generator=_seeded(1), dtype=torch.float64)
+    vote = model(z)
+    assert not vote.selection.requires_grad
+    chosen = vote.selection
+    answers = torch.tanh(torch.einsum("bf,ncf->bnc", z, model.weight.detach()))
+
+    def weighted(keys: torch.Tensor) -> torch.Tensor:
+        weights = chosen * torch.nn.functional.cosine_similarity(z.unsqueeze(1), keys, dim=-1)
+        return ((weights / weights.sum(-1, keepdim=True)).unsqueeze(-1) * answers).sum(1)
+
+    torch.testing.assert_close(vote.scores, weighted(model.keys))
+    keys, step = model.keys.detach(), 1e-6 * torch.randn(7, 6, generator=_seeded(2), dtype=torch.float64)
+    slope = (weighted(keys + step) - weighted(keys - step)).sum() / 2
+    gradient = torch.autograd.grad(vote.scores.sum(), model.keys)[0]
+    assert slope.abs() > 1e-8
+    torch.testing.assert_close((gradient * step).sum(), slope, rtol=1e-5, atol=0)
+
+
 def test_a_cold_soft_ensemble_is_the_hard_one() -> None:
     z = torch.randn(50, 6, generator=_seeded(1))
     soft = KeyedEnsemble(6, 3, experts=7, k=3, temperature=1e-6, generator=_seeded())

@@ -106,7 +106,7 @@ class KeyedEnsemble(nn.Module):
 
     .. math:: y = \frac{\sum_n g_n^2 s_n f_n(z)}{\sum_n g_n s_n}
 
-    A hard selection gives the keys no gradient.
+    A hard selection has no gradient: its keys learn from the cosines that weigh the votes alone, as long as they may.
 
     Args:
         features: of the input.

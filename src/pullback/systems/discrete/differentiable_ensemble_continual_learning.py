@@ -7,8 +7,8 @@ leaves alone what other classes have learned (Shanahan et al., 2021). A soft cho
 form, which the fixed number of Sinkhorn sweeps in use does not reach at the sharpness in use.
 
 Smaller than in the paper: MNIST in five steps of two classes, ensembles of 16, 64 and 128, features of a small
-convolutional autoencoder that was trained on another data set, Fashion-MNIST. Both are real. At this scale the trained
-keys gain nothing over hard ones.
+convolutional autoencoder that was trained on another data set, Fashion-MNIST. Both are real. At this scale the soft
+choice and the keys it trains gain nothing over hard ones; most of the gain is the loss, the rest needs many experts.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ FEATURES = 128
 SIZES = ((16, 4), (64, 8), (128, 16))  # experts, votes
 CROSS_ENTROPY_RATES = (0.0025, 0.005, 0.01, 0.02)
 BOUNDED_RATES = (0.1, 0.3, 1.0)
+MIXED_RATES = (0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Config:
     key_rate: Annotated[float, above(0)] = 5e-5
     """Adam's step size of the keys."""
     temperature: Annotated[float, above(0)] = 0.01
-    """Of the soft choice, in units of the cosine."""
+    """Of the soft choice, in units of the cosine. The authors' epsilon of 5e-4 is 4e-4 here, which is all but hard."""
     replicates: Annotated[int, at_least(1)] = 5
     """Streams and initialisations, each the same for all arms."""
 
@@ -105,19 +106,20 @@ def _encoder(lab: Lab, config: Config, images: Tensor) -> nn.Module:
 
 def _choice(lab: Lab, z: Tensor) -> None:
     """The soft choice of 4 keys of 16: its closed form, and where a fixed number of Sinkhorn sweeps stops."""
-    ensemble = KeyedEnsemble(FEATURES, 10, experts=16, k=4, generator=lab.fork("keys")).double()
-    cosines = ensemble(z[:100].double()).similarity.detach()
+    stream, some = lab.fork("sets of keys"), z[:100].double()
+    ensembles = [KeyedEnsemble(FEATURES, 10, experts=16, k=4, generator=stream).double() for _ in range(10)]
+    cosines = torch.cat([ensemble(some).similarity.detach() for ensemble in ensembles])
     largest = ((1 - cosines).square().amax().maximum(cosines.square().amax())).item()  # of the costs of the batch
 
     def solved(epsilon: float) -> Tensor:
         return discrete.soft_topk(cosines, 4, temperature=epsilon * largest / 2, scale=None)
 
-    def swept(epsilon: float, sweeps: int = 400) -> Tensor:
-        return discrete.sinkhorn_topk(cosines, 4, temperature=epsilon * largest / 2, iterations=sweeps)
+    def swept(epsilon: float, sweeps: int = 400, rows: int = 1000) -> Tensor:
+        return discrete.sinkhorn_topk(cosines[:rows], 4, temperature=epsilon * largest / 2, iterations=sweeps)
 
     numbers = {
         "largest |sum - 4|, solved": float((solved(5e-4).sum(-1) - 4).abs().max()),
-        "largest difference at epsilon 0.1": float((swept(0.1) - solved(0.1)).abs().max()),
+        "largest difference at epsilon 0.1": float((swept(0.1, 50) - solved(0.1)).abs().max()),
         "share off by half a key": float(((swept(5e-4).sum(-1) - 4).abs() > 0.5).double().mean()),
         "mean difference from hard at epsilon 1e-7": float(
             (solved(1e-7) - discrete.soft_topk(cosines, 4, hard=True)).abs().mean()
@@ -134,7 +136,8 @@ def _choice(lab: Lab, z: Tensor) -> None:
     exact, difference, share, cold, soft, hard = numbers.values()
     lab.claim(
         "solved, the soft choice sums to 4 and is what Sinkhorn sweeps tend to; after 400 of them at epsilon 5e-4 it "
-        "is off by half a key in 5 % of the samples; cold, it is the hard choice; that gives the keys no gradient",
+        "is off by half a key in 5 % of the samples, over 10 sets of keys; cold, it is the hard choice, but that "
+        "has no gradient in the keys",
         *(exact <= 1e-4, difference <= 1e-5, share >= 0.05, cold <= 1e-3, soft > 0, hard == 0),
         **numbers,
     )
@@ -142,7 +145,9 @@ def _choice(lab: Lab, z: Tensor) -> None:
     sweeps = [0, 1, 3, 10, 30, 100, 300, 1000]
     for epsilon in (0.1, 0.01, 5e-4):
         label, colour = f"epsilon {epsilon:g}", lab.colour(f"epsilon {epsilon:g}")
-        left.plot(sweeps, [swept(epsilon, n).sum(-1).mean() for n in sweeps], marker=".", color=colour, label=label)
+        left.plot(
+            sweeps, [swept(epsilon, n, 100).sum(-1).mean() for n in sweeps], marker=".", color=colour, label=label
+        )
         order = cosines[0].argsort(descending=True)
         right.plot(range(1, 17), solved(epsilon)[0, order], marker=".", color=colour, label=label)
     left.axhline(4, color="k", linewidth=0.8, linestyle="--")
@@ -220,7 +225,7 @@ def _streams(lab: Lab, config: Config, rows: tuple[Tensor, ...]) -> None:
         joint = ClassStream((tuple(range(10)),), (mixed.split(config.batch),))
         for name, rate, order in (
             *((f"cross-entropy, rate {rate:g}", rate, stream) for rate in CROSS_ENTROPY_RATES),
-            ("all classes mixed", 0.1, joint),
+            *((f"all classes mixed, rate {rate:g}", rate, joint) for rate in MIXED_RATES),
         ):
             arm = lab.arm(name, baseline=True)
             with arm.weights():
@@ -240,19 +245,19 @@ def _claims(lab: Lab) -> None:
     soft, hard = ([lab.arms[f"{kind}, {k} of {n}"] for n, k in SIZES] for kind in ("soft", "hard"))
     lab.claim(
         "the smallest soft ensemble is right 10 points more often at the end than a cross-entropy head at its best "
-        "rate, and forgets at most half as much",
+        "rate, and forgets at most three quarters as much",
         soft[0][key] >= plain[key] + 10,
-        soft[0]["forgetting"] <= 0.5 * plain["forgetting"],
+        soft[0]["forgetting"] <= 0.75 * plain["forgetting"],
     )
     lab.claim(
         "soft and hard choice are within 2 points at every size: at this scale trained keys gain nothing",
         *(abs(ours[key] - base[key]) <= 2 for ours, base in zip(soft, hard, strict=True)),
     )
     lab.claim(
-        "both parts are needed: one bounded head with the same loss at its best rate is right 3 points more often than "
-        "cross-entropy, and 3 less than the smallest ensemble",
-        single[key] >= plain[key] + 3,
-        single[key] <= soft[0][key] - 3,
+        "the loss gives most, many experts the rest: one bounded head at its best rate is right 10 points more often "
+        "than cross-entropy, the largest ensemble 6 points more often than that",
+        single[key] >= plain[key] + 10,
+        soft[-1][key] >= single[key] + 6,
     )
     lab.claim(
         "more votes are worse, as far keys have negative cosines: 12 of 16 lose 10 points to 4 of 16",
@@ -260,11 +265,10 @@ def _claims(lab: Lab) -> None:
     )
     lab.bars(key, "forgetting", caption="All classes after the stream, each seen once; fall of earlier classes.")
     figure, axes = lab.subplots(figsize=(6, 3.6))
-    for arm in (*soft, plain, single):
+    for arm, line in ((soft[0], "-"), (soft[1], "-"), (soft[2], "-"), (plain, ":"), (single, "--")):
         kept = [arm[f"first classes after step {task + 1}"] for task in range(5)]
-        axes.errorbar(
-            range(1, 6), kept, [value.spread or 0.0 for value in kept], color=arm.colour, marker=".", label=arm.name
-        )
+        spread = [value.spread or 0.0 for value in kept]
+        axes.errorbar(range(1, 6), kept, spread, color=arm.colour, marker=".", linestyle=line, label=arm.name)
     axes.set(xlabel="groups of classes seen", ylabel="accuracy on the first group, %", xticks=range(1, 6))
     axes.legend(fontsize="small")
     lab.figure("first classes", figure, "What is kept of the first two classes, mean and spread over the streams.")
