@@ -9,9 +9,10 @@ permutation and in the true one.
 
 Smaller than in the paper: 2 x 2 and 3 x 3 pieces of 8 000 garments (Fashion-MNIST, real), many of them black and alike,
 sets of 9 numbers of two half-size digits (MNIST, real), one layer of attention of width 32 (paper: 6 of 16), at most
-450 steps (paper: 10^5). The steepness is tuned for each kind of scorer; the error-free network of the second loss has a
-tenth of it: with the same one it pulls the scores of wrong pairs together until nothing tells them apart. Jigsaws of
-photographs are left out: from the eight pictures at hand neither scorer learns one that it has not seen.
+450 steps (paper: 10^5). The steepness is tuned for each kind of scorer, on other images than those of the test; the
+error-free network of the second loss has a tenth of it: with the same one it pulls the scores of wrong pairs together
+until nothing tells them apart. Jigsaws of photographs are left out: from the eight pictures at hand neither scorer
+learns one that it has not seen.
 """
 
 from __future__ import annotations
@@ -177,14 +178,13 @@ def _goes_backward_softly(lab: Lab) -> None:
 
 
 def _tasks(lab: Lab) -> dict[str, Task]:
-    images = data.fashion_mnist("test").images
-    garments = {"train": images[:8000], "test": images[8000:]}
-    lab.data("Fashion-MNIST, 8 000 garments of its smaller part to train on and 2 000 to test", origin="real")
-    digits = {}
-    for split in ("train", "test"):
-        images, labels = data.mnist(split, path=lab.data_path)
-        digits[split] = (nn.functional.avg_pool2d(images[:, None], 2).squeeze(1), labels)
-    lab.data("MNIST, numbers of two digits; those of the test from other images", origin="real")
+    images = data.fashion_mnist("test").images  # its smaller part; settings were chosen on the last 2 000
+    garments = {"train": images[2000:], "test": images[:2000]}
+    lab.data("Fashion-MNIST, 8 000 garments to train on and 2 000 to test", origin="real")
+    images, labels = data.mnist(path=lab.data_path)  # the same on the last 1 000
+    images = nn.functional.avg_pool2d(images[:, None], 2).squeeze(1)
+    digits = {"train": (images[1000:], labels[1000:]), "test": (images[:1000], labels[:1000])}
+    lab.data("MNIST, numbers of two digits; those of the test from 1 000 other images", origin="real")
 
     def jigsaws(grid: int, split: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(garments[split]), (count,), generator=generator)
@@ -222,12 +222,12 @@ def _learn(lab: Lab, config: Config) -> None:
                 arm.metric(f"{exact}, {name}", found.exact_match, better="higher")
                 arm.metric(f"{places}, {name}", found.element_wise, better="higher")
                 if name == puzzle and (scorer, losses) == ("attention", "error-free") and number == 0:
-                    _show(lab, items[:5], truth[:5], scores[:5])
+                    _show(lab, items[:3], truth[:3], scores[:3])
     lab.claim(
-        "3 x 3 pieces: scores that look at the set solve at least 5 points more jigsaws than scores of single pieces, "
-        "with either loss",
+        "3 x 3 pieces: scores that look at the set solve at least 10 points more jigsaws than scores of single "
+        "pieces, with either loss",
         *(
-            arms["attention", losses][f"{exact}, {puzzle}"] >= arms["per item", losses][f"{exact}, {puzzle}"] + 0.05
+            arms["attention", losses][f"{exact}, {puzzle}"] >= arms["per item", losses][f"{exact}, {puzzle}"] + 0.1
             for losses in ("soft", "error-free")
         ),
     )
@@ -237,18 +237,16 @@ def _learn(lab: Lab, config: Config) -> None:
         alone[f"{exact}, {puzzle}"] <= 0.01,
         arms["attention", "error-free"][f"{exact}, {puzzle}"] >= alone[f"{exact}, {puzzle}"] + 0.1,
     )
+    best = [("attention", "2 x 2 pieces"), ("attention", puzzle), ("per item", "9 numbers")]
+    soft, both = (
+        sum(arms[scorer, losses][f"{places}, {name}"] for scorer, name in best) / 3 for losses in ("soft", "error-free")
+    )
     lab.claim(
-        "the second loss costs at most 3 points of the items in place, in each of the three tasks, the scorer that is "
-        "best at it",
-        *(
-            arms[scorer, "error-free"][f"{places}, {name}"] >= arms[scorer, "soft"][f"{places}, {name}"] - 0.03
-            for name, scorer in {**dict.fromkeys(tasks, "attention"), "9 numbers": "per item"}.items()
-        ),
+        "the second loss costs at most 1 point of the items in place, the mean over the three tasks of the scorer that "
+        "is best at it",
+        both >= soft - 0.01,
     )
-    lab.note(
-        "In so few steps the second loss gains little: it pulls the scores of wrong pairs together and is 0 as soon as "
-        "the order is right; what drives scores apart is the cross entropy."
-    )
+    lab.note("In so few steps the second loss gains little: what drives scores apart is the cross entropy.")
     lab.curves(f"loss, {puzzle}", caption="Loss of each scorer, each replicate.")
     lab.bars(*(f"{exact}, {task}" for task in tasks), caption="Sets that are ordered entirely right, unseen ones.")
 

@@ -8,11 +8,11 @@ those that are out of order, or nearly. Only the mass of each item on the last p
 network in reverse, without the permutation matrix.
 
 Smaller than in the paper: 8 000 garments of 28 x 28 pixels (Fashion-MNIST, real), a CNN of three layers, 4 views of 64
-images, 300 steps of Adam (paper: ImageNet, ResNet-50, batches of 1024). All other images of a batch are ordered, as the
-ten most similar of 63 are mostly of the anchor's own class where there are ten; the ten alone are shown once, and do as
-well within the spread. Steepness is ours, the authors' is pi times that. The baselines, SimCLR's InfoNCE and a triplet
-loss of all pairs (of the hardest alone it ends at its margin, all features alike), take all views of all other images
-as negatives and pass gradients to them, as published.
+images, 280 steps of Adam (paper: ImageNet, ResNet-50, batches of 1024). Steepness is ours, the authors' is pi times
+that. The baselines, SimCLR's InfoNCE and a triplet loss of all pairs (of the hardest alone it ends at its margin, all
+features alike), take all views of all other images as negatives and pass gradients to them, as published; as in the
+authors' code, InfoNCE is also shown with GroCo's ten negatives and its gradients of the anchor alone. Settings were
+chosen on images that are not those of the test.
 """
 
 from __future__ import annotations
@@ -30,26 +30,29 @@ from pullback import data, discrete
 from pullback.lab import Arm, Lab, above, at_least, at_most, system
 
 Loss = Callable[[Tensor], Tensor]
+NEAR = "InfoNCE, GroCo's negatives"
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the run."""
 
-    steps: Annotated[int, at_least(1)] = 300
+    steps: Annotated[int, at_least(1)] = 280
     """Training steps of each arm."""
     batch: Annotated[int, at_least(2)] = 64
     """Images a step."""
     views: Annotated[int, at_least(2)] = 4
     """Views of each image."""
-    negatives: Annotated[int, at_least(1)] = 63
-    """Most similar negatives that GroCo orders, fewer where there are fewer (paper: 10 of 1 023)."""
+    negatives: Annotated[int, at_least(1)] = 10
+    """Most similar negatives that GroCo orders, fewer where there are fewer (of 63; paper: of 1 023)."""
     lr: Annotated[float, above(0)] = 2e-3
     """Step size of Adam (paper: SGD with momentum)."""
     steepness: Annotated[float, above(0)] = 1.0
     """Of GroCo (paper: 1 / pi)."""
     temperature: Annotated[float, above(0)] = 0.1
     """Of InfoNCE."""
+    near_temperature: Annotated[float, above(0)] = 0.2
+    """The same with GroCo's negatives."""
     margin: Annotated[float, at_least(0)] = 0.5
     """Of the triplet loss."""
     width: Annotated[int, at_least(1)] = 12
@@ -58,6 +61,8 @@ class Config:
     """Images to learn from, and to look for neighbours in."""
     asked: Annotated[int, at_least(8), at_most(2000)] = 2000
     """Test images."""
+    rounds: Annotated[int, at_least(3)] = 9
+    """In which the losses are timed."""
     replicates: Annotated[int, at_least(1)] = 2
     """Initialisations and batches, each the same for all arms."""
 
@@ -68,8 +73,8 @@ class Config:
     title="Learning by Sorting: Self-supervised Learning with Group Ordering Constraints",
     paper="Shvetsova, Petersen, Kukleva, Schiele, Kuehne, ICCV 2023, arXiv 2301.02009",
     config=Config,
-    smoke={"steps": 2, "negatives": 7, "batch": 8, "replicates": 1, "known": 400, "asked": 100},
-    full={"steps": 20_000, "batch": 1024, "negatives": 10, "width": 64, "replicates": 3},
+    smoke={"steps": 2, "batch": 8, "rounds": 3, "replicates": 1, "known": 400, "asked": 100},
+    full={"steps": 20_000, "batch": 1024, "width": 64, "replicates": 3},
     data=("fashion_mnist",),
     blocks=(
         "discrete.group_ordering_loss",
@@ -174,24 +179,23 @@ def _emphasis(lab: Lab) -> None:
 def _losses(config: Config) -> dict[str, Loss]:
     """The loss of projected features ``[views, batch, d]``, by the name of its arm."""
     pairs = discrete.view_similarities
-    near = partial(pairs, same_view=True, anchor_only=True)
+    near = partial(pairs, same_view=True, hardest=config.negatives, anchor_only=True)
     ordering = partial(discrete.group_ordering_loss, steepness=config.steepness)
     return {
-        "GroCo": lambda z: ordering(*near(z, hardest=config.negatives)),
-        "GroCo, ten negatives": lambda z: ordering(*near(z, hardest=10)),
+        "GroCo": lambda z: ordering(*near(z)),
         "InfoNCE": lambda z: discrete.info_nce(*pairs(z), temperature=config.temperature),
+        NEAR: lambda z: discrete.info_nce(*near(z), temperature=config.near_temperature),
         "triplet": lambda z: discrete.triplet_loss(*pairs(z), margin=config.margin, mining="all"),
     }
 
 
 def _learn(lab: Lab, config: Config) -> None:
     images, labels = data.fashion_mnist("test")
-    images = images[:, None]
-    train = images[: config.known], labels[: config.known]
-    test = images[8000 : 8000 + config.asked], labels[8000 : 8000 + config.asked]
+    images, first = images[:, None], slice(2000, 2000 + config.known)  # settings were chosen on the last 2 000
+    train, test = (images[first], labels[first]), (images[: config.asked], labels[: config.asked])
     lab.data("Fashion-MNIST, 8 000 garments to learn from without labels, 2 000 to test", origin="real")
     losses = _losses(config)
-    arms = {name: lab.arm(name, baseline=not name.startswith("GroCo")) for name in losses}
+    arms = {name: lab.arm(name, baseline=name != "GroCo") for name in losses}
     floor, pixels = lab.arm("random features", baseline=True), lab.arm("pixels", baseline=True)
     score = "accuracy of 5 neighbours"
 
@@ -204,22 +208,16 @@ def _learn(lab: Lab, config: Config) -> None:
         with floor.weights():
             floor.metric(score, accuracy(_encoder(config.width)), better="higher")
         for name, loss in losses.items():
-            if number and name == "GroCo, ten negatives":
-                continue
             model = _train(lab, config, arms[name], loss, train[0], partial(accuracy, every=4))
             arms[name].metric(score, accuracy(model), better="higher")
             if name == "GroCo" and number == 0:
                 _show(lab, model, train[0], test[0])
     ours = arms["GroCo"][score]
     lab.claim(
-        "neighbours: GroCo is at most 1.5 points below InfoNCE and the triplet loss, each tuned on other seeds",
-        ours >= arms["InfoNCE"][score] - 0.015,
-        ours >= arms["triplet"][score] - 0.015,
+        "neighbours: GroCo is at most half a point below InfoNCE, InfoNCE with its negatives, and the triplet loss",
+        *(ours >= arms[name][score] - 0.005 for name in ("InfoNCE", NEAR, "triplet")),
     )
-    lab.claim(
-        "neighbours: GroCo is at least 2 points above random features",
-        ours >= floor[score] + 0.02,
-    )
+    lab.claim("neighbours: GroCo is at least 2 points above random features", ours >= floor[score] + 0.02)
     lab.note(f"Of centred garments raw pixels are hard to beat by few steps: {pixels[score]:.3f}, GroCo {ours:.3f}.")
     lab.curves("accuracy, a quarter of the images", caption="Accuracy of neighbours while training, each fourth image.")
     lab.bars(score)
@@ -238,7 +236,7 @@ def _train(
         views = data.image_views(chosen, config.views, generator=batches)
         features = projector(encoder(views.flatten(0, 1))).unflatten(0, (config.views, config.batch))
         arm.descend(loss(features), optimizer)
-        if (step + 1) % max(1, config.steps // 5) == 0:
+        if (step + 1) % max(1, config.steps // 4) == 0:
             arm.record("accuracy, a quarter of the images", accuracy(encoder))
     return encoder
 
@@ -266,10 +264,10 @@ def _features(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _show(lab: Lab, model: nn.Module, known: Tensor, asked: Tensor) -> None:
-    near = nn.functional.normalize(_features(model, asked[:4])) @ nn.functional.normalize(_features(model, known)).T
-    rows = [[image[0], *known[order, 0]] for image, order in zip(asked, near.topk(5).indices, strict=False)]
+    near = nn.functional.normalize(_features(model, asked[:3])) @ nn.functional.normalize(_features(model, known)).T
+    rows = [[image[0], *known[order, 0]] for image, order in zip(asked, near.topk(4).indices, strict=False)]
     caption = "Test images and their nearest neighbours among those learnt from, GroCo."
-    lab.images(rows, titles=["test image", *["neighbour"] * 5], name="neighbours", caption=caption)
+    lab.images(rows, titles=["test image", *["neighbour"] * 4], name="neighbours", caption=caption)
 
 
 def _cost(lab: Lab, config: Config) -> None:
@@ -283,17 +281,19 @@ def _cost(lab: Lab, config: Config) -> None:
 
     race = lab.race(
         {
-            "GroCo": lambda: losses["GroCo, ten negatives"](z).backward(),
+            "GroCo": lambda: losses["GroCo"](z).backward(),
             "InfoNCE": lambda: losses["InfoNCE"](z).backward(),
+            NEAR: lambda: losses[NEAR](z).backward(),
             "masses": lambda: discrete.group_mass(x, config.views - 1, steepness=1.0).square().sum().backward(),
             "masses through the matrix": through_matrix,
         },
-        rounds=9,
+        rounds=config.rounds,
         seconds=0.02,
     )
     lab.claim(
-        f"loss of {config.views} views of 128 images, forward and backward: GroCo with ten negatives takes "
-        "at most as long as InfoNCE; its masses through the permutation matrix take at least 3 times as long",
+        f"loss of {config.views} views of 128 images, forward and backward: GroCo takes at most as long as InfoNCE, at "
+        "most 3 times as long with equal negatives; its masses through the permutation matrix at least 3 times as long",
         race.ratio("GroCo", "InfoNCE") <= 1,
+        race.ratio("GroCo", NEAR) <= 3,
         race.ratio("masses through the matrix", "masses") >= 3,
     )
