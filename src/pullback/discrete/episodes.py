@@ -91,7 +91,7 @@ def episode_loss(
     if check_floating("x", x).ndim < 2 or not x.shape[1]:
         raise ValueError(f"x must have shape (episodes, m, ...) with m >= 1, got {tuple(x.shape)}")
     if check_tensor("y", y).shape[:2] != x.shape[:2]:
-        raise ValueError(f"y must have shape {(*x.shape[:2], ...)}, got {tuple(y.shape)}")
+        raise ValueError(f"y must have shape ({x.shape[0]}, {x.shape[1]}, ...), got {tuple(y.shape)}")
     count, m = x.shape[:2]
     inputs, targets = x.flatten(0, 1), y.flatten(0, 1)
     if isinstance(models, Sequence | nn.ModuleList):

@@ -10,7 +10,8 @@ made colours) that are asked for digit, colour or parity, and garments of Fashio
 where they are worn or how long their sleeves are (real labels, regrouped); convolutions of 8 and 16 maps on images of
 14 x 14, 400 steps. Against dead models the allocation is soft for a third of the steps, at a falling temperature, and
 models of images that would get no episode are given one that is explained badly, for the first half. At test time eight
-labelled samples of a domain choose the model, of images that are not scored.
+labelled samples of a domain, of images that are not scored, choose the model or the component of the mixture density
+(mixed image by image, nothing ties that to a question); MAML takes a step on the same, which is close on garments.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, func, nn
 from torch.nn import functional as F
 
 from pullback import data, discrete
@@ -36,7 +37,7 @@ _squares, _entropies = nn.MSELoss(reduction="none"), nn.CrossEntropyLoss(reducti
 class Config:
     """Options of the run."""
 
-    steps: Annotated[int, at_least(1)] = 400
+    steps: Annotated[int, at_least(1)] = 350
     """Adam steps on the three functions, of 24 episodes."""
     replicates: Annotated[int, at_least(1)] = 4
     """Initialisations and streams of episodes of the three functions."""
@@ -107,7 +108,7 @@ def _draw_functions(count: int, size: int, stream: torch.Generator) -> tuple[Ten
 
 def _functions(lab: Lab, config: Config) -> None:
     cases = [(count, CONTEXT) for count in MODELS] + [(3, m) for m in SIZES if m != CONTEXT]
-    arms = {case: lab.arm("{} models, m = {}".format(*case), baseline=case != (3, CONTEXT)) for case in cases}
+    arms = {case: lab.arm("K = {}, m = {}".format(*case), baseline=case != (3, CONTEXT)) for case in cases}
     drawn: dict[tuple[int, int], _Models] = {}
     grid = torch.linspace(-1, 1, 201)
     every = torch.stack([f(grid) for f in FUNCTIONS])
@@ -145,16 +146,13 @@ def _functions(lab: Lab, config: Config) -> None:
         "three models, episodes of 8: in every replicate none of 300 unseen episodes is wrongly allocated and the "
         "squared error is at most 0.003, of six models within twice of that; a single model stays at the variance over "
         "the functions, by quadrature, within 5 %",
-        max(ours["wrongly allocated"].values) == 0,
-        max(ours["squared error"].values) <= 3e-3,
-        many["squared error"] <= 2 * ours["squared error"],
-        abs(single["squared error"] / variance - 1) <= 0.05,
+        *(max(ours["wrongly allocated"].values) == 0, max(ours["squared error"].values) <= 3e-3),
+        *(many["squared error"] <= 2 * ours["squared error"], abs(single["squared error"] / variance - 1) <= 0.05),
         variance=variance,
     )
     lab.claim(
         "episodes of one sample leave the functions mixed (purity at most 90 %), those of 8 and more tell them apart",
-        alone["purity"] <= 90,
-        *(arms[3, m]["purity"] >= 100 for m in SIZES if m >= CONTEXT),
+        *(alone["purity"] <= 90, *(arms[3, m]["purity"] >= 100 for m in SIZES if m >= CONTEXT)),
     )
 
 
@@ -163,15 +161,14 @@ def _draw(lab: Lab, arms: dict[tuple[int, int], Arm], drawn: dict[Any, _Models],
     figure, (curves, purity, used) = lab.subplots(1, 3, figsize=(11, 3.4))
     curves.plot(x, every.T, "k--", linewidth=0.8)
     for case in ((3, CONTEXT), (1, CONTEXT)):
-        curves.plot(x, drawn[case](x[:, None])[..., 0].T, color=arms[case].colour)
+        curves.plot(x, drawn[case](x[:, None])[..., 0].T, color=arms[case].colour)[0].set_label(arms[case].name)
+    curves.legend(fontsize="small")
     line = {"marker": "o", "color": arms[3, CONTEXT].colour}
     purity.plot(SIZES, [arms[3, m]["purity"] for m in SIZES], **line)
     used.plot(MODELS, [arms[count, CONTEXT]["models used"] for count in MODELS], **line)
     purity.set(xscale="log", xlabel="samples an episode", ylabel="purity in %")
     used.set(xlabel="models", ylabel="models used")
-    lab.figure(
-        "three functions", figure, "Functions (dashed), three models, a single one; models with 3 % of episodes."
-    )
+    lab.figure("three functions", figure, "Functions (dashed) and K models; models with 3 % of episodes.")
 
 
 def _apply(network: nn.Module, x: Tensor) -> Tensor:
@@ -225,21 +222,24 @@ class _Mixture(nn.Module):
 
 
 class _Adapted(nn.Module):
-    """MAML's form: the last layer takes one step down the gradient of the context, of a length that is learned."""
+    """MAML: the network takes one step down the gradient of the context's loss, of a length that is learned."""
 
     def __init__(self, build: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        *body, head = build(10).children()
-        self.body, self.head, self.rate = nn.Sequential(*body), head, nn.Parameter(torch.ones(()))
+        self.network, self.rate = build(10), nn.Parameter(torch.tensor(0.1))
 
     def loss(self, x: Tensor, y: Tensor, domain: Tensor, softness: Any) -> Tensor:
         half = x.shape[1] // 2
         return F.cross_entropy(self(x[:, :half], y[:, :half], x[:, half:], domain).flatten(0, 1), y[:, half:].flatten())
 
     def forward(self, context: Tensor, labels: Tensor, x: Tensor, domain: Tensor) -> Tensor:
-        seen, asked = _apply(self.body, context), _apply(self.body, x)
-        slope = (self.head(seen).softmax(-1) - F.one_hot(labels, 10)) / labels.shape[1]  # of the context's loss
-        return self.head(asked) - self.rate * (asked @ seen.mT @ slope + slope.sum(1, keepdim=True))
+        weights, call = dict(self.network.named_parameters()), partial(func.functional_call, self.network)
+
+        def adapted(context: Tensor, labels: Tensor, x: Tensor) -> Tensor:
+            slope = func.grad(lambda weights: F.cross_entropy(call(weights, context), labels))(weights)
+            return call({name: weight - self.rate * slope[name] for name, weight in weights.items()}, x)
+
+        return func.vmap(adapted)(context, labels, x)
 
 
 def _questions(lab: Lab, name: str, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
@@ -267,7 +267,7 @@ def _images(lab: Lab, config: Config, name: str) -> None:
         "oracle": partial(_Subjective, build, told=True),
         "single": partial(_Mixture, build, 1),
         "mixture density": partial(_Mixture, build, 3),
-        "one-step adaptation": partial(_Adapted, build),
+        "MAML": partial(_Adapted, build),
     }
     for _ in lab.replicates(config.image_replicates):
         for kind, builder in builders.items():
@@ -288,12 +288,12 @@ def _images(lab: Lab, config: Config, name: str) -> None:
             with torch.no_grad():
                 right = learner(context, labels, x, domain).argmax(-1) == y
             arm.metric(f"accuracy, {name}", 100 * right.float().mean(), better="higher", unit="%")
-    ours, oracle, single, mixture = (lab.arms[kind][f"accuracy, {name}"] for kind in list(builders)[:4])
+    ours, oracle, single, mixture, adapted = (lab.arms[kind][f"accuracy, {name}"] for kind in builders)
     lab.claim(
         f"{name}: eight labelled samples choose the model, and the accuracy is within 3 points of models that are told "
-        "the question, above a single network by 15 and a mixture density, whose component they choose, by 5",
-        ours >= oracle - 3,
-        ours >= single + 15,
-        ours >= mixture + 5,
+        "the question, above a single network and a mixture density, whose component they choose, by 25",
+        *(ours >= oracle - 3, ours >= single + 25, ours >= mixture + 25),
     )
+    if name == "digits":
+        lab.claim("digits: MAML, which adapts to the same samples, is 10 points lower", ours >= adapted + 10)
     lab.bars(f"accuracy, {name}", caption="Accuracy on unseen images, mean over the three questions.")
