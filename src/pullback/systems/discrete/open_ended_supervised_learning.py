@@ -37,7 +37,7 @@ _squares, _entropies = nn.MSELoss(reduction="none"), nn.CrossEntropyLoss(reducti
 class Config:
     """Options of the run."""
 
-    steps: Annotated[int, at_least(1)] = 350
+    steps: Annotated[int, at_least(1)] = 300
     """Adam steps on the three functions, of 24 episodes."""
     replicates: Annotated[int, at_least(1)] = 4
     """Initialisations and streams of episodes of the three functions."""
