@@ -58,7 +58,7 @@ CONTRACTS = [
         batched=False,
         large_limit=1e4,
         bad=[
-            Bad((_Y, _Y[:1]), {}, ValueError, r"y must have shape \(2, 3, Ellipsis\)"),
+            Bad((_Y, _Y[:1]), {}, ValueError, r"y must have shape \(2, 3, \.\.\.\)"),
             Bad((_Y[:, :0], _Y[:, :0]), {}, ValueError, r"x must have shape \(episodes, m"),
             Bad((_Y[0],), {}, ValueError, r"x must have shape \(episodes, m"),
             Bad((_Y.long(), _Y), {}, TypeError, "x must be a floating tensor"),
