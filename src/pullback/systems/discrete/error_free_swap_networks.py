@@ -246,7 +246,7 @@ def _learn(lab: Lab, config: Config) -> None:
         "is best at it",
         both >= soft - 0.01,
     )
-    lab.note("In so few steps the second loss gains little: what drives scores apart is the cross entropy.")
+    lab.note("In so few steps the second loss gains nothing above the spread: cross entropy drives scores apart.")
     lab.curves(f"loss, {puzzle}", caption="Loss of each scorer, each replicate.")
     lab.bars(*(f"{exact}, {task}" for task in tasks), caption="Sets that are ordered entirely right, unseen ones.")
 
