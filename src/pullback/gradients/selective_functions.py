@@ -159,7 +159,7 @@ class MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dims: int, options: tuple[Any, ...], ceil_mode: bool) -> Tensor:
         """Compute, and keep what the gradients that are asked for need."""
         result, places = POOLS[dims](x, *options, ceil_mode=ceil_mode, return_indices=True)
-        ctx.space = x.shape[-dims:]
+        ctx.shape, ctx.space, ctx.options, ctx.ceil_mode = x.shape, x.shape[-dims:], options, ceil_mode
         size = math.prod(ctx.space)
         ctx.save_for_backward(places.to(torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32))
         return result
@@ -169,6 +169,12 @@ class MaxPool(torch.autograd.Function):
         """Return the gradients that are asked for."""
         (places,) = ctx.saved_tensors
         dims = len(ctx.space)
+        if dims > 1 and g.device.type == "cpu" and not torch.is_grad_enabled():  # the same in one pass
+            one_pass = torch.ops.aten.max_pool2d_with_indices_backward
+            if dims == 3:
+                one_pass = torch.ops.aten.max_pool3d_with_indices_backward
+            grad = one_pass(g, _unread(g, ctx.shape), *ctx.options, ctx.ceil_mode, places.long())
+            return grad, None, None, None
         flat = g.new_zeros(*g.shape[:-dims], math.prod(ctx.space))
         grad = flat.scatter_add(-1, places.flatten(-dims).long(), g.flatten(-dims))
         return grad.view(*g.shape[:-dims], *ctx.space), None, None, None

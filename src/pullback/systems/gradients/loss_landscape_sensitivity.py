@@ -6,10 +6,11 @@ other, and sees what a rank correlation cannot: an input that acts up and down (
 a reason: near a fit the residual fades and S2 tends to 2 E (df/dx)^2, a squared slope. So it has a size and no sign;
 the sign has to come from the network.
 
-What to expect: the resemblance holds on Friedman's function after a short training, and fades as the network learns the
-input that no rank correlation sees. On diabetes and wine it is weak, and ensembles trained on shuffled labels come as
-close; second derivatives by the first layer's weights, the paper's other choice, do not resemble at all. This is shown,
-not claimed. Networks of 8 units, 20 in an ensemble; diabetes and wine are real, Friedman's function is simulated.
+What to expect: the resemblance holds on Friedman's function after a short training, no closer than that of squared
+slopes or of permutation importance, and fades as the network learns the input that no rank correlation sees. On
+diabetes and wine it is weak, and ensembles trained on shuffled labels come as close; second derivatives by the first
+layer's weights, the paper's other choice, resemble the opposite. This is shown, not claimed. Networks of 8 units, 20 in
+an ensemble; diabetes and wine are real, Friedman's function is simulated.
 """
 
 from __future__ import annotations
@@ -100,9 +101,8 @@ def run(lab: Lab, config: Config) -> None:
     from sklearn.datasets import make_friedman1
 
     patients, wines = data.diabetes(dtype=torch.float64), data.wine(dtype=torch.float64)
-    tables = {
-        name: _standard(t.features, t.target, t.feature_names) for name, t in zip(REAL, (patients, wines), strict=True)
-    }
+    pairs = zip(REAL, (patients, wines), strict=True)
+    tables = {name: _standard(t.features, t.target, t.feature_names) for name, t in pairs}
     lab.data("Friedman's function, noise 1", origin="simulated")
     lab.data("diabetes progression of 442 patients; 178 wines, the number of the cultivar as target", origin="real")
     arm = lab.arm("second derivative")

@@ -6,7 +6,8 @@ active keep what theory says, and compute the same numbers (Bhatia, Dangel, arXi
 layer of a ResNet and of a transformer and every pattern of active parameters, and used to fine-tune.
 
 Smaller than in the paper: images of 32 x 32 pixels, networks of a tenth of a million parameters. The data is real: both
-are trained on the UCI digits, enlarged, and fine-tuned on MNIST.
+are trained on the UCI digits, enlarged, and fine-tuned on MNIST. The transformer's steps take as long as torch's, those
+of this small ResNet a fifth longer: Python adds 20 to 30 us a layer, a ReLU that packs bits takes 2.5 times torch's.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Config:
     """Adam steps on the UCI digits, and of the last block and the classifier on MNIST."""
     patterns: tuple[Pattern, ...] = get_args(Pattern)
     """Patterns of active parameters; "none": the input alone, "LoRA": of all linear layers and convolutions."""
-    rounds: Annotated[int, at_least(1)] = 21
-    """Interleaved rounds of the timing."""
+    rounds: Annotated[int, at_least(1)] = 9
+    """Interleaved rounds of the timing, of 0.05 seconds each but in the smoke."""
 
 
 @system(
@@ -66,7 +67,7 @@ class Config:
 def run(lab: Lab, config: Config) -> None:
     """Check the twins, train two networks, measure every layer and pattern, fine-tune, measure the time."""
     arms = theirs, ours = lab.arm("torch", baseline=True), lab.arm("selective")
-    _twins(lab)
+    _twins(lab, ours)
     source, target = _images(lab)
     networks = {"ResNet": lambda: _resnet(config.width), "transformer": lambda: _transformer(config.dim, config.depth)}
     for name, build in networks.items():
@@ -77,23 +78,24 @@ def run(lab: Lab, config: Config) -> None:
         _fine_tune(lab, config, name, model, target, arms)
     keys = [f"{key}: kept" for key in ("ResNet, last block", "ResNet, none", "ResNet, all", "transformer, all")]
     tuned, frozen, *full = (ours[key] / theirs[key] for key in keys)
-    statement = "ResNet: last block tuned, at most 0.6 of torch's bytes; frozen, for its input, at most 0.5"
-    lab.claim(statement, tuned <= 0.6, frozen <= 0.5)
+    lab.claim("ResNet: at most 0.6 of torch's bytes, last block tuned; 0.5, all frozen", tuned <= 0.6, frozen <= 0.5)
     lab.claim("with all parameters active both networks keep at most torch's bytes", *(share <= 1 for share in full))
 
 
-def _twins(lab: Lab) -> None:
+def _twins(lab: Lab, arm: Arm) -> None:
     """First and second derivatives of every twin against finite differences."""
     stream, ops = lab.fork("twins"), selective_ops
     mean, variance = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+
+    def dropout(x: Tensor) -> Tensor:
+        with arm.weights("mask"):  # the same each time
+            return ops.dropout(x, 0.3)
+
     calls: list[tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = [
-        (ops.conv, ((1, 2, 3, 3), (2, 2, 2, 2), (2,))),
-        (ops.conv_transpose, ((1, 2, 2, 3), (2, 1, 2, 2), (1,))),
+        *((ops.conv, ((1, 2, 3, 3), (2, 2, 2, 2), (2,))), (ops.conv_transpose, ((1, 2, 2, 3), (2, 1, 2, 2), (1,)))),
         (lambda x, w, b: ops.batch_norm(x, mean, variance, w, b), ((3, 2, 2), (2,), (2,))),
-        (lambda x: ops.layer_norm(x, 4), ((3, 4),)),
-        (lambda x: ops.group_norm(x, 2), ((2, 4, 2),)),
-        (ops.relu, ((3, 5),)),
-        (lambda x: ops.max_pool(x, 2), ((1, 2, 4, 4),)),
+        *((lambda x: ops.layer_norm(x, 4), ((3, 4),)), (lambda x: ops.group_norm(x, 2), ((2, 4, 2),))),
+        *((ops.relu, ((3, 5),)), (dropout, ((3, 5),)), (lambda x: ops.max_pool(x, 2), ((1, 2, 4, 4),))),
     ]
     passed = True
     for f, shapes in calls:
@@ -145,9 +147,7 @@ class _Attention(nn.Module):
         return cast("Tensor", self.out(mixed.transpose(1, 2).flatten(2)))
 
 
-class _Tokens(nn.Module):
-    """Patches of 4 x 4 pixels, each a token, with its place."""
-
+class _Tokens(nn.Module):  # patches of 4 x 4 pixels, with their places
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.patches, self.places = nn.Conv2d(1, dim, 4, stride=4), nn.Embedding(64, dim)
@@ -166,9 +166,7 @@ def _transformer(dim: int, depth: int) -> nn.Sequential:
     return nn.Sequential(_Tokens(dim), *(block() for _ in range(depth)), head)
 
 
-class _LoRA(nn.Module):
-    """A frozen linear layer or convolution plus one of rank 4."""
-
+class _LoRA(nn.Module):  # a frozen linear layer or convolution plus one of rank 4
     def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.base = base
@@ -231,7 +229,8 @@ def _measure(lab: Lab, config: Config, name: str, model: nn.Sequential, x: Tenso
         pairs = zip(*gradients, strict=True)
         differences += [float((a - b).abs().max() / a.abs().max().clamp_min(1e-300)) for a, b in pairs]
         steps = {arm.name: partial(_gradients, network, x) for arm, network in networks.items()}
-        ratio = lab.race(steps, rounds=config.rounds).ratio(arms[1].name, arms[0].name)
+        race = lab.race(steps, rounds=config.rounds, seconds=0.0 if lab.scale == "smoke" else 0.05)
+        ratio = race.ratio(arms[1].name, arms[0].name)
         slowest.append(arms[1].metric(f"{name}, {pattern}: time of a step by torch's", ratio, unit="x"))
     largest, furthest, middle = max(differences), max(off), sorted(slowest)[len(slowest) // 2]
     exact = f"{name}: in double precision all gradients are torch's to 1e-12 of the largest of a tensor, each pattern"
