@@ -292,7 +292,7 @@ class SemiSupervisedVAE(nn.Module):
 
         Raises:
             TypeError: ``y`` holds no integers.
-            ValueError: ``x`` or ``y`` has the wrong shape.
+            ValueError: ``x`` or ``y`` has the wrong shape, ``x`` leaves ``[0, 1]``, a label is none of the classes.
         """
         _check_pixels("x", x, self.inputs)
         device = drawing_device(generator, x)
@@ -302,6 +302,8 @@ class SemiSupervisedVAE(nn.Module):
                 raise TypeError(f"y must hold integers, got {y.dtype}")
             if y.shape != x.shape[:-1]:
                 raise ValueError(f"y must have shape {tuple(x.shape[:-1])}, got {tuple(y.shape)}")
+            if can_look(y) and bool(((y < 0) | (y >= self.classes)).any()):
+                raise ValueError(f"y must be in 0..{self.classes - 1}, got {int(y.min())} to {int(y.max())}")
             return self._labelled(x, noise, F.one_hot(y.long(), self.classes).to(x.dtype))
         logits = self.classify(x)
         f = partial(self._labelled, x, noise)

@@ -104,8 +104,18 @@ _BAD = [
 _BAD_LABELS = [
     Bad((torch.zeros(3, 6), torch.zeros(2).long()), {}, ValueError, r"y must have shape \(3,\), got \(2,\)"),
     Bad((torch.zeros(3, 6), torch.zeros(3)), {}, TypeError, "y must hold integers, got torch.float32"),
-    Bad((torch.zeros(3, 5),), {}, ValueError, r"x must have shape \(..., 6\), got \(3, 5\)"),
+    Bad((torch.zeros(3, 6), torch.tensor([0, 3, 1])), {}, ValueError, r"y must be in 0\.\.2, got 0 to 3"),
+    Bad((torch.zeros(3, 6), torch.tensor([0, -1, 1])), {}, ValueError, r"y must be in 0\.\.2, got -1 to 1"),
 ]
+_BAD_PIXELS = [
+    Bad((torch.zeros(3, 5),), {}, ValueError, r"[xy] must have shape \(\.\.\., 6\), got \(3, 5\)"),
+]
+
+
+def _outside(name: str) -> list[Bad]:
+    of = "y" if name == "CategoricalBottleneck" else "x"
+    return [Bad((torch.full((3, 6), 1.5),), {}, ValueError, rf"{of} must be in \[0, 1\], got minimum 1\.5")]
+
 
 CONTRACTS = [
     Contract(
@@ -267,7 +277,7 @@ CONTRACTS = [
             block,
             lambda g: [Call((torch.rand(3, 6, generator=g, dtype=torch.float64),))],
             build=_built(model),
-            bad=_BAD_LABELS if name == "SemiSupervisedVAE" else (),
+            bad=[*_BAD_PIXELS, *(_BAD_LABELS if name == "SemiSupervisedVAE" else []), *_outside(name)],
             batched=False,
             vmap=False,
             half=False,
