@@ -8,9 +8,8 @@ the sign has to come from the network.
 
 What to expect: the resemblance holds on Friedman's function after a short training, no closer than that of squared
 slopes or of permutation importance, and fades as the network learns the input that no rank correlation sees. On
-diabetes and wine it is weak, and ensembles trained on shuffled labels come as close; second derivatives by the first
-layer's weights, the paper's other choice, resemble the opposite. This is shown, not claimed. Networks of 8 units, 20 in
-an ensemble; diabetes and wine are real, Friedman's function is simulated.
+diabetes and wine (real) it is weak, and ensembles trained on shuffled labels come as close; by the first layer's
+weights, the paper's other choice, it is negative. This is shown, not claimed. Networks of 8 units, 20 in an ensemble.
 """
 
 from __future__ import annotations
