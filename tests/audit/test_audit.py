@@ -220,6 +220,9 @@ def test_chaos_of_a_given_step() -> None:
     assert finding.code == "chaotic.step"
     assert finding.line == step.__code__.co_firstlineno
     assert finding.evidence["exponent"] == pytest.approx(np.log(2), abs=0.1)
+    # A difference doubles a step: of a thousandth of 0.3 it is as large as the state after about 10.
+    assert 5 <= finding.evidence["horizon"] <= 12
+    assert "use function values of a smoothed loss" in str(report)
     assert pullback.audit(lambda x: x.sum(), x, step=lambda x: 0.5 * x).findings == ()
     spectrum = pullback.audit.lyapunov(step, x.detach(), steps=4000)
     assert float(spectrum.exponents[0]) == pytest.approx(np.log(2), abs=0.02)
@@ -233,6 +236,26 @@ def test_the_state_of_a_step_may_be_a_nesting() -> None:
     (finding,) = pullback.audit(lambda s: step(s)["memory"], state, step=step).findings
     assert finding.code == "chaotic.step"
     assert finding.evidence["exponent"] == pytest.approx(np.log(2), abs=0.1)
+    assert finding.evidence["horizon"] <= 15
+
+
+def test_a_step_that_refuses_perturbed_states_has_an_exponent_without_horizon() -> None:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        if x.abs().max() > 1:
+            raise ValueError("outside of the cube")
+        return 1 - 2 * x * x
+
+    x = -torch.ones(1, dtype=torch.float64)  # a fixed point on the border: half of the perturbed states are outside
+    (finding,) = pullback.audit(lambda x: x.sum(), x, step=step).findings
+    assert finding.code == "chaotic.step"
+    assert finding.evidence["horizon not measured"] == "outside of the cube"
+    assert "horizon" not in finding.evidence
+
+
+def test_the_first_input_of_a_step_is_a_state() -> None:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x
+
     with pytest.raises(TypeError, match="step needs a tensor, or a nesting of them"):
         pullback.audit(lambda x: x, 3, step=step)
 
