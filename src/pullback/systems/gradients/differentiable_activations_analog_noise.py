@@ -25,20 +25,25 @@ from pullback import data, gradients
 from pullback.gradients import AnalogLayer
 from pullback.lab import Arm, Lab, above, at_least, system
 
-HALFWAY = "halfway"
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "ReLU": torch.relu,
-    "leaky ReLU": nn.functional.leaky_relu,
-    "ELU": nn.functional.elu,
-    "GELU": nn.functional.gelu,
-    "SiLU": nn.functional.silu,
-    "tanh": torch.tanh,
-    HALFWAY: partial(gradients.interpolated_activation, weight=0.5),
+
+class _Halfway(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return gradients.interpolated_activation(x, 0.5)
+
+
+ACTIVATIONS = {
+    "ReLU": nn.ReLU(),
+    "leaky ReLU": nn.LeakyReLU(),
+    "ELU": nn.ELU(),
+    "GELU": nn.GELU(),
+    "SiLU": nn.SiLU(),
+    "tanh": nn.Tanh(),
+    "halfway": _Halfway(),
 }
 MAIN = ("ReLU", "GELU", "SiLU")
-_images = cache(data.digits)
 MLP, SLOWLY, SLOWEST = ", MLP", ", steps of 0.3", ", steps of 0.1"
 RATES = {SLOWLY: 0.3, SLOWEST: 0.1}
+_images = cache(data.digits)
 LAYERS = ("first hidden layer", "second hidden layer", "third hidden layer", "last layer")
 
 
@@ -58,9 +63,9 @@ class Config:
     """Steps between two looks at the direction of gradients."""
     readings: Annotated[int, at_least(1)] = 3
     """Of every test image, each with other noise."""
-    other_leakages: Annotated[tuple[float, ...], above(0)] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
+    other_leakages: Annotated[tuple[float, ...], above(0)] = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8)
     """In use, of networks that were trained at ``leakage``."""
-    text_steps: Annotated[int, at_least(1)] = 60
+    text_steps: Annotated[int, at_least(1)] = 40
     """Adam steps of each transformer."""
     length: Annotated[int, at_least(2)] = 32
     """Characters that a transformer sees."""
@@ -117,9 +122,7 @@ def run(lab: Lab, config: Config) -> None:
         values = [float(arms[name][f"cosine, {layer}"]) for layer in LAYERS]
         axes[1].plot(range(1, 5), values, marker="o", color=arms[name].colour, label=name)
         _sweep(config, networks[name], axes[2], arms[name])
-    axes[1].set(
-        xlabel="layer", ylabel="cosine", xticks=range(1, 5), ylim=(0, None), title="gradients, mean of training"
-    )
+    axes[1].set(xlabel="layer", ylabel="cosine", xticks=range(1, 5), ylim=(0, None), title="gradients, 4 bits")
     axes[2].set(xlabel="leakage in use", ylabel="accuracy", title="4 bits, trained at 0.5")
     axes[1].legend(fontsize=8)
     caption = (
@@ -132,7 +135,7 @@ def run(lab: Lab, config: Config) -> None:
 
 
 def _derivatives(lab: Lab, arms: dict[str, Arm], axis: Any) -> None:
-    x = torch.linspace(-0.3, 0.3, 301, dtype=torch.float64)
+    x = torch.linspace(-0.3, 0.3, 121, dtype=torch.float64)
     for name in MAIN:
         error = gradients.gradient_noise(ACTIVATIONS[name], torch.zeros(1, dtype=torch.float64), 0.01)
         arms[name].metric("error of the derivative at 0, noise 0.01", error, better="lower")
@@ -166,15 +169,6 @@ def _misreadings(lab: Lab) -> None:
     )
 
 
-class _Activation(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.name](x)
-
-
 def _digits(lab: Lab, config: Config, arm: Arm, bits: int, kind: str = "") -> nn.Module:
     """Train one network on digits; look at the direction of gradients of the CNN at 4 bits on the way."""
     name, looked_at = f"{bits} bits{kind}", kind == SLOWEST
@@ -184,11 +178,11 @@ def _digits(lab: Lab, config: Config, arm: Arm, bits: int, kind: str = "") -> nn
     layers: list[nn.Module] = []
     with arm.weights(name):
         if kind == MLP:
-            layers = [nn.Flatten(), analog(nn.Linear(64, 128)), _Activation(arm.name)]
-            layers += [analog(nn.Linear(128, 128)), _Activation(arm.name), analog(nn.Linear(128, 10))]
+            layers = [nn.Flatten(), analog(nn.Linear(64, 128)), ACTIVATIONS[arm.name]]
+            layers += [analog(nn.Linear(128, 128)), ACTIVATIONS[arm.name], analog(nn.Linear(128, 10))]
         else:
             for channels, more in ((1, 16), (16, 32), (32, 64)):
-                layers += [analog(nn.Conv2d(channels, more, 3, padding=1)), _Activation(arm.name)]
+                layers += [analog(nn.Conv2d(channels, more, 3, padding=1)), ACTIVATIONS[arm.name]]
                 layers += [nn.MaxPool2d(2)] if more < 64 else [nn.Flatten(), analog(nn.Linear(256, 10))]
         network = nn.Sequential(*layers)
     hardware = [module for module in network if isinstance(module, AnalogLayer)]
@@ -243,7 +237,7 @@ class _Transformer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.mixed, self.joined = analog(nn.Linear(width, 3 * width)), analog(nn.Linear(width, width))
         self.wide, self.narrow = analog(nn.Linear(width, 4 * width)), analog(nn.Linear(4 * width, width))
-        self.activation = _Activation(activation)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens) + self.place
@@ -269,31 +263,35 @@ def _text(lab: Lab, config: Config, arm: Arm, letters: Tensor) -> None:
 
     for _ in arm.steps(config.text_steps, network, optimizer, noise, batches, name="text"):
         arm.descend(loss(train, 32, batches), optimizer, name="loss, text")
-    with torch.no_grad():
-        bits = loss(test, 500, lab.fork("test windows")) / math.log(2)
-    arm.metric("transformer, bits a character", bits, better="lower")
+    nats = loss(test, 500, lab.fork("test windows")).detach()
+    arm.metric("transformer, bits a character", nats / math.log(2), better="lower")
 
 
 def _claims(lab: Lab, arms: dict[str, Arm]) -> None:
     relu, smooth, key = arms["ReLU"], [arms["GELU"], arms["SiLU"]], "accuracy, 3 bits"
     lab.claim(
-        "CNN at 3 bits, the best step size of ReLU: GELU and SiLU are each at least 4 points above ReLU in the mean, "
-        "and above it in every replicate",
+        "CNN at 3 bits, the best step size of ReLU: GELU and SiLU are 4 points above ReLU or more in every replicate",
         *(arm[key] >= relu[key] + 0.04 for arm in smooth),
-        all(a > b for arm in smooth for a, b in zip(arm[key].values, relu[key].values, strict=True)),
+        all(a >= b + 0.04 for arm in smooth for a, b in zip(arm[key].values, relu[key].values, strict=True)),
     )
-    key = f"accuracy, 3 bits{SLOWLY}"
+    slowly, slowest = f"accuracy, 3 bits{SLOWLY}", f"accuracy, 4 bits{SLOWEST}"
     lab.claim(
         "CNN at 3 bits, steps 0.3 times as large: GELU is at least 30 points above ReLU",
-        arms["GELU"][key] >= relu[key] + 0.3,
+        arms["GELU"][slowly] >= relu[slowly] + 0.3,
     )
     lab.claim(
-        "CNN at 4 bits, steps 0.1 times as large: the cosine of noisy to noise-free gradients, mean over training and "
-        "hidden layers, is at least 0.05 larger for GELU and SiLU than for ReLU",
-        *(sum(arm[f"cosine, {n}"] - relu[f"cosine, {n}"] for n in LAYERS[:3]) / 3 >= 0.05 for arm in smooth),
+        "CNN at 4 bits, steps 0.1 times as large, as in the authors' code: the cosine of noisy to noise-free "
+        "gradients, mean over training and the second and third layer, is at least 0.05 larger for GELU and SiLU than "
+        "for ReLU",
+        *(sum(arm[f"cosine, {n}"] - relu[f"cosine, {n}"] for n in LAYERS[1:3]) / 2 >= 0.05 for arm in smooth),
     )
-    slow, six = (
-        ", ".join(f"{arm.name} {arm[f'accuracy, {bits}']:.3f}" for arm in (relu, smooth[0]))
-        for bits in (f"4 bits{SLOWEST}", "6 bits")
+    more = ", ".join(f"{a.name} {(a[slowest] - relu[slowest]) * 100:.1f}" for a in smooth)
+    six, three = (
+        ", ".join(f"{name} {arms[name][f'accuracy, {bits} bits']:.3f}" for name in names)
+        for bits, names in ((6, ("ReLU", "GELU")), (3, ("ELU", "leaky ReLU", "tanh")))
     )
-    lab.note(f"At 6 bits activations do not differ ({six}), at 4 bits by about the spread of seeds (slowly, {slow}).")
+    lab.note(
+        f"At 6 bits activations do not differ ({six}); at 4 bits, slowly, {more} points above ReLU are a seed's "
+        f"spread. At 3 bits {sum(a < 0.2 for a in relu[key].values)} ReLU networks never began to learn; a smooth "
+        f"derivative is not all that counts there, nor is a kink fatal ({three})."
+    )
