@@ -15,6 +15,7 @@ from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.probe.chaos import chaos_finding
 from pullback.audit.probe.landscape import measure_landscape
 from pullback.audit.probe.memory import measure_memory
+from pullback.audit.probe.one_sided import with_slopes
 from pullback.audit.probe.probes import probe
 from pullback.audit.probe.program import Program
 from pullback.audit.probe.random import random_state, set_random_state
@@ -135,6 +136,7 @@ def audit(
     )
     if probes != "none":
         report = with_remedies(report, Rerun(program, tracer, ids, _names(program), state, opened), budget)
+        report = replace(report, findings=with_slopes(report.findings, program, tracer, ids, state, budget))
     if landscape:
         report = replace(report, landscape=_landscape(program, tracer, ids, state, budget, opened))
     if memory:
