@@ -130,7 +130,6 @@ def run(lab: Lab, config: Config) -> None:
         "mean over the training of the CNN; accuracy of the last CNNs of 4 bits on hardware of another leakage."
     )
     lab.figure("analog", figure, caption)
-    lab.curves("loss, 3 bits", arms=[arms[name] for name in MAIN], caption="Loss of the CNN at 3 bits, each replicate.")
     lab.bars("accuracy, 3 bits", caption="CNN at 3 bits, a level misread half of the time.")
 
 
