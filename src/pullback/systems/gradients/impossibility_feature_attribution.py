@@ -250,8 +250,8 @@ def _ask(lab: Lab, config: Config, arms: dict[str, Arm], axes: Any) -> None:
                         rates = torch.searchsorted(1 - curve.specificity, grid, right=True) - 1
                         curves.setdefault((method, task, known), []).append(curve.sensitivity[rates])
                 if name == "diabetes" and not linear:
-                    found = (_scores(method, network, x, asked, config, b, draw)[1] for b in config.budgets)
-                    off = ((each["direction"].sign() != asked.effect.sign()).float().mean() for each in found)
+                    answers = (_scores(method, network, x, asked, config, b, draw)[1] for b in config.budgets)
+                    off = ((each["direction"].sign() != asked.effect.sign()).float().mean() for each in answers)
                     wrong[method].append([float(share) for share in off])
     _claims(lab, arms)
     for axis, task in zip(axes, ("direction", "flip, wide"), strict=False):
