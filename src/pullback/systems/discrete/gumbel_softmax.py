@@ -42,11 +42,11 @@ class Config:
     steps: Annotated[int, at_least(1)] = 400
     """Adam steps of each stochastic network."""
     temperatures: tuple[Annotated[float, above(0)], ...] = (0.5, 1.0)
-    """Of which each estimator that has one gets the better on held-out images, after a third of the steps."""
+    """Choices in the completion of digits, for the estimators that have one."""
+    lrs: tuple[Annotated[float, above(0)], ...] = (1e-2, 3e-2)
+    """Step sizes of Adam, chosen with the temperature on held-out images after a third of the steps; else the first."""
     batch: Annotated[int, at_least(1)] = 100
     """Images a step."""
-    lr: Annotated[float, above(0)] = 1e-2
-    """Step size of Adam."""
     shrink: Annotated[int, at_least(1)] = 2
     """Factor by which images are made smaller."""
     samples: Annotated[int, at_least(1)] = 100
@@ -69,9 +69,9 @@ class Config:
     title="Categorical Reparameterization with Gumbel-Softmax",
     paper="Jang, Gu, Poole, ICLR 2017, arXiv 1611.01144",
     config=Config,
-    smoke={"functions": 2, "estimates": 50, "numbers": 20_000, "code": (2, 3), "steps": 2}
-    | {"temperatures": (1.0,), "batch": 10, "samples": 2, "label_steps": 2, "cost_classes": (2, 3), "replicates": 1},
-    full={"steps": 1_000_000, "samples": 1000, "label_steps": 100_000, "lr": 1e-3, "shrink": 1},
+    smoke={"functions": 2, "estimates": 50, "numbers": 20_000, "code": (2, 3), "steps": 1, "lrs": (1e-2,)}
+    | {"temperatures": (1.0,), "batch": 10, "samples": 2, "label_steps": 1, "cost_classes": (2, 3), "replicates": 1},
+    full={"steps": 1_000_000, "samples": 1000, "label_steps": 100_000, "lrs": (1e-3, 3e-4), "shrink": 1},
     data=("mnist",),
     takes_data="a folder with the MNIST files in IDX format",
     blocks=(
@@ -98,7 +98,7 @@ def run(lab: Lab, config: Config) -> None:
 
 
 def _law(lab: Lab) -> None:
-    logits, axis = torch.tensor([0.5, -1.0, 0.3]).double(), torch.linspace(-60, 60, 401).double()
+    logits, axis = torch.tensor([0.5, -1.0, 0.3]).double(), torch.linspace(-45, 45, 301).double()
     grid = torch.cartesian_prod(axis, axis)
     log_y = torch.log_softmax(torch.cat([grid, torch.zeros_like(grid[:, :1])], 1), 1)
     off, errors = [], []
@@ -127,8 +127,7 @@ def _temperatures(lab: Lab, config: Config) -> None:
     swept, stream = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0), lab.fork("functions")
     biases, variances = torch.zeros(2, len(swept), config.functions, dtype=torch.float64)
     for number in range(config.functions):
-        shapes = ((6, 10), (10,), (10,), (6,))
-        w, b, v, logits = (torch.randn(shape, generator=stream, dtype=torch.float64) for shape in shapes)
+        w, b, v, logits = (torch.randn(s, generator=stream).double() for s in ((6, 10), (10,), (10,), (6,)))
         f = partial(lambda w, b, v, d: torch.tanh(d @ w + b) @ v, w, b, v)
         for place, t in enumerate(swept):
             options: dict[str, Any] = {"samples": config.estimates, "temperature": t, "generator": stream}
@@ -139,8 +138,8 @@ def _temperatures(lab: Lab, config: Config) -> None:
     rises, falls = (float((step.mean(1) / step.std(1) * config.functions**0.5).min()) for step in steps)
     lab.claim(
         "random tanh functions: between the temperatures .1, .2, .5, 1, 2 the variance falls, between .5, 1, 2, 5 the "
-        "squared bias rises, each by more than 3 standard errors; at .1 it is at most 2 % of the squared gradient",
-        min(rises, falls) > 3 and float(biases[0].mean()) <= 0.02,
+        "squared bias rises, each by more than 3 standard errors; at .1 it is at most 1 % of the squared gradient",
+        min(rises, falls) > 3 and float(biases[0].mean()) <= 0.01,
         **{"least rise": rises, "least fall": falls, "squared bias at .1": float(biases[0].mean())},
     )
     figure, (left, right) = lab.subplots(1, 2)
@@ -193,10 +192,10 @@ def _networks(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
     train, validation, test = _pixels(lab, config.shrink)
     half = train.shape[1] // 2
 
-    def fit(arm: Arm, name: str, model: Any, temperature: Any, steps: int) -> Any:
+    def fit(arm: Arm, name: str, model: Any, temperature: Any, lr: float, steps: int) -> Any:
         fair = discrete.RunningBaseline(0.69 * model.outputs)  # starts at the loss of fair coins
         model.to(lab.device).estimator = fair if arm.name == "score function" else METHODS[arm.name]
-        optimizer, stream = torch.optim.Adam(model.parameters(), lr=config.lr), lab.fork(f"batches of {name}")
+        optimizer, stream = torch.optim.Adam(model.parameters(), lr=lr), lab.fork(f"batches of {name}")
         for step in arm.steps(steps, model, optimizer, stream, name=name):
             model.temperature = temperature(step)
             x = train[torch.randint(len(train), (config.batch,), generator=stream)]
@@ -205,10 +204,10 @@ def _networks(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
             arm.descend(loss(generator=stream).mean(), optimizer, name=f"loss, {name}")
         return model.eval()
 
-    def complete(arm: Arm, name: str, temperature: Any, steps: int) -> discrete.CategoricalBottleneck:
+    def complete(arm: Arm, name: str, t: float, lr: float, steps: int) -> discrete.CategoricalBottleneck:
         with arm.weights(name):
             model = discrete.CategoricalBottleneck(half, *config.code, half)
-        return fit(arm, name, model, temperature, steps)
+        return fit(arm, name, model, discrete.temperature_schedule(t, t, 0.0), lr, steps)
 
     def bound(model: discrete.CategoricalBottleneck, x: Tensor) -> Tensor:
         options: dict[str, Any] = {"samples": config.samples, "generator": lab.fork("test codes")}
@@ -216,37 +215,36 @@ def _networks(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
 
     chosen, key = {}, "lower half: bound of the test"
     for name, arm in arms.items():
-        tried = {}
-        for t in config.temperatures if name not in ("MuProp", "score function") else (1.0,):
-            fixed = discrete.temperature_schedule(t, t, 0.0)
-            tried[float(bound(complete(arm, f"trial at {t:g}", fixed, max(1, config.steps // 3)), validation))] = fixed
+        tried, warm = {}, config.temperatures if name not in ("MuProp", "score function") else (1.0,)
+        for t, lr in itertools.product(warm, config.lrs):
+            model: Any = complete(arm, f"trial at {t:g}, step size {lr:g}", t, lr, max(1, config.steps // 3))
+            tried[float(bound(model, validation))] = t, lr
         chosen[name] = tried[min(tried)]
-        arm.metric("temperature chosen", chosen[name](0))
+        for what, value in zip(("temperature", "step size"), chosen[name], strict=True):
+            arm.metric(f"{what} chosen", value)
     falling = discrete.temperature_schedule(1.0, 0.5, 1 / config.steps, every=max(1, config.steps // 10))
     for _ in lab.replicates(config.replicates):
         for name, arm in reversed(arms.items()):
             with arm.weights("autoencoder"):
-                model: Any = discrete.DiscreteVAE(train.shape[1], *config.code)
-            fit(arm, "autoencoder", model, falling, config.steps)
-            with torch.no_grad():
-                value = model.negative_elbo(test, samples=4, generator=lab.fork("test codes")).mean()
-            arm.metric("autoencoder: negative ELBO of the test", value, better="lower", unit="nat")
-            model = complete(arm, "lower half", chosen[name], config.steps)
+                model = discrete.DiscreteVAE(train.shape[1], *config.code)
+            fit(arm, "autoencoder", model, falling, config.lrs[0], config.steps)
+            value = model.negative_elbo(test, samples=4, generator=lab.fork("test codes")).mean()
+            arm.metric("autoencoder: negative ELBO of the test", value.detach(), better="lower", unit="nat")
+            model = complete(arm, "lower half", *chosen[name], config.steps)
             arm.metric(key, bound(model, test), better="lower", unit="nat")
     ours, hard, straight, linear, score = (arm[key] for arm in arms.values())
     lab.claim(
-        "lower halves of unseen digits, bound of 100 samples: Gumbel-Softmax is at least 2 nats below the score "
+        "lower halves of unseen digits, bound of 100 samples: Gumbel-Softmax is at least 1 nat below the score "
         "function with a running mean, and below MuProp; ST-Gumbel is at most straight-through + 0.5 nat",
-        *(ours <= score - 2, ours < linear, hard <= straight + 0.5),
+        *(ours <= score - 1, ours < linear, hard <= straight + 0.5),
     )
     lab.curves("loss, lower half", "loss, autoencoder", arms=list(arms.values()), caption="Bounds of batches, in nats.")
-    upper, size = test[:8, :half], int(test.shape[1] ** 0.5)  # completed by the last network, Gumbel-Softmax's
-    codes = discrete.categorical(model.logits(upper).expand(3, -1, -1, -1), generator=lab.fork("completions"))
+    upper, size = test[:5, :half], int(test.shape[1] ** 0.5)  # completed by the last network, Gumbel-Softmax's
+    codes = discrete.categorical(model.logits(upper).expand(2, -1, -1, -1), generator=lab.fork("completions"))
     lower = torch.sigmoid(model.decode(codes)).detach()
-    rows = {"unseen": test[:8]} | {f"draw {n + 1}": torch.cat([upper, lower[n]], 1) for n in range(3)}
+    rows = {"unseen": test[:5]} | {f"draw {n + 1}": torch.cat([upper, lower[n]], 1) for n in range(2)}
     images = {name: list(x.view(-1, size, size)) for name, x in rows.items()}
-    caption = "Unseen digits; their lower halves as the network of Gumbel-Softmax draws them from the upper ones."
-    lab.images(images, name="completed digits", caption=caption)
+    lab.images(images, name="completed digits", caption="Lower halves drawn from upper ones by Gumbel-Softmax.")
 
 
 def _few_labels(lab: Lab, config: Config) -> None:
@@ -260,7 +258,8 @@ def _few_labels(lab: Lab, config: Config) -> None:
         for name, estimator in estimators.items():
             with arms[name].weights("few labels"):
                 model = discrete.SemiSupervisedVAE(train.shape[1], 10, 4, (128,), estimator=estimator or "exact")
-            optimizer, stream = torch.optim.Adam(model.to(lab.device).parameters(), config.lr), lab.fork("few labels")
+            optimizer = torch.optim.Adam(model.to(lab.device).parameters(), config.lrs[0])
+            stream = lab.fork("few labels")
             for _ in arms[name].steps(config.label_steps, model, optimizer, stream, name="few labels"):
                 some = known[torch.randint(len(known), (config.batch // 2,), generator=stream)]
                 x = train[torch.randint(len(train), (config.batch,), generator=stream)]
@@ -273,9 +272,9 @@ def _few_labels(lab: Lab, config: Config) -> None:
             arms[name].metric("accuracy with few labels", 100 * right, better="higher", unit="%")
     ours, marginal, alone = (arm["accuracy with few labels"] for arm in arms.values())
     lab.claim(
-        f"{config.labels} labels a class: with drawn labels the others add at least 3 points of accuracy, and 40 % of "
+        f"{config.labels} labels a class: with drawn labels the others add at least 3 points of accuracy, and half of "
         "what they add with marginal labels",
-        *(ours >= alone + 3, ours - alone >= 0.4 * (marginal - alone)),
+        *(ours >= alone + 3, ours - alone >= 0.5 * (marginal - alone)),
     )
 
 
@@ -288,12 +287,13 @@ def _cost(lab: Lab, config: Config) -> None:
         for name, estimator in (("Gumbel label", "gumbel_softmax"), ("marginal label", "exact")):
             with lab.arm(name).weights(f"{classes} labels"):
                 model = discrete.SemiSupervisedVAE(196, classes, 16, (128,), estimator=estimator)
-            steps[name] = partial(lambda m: torch.autograd.grad(m.elbo(x).mean(), list(m.parameters())), model)
+            step = partial(lambda m: torch.autograd.grad(m.elbo(x).mean(), list(m.parameters())), model)
+            steps[f"{name}, {classes} labels"] = step
         race = lab.race(steps, rounds=5, seconds=0.01 if lab.scale == "smoke" else 0.03)
-        ratios[classes] = race.ratio("marginal label", "Gumbel label")
-        for name in steps:
-            seconds.setdefault(name, []).append(race[name])
+        for label in steps:
+            seconds.setdefault(label.partition(",")[0], []).append(race[label])
+        ratios[classes] = race.ratio(*reversed(steps))
     lab.scaling(config.cost_classes, seconds, name="cost", xlabel="labels", ylabel="seconds a step")
     few, many = config.cost_classes[1], config.cost_classes[-1]
-    statement = f"marginal labels cost at least 2 times as much a step as drawn ones at {few} labels, 6 times at {many}"
-    lab.claim(statement, ratios[few] >= 2, ratios[many] >= 6)
+    statement = f"marginal labels cost at least 2 times as much a step as drawn ones at {few} labels, 15 at {many}"
+    lab.claim(statement, ratios[few] >= 2, ratios[many] >= 15)
