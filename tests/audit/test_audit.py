@@ -228,6 +228,20 @@ def test_chaos_of_a_given_step() -> None:
     assert float(spectrum.exponents[0]) == pytest.approx(np.log(2), abs=0.02)
 
 
+def test_the_exponent_of_a_chaotic_loop_is_that_of_its_map() -> None:
+    def unrolled(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(60):
+            x = 3.9 * x * (1 - x)
+        return x.sum()
+
+    x = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    (finding,) = [f for f in pullback.audit(unrolled, x).findings if f.code == "chaotic.loop"]
+    exponent = float(finding.evidence["exponent"])
+    exact = pullback.audit.lyapunov(lambda x: 3.9 * x * (1 - x), x.detach(), steps=60).exponents[0]
+    assert exponent == pytest.approx(float(exact), rel=0.1)
+    assert finding.evidence["horizon"] == pytest.approx(np.log(1000) / exponent, rel=0.01)
+
+
 def test_the_state_of_a_step_may_be_a_nesting() -> None:
     def step(state: dict) -> dict:
         return {"x": 4 * state["x"] * (1 - state["x"]), "memory": 0.5 * state["memory"] + state["x"]}

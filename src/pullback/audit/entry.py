@@ -62,7 +62,8 @@ def audit(
             inputs.
         loss: maps the output to a scalar.
         step: a map from a state to the next one of the same form, whose largest Lyapunov exponent is to be measured,
-            starting at the first input.
+            starting at the first input; where it is positive, so is the horizon beyond which gradients are noisier
+            than function values.
         probes: ``"auto"`` replays the function (same random numbers, state restored) where the trace alone cannot
             decide whether a stop matters; ``"all"`` also compares the whole gradient with that of the smoothed loss
             where nothing is suspect; ``"none"`` never runs it twice.

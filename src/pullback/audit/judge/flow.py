@@ -146,10 +146,12 @@ def _one(
             detail = "loop" if node.index in looped else "line"
             yield f"{kind}.{detail}", node, evidence, hit
             bounded = node.index in looped and _bounded(graph, node)
-            if kind == "exploding" and bounded:
+            if kind == "exploding" and bounded and extreme > 1:
                 visits = _visits(graph, between, node)
-                rate = gain / max(visits, 1)
-                yield "chaotic.loop", node, {"exponent": f"{rate:.3f}", "visits": visits}, set()
+                rate = math.log(extreme) / max(visits, 1)  # not the line's gain, to which each operation adds its own
+                # After so many visits a change of a thousandth is as large as the values.
+                evidence = {"exponent": f"{rate:.3f}", "visits": visits, "horizon": math.log(1000) / rate}
+                yield "chaotic.loop", node, evidence, set()
     elif looped:
         node = nodes[max(looped, key=lambda i: abs(nodes[i].gain_log))]
         extreme = (min if kind == "vanishing" else max)(looped.values())
