@@ -290,7 +290,7 @@ def _adult(lab: Lab, config: Config) -> None:
     sparse, soft = arms["vectors, linear head"], arms["vectors, softmax attention"]
     lab.claim(
         "Adult: the best forest is within 2 points of boosting; of the sparse attention to one-hot columns at least "
-        "half is exactly zero, a point more than at the start, of softmax nothing; both are right as often within a point",
+        "half is exactly zero, a point more than at the start, of softmax nothing; both are as accurate within a point",
         best >= lab.arms["boosting"][key] - 2,
         *(sparse[zeros] >= 50, sparse[gained] >= 1),
         soft[zeros] == 0,
