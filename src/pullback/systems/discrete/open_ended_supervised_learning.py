@@ -162,7 +162,8 @@ def _draw(lab: Lab, arms: dict[tuple[int, int], Arm], drawn: dict[Any, _Models],
     curves.plot(x, every.T, "k--", linewidth=0.8)
     for case in ((3, CONTEXT), (1, CONTEXT)):
         curves.plot(x, drawn[case](x[:, None])[..., 0].T, color=arms[case].colour)[0].set_label(arms[case].name)
-    curves.legend(fontsize="small")
+    curves.set(ylim=(-1.1, 1.6), xlabel="x", ylabel="y")
+    curves.legend(fontsize="small", ncols=2, loc="upper center")
     line = {"marker": "o", "color": arms[3, CONTEXT].colour}
     purity.plot(SIZES, [arms[3, m]["purity"] for m in SIZES], **line)
     used.plot(MODELS, [arms[count, CONTEXT]["models used"] for count in MODELS], **line)
