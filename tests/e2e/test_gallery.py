@@ -354,7 +354,7 @@ def test_search_and_theme(browser: Browser, site: Path) -> None:
         expect(cards).to_contain_text("cosmo")
         expect(page.get_by_role("status")).to_contain_text("1 of ")
         expect(page.locator(".family:visible")).to_have_count(1)
-        page.get_by_role("searchbox").fill("no such thing")
+        page.get_by_role("searchbox").fill("xyzzy plugh")
         expect(cards).to_have_count(0)
         page.get_by_role("searchbox").fill("")
         expect(page.locator("[data-slug=toy-regression]")).to_contain_text("pullback run toy-regression")

@@ -122,10 +122,10 @@ class RelaxedOneHot(Distribution):
         """
         check_shape("value", check_floating("value", value), tuple(self.event_shape))
         check_broadcast(value=tuple(value.shape[:-1]), logits=tuple(self.batch_shape))
-        if self._validate_args and can_look(value):
-            self._validate_sample(value.exp() if log else value)
         logits = torch.log_softmax(widen(self.logits), -1)
         log_y = widen(value) if log else widen(value).log()
+        if self._validate_args and can_look(value):
+            _check_simplex((log_y.exp() if log else widen(value)).detach(), value.dtype)
         t = self.temperature.to(logits) if isinstance(self.temperature, Tensor) else logits.new_tensor(self.temperature)
         k = logits.shape[-1]
         # tau^(k-1) (sum_i pi_i y_i^-tau)^-k prod_i pi_i y_i^-(tau+1), the scores shifted by their largest.
@@ -133,3 +133,11 @@ class RelaxedOneHot(Distribution):
         constant = torch.lgamma(logits.new_tensor(float(k))) + (k - 1) * t.log()
         density = constant + (score - torch.logsumexp(score, -1, keepdim=True)).sum(-1) - log_y.sum(-1)
         return density.to(self.logits.dtype)
+
+
+def _check_simplex(y: Tensor, dtype: torch.dtype) -> None:
+    """Refuse rows that are not positive or do not sum to 1 as far as numbers of that dtype can."""
+    off = (y.sum(-1) - 1).abs()
+    tolerance = max(1e-6, 2 * y.shape[-1] * torch.finfo(dtype).eps)
+    if bool(((y < 0).any(-1) | ~(off <= tolerance)).any()):
+        raise ValueError(f"value must be in the simplex, got rows whose sum is off by {off.max().item():.3g}")

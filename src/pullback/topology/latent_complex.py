@@ -77,6 +77,9 @@ def latent_graph_entmax(
     """
     check_shape("z", check_floating("z", z), (None, None))
     check_scalar("scale", scale)
+    least = check_scalar("alpha", alpha)
+    if least is not None and least < 1:  # entmax itself goes below, where nothing is exactly 0
+        raise ValueError(f"alpha must be a finite number >= 1, got {least}")
     n = z.shape[-2]
     if n < 2:
         raise ValueError(f"z must have at least two nodes, got {n}: a graph with no edge")
