@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pullback.discrete.autoencoders import CategoricalBottleneck, DiscreteVAE, SemiSupervisedVAE
-from pullback.discrete.best_of_n import (
+from pullback.discrete.alignment import (
     AlignmentCurve,
-    KLEstimate,
-    Selection,
     alignment_curve,
-    best_of_n,
-    best_of_n_kl,
-    best_of_n_log_prob,
     rewind_and_repeat_log_prob,
     tilted,
     win_probability,
     win_rate,
 )
+from pullback.discrete.autoencoders import CategoricalBottleneck, DiscreteVAE, SemiSupervisedVAE
+from pullback.discrete.best_of_n import KLEstimate, Selection, best_of_n, best_of_n_kl, best_of_n_log_prob
 from pullback.discrete.boundaries import bucketize, searchsorted
 from pullback.discrete.branching import BranchingLayer, BranchingNetwork, Search, grouping_score, search_branching
 from pullback.discrete.choice import choose, embedding, gather, index_select, lookup, one_hot, take, take_along_dim
