@@ -67,8 +67,9 @@ check: $(STAMP)  ## the inner loop of one family: make check FAMILY=discrete
 	$(BIN)/python -m pytest -q -n 2 tests/contracts/test_completeness.py tests/systems -k $(FAMILY)
 
 test: lint data browser  ## everything CI runs
-	@echo "== doctests"
+	@echo "== doctests, and once more as on a processor without vector instructions"
 	$(BIN)/python -m pytest -q --doctest-modules src -n 2
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q --doctest-modules src -n 2
 	@echo "== tests"
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 

@@ -35,7 +35,7 @@ def prox_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
         ValueError: ``weight`` is negative.
 
     Example:
-        >>> prox_lasso(torch.tensor([3.0, -0.5, -2.0]), 1.0)
+        >>> prox_lasso(torch.tensor([3.0, 0.5, -2.0]), 1.0)
         tensor([ 2.,  0., -1.])
 
     References:
