@@ -43,6 +43,11 @@ def test_what_has_to_be_copied_from_the_list_of_families_is_equal_to_it() -> Non
         assert _families(copy) == set(pullback.FAMILIES)
 
 
+def test_a_system_is_under_300_lines() -> None:
+    long = {path.name: n for path in PACKAGE.glob("systems/*/*.py") if (n := len(path.read_text().splitlines())) >= 300}
+    assert not long
+
+
 def test_no_module_imports_a_private_module_of_a_family(graph: grimp.ImportGraph) -> None:
     """Only what a family's ``__init__`` offers: the package itself, or a module that stands in its ``__all__``."""
     wrong = []

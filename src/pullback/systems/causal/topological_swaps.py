@@ -11,10 +11,9 @@ nearest need more steps, and random ones do as well at 20 nodes, where a step tr
 at 30. At 50 nodes the gradient gets stuck (in one of six pilots at twice the score of the true order), the nearest not.
 
 Smaller than in the paper: five graphs a design of 20 and 30 nodes (the paper: ten, up to 100 nodes). The linear and
-logistic models on random graphs are simulated, as in the paper. The E. coli network (46 genes) is a published graph
-with published coefficients, from which cells are drawn; the protein-signalling cells of Sachs et al. are real.
-The paper swaps greedily, several pairs a step; here the best one. ``small`` and ``large`` are the paper's. The paper's
-KKT condition says little here: least squares along any order is such a point, since every allowed arc has a weight.
+logistic models are simulated, as in the paper. The E. coli network (46 genes) is a published graph with published
+coefficients, from which cells are drawn; the cells of Sachs et al. are real. The paper swaps greedily, several pairs a
+step; here the best one. Its KKT condition says little: least squares along any order is such a point.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ Akarun, Pattern Recognition Letters 2024): a sample costs a thin network, the tr
 
 Smaller than in the paper: garments of Fashion-MNIST (10 000 to train, 10 000 to test; real), experts of 4 maps and 6
 hidden units, 800 steps of 128 with Adam (paper: LeNet and ResNet-110, up to 1 400 epochs with SGD), routers of 16 units
-at a constant temperature, experts of a level that begin equal, leaky units (of four maps, one that dies is missed). As
-in the paper experts are drawn evenly first, while routers learn already, and some samples go at random to the end: here
-10 % (in the paper's code 39 %: half a batch, drawn with replacement). So few steps favour the thick network.
+at a constant temperature, experts of a level that begin equal, leaky units (four maps miss one that dies). As in the
+paper experts are drawn evenly first and some samples go at random to the end: 10 % (the paper's code: 39 %).
 """
 
 from __future__ import annotations

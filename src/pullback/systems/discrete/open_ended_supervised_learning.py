@@ -8,10 +8,9 @@ for open-ended data, 2021). How many functions there are shows in how many model
 Smaller than in the paper: three functions on one interval (exact truth), digits of MNIST in ten colours (real digits,
 made colours) that are asked for digit, colour or parity, and garments of Fashion-MNIST that are asked for their class,
 where they are worn or how long their sleeves are (real labels, regrouped); convolutions of 8 and 16 maps on images of
-14 x 14, 400 steps. Against dead models the allocation is soft for a third of the steps, at a falling temperature, and
-models of images that would get no episode are given one that is explained badly, for the first half. At test time eight
-labelled samples of a domain, of images that are not scored, choose the model or the component of the mixture density
-(mixed image by image, nothing ties that to a question); MAML takes a step on the same, which is close on garments.
+14 x 14. Against dead models the allocation is soft for a third of the steps and models of images that would get no
+episode are given one that is explained badly, for the first half. At test time eight labelled samples of a domain, of
+images that are not scored, choose the model or the mixture's component; MAML takes a step on them: close on garments.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ Networks 2024). The published code multiplies dropped tokens by zero; as keys of
 what they cost. Here they are gathered away, and operations are counted as they are executed.
 
 Smaller than in the paper: three layers of four heads, 32 units, 200 steps. The controlled task is simulated: a random
-graph whose nodes have one of four colours; the class is the colour that nodes of large degree mostly have, which a
-class token has to find among all others by attention. The molecules are real, and too few for claims: measured only.
-All arms are trained equally long. At half of the nodes random ones do as well as learned ones: 15 % are claimed.
+graph whose nodes have one of four colours; the class is the colour that nodes of large degree mostly have. The
+molecules are real, and too few for claims. All arms train equally long. Half of the nodes: random ones do as well.
 """
 
 from __future__ import annotations
