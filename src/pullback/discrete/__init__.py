@@ -89,6 +89,7 @@ from pullback.discrete.selection import (
     quantile,
     soft_topk,
 )
+from pullback.discrete.sequence_to_sequence import Decoded, Generated, SequenceDecoder, SequenceToSequence
 from pullback.discrete.set_scorer import SetScorer
 from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, sort_by, topk
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
@@ -111,10 +112,12 @@ __all__ = [
     "ClassStream",
     "ContinualMetrics",
     "Cumulative",
+    "Decoded",
     "DiscreteVAE",
     "EnergyInterpreter",
     "EpisodeAllocation",
     "Explanation",
+    "Generated",
     "HardForest",
     "Histogram",
     "KLEstimate",
@@ -135,6 +138,8 @@ __all__ = [
     "Search",
     "Selection",
     "SemiSupervisedVAE",
+    "SequenceDecoder",
+    "SequenceToSequence",
     "SetScorer",
     "SoftTree",
     "Sorted",
