@@ -16,13 +16,14 @@ from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.photographs import Calibration, calibration, photo
 from pullback.data.planar import circles, moons
 from pullback.data.rings import Rings, rings
+from pullback.data.scenes import Scenes, digit_scenes
 from pullback.data.shapes3d import Body, Mesh, Scan, body, mesh, scan
 from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
 from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
 from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, letters, survival, wine
-from pullback.data.text import Verse, bible, characters
+from pullback.data.text import Review, Verse, bible, characters, film_reviews, sentiment_words
 from pullback.data.tints import Tinted, tinted
 from pullback.data.views import image_views
 
@@ -48,9 +49,11 @@ __all__ = [
     "Package",
     "PlantedClusters",
     "Prompt",
+    "Review",
     "Rings",
     "Sachs",
     "Scan",
+    "Scenes",
     "Source",
     "Spirals",
     "StereoPair",
@@ -68,6 +71,7 @@ __all__ = [
     "circles",
     "diabetes",
     "digit_numbers",
+    "digit_scenes",
     "digits",
     "dream4",
     "ecoli70",
@@ -75,6 +79,7 @@ __all__ = [
     "fairness",
     "fashion_mnist",
     "fetch",
+    "film_reviews",
     "image_fragments",
     "image_views",
     "is_present",
@@ -95,6 +100,7 @@ __all__ = [
     "rings",
     "sachs",
     "scan",
+    "sentiment_words",
     "smollm2",
     "solubility",
     "spirals",

@@ -10,6 +10,7 @@ from pullback.discrete.alignment import (
     win_probability,
     win_rate,
 )
+from pullback.discrete.attention import RelativePositionBias, masked_attention
 from pullback.discrete.autoencoders import CategoricalBottleneck, DiscreteVAE, SemiSupervisedVAE
 from pullback.discrete.best_of_n import KLEstimate, Selection, best_of_n, best_of_n_kl, best_of_n_log_prob
 from pullback.discrete.boundaries import bucketize, searchsorted
@@ -32,6 +33,7 @@ from pullback.discrete.contrastive import (
 )
 from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
+from pullback.discrete.detection import Detections, DetectionScores, center_heatmap_loss, detection_scores, find_centers
 from pullback.discrete.energy import EnergyInterpreter, Explanation, StructuredEnergy, margin_energy_loss, mask_recovery
 from pullback.discrete.ensemble import KeyedEnsemble, Vote, key_loss, score_loss, sinkhorn_topk
 from pullback.discrete.episodes import EpisodeAllocation, episode_loss
@@ -46,7 +48,9 @@ from pullback.discrete.estimators import (
 from pullback.discrete.expectation import ESTIMATORS, RunningBaseline, exact_categorical_gradient, expectation
 from pullback.discrete.fenchel_young import entmax_loss
 from pullback.discrete.filters import median_filter, rank_filter
+from pullback.discrete.gates import TrainableGate, budget_loss, gate, trainable_gate
 from pullback.discrete.group_ordering import group_mass, group_ordering_loss
+from pullback.discrete.halting import HaltingOutput, HaltingTransformer, halting_gate, sparsity_loss, transformer_macs
 from pullback.discrete.information_gain import information_gain
 from pullback.discrete.isotonic import project_permutahedron
 from pullback.discrete.k_hot import k_hot_sample
@@ -65,9 +69,11 @@ from pullback.discrete.logic import (
 from pullback.discrete.memory import memory_read, memory_write
 from pullback.discrete.methods import ORDERINGS, OrderingMethod
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
+from pullback.discrete.operator_tables import integer_operators, operator_table
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss, reordered_loss
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.plackett_luce import PlackettLuce
+from pullback.discrete.programs import AmortizedSynthesizer, ProgramLogits, RelaxedProgram
 from pullback.discrete.relaxed_one_hot import RelaxedOneHot
 from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
@@ -94,6 +100,7 @@ from pullback.discrete.set_scorer import SetScorer
 from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, sort_by, topk
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
+from pullback.discrete.straight_line import Line, Program
 from pullback.discrete.trees import HardForest, ResponseForest, SoftTree
 from pullback.discrete.trellis import Trellis, TrellisOutput
 
@@ -106,6 +113,7 @@ __all__ = [
     "RAMPS",
     "STEP_ERRORS",
     "AlignmentCurve",
+    "AmortizedSynthesizer",
     "BranchingLayer",
     "BranchingNetwork",
     "CategoricalBottleneck",
@@ -113,15 +121,20 @@ __all__ = [
     "ContinualMetrics",
     "Cumulative",
     "Decoded",
+    "DetectionScores",
+    "Detections",
     "DiscreteVAE",
     "EnergyInterpreter",
     "EpisodeAllocation",
     "Explanation",
     "Generated",
+    "HaltingOutput",
+    "HaltingTransformer",
     "HardForest",
     "Histogram",
     "KLEstimate",
     "KeyedEnsemble",
+    "Line",
     "Macs",
     "MappingRank",
     "Matching",
@@ -129,7 +142,11 @@ __all__ = [
     "OrderingMetrics",
     "Partition",
     "PlackettLuce",
+    "Program",
+    "ProgramLogits",
+    "RelativePositionBias",
     "RelaxedOneHot",
+    "RelaxedProgram",
     "ResponseForest",
     "Router",
     "Routing",
@@ -145,6 +162,7 @@ __all__ = [
     "Sorted",
     "StructuredEnergy",
     "Swap",
+    "TrainableGate",
     "Trellis",
     "TrellisOutput",
     "Unique",
@@ -165,8 +183,10 @@ __all__ = [
     "best_of_n_log_prob",
     "bincount",
     "bucketize",
+    "budget_loss",
     "categorical",
     "ceil",
+    "center_heatmap_loss",
     "choose",
     "clamp",
     "class_incremental_stream",
@@ -175,6 +195,7 @@ __all__ = [
     "count",
     "cummax",
     "cummin",
+    "detection_scores",
     "dispatch",
     "embedding",
     "entmax",
@@ -186,9 +207,11 @@ __all__ = [
     "exact_categorical_gradient",
     "expectation",
     "expected_macs",
+    "find_centers",
     "floor",
     "fmod",
     "frac",
+    "gate",
     "gather",
     "greater",
     "greater_equal",
@@ -197,12 +220,14 @@ __all__ = [
     "grouping_score",
     "gumbel_noise",
     "gumbel_softmax",
+    "halting_gate",
     "heaviside",
     "histc",
     "histogram",
     "index_select",
     "info_nce",
     "information_gain",
+    "integer_operators",
     "isclose",
     "k_hot_sample",
     "key_loss",
@@ -217,6 +242,7 @@ __all__ = [
     "mapping_rank",
     "margin_energy_loss",
     "mask_recovery",
+    "masked_attention",
     "masked_fill",
     "masked_mean",
     "match_clusters",
@@ -232,6 +258,7 @@ __all__ = [
     "nearest_neighbour_accuracy",
     "not_equal",
     "one_hot",
+    "operator_table",
     "ordering_metrics",
     "partition",
     "permutation_loss",
@@ -259,6 +286,7 @@ __all__ = [
     "sort_by",
     "sorting_network",
     "sparsemax",
+    "sparsity_loss",
     "straight_through",
     "straight_through_softmax",
     "take",
@@ -266,6 +294,8 @@ __all__ = [
     "temperature_schedule",
     "tilted",
     "topk",
+    "trainable_gate",
+    "transformer_macs",
     "triplet_loss",
     "trunc",
     "unique",

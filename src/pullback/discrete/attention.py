@@ -1,0 +1,133 @@
+"""Attention with keys that a mask, which may be learned, weighs; positions relative to each other."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pullback.core.checks import check_broadcast, check_floating, check_integer, check_same_dtype, check_tensor
+from pullback.core.shapes import Bool, Float, Int, Tensor
+from pullback.core.transforms import can_look
+
+__all__ = ["RelativePositionBias", "masked_attention"]
+
+
+def masked_attention(
+    q: Float[Tensor, "*#batch n d"],
+    k: Float[Tensor, "*#batch m d"],
+    v: Float[Tensor, "*#batch m e"],
+    key_mask: Float[Tensor, "*#batch m"] | Bool[Tensor, "*#batch m"],
+    *,
+    bias: Float[Tensor, "*#batch n m"] | None = None,
+) -> Float[Tensor, "*batch n e"]:
+    r"""Attend to keys that count as much as their mask says.
+
+    .. math::
+        y_i = \frac{\sum_j m_j e^{a_{ij}} v_j}{\sum_j m_j e^{a_{ij}}}, \qquad
+        a_{ij} = \frac{q_i \cdot k_j}{\sqrt{d}} + b_{ij}
+
+    With masks of 0 and 1 that is attention to the keys with 1, and what the others say has no influence; but where
+    the mask has a gradient, it learns also how much a key of 0 would have said. A query without a key gets 0.
+
+    Args:
+        q: ``[*batch, n, d]`` queries.
+        k: ``[*batch, m, d]`` keys.
+        v: ``[*batch, m, e]`` values.
+        key_mask: ``[*batch, m]`` >= 0, or booleans. Of several heads: ``[*batch, 1, m]``.
+        bias: ``[*batch, n, m]``, such as that of relative positions.
+
+    Returns:
+        ``[*batch, n, e]``. In the gradient of a mask of 0 no :math:`e^a` counts for more than the square root of the
+        largest number times that of the best key with a mask.
+
+    Raises:
+        TypeError: an argument is not floating, or has another dtype than ``q``.
+        ValueError: shapes do not belong together, a mask is negative.
+
+    Example:
+        >>> q, k, v = torch.zeros(1, 2), torch.zeros(3, 2), torch.tensor([[1.0], [3.0], [50.0]])
+        >>> masked_attention(q, k, v, torch.tensor([1.0, 1.0, 0.0]))
+        tensor([[2.]])
+
+    References:
+        Vaswani et al. (2017), Attention is all you need, equation 1. Rao et al. (2021), DynamicViT: efficient vision
+        transformers with dynamic token sparsification, equation 11 (the mask as a factor).
+    """
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        if check_floating(name, value).ndim < 2:
+            raise ValueError(f"{name} must have shape (..., tokens, width), got {tuple(value.shape)}")
+    weight = key_mask.to(q.dtype) if check_tensor("key_mask", key_mask).dtype == torch.bool else key_mask
+    check_floating("key_mask", weight)
+    check_same_dtype(q=q, k=k, v=v, key_mask=weight)
+    if q.shape[-1] != k.shape[-1] or not k.shape[-1]:
+        raise ValueError(f"q and k must have one width, at least 1, got {q.shape[-1]} and {k.shape[-1]}")
+    keys = k.shape[-2]
+    if v.shape[-2] != keys or not weight.ndim or weight.shape[-1] != keys:
+        raise ValueError(
+            f"v and key_mask must have an entry for each of {keys} keys, got {tuple(v.shape)}, {tuple(weight.shape)}"
+        )
+    if can_look(weight) and bool((weight < 0).any()):
+        raise ValueError(f"key_mask must be >= 0, got minimum {float(weight.min()):.4g}")
+    check_broadcast(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=weight.shape[:-1])
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    if bias is not None:
+        check_same_dtype(q=q, bias=check_floating("bias", bias))
+        check_broadcast(scores=logits.shape, bias=bias.shape)
+        logits = logits + bias
+    weight = weight.unsqueeze(-2)
+    if not keys:
+        return (logits * weight) @ v
+    live = weight > 0
+    top = torch.where(live, logits.detach(), -torch.inf).amax(-1, keepdim=True)
+    top = torch.where(live.any(-1, keepdim=True), top, 0)
+    most = math.log(torch.finfo(logits.dtype).max) / 2
+    shares = (logits - top).clamp(max=most).exp() * weight
+    total = shares.sum(-1, keepdim=True)
+    return shares / torch.where(total > 0, total, 1) @ v
+
+
+class RelativePositionBias(nn.Module):
+    r"""A learned number for each head and difference of two positions on a grid, :math:`b_{hij} = T_{h, p_j - p_i}`.
+
+    Differences larger than ``reach`` count as ``reach`` along each axis.
+
+    Args:
+        heads: of the attention.
+        reach: largest difference that is told apart, >= 0.
+        dims: axes of the grid, >= 1.
+        generator: of the initial table, normal with standard deviation 0.02; torch's own by default.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: a size is out of range.
+
+    Example:
+        >>> bias = RelativePositionBias(heads=4, reach=2)
+        >>> bias(torch.tensor([[0, 0], [0, 1], [5, 5]])).shape
+        torch.Size([4, 3, 3])
+
+    References:
+        Shaw, Uszkoreit, Vaswani (2018), Self-attention with relative position representations. Liu et al. (2021), Swin
+        transformer, equation 4 (one number for each difference).
+    """
+
+    def __init__(self, heads: int, reach: int, dims: int = 2, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        check_integer("heads", heads, 1)
+        self.reach, self.dims = check_integer("reach", reach, 0), check_integer("dims", dims, 1)
+        self.table = nn.Parameter(torch.empty((2 * reach + 1) ** dims, heads))
+        nn.init.normal_(self.table, std=0.02, generator=generator)
+
+    def forward(self, positions: Int[Tensor, "*batch n dims"]) -> Float[Tensor, "*batch heads n n"]:
+        """Return ``[*batch, heads, n, n]`` for positions ``[*batch, n, dims]``, integers: row i, column j is of j seen
+        from i."""
+        if check_tensor("positions", positions).is_floating_point() or positions.dtype == torch.bool:
+            raise TypeError(f"positions must be an integer tensor, got {positions.dtype}")
+        if positions.ndim < 2 or positions.shape[-1] != self.dims:
+            raise ValueError(f"positions must have shape (..., n, {self.dims}), got {tuple(positions.shape)}")
+        differences = (positions.unsqueeze(-3) - positions.unsqueeze(-2)).clamp(-self.reach, self.reach) + self.reach
+        powers = (2 * self.reach + 1) ** torch.arange(self.dims, device=positions.device)
+        places = (differences * powers).sum(-1)
+        return nn.functional.embedding(places, self.table).movedim(-1, -3)
