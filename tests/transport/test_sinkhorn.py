@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -75,3 +77,40 @@ def test_what_did_not_converge_says_so() -> None:
     with pytest.raises(ConvergenceError, match="2 of 2 problems have a residual above 1e-06") as caught:
         transport.sinkhorn(cost, a, b, epsilon=1e-3, max_iterations=2, gradient="envelope", check=True)
     assert torch.equal(caught.value.result.residual, found.residual)
+
+
+@pytest.mark.parametrize("reach", [None, 0.3, 50.0])
+def test_products_with_a_kernel_end_where_sweeps_in_the_log_domain_do(reach: float | None) -> None:
+    cost, g = _cost(5, 2, 30, 40), torch.Generator().manual_seed(6)
+    a, b = torch.rand(2, 30, generator=g).double(), torch.rand(2, 40, generator=g).double()
+    a[0, 3] = b[1, 5] = 0
+    b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True)) if reach is None else b
+    words: dict[str, Any] = {"epsilon": 5e-3, "reach": reach, "tolerance": 1e-9, "max_iterations": 20_000}
+    quick = transport.sinkhorn(cost, a, b, gradient="envelope", **words)
+    assert quick.converged.all()
+    slow = transport.sinkhorn(cost, a, b, gradient="unrolled", start=quick.g, **words | {"max_iterations": 40})
+    torch.testing.assert_close(quick.plan, slow.plan, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(quick.value, slow.value)
+
+
+def test_a_far_reach_holds_the_masses_and_ships_as_fast_as_without_one() -> None:
+    cost = _cost(7, 6, 6)
+    held = transport.sinkhorn(cost, epsilon=0.05)
+    free = transport.sinkhorn(cost, epsilon=0.05, reach=1e6, check=True)
+    torch.testing.assert_close(free.plan, held.plan, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(free.value, held.value)
+    assert free.iterations <= held.iterations + 20
+
+
+def test_what_is_farther_than_the_reach_is_not_shipped() -> None:
+    cost = torch.tensor([[0.0, 50.0], [50.0, 50.0]], dtype=torch.float64)
+    found = transport.sinkhorn(cost, epsilon=0.01, reach=1.0, check=True)
+    assert found.plan[1].sum() < 1e-6
+    assert found.plan[0, 0] > 0.4
+
+
+def test_a_start_near_the_solution_saves_sweeps() -> None:
+    cost = _cost(8, 20, 20)
+    cold = transport.sinkhorn(cost, epsilon=0.01, gradient="envelope", check=True)
+    warm = transport.sinkhorn(cost, epsilon=0.01, gradient="envelope", start=cold.g, check=True)
+    assert warm.iterations <= 2 < cold.iterations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pullback.transport.entropic import Transport
 from pullback.transport.exact import Assignment, ExactTransport, assignment, exact_transport
 from pullback.transport.one_dimensional import wasserstein_1d
-from pullback.transport.sinkhorn import Transport, sinkhorn
+from pullback.transport.sinkhorn import sinkhorn
 
 __all__ = [
     "Assignment",

@@ -45,7 +45,14 @@ def _first(where: Tensor) -> tuple[int, ...]:
 
 
 def masses(
-    a: Tensor | None, b: Tensor | None, *, sizes: tuple[int, int], batch: tuple[int, ...], like: Tensor, what: str
+    a: Tensor | None,
+    b: Tensor | None,
+    *,
+    sizes: tuple[int, int],
+    batch: tuple[int, ...],
+    like: Tensor,
+    what: str,
+    held: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return masses ``[*batch, n]`` and ``[*batch, m]`` of equal sums: uniform where none are given, ``b`` scaled.
 
@@ -56,6 +63,7 @@ def masses(
         batch: of the problems.
         like: whose dtype and device they have; float16 and bfloat16 masses come back in float32.
         what: the name of ``like``, for messages.
+        held: whether the sums must agree.
 
     Raises:
         TypeError: another dtype.
@@ -80,7 +88,7 @@ def masses(
             if bool((x.sum(-1) <= 0).any()):
                 raise ValueError(f"{name} must have a positive sum")
     a, b = (None if x is None else x.to(wide) for x in (a, b))
-    if a is not None and b is not None:
+    if held and a is not None and b is not None:
         total, other = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True)
         if can_look(a) and can_look(b) and bool(((total - other).abs() > 1e-2 * total).any()):
             raise ValueError(f"a and b must have equal sums, got {total.flatten()[0]:.6g} and {other.flatten()[0]:.6g}")

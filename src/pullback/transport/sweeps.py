@@ -1,0 +1,194 @@
+r"""Sweeps of Sinkhorn: from costs and masses to potentials, without derivatives.
+
+A sweep in the log domain costs two exponentials a pair. Where the potentials stand still to some hundred epsilons, the
+kernel :math:`K_{ij}=\exp((f_i+g_j-C_{ij})/\varepsilon)` is computed once, and sweeps are products with it that scale
+its rows by u and its columns by v; :math:`\varepsilon\log u` then goes into f, and so for v, before either leaves the
+range of numbers. What does not stay in range is swept in the log domain.
+
+References:
+    Schmitzer (2019), Stabilized sparse scaling algorithms for entropy regularized transport problems, sections 3.1
+    (absorption) and 3.2 (scaling of epsilon). Chizat, Peyre, Schmitzer, Vialard (2018), Scaling algorithms for
+    unbalanced optimal transport problems. Feydy et al. (2019), section 3.2 (the symmetric problem). Sejourne, Vialard,
+    Peyre (2022), Faster unbalanced optimal transport (translation).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["log_masses", "sweep"]
+
+_BLOCK = 20
+"""Sweeps with one kernel."""
+_RANGE = 100.0
+"""Of log u and log v: what is below e^-745 in the kernel, and lost, then has no part in any sum."""
+_PAUSE = 10
+"""Sweeps in the log domain after one with the kernel that left the range."""
+
+
+def log_masses(x: Tensor) -> Tensor:
+    """Return logarithms, -inf with derivative 0 for no mass.
+
+    Example:
+        >>> log_masses(torch.tensor([1.0, 0.0]))
+        tensor([0., -inf])
+    """
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0).log(), -torch.inf)
+
+
+@torch.library.custom_op(
+    "pullback::sinkhorn",
+    mutates_args=(),
+    schema="(Tensor cost, Tensor a, Tensor b, Tensor epsilon, Tensor reach, Tensor start, bool scale, bool symmetric, "
+    "int count, float tolerance) -> (Tensor, Tensor)",
+)
+def sweep(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor,
+    reach: Tensor,
+    start: Tensor,
+    scale: bool,
+    symmetric: bool,
+    count: int,
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
+    """Sweep until each problem is done.
+
+    Args:
+        cost: ``[*batch, n, m]`` float64, inf forbids a pair.
+        a, b: ``[*batch, n]``, ``[*batch, m]`` masses.
+        epsilon, reach: ``[*batch, 1, 1]``; a reach of inf holds the masses.
+        start: ``[*batch, m]`` potential of the columns to begin with.
+        scale: begin with an epsilon of the spread of the costs, and halve it from sweep to sweep.
+        symmetric: costs are symmetric and a = b; both potentials are one, the mean of the old and the new.
+        count: sweeps at most.
+        tolerance: of the row sums, as a part of all mass.
+
+    Returns:
+        ``[*batch, m]`` potential of the columns, and the sweeps it took, ``[*batch]``.
+    """
+    with torch.no_grad():
+        return _Sweeper.of(cost, a, b, epsilon, reach, symmetric, tolerance).run(start, scale, count)
+
+
+class _Sweeper(NamedTuple):
+    minus_cost: Tensor
+    spread: Tensor
+    a: Tensor
+    b: Tensor
+    log_a: Tensor
+    log_b: Tensor
+    epsilon: Tensor  # [*batch, 1], as reach
+    reach: Tensor
+    balanced: bool
+    symmetric: bool
+    tolerance: float
+
+    @staticmethod
+    def of(
+        cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, symmetric: bool, tolerance: float
+    ) -> _Sweeper:
+        allowed = cost < torch.inf
+        most, least = (torch.where(allowed, cost, x).flatten(-2) for x in (-torch.inf, torch.inf))
+        spread = (most.amax(-1) - least.amin(-1)).unsqueeze(-1)
+        fixed = (log_masses(a), log_masses(b), epsilon.squeeze(-1), reach.squeeze(-1))
+        return _Sweeper(-cost, spread, a, b, *fixed, bool(reach.isinf().all()), symmetric, tolerance)
+
+    def run(self, start: Tensor, scale: bool, count: int) -> tuple[Tensor, Tensor]:
+        f, g = torch.zeros_like(self.a), start.clone()
+        sweeps = torch.zeros(g.shape[:-1], dtype=torch.int64, device=g.device)
+        done, k, pause = torch.zeros_like(sweeps, dtype=torch.bool), 0, 0
+        while k < count:
+            current = torch.maximum(self.epsilon, self.spread * 0.5 ** (k + 2)) if scale else self.epsilon
+            last = (current <= self.epsilon).squeeze(-1)
+            if k and not self.balanced:
+                f, g = self._translated(f, g)
+            before, f = f, self._rows(g, current)
+            if k or self.symmetric:
+                before = g if self.symmetric else before
+                done = done | (last & (self._error(before, f, self.epsilon) <= self.tolerance))
+                if bool(done.all()):
+                    break
+            new = (g + f) / 2 if self.symmetric else self._columns(f, current)
+            g = torch.where(done.unsqueeze(-1), g, new)
+            f = g if self.symmetric else f
+            sweeps, k, pause = torch.where(done, sweeps, k + 1), k + 1, pause - 1
+            if pause < 0 and bool(last.all()):
+                f, g, done, sweeps, taken = self._scaled(f, g, done, sweeps, min(_BLOCK, count - k))
+                k, pause = k + taken, pause if taken == _BLOCK else _PAUSE
+                if bool(done.all()):
+                    break
+        return g.clone(), sweeps
+
+    def _rows(self, g: Tensor, epsilon: Tensor) -> Tensor:
+        logits = (g.unsqueeze(-2) + self.minus_cost).div_(epsilon.unsqueeze(-1)).add_(self.log_b.unsqueeze(-2))
+        return -epsilon / (1 + epsilon / self.reach) * torch.logsumexp(logits, -1)
+
+    def _columns(self, f: Tensor, epsilon: Tensor) -> Tensor:
+        logits = (f.unsqueeze(-1) + self.minus_cost).div_(epsilon.unsqueeze(-1)).add_(self.log_a.unsqueeze(-1))
+        return -epsilon / (1 + epsilon / self.reach) * torch.logsumexp(logits, -2)
+
+    def _error(self, before: Tensor, f: Tensor, epsilon: Tensor) -> Tensor:
+        """Row sums with ``before``, against what they should be, as a part of the mass."""
+        change = ((before - f) * (1 / epsilon + 1 / self.reach)).expm1().abs()
+        wanted = self.a if self.balanced else self.a * torch.exp(-before / self.reach)
+        return (wanted * change).sum(-1) / self.a.sum(-1)
+
+    def _translated(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Move mass between the potentials: the best f + t, g - t. Sweeps alone do that slowly where reach is far."""
+        if self.symmetric:
+            return f, g
+        rows, columns = (torch.logsumexp(w - x / self.reach, -1, True) for w, x in ((self.log_a, f), (self.log_b, g)))
+        shift = torch.where(self.reach.isinf(), 0, self.reach * (rows - columns) / 2).nan_to_num(0, 0, 0)
+        return f + shift, g - shift
+
+    def _scaled(
+        self, f: Tensor, g: Tensor, done: Tensor, sweeps: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """Take sweeps as products with one kernel, up to ``count`` of them."""
+        e = self.epsilon
+        kernel = (f.unsqueeze(-1) + g.unsqueeze(-2) + self.minus_cost).div_(e.unsqueeze(-1)).exp_()
+        power, inverse = 1 / (1 + e / self.reach), 1 + e / self.reach
+        rows, columns = torch.exp(-f / self.reach), torch.exp(-g / self.reach)  # 1 where masses are held
+        u, v = torch.ones_like(f), torch.ones_like(g)
+        total, taken = self.a.sum(-1), 0
+        for _ in range(count):
+            new_u = rows / (kernel @ (self.b * v).unsqueeze(-1)).squeeze(-1)
+            new_u = new_u if self.balanced else new_u**power
+            ratio = u / new_u if self.balanced else (u / new_u) ** inverse
+            wanted = self.a if self.balanced else self.a * rows * u ** (-e / self.reach)
+            error = (wanted * (ratio - 1).abs()).sum(-1) / total
+            if self.symmetric:
+                new_v = new_u = (u * new_u).sqrt()
+            else:
+                new_v = columns / ((self.a * new_u).unsqueeze(-2) @ kernel).squeeze(-2)
+                new_v = new_v if self.balanced else new_v**power
+            largest = torch.maximum(new_u.log().abs().amax(-1), new_v.log().abs().amax(-1))
+            if not bool(((largest <= _RANGE) | done).all()):  # nor NaN
+                break
+            done = done | (error <= self.tolerance)
+            u, v = (torch.where(done.unsqueeze(-1), x, y) for x, y in ((u, new_u), (v, new_v)))
+            taken += 1
+            sweeps = sweeps + (~done).long()
+            if bool(done.all()):
+                break
+        return f + e * u.log(), g + e * v.log(), done, sweeps, taken
+
+
+@sweep.register_fake
+def _(cost: Tensor, a: Tensor, b: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(b), b.new_empty(b.shape[:-1], dtype=torch.int64)
+
+
+@sweep.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+    moved = [
+        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(arguments[:6], in_dims[:6], strict=True)
+    ]
+    return sweep(*moved, *arguments[6:]), (0, 0)
