@@ -21,12 +21,13 @@ from pullback.core.transforms import is_transformed
 from pullback.kernels.compiled import over_rows
 from pullback.kernels.isotonic import isotonic
 from pullback.kernels.laplace import balance, laplace_product, softsort, solve_balanced
-from pullback.kernels.neuralsort import neuralsort_mean_gradient, weighted
+from pullback.kernels.neuralsort import neuralsort_mean_gradient, neuralsort_transposed, weighted
 from pullback.kernels.standardise import standardise
 
 __all__ = [
     "ISOTONIC_RANKS",
     "ISOTONIC_VALUES",
+    "NEURALSORT_RANKS",
     "NEURALSORT_VALUES",
     "SINKHORN_RANKS",
     "SINKHORN_VALUES",
@@ -239,6 +240,21 @@ def _neuralsort_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
     return _gradients(rows, grad_o.squeeze(1).numpy(), grad_y.numpy())
 
 
+def _neuralsort_ranks(rows: _Rows) -> tuple[np.ndarray, Any]:
+    places = rows.payload()
+    weighed = np.stack([places, np.ones_like(places)], axis=1)
+    moments = neuralsort_transposed(torch.from_numpy(rows.y), torch.from_numpy(weighed)).numpy()
+    return _to_items(rows, moments[:, 0] / moments[:, 1]), (weighed, moments)
+
+
+def _neuralsort_ranks_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
+    weighed, moments = kept
+    to_first = _to_places(rows, g) / moments[:, 1]
+    cotangents = np.stack([to_first, -to_first * (moments[:, 0] / moments[:, 1])], axis=1)
+    y, v, cotangent = (torch.from_numpy(a) for a in (rows.y, cotangents, weighed))
+    return _gradients(rows, np.empty_like(rows.o), neuralsort_mean_gradient(y, v, cotangent)[0].numpy())
+
+
 def _sinkhorn(rows: _Rows) -> tuple[np.ndarray, Any]:
     y, payload = torch.from_numpy(rows.y), torch.from_numpy(rows.payload())
     f = balance(y)
@@ -274,6 +290,7 @@ def _isotonic_back(rows: _Rows, g: np.ndarray, start: Any) -> _Gradients:
 SOFTSORT_VALUES = Compiled(_softsort, _softsort_back, ranks=False)
 SOFTSORT_RANKS = Compiled(_softsort, _softsort_back, ranks=True)
 NEURALSORT_VALUES = Compiled(_neuralsort, _neuralsort_back, ranks=False)
+NEURALSORT_RANKS = Compiled(_neuralsort_ranks, _neuralsort_ranks_back, ranks=True)
 SINKHORN_VALUES = Compiled(_sinkhorn, _sinkhorn_back, ranks=False)
 SINKHORN_RANKS = Compiled(_sinkhorn, _sinkhorn_back, ranks=True)
 ISOTONIC_VALUES = Compiled(_isotonic, _isotonic_back, ranks=False)

@@ -156,7 +156,12 @@ ORDERINGS: dict[str, OrderingMethod] = {
         compiled_values=direct.SOFTSORT_VALUES,
         compiled_ranks=direct.SOFTSORT_RANKS,
     ),
-    "neuralsort": _weighting(NeuralSort, _neuralsort_row, compiled_values=direct.NEURALSORT_VALUES),
+    "neuralsort": _weighting(
+        NeuralSort,
+        _neuralsort_row,
+        compiled_values=direct.NEURALSORT_VALUES,
+        compiled_ranks=direct.NEURALSORT_RANKS,
+    ),
     "sinkhorn": _weighting(
         Transport,
         lambda y: Transport.row(y, -1),

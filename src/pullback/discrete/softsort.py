@@ -21,6 +21,7 @@ from pullback.kernels.neuralsort import (
     neuralsort_matrix,
     neuralsort_mean,
     neuralsort_mean_gradient,
+    neuralsort_transposed,
 )
 
 __all__ = ["NeuralSort", "SoftSort"]
@@ -149,7 +150,7 @@ class _NeuralSortTransposed(torch.autograd.Function):
     @staticmethod
     def forward(y: Tensor, v: Tensor) -> Tensor:
         rows, channels = as_rows(y, 1).detach(), as_rows(v, 2).detach()
-        return neuralsort_mean_gradient(rows, torch.zeros_like(channels), channels)[1].view(v.shape)
+        return neuralsort_transposed(rows, channels).view(v.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

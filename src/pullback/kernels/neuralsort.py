@@ -17,7 +17,14 @@ from torch import Tensor
 
 from pullback.kernels.compiled import compiled, over_rows
 
-__all__ = ["neuralsort_matrix", "neuralsort_mean", "neuralsort_mean_gradient", "neuralsort_mean_plain", "weighted"]
+__all__ = [
+    "neuralsort_matrix",
+    "neuralsort_mean",
+    "neuralsort_mean_gradient",
+    "neuralsort_mean_plain",
+    "neuralsort_transposed",
+    "weighted",
+]
 
 
 def distance_sums(y: Tensor) -> Tensor:
@@ -131,6 +138,16 @@ def neuralsort_mean_gradient(
     arrays = [t.contiguous().resolve_neg().numpy() for t in (y, v, g, *(kept or weighted(y, v)))]
     over_rows(_bands()[1], *arrays, _cut(y), grad_y.numpy(), grad_v.numpy())  # type: ignore[index]
     return grad_y, grad_v
+
+
+def neuralsort_transposed(y: Tensor, v: Tensor) -> Tensor:
+    """Return ``[b, c, n]``: what the weights of all places send of ``v [b, c, n]`` to each item, ``P^T v``.
+
+    Example:
+        >>> neuralsort_transposed(torch.zeros(1, 2), torch.tensor([[[1.0, 3.0]]])).tolist()
+        [[[2.0, 2.0]]]
+    """
+    return neuralsort_mean_gradient(y, torch.zeros_like(v), v)[1]
 
 
 def distance_sums_transposed(g: Tensor) -> Tensor:
