@@ -18,7 +18,7 @@ needs_numba = pytest.mark.skipif(not sparse._NUMBA, reason="numba is not install
 
 
 @needs_numba
-@pytest.mark.parametrize("alpha", [1.05, 1.3, 1.5, 1.8, 2.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.3, 0.9, 1.05, 1.3, 1.5, 1.8, 2.0, 3.0])
 @pytest.mark.parametrize("n", [1, 2, 7, 300])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-12)])
 def test_kernel_equals_the_plain_versions(alpha: float, n: int, dtype: torch.dtype, tolerance: float) -> None:
@@ -30,6 +30,21 @@ def test_kernel_equals_the_plain_versions(alpha: float, n: int, dtype: torch.dty
     assert got.dtype == dtype
     for method in ("sort", "bisection") if alpha in (1.5, 2.0) else ("bisection",):
         torch.testing.assert_close(got, discrete.entmax(x, alpha, method=method), rtol=0, atol=tolerance)
+
+
+@needs_numba
+@pytest.mark.parametrize("learned", [False, True])
+def test_gradients_of_the_kernel_equal_those_of_the_plain_version(learned: bool) -> None:
+    x = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    g = torch.randn(6, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for alpha in (0.4, 1.1, 1.3, 2.0, 5.0):
+        one = torch.full((6, 1), alpha, dtype=torch.float64, requires_grad=True) if learned else alpha
+        inputs = (x, one) if isinstance(one, torch.Tensor) else (x,)
+        ours, plain = (
+            torch.autograd.grad(discrete.entmax(x, one, method=method), inputs, g) for method in ("kernel", "bisection")
+        )
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["auto", "sort", "bisection"])

@@ -11,7 +11,7 @@ import torch
 from pullback.core.checks import check_choice, check_dim, check_floating, check_positive, check_scalar
 from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
 from pullback.core.shapes import Float, Scalar, Tensor
-from pullback.core.transforms import can_look
+from pullback.core.transforms import can_look, is_transformed
 from pullback.discrete.softness import is_hard, quotient, widen
 
 __all__ = ["entmax", "entmax15", "sparsemax"]
@@ -97,8 +97,7 @@ def entmax(
     needed.
 
     Args:
-        x, dim, method, temperature, hard: as in :func:`sparsemax`; ``"sort"`` knows alpha 1.5 and 2, ``"kernel"``
-            one alpha >= 1.
+        x, dim, method, temperature, hard: as in :func:`sparsemax`; ``"sort"`` knows alpha 1.5 and 2.
         alpha: > 0, larger is sparser: a number, or a differentiable tensor other than 1 that broadcasts with ``x``
             and has size 1 along ``dim``: one alpha of all, of a head, or of a row. Its derivative is
             ``(h - s sum(h) / sum(s)) / (alpha - 1) + (p - s / sum(s)) / (alpha - 1)^2`` with ``h = -p log p``.
@@ -126,8 +125,6 @@ def entmax(
     dim = check_dim(check_floating("x", x), dim)
     check_choice("method", method, METHODS)
     number = _checked_alpha(alpha, x, dim)
-    if method == "kernel" and (number is None or number < 1):
-        raise ValueError("method 'kernel' knows one alpha >= 1; 'bisection' knows every alpha")
     if method == "sort" and number not in (1.5, 2):
         raise ValueError(f"method 'sort' knows alpha 1.5 and 2, got {alpha}; 'bisection' knows every alpha")
     if method == "kernel" and (x.device.type != "cpu" or not _NUMBA):
@@ -135,7 +132,7 @@ def entmax(
     if is_hard(temperature, widen(x).dtype):
         return replace_gradient(_argmax(x, dim), torch.sign(x))
     if method == "auto":
-        compiled = x.device.type == "cpu" and _NUMBA and number is not None and number >= 1
+        compiled = x.device.type == "cpu" and _NUMBA
         method = "kernel" if compiled else "sort" if number in (1.5, 2) else "bisection"
     scaled = widen(x).movedim(dim, -1) if x.ndim else widen(x).reshape(1)
     if scaled.numel() and (isinstance(temperature, Tensor) or temperature != 1):
@@ -164,11 +161,14 @@ class _Entmax(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, str], output: Tensor) -> None:
         ctx.save_for_backward(output)
         ctx.save_for_forward(output)
-        ctx.alpha = inputs[1]
+        ctx.alpha, ctx.method = inputs[1:]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
-        return _jacobian_product(ctx.saved_tensors[0], cotangent, ctx.alpha), None, None
+        p = ctx.saved_tensors[0]
+        if ctx.method == "kernel" and _once(cotangent):
+            return torch.ops.pullback.entmax_gradient(p, cotangent, _a_row(ctx.alpha, p))[0], None, None
+        return _jacobian_product(p, cotangent, ctx.alpha), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *unused: None) -> Tensor:
@@ -185,16 +185,21 @@ class _LearnedEntmax(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor, number: float | None, method: str) -> Tensor:
-        return _by_bisection(x, alpha) if number is None and x.numel() else _solve(x, number or 2.0, method)
+        return _solve(x, alpha if number is None else number, method)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float | None, str], output: Tensor) -> None:
         ctx.save_for_backward(output, inputs[1])
         ctx.save_for_forward(output, inputs[1])
+        ctx.method = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor, None, None]:
         p, alpha = ctx.saved_tensors
+        if ctx.method == "kernel" and _once(cotangent):
+            to_x, to_alpha = torch.ops.pullback.entmax_gradient(p, cotangent, _a_row(alpha, p))
+            by_row = to_alpha.view((*p.shape[:-1], 1)).sum_to_size(alpha.shape)
+            return to_x, by_row.to(alpha.dtype), None, None
         by_alpha = (cotangent * _by_alpha(p, alpha)).sum_to_size(alpha.shape)
         return _jacobian_product(p, cotangent, alpha), by_alpha, None, None
 
@@ -242,13 +247,27 @@ def _checked_alpha(alpha: float | Tensor, x: Tensor, dim: int) -> float | None:
     return None
 
 
-def _solve(x: Tensor, alpha: float, method: str) -> Tensor:
+def _solve(x: Tensor, alpha: float | Tensor, method: str) -> Tensor:
     if x.numel() == 0:
         return x.clone()
     if method == "kernel":
-        result: Tensor = torch.ops.pullback.entmax(x, alpha)
+        result: Tensor = torch.ops.pullback.entmax(x, _a_row(alpha, x))
         return result
-    return _by_sorting(x, alpha) if method == "sort" else _by_bisection(x, alpha)
+    if method == "sort" and not isinstance(alpha, Tensor):
+        return _by_sorting(x, alpha)
+    return _by_bisection(x, alpha)
+
+
+def _a_row(alpha: float | Tensor, x: Tensor) -> Tensor:
+    """Return ``[rows]`` in double precision."""
+    if isinstance(alpha, Tensor):
+        return alpha.double().expand((*x.shape[:-1], 1)).reshape(-1)
+    return torch.full((x.shape[:-1].numel(),), alpha, dtype=torch.float64)
+
+
+def _once(cotangent: Tensor) -> bool:
+    """Whether there is something to differentiate, and nothing that will be again."""
+    return cotangent.numel() > 0 and not (torch.is_grad_enabled() or is_transformed(cotangent))
 
 
 def _by_alpha(p: Tensor, alpha: Tensor) -> Tensor:
@@ -275,20 +294,38 @@ def _jacobian_product(p: Tensor, g: Tensor, alpha: float | Tensor) -> Tensor:
     return weight * (g - mean)
 
 
-@torch.library.custom_op("pullback::entmax", mutates_args=(), schema="(Tensor x, float alpha) -> Tensor")
-def _kernel(x: Tensor, alpha: float) -> Tensor:
+@torch.library.custom_op("pullback::entmax", mutates_args=(), schema="(Tensor x, Tensor alphas) -> Tensor")
+def _kernel(x: Tensor, alphas: Tensor) -> Tensor:
     from pullback.kernels.sparsemax import entmax_rows  # compiles on first use
 
     rows = x.detach().contiguous()
     out = torch.empty_like(rows)
     n = rows.shape[-1]
-    entmax_rows(rows.view(-1, n).numpy(), alpha, out.view(-1, n).numpy())
+    entmax_rows(rows.view(-1, n).numpy(), alphas.numpy(), out.view(-1, n).numpy())
     return out
 
 
 @_kernel.register_fake
-def _(x: Tensor, alpha: float) -> Tensor:
+def _(x: Tensor, alphas: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op(
+    "pullback::entmax_gradient", mutates_args=(), schema="(Tensor p, Tensor g, Tensor alphas) -> (Tensor, Tensor)"
+)
+def _gradient_kernel(p: Tensor, g: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    from pullback.kernels.sparsemax import entmax_gradient_rows
+
+    rows, cotangents = (t.detach().resolve_neg().reshape(-1, p.shape[-1]).contiguous() for t in (p, g))
+    to_x, to_alpha = torch.empty_like(rows), torch.empty_like(alphas)
+    largest = torch.finfo(p.dtype).max ** 0.5
+    entmax_gradient_rows(rows.numpy(), cotangents.numpy(), alphas.numpy(), largest, to_x.numpy(), to_alpha.numpy())
+    return to_x.view(p.shape), to_alpha
+
+
+@_gradient_kernel.register_fake
+def _(p: Tensor, g: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(p, memory_format=torch.contiguous_format), torch.empty_like(alphas)
 
 
 def _by_sorting(x: Tensor, alpha: float) -> Tensor:

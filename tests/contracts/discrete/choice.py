@@ -360,7 +360,6 @@ CONTRACTS = [
                 ),
                 Bad((torch.zeros(2, 3), torch.tensor([[1.5], [1.0]])), {}, ValueError, "alpha must not be 1 as a te"),
                 Bad((torch.zeros(2, 3), torch.tensor([[1.5], [-1.0]])), {}, ValueError, "alpha must be > 0 everywhere"),
-                Bad((torch.zeros(3), 0.5), {"method": "kernel"}, ValueError, "method 'kernel' knows one alpha >= 1"),
                 Bad(
                     (torch.zeros(3), 1.2),
                     {"method": "sort"},
