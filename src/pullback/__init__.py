@@ -17,6 +17,7 @@ from pullback.core.errors import ConvergenceError
 
 if TYPE_CHECKING:
     from pullback import (
+        audio,
         causal,
         core,
         data,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         implicit,
         kernels,
         lab,
+        optim,
         render,
         topology,
         transport,
@@ -38,12 +40,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 FAMILIES = (
+    "audio",
     "causal",
     "discrete",
     "dynamics",
     "geometry",
     "gradients",
     "implicit",
+    "optim",
     "render",
     "topology",
     "transport",
@@ -63,6 +67,7 @@ __all__ = [
     "ConvergenceError",
     "GradientWarning",
     "__version__",
+    "audio",
     "audit",
     "causal",
     "core",
@@ -74,6 +79,7 @@ __all__ = [
     "implicit",
     "kernels",
     "lab",
+    "optim",
     "relaxed",
     "render",
     "topology",
