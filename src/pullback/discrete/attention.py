@@ -71,7 +71,7 @@ def masked_attention(
     if can_look(weight) and bool((weight < 0).any()):
         raise ValueError(f"key_mask must be >= 0, got minimum {float(weight.min()):.4g}")
     check_broadcast(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=weight.shape[:-1])
-    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    logits = (q / math.sqrt(q.shape[-1])) @ k.mT
     if bias is not None:
         check_same_dtype(q=q, bias=check_floating("bias", bias))
         check_broadcast(scores=logits.shape, bias=bias.shape)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pullback.core.checks import check_floating, check_positive, check_tensor
+from pullback.core.checks import check_finite, check_floating, check_positive, check_tensor
 from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.core.transforms import can_look
 
@@ -46,7 +46,8 @@ def center_heatmap_loss(
     Raises:
         TypeError: ``logits``, ``positions`` or ``centers`` is not floating, ``labels`` not integer, ``mask`` not
             boolean.
-        ValueError: shapes do not belong together, a label is no class, ``radius`` is not positive.
+        ValueError: shapes do not belong together, a logit is not finite, a label is no class, ``radius`` is not
+            positive.
 
     Example:
         >>> positions, centers = torch.tensor([[0.0, 0.0], [9.0, 9.0]]), torch.tensor([[1.0, 0.0]])
@@ -60,6 +61,8 @@ def center_heatmap_loss(
     """
     _check_plane(logits, positions, centers, labels, mask)
     check_positive("radius", radius)
+    if can_look(logits):
+        check_finite("logits", logits)
     if not logits.shape[-2]:
         return logits.sum((-1, -2))
     there = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device) if mask is None else mask
@@ -70,9 +73,10 @@ def center_heatmap_loss(
     of_class = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=labels.device)  # [*batch, m, classes]
     heat = near.unsqueeze(-1) * of_class.unsqueeze(-3)
     heat = heat.amax(-2) if heat.shape[-2] else torch.zeros_like(logits)
-    log_p, log_not = nn.functional.logsigmoid(logits), nn.functional.logsigmoid(-logits)
-    right, wrong = (2 * log_not).exp() * log_p, (2 * log_p).exp() * log_not
-    losses = torch.where(heat == 1, right, (1 - heat) ** 4 * wrong)
+    peak = heat == 1
+    signed = torch.where(peak, logits, -logits)
+    missed = (2 * nn.functional.logsigmoid(-signed)).exp() * nn.functional.logsigmoid(signed)
+    losses = torch.where(peak, missed, (1 - heat) ** 4 * missed)
     total = torch.where(there.unsqueeze(-1), losses, 0).sum((-1, -2))
     return -total / (labels >= 0).sum(-1).clamp(min=1)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pullback.core.checks import check_broadcast, check_floating, check_integer, check_tensor
 from pullback.core.gradients import replace_gradient
-from pullback.core.shapes import Bool, Float, Num, Shaped, Tensor
+from pullback.core.shapes import Bool, Float, Shaped, Tensor
 from pullback.core.transforms import can_look
 from pullback.discrete.attention import masked_attention
 
@@ -194,10 +194,10 @@ class HaltingTransformer(nn.Module):
         if present is not None or gather:
             everywhere = torch.ones(rows, n, dtype=torch.bool, device=x.device)
             home, slots = _packed(everywhere if present is None else present.reshape(rows, n))
-        tokens, m = home.collect(x.reshape(rows, n, -1)), x.new_ones(())
+        tokens, m = home.collect(x.reshape(rows, n, self.width)), x.new_ones(())
         m = m.expand(len(tokens))
         left = x.new_zeros(rows * n, self.width)
-        lived, scores, rescued = [], [], []
+        lived, scores, rescued, near = [], [], [], None
         for number, layer in enumerate(self.layers):
             if imposed is not None:
                 m = m * home.collect(imposed.reshape(rows, depth, n)[:, number]).to(m.dtype)
@@ -209,14 +209,14 @@ class HaltingTransformer(nn.Module):
                 if imposed is None:
                     m = slots.collect(halting_gate(given, slots.spread(m), threshold=self.threshold))
             lived.append(home.spread(m))
-            if gather and not bool((m > 0).all()):
+            moved = gather and not bool((m > 0).all())
+            if moved:
                 stays, living = m > 0, lived[-1] > 0
                 if self.recycle and home.index is not None:
                     left = left.index_copy(0, home.index[~stays], tokens[~stays])
                 tokens, m = tokens[stays], m[stays]
                 home, slots = _packed(living)
-            near = None
-            if self.bias is not None and positions is not None:
+            if self.bias is not None and positions is not None and (near is None or moved):
                 near = self.bias(
                     slots.spread(home.collect(positions.reshape(rows, n, *positions.shape[len(batch) + 1 :])))
                 )
@@ -229,7 +229,7 @@ class HaltingTransformer(nn.Module):
             features.view(x.shape),
             torch.stack(lived, 1).view(*batch, depth, n),
             torch.stack(scores, 1).view(shape) if scores else x.new_zeros(shape),
-            torch.stack(rescued, 1).view(shape[:-1]) if rescued else torch.zeros(shape[:-1], dtype=torch.bool),
+            torch.stack(rescued, 1).view(shape[:-1]) if rescued else x.new_zeros(shape[:-1], dtype=torch.bool),
         )
 
 
@@ -284,7 +284,7 @@ def sparsity_loss(
 
 
 def transformer_macs(
-    counts: Num[Tensor, "*batch layers"], width: int, *, expansion: int = 4
+    counts: Float[Tensor, "*batch layers"], width: int, *, expansion: int = 4
 ) -> Float[Tensor, "*batch"]:
     r"""Return the multiply-adds of a transformer whose layers see these many tokens.
 
@@ -299,26 +299,24 @@ def transformer_macs(
         expansion: e, >= 1.
 
     Returns:
-        ``[*batch]`` of the dtype of ``counts``, float64 for integers.
+        ``[*batch]``.
 
     Raises:
-        TypeError: ``counts`` is a boolean tensor, a size no integer.
+        TypeError: ``counts`` is not floating, a size no integer.
         ValueError: a count is negative, a size < 1.
 
     Example:
         >>> transformer_macs(torch.tensor([10.0, 5.0]), 8)
         tensor(13520.)
     """
-    if check_tensor("counts", counts).dtype == torch.bool or counts.is_complex():
-        raise TypeError(f"counts must be numbers, got {counts.dtype}")
+    check_floating("counts", counts)
     check_integer("width", width, 1)
     check_integer("expansion", expansion, 1)
     if not counts.ndim:
         raise ValueError("counts must have a dimension of layers")
     if can_look(counts) and not bool((counts >= 0).all()):
         raise ValueError(f"counts must be >= 0, got minimum {float(counts.min()):.4g}")
-    tokens = counts if counts.is_floating_point() else counts.double()
-    return (tokens * ((4 + 2 * expansion) * width**2) + 2 * width * tokens.square()).sum(-1)
+    return (counts * ((4 + 2 * expansion) * width**2) + 2 * width * counts.square()).sum(-1)
 
 
 class _Places(NamedTuple):
