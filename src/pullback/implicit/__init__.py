@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pullback.implicit import optimality
+from pullback.implicit.averaged_multipliers import AveragedMultipliers, MultiplierState, kkt_residual
+from pullback.implicit.bilevel import BilevelDescent, BilevelProblem, BilevelState
+from pullback.implicit.hypergradients import Hypergradient, hypergradient
+from pullback.implicit.inverse_hessian import inverse_hessian_product
 from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.multiclass_svm import MulticlassSVM
 from pullback.implicit.optimality import KKTPoint
@@ -20,14 +24,23 @@ from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
 
 __all__ = [
+    "AveragedMultipliers",
+    "BilevelDescent",
+    "BilevelProblem",
+    "BilevelState",
+    "Hypergradient",
     "KKTPoint",
     "MulticlassSVM",
+    "MultiplierState",
     "Reason",
     "Solution",
     "custom_fixed_point",
     "custom_root",
     "find_root",
     "fixed_point",
+    "hypergradient",
+    "inverse_hessian_product",
+    "kkt_residual",
     "linear_solve",
     "minimize",
     "optimality",
