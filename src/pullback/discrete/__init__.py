@@ -71,6 +71,7 @@ from pullback.discrete.methods import ORDERINGS, OrderingMethod
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
 from pullback.discrete.operator_tables import integer_operators, operator_table
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss, reordered_loss
+from pullback.discrete.perturbation import AdaptivePerturbation
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.plackett_luce import PlackettLuce
 from pullback.discrete.programs import AmortizedSynthesizer, ProgramLogits, RelaxedProgram
@@ -101,6 +102,7 @@ from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, s
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 from pullback.discrete.straight_line import Line, Program
+from pullback.discrete.subset import SUBSET_METHODS, Subset, subset_sample
 from pullback.discrete.trees import HardForest, ResponseForest, SoftTree
 from pullback.discrete.trellis import Trellis, TrellisOutput
 
@@ -112,6 +114,8 @@ __all__ = [
     "ORDERINGS",
     "RAMPS",
     "STEP_ERRORS",
+    "SUBSET_METHODS",
+    "AdaptivePerturbation",
     "AlignmentCurve",
     "AmortizedSynthesizer",
     "BranchingLayer",
@@ -161,6 +165,7 @@ __all__ = [
     "SoftTree",
     "Sorted",
     "StructuredEnergy",
+    "Subset",
     "Swap",
     "TrainableGate",
     "Trellis",
@@ -289,6 +294,7 @@ __all__ = [
     "sparsity_loss",
     "straight_through",
     "straight_through_softmax",
+    "subset_sample",
     "take",
     "take_along_dim",
     "temperature_schedule",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +17,8 @@ from pullback.discrete.softness import widen
 from pullback.discrete.sorting import argsort
 
 __all__ = ["PlackettLuce"]
+
+_MOST_ORDERS = 100_000
 
 
 class PlackettLuce:
@@ -80,28 +84,45 @@ class PlackettLuce:
         """Return the most probable order ``[*batch, n]``: from the largest score down."""
         return self.scores.detach().argsort(-1, descending=True)
 
-    def log_prob(self, order: Int[Tensor, "*any n"]) -> Float[Tensor, "..."]:
-        """Return the logarithm of the probability of orders.
+    def log_prob(self, order: Int[Tensor, "*any k"]) -> Float[Tensor, "..."]:
+        """Return the logarithm of the probability of orders, or of their first places.
 
         Args:
-            order: ``[*any, n]`` items from first to last, broadcast against the scores.
+            order: ``[*any, k]`` different items from first to last, broadcast against the scores; with ``k < n`` the
+                first k places, whatever follows. -1 fills up a row with fewer.
 
         Raises:
             TypeError: ``order`` holds no integers.
-            ValueError: a row is no permutation of 0..n-1 (not checked under transforms).
+            ValueError: a row repeats an item, is longer than n, or has an item outside of 0..n-1 (not checked under
+                transforms).
         """
         n = self.scores.shape[-1]
         if check_tensor("order", order).dtype not in (torch.int64, torch.int32):
             raise TypeError(f"order must hold integers, got {order.dtype}")
-        if order.shape[-1:] != (n,):
-            raise ValueError(f"order must have shape (..., {n}), got {tuple(order.shape)}")
-        items = torch.arange(n, device=order.device)
-        if can_look(order) and not bool((order.sort(-1).values == items).all()):
-            raise ValueError(f"order must be a permutation of 0..{n - 1} in each row")
+        if not order.ndim or not 1 <= order.shape[-1] <= n:
+            raise ValueError(f"order must have shape (..., k) with k in 1..{n}, got {tuple(order.shape)}")
+        _check_items(order, n)
         batch = check_broadcast(order=tuple(order.shape[:-1]), scores=tuple(self.scores.shape[:-1]))
-        drawn = widen(self.scores).expand(*batch, n).gather(-1, order.long().expand(*batch, n))
+        full = _completed(order.long(), n).expand(*batch, n)
+        drawn = widen(self.scores).expand(*batch, n).gather(-1, full)
         left = drawn.flip(-1).logcumsumexp(-1).flip(-1)
-        return (drawn - left).sum(-1).to(self.scores.dtype)
+        terms = (drawn - left)[..., : order.shape[-1]]
+        return torch.where(order >= 0, terms, 0.0).sum(-1).to(self.scores.dtype)
+
+    def orders(self, k: int | None = None) -> Int[Tensor, "m k"]:
+        """Return all that the first ``k`` places (all by default) can be, ``[n! / (n - k)!, k]``, lexicographically.
+
+        With ``log_prob`` that gives every expectation exactly.
+
+        Raises:
+            TypeError: ``k`` is no integer.
+            ValueError: ``k`` is out of 1..n, or there are more than 100 000.
+        """
+        n = self.scores.shape[-1]
+        k = n if k is None else check_integer("k", k, 1, n)
+        if math.perm(n, k) > _MOST_ORDERS:
+            raise ValueError(f"k must leave at most {_MOST_ORDERS} orders, got {math.perm(n, k)} of {k} out of {n}")
+        return torch.tensor(list(itertools.permutations(range(n), k)), device=self.scores.device)
 
     def precedence(self) -> Float[Tensor, "*batch n n"]:
         """Return ``[*batch, n, n]`` the probability that i comes before j, ``sigmoid(s_i - s_j)``; 0 for i = j."""
@@ -114,3 +135,21 @@ class PlackettLuce:
         device = drawing_device(generator, scores)
         noise = gumbel_noise([*sizes, *scores.shape], dtype=scores.dtype, device=device, generator=generator)
         return scores + noise.to(scores.device)
+
+
+def _check_items(order: Tensor, n: int) -> None:
+    if can_look(order) and order.numel():
+        ordered = order.sort(-1).values
+        repeated = bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any())
+        gap = bool(((order[..., :-1] < 0) & (order[..., 1:] >= 0)).any())
+        if repeated or gap or int(order.min()) < -1 or int(order.max()) >= n:
+            raise ValueError(f"order must have different items of 0..{n - 1} in each row, -1 only at its end")
+
+
+def _completed(order: Tensor, n: int) -> Tensor:
+    """Return the full order ``[*any, n]`` that goes on with what is missing."""
+    k = order.shape[-1]
+    places = torch.full((*order.shape[:-1], n + 1), k, device=order.device)  # -1 is written beside the items
+    written = torch.arange(k, device=order.device).expand(order.shape)
+    places = places.scatter(-1, torch.where(order < 0, n, order), written)
+    return places[..., :n].argsort(dim=-1, stable=True)

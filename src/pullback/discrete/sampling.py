@@ -16,6 +16,7 @@ from pullback.discrete.softness import is_hard, quotient, softmax, widen
 
 __all__ = [
     "bernoulli",
+    "check_binary_outcome",
     "check_outcome",
     "check_rows",
     "draw",
@@ -25,6 +26,7 @@ __all__ = [
     "noise_given",
     "noise_like",
     "straight_through",
+    "undrawn",
 ]
 
 
@@ -209,12 +211,7 @@ def multinomial(
     else:
         noisy = widen(logits) + noise_like(logits, generator)
         order = noisy.topk(num_samples, -1).indices
-        drawn = torch.zeros_like(noisy, dtype=torch.bool)
-        rows = []
-        for j in range(num_samples):
-            rows.append(torch.where(drawn, -torch.inf, noisy))
-            drawn = drawn.scatter(-1, order[..., j : j + 1], True)
-        perturbed = torch.stack(rows, -2)
+        perturbed = undrawn(noisy, order)
     exact = _one_hot_max(perturbed, -1).to(p.dtype)
     if frozen:
         return replace_gradient(exact, torch.sign(p).unsqueeze(-2).expand(exact.shape))
@@ -270,17 +267,23 @@ def bernoulli(
     uniform = _unfilled(wide, generator).uniform_(generator=generator).to(wide.device)
     exact = None
     if outcome is not None:
-        exact = _check_binary_outcome(outcome, p)
+        exact = check_binary_outcome(outcome, p)
         fixed = wide.detach()
         uniform = torch.where(exact, fixed * uniform, fixed + (1 - fixed) * uniform)
     return _bernoulli(p, uniform, method, temperature, hard, frozen, exact)
 
 
-def _check_binary_outcome(outcome: Tensor, p: Tensor) -> Tensor:
+def check_binary_outcome(outcome: Tensor, p: Tensor, name: str = "p") -> Tensor:
+    """Return which entries of ``outcome`` are 1; refuse what is no outcome of probability ``p``.
+
+    Example:
+        >>> check_binary_outcome(torch.tensor([0, 1]), torch.tensor([0.5, 0.5]))
+        tensor([False,  True])
+    """
     if check_tensor("outcome", outcome).dtype not in (torch.bool, torch.int64, torch.int32):
         raise TypeError(f"outcome must hold booleans or integers, got {outcome.dtype}")
     if outcome.shape != p.shape:
-        raise ValueError(f"outcome must have the shape of p, {tuple(p.shape)}, got {tuple(outcome.shape)}")
+        raise ValueError(f"outcome must have the shape of {name}, {tuple(p.shape)}, got {tuple(outcome.shape)}")
     if can_look(outcome) and bool(((outcome != 0) & (outcome != 1)).any()):
         raise ValueError("outcome must be 0 or 1")
     if can_look(outcome) and can_look(p) and bool(torch.where(outcome != 0, p <= 0, p >= 1).any()):
@@ -314,6 +317,22 @@ def _bernoulli(
 def _negative_log(exponential: Tensor) -> Tensor:
     info = torch.finfo(exponential.dtype)
     return exponential.clamp(info.tiny, info.max).log_().neg_()
+
+
+def undrawn(scores: Float[Tensor, "*batch n"], order: Int[Tensor, "*batch k"]) -> Float[Tensor, "*batch k n"]:
+    """Return, for each place of an order, the scores of what was not drawn at an earlier one, ``-inf`` elsewhere.
+
+    Example:
+        >>> undrawn(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0]))
+        tensor([[1., 2., 3.],
+                [1., 2., -inf]])
+    """
+    drawn = torch.zeros_like(scores, dtype=torch.bool)
+    rows = []
+    for j in range(order.shape[-1]):
+        rows.append(torch.where(drawn, -torch.inf, scores))
+        drawn = drawn.scatter(-1, order[..., j : j + 1], True)
+    return torch.stack(rows, -2)
 
 
 def noise_like(logits: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -17,6 +17,7 @@ def _rsample(scores: Tensor, *, temperature: float | Tensor = 1.0) -> Tensor:
 
 
 _ORDER = torch.tensor([[2, 0, 1, 3], [3, 2, 1, 0]])
+_FIRST = torch.tensor([[2, 0, -1], [3, 2, 1]])
 
 
 def _log_prob(scores: Tensor, order: Tensor) -> Tensor:
@@ -26,8 +27,8 @@ def _log_prob(scores: Tensor, order: Tensor) -> Tensor:
 def _item_by_item(scores: Tensor, order: Tensor) -> Tensor:
     rows = []
     for s, items in zip(scores.tolist(), order.tolist(), strict=True):
-        left, total = set(items), 0.0
-        for item in items:
+        left, total = set(range(len(s))), 0.0
+        for item in (item for item in items if item >= 0):
             total += s[item] - math.log(sum(math.exp(s[k]) for k in left))
             left.remove(item)
         rows.append(total)
@@ -38,14 +39,23 @@ CONTRACTS = [
     Contract(
         "discrete.PlackettLuce[log_prob]",
         _log_prob,
-        lambda g: [Call((torch.randn(2, 4, generator=g, dtype=torch.float64), _ORDER))],
+        lambda g: [Call((torch.randn(2, 4, generator=g, dtype=torch.float64), order)) for order in (_ORDER, _FIRST)],
         reference=_item_by_item,
         bad=[
             Bad((torch.zeros(0), _ORDER), {}, ValueError, "scores must have at least one item"),
             Bad((torch.tensor([0.0, torch.nan]), _ORDER), {}, ValueError, "scores must be finite"),
             Bad((torch.zeros(4, dtype=torch.int64), _ORDER), {}, TypeError, "scores must be a floating tensor"),
-            Bad((torch.zeros(4), torch.tensor([0, 1, 1, 3])), {}, ValueError, "order must be a permutation of 0..3"),
-            Bad((torch.zeros(4), torch.tensor([0, 1])), {}, ValueError, r"order must have shape \(..., 4\)"),
+            Bad(
+                (torch.zeros(4), torch.tensor([0, 1, 1, 3])),
+                {},
+                ValueError,
+                r"order must have different items of 0\.\.3",
+            ),
+            Bad(
+                (torch.zeros(4), torch.tensor([0, -1, 1])), {}, ValueError, "order must have different items .* -1 only"
+            ),
+            Bad((torch.zeros(4), torch.tensor([4, 0])), {}, ValueError, r"order must have different items of 0\.\.3"),
+            Bad((torch.zeros(2), torch.tensor([0, 1, 2])), {}, ValueError, r"order must have shape .* k in 1\.\.2"),
             Bad((torch.zeros(2), torch.tensor([0.0, 1.0])), {}, TypeError, "order must hold integers"),
         ],
     ),

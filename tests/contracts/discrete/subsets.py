@@ -1,4 +1,4 @@
-"""Contract of relaxed subsets."""
+"""Contracts of sampled subsets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, Edges
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt
 
 
 def _seeded(logits: Tensor, k: Any = 2, **words: Any) -> Tensor:
@@ -39,7 +39,126 @@ def _largest(x: Tensor, dim: int) -> Tensor:
     return torch.zeros_like(x).scatter(dim, x.argmax(dim, keepdim=True), 1.0) if x.numel() else x
 
 
+def _subset(logits: Tensor, k: Any = 2, **words: Any) -> Any:
+    return discrete.subset_sample(logits, k, generator=torch.Generator().manual_seed(0), **words)
+
+
+def _parts(logits: Tensor, k: Any = 2, **words: Any) -> tuple[Tensor, Tensor]:
+    subset = _subset(logits, k, **words)
+    return subset.rows, subset.mask
+
+
+def _noisy(logits: Tensor) -> Tensor:
+    exponential = torch.empty(logits.shape, dtype=torch.float64).exponential_(
+        generator=torch.Generator().manual_seed(0)
+    )
+    return logits - torch.log(exponential)
+
+
+def _soft_rows(logits: Tensor, k: Any, method: str, temperature: float, **_: Any) -> tuple[Tensor, Tensor]:
+    """One row and one place at a time: what is drawn leaves the race, by parts or as a whole."""
+    rows = torch.zeros(*logits.shape[:-1], 2, logits.shape[-1], dtype=torch.float64)
+    for number, scores in enumerate(_noisy(logits)):
+        left = torch.ones_like(scores)
+        for place in range(int(k[number]) if isinstance(k, Tensor) else k):
+            weights = left * torch.exp(scores / temperature)
+            rows[number, place] = weights / weights.sum()
+            if method == "relaxed_topk":
+                left = left * (1 - rows[number, place]) ** (1 / temperature)
+            else:
+                left[torch.where(left > 0, scores, -torch.inf).argmax()] = 0
+    return rows, rows.sum(-2)
+
+
+def _drawn_rows(logits: Tensor, k: Any = 2, **_: Any) -> tuple[Tensor, Tensor]:
+    rows = torch.eye(logits.shape[-1], dtype=torch.float64)[_noisy(logits).argsort(-1, descending=True)[..., :2]]
+    used = torch.arange(2) < (k[:, None] if isinstance(k, Tensor) else k)
+    rows = rows * used[..., None]
+    return rows, rows.sum(-2)
+
+
+def _top_two(x: Tensor) -> Tensor:
+    return torch.zeros_like(x).scatter(-1, x.argsort(-1, descending=True)[..., :2], 1.0) if x.numel() else x
+
+
+_SEVERAL = torch.tensor([2, 1, 2])
+_OF_A_DRAW = "the draws of a batch are not those of its rows; float32 noise is another draw than float64 noise"
+_TWO_FUNCTIONS = "value and gradient belong to different functions, by design: tests/discrete/test_subset.py"
+
+
+def _estimator(method: str, **words: Any) -> Contract:
+    return Contract(
+        f"discrete.subset_sample[{method}]",
+        _parts,
+        lambda g: [Call((torch.randn(3, 4, generator=g, dtype=torch.float64),), {"method": method, **words})],
+        reference=_drawn_rows,
+        gradcheck=False,
+        gradgradcheck=False,
+        forward_mode=False,
+        batched=False,
+        vmap=False,
+        compile=method not in ("imle", "aimle"),
+        half=False,
+        why=f"{_OF_A_DRAW}; {_TWO_FUNCTIONS}; the implicit estimators have a backward pass only",
+    )
+
+
 CONTRACTS = [
+    Contract(
+        "discrete.subset_sample",
+        _parts,
+        lambda g: [
+            Call((torch.randn(3, 4, generator=g, dtype=torch.float64), k), {"method": m, "hard": False, **t})
+            for m in ("gumbel_topk", "relaxed_topk")
+            for k in (2, _SEVERAL)
+            for t in ({"temperature": 0.7},)
+        ],
+        reference=_soft_rows,
+        hard=_drawn_rows,
+        scalars={"temperature": 0.7},
+        edges=Edges(
+            _top_two,
+            empty="logits must have at least one class",
+            refuses=(lambda x: bool((x == torch.inf).any()), "logits must have a finite largest"),
+            outputs=lambda result: (result[1],),
+        ),
+        bad=[
+            Bad((torch.arange(3),), {}, TypeError, "logits must be a floating tensor, got torch.int64"),
+            Bad((torch.tensor(0.0),), {}, ValueError, "logits must have at least one dimension"),
+            Bad((torch.full((2,), -torch.inf),), {}, ValueError, "logits must have a finite largest entry"),
+            Bad((torch.zeros(3), 0), {}, ValueError, r"k must be in 1\.\.3, got 0"),
+            Bad((torch.zeros(3), 4), {}, ValueError, r"k must be in 1\.\.3, got 4"),
+            Bad((torch.zeros(3), 1.0), {}, TypeError, "k must be an integer"),
+            Bad((torch.zeros(3), torch.tensor(1.0)), {}, TypeError, "k must hold integers, got torch.float32"),
+            Bad((torch.zeros(2, 3), torch.tensor([1, 4])), {}, ValueError, r"k must be in 1\.\.3, got 1\.\.4"),
+            Bad((torch.zeros(2, 3), torch.ones(3).long()), {}, ValueError, r"k must broadcast to \(2,\), got \(3,\)"),
+            Bad((torch.tensor([0.0, 1.0, -torch.inf]), 3), {}, ValueError, "k must be at most the number of finite"),
+            Bad((torch.zeros(3),), {"noise": -1.0}, ValueError, "noise must be >= 0, got -1.0"),
+            Bad((torch.zeros(3),), {"method": "perturbed", "noise": 0.0}, ValueError, "noise must be > 0"),
+            Bad((torch.zeros(3),), {"method": "imle", "perturbation": 0.0}, ValueError, "perturbation must be > 0"),
+            Bad(
+                (torch.zeros(3),),
+                {"method": "aimle", "hard": False},
+                ValueError,
+                "hard must be true for",
+            ),
+            Bad(
+                (torch.zeros(3),),
+                {"method": "imle", "perturbation": discrete.AdaptivePerturbation()},
+                TypeError,
+                "perturbation must be a number for method 'imle'",
+            ),
+        ],
+        batched=False,
+        vmap=False,
+        half=False,
+        why=_OF_A_DRAW,
+    ),
+    _estimator("straight_through"),
+    _estimator("imle", perturbation=0.5),
+    _estimator("aimle"),
+    _estimator("perturbed"),
+    Exempt("discrete.AdaptivePerturbation", "a state that a backward pass moves", "discrete/test_subset.py"),
     Contract(
         "discrete.k_hot_sample",
         _seeded,
