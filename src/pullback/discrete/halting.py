@@ -149,16 +149,8 @@ class HaltingTransformer(nn.Module):
             raise TypeError(f"bias must be a module, got {type(bias).__name__}")
         _check_threshold(threshold)
         self.width, self.threshold, self.recycle = width, threshold, recycle
-        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
-        self.score = nn.ModuleList(_score(width) for _ in range(layers - 1))
-        if generator is not None:
-            for module in self.modules():
-                if isinstance(module, nn.Linear):
-                    bound = module.in_features**-0.5
-                    nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                    nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        for score in self.score:
-            nn.init.constant_(score[-1].bias, start)
+        self.layers = nn.ModuleList(_Layer(width, heads, generator) for _ in range(layers))
+        self.score = nn.ModuleList(_score(width, start, generator) for _ in range(layers - 1))
         self.bias = bias
 
     def forward(
@@ -194,36 +186,35 @@ class HaltingTransformer(nn.Module):
         if present is not None or gather:
             everywhere = torch.ones(rows, n, dtype=torch.bool, device=x.device)
             home, slots = _packed(everywhere if present is None else present.reshape(rows, n))
-        tokens, m = home.collect(x.reshape(rows, n, self.width)), x.new_ones(())
-        m = m.expand(len(tokens))
-        left = x.new_zeros(rows * n, self.width)
+        tokens = home.collect(x.reshape(rows, n, self.width))
+        cells = None if positions is None else positions.reshape(rows, n, *positions.shape[len(batch) + 1 :])
+        m, left = x.new_ones(len(tokens)), x.new_zeros(rows * n, self.width)
         lived, scores, rescued, near = [], [], [], None
         for number, layer in enumerate(self.layers):
-            if imposed is not None:
-                m = m * home.collect(imposed.reshape(rows, depth, n)[:, number]).to(m.dtype)
             if number:
                 score = torch.sigmoid(self.score[number - 1](tokens).squeeze(-1))
-                before, given = slots.spread(m) > 0, slots.spread(score)
                 scores.append(home.spread(score * (m > 0)))
-                rescued.append(before.any(-1) & ~(before & (given > self.threshold)).any(-1))
+                given, before = slots.spread(score), slots.spread(m)
+                lowest = ~((before > 0) & (given > self.threshold)).any(-1) & (before > 0).any(-1)
+                rescued.append(lowest if imposed is None else torch.zeros_like(lowest))
                 if imposed is None:
-                    m = slots.collect(halting_gate(given, slots.spread(m), threshold=self.threshold))
+                    m = slots.collect(halting_gate(given, before, threshold=self.threshold))
+            if imposed is not None:
+                m = m * home.collect(imposed.reshape(rows, depth, n)[:, number]).to(m.dtype)
             lived.append(home.spread(m))
             moved = gather and not bool((m > 0).all())
             if moved:
-                stays, living = m > 0, lived[-1] > 0
-                if self.recycle and home.index is not None:
-                    left = left.index_copy(0, home.index[~stays], tokens[~stays])
+                stays = m > 0
+                if self.recycle and home.places is not None:
+                    left = left.index_copy(0, home.places[~stays], tokens[~stays])
                 tokens, m = tokens[stays], m[stays]
-                home, slots = _packed(living)
-            if self.bias is not None and positions is not None and (near is None or moved):
-                near = self.bias(
-                    slots.spread(home.collect(positions.reshape(rows, n, *positions.shape[len(batch) + 1 :])))
-                )
+                home, slots = _packed(lived[-1] > 0)
+            if self.bias is not None and cells is not None and (near is None or moved):
+                near = self.bias(slots.spread(home.collect(cells)))
             updated = layer(tokens, m, slots, near)
             tokens = m[:, None] * updated + (1 - m)[:, None] * tokens
         features = tokens if self.recycle else m[:, None] * tokens
-        features = home.spread(features) if home.index is None else left.index_copy(0, home.index, features)
+        features = home.spread(features) if home.places is None else left.index_copy(0, home.places, features)
         shape = (*batch, depth - 1, n)
         return HaltingOutput(
             features.view(x.shape),
@@ -324,18 +315,18 @@ class _Places(NamedTuple):
 
     rows: int
     slots: int
-    index: Tensor | None = None
+    places: Tensor | None = None
 
     def spread(self, tokens: Tensor) -> Tensor:
         """From ``[tokens, ...]`` to ``[rows, slots, ...]``, 0 where there is none."""
         rest = tokens.shape[1:]
-        if self.index is not None:
-            tokens = tokens.new_zeros(self.rows * self.slots, *rest).index_copy(0, self.index, tokens)
+        if self.places is not None:
+            tokens = tokens.new_zeros(self.rows * self.slots, *rest).index_copy(0, self.places, tokens)
         return tokens.view(self.rows, self.slots, *rest)
 
     def collect(self, padded: Tensor) -> Tensor:
         flat = padded.reshape(self.rows * self.slots, *padded.shape[2:])
-        return flat if self.index is None else flat.index_select(0, self.index)
+        return flat if self.places is None else flat.index_select(0, self.places)
 
 
 def _packed(living: Tensor) -> tuple[_Places, _Places]:
@@ -350,11 +341,12 @@ def _packed(living: Tensor) -> tuple[_Places, _Places]:
 class _Layer(nn.Module):
     """Attention and a feed-forward part, each normalised before, of packed tokens."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.heads = heads
-        self.project, self.combine = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.project, self.combine = _linear(width, 3 * width, generator), _linear(width, width, generator)
+        first, second = _linear(width, 4 * width, generator), _linear(4 * width, width, generator)
+        self.feed = nn.Sequential(first, nn.GELU(), second)
         self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, m: Tensor, slots: _Places, bias: Tensor | None) -> Tensor:
@@ -366,9 +358,18 @@ class _Layer(nn.Module):
         return fed
 
 
-def _score(width: int) -> nn.Sequential:
+def _score(width: int, start: float, generator: torch.Generator | None) -> nn.Sequential:
     hidden = max(width // 2, 1)
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
+    last = _linear(hidden, 1, generator)
+    nn.init.constant_(last.bias, start)
+    return nn.Sequential(nn.LayerNorm(width), _linear(width, hidden, generator), nn.GELU(), last)
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
+    layer, bound = nn.Linear(inputs, outputs), inputs**-0.5
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _check_threshold(threshold: float) -> None:
