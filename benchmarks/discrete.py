@@ -16,6 +16,7 @@ from pullback.discrete import (
     entmax_loss,
     group_ordering_loss,
     gumbel_softmax,
+    normmax,
     rank,
     reinmax,
     sort,
@@ -143,6 +144,18 @@ CHOICE_CASES = [
         _scores(1000, 256),
         _descend(lambda x: entmax(x, _alphas())),
         {"entmax": _descend(lambda x: _peer().entmax_bisect(x, _alphas()))},
+    ),
+    Case(
+        "entmax of alpha 1.3, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        _descend(lambda x: entmax(x, 1.3)),
+        {"entmax": _descend(lambda x: _peer().entmax_bisect(x, 1.3))},
+    ),
+    Case(
+        "normmax, forward+backward, 256 x 1000",
+        _scores(1000, 256),
+        _descend(normmax),
+        {"entmax": _descend(lambda x: _peer().normmax_bisect(x, 2, dim=-1))},
     ),
     Case(
         "loss of entmax15, forward+backward, 256 x 1000",

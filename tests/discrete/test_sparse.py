@@ -32,6 +32,18 @@ def test_kernel_equals_the_plain_versions(alpha: float, n: int, dtype: torch.dty
         torch.testing.assert_close(got, discrete.entmax(x, alpha, method=method), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("method", ["auto", "bisection"])
+@pytest.mark.parametrize("alpha", [1.2, 2.0, 3.5, 20.0])
+def test_peer_s_normmax_agrees(method: str, alpha: float) -> None:
+    x = torch.randn(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    g = torch.randn(20, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = discrete.normmax(x, alpha, method=method)
+    theirs = entmax.normmax_bisect(x, alpha, dim=-1, n_iter=60)
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+    gradients = [torch.autograd.grad(p, x, g)[0] for p in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
 @needs_numba
 @pytest.mark.parametrize("learned", [False, True])
 def test_gradients_of_the_kernel_equal_those_of_the_plain_version(learned: bool) -> None:

@@ -10,6 +10,7 @@ from pullback.discrete.alignment import (
     win_probability,
     win_rate,
 )
+from pullback.discrete.assign import assign
 from pullback.discrete.attention import RelativePositionBias, masked_attention
 from pullback.discrete.autoencoders import CategoricalBottleneck, DiscreteVAE, SemiSupervisedVAE
 from pullback.discrete.best_of_n import KLEstimate, Selection, best_of_n, best_of_n_kl, best_of_n_log_prob
@@ -48,9 +49,17 @@ from pullback.discrete.estimators import (
 from pullback.discrete.expectation import ESTIMATORS, RunningBaseline, exact_categorical_gradient, expectation
 from pullback.discrete.fenchel_young import entmax_loss
 from pullback.discrete.filters import median_filter, rank_filter
+from pullback.discrete.gated_model import GatedModel, NetworkCost, attach_gates, prune_closed
 from pullback.discrete.gates import TrainableGate, budget_loss, gate, trainable_gate
 from pullback.discrete.group_ordering import group_mass, group_ordering_loss
 from pullback.discrete.halting import HaltingOutput, HaltingTransformer, halting_gate, sparsity_loss, transformer_macs
+from pullback.discrete.hungarian_net import (
+    AssignmentProblems,
+    HungarianNet,
+    assignment_problems,
+    fit_hungarian_net,
+    hungarian_net_loss,
+)
 from pullback.discrete.information_gain import information_gain
 from pullback.discrete.isotonic import project_permutahedron
 from pullback.discrete.k_hot import k_hot_sample
@@ -69,6 +78,7 @@ from pullback.discrete.logic import (
 from pullback.discrete.memory import memory_read, memory_write
 from pullback.discrete.methods import ORDERINGS, OrderingMethod
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
+from pullback.discrete.normmax import normmax
 from pullback.discrete.operator_tables import integer_operators, operator_table
 from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permutation_loss, reordered_loss
 from pullback.discrete.perturbation import AdaptivePerturbation
@@ -101,8 +111,9 @@ from pullback.discrete.set_scorer import SetScorer
 from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, sort_by, topk
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
-from pullback.discrete.straight_line import Line, Program
+from pullback.discrete.straight_line import Line, Program, enumerate_programs
 from pullback.discrete.subset import SUBSET_METHODS, Subset, subset_sample
+from pullback.discrete.tracking import TrackingLoss, TrackingMetrics, clear_mot, soft_tracking_loss
 from pullback.discrete.trees import HardForest, ResponseForest, SoftTree
 from pullback.discrete.trellis import Trellis, TrellisOutput
 
@@ -118,6 +129,7 @@ __all__ = [
     "AdaptivePerturbation",
     "AlignmentCurve",
     "AmortizedSynthesizer",
+    "AssignmentProblems",
     "BranchingLayer",
     "BranchingNetwork",
     "CategoricalBottleneck",
@@ -131,17 +143,20 @@ __all__ = [
     "EnergyInterpreter",
     "EpisodeAllocation",
     "Explanation",
+    "GatedModel",
     "Generated",
     "HaltingOutput",
     "HaltingTransformer",
     "HardForest",
     "Histogram",
+    "HungarianNet",
     "KLEstimate",
     "KeyedEnsemble",
     "Line",
     "Macs",
     "MappingRank",
     "Matching",
+    "NetworkCost",
     "OrderingMethod",
     "OrderingMetrics",
     "Partition",
@@ -167,6 +182,8 @@ __all__ = [
     "StructuredEnergy",
     "Subset",
     "Swap",
+    "TrackingLoss",
+    "TrackingMetrics",
     "TrainableGate",
     "Trellis",
     "TrellisOutput",
@@ -182,6 +199,9 @@ __all__ = [
     "argmin",
     "argquantile",
     "argsort",
+    "assign",
+    "assignment_problems",
+    "attach_gates",
     "bernoulli",
     "best_of_n",
     "best_of_n_kl",
@@ -195,6 +215,7 @@ __all__ = [
     "choose",
     "clamp",
     "class_incremental_stream",
+    "clear_mot",
     "comparators",
     "continual_metrics",
     "count",
@@ -206,6 +227,7 @@ __all__ = [
     "entmax",
     "entmax15",
     "entmax_loss",
+    "enumerate_programs",
     "episode_loss",
     "equal",
     "estimator_statistics",
@@ -213,6 +235,7 @@ __all__ = [
     "expectation",
     "expected_macs",
     "find_centers",
+    "fit_hungarian_net",
     "floor",
     "fmod",
     "frac",
@@ -229,6 +252,7 @@ __all__ = [
     "heaviside",
     "histc",
     "histogram",
+    "hungarian_net_loss",
     "index_select",
     "info_nce",
     "information_gain",
@@ -261,6 +285,7 @@ __all__ = [
     "minimum",
     "multinomial",
     "nearest_neighbour_accuracy",
+    "normmax",
     "not_equal",
     "one_hot",
     "operator_table",
@@ -269,6 +294,7 @@ __all__ = [
     "permutation_loss",
     "permutation_matrix",
     "project_permutahedron",
+    "prune_closed",
     "quantile",
     "rank",
     "rank_filter",
@@ -287,6 +313,7 @@ __all__ = [
     "soft_step",
     "soft_swap",
     "soft_topk",
+    "soft_tracking_loss",
     "sort",
     "sort_by",
     "sorting_network",

@@ -14,7 +14,7 @@ from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.core.transforms import can_look, is_transformed
 from pullback.discrete.softness import is_hard, quotient, widen
 
-__all__ = ["entmax", "entmax15", "sparsemax"]
+__all__ = ["argmax_one_hot", "entmax", "entmax15", "kernel_available", "sparsemax"]
 
 _NUMBA = find_spec("numba") is not None  # imported, and the kernel compiled, only on first use
 METHODS = ("auto", "kernel", "sort", "bisection")
@@ -127,13 +127,12 @@ def entmax(
     number = _checked_alpha(alpha, x, dim)
     if method == "sort" and number not in (1.5, 2):
         raise ValueError(f"method 'sort' knows alpha 1.5 and 2, got {alpha}; 'bisection' knows every alpha")
-    if method == "kernel" and (x.device.type != "cpu" or not _NUMBA):
+    if method == "kernel" and not kernel_available(x):
         raise ValueError(f"method 'kernel' must run on the CPU with numba installed, got {x.device}")
     if is_hard(temperature, widen(x).dtype):
-        return replace_gradient(_argmax(x, dim), torch.sign(x))
+        return replace_gradient(argmax_one_hot(x, dim), torch.sign(x))
     if method == "auto":
-        compiled = x.device.type == "cpu" and _NUMBA
-        method = "kernel" if compiled else "sort" if number in (1.5, 2) else "bisection"
+        method = "kernel" if kernel_available(x) else "sort" if number in (1.5, 2) else "bisection"
     scaled = widen(x).movedim(dim, -1) if x.ndim else widen(x).reshape(1)
     if scaled.numel() and (isinstance(temperature, Tensor) or temperature != 1):
         # Less the largest: what overflows then is -inf, and gets 0.
@@ -147,7 +146,17 @@ def entmax(
     else:
         p = torch.softmax(scaled, -1) if abs(alpha - 1) < 1e-8 else _Entmax.apply(scaled, float(alpha), method)
     p = (p.movedim(-1, dim) if x.ndim else p.reshape(())).to(x.dtype)
-    return replace_gradient(_argmax(x, dim), p) if hard else p
+    return replace_gradient(argmax_one_hot(x, dim), p) if hard else p
+
+
+def kernel_available(x: Tensor) -> bool:
+    """Return whether the compiled rows can take ``x``: on the CPU, with numba installed.
+
+    Example:
+        >>> kernel_available(torch.zeros(2, device="meta"))
+        False
+    """
+    return x.device.type == "cpu" and _NUMBA
 
 
 class _Entmax(torch.autograd.Function):
@@ -370,7 +379,13 @@ def _by_bisection(x: Tensor, alpha: float | Tensor) -> Tensor:
     return torch.softmax(logits(low), -1)
 
 
-def _argmax(x: Tensor, dim: int) -> Tensor:
+def argmax_one_hot(x: Tensor, dim: int) -> Tensor:
+    """Return 1 at the first largest entry along ``dim`` and 0 elsewhere, without gradient.
+
+    Example:
+        >>> argmax_one_hot(torch.tensor([1.0, 3.0, 3.0]), 0)
+        tensor([0., 1., 0.])
+    """
     if x.numel() == 0:
         return x.detach().clone()
     return torch.zeros_like(x, requires_grad=False).scatter(dim, x.detach().argmax(dim, keepdim=True), 1.0)

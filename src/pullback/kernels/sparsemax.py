@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["entmax_gradient_rows", "entmax_rows"]
+__all__ = ["entmax_gradient_rows", "entmax_rows", "normmax_rows"]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=False)
@@ -173,3 +173,38 @@ def entmax_gradient_rows(p: Any, g: Any, alphas: Any, largest: float, to_x: Any,
         for i in range(n):
             to_x[r, i] = to_x[r, i] * (g[r, i] - mean)
         to_alpha[r] = (along_entropy - mean * entropy) / gap + (along - mean) / (gap * gap)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=False)
+def normmax_rows(x: Any, alpha: float, out: Any) -> None:
+    """Write alpha-normmax of every row of ``x [rows, n]`` to ``out``; a row without a finite maximum becomes NaN."""
+    rows, n = x.shape
+    power = alpha / (alpha - 1.0)
+    active = np.empty(n, np.float64)
+    place = np.empty(n, np.int64)
+    for r in range(rows):
+        row, result = x[r], out[r]
+        top = -np.inf
+        for i in range(n):
+            if not row[i] <= top:
+                top = row[i]
+                if np.isnan(top):
+                    break
+        count = 0
+        for i in range(n):
+            result[i] = 0.0 if np.isfinite(top) else np.nan
+            below = np.float64(row[i]) - np.float64(top)
+            if below > -1.0:
+                active[count] = below
+                place[count] = i
+                count += 1
+        if not np.isfinite(top):
+            continue
+        t = _threshold(active, count, power)
+        total = 0.0
+        for k in range(count):
+            gap = active[k] - t
+            active[k] = gap ** (power - 1.0) if gap > 0.0 else 0.0
+            total += active[k]
+        for k in range(count):
+            result[place[k]] = active[k] / total

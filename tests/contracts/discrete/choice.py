@@ -82,6 +82,19 @@ def _simplex_projection(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
     return torch.stack(rows).reshape(x.movedim(dim, -1).shape).movedim(-1, dim)
 
 
+def _normmax_by_root(x: Tensor, alpha: float = 2.0, temperature: float = 1.0, **_: Any) -> Tensor:
+    """The defining equation solved by scipy, row by row."""
+    from scipy.optimize import brentq
+
+    rows = []
+    for row in (x / temperature).reshape(-1, x.shape[-1]):
+        z = row.numpy()
+        q = lambda t, z=z: (z - t).clip(0) ** (1 / (alpha - 1))  # noqa: E731
+        root = brentq(lambda t, q=q: (q(t) ** alpha).sum() - 1, z.max() - 1 - 1e-9, z.max(), xtol=1e-14)
+        rows.append(torch.from_numpy(q(root) / q(root).sum()))
+    return torch.stack(rows).reshape(x.shape)
+
+
 def _entmax_by_root(x: Tensor, alpha: float = 1.5, temperature: float = 1.0, **_: Any) -> Tensor:
     """The defining equation solved by scipy, row by row."""
     from scipy.optimize import brentq
@@ -314,6 +327,26 @@ CONTRACTS = [
             bad=_bad_logits("x") if method == "auto" else (),
         )
         for method in ("auto", "sort", "bisection")
+    ],
+    *[
+        Contract(
+            f"discrete.normmax[{method}]",
+            discrete.normmax,
+            _sparse_calls(1.6, method=method, temperature=0.9),
+            scalars=_T,
+            reference=_normmax_by_root,
+            hard=_one_hot_max,
+            edges=Edges(_largest, along=True, nan=_has_no_largest) if method == "auto" else None,
+            bad=[
+                *_bad_logits("x"),
+                Bad((torch.zeros(3), 1.0), {}, ValueError, "alpha must be a finite number > 1, got 1.0"),
+                Bad((torch.zeros(3), "2"), {}, TypeError, "alpha must be a number, got str"),
+                Bad((torch.zeros(3), 2.0, 1), {}, IndexError, "dim must be in"),
+            ]
+            if method == "auto"
+            else (),
+        )
+        for method in ("auto", "bisection")
     ],
     Contract(
         "discrete.entmax[learned alpha]",
