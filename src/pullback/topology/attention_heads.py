@@ -86,16 +86,37 @@ class HeadAttention(nn.Module):
         self.outputs = HeadOutputs(heads)
 
     def forward(
-        self, x: Float[Tensor, "*batch n width"], mask: Bool[Tensor, "*batch n"] | None = None
+        self, x: Float[Tensor, "*batch n width"], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch n width"]:
-        """Return ``[*batch, n, width]``; a token whose ``mask`` is false is no key, and its result means nothing."""
+        """Return ``[*batch, n, width]``.
+
+        Args:
+            x: the tokens.
+            mask: ``[*batch, n]``, a token whose ``mask`` is false is no key, and its result means nothing; or, with as
+                many dimensions as ``x``, ``[*batch, n, n]``: which keys (last) each query (second to last) may see.
+        """
         shares, values = self._shares_and_values(x, mask)
         said = self.outputs(shares @ values)
         combine: Tensor = self.combine
         return said.transpose(-3, -2).flatten(-2) @ combine[self.outputs.open].flatten(0, 1) + self.bias
 
+    @torch.no_grad()
+    def cut(self, weights: Float[Tensor, "heads"]) -> None:
+        """Drop the parameters of all heads of weight 0, and scale what the others say by their weight.
+
+        Raises:
+            ValueError: there are not as many weights as open heads, or all are 0.
+        """
+        heads = self.outputs.open.nonzero()[:, 0]
+        if weights.shape != heads.shape or not bool(weights.any()):
+            raise ValueError(f"weights must be {len(heads)}, not all 0, got {weights.tolist()}")
+        kept, factors = heads[weights.to(heads.device) != 0], weights[weights != 0].to(self.combine)
+        self.project = nn.Parameter(self.project[:, kept], self.project.requires_grad)
+        self.combine = nn.Parameter(self.combine[kept] * factors[:, None, None], self.combine.requires_grad)
+        self.outputs = HeadOutputs(len(kept)).to(heads.device)
+
     def shares(
-        self, x: Float[Tensor, "*batch n width"], mask: Bool[Tensor, "*batch n"] | None = None
+        self, x: Float[Tensor, "*batch n width"], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch open n n"]:
         """Return what each token of each open head attends to: rows sum to 1."""
         return self._shares_and_values(x, mask)[0]
@@ -111,7 +132,8 @@ class HeadAttention(nn.Module):
         queries, keys, values = parts.movedim(-3, 0).transpose(-3, -2)
         logits = queries @ keys.mT / size**0.5
         if mask is not None:
-            logits = logits.masked_fill(~mask[..., None, None, :], torch.finfo(logits.dtype).min)
+            seen = mask[..., None, :, :] if mask.ndim == x.ndim else mask[..., None, None, :]
+            logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
         return logits.softmax(-1), values
 
 
