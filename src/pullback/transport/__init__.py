@@ -1,18 +1,30 @@
-"""Optimal transport with a gradient: exact assignments, Sinkhorn, distances between distributions."""
+"""Optimal transport with a gradient: exact and entropic plans, divergences, maps."""
 
 from __future__ import annotations
 
+from pullback.transport.costs import pairwise_cost
+from pullback.transport.divergence import MongeGap, SinkhornDivergence, monge_gap, sinkhorn_divergence
 from pullback.transport.entropic import Transport
 from pullback.transport.exact import Assignment, ExactTransport, assignment, exact_transport
+from pullback.transport.maps import FittedMap, TransportMapFit, fit_transport_map, unexplained_variance
 from pullback.transport.one_dimensional import wasserstein_1d
 from pullback.transport.sinkhorn import sinkhorn
 
 __all__ = [
     "Assignment",
     "ExactTransport",
+    "FittedMap",
+    "MongeGap",
+    "SinkhornDivergence",
     "Transport",
+    "TransportMapFit",
     "assignment",
     "exact_transport",
+    "fit_transport_map",
+    "monge_gap",
+    "pairwise_cost",
     "sinkhorn",
+    "sinkhorn_divergence",
+    "unexplained_variance",
     "wasserstein_1d",
 ]

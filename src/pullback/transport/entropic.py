@@ -18,10 +18,11 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from pullback.core.gradients import replace_gradient
 from pullback.core.numerics import solve
 from pullback.core.shapes import Bool, Float, Int, Scalar, Tensor
 from pullback.core.transforms import can_look
@@ -135,14 +136,12 @@ def solve_entropic(
     if gradient == "unrolled":
         g, sweeps = _unrolled(problem, start, max_iterations, tolerance)
     else:
-        fixed = [problem.cost, problem.a, problem.b, problem.epsilon]
-        reach = torch.full_like(problem.epsilon, torch.inf) if problem.reach is None else problem.reach
         begin = torch.zeros_like(problem.b) if start is None else start.double().expand_as(problem.b)
-        tensors = [t.detach() for t in (*fixed, reach, begin)]
+        tensors = [t.detach() for t in (problem.cost, problem.a, problem.b, problem.epsilon, _far(problem), begin)]
         g, sweeps = sweep(*tensors, start is None, symmetric, max_iterations, tolerance)
         if gradient == "implicit":
             g = _polish(problem, g)
-    return _result(problem, g, sweeps, tolerance, constant=gradient == "envelope")
+    return (_envelope if gradient == "envelope" else _result)(problem, g, sweeps, tolerance)
 
 
 def _unrolled(problem: Problem, start: Tensor | None, count: int, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -187,17 +186,97 @@ def _polish(problem: Problem, g: Tensor) -> Tensor:
     return torch.where(better.unsqueeze(-1), newton, swept)
 
 
-def _result(problem: Problem, g: Tensor, sweeps: Tensor, tolerance: float, constant: bool) -> Transport:
+def _result(problem: Problem, g: Tensor, sweeps: Tensor, tolerance: float) -> Transport:
     f = problem.rows(g)
     value = problem.dual(f, g)
     plan = problem.kept(problem.a, f).unsqueeze(-1) * torch.softmax(problem.row_logits(g), -1)
-    if constant:
-        plan, f, g = plan.detach(), f.detach(), g.detach()
-    missing = (plan.sum(-2) - problem.kept(problem.b, g)).abs().sum(-1)
-    residual = (missing / problem.b.sum(-1)).detach()
-    if problem.reach is None:
-        difference = (f * problem.a).sum(-1) - (g * problem.b).sum(-1)
-        shift = (difference / (2 * problem.b.sum(-1))).unsqueeze(-1)
-        shift = shift.detach() if constant else shift
-        f, g = f - shift, g + shift
-    return Transport(plan, f, g, value, residual, sweeps, residual <= tolerance)
+    residual = _residual(problem, plan, g).detach()
+    return Transport(plan, *_centred(problem, f, g), value, residual, sweeps, residual <= tolerance)
+
+
+def _envelope(problem: Problem, g: Tensor, sweeps: Tensor, tolerance: float) -> Transport:
+    """The value with its partial derivatives at constant potentials: it is stationary in them."""
+    tensors = [t.detach() for t in (problem.cost, problem.a, problem.b, problem.epsilon, _far(problem), g)]
+    plan, f, g, value, residual, *slopes = evaluate(*tensors)
+    linear = (plan * torch.where(plan > 0, problem.cost, 0)).sum((-2, -1))
+    scalars = [x.squeeze(-1) for x in (problem.epsilon, problem.reach) if x is not None]
+    for slope, x in zip(slopes, (problem.a, problem.b, *scalars), strict=False):
+        linear = linear + (slope * x).sum(-1)
+    return Transport(plan, f, g, replace_gradient(value, linear), residual, sweeps, residual <= tolerance)
+
+
+def _far(problem: Problem) -> Tensor:
+    return torch.full_like(problem.epsilon, torch.inf) if problem.reach is None else problem.reach
+
+
+@torch.library.custom_op(
+    "pullback::entropic_value",
+    mutates_args=(),
+    schema="(Tensor cost, Tensor a, Tensor b, Tensor epsilon, Tensor reach, Tensor g) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def evaluate(
+    cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return plan, f, g, value and residual of a potential, and the slopes of the value.
+
+    These are along a, b, epsilon ``[*batch, 1]`` and reach ``[*batch, 1]``; that along the costs is the plan. A reach
+    of inf holds the masses.
+    """
+    with torch.no_grad():
+        held = bool(reach.isinf().all())
+        problem = Problem(cost, a, b, log_masses(a), log_masses(b), epsilon, None if held else reach)
+        logits = (g.unsqueeze(-2) - cost) / epsilon + problem.log_b.unsqueeze(-2)
+        f = -problem.step.squeeze(-1) * torch.logsumexp(logits, -1)
+        plan = problem.kept(a, f).unsqueeze(-1) * torch.softmax(logits, -1)
+        residual = _residual(problem, plan, g)
+        f, g = _centred(problem, f, g.clone())
+        e, far = epsilon.squeeze(-1), reach.squeeze(-1)
+        rows, columns = plan.sum(-1), plan.sum(-2)
+        spent = (plan * torch.where(plan > 0, cost, 0)).sum((-2, -1))
+        along = ((rows * f).sum(-1) + (columns * g).sum(-1) - spent).unsqueeze(-1) / e  # the sum of P log(P / ab)
+        if held:  # b has the sum of a, and twice both masses is four times the mass of a b^T
+            slopes = (f.clone(), g - e, along, torch.zeros_like(e))
+        else:
+            mass = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True)
+            along = along - plan.sum((-2, -1)).unsqueeze(-1) + mass[0] * mass[1]
+            x, y = -f / far, -g / far
+            prices = sum((w * (p * torch.exp(p) - torch.expm1(p))).sum(-1, True) for w, p in ((a, x), (b, y)))
+            slopes = (
+                -far * torch.expm1(x) - e * (torch.exp(x) - mass[1]),
+                -far * torch.expm1(y) - e * (torch.exp(y) - mass[0]),
+                along,
+                prices,
+            )
+        return plan, f, g, problem.dual(f, g), residual, *slopes
+
+
+@evaluate.register_fake
+def _(
+    cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    one, scalar = a.new_empty(a.shape[:-1]), a.new_empty((*a.shape[:-1], 1))
+    like = torch.empty_like
+    return like(cost), like(a), like(b), one, like(one), like(a), like(b), scalar, like(scalar)
+
+
+@evaluate.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> Any:
+    moved = [
+        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, in_dims, strict=True)
+    ]
+    return evaluate(*moved), (0,) * 9
+
+
+def _residual(problem: Problem, plan: Tensor, g: Tensor) -> Tensor:
+    return (plan.sum(-2) - problem.kept(problem.b, g)).abs().sum(-1) / problem.b.sum(-1)
+
+
+def _centred(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the same mean over the masses, where only their sum is determined."""
+    if problem.reach is not None:
+        return f, g
+    difference = (f * problem.a).sum(-1) - (g * problem.b).sum(-1)
+    shift = (difference / (2 * problem.b.sum(-1))).unsqueeze(-1)
+    return f - shift, g + shift

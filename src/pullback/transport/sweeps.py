@@ -172,11 +172,13 @@ class _Sweeper(NamedTuple):
             if not bool(((largest <= _RANGE) | done).all()):  # nor NaN
                 break
             done = done | (error <= self.tolerance)
-            u, v = (torch.where(done.unsqueeze(-1), x, y) for x, y in ((u, new_u), (v, new_v)))
             taken += 1
-            sweeps = sweeps + (~done).long()
             if bool(done.all()):
                 break
+            sweeps = sweeps + (~done).long()
+            if len(sweeps.shape):
+                new_u, new_v = (torch.where(done.unsqueeze(-1), x, y) for x, y in ((u, new_u), (v, new_v)))
+            u, v = new_u, new_v
         return f + e * u.log(), g + e * v.log(), done, sweeps, taken
 
 

@@ -22,7 +22,7 @@ def _masses(g: torch.Generator, *shape: int) -> Tensor:
     return x / x.sum(-1, keepdim=True)
 
 
-def _by_scipy(
+def by_scipy(
     cost: Tensor,
     a: Tensor | None = None,
     b: Tensor | None = None,
@@ -36,7 +36,7 @@ def _by_scipy(
     a = torch.full(cost.shape[:-1], 1 / n, dtype=cost.dtype) if a is None else a
     b = torch.full((*cost.shape[:-2], m), 1 / m, dtype=cost.dtype) if b is None else b
     if cost.ndim > 2:
-        each = [_by_scipy(*one, epsilon=epsilon, reach=reach) for one in zip(cost, a, b, strict=True)]
+        each = [by_scipy(*one, epsilon=epsilon, reach=reach) for one in zip(cost, a, b, strict=True)]
         return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
 
     def plan(z: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ CONTRACTS = [
                 Call((_cost(g, 2, 2, 2), _masses(g, 2, 2), _masses(g, 2, 2)), _words(gradient)),
                 Call((_cost(g, 2, 3),), _words(gradient)),
             ],
-            reference=_by_scipy if gradient != "envelope" else lambda *args, **words: _by_scipy(*args, **words)[1],
+            reference=by_scipy if gradient != "envelope" else lambda *args, **words: by_scipy(*args, **words)[1],
             tolerance=1e-7,
             outputs=_OUT[gradient],
             scalars={"epsilon": 50.0},
@@ -118,7 +118,7 @@ CONTRACTS = [
             Call((_cost(g, 2, 2, 2), _masses(g, 2, 2), 2 * _masses(g, 2, 2)), _words("implicit") | {"reach": 3.0}),
             Call((_cost(g, 2, 3),), _words("implicit") | {"reach": 0.5}),
         ],
-        reference=_by_scipy,
+        reference=by_scipy,
         tolerance=1e-7,
         outputs=lambda t: (t.plan, t.value),
         scalars={"epsilon": 50.0, "reach": 2.0},
@@ -134,7 +134,7 @@ CONTRACTS = [
         reference=lambda cost, start, relative_epsilon, tolerance: tuple(
             torch.stack(parts)
             for parts in zip(
-                *(_by_scipy(c, epsilon=relative_epsilon * float(c.abs().mean())) for c in cost), strict=True
+                *(by_scipy(c, epsilon=relative_epsilon * float(c.abs().mean())) for c in cost), strict=True
             )
         ),
         tolerance=1e-7,
