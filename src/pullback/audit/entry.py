@@ -17,8 +17,9 @@ from pullback.audit.probe.landscape import measure_landscape
 from pullback.audit.probe.memory import measure_memory
 from pullback.audit.probe.one_sided import with_slopes
 from pullback.audit.probe.probes import probe
-from pullback.audit.probe.program import Program
+from pullback.audit.probe.program import Program, requiring_grad
 from pullback.audit.probe.random import random_state, set_random_state
+from pullback.audit.probe.signal import measure_layers, measure_noise
 from pullback.audit.remedy.rerun import Rerun
 from pullback.audit.remedy.search import with_remedies
 from pullback.audit.report.findings import Landscape
@@ -40,6 +41,7 @@ def audit(
     probes: str = "auto",
     landscape: bool = False,
     memory: bool = False,
+    signal: bool = False,
     budget: float = 60.0,
     ignore: Iterable[str] = (),
     libraries: bool = False,
@@ -69,6 +71,8 @@ def audit(
             where nothing is suspect; ``"none"`` never runs it twice.
         landscape: also run the function along its gradient and across it; the page of the report draws the loss.
         memory: also run the function once more and report what its lines keep for the backward pass.
+        signal: also run the function again and report what passes through its layers, forth and back, and, where it
+            draws from the global random streams, how much of each gradient is signal over other draws.
         budget: seconds that the probes may take.
         ignore: places not to report, as ``"model.py:12"`` or ``"model.py"``.
         libraries: blame lines inside installed libraries instead of the line of the user that called them.
@@ -140,6 +144,11 @@ def audit(
         report = replace(report, findings=with_slopes(report.findings, program, tracer, ids, state, budget))
     if landscape:
         report = replace(report, landscape=_landscape(program, tracer, ids, state, budget, opened))
+    if signal:
+        named = {name: t for t, name in _named_leaves(program, tracer, ids)}
+        layers = measure_layers(program, tracer, state, opened)
+        noise = measure_noise(program, tracer, named, state, opened, budget)
+        report = replace(report, layers=layers, noise=noise)
     if memory:
         report = replace(report, memory=measure_memory(program, tracer, state, opened))
     chaos = chaos_finding(step, inputs[0]) if step is not None else None
@@ -155,13 +164,17 @@ def _landscape(
     budget: float,
     opened: list[Tensor],
 ) -> Landscape | None:
-    for tensor in opened:
-        tensor.requires_grad_(True)
-    try:
+    with requiring_grad(opened):
         return measure_landscape(program, tracer, wrt, state, budget)
-    finally:
-        for tensor in opened:
-            tensor.requires_grad_(False)
+
+
+def _named_leaves(program: Program, tracer: Tracer, wrt: set[int] | None) -> Iterator[tuple[Tensor, str]]:
+    """Yield the trained tensors that the run met, by name."""
+    names = _names(program)
+    for index, leaf in enumerate(tracer.leaves.values()):
+        tensor = leaf.reference()
+        if tensor is not None and (wrt is None or id(tensor) in wrt):
+            yield tensor, names.get(id(tensor)) or leaf.name or f"trained tensor {index + 1} {list(leaf.shape)}"
 
 
 def _run(program: Program, opened: list[Tensor], libraries: bool, state: tuple[Any, ...]) -> Tracer:

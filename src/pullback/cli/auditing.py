@@ -137,7 +137,7 @@ def _audit_function(target: str, inputs: str | None, options: dict[str, Any], *,
         for name in (target, inputs):
             if name is not None:
                 load_target(name)
-        return audit_target(target, inputs, landscape=drawn, memory=drawn, **options)
+        return audit_target(target, inputs, landscape=drawn, memory=drawn, signal=drawn, **options)
     except Exception as error:
         wrong_name = isinstance(error, ValueError | TypeError | ModuleNotFoundError)
         if wrong_name and _raised_by(error, "pullback.audit.target"):

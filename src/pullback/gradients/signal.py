@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,38 @@ class GradientSignal:
     overall: float
     batches: int
 
+    @classmethod
+    def of(cls, gradients: Iterable[Mapping[str, Tensor | None]]) -> GradientSignal:
+        """Measure gradients that are given, one mapping from names to tensors for each batch, ``None`` for zero.
+
+        Raises:
+            ValueError: there are fewer than two, or the names differ.
+
+        Example:
+            >>> GradientSignal.of([{"w": torch.tensor([2.0])}, {"w": torch.tensor([4.0])}]).ratio
+            {'w': 4.0}
+        """
+        mean: dict[str, Tensor | float] = {}
+        squares: dict[str, float] = {}
+        count = 0
+        for found in gradients:
+            if count and found.keys() != squares.keys():
+                raise ValueError(f"gradients must have the same names, got {sorted(squares)} and {sorted(found)}")
+            count += 1
+            for name, g in found.items():
+                before = mean.get(name, 0.0)
+                off = (0.0 if g is None else g.detach().double()) - before
+                mean[name] = before + off / count
+                square = float(off.square().sum()) if isinstance(off, Tensor) else off * off
+                squares[name] = squares.get(name, 0.0) + square * (count - 1) / count  # Welford
+        if count < 2:
+            raise ValueError(f"batches must be at least two, got {count}")
+        noise = {name: s / (count - 1) for name, s in squares.items()}
+        lengths = {name: float(torch.as_tensor(m).square().sum()) for name, m in mean.items()}
+        signal = {name: square - noise[name] / count for name, square in lengths.items()}
+        ratio = {name: _ratio(signal[name], noise[name]) for name in noise}
+        return cls(signal, noise, ratio, _ratio(sum(signal.values()), sum(noise.values())), count)
+
 
 def gradient_signal(
     loss: Callable[[dict[str, Tensor], Any], Tensor], parameters: Mapping[str, Tensor], batches: Iterable[Any]
@@ -177,9 +209,12 @@ def gradient_signal(
     points = {
         name: check_floating(f"parameters[{name!r}]", p).detach().requires_grad_() for name, p in parameters.items()
     }
-    mean = {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in points.items()}
-    squares = dict.fromkeys(points, 0.0)
-    count = 0
+    return GradientSignal.of(_each(loss, points, batches))
+
+
+def _each(
+    loss: Callable[[dict[str, Tensor], Any], Tensor], points: dict[str, Tensor], batches: Iterable[Any]
+) -> Iterator[dict[str, Tensor | None]]:
     for batch in batches:
         with torch.enable_grad():
             value = loss(points, batch)
@@ -187,17 +222,7 @@ def gradient_signal(
                 came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"loss must return a scalar that depends on the parameters, got {came}")
             gradients = torch.autograd.grad(value.sum(), list(points.values()), allow_unused=True)
-        count += 1
-        for name, g in zip(points, gradients, strict=True):
-            off = (torch.zeros_like(mean[name]) if g is None else g.double()) - mean[name]
-            mean[name] += off / count
-            squares[name] += float(off.square().sum()) * (count - 1) / count  # Welford
-    if count < 2:
-        raise ValueError(f"batches must be at least two, got {count}")
-    noise = {name: s / (count - 1) for name, s in squares.items()}
-    signal = {name: float(m.square().sum()) - noise[name] / count for name, m in mean.items()}
-    ratio = {name: _ratio(signal[name], noise[name]) for name in noise}
-    return GradientSignal(signal, noise, ratio, _ratio(sum(signal.values()), sum(noise.values())), count)
+        yield dict(zip(points, gradients, strict=True))
 
 
 def _open(value: Any) -> Any:

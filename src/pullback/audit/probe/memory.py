@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pullback.audit.probe.program import Program
+from pullback.audit.probe.program import Program, requiring_grad
 from pullback.audit.probe.replay import Laboratory, Refusal
 from pullback.audit.report.findings import SavedRecord
 from pullback.audit.trace.records import tensors_in
@@ -35,16 +35,13 @@ def measure_memory(
     """
     if tracer.impure:
         return ()
-    for tensor in opened:
-        tensor.requires_grad_(True)
     there = (*program.tensors(), *tensors_in((program.inputs, program.kwargs)))
+    laboratory = Laboratory(program, tracer, state, math.inf)
     try:
-        found = Laboratory(program, tracer, state, math.inf).attempt(lambda: saved_bytes(program.value, exclude=there))
+        with requiring_grad(opened):
+            found = laboratory.attempt(lambda: saved_bytes(program.value, exclude=there))
     except Refusal:
         return ()
-    finally:
-        for tensor in opened:
-            tensor.requires_grad_(False)
     kept = [(place.rpartition(":"), size) for place, size in found.by_line.items()]
     records = (
         SavedRecord(file, int(line), linecache.getline(file, int(line)).rstrip("\n"), size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,20 @@ from pullback.audit.trace.sites import locate
 from pullback.audit.trace.tracer import Tracer
 from pullback.relax import relaxed
 
-__all__ = ["Program"]
+__all__ = ["Program", "requiring_grad"]
+
+
+@contextlib.contextmanager
+def requiring_grad(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let tensors that are trained for the audit alone require grad for a while."""
+    tensors = list(tensors)
+    for tensor in tensors:
+        tensor.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_(False)
 
 
 class Program:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pullback.audit.judge.analysis import analyse
-from pullback.audit.probe.program import Program
+from pullback.audit.probe.program import Program, requiring_grad
 from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.remedy.losses import first_losses
 from pullback.audit.remedy.search import Candidate, Outcome
@@ -76,21 +76,24 @@ class Rerun:
 
     def _run(self, name: str) -> Outcome | None:
         after = random_state()
-        for tensor in self.opened:
-            tensor.requires_grad_(True)
         set_random_state(self.state)
         tracer = Tracer(libraries=self.libraries)
         optimizers = Optimizers(self.libraries)
         try:
-            with self._put_back(), _quiet(), _values(self.program) as losses, optimizers, tracer:
+            with (
+                requiring_grad(self.opened),
+                self._put_back(),
+                _quiet(),
+                _values(self.program) as losses,
+                optimizers,
+                tracer,
+            ):
                 self.program.trace(tracer)
             report = analyse(tracer, target="trial", wrt=self.wrt, names=self.names, optimizers=optimizers)
         except Exception:
             return None  # a rewriting that does not run is no remedy
         finally:
             set_random_state(after)
-            for tensor in self.opened:
-                tensor.requires_grad_(False)
         return Outcome(report, losses[0] if losses else None, name)
 
     @contextlib.contextmanager

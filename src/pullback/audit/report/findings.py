@@ -18,6 +18,9 @@ is one of the strings "NaN", "Infinity" and "-Infinity"::
     error       str or null, the traceback of the user's code if it raised
     landscape   null, or {offsets, along, across}: values of the loss, where they were asked for
     memory      list of {file, line, source, bytes}: what lines keep for the backward pass, where that was asked for
+    layers      list of {name, kind, size, correlation, idle, cotangent}: what passes through layers, where that was
+                asked for
+    noise       list of {name, signal, noise, ratio}: of the gradients of a program that draws, where that was asked for
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ __all__ = [
     "Audited",
     "Finding",
     "Landscape",
+    "LayerRecord",
     "LineRecord",
+    "NoiseRecord",
     "ParameterRecord",
     "SavedRecord",
 ]
@@ -166,6 +171,44 @@ class SavedRecord:
     bytes: int
 
 
+@dataclass(frozen=True)
+class LayerRecord:
+    """What passes through one call of a layer.
+
+    Attributes:
+        name: path of the layer, as the user names its module.
+        kind: its class.
+        size: root mean square of its output.
+        correlation: mean cosine between the outputs of two samples; NaN for a single one.
+        idle: share of the units whose output is the same for all samples; NaN for a single one.
+        cotangent: root mean square of the gradient that arrives at its output.
+    """
+
+    name: str
+    kind: str
+    size: float
+    correlation: float
+    idle: float
+    cotangent: float
+
+
+@dataclass(frozen=True)
+class NoiseRecord:
+    """How much of the gradient of one trained tensor is signal, over runs with other random numbers.
+
+    Attributes:
+        name: of the tensor.
+        signal: ``||E g||^2``, estimated without bias: below 0 where noise is all there is.
+        noise: ``E ||g - E g||^2``.
+        ratio: signal over noise; infinite where the draws do not matter.
+    """
+
+    name: str
+    signal: float
+    noise: float
+    ratio: float
+
+
 @dataclass(frozen=True, repr=False)
 class Audited:
     """All that one audit found, as data; :class:`~pullback.audit.report.report.Report` adds the forms to read it in.
@@ -182,6 +225,8 @@ class Audited:
         error: the traceback of the user's code if it raised, else ``None``.
         landscape: the loss along its gradient and across it, where it was asked for.
         memory: what lines keep for the backward pass, the largest first, where that was asked for.
+        layers: what passes through each call of a layer, where that was asked for.
+        noise: signal and noise of the gradients, where that was asked for and the program draws random numbers.
     """
 
     target: str
@@ -195,6 +240,8 @@ class Audited:
     error: str | None = None
     landscape: Landscape | None = None
     memory: tuple[SavedRecord, ...] = ()
+    layers: tuple[LayerRecord, ...] = ()
+    noise: tuple[NoiseRecord, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -264,4 +311,10 @@ class Audited:
             error=data["error"],
             landscape=landscape,
             memory=tuple(SavedRecord(**record) for record in data.get("memory", ())),
+            layers=tuple(LayerRecord(**_numbers(record)) for record in data.get("layers", ())),
+            noise=tuple(NoiseRecord(**_numbers(record)) for record in data.get("noise", ())),
         )
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value if name in ("name", "kind") else from_json(value) for name, value in record.items()}

@@ -38,6 +38,8 @@ class Report(Audited):
         error: the traceback of the user's code if it raised, else ``None``.
         landscape: the loss along its gradient and across it, where it was asked for.
         memory: what lines keep for the backward pass, the largest first, where that was asked for.
+        layers: what passes through each call of a layer, where that was asked for.
+        noise: signal and noise of the gradients, where that was asked for and the program draws random numbers.
 
     Example:
         >>> report = Report(target="f", steps=2)

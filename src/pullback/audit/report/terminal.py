@@ -76,6 +76,8 @@ def _lines(report: Audited, context: int, width: int) -> Iterator[list[Span]]:
         yield from _finding(finding)
     yield from _parameters(report)
     yield from _memory(report)
+    yield from _layers(report)
+    yield from _noise(report)
     for note in report.notes:
         yield from _block(f"note: {note}", "", "dim")
     yield []
@@ -184,6 +186,40 @@ def _memory(report: Audited, most: int = 8) -> Iterator[list[Span]]:
     if len(report.memory) > most:
         rest = sum(record.bytes for record in report.memory[most:])
         yield [(f"  {format_bytes(rest):>10}  in {len(report.memory) - most} more lines", "dim")]
+
+
+def _layers(report: Audited, most: int = 24) -> Iterator[list[Span]]:
+    """What passes through the layers, in the order of their calls."""
+    if not report.layers:
+        return
+    yield []
+    yield [("layers", "bold"), ("  size, cosine of two samples, idle units, size of the gradient", "dim")]
+    for layer in report.layers[:most]:
+        cells = [
+            number(layer.size),
+            *(_share(value) for value in (layer.correlation, layer.idle)),
+            number(layer.cotangent),
+        ]
+        yield [("".join(f"{cell:>10}" for cell in cells), ""), (f"  {layer.name}  ", ""), (layer.kind, "dim")]
+    if len(report.layers) > most:
+        yield [(f"  and {len(report.layers) - most} more calls", "dim")]
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def _noise(report: Audited, most: int = 12) -> Iterator[list[Span]]:
+    """The trained tensors whose gradients are noisiest."""
+    if not report.noise:
+        return
+    yield []
+    yield [("signal over noise of the gradients", "bold"), ("  with other random numbers", "dim")]
+    noisiest = sorted(report.noise, key=lambda record: record.ratio)
+    for record in noisiest[:most]:
+        yield [(f"{number(record.ratio):>10}  ", ""), (record.name, "")]
+    if len(noisiest) > most:
+        yield [(f"  and {len(noisiest) - most} with less noise", "dim")]
 
 
 def _summary(report: Audited) -> list[Span]:
