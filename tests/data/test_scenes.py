@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pullback.data import digit_scenes, digits
+from pullback.data import digit_scenes, digits, occupied_cells
 
 
 def test_digits_stand_where_the_labels_say_and_do_not_overlap(generator: torch.Generator) -> None:
@@ -52,3 +52,21 @@ def test_bad_arguments_are_refused(change: dict, match: str, generator: torch.Ge
     arguments = {"images": torch.ones(2, 8, 8), "labels": torch.tensor([3, 4]), "count": 9, "size": 20, "fragment": 2}
     with pytest.raises(ValueError, match=match):
         digit_scenes(**{**arguments, **change}, generator=generator)
+
+
+def test_occupied_cells_are_those_with_ink_and_see_around_themselves(generator: torch.Generator) -> None:
+    images = torch.rand(3, 12, 8, generator=generator) * (torch.rand(3, 12, 8, generator=generator) < 0.1)
+    found = occupied_cells(images, 2, view=4, threshold=0.5)
+    wide = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    for number, image in enumerate(images):
+        places = [(r, c) for r in range(6) for c in range(4) if image[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].max() > 0.5]
+        assert [tuple(cell) for cell in found.cells[number, found.mask[number]].tolist()] == places
+        for at, (row, column) in enumerate(places):
+            view = wide[number, 2 * row : 2 * row + 4, 2 * column : 2 * column + 4]
+            assert torch.equal(found.views[number, at].view(4, 4), view)
+            assert found.brightness[number, at] == pytest.approx(float(view[1:3, 1:3].mean()), abs=1e-6)
+            assert found.positions[number, at].tolist() == [2 * row + 1, 2 * column + 1]
+    with pytest.raises(ValueError, match="cell must divide"):
+        occupied_cells(images, 5)
+    with pytest.raises(ValueError, match="view must be cell and an even number"):
+        occupied_cells(images, 2, view=3)

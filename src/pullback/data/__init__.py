@@ -13,10 +13,10 @@ from pullback.data.molecules import Molecule, Molecules, solubility
 from pullback.data.nested_spheres import NestedSpheres, nested_spheres
 from pullback.data.networks import GaussianNetwork, GeneNetwork, Sachs, bayesian_network, dream4, ecoli70, sachs
 from pullback.data.numbers import Numbers, digit_numbers
-from pullback.data.photographs import Calibration, calibration, photo
+from pullback.data.photographs import Calibration, calibration, photo, picture
 from pullback.data.planar import circles, moons
 from pullback.data.rings import Rings, rings
-from pullback.data.scenes import Scenes, digit_scenes
+from pullback.data.scenes import OccupiedCells, Scenes, digit_scenes, occupied_cells
 from pullback.data.shapes3d import Body, Mesh, Scan, body, mesh, scan
 from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
@@ -46,6 +46,7 @@ __all__ = [
     "Molecules",
     "NestedSpheres",
     "Numbers",
+    "OccupiedCells",
     "Package",
     "PlantedClusters",
     "Prompt",
@@ -91,9 +92,11 @@ __all__ = [
     "moons",
     "motorcycle",
     "nested_spheres",
+    "occupied_cells",
     "opencv_digits",
     "origin",
     "photo",
+    "picture",
     "planted_clusters",
     "prompts",
     "resemblyzer",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from pullback.core.checks import check_floating, check_integer, check_tensor
-from pullback.core.shapes import Float, Int, Tensor
+from pullback.core.shapes import Bool, Float, Int, Tensor
 
-__all__ = ["Scenes", "digit_scenes"]
+__all__ = ["OccupiedCells", "Scenes", "digit_scenes", "occupied_cells"]
 
 
 class Scenes(NamedTuple):
@@ -96,6 +97,70 @@ def digit_scenes(
         scenes.view(count, size, size).to(images),
         torch.where(shown[:, :, None], corners + sides / 2, 0.0).to(images),
         torch.where(shown, labels.cpu()[chosen].long(), -1).to(labels.device),
+    )
+
+
+class OccupiedCells(NamedTuple):
+    """The cells of a grid over an image in which there is something; rows with fewer are padded at their end.
+
+    Attributes:
+        views: ``[count, n, view^2]`` the pixels around the middle of each cell.
+        cells: ``[count, n, 2]`` int64, row and column in the grid.
+        positions: ``[count, n, 2]`` the middle of each cell, in pixels from the upper left corner.
+        brightness: ``[count, n]`` the mean of its pixels.
+        mask: ``[count, n]`` true at cells, false in the padding.
+    """
+
+    views: Float[Tensor, "count n pixels"]
+    cells: Int[Tensor, "count n 2"]
+    positions: Float[Tensor, "count n 2"]
+    brightness: Float[Tensor, "count n"]
+    mask: Bool[Tensor, "count n"]
+
+
+def occupied_cells(
+    images: Float[Tensor, "count height width"], cell: int, *, view: int | None = None, threshold: float = 0.4
+) -> OccupiedCells:
+    """Return the cells of ``cell`` x ``cell`` pixels that hold a pixel above a threshold, as sparse tokens of images.
+
+    Args:
+        images: ``[count, height, width]``, dark where there is nothing.
+        cell: side of a cell, which divides those of the images.
+        view: side of what is seen of each, at least ``cell`` and even or odd as it is; ``cell`` by default.
+        threshold: a cell with no brighter pixel is empty.
+
+    Returns:
+        :class:`OccupiedCells`, in the order of the grid; ``n`` is the largest number of an image.
+
+    Raises:
+        TypeError: ``images`` is not floating or a size no integer.
+        ValueError: ``cell`` does not divide the sides, or ``view`` does not fit ``cell``.
+
+    Example:
+        >>> image = torch.zeros(1, 4, 6)
+        >>> image[0, 3, 4] = 1
+        >>> found = occupied_cells(image, 2)
+        >>> found.cells.tolist(), found.positions.tolist(), found.views.tolist()
+        ([[[1, 2]]], [[[3.0, 5.0]]], [[[0.0, 0.0, 1.0, 0.0]]])
+    """
+    if check_floating("images", images).ndim != 3:
+        raise ValueError(f"images must have shape [count, height, width], got {tuple(images.shape)}")
+    check_integer("cell", cell, 1)
+    if any(side % cell or not side for side in images.shape[1:]):
+        raise ValueError(f"cell must divide the sides of images, got {cell} and {tuple(images.shape[1:])}")
+    view = check_integer("view", cell if view is None else view, cell)
+    if (view - cell) % 2:
+        raise ValueError(f"view must be cell and an even number of pixels, got {view} and {cell}")
+    wide = images.shape[2] // cell
+    grid = images.unflatten(2, (wide, cell)).unflatten(1, (-1, cell)).transpose(2, 3).flatten(3).flatten(1, 2)
+    there = grid.amax(-1) > threshold
+    most = int(there.sum(1).max()) if len(images) else 0
+    chosen = (~there).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    padded = nn.functional.pad(images[:, None], [(view - cell) // 2] * 4)
+    views = nn.functional.unfold(padded, view, stride=cell).mT.gather(1, chosen[..., None].expand(-1, -1, view**2))
+    cells = torch.stack([chosen // wide, chosen % wide], -1)
+    return OccupiedCells(
+        views, cells, cell * (cells + 0.5).to(images), grid.mean(-1).gather(1, chosen), there.gather(1, chosen)
     )
 
 
