@@ -81,7 +81,7 @@ class HaltingOutput(NamedTuple):
         features: ``[*batch, n, width]``; of a token that halted those with which it left, without recycling 0.
         alive: ``[*batch, layers, n]`` 1 for the tokens that each layer updates, with the gradient of the scores.
         scores: ``[*batch, layers - 1, n]`` in [0, 1], of the layers but the first; 0 of tokens that the layer did not
-            see.
+            see, and of all where others decided who lives.
         rescued: ``[*batch, layers - 1]`` whether the row's best token went on although no score was high enough.
     """
 
@@ -191,15 +191,13 @@ class HaltingTransformer(nn.Module):
         m, left = x.new_ones(len(tokens)), x.new_zeros(rows * n, self.width)
         lived, scores, rescued, near = [], [], [], None
         for number, layer in enumerate(self.layers):
-            if number:
+            if number and imposed is None:
                 score = torch.sigmoid(self.score[number - 1](tokens).squeeze(-1))
                 scores.append(home.spread(score * (m > 0)))
                 given, before = slots.spread(score), slots.spread(m)
-                lowest = ~((before > 0) & (given > self.threshold)).any(-1) & (before > 0).any(-1)
-                rescued.append(lowest if imposed is None else torch.zeros_like(lowest))
-                if imposed is None:
-                    m = slots.collect(halting_gate(given, before, threshold=self.threshold))
-            if imposed is not None:
+                rescued.append((before > 0).any(-1) & ~((before > 0) & (given > self.threshold)).any(-1))
+                m = slots.collect(halting_gate(given, before, threshold=self.threshold))
+            elif imposed is not None:
                 m = m * home.collect(imposed.reshape(rows, depth, n)[:, number]).to(m.dtype)
             lived.append(home.spread(m))
             moved = gather and not bool((m > 0).all())
