@@ -391,7 +391,18 @@ FETCHED: dict[str, Callable[[], None]] = {
     "smollm2": _language,
 }
 
-IN_TEST_LOADERS = {"breast_cancer", "diabetes", "digits", "dream4", "ecoli70", "mnist", "motorcycle", "sachs", "wine"}
+IN_TEST_LOADERS = {
+    "breast_cancer",
+    "diabetes",
+    "digits",
+    "dream4",
+    "ecoli70",
+    "mnist",
+    "motorcycle",
+    "pictures",
+    "sachs",
+    "wine",
+}
 
 
 def test_cells_and_the_arcs_between_their_proteins_are_joined_by_name() -> None:

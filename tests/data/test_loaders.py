@@ -162,6 +162,18 @@ def test_parts_of_gene_networks_are_connected_and_acyclic(generator: torch.Gener
         data.dream4(6)
 
 
+def test_pictures_have_their_colours() -> None:
+    coffee, astronaut = data.picture("coffee"), data.picture("astronaut")
+    assert coffee.shape == (400, 600, 3)
+    assert astronaut.shape == (512, 512, 3)
+    for picture in (coffee, astronaut):
+        assert 0 <= picture.min() < 0.1 < 0.9 < picture.max() <= 1
+    red, green, blue = coffee.mean((0, 1)).tolist()
+    assert red > green > blue  # brown
+    with pytest.raises(ValueError, match="name must be one of 'coffee'"):
+        data.picture("tea")
+
+
 def test_motorcycle_disparity_maps_left_to_right() -> None:
     pair = data.motorcycle()
     assert pair.left.shape == pair.right.shape == (500, 741, 3)

@@ -9,9 +9,9 @@ import torch
 
 from pullback.core.checks import check_choice
 from pullback.core.shapes import Float, Tensor
-from pullback.data.cache import load
+from pullback.data.cache import DataMissingError, load
 
-__all__ = ["Calibration", "calibration", "photo"]
+__all__ = ["Calibration", "calibration", "photo", "picture"]
 
 
 class Calibration(NamedTuple):
@@ -55,6 +55,24 @@ def photo(name: str) -> Float[Tensor, "height width 3"]:
     stored = load("photos")
     check_choice("name", name, sorted(stored))
     return _unit(stored[name])
+
+
+def picture(name: str) -> Float[Tensor, "height width 3"]:
+    """Return a picture that ships with scikit-image, float32 RGB in [0, 1].
+
+    ``"coffee"`` (400 x 600, a cup on a table, brown), ``"astronaut"`` (512 x 512, a portrait, orange and blue) or
+    ``"chelsea"`` (300 x 451, a cat).
+
+    Raises:
+        DataMissingError: scikit-image is not installed.
+        ValueError: ``name`` is unknown.
+    """
+    check_choice("name", name, ("coffee", "astronaut", "chelsea"))
+    try:
+        from skimage import data as pictures
+    except ModuleNotFoundError:
+        raise DataMissingError("pictures", "pip install 'pullback[lab]'") from None
+    return _unit(getattr(pictures, name)())
 
 
 def _unit(pixels: np.ndarray) -> Tensor:

@@ -256,6 +256,14 @@ _TABLE = [
         families=("render", "geometry", "vision"),
     ),
     Source(
+        "pictures",
+        "Coffee, astronaut, Chelsea the cat: three colour photographs (ship with scikit-image)",
+        (_SKIMAGE,),
+        licence="CC0 (coffee, Chelsea), public domain (astronaut, NASA)",
+        origin="R. Michaud (coffee), S. van der Walt (Chelsea), NASA (astronaut); scikit-image",
+        families=("transport", "vision"),
+    ),
+    Source(
         "fashion_mnist",
         "Fashion-MNIST: 60 000 + 10 000 garments of 28 x 28, 10 classes",
         (_FASHION,),

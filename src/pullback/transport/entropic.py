@@ -241,12 +241,12 @@ def evaluate(
             mass = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True)
             along = along - plan.sum((-2, -1)).unsqueeze(-1) + mass[0] * mass[1]
             x, y = -f / far, -g / far
-            prices = sum((w * (p * torch.exp(p) - torch.expm1(p))).sum(-1, True) for w, p in ((a, x), (b, y)))
+            prices = [(w * (p * torch.exp(p) - torch.expm1(p))).sum(-1, True) for w, p in ((a, x), (b, y))]
             slopes = (
                 -far * torch.expm1(x) - e * (torch.exp(x) - mass[1]),
                 -far * torch.expm1(y) - e * (torch.exp(y) - mass[0]),
                 along,
-                prices,
+                prices[0] + prices[1],
             )
         return plan, f, g, problem.dual(f, g), residual, *slopes
 
