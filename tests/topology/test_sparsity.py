@@ -341,3 +341,25 @@ def test_the_best_head_of_each_layer_stays() -> None:
         model.keep_best_heads(importance, 0.0)
     with pytest.raises(ValueError, match="importance must have shape"):
         model.keep_best_heads(importance[:1], 0.5)
+
+
+def test_a_mask_of_queries_and_keys_hides_what_comes_later() -> None:
+    attention = topology.HeadAttention(4, 2, generator=torch.Generator().manual_seed(0)).double()
+    x = _rand(2, 5, 4)
+    found = attention(x, torch.ones(1, 5, 5, dtype=torch.bool).tril())
+    for n in range(1, 6):
+        torch.testing.assert_close(found[:, n - 1], attention(x[:, :n])[:, -1])
+
+
+def test_heads_that_are_cut_have_no_parameters_and_their_weights_are_multiplied_in() -> None:
+    attention = topology.HeadAttention(8, 4, generator=torch.Generator().manual_seed(0)).double()
+    x, parts = _rand(2, 5, 8), []
+    for head in range(4):
+        attention.outputs.keep([head])
+        parts.append(attention(x) - attention.bias)
+    attention.outputs.keep([0, 1, 2, 3])
+    attention.cut(torch.tensor([0.0, 1.0, 0.0, 0.5]))
+    torch.testing.assert_close(attention(x), parts[1] + parts[3] / 2 + attention.bias)
+    assert attention.project.shape == (3, 2, 2, 8)
+    with pytest.raises(ValueError, match="weights must be 2, not all 0"):
+        attention.cut(torch.zeros(2))

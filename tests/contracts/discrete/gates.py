@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, Edges, Module
+from pullback.core.checks import check_floating, check_shape
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, Module
 
 _W = torch.tensor([-1.3, -0.21, 0.17, 0.93, 2.4], dtype=torch.float64)
 
@@ -56,6 +57,32 @@ def _opened(module: Any, x: Tensor) -> Tensor:
 
 def _rows(generator: torch.Generator) -> list[Call]:
     return [Call((torch.randn(3, 5, generator=generator, dtype=torch.float64),))]
+
+
+def _network(generator: torch.Generator) -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -1, 1, generator=generator)
+    gated = discrete.attach_gates(model, ["0"])
+    with torch.no_grad():
+        gated.gates["0"].weight.copy_(torch.tensor([0.2, -0.1, 0.3, -0.4]))
+    return gated.double()
+
+
+def _silenced(x: Tensor) -> Tensor:
+    """By matrices without the two closed rows."""
+    weights = [p.detach() for p in _network(torch.Generator().manual_seed(0)).model.parameters()]
+    return torch.tanh(x @ weights[0][::2].T + weights[1][::2]) @ weights[2][:, ::2].T + weights[3]
+
+
+def _use(module: nn.Module, x: Tensor) -> Tensor:
+    check_shape("x", check_floating("x", x), (3,))  # the network's business
+    result: Tensor = module(x)
+    return result
+
+
+_LAYERS = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+_COST = discrete.NetworkCost(discrete.attach_gates(_LAYERS, ["0", "2"]), torch.ones(1, 3))  # runs the network
 
 
 _BAD_MODULES = [
@@ -181,6 +208,43 @@ CONTRACTS = [
         half=False,
         large=(),
         why="gates are as many as their weights; noise is not drawn under vmap, a half's is other noise",
+    ),
+    Module(
+        "discrete.GatedModel",
+        _use,
+        lambda g: [Call((torch.randn(2, 3, generator=g, dtype=torch.float64),))],
+        _silenced,
+        build=_network,
+        large=(),
+        half_tolerance=0.1,
+        compile=False,
+        why="the network is that of a user, whose hooks come and go with each call",
+    ),
+    Contract(
+        "discrete.NetworkCost",
+        lambda a, b: _COST({"0": a, "2": b}),
+        lambda g: [Call((torch.tensor([1.0, 0, 1, 1]).double(), torch.tensor([0.0, 1, 1, 0, 0]).double()))],
+        lambda a, b: 3 * a.sum() + a.sum() * b.sum() + 2 * b.sum(),
+        batched=False,
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        bad=[
+            Bad((torch.ones(3), torch.ones(5)), {}, ValueError, "gates must hold 4 for layer '0'"),
+            Bad((torch.ones(4), torch.ones(6)), {}, ValueError, "gates must hold 5 for layer '2'"),
+        ],
+        why="counts in float64, of gates in [0, 1], one network at a time, which it runs",
+    ),
+    Exempt(
+        "discrete.attach_gates",
+        "from a network to a GatedModel, whose entry stands above",
+        "discrete/test_gates.py",
+    ),
+    Exempt(
+        "discrete.prune_closed",
+        "from a network to a network",
+        "discrete/test_gates.py",
     ),
     Contract(
         "discrete.budget_loss",
