@@ -104,6 +104,7 @@ def _fake_quantized(x: Tensor) -> None:
 
 
 def _rows() -> Tensor:
+    _network()  # not to be drawn first inside of vmap
     return torch.randn(500, 64, generator=torch.Generator().manual_seed(2))
 
 
