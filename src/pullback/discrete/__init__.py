@@ -85,6 +85,17 @@ from pullback.discrete.perturbation import AdaptivePerturbation
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.plackett_luce import PlackettLuce
 from pullback.discrete.programs import AmortizedSynthesizer, ProgramLogits, RelaxedProgram
+from pullback.discrete.rationales import (
+    RationaleModel,
+    Rationales,
+    comprehensiveness,
+    comprehensiveness_loss,
+    normalized_relative_gain,
+    plausibility_loss,
+    rationale_size,
+    sufficiency,
+    sufficiency_loss,
+)
 from pullback.discrete.relaxed_one_hot import RelaxedOneHot
 from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
@@ -163,6 +174,8 @@ __all__ = [
     "PlackettLuce",
     "Program",
     "ProgramLogits",
+    "RationaleModel",
+    "Rationales",
     "RelativePositionBias",
     "RelaxedOneHot",
     "RelaxedProgram",
@@ -217,6 +230,8 @@ __all__ = [
     "class_incremental_stream",
     "clear_mot",
     "comparators",
+    "comprehensiveness",
+    "comprehensiveness_loss",
     "continual_metrics",
     "count",
     "cummax",
@@ -285,6 +300,7 @@ __all__ = [
     "minimum",
     "multinomial",
     "nearest_neighbour_accuracy",
+    "normalized_relative_gain",
     "normmax",
     "not_equal",
     "one_hot",
@@ -293,11 +309,13 @@ __all__ = [
     "partition",
     "permutation_loss",
     "permutation_matrix",
+    "plausibility_loss",
     "project_permutahedron",
     "prune_closed",
     "quantile",
     "rank",
     "rank_filter",
+    "rationale_size",
     "reinmax",
     "relu",
     "remainder",
@@ -322,6 +340,8 @@ __all__ = [
     "straight_through",
     "straight_through_softmax",
     "subset_sample",
+    "sufficiency",
+    "sufficiency_loss",
     "take",
     "take_along_dim",
     "temperature_schedule",

@@ -136,7 +136,10 @@ def subset_sample(
     if method == "relaxed_topk":
         soft = _by_parts(noisy, places, temperature)
     else:
-        soft = softmax(undrawn(wide if method == "straight_through" else noisy, order), -1, temperature)
+        left = undrawn(wide if method == "straight_through" else noisy, order)
+        if used is not None:  # beyond its own k a row may have nothing left
+            left = torch.where(used.unsqueeze(-1), left, 0.0)
+        soft = softmax(left, -1, temperature)
     soft = soft.to(logits.dtype) if used is None else soft.to(logits.dtype) * used.unsqueeze(-1)
     rows = replace_gradient(rows, soft) if hard else soft
     return Subset(rows, rows.sum(-2), index)
