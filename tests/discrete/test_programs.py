@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -149,10 +150,10 @@ def test_impossible_answers_have_a_finite_likelihood_and_gradient() -> None:
 
 
 def test_a_synthesizer_sees_a_set_and_one_network_serves_all_tasks() -> None:
-    program = RelaxedProgram(2, 1, OPERATORS)
+    program = RelaxedProgram(2, 1, discrete.integer_operators(11))
     synthesizer = discrete.AmortizedSynthesizer(program, 32, generator=torch.Generator().manual_seed(0))
     x = torch.cartesian_prod(torch.arange(6), torch.arange(6))
-    values = nn.functional.one_hot(x, 29).float().expand(2, -1, -1, -1)
+    values = nn.functional.one_hot(x, 12).float().expand(2, -1, -1, -1)
     answers = torch.stack([x.sum(-1), x.amax(-1)])
     order = torch.randperm(36, generator=torch.Generator().manual_seed(1))
     shuffled = synthesizer(values[:, order], answers[:, order])
@@ -165,3 +166,13 @@ def test_a_synthesizer_sees_a_set_and_one_network_serves_all_tasks() -> None:
         optimizer.step()
     for found, truth in zip(program.harden(synthesizer(values, answers)), answers, strict=True):
         assert bool((found(x) == truth).all())
+
+
+def test_all_programs_are_there_once_and_use_every_line() -> None:
+    operators = {name: OPERATORS[name] for name in ("add", "max")}
+    programs = list(discrete.enumerate_programs(2, 3, operators))
+    assert len({program.lines for program in programs}) == len(programs)
+    every = itertools.product(*(itertools.product(operators, range(2 + t), range(2 + t)) for t in range(3)))
+    assert len(programs) == sum(len(_depends(list(lines), 2, 2)) == 3 for lines in every)
+    with pytest.raises(ValueError, match="lines must be an integer >= 1"):
+        next(discrete.enumerate_programs(2, 0, operators))

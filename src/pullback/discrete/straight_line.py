@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pullback.core.checks import check_integer
 from pullback.core.shapes import Int, Tensor
-from pullback.discrete.operator_tables import PASS, check_symbols
+from pullback.discrete.operator_tables import PASS, check_symbols, check_tables
 
-__all__ = ["Line", "Program"]
+__all__ = ["Line", "Program", "enumerate_programs"]
 
 
 class Line(NamedTuple):
@@ -108,3 +110,32 @@ class Program:
                 named.append(f"r{t} = {text[-1]}")
                 text[-1] = f"r{t}"
         return "; ".join([*named, text[-1]])
+
+
+def enumerate_programs(inputs: int, lines: int, operators: Mapping[str, Tensor]) -> Iterator[Program]:
+    """Yield every program in which each line applies an operator and the output depends on all lines.
+
+    Different programs may compute the same function. Their number grows like ``(operators * registers^2)^lines``.
+
+    Args:
+        inputs: of a program, >= 1.
+        lines: of a program, >= 1.
+        operators: a table for each name, see :class:`RelaxedProgram`.
+
+    Raises:
+        TypeError: a table does not hold integers, or a number is no integer.
+        ValueError: a number is out of range, or a table is not square, of another size, or leaves the domain.
+
+    Example:
+        >>> from pullback.discrete import integer_operators
+        >>> [p.to_source("a") for p in enumerate_programs(1, 2, {"add": integer_operators(9)["add"]})]
+        ['add(a, add(a, a))', 'add(add(a, a), a)', 'r0 = add(a, a); add(r0, r0)']
+    """
+    check_tables(operators)
+    check_integer("lines", lines, 1)
+    registers = range(check_integer("inputs", inputs, 1) + lines)
+    every = (itertools.product(operators, *[registers[: inputs + t]] * 2) for t in range(lines))
+    for chosen in itertools.product(*every):
+        program = Program(inputs, tuple(Line(*line) for line in chosen), operators)
+        if len(program.used) == lines:
+            yield program
