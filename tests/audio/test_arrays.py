@@ -34,7 +34,7 @@ def test_sources_add_and_a_moving_one_is_between_its_ends() -> None:
     both = audio.simulate_array(x, towards, _square(0.1), _RATE)
     each = [audio.simulate_array(x[i : i + 1], towards[i : i + 1], _square(0.1), _RATE) for i in range(2)]
     torch.testing.assert_close(both, each[0] + each[1])
-    angles = torch.linspace(0, math.pi / 2, 10, dtype=torch.float64)
+    angles = torch.linspace(-0.5, 2, 10, dtype=torch.float64).clamp(0, math.pi / 2)  # at rest at both ends
     track = torch.stack([angles.cos(), angles.sin(), 0 * angles], -1)[None]
     moving = audio.simulate_array(x[:1], track, _square(0.1), _RATE)
     ends = [audio.simulate_array(x[:1], track[:, k : k + 1], _square(0.1), _RATE) for k in (0, 9)]
