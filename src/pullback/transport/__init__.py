@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from pullback.transport.convex import (
+    HessianDefect,
+    InputConvexGradient,
+    InputConvexNetwork,
+    hessian_defect,
+    line_integral_field,
+)
 from pullback.transport.costs import pairwise_cost
 from pullback.transport.divergence import MongeGap, SinkhornDivergence, monge_gap, sinkhorn_divergence
 from pullback.transport.entropic import Transport
@@ -14,6 +21,9 @@ __all__ = [
     "Assignment",
     "ExactTransport",
     "FittedMap",
+    "HessianDefect",
+    "InputConvexGradient",
+    "InputConvexNetwork",
     "MongeGap",
     "SinkhornDivergence",
     "Transport",
@@ -21,6 +31,8 @@ __all__ = [
     "assignment",
     "exact_transport",
     "fit_transport_map",
+    "hessian_defect",
+    "line_integral_field",
     "monge_gap",
     "pairwise_cost",
     "sinkhorn",
