@@ -23,9 +23,10 @@ from pullback.data.speech import Prompt, prompts
 from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
 from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, letters, survival, wine
-from pullback.data.text import Review, Verse, bible, characters, film_reviews, sentiment_words
+from pullback.data.text import Review, Verse, Vocabulary, bible, characters, film_reviews, sentiment_words, words
 from pullback.data.tints import Tinted, tinted
 from pullback.data.views import image_views
+from pullback.data.voices import MovingVoices, moving_voices
 
 __all__ = [
     "SOURCES",
@@ -44,6 +45,7 @@ __all__ = [
     "Mesh",
     "Molecule",
     "Molecules",
+    "MovingVoices",
     "NestedSpheres",
     "Numbers",
     "OccupiedCells",
@@ -61,6 +63,7 @@ __all__ = [
     "Table",
     "Tinted",
     "Verse",
+    "Vocabulary",
     "bayesian_network",
     "bible",
     "body",
@@ -91,6 +94,7 @@ __all__ = [
     "mnist",
     "moons",
     "motorcycle",
+    "moving_voices",
     "nested_spheres",
     "occupied_cells",
     "opencv_digits",
@@ -110,4 +114,5 @@ __all__ = [
     "survival",
     "tinted",
     "wine",
+    "words",
 ]
