@@ -11,7 +11,7 @@ from pullback.discrete.alignment import (
     win_rate,
 )
 from pullback.discrete.assign import assign
-from pullback.discrete.attention import RelativePositionBias, masked_attention
+from pullback.discrete.attention import RelativePositionBias, local_attention, masked_attention
 from pullback.discrete.autoencoders import CategoricalBottleneck, DiscreteVAE, SemiSupervisedVAE
 from pullback.discrete.best_of_n import KLEstimate, Selection, best_of_n, best_of_n_kl, best_of_n_log_prob
 from pullback.discrete.boundaries import bucketize, searchsorted
@@ -88,6 +88,7 @@ from pullback.discrete.programs import AmortizedSynthesizer, ProgramLogits, Rela
 from pullback.discrete.rationales import (
     RationaleModel,
     Rationales,
+    average_precision,
     comprehensiveness,
     comprehensiveness_loss,
     normalized_relative_gain,
@@ -103,6 +104,14 @@ from pullback.discrete.routing import Macs, Router, Routing, dispatch, expected_
 from pullback.discrete.sampling import bernoulli, gumbel_noise, gumbel_softmax, multinomial, straight_through
 from pullback.discrete.schedules import temperature_schedule
 from pullback.discrete.score_function import BASELINES, score_function
+from pullback.discrete.segmentation import (
+    FrontierPredictor,
+    GradientTokenizer,
+    Tokenized,
+    pool_blocks,
+    segmentation_f1,
+    soft_segment,
+)
 from pullback.discrete.selection import (
     Partition,
     argmax,
@@ -123,7 +132,7 @@ from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, s
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 from pullback.discrete.straight_line import Line, Program, enumerate_programs
-from pullback.discrete.subset import SUBSET_METHODS, Subset, subset_sample
+from pullback.discrete.subset import SUBSET_METHODS, Subset, subset_expectation, subset_sample
 from pullback.discrete.tracking import TrackingLoss, TrackingMetrics, clear_mot, soft_tracking_loss
 from pullback.discrete.trees import HardForest, ResponseForest, SoftTree
 from pullback.discrete.trellis import Trellis, TrellisOutput
@@ -154,8 +163,10 @@ __all__ = [
     "EnergyInterpreter",
     "EpisodeAllocation",
     "Explanation",
+    "FrontierPredictor",
     "GatedModel",
     "Generated",
+    "GradientTokenizer",
     "HaltingOutput",
     "HaltingTransformer",
     "HardForest",
@@ -195,6 +206,7 @@ __all__ = [
     "StructuredEnergy",
     "Subset",
     "Swap",
+    "Tokenized",
     "TrackingLoss",
     "TrackingMetrics",
     "TrainableGate",
@@ -215,6 +227,7 @@ __all__ = [
     "assign",
     "assignment_problems",
     "attach_gates",
+    "average_precision",
     "bernoulli",
     "best_of_n",
     "best_of_n_kl",
@@ -278,6 +291,7 @@ __all__ = [
     "kthvalue",
     "less",
     "less_equal",
+    "local_attention",
     "logical_and",
     "logical_not",
     "logical_or",
@@ -310,6 +324,7 @@ __all__ = [
     "permutation_loss",
     "permutation_matrix",
     "plausibility_loss",
+    "pool_blocks",
     "project_permutahedron",
     "prune_closed",
     "quantile",
@@ -326,8 +341,10 @@ __all__ = [
     "score_loss",
     "search_branching",
     "searchsorted",
+    "segmentation_f1",
     "sign",
     "sinkhorn_topk",
+    "soft_segment",
     "soft_step",
     "soft_swap",
     "soft_topk",
@@ -339,6 +356,7 @@ __all__ = [
     "sparsity_loss",
     "straight_through",
     "straight_through_softmax",
+    "subset_expectation",
     "subset_sample",
     "sufficiency",
     "sufficiency_loss",

@@ -1,4 +1,4 @@
-"""Attention with keys that a mask, which may be learned, weighs; positions relative to each other."""
+"""Attention with keys that a mask, which may be learned, weighs, or in a window; positions relative to each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pullback.core.checks import check_broadcast, check_floating, check_integer,
 from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.core.transforms import can_look
 
-__all__ = ["RelativePositionBias", "masked_attention"]
+__all__ = ["RelativePositionBias", "local_attention", "masked_attention"]
 
 
 def masked_attention(
@@ -86,6 +86,76 @@ def masked_attention(
     shares = (logits - top).clamp(max=most).exp() * weight
     total = shares.sum(-1, keepdim=True)
     return shares / torch.where(total > 0, total, 1) @ v
+
+
+def local_attention(
+    q: Float[Tensor, "*batch n d"],
+    k: Float[Tensor, "*batch n d"],
+    v: Float[Tensor, "*batch n e"],
+    window: int,
+    *,
+    bias: Float[Tensor, "*#batch offsets"] | None = None,
+) -> Float[Tensor, "*batch n e"]:
+    r"""Attend to the nearest positions alone, in time and memory that grow as ``n window``.
+
+    .. math::
+        y_i = \sum_{|j - i| \le h} \mathrm{softmax}_j\left(\frac{q_i \cdot k_j}{\sqrt{d}} + b_{j - i}\right) v_j, \qquad
+        h = \lfloor \mathrm{window} / 2 \rfloor
+
+    Args:
+        q: ``[*batch, n, d]`` queries.
+        k: ``[*batch, n, d]`` keys.
+        v: ``[*batch, n, e]`` values, finite: what is not may reach queries beyond its window as NaN.
+        window: >= 1; of its positions half lie before the query and half after it.
+        bias: ``[*batch, 2 h + 1]`` for each offset from -h to h.
+
+    Returns:
+        ``[*batch, n, e]``.
+
+    Raises:
+        TypeError: a tensor is not floating or has another dtype than ``q``, ``window`` is no integer.
+        ValueError: shapes do not belong together, ``window`` < 1.
+
+    Example:
+        >>> values = torch.tensor([[0.0], [3.0], [6.0], [30.0]])
+        >>> local_attention(torch.zeros(4, 1), torch.zeros(4, 1), values, 2).flatten()
+        tensor([ 1.5000,  3.0000, 13.0000, 18.0000])
+
+    References:
+        Beltagy, Peters, Cohan (2020), Longformer: the long-document transformer, section 3.1 (sliding window).
+    """
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        if check_floating(name, value).ndim < 2:
+            raise ValueError(f"{name} must have shape (..., n, width), got {tuple(value.shape)}")
+    check_same_dtype(q=q, k=k, v=v)
+    half = check_integer("window", window, 1) // 2
+    if q.shape != k.shape or v.shape[:-1] != q.shape[:-1] or not q.shape[-1]:
+        raise ValueError(
+            f"q, k, v must be [*batch, n, d], the same, [*batch, n, e], got {tuple(q.shape)}, {tuple(k.shape)}, "
+            f"{tuple(v.shape)}"
+        )
+    if bias is not None:
+        check_same_dtype(q=q, bias=check_floating("bias", bias))
+        if not bias.ndim or bias.shape[-1] != 2 * half + 1:
+            raise ValueError(f"bias must have {2 * half + 1} offsets, got shape {tuple(bias.shape)}")
+    n = q.shape[-2]
+    if not n:
+        return v
+    chunk = min(max(2 * half, 16), n)  # queries that share one product with their keys
+    chunks = -(-n // chunk)
+    rest = chunks * chunk - n
+    queries = nn.functional.pad(q / math.sqrt(q.shape[-1]), (0, 0, 0, rest)).unflatten(-2, (chunks, chunk))
+    keys, values = (nn.functional.pad(t, (0, 0, half, half + rest)).unfold(-2, chunk + 2 * half, chunk) for t in (k, v))
+    logits = queries @ keys
+    near = torch.arange(chunk + 2 * half, device=q.device)
+    offset = near - torch.arange(chunk, device=q.device)[:, None]  # from 0 to 2 half inside of the window
+    place = near - half + chunk * torch.arange(chunks, device=q.device)[:, None, None]
+    seen = (offset >= 0) & (offset <= 2 * half) & (place >= 0) & (place < n)
+    if bias is not None:
+        logits = logits + bias[..., offset.clamp(0, 2 * half)].unsqueeze(-3)
+    own = (offset == half) & ~(place < n)  # queries that only fill the last chunk look at themselves
+    shares = torch.where(seen | own, logits, -torch.inf).softmax(-1)
+    return (shares @ values.mT).flatten(-3, -2)[..., :n, :]
 
 
 class RelativePositionBias(nn.Module):
