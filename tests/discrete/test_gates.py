@@ -212,6 +212,29 @@ def test_what_cannot_be_cut_is_refused_by_name() -> None:
         NetworkCost(attach_gates(model, ["inner"]), x)({"inner": torch.ones(5)})
 
 
+def test_the_smallest_are_closed_down_to_the_budget() -> None:
+    """Against all levels, one after the other."""
+    gated = attach_gates(
+        nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 2)), ["0", "2"]
+    )
+    cost = NetworkCost(gated, torch.ones(1, 3))
+    scores = {"0": torch.rand(7, generator=_stream(1)), "2": torch.rand(9, generator=_stream(2))}
+    for budget in (0.05, 0.3, 0.62, 1.0):
+        found = discrete.close_smallest(gated, scores, cost, budget)
+        shares = []
+        for level in (-1.0, *scores["0"].tolist(), *scores["2"].tolist()):
+            a, b = (max(1, int((scores[name] > level).sum())) for name in ("0", "2"))
+            shares.append((3 * a + a * b + 2 * b) / cost.full)
+        assert abs(found - budget) == pytest.approx(min(abs(share - budget) for share in shares))
+        opened, closed = (scores["0"][gated.gates["0"].open == state] for state in (True, False))
+        assert not len(closed) or opened.min() > closed.max()
+        assert float(cost()) / cost.full == found
+    with pytest.raises(ValueError, match=r"budget must be in \(0, 1\], got 0"):
+        discrete.close_smallest(gated, scores, cost, 0)
+    with pytest.raises(ValueError, match="scores must hold 9 numbers for layer '2'"):
+        discrete.close_smallest(gated, {**scores, "2": torch.ones(8)}, cost, 0.5)
+
+
 def test_closed_gates_open_again_where_they_are_needed() -> None:
     """Six inputs behind closed gates, three of which the target is made of."""
     stream = _stream()

@@ -49,7 +49,7 @@ from pullback.discrete.estimators import (
 from pullback.discrete.expectation import ESTIMATORS, RunningBaseline, exact_categorical_gradient, expectation
 from pullback.discrete.fenchel_young import entmax_loss
 from pullback.discrete.filters import median_filter, rank_filter
-from pullback.discrete.gated_model import GatedModel, NetworkCost, attach_gates, prune_closed
+from pullback.discrete.gated_model import GatedModel, NetworkCost, attach_gates, close_smallest, prune_closed
 from pullback.discrete.gates import TrainableGate, budget_loss, gate, trainable_gate
 from pullback.discrete.group_ordering import group_mass, group_ordering_loss
 from pullback.discrete.halting import HaltingOutput, HaltingTransformer, halting_gate, sparsity_loss, transformer_macs
@@ -241,6 +241,7 @@ __all__ = [
     "choose",
     "clamp",
     "class_incremental_stream",
+    "close_smallest",
     "clear_mot",
     "comparators",
     "comprehensiveness",

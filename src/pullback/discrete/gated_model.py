@@ -16,7 +16,7 @@ from pullback.core.shapes import Float, Tensor
 from pullback.discrete.gates import TrainableGate
 from pullback.discrete.unit_flow import CONVOLUTIONS, NORMS, Gated, Layer, UnitFlow, follow_units
 
-__all__ = ["GatedModel", "NetworkCost", "attach_gates", "prune_closed"]
+__all__ = ["GatedModel", "NetworkCost", "attach_gates", "close_smallest", "prune_closed"]
 
 
 class GatedModel(nn.Module):
@@ -204,6 +204,61 @@ class NetworkCost:
             open_shares = [padded[units.to(values.device)].mean() for units in shares]
             total = total + (cost * torch.stack(open_shares).prod() if shares else cost)
         return total
+
+
+@torch.no_grad()
+def close_smallest(
+    gated: GatedModel, scores: Mapping[str, Float[Tensor, "units"]], cost: NetworkCost, budget: float
+) -> float:
+    """Close the units of the smallest scores, so many that the cost is as near as can be to its budget.
+
+    Scores of all layers are compared: give ranks in ``[0, 1]`` for the same share of each layer. The largest of a layer
+    stays open. This is pruning by magnitude, by slopes or at random; the gates can be trained from there.
+
+    Args:
+        gated: made by :func:`attach_gates`, all gates with scores are set: weight 1 where open, -1 where closed.
+        scores: by the name of the (first) layer, one a unit.
+        cost: of ``gated``.
+        budget: the share of ``cost.full`` that is aimed at, in (0, 1].
+
+    Returns:
+        The share that is left.
+
+    Raises:
+        ValueError: scores are missing, not one a unit or NaN, or ``budget`` is out of range.
+
+    Example:
+        >>> gated = attach_gates(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)), ["0"])
+        >>> close_smallest(gated, {"0": torch.tensor([0.3, 0.1, 0.2, 0.4])}, NetworkCost(gated, torch.ones(1, 2)), 0.5)
+        0.5
+        >>> gated.gates["0"].open.tolist()
+        [True, False, False, True]
+
+    References:
+        Li, Kadav, Durdanovic, Samet, Graf (2017), Pruning filters for efficient convnets, section 3.
+    """
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget must be in (0, 1], got {budget}")
+    for name, gate in gated.gates.items():
+        if name not in scores or scores[name].shape != gate.weight.shape or bool(scores[name].isnan().any()):
+            raise ValueError(f"scores must hold {gate.weight.numel()} numbers for layer {name!r}")
+
+    def opened(level: Tensor) -> dict[str, Tensor]:
+        return {name: ((scores[name] > level) | (scores[name] == scores[name].max())).double() for name in gated.gates}
+
+    lowest = min(float(scores[name].min()) for name in gated.gates) - 1
+    levels = torch.cat(
+        [*(scores[name].double().cpu() for name in gated.gates), torch.tensor([lowest]).double()]
+    ).unique()
+    low, high = 0, len(levels) - 1  # the cost falls as the level rises
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if float(cost(opened(levels[middle]))) >= budget * cost.full else (low, middle)
+    best = min((low, high), key=lambda place: abs(float(cost(opened(levels[place]))) - budget * cost.full))
+    found = opened(levels[best])
+    for name, gate in gated.gates.items():
+        gate.weight.copy_(2 * found[name] - 1)
+    return float(cost(found)) / cost.full
 
 
 def prune_closed(gated: GatedModel, *inputs: Any) -> nn.Module:
