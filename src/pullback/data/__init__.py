@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pullback.data.archives import DataFetchError
+from pullback.data.byte_pairs import BytePairs
 from pullback.data.cache import DataMissingError, cache_root, is_present, load, missing, origin
 from pullback.data.clusters import PlantedClusters, planted_clusters
 from pullback.data.fetching import Entry, catalogue, fetch
 from pullback.data.fragments import Fragments, image_fragments
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
+from pullback.data.maps import buildings
+from pullback.data.misspelling import character_noise
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
 from pullback.data.molecules import Molecule, Molecules, solubility
 from pullback.data.nested_spheres import NestedSpheres, nested_spheres
@@ -31,6 +34,7 @@ from pullback.data.voices import MovingVoices, moving_voices
 __all__ = [
     "SOURCES",
     "Body",
+    "BytePairs",
     "Calibration",
     "Columns",
     "DataFetchError",
@@ -68,9 +72,11 @@ __all__ = [
     "bible",
     "body",
     "breast_cancer",
+    "buildings",
     "cache_root",
     "calibration",
     "catalogue",
+    "character_noise",
     "characters",
     "circles",
     "diabetes",

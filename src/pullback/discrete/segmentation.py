@@ -313,10 +313,9 @@ class GradientTokenizer(nn.Module):
         assignment = soft_segment(p, blocks=-(-tokens.shape[-1] // self.ratio), method=self.method)
         pooled = pool_blocks(embedded, assignment, kernel=self.kernel, method=self.pooling, window=self.seen)
         dropped = 1 - assignment.sum(-1).mean(-1)
-        if not self.training and can_look(dropped) and bool((dropped.mean() > 0.05).any()):
-            warnings.warn(
-                f"{100 * float(dropped.mean()):.0f} % of the bytes lie in blocks that are dropped", stacklevel=2
-            )
+        if not self.training and can_look(dropped) and dropped.detach().mean().item() > 0.05:
+            share = 100 * dropped.detach().mean().item()
+            warnings.warn(f"{share:.0f} % of the bytes lie in blocks that are dropped", stacklevel=2)
         return Tokenized(self.project(pooled), p, assignment, dropped)
 
 
