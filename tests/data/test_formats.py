@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 import shutil
+import sqlite3
 import struct
 import subprocess
 import wave
@@ -232,6 +233,17 @@ def _bodies() -> None:
     assert 1.0 < height < 2.5  # metres
 
 
+def _outlines() -> None:
+    outlines = data.buildings()
+    assert len(outlines) == 144
+    for outline in outlines:
+        assert len(outline) >= 4
+        assert not torch.equal(outline[0], outline[-1])
+        x, y = outline.unbind(-1)
+        area = float((x * y.roll(-1) - y * x.roll(-1)).sum().abs()) / 2
+        assert 10 < area < 10_000  # square metres
+
+
 def _meshes() -> None:
     for name in ("bunny00", "armadillo", "cow"):
         mesh = data.mesh(name)
@@ -376,6 +388,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "fairness": _adult,
     "body": _bodies,
     "meshes": _meshes,
+    "buildings": _outlines,
     "fashion_mnist": _fashion,
     "bayesian_networks": _networks,
     "prompts": _prompts,
@@ -403,6 +416,23 @@ IN_TEST_LOADERS = {
     "sachs",
     "wine",
 }
+
+
+def test_polygons_of_a_geopackage() -> None:
+    ring = np.array([[0.0, 0.0], [8.0, 0.0], [8.0, 4.0], [0.0, 0.0]])
+    hole = np.array([[5.0, 1.0], [6.0, 1.0], [6.0, 2.0], [5.0, 1.0]])
+    parts = [struct.pack("<BII", 1, 3, 2), *(struct.pack("<I", 4) + r.tobytes() for r in (ring, hole))]
+    header = b"GP" + struct.pack("<BBi4d", 0, 0b11, 3857, 0, 8, 0, 4)
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE buildings (fid INTEGER PRIMARY KEY, geom BLOB)")
+    database.execute("INSERT INTO buildings (geom) VALUES (?)", (header + b"".join(parts),))
+    database.commit()
+    (rings,) = geometry_formats.geopackage(database.serialize(), "buildings")
+    np.testing.assert_array_equal(rings[0], ring)
+    np.testing.assert_array_equal(rings[1], hole)
+    built = builders.buildings({"map": database.serialize()})
+    corners = built["outlines"]  # at the equator a unit of the map is a metre
+    np.testing.assert_allclose(corners - corners[0], ring[:3], rtol=1e-6)
 
 
 def test_cells_and_the_arcs_between_their_proteins_are_joined_by_name() -> None:

@@ -18,6 +18,7 @@ from pullback.data import chemical_formats, formats, geometry_formats, text_form
 __all__ = [
     "bible",
     "body",
+    "buildings",
     "calibration",
     "fashion",
     "gene_networks",
@@ -133,6 +134,16 @@ def meshes(members: Members) -> Arrays:
     for name, content in members.items():
         arrays[f"{name}/vertices"], arrays[f"{name}/faces"] = geometry_formats.off(content)
     return arrays
+
+
+def buildings(members: Members) -> Arrays:
+    """Read the outer rings of buildings from a map in the projection of Mercator, in metres around their middle."""
+    rings = [polygon[0][:-1] for polygon in geometry_formats.geopackage(members["map"], "buildings")]
+    middle = np.concatenate(rings).mean(0)
+    latitude = np.arctan(np.sinh(middle[1] / 6378137))  # the sphere of Web Mercator
+    return text_formats.join_arrays(
+        "outlines", [((ring - middle) * np.cos(latitude)).astype(np.float32) for ring in rings]
+    )
 
 
 def body(members: Members) -> Arrays:

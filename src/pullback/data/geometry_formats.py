@@ -1,13 +1,15 @@
-"""From the bytes of a member to geometry: OFF and OBJ meshes, ASCII PLY scans, images."""
+"""From the bytes of a member to geometry: OFF and OBJ meshes, ASCII PLY scans, polygons of maps, images."""
 
 from __future__ import annotations
 
 import io
+import sqlite3
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["image", "obj", "off", "ply"]
+__all__ = ["geopackage", "image", "obj", "off", "ply"]
 
 
 def off(content: bytes) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -44,6 +46,32 @@ def obj(content: bytes, groups: tuple[str, ...]) -> tuple[NDArray[np.float32], N
         elif kind == "f" and group in groups:
             faces.append([int(corner.split("/")[0]) - 1 for corner in rest.split()])
     return np.array(vertices, dtype=np.float32), np.array(faces, dtype=np.int32)
+
+
+def geopackage(content: bytes, table: str) -> list[list[NDArray[np.float64]]]:
+    """Read the polygons of a table of a GeoPackage: the rings ``[n, 2]`` of each, the outer one first, all closed.
+
+    Raises:
+        ValueError: a geometry is no polygon.
+    """
+    polygons = []
+    with sqlite3.connect(":memory:") as database:
+        database.deserialize(content)
+        rows = database.execute(f'SELECT geom FROM "{table}" ORDER BY fid').fetchall()
+    database.close()
+    for (blob,) in rows:
+        start = 8 + (0, 32, 48, 48, 64)[blob[3] >> 1 & 7]  # a header with an envelope, then well-known binary
+        order = "<" if blob[start] else ">"
+        kind, count = struct.unpack_from(f"{order}II", blob, start + 1)
+        if kind != 3:
+            raise ValueError(f"GeoPackage: every geometry must be a polygon, got type {kind}")
+        start, rings = start + 9, []
+        for _ in range(count):
+            (points,) = struct.unpack_from(f"{order}I", blob, start)
+            rings.append(np.frombuffer(blob, f"{order}f8", 2 * points, start + 4).reshape(points, 2).astype(np.float64))
+            start += 4 + 16 * points
+        polygons.append(rings)
+    return polygons
 
 
 def ply(content: bytes) -> dict[str, NDArray[np.float32]]:

