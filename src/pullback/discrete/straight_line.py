@@ -134,8 +134,9 @@ def enumerate_programs(inputs: int, lines: int, operators: Mapping[str, Tensor])
     check_tables(operators)
     check_integer("lines", lines, 1)
     registers = range(check_integer("inputs", inputs, 1) + lines)
-    every = (itertools.product(operators, *[registers[: inputs + t]] * 2) for t in range(lines))
+    places = [registers[: inputs + t] for t in range(lines)]
+    every = ([Line(*line) for line in itertools.product(operators, seen, seen)] for seen in places)
     for chosen in itertools.product(*every):
-        program = Program(inputs, tuple(Line(*line) for line in chosen), operators)
+        program = Program(inputs, chosen, operators)
         if len(program.used) == lines:
             yield program
