@@ -97,6 +97,9 @@ def _enter_one_by_one(matrix: Any, vector: Any, z: Any, free: Any) -> None:
     half, trial, y = np.empty(n), np.empty(n), np.empty(n)
     barred = np.empty(n, np.bool_)
     for b in range(count):
+        widest = 0.0
+        for j in range(n):
+            widest = max(widest, matrix[b, j, j])
         for r in range(many):
             q, x, inside = vector[b, r], z[b, r], free[b, r]
             largest = 0.0
@@ -129,7 +132,7 @@ def _enter_one_by_one(matrix: Any, vector: Any, z: Any, free: Any) -> None:
                         own = matrix[b, order[i], order[i]]
                         pivot = own - total
                         if pivot <= 1e-14 * own:
-                            if pivot < -1e-3 * abs(own) or own < 0:
+                            if pivot < -1e-3 * widest:
                                 x[:] = np.nan
                             dependent = True
                             break

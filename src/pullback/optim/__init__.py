@@ -1,6 +1,7 @@
 """First-order methods for more than one smooth loss: many losses at once, and games."""
 
 from pullback.optim.aggregation import Aggregation, aggregate, aggregation_weights
+from pullback.optim.complex_momentum import ComplexMomentumAdam, ComplexMomentumSGD
 from pullback.optim.conflict import (
     AggregatorProperties,
     Conflict,
@@ -9,25 +10,43 @@ from pullback.optim.conflict import (
     pareto_stationarity,
     properties_of,
 )
+from pullback.optim.elementwise import FunctionalOptimizer, functional
+from pullback.optim.games import Round, game_gradient, game_spectrum, play
 from pullback.optim.gramian import LossGramian, loss_gramian
 from pullback.optim.instance_losses import instance_losses
 from pullback.optim.jacobian_descent import JacobianBackward, jacobian_backward
+from pullback.optim.momentum_radius import TunedMomentum, momentum_radius, tune_momentum
+from pullback.optim.optimistic import Extragradient, OptimisticAdam, OptimisticSGD
 from pullback.optim.upgrad import upgrad_weights
 
 __all__ = [
     "Aggregation",
     "AggregatorProperties",
+    "ComplexMomentumAdam",
+    "ComplexMomentumSGD",
     "Conflict",
+    "Extragradient",
+    "FunctionalOptimizer",
     "JacobianBackward",
     "LossGramian",
+    "OptimisticAdam",
+    "OptimisticSGD",
     "ParetoStationarity",
+    "Round",
+    "TunedMomentum",
     "aggregate",
     "aggregation_weights",
     "conflict",
+    "functional",
+    "game_gradient",
+    "game_spectrum",
     "instance_losses",
     "jacobian_backward",
     "loss_gramian",
+    "momentum_radius",
     "pareto_stationarity",
+    "play",
     "properties_of",
+    "tune_momentum",
     "upgrad_weights",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from pullback.core.checks import check_choice, check_floating, check_positive
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float
-from pullback.optim.upgrad import check_gramian, check_preference, normalized, solve, upgrad_weights
+from pullback.optim.upgrad import Normalization, check_gramian, check_preference, normalized, solve, upgrad_weights
 
 __all__ = ["Aggregation", "Aggregator", "aggregate", "aggregation_weights"]
 
@@ -41,6 +41,7 @@ def aggregate(
     method: Aggregator = "upgrad",
     preference: Float[Tensor, "*#batch m"] | None = None,
     regularization: float = 1e-4,
+    normalize: Normalization = "trace",
     radius: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> Aggregation:
@@ -70,6 +71,7 @@ def aggregate(
         method: of the table.
         preference: ``[*batch, m]`` >= 0, for ``upgrad``, ``mean``, ``dualproj`` and ``aligned``; ``None``: ``1 / m``.
         regularization: of ``upgrad`` and ``dualproj``, see :func:`~pullback.optim.upgrad_weights`.
+        normalize: of these two, see there.
         radius: of ``cagrad``, in [0, 1).
         generator: of the order of ``pcgrad`` and the draws of ``graddrop``.
 
@@ -107,6 +109,7 @@ def aggregate(
         method=method,
         preference=preference,
         regularization=regularization,
+        normalize=normalize,
         radius=radius,
         generator=generator,
     )
@@ -123,6 +126,7 @@ def aggregation_weights(
     method: Aggregator = "upgrad",
     preference: Float[Tensor, "*#batch m"] | None = None,
     regularization: float = 1e-4,
+    normalize: Normalization = "trace",
     radius: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*batch m"]:
@@ -133,6 +137,7 @@ def aggregation_weights(
         method: as in :func:`aggregate`; ``"graddrop"`` needs the gradients themselves.
         preference: as there.
         regularization: as there.
+        normalize: as there.
         radius: as there.
         generator: as there.
 
@@ -165,7 +170,7 @@ def aggregation_weights(
     wanted = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1]) if preference is None else preference
     check_preference(wanted, gramian)
     if method == "upgrad":
-        return upgrad_weights(gramian, preference=wanted, regularization=regularization)
+        return upgrad_weights(gramian, preference=wanted, regularization=regularization, normalize=normalize)
     largest = gramian.abs().amax((-2, -1), keepdim=True)
     plain = (gramian / torch.where(largest > 0, largest, 1)).to(torch.float64)
     plain = (plain + plain.mT) / 2
@@ -174,7 +179,7 @@ def aggregation_weights(
     elif method == "cagrad":
         weights = _cagrad(plain, radius)
     elif method == "dualproj":
-        weights = _dualproj(gramian, regularization, wanted.double())
+        weights = _dualproj(gramian, regularization, normalize, wanted.double())
     else:
         weights = _PLAIN[method](plain, wanted.double())
     # Those of Nash's bargain have the dimension of 1 / |g|: they are scaled back.
@@ -209,8 +214,8 @@ def _mgda(gramian: Tensor, preference: Tensor) -> Tensor:
     return shortest_in_hull(gramian)
 
 
-def _dualproj(gramian: Tensor, regularization: float, preference: Tensor) -> Tensor:
-    cosines, lengths = normalized(gramian, regularization, "gradients")
+def _dualproj(gramian: Tensor, regularization: float, normalize: Normalization, preference: Tensor) -> Tensor:
+    cosines, lengths = normalized(gramian, regularization, normalize)
     least = (preference * lengths)[..., None, :]
     return (least + solve(cosines, least @ cosines))[..., 0, :] / lengths
 
@@ -243,13 +248,14 @@ def _cagrad(gramian: Tensor, radius: float) -> Tensor:
     m = gramian.shape[-1]
     with_mean = gramian.mean(-1)
     mean = with_mean.mean(-1, keepdim=True)[..., None]
-    bound = radius * mean.clamp(min=0).sqrt()[..., 0]  # [*batch, 1]
+    mean = torch.where(mean > 1e-20, mean, 0)  # below it is the rounding of G, whose entries are about 1
+    bound = radius * mean.sqrt()[..., 0]  # [*batch, 1]
     low = torch.zeros_like(bound)
     high = gramian.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True).sqrt()
     weights = torch.full_like(with_mean, 1 / m)
     safe = torch.where(bound > 0, bound, 1)
     length = torch.zeros_like(bound)
-    for _ in range(50):
+    for _ in range(40):
         middle = (low + high) / 2
         share = (middle / safe)[..., None]
         weights = shortest_in_hull(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_callable, check_floating, check_integer
+from pullback.core.checks import check_callable, check_floating, check_integer, check_positive
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float
 from pullback.optim.aggregation import refuse_bad_rows, shortest_in_hull
@@ -59,9 +59,10 @@ class AggregatorProperties(NamedTuple):
     Attributes:
         conflict: ``max_i -(J A(J))_i / |J|^2``, >= 0 (spectral norm): 0 where no objective is hurt.
         conflicting: share of the Jacobians with a violation above 1e-6.
-        linearity: distance of ``A(diag(a + b) J)`` from ``A(diag(a) J) + A(diag(b) J)`` over the length of the former:
-            0 where the aggregator is linear in the scales of the gradients.
-        span: distance of ``A(J)`` from the span of the gradients over its length.
+        linearity: distance of ``A(diag(a + b) J)`` from ``A(diag(a) J) + A(diag(b) J)`` over the sum of their
+            lengths: 0 where the aggregator is linear in the scales of the gradients.
+        span: distance of ``A(J)`` from the span of the gradients over its length. Here and above a length of less than
+            a thousandth of ``|J|`` counts as that: a direction that vanishes is made of rounding.
     """
 
     conflict: float
@@ -153,12 +154,13 @@ def properties_of(
     objectives: int = 4,
     dimensions: int = 8,
     count: int = 1000,
+    decades: float = 2.0,
     dependent: float = 0.25,
     generator: torch.Generator | None = None,
 ) -> AggregatorProperties:
     r"""Try the three properties of an aggregator on random Jacobians: no conflict, linear under scaling, weighted.
 
-    Rows are normal, of lengths over four orders of magnitude; in a part of the Jacobians one row is a combination of
+    Rows are normal, of lengths over some orders of magnitude; in a part of the Jacobians one row is a combination of
     two others, or the negative of one. Scales of rows are drawn the same way.
 
     Args:
@@ -167,6 +169,7 @@ def properties_of(
         objectives: m >= 1.
         dimensions: n >= 1.
         count: of Jacobians, >= 1.
+        decades: orders of magnitude over which the lengths of rows are spread, and the their new scales, >= 0.
         dependent: share of those with dependent rows, in [0, 1].
         generator: of the draws.
 
@@ -189,13 +192,14 @@ def properties_of(
     check_callable("aggregator", aggregator)
     for name, value in (("objectives", objectives), ("dimensions", dimensions), ("count", count)):
         check_integer(name, value, 1)
+    check_positive("decades", decades, zero=True)
     if not 0 <= dependent <= 1:
         raise ValueError(f"dependent must be in [0, 1], got {dependent}")
     device = drawing_device(generator, torch.device("cpu"))
 
     def scales() -> Tensor:
         exponents = torch.rand((count, objectives, 1), generator=generator, device=device, dtype=torch.float64)
-        return 10 ** (4 * exponents - 2)
+        return 10 ** (decades * (exponents - 0.5))
 
     shape = (count, objectives, dimensions)
     jacobian = torch.randn(shape, generator=generator, device=device, dtype=torch.float64)
@@ -214,12 +218,12 @@ def properties_of(
     basis = torch.linalg.svd(jacobian, full_matrices=False)
     inside = torch.where(basis.S.ge(1e-10 * basis.S[:, :1]), (basis.Vh @ found[0][..., None])[..., 0], 0)
     outside = torch.linalg.vector_norm(found[0] - (inside[:, None] @ basis.Vh)[:, 0], dim=-1)
-    lengths = [torch.linalg.vector_norm(d, dim=-1) for d in (found[0], together)]
-    floor = 1e-9 * size.sqrt()  # below, the direction is 0 and what is left of it is rounding
+    lengths = [torch.linalg.vector_norm(d, dim=-1) for d in (*found, together)]
+    floor = 1e-3 * size.sqrt()
     return AggregatorProperties(
         float(worst.max()),
         float((worst > 1e-6).double().mean()),
-        float((apart / torch.maximum(lengths[1], floor)).max()),
+        float((apart / torch.maximum(lengths[1] + lengths[2] + lengths[3], floor)).max()),
         float((outside / torch.maximum(lengths[0], floor)).max()),
     )
 

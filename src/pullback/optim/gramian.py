@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -100,7 +100,8 @@ def loss_gramian(
     if check and edges:
         _check_first(values, known, edges, module)
     gramian = values.new_zeros(len(values), len(values), requires_grad=False)
-    ways, gradients = {}, iter(found)
+    ways: dict[str, str] = {}
+    gradients = iter(found)
     names = {id(p): name for name, p in parameters.items()}
     with torch.no_grad():
         for layer, uses in known.items():
@@ -158,7 +159,7 @@ def _some_rows(values: Tensor, parameters: list[Tensor], start: int, end: int) -
 
 
 def _by_rows(
-    values: Tensor, parameters: dict[str, Tensor], ways: dict[str, str]
+    values: Tensor, parameters: Mapping[str, Tensor], ways: dict[str, str]
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     gramian = values.new_zeros(len(values), len(values), requires_grad=False)
     for p in parameters.values():

@@ -50,7 +50,7 @@ def instance_losses(criterion: Callable[..., Tensor], prediction: Tensor, target
         )
     if isinstance(criterion, nn.Module) and hasattr(criterion, "reduction"):
         criterion = copy.copy(criterion)
-        criterion.reduction = "none"
+        setattr(criterion, "reduction", "none")  # noqa: B010 (what modules hold is typed as tensors)
         losses = criterion(prediction, target)
     else:
         losses = criterion(prediction, target, reduction="none")

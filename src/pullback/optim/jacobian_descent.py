@@ -96,10 +96,9 @@ def jacobian_backward(
     if method == "gramian":
         return _by_gramian(losses, params, aggregator, instances, check, generator)
     values = losses() if callable(losses) and not isinstance(losses, Tensor) else losses
-    several = not isinstance(values, Tensor)
     flat = _flat(values)
     given = [p for p in (params.parameters() if isinstance(params, nn.Module) else list(params)) if p.requires_grad]
-    common, own = _split(values if several else None, given, shared)
+    common, own = _split(None if isinstance(values, Tensor) else values, given, shared)
     rows, way = jacobian_rows(flat, common, chunk)
     matrix = torch.cat([r.flatten(1) for r in rows], 1).detach()
     _check_rows(matrix)
@@ -142,7 +141,7 @@ def _by_gramian(
         weights = _weights(aggregator, found.gramian)
     else:
         weights = aggregation_weights(found.gramian, method=aggregator, generator=generator)
-    (weights * found.losses).sum().backward()  # type: ignore[no-untyped-call]
+    (weights * found.losses).sum().backward()
     return JacobianBackward(found.losses.detach(), found.gramian, weights, len(found.ways), 0, "gramian")
 
 

@@ -55,24 +55,20 @@ def _embedding(module: nn.Embedding, uses: list[tuple[Tensor, Tensor]]) -> Tenso
 
 def _norm(module: nn.LayerNorm | nn.GroupNorm, uses: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The rows of scale and shift are as small as the layer is wide."""
-    rows = 0
-    shifts = 0
+    products, shifts = [], []
     for x, g in uses:
         if isinstance(module, nn.LayerNorm):
             normed = F.layer_norm(x, module.normalized_shape, eps=module.eps)
             size = module.weight.numel()
-            rows = rows + (normed * g).reshape(len(x), -1, size).sum(1)
-            shifts = shifts + g.reshape(len(x), -1, size).sum(1)
+            products.append((normed * g).reshape(len(x), -1, size).sum(1))
+            shifts.append(g.reshape(len(x), -1, size).sum(1))
         else:
             normed = F.group_norm(x, module.num_groups, eps=module.eps)
-            rows = rows + (normed * g).reshape(*x.shape[:2], -1).sum(2)
-            shifts = shifts + g.reshape(*x.shape[:2], -1).sum(2)
-    total = torch.zeros(len(uses[0][0]), len(uses[0][0]), dtype=uses[0][1].dtype, device=uses[0][1].device)
-    if module.weight.requires_grad:
-        total = total + rows @ rows.T
-    if module.bias is not None and module.bias.requires_grad:
-        total = total + shifts @ shifts.T
-    return total
+            products.append((normed * g).reshape(*x.shape[:2], -1).sum(2))
+            shifts.append(g.reshape(*x.shape[:2], -1).sum(2))
+    kept = [(module.weight, products), (module.bias, shifts)]
+    rows = [torch.stack(parts).sum(0) for p, parts in kept if p is not None and p.requires_grad]
+    return torch.stack([r @ r.T for r in rows]).sum(0)
 
 
 def _positions(uses: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

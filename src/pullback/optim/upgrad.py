@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pullback.core import numerics
 from pullback.core.checks import check_broadcast, check_choice, check_floating, check_positive, check_scalar
 from pullback.core.shapes import Float, Scalar
 from pullback.core.transforms import can_look, is_transformed
@@ -27,7 +28,7 @@ def upgrad_weights(
     *,
     preference: Float[Tensor, "*#batch m"] | None = None,
     regularization: Scalar = 1e-4,
-    normalize: Normalization = "gradients",
+    normalize: Normalization = "trace",
 ) -> Float[Tensor, "*batch m"]:
     r"""Weights of the unconflicting projection: every gradient is projected on the dual cone, then they are averaged.
 
@@ -46,9 +47,11 @@ def upgrad_weights(
         preference: ``[*batch, m]`` >= 0, the ``p`` above. ``None``: ``1 / m`` for each.
         regularization: added to the diagonal of the normalized Gramian, >= 0. It bounds the weights where gradients
             nearly oppose each other. Less than 1000 roundings of the dtype (of float32 at least) is taken as that.
-        normalize: ``"gradients"`` divides by the lengths of both gradients, which leaves cosines: the regularized
-            ``A`` is still exactly linear in the scale of a gradient. ``"trace"`` divides by the trace, as the authors'
-            code does: gradients much shorter than the longest are taken for 0.
+        normalize: ``"trace"`` divides the Gramian by its trace, as the authors' code does. Gradients shorter than
+            ``sqrt(regularization)`` of the longest then constrain little, and the regularized ``A`` is linear in the
+            scales of about equal gradients only. In training with one loss an example that is what is wanted: examples
+            that are learned would else hold up all others. ``"gradients"`` divides by the lengths of both gradients,
+            which leaves cosines: ``A`` is exactly linear in the scales, whatever they are.
 
     Returns:
         ``[*batch, m]`` weights, at least ``preference``.
@@ -115,6 +118,9 @@ def normalized(gramian: Tensor, regularization: Scalar, normalize: Normalization
     """Return ``G_ij / (d_i d_j)``, regularized, symmetric, in double precision, and the lengths ``d [*batch, m]``."""
     eps = torch.finfo(torch.promote_types(gramian.dtype, torch.float32)).eps
     work = gramian.to(torch.float64)
+    limits = torch.finfo(gramian.dtype)
+    vanished = work.diagonal(dim1=-2, dim2=-1) < limits.tiny / limits.eps  # too few digits for a cosine
+    work = torch.where(vanished[..., None] | vanished[..., None, :], 0, work)
     own = work.diagonal(dim1=-2, dim2=-1)
     m = own.shape[-1]
     if normalize == "trace":
@@ -136,28 +142,35 @@ def solve(matrix: Tensor, vector: Tensor) -> Tensor:
     Returns:
         ``[*batch, k, n]``.
     """
-    z, free = _complementarity(matrix.detach(), vector.detach())
+    transformed = is_transformed(matrix) or is_transformed(vector)
+    found = _as_operation if transformed else _complementarity  # the first call of an operation imports a compiler
+    z, free = found(matrix.detach(), vector.detach())
     if can_look(z) and bool(z.isnan().any()):
         raise ValueError("gramian must be positive semidefinite, got one with a negative eigenvalue")
     wants = torch.is_grad_enabled() and (matrix.requires_grad or vector.requires_grad)
-    if not (wants or is_transformed(matrix) or is_transformed(vector)):
+    if not (wants or transformed):
         return z
     both = free[..., None] & free[..., None, :]
     system = torch.where(both, matrix[..., None, :, :], 0) + torch.diag_embed((~free).to(matrix.dtype))
     right = torch.where(free, -vector, 0)
-    return torch.linalg.solve(system, right[..., None])[..., 0]
+    return numerics.solve(system, right[..., None])[..., 0]
 
 
-@torch.library.custom_op(
-    "pullback::complementarity", mutates_args=(), schema="(Tensor matrix, Tensor vector) -> (Tensor, Tensor)"
-)
 def _complementarity(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     rows = vector.shape[-2:]
     z, free = complementarity(matrix.reshape(-1, *matrix.shape[-2:]), vector.reshape(-1, *rows))
     return z.reshape(vector.shape).contiguous(), free.reshape(vector.shape).contiguous()
 
 
-@_complementarity.register_fake
+_as_operation = torch.library.custom_op(
+    "pullback::complementarity",
+    _complementarity,
+    mutates_args=(),
+    schema="(Tensor matrix, Tensor vector) -> (Tensor, Tensor)",
+)
+
+
+@_as_operation.register_fake
 def _(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     return vector.new_empty(vector.shape), vector.new_empty(vector.shape, dtype=torch.bool)
 
@@ -168,7 +181,7 @@ def _mapped(info: Any, in_dims: tuple[int | None, int | None], *tensors: Tensor)
         t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(tensors, in_dims, strict=True)
     ]
-    return _complementarity(*moved), (0, 0)
+    return _as_operation(*moved), (0, 0)
 
 
-_complementarity.register_vmap(_mapped)
+_as_operation.register_vmap(_mapped)

@@ -34,7 +34,7 @@ def _gramians(g: torch.Generator) -> list[Call]:
     return [Call((j @ j.mT,)) for j in jacobians]
 
 
-def _by_enumeration(gramian: Tensor, preference: Tensor | None = None, normalize: str = "gradients") -> Tensor:
+def _by_enumeration(gramian: Tensor, preference: Tensor | None = None, normalize: str = "trace") -> Tensor:
     """Every set of active constraints is tried."""
     if gramian.ndim > 2:
         return torch.stack([_by_enumeration(g, preference, normalize) for g in gramian])
@@ -215,10 +215,10 @@ CONTRACTS = [
         ],
     ),
     Contract(
-        "optim.upgrad_weights[preference, trace]",
-        lambda g, p: upgrad_weights(g, preference=p, normalize="trace"),
+        "optim.upgrad_weights[preference, gradients]",
+        lambda g, p: upgrad_weights(g, preference=p, normalize="gradients"),
         lambda g: [Call((*_gramians(g)[0].args, torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)))],
-        reference=lambda g, p: _by_enumeration(g, p, "trace"),
+        reference=lambda g, p: _by_enumeration(g, p, "gradients"),
         half_tolerance=6e-2,
     ),
     *(_aggregated(method) for method in _REFERENCES),
@@ -279,6 +279,7 @@ CONTRACTS = [
         bad=[
             Bad((torch.ones(1),), {"count": 0}, ValueError, "count must be an integer >= 1, got 0"),
             Bad((torch.ones(1),), {"objectives": 0}, ValueError, "objectives must be an integer >= 1"),
+            Bad((torch.ones(1),), {"decades": -1.0}, ValueError, "decades must be >= 0"),
             Bad((torch.ones(1),), {"dependent": 1.5}, ValueError, r"dependent must be in \[0, 1\]"),
         ],
         **_UNBATCHED,  # type: ignore[arg-type]
