@@ -212,6 +212,36 @@ def test_what_cannot_be_cut_is_refused_by_name() -> None:
         NetworkCost(attach_gates(model, ["inner"]), x)({"inner": torch.ones(5)})
 
 
+def test_scores_are_those_of_the_weights_and_the_slopes_that_closing_has() -> None:
+    model, x, _ = _built("residual")
+    gated = attach_gates(model, ["norm", "hidden"])
+    filters = discrete.unit_importance(gated)
+    assert torch.equal(filters["norm"].argsort(), model.first.weight.detach().abs().sum((1, 2, 3)).argsort())
+    assert torch.equal(filters["hidden"].argsort(), model.hidden.weight.detach().abs().sum(1).argsort())
+    model.norm.weight.data.copy_(torch.randn(8, generator=_stream()))
+    scales = discrete.unit_importance(attach_gates(model, ["norm"]), "scales")["norm"]
+    assert torch.equal(scales.argsort(), model.norm.weight.detach().abs().argsort())
+    losses = [gated(x[n : n + 1]).square().sum() for n in range(5)]
+    slopes = discrete.unit_importance(gated, "slopes", losses=losses)["hidden"]
+    expected = torch.zeros(10)
+    for n in range(5):
+        for unit in range(10):
+            sizes = []
+            for factor in (1 + 1e-3, 1 - 1e-3):
+                hook = model.hidden.register_forward_hook(
+                    lambda _, __, y, f=factor, u=unit: y * torch.ones(10).index_fill(0, torch.tensor(u), f)
+                )
+                sizes.append(float(model(x[n : n + 1]).square().sum()))
+                hook.remove()
+            expected[unit] += ((sizes[0] - sizes[1]) / 2e-3) ** 2
+    torch.testing.assert_close(slopes, expected, rtol=0.02, atol=1e-4)
+    assert discrete.unit_importance(gated, "random", generator=_stream())["hidden"].unique().numel() == 10
+    with pytest.raises(ValueError, match="layer 'hidden' has no scales to score, it is a Linear"):
+        discrete.unit_importance(gated, "scales")
+    with pytest.raises(ValueError, match="losses must hold at least one"):
+        discrete.unit_importance(gated, "slopes")
+
+
 def test_the_smallest_are_closed_down_to_the_budget() -> None:
     """Against all levels, one after the other."""
     gated = attach_gates(

@@ -349,6 +349,8 @@ def test_a_mask_of_queries_and_keys_hides_what_comes_later() -> None:
     found = attention(x, torch.ones(1, 5, 5, dtype=torch.bool).tril())
     for n in range(1, 6):
         torch.testing.assert_close(found[:, n - 1], attention(x[:, :n])[:, -1])
+    causal = topology.HeadAttention(4, 2, causal=True, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(causal(x), found)
 
 
 def test_heads_that_are_cut_have_no_parameters_and_their_weights_are_multiplied_in() -> None:

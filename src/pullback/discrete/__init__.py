@@ -49,7 +49,7 @@ from pullback.discrete.estimators import (
 from pullback.discrete.expectation import ESTIMATORS, RunningBaseline, exact_categorical_gradient, expectation
 from pullback.discrete.fenchel_young import entmax_loss
 from pullback.discrete.filters import median_filter, rank_filter
-from pullback.discrete.gated_model import GatedModel, NetworkCost, attach_gates, close_smallest, prune_closed
+from pullback.discrete.gated_model import GatedModel, NetworkCost, attach_gates
 from pullback.discrete.gates import TrainableGate, budget_loss, gate, trainable_gate
 from pullback.discrete.group_ordering import group_mass, group_ordering_loss
 from pullback.discrete.halting import HaltingOutput, HaltingTransformer, halting_gate, sparsity_loss, transformer_macs
@@ -85,7 +85,10 @@ from pullback.discrete.perturbation import AdaptivePerturbation
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.plackett_luce import PlackettLuce
 from pullback.discrete.programs import AmortizedSynthesizer, ProgramLogits, RelaxedProgram
+from pullback.discrete.pruning import close_smallest, prune_closed, unit_importance
 from pullback.discrete.rationales import (
+    RationaleLosses,
+    RationaleMetrics,
     RationaleModel,
     Rationales,
     average_precision,
@@ -93,6 +96,8 @@ from pullback.discrete.rationales import (
     comprehensiveness_loss,
     normalized_relative_gain,
     plausibility_loss,
+    rationale_losses,
+    rationale_metrics,
     rationale_size,
     sufficiency,
     sufficiency_loss,
@@ -132,7 +137,7 @@ from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, s
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 from pullback.discrete.straight_line import Line, Program, enumerate_programs
-from pullback.discrete.subset import SUBSET_METHODS, Subset, subset_expectation, subset_sample
+from pullback.discrete.subset import SUBSET_METHODS, Subset, subset_expectation, subset_gradients, subset_sample
 from pullback.discrete.tracking import TrackingLoss, TrackingMetrics, clear_mot, soft_tracking_loss
 from pullback.discrete.trees import HardForest, ResponseForest, SoftTree
 from pullback.discrete.trellis import Trellis, TrellisOutput
@@ -185,6 +190,8 @@ __all__ = [
     "PlackettLuce",
     "Program",
     "ProgramLogits",
+    "RationaleLosses",
+    "RationaleMetrics",
     "RationaleModel",
     "Rationales",
     "RelativePositionBias",
@@ -241,8 +248,8 @@ __all__ = [
     "choose",
     "clamp",
     "class_incremental_stream",
-    "close_smallest",
     "clear_mot",
+    "close_smallest",
     "comparators",
     "comprehensiveness",
     "comprehensiveness_loss",
@@ -331,6 +338,8 @@ __all__ = [
     "quantile",
     "rank",
     "rank_filter",
+    "rationale_losses",
+    "rationale_metrics",
     "rationale_size",
     "reinmax",
     "relu",
@@ -358,6 +367,7 @@ __all__ = [
     "straight_through",
     "straight_through_softmax",
     "subset_expectation",
+    "subset_gradients",
     "subset_sample",
     "sufficiency",
     "sufficiency_loss",
@@ -371,6 +381,7 @@ __all__ = [
     "triplet_loss",
     "trunc",
     "unique",
+    "unit_importance",
     "view_similarities",
     "where",
     "win_probability",

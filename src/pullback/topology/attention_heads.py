@@ -51,6 +51,7 @@ class HeadAttention(nn.Module):
     Args:
         width: of the tokens, a multiple of ``heads``.
         heads: number of heads.
+        causal: a token attends to none that comes after it.
         generator: of the initial weights; torch's own by default.
 
     Attributes:
@@ -71,8 +72,11 @@ class HeadAttention(nn.Module):
         Vaswani et al. (2017), Attention is all you need, section 3.2.
     """
 
-    def __init__(self, width: int, heads: int, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, width: int, heads: int, *, causal: bool = False, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
+        self.causal = causal
         check_integer("width", width, 1)
         check_integer("heads", heads, 1)
         if width % heads:
@@ -134,6 +138,9 @@ class HeadAttention(nn.Module):
         if mask is not None:
             seen = mask[..., None, :, :] if mask.ndim == x.ndim else mask[..., None, None, :]
             logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
+        if self.causal:
+            later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
+            logits = logits.masked_fill(later, torch.finfo(logits.dtype).min)
         return logits.softmax(-1), values
 
 
