@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor, nn
 
 from pullback import discrete
@@ -82,6 +85,53 @@ def test_the_extractor_learns_which_tokens_decide_from_the_losses_alone() -> Non
         optimizer.step()
     scores = extractor.score.detach()
     assert scores[:2].min() > scores[2:].max()
+
+
+def test_losses_are_hinges_of_cross_entropies_and_know_what_was_drawn() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
+    scores = torch.tensor([[0.5, -1.0, 0.0], [1.0, 2.0, -torch.inf]], dtype=torch.float64)
+    index = torch.tensor([[[0, -1], [1, -1]], [[2, 0], [1, 0]]])
+    labels = torch.tensor([2, 0])
+    losses = discrete.rationale_losses(
+        discrete.Rationales(logits[0], logits[1:3], logits[3:], scores, index), labels, margins=(0.5, 0.25)
+    )
+    for sample, label in enumerate(labels.tolist()):
+        entropy = [-math.log(math.exp(row[label]) / sum(map(math.exp, row))) for row in logits[:, sample].tolist()]
+        assert losses.task[sample].item() == pytest.approx(entropy[0])
+        for size in (0, 1):
+            hinges = max(0, entropy[0] - entropy[1 + size] + 0.5) + max(0, entropy[3 + size] - entropy[0] + 0.25)
+            assert losses.faithful[size, sample].item() == pytest.approx(hinges / 2)
+    w = [math.exp(0.5), math.exp(-1), 1.0]
+    assert losses.log_prob[0, 0].exp().item() == pytest.approx(w[0] / sum(w))
+    assert losses.log_prob[1, 0].exp().item() == pytest.approx(1 / sum(w) * w[0] / (w[0] + w[1]))
+    assert losses.log_prob[1, 1].exp().item() == pytest.approx(math.e**2 / (math.e**2 + math.e))
+    with pytest.raises(ValueError, match=r"labels must have shape \(2,\), got \(1,\)"):
+        discrete.rationale_losses(discrete.Rationales(logits[0], logits[1:3], logits[3:], scores, index), labels[:1])
+
+
+def test_metrics_are_those_of_scikit_learn_and_of_the_curves() -> None:
+    task = _Sum()
+    generator = torch.Generator().manual_seed(5)
+    tokens, labels = torch.randint(20, (2, 10), generator=generator), torch.tensor([0, 1])
+    scores = torch.randn(2, 10, generator=generator)
+    highlights = _PRESENT & (torch.arange(10) % 3 == 0) & torch.tensor([[True], [False]])
+    found = discrete.rationale_metrics(task, tokens, _PRESENT, labels, scores, highlights)
+    logits = task(tokens, _PRESENT.float()).detach()
+    assert found.accuracy == (logits.argmax(-1) == labels).double().mean()
+    row, right = scores[0, :8].numpy(), highlights[0, :8].numpy()
+    assert found.average_precision == pytest.approx(average_precision_score(right, row))
+    assert found.token_f1 == pytest.approx(f1_score(right, row > 0))
+
+    def probability(weights: Tensor) -> Tensor:
+        return task(tokens, weights).detach().softmax(-1)[torch.arange(2), logits.argmax(-1)]
+
+    assert found.sufficiency == pytest.approx(float(discrete.sufficiency(probability, scores, _PRESENT).mean()))
+    measured = discrete.comprehensiveness(probability, scores, _PRESENT).mean()
+    assert found.comprehensiveness == pytest.approx(float(measured))
+    nothing = discrete.rationale_metrics(task, tokens, _PRESENT, labels, scores, highlights & False)
+    assert math.isnan(nothing.average_precision)
+    assert math.isnan(nothing.token_f1) or nothing.token_f1 == 0
 
 
 def test_what_is_no_model_is_refused_by_name() -> None:

@@ -63,6 +63,7 @@ def _exact(logits: Tensor, k: int) -> Tensor:
         ({"method": "gumbel_topk"}, 0.9),
         ({"method": "relaxed_topk"}, 0.9),
         ({"method": "straight_through"}, 0.9),
+        ({"method": "identity"}, 0.6),
     ],
 )
 def test_the_mean_estimate_points_along_the_exact_gradient(options: dict[str, object], least: float) -> None:

@@ -140,6 +140,18 @@ def test_images_lie_in_their_row_and_column_with_their_limits(lab: Sketchbook) -
     assert (axes[2].get_ylabel(), to_hex(axes[2].yaxis.label.get_color())) == ("ours", ours.colour)
 
 
+def test_texts_are_lines_of_words_with_marks_in_the_colour_of_their_arm(lab: Sketchbook) -> None:
+    ours = lab.arm("ours")
+    lab.texts([("+", ["so", "fine"]), ("-", ["dull"])], marked=[[False, True], [False]], bold=[[0, 0], [1]], of="ours")
+    (axes,) = lab.drawn["texts"].axes
+    assert [text.get_text() for text in axes.texts] == ["+", "so", "fine", "-", "dull"]
+    assert [text.get_position()[1] for text in axes.texts] == [0, 0, 0, -1, -1]
+    so, fine = axes.texts[1:3]
+    assert fine.get_position()[0] == so.get_position()[0] + 3
+    assert [to_hex(t.get_bbox_patch().get_facecolor()) for t in axes.texts if t.get_bbox_patch()] == [ours.colour]
+    assert [text.get_text() for text in axes.texts if text.get_weight() == "bold"] == ["dull"]
+
+
 @pytest.mark.parametrize("limits", [(1.0, 2.2), (1.1e-4, 2.3e-4), (3.0, 40.0), (0.5, 900.0), (1e-9, 1.0), (2.0, 9e6)])
 def test_logarithmic_axes_have_numbers_that_do_not_overlap(limits: tuple[float, float]) -> None:
     figure, axes = style.subplots(figsize=(3, 3))
@@ -170,6 +182,8 @@ def test_ticks_that_were_chosen_stay() -> None:
         (lambda x: x.curves("los"), KeyError, "no series 'los' of any arm; there are: 'loss'"),
         (lambda x: x.bars("loss"), KeyError, "no metrics 'loss' of any arm; there are: 'error'"),
         (lambda x: x.bars("error", arms=[x.arm("new")]), KeyError, "no metrics 'error' of new"),
+        (lambda x: x.texts([]), ValueError, "lines must hold at least one text"),
+        (lambda x: x.texts([("", ["a"])], bold=[[]]), ValueError, "marked and bold must say each of the 1 words"),
         (lambda x: x.images([]), ValueError, "rows must hold at least one image"),
         (lambda x: x.images([[torch.zeros(2)]]), ValueError, "image 0 of row 0 must have shape"),
         (lambda x: x.scaling((1, 2), {"a": [1.0, 0.0]}), ValueError, "y must be finite and > 0"),

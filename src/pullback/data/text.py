@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from pullback.core.checks import check_integer
 from pullback.core.shapes import Int, Tensor
 from pullback.data.cache import load
 from pullback.data.text_formats import split_strings
 
-__all__ = ["Review", "Verse", "bible", "characters", "film_reviews", "sentiment_words"]
+__all__ = ["Review", "Verse", "Vocabulary", "bible", "characters", "film_reviews", "sentiment_words", "words"]
 
 
 class Verse(NamedTuple):
@@ -105,3 +108,48 @@ def characters(text: str, alphabet: str = " abcdefghijklmnopqrstuvwxyz") -> Int[
     codes, known = (np.frombuffer(s.encode("utf-32-le"), dtype=np.uint32) for s in (reduced, alphabet))
     order = known.argsort()
     return torch.from_numpy(order[np.searchsorted(known[order], codes)].astype(np.int64))
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case, with numbers, and exclamation and question marks.
+
+    Example:
+        >>> words("Isn't it -- 100% fun?")
+        ["isn't", 'it', '100', 'fun', '?']
+    """
+    return re.findall(r"[a-z0-9']+|[!?]", text.lower())
+
+
+class Vocabulary:
+    """The words of texts as numbers: 0 is no word, 1 any that is not in it, then the words in the order of the alphabet.
+
+    Args:
+        texts: words of each text.
+        at_least: how often a word must be there, >= 1.
+
+    Raises:
+        ValueError: ``at_least`` is below 1.
+
+    Example:
+        >>> vocabulary = Vocabulary([["so", "so", "fine"], ["fine"]], at_least=2)
+        >>> vocabulary.words, vocabulary.encode([["so", "very"]], length=3).tolist()
+        (('', '...', 'fine', 'so'), [[3, 1, 0]])
+    """
+
+    def __init__(self, texts: Iterable[Sequence[str]], at_least: int = 1) -> None:
+        check_integer("at_least", at_least, 1)
+        counts = Counter(word for text in texts for word in text)
+        self.words = ("", "...", *sorted(word for word, count in counts.items() if count >= at_least))
+        self._numbers = {word: number for number, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        """Return how many numbers there are."""
+        return len(self.words)
+
+    def encode(self, texts: Sequence[Sequence[str]], length: int) -> Int[Tensor, "n length"]:
+        """Return the first ``length`` words of each text as numbers, filled up with 0."""
+        encoded = torch.zeros(len(texts), check_integer("length", length, 1), dtype=torch.long)
+        for row, text in enumerate(texts):
+            numbers = [self._numbers.get(word, 1) for word in text[:length]]
+            encoded[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.long)
+        return encoded

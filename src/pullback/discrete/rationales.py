@@ -19,16 +19,22 @@ from pullback.core.checks import (
 )
 from pullback.core.shapes import Bool, Float, Int
 from pullback.core.transforms import can_look
+from pullback.discrete.plackett_luce import PlackettLuce
 from pullback.discrete.softness import widen
 from pullback.discrete.subset import Subset
 
 __all__ = [
+    "RationaleLosses",
+    "RationaleMetrics",
     "RationaleModel",
     "Rationales",
+    "average_precision",
     "comprehensiveness",
     "comprehensiveness_loss",
     "normalized_relative_gain",
     "plausibility_loss",
+    "rationale_losses",
+    "rationale_metrics",
     "rationale_size",
     "sufficiency",
     "sufficiency_loss",
@@ -53,6 +59,38 @@ class Rationales(NamedTuple):
     kept: Float[Tensor, "p *batch classes"]
     scores: Float[Tensor, "*batch n"]
     index: Int[Tensor, "p *batch k"]  # type: ignore[assignment]
+
+
+class RationaleLosses(NamedTuple):
+    """The losses of rationales, one number a sample.
+
+    Attributes:
+        task: ``[*batch]`` cross-entropy of the labels with all tokens, in nats.
+        faithful: ``[p, *batch]`` mean of :func:`comprehensiveness_loss` and :func:`sufficiency_loss`.
+        log_prob: ``[p, *batch]`` logarithm of the probability of the drawn order, for :func:`score_function`.
+    """
+
+    task: Float[Tensor, "*batch"]
+    faithful: Float[Tensor, "p *batch"]
+    log_prob: Float[Tensor, "p *batch"]
+
+
+class RationaleMetrics(NamedTuple):
+    """How good rationales are, means over samples.
+
+    Attributes:
+        accuracy: of the task model with all tokens, from 0 to 1.
+        comprehensiveness: :func:`comprehensiveness`; large is good.
+        sufficiency: :func:`sufficiency`; small is good.
+        average_precision: of the scores against the highlights, over samples that have some; NaN where none has.
+        token_f1: of the tokens with a score above 0 against the highlights, over those samples; NaN where none has.
+    """
+
+    accuracy: float
+    comprehensiveness: float
+    sufficiency: float
+    average_precision: float
+    token_f1: float
 
 
 class RationaleModel(nn.Module):
@@ -140,6 +178,101 @@ class RationaleModel(nn.Module):
         index = [nn.functional.pad(s.index, (0, most - s.index.shape[-1]), value=-1) for s in subsets]
         full, removed, kept = logits.split([1, len(subsets), len(subsets)])
         return Rationales(full[0], removed, kept, scores, torch.stack(index))
+
+
+def rationale_losses(
+    found: Rationales, labels: Int[Tensor, "*batch"], *, margins: tuple[float, float] = (1.0, 0.1)
+) -> RationaleLosses:
+    r"""Return the losses that train a :class:`RationaleModel`, from cross-entropies of the labels.
+
+    Args:
+        found: what the model read.
+        labels: ``[*batch]`` classes.
+        margins: of :func:`comprehensiveness_loss` and of :func:`sufficiency_loss`, in nats.
+
+    Returns:
+        :class:`RationaleLosses`.
+
+    Raises:
+        TypeError: ``labels`` hold no integers.
+        ValueError: ``labels`` have another shape, or a margin is out of range.
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 0.0]], [[2.0, 0.0]]])
+        >>> found = Rationales(logits[0], logits[1:2], logits[2:], torch.zeros(1, 3), torch.tensor([[[1]]]))
+        >>> losses = rationale_losses(found, torch.tensor([0]))
+        >>> losses.task, losses.faithful, losses.log_prob
+        (tensor([0.1269]), tensor([[0.2669]]), tensor([[-1.0986]]))
+
+    References:
+        Ghasemi Madani, Minervini (2023), REFER, section 3.
+    """
+    if check_tensor("labels", labels).dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"labels must hold integers, got {labels.dtype}")
+    if labels.shape != found.full.shape[:-1]:
+        raise ValueError(f"labels must have shape {tuple(found.full.shape[:-1])}, got {tuple(labels.shape)}")
+    full, removed, kept = (_cross_entropy(logits, labels) for logits in (found.full, found.removed, found.kept))
+    faithful = comprehensiveness_loss(full, removed, margins[0]) + sufficiency_loss(full, kept, margins[1])
+    bounded = torch.where(found.scores > -torch.inf, found.scores, -1e4)  # what is not there comes last
+    return RationaleLosses(full, faithful / 2, PlackettLuce(bounded).log_prob(found.index))
+
+
+@torch.no_grad()
+def rationale_metrics(
+    task: Callable[[Tensor, Tensor], Tensor],
+    tokens: Int[Tensor, "*batch n"],
+    present: Bool[Tensor, "*batch n"],
+    labels: Int[Tensor, "*batch"],
+    scores: Float[Tensor, "*batch n"],
+    highlights: Bool[Tensor, "*batch n"],
+    *,
+    percents: Sequence[float] = PERCENTS,
+) -> RationaleMetrics:
+    """Measure how faithful rationales are to a model, how plausible to people, and how good the model is.
+
+    Args:
+        task: takes tokens ``[*batch, n]`` and weights ``[*batch, n]`` to logits ``[*batch, classes]``.
+        tokens: ``[*batch, n]``.
+        present: ``[*batch, n]`` where there is a token.
+        labels: ``[*batch]`` classes.
+        scores: ``[*batch, n]`` of the tokens.
+        highlights: ``[*batch, n]`` what people highlighted.
+        percents: sizes of the rationales, in (0, 100] per cent of the tokens.
+
+    Returns:
+        :class:`RationaleMetrics`.
+
+    Raises:
+        TypeError: ``task`` cannot be called, ``scores`` is no floating tensor, or the masks hold no booleans.
+        ValueError: the shapes differ, a percent is out of range, or a sample has no token.
+
+    Example:
+        >>> tokens, highlights = torch.tensor([[3, 1, 0, 0]]), torch.tensor([[True, False, False, False]])
+        >>> task = lambda tokens, weights: (weights * tokens).sum(-1, keepdim=True) * torch.tensor([1.0, -1.0])
+        >>> words = (tokens, tokens > 0, torch.tensor([0]))
+        >>> rationale_metrics(task, *words, torch.tensor([[2.0, -1.0, 0.0, 0.0]]), highlights).average_precision
+        1.0
+
+    References:
+        DeYoung et al. (2020), ERASER: a benchmark to evaluate rationalized NLP models, section 4.
+    """
+    check_callable("task", task)
+    _check_tokens_of_interest("highlights", highlights, scores, present)
+    predicted = task(tokens, present.to(scores.dtype)).argmax(-1)
+
+    def probability(weights: Tensor) -> Tensor:
+        return task(tokens, weights).softmax(-1).gather(-1, predicted.unsqueeze(-1)).squeeze(-1)
+
+    some = highlights.any(-1)
+    right, marked = highlights[some], (scores[some] > 0) & present[some]
+    precision = average_precision(scores, highlights, present)[some].mean() if len(right) else torch.tensor(torch.nan)
+    return RationaleMetrics(
+        accuracy=float((predicted == labels).double().mean()),
+        comprehensiveness=float(comprehensiveness(probability, scores, present, percents).mean()),
+        sufficiency=float(sufficiency(probability, scores, present, percents).mean()),
+        average_precision=float(precision),
+        token_f1=float(2 * (right & marked).sum() / (right.sum() + marked.sum())),
+    )
 
 
 def rationale_size(present: Bool[Tensor, "*batch n"], percent: float) -> Int[Tensor, "*batch"]:
@@ -246,14 +379,7 @@ def plausibility_loss(
     References:
         Ghasemi Madani, Minervini (2023), REFER, section 3.3. Chan et al. (2022), UNIREX, section 4.3.
     """
-    check_floating("scores", scores)
-    _check_present(present, scores.shape)
-    if check_tensor("highlights", highlights).dtype != torch.bool:
-        raise TypeError(f"highlights must hold booleans, got {highlights.dtype}")
-    if highlights.shape != scores.shape:
-        raise ValueError(f"highlights must have shape {tuple(scores.shape)}, got {tuple(highlights.shape)}")
-    if can_look(highlights) and bool((highlights & ~present).any()):
-        raise ValueError("highlights must be where tokens are present")
+    _check_tokens_of_interest("highlights", highlights, scores, present)
     counted = present & highlights.any(-1, keepdim=True)
     safe = torch.where(counted, widen(scores), 0.0)
     tokens, highlighted = counted.sum(), highlights.sum()
@@ -338,6 +464,43 @@ def sufficiency(
     return _area(probability, scores, present, percents, removed=False)
 
 
+@torch.no_grad()
+def average_precision(
+    scores: Float[Tensor, "*batch n"], relevant: Bool[Tensor, "*batch n"], present: Bool[Tensor, "*batch n"]
+) -> Float[Tensor, "*batch"]:
+    r"""Measure how far up the relevant tokens stand: the area under the curve of precision against recall.
+
+    The mean over the relevant tokens i of the precision at their score, equal scores counted together:
+
+    .. math:: \frac{|\{j \text{ relevant}: s_j \ge s_i\}|}{|\{j: s_j \ge s_i\}|}
+
+    Args:
+        scores: ``[*batch, n]`` of the tokens.
+        relevant: ``[*batch, n]``, such as what people highlighted.
+        present: ``[*batch, n]`` where there is a token.
+
+    Returns:
+        ``[*batch]`` from above 0 to 1; NaN where nothing is relevant.
+
+    Raises:
+        TypeError: ``scores`` is no floating tensor, or the others hold no booleans.
+        ValueError: the shapes differ, a sample has no token, or one is relevant where there is none.
+
+    Example:
+        >>> relevant = torch.tensor([True, False, True, False])
+        >>> average_precision(torch.tensor([3.0, 2.0, 1.0, 0.0]), relevant, torch.ones(4, dtype=torch.bool))
+        tensor(0.8333)
+
+    References:
+        DeYoung et al. (2020), ERASER, section 4, for its use on rationales.
+    """
+    _check_tokens_of_interest("relevant", relevant, scores, present)
+    above = (scores.unsqueeze(-2) >= scores.unsqueeze(-1)) & present.unsqueeze(-2)
+    found = (above & relevant.unsqueeze(-2)).sum(-1).to(widen(scores).dtype)
+    precision = found / above.sum(-1).clamp(min=1)
+    return ((precision * relevant).sum(-1) / relevant.sum(-1)).to(scores.dtype)
+
+
 def normalized_relative_gain(
     values: Float[Tensor, "methods metrics"], reverse: Sequence[int] = ()
 ) -> Float[Tensor, "methods metrics"]:
@@ -377,6 +540,12 @@ def normalized_relative_gain(
     return torch.where(differ, (signed - worst) / torch.where(differ, best - worst, 1.0), 0.0).to(values.dtype)
 
 
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return one number a sample; labels are repeated over what stands before their batch."""
+    index = labels.long().expand(logits.shape[:-1]).unsqueeze(-1)
+    return -logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+
+
 def _check_losses(margin: float, **losses: Tensor) -> None:
     check_positive("margin", margin, zero=True)
     for name, loss in losses.items():
@@ -403,6 +572,17 @@ def _area(
         top = (rank < rationale_size(present, percent).unsqueeze(-1)).to(scores.dtype)
         total = total + full - probability(weights * (1 - top) if removed else weights * top)
     return total / (len(percents) + 1)
+
+
+def _check_tokens_of_interest(name: str, tokens: Any, scores: Any, present: Any) -> None:
+    check_floating("scores", scores)
+    _check_present(present, scores.shape)
+    if check_tensor(name, tokens).dtype != torch.bool:
+        raise TypeError(f"{name} must hold booleans, got {tokens.dtype}")
+    if tokens.shape != scores.shape:
+        raise ValueError(f"{name} must have shape {tuple(scores.shape)}, got {tuple(tokens.shape)}")
+    if can_look(tokens) and bool((tokens & ~present).any()):
+        raise ValueError(f"{name} must be where tokens are present")
 
 
 def _check_present(present: Any, shape: Sequence[int]) -> None:

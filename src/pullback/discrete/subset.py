@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from pullback.core.checks import check_choice, check_floating, check_integer, check_positive
+from pullback.core.checks import check_callable, check_choice, check_floating, check_integer, check_positive
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Int, Scalar, Tensor
 from pullback.core.transforms import can_look
 from pullback.discrete.perturbation import AdaptivePerturbation
+from pullback.discrete.plackett_luce import PlackettLuce
 from pullback.discrete.sampling import check_rows, noise_like, undrawn
+from pullback.discrete.score_function import score_function
 from pullback.discrete.softness import is_hard, softmax, widen
 
-__all__ = ["SUBSET_METHODS", "Subset", "subset_sample"]
+__all__ = ["SUBSET_METHODS", "Subset", "subset_expectation", "subset_gradients", "subset_sample"]
 
-SUBSET_METHODS = ("gumbel_topk", "relaxed_topk", "straight_through", "imle", "aimle", "perturbed")
+SUBSET_METHODS = ("gumbel_topk", "relaxed_topk", "straight_through", "identity", "imle", "aimle", "perturbed")
 """The estimators of :func:`subset_sample`."""
 
 
@@ -58,13 +61,14 @@ def subset_sample(
                           is left by parts
     ``straight_through``  row j: the derivative of ``softmax(logits / t)`` over what was not drawn before, which is the
                           mean of the row given those before it at ``t = 1``
+    ``identity``          the cotangent of the mask as it is
     ``imle``              ``(top(s + p d) - top(s - p d)) / (2 p)`` with ``p = perturbation``
     ``aimle``             the same with ``p = beta |logits| / |d|``, the norms over all that is finite, ``beta`` the
                           perturbation; an :class:`AdaptivePerturbation` adapts it
     ``perturbed``         :math:`\langle d, m\rangle\,(1 - e^{-z}) / \mathrm{noise}`
     ====================  ==============================================================================================
 
-    The first two are relaxations: with ``hard=False`` the relaxed rows are returned. The last three know the mask
+    The first two are relaxations: with ``hard=False`` the relaxed rows are returned. The last four know the mask
     alone; each row has the derivative of ``mask / k``. The implicit ones have first derivatives only, and no ``vmap``.
 
     Args:
@@ -99,6 +103,7 @@ def subset_sample(
         tensor([-0.0500,  0.0000,  0.0000,  0.0500])
 
     References:
+        Bengio, Leonard, Courville (2013), Estimating or propagating gradients through stochastic neurons, section 4.
         Kool, van Hoof, Welling (2019), Stochastic beams and where to find them, section 2. Xie, Ermon (2019),
         Reparameterizable subset sampling via continuous relaxations, section 3. Niepert, Minervini, Franceschi (2021),
         Implicit MLE, algorithm 1. Minervini, Franceschi, Niepert (2023), Adaptive perturbation-based gradient
@@ -125,7 +130,7 @@ def subset_sample(
     index = order
     if used is not None:
         rows, index = rows * used.unsqueeze(-1), torch.where(used, order, -1)
-    if method in ("imle", "aimle", "perturbed"):
+    if method in ("identity", "imle", "aimle", "perturbed"):
         mask = _estimated(wide, noisy.detach(), rows.sum(-2), z, method, noise, perturbation, symmetric, places, counts)
         mask = mask.to(logits.dtype)
         share = mask / (places if counts is None else counts.unsqueeze(-1))
@@ -143,6 +148,91 @@ def subset_sample(
     soft = soft.to(logits.dtype) if used is None else soft.to(logits.dtype) * used.unsqueeze(-1)
     rows = replace_gradient(rows, soft) if hard else soft
     return Subset(rows, rows.sum(-2), index)
+
+
+def subset_expectation(
+    f: Callable[[Tensor], Tensor], logits: Float[Tensor, "*batch n"], k: int
+) -> Float[Tensor, "*batch"]:
+    r"""Return the expectation of a function of a drawn subset exactly, by enumerating every order of k out of n.
+
+    :math:`\sum_\pi p(\pi)\, f(m_\pi)` over the Plackett-Luce law of :func:`subset_sample` at ``noise=1``; its gradient
+    is what the estimators of :func:`subset_sample` estimate.
+
+    Args:
+        f: takes masks ``[m, *batch, n]`` to values ``[m, *batch]``; needs no derivative.
+        logits: ``[*batch, n]`` finite.
+        k: size of the subsets, in 1..n; at most 100 000 orders.
+
+    Returns:
+        ``[*batch]``, differentiable.
+
+    Raises:
+        TypeError: ``f`` cannot be called or returns no floating tensor, ``logits`` is no floating tensor, ``k`` no
+            integer.
+        ValueError: logits are not finite, ``k`` is out of range, or the result of ``f`` has another shape.
+
+    Example:
+        >>> subset_expectation(lambda mask: mask[..., 0], torch.zeros(4), 3)
+        tensor(0.7500)
+    """
+    check_callable("f", f)
+    law = PlackettLuce(logits)
+    orders = law.orders(check_integer("k", k))
+    masks = torch.zeros(len(orders), logits.shape[-1], dtype=logits.dtype, device=logits.device)
+    masks = masks.scatter(-1, orders, 1.0).reshape(-1, *[1] * (logits.ndim - 1), logits.shape[-1])
+    values = check_floating("result of f", f(masks.expand(-1, *logits.shape)))
+    if values.shape != (len(orders), *logits.shape[:-1]):
+        raise ValueError(f"f must return {(len(orders), *logits.shape[:-1])}, got {tuple(values.shape)}")
+    probability = law.log_prob(orders.reshape(-1, *[1] * (logits.ndim - 1), k)).exp()
+    return (probability * values).sum(0)
+
+
+def subset_gradients(
+    f: Callable[[Tensor], Tensor],
+    logits: Float[Tensor, "*batch n"],
+    k: int,
+    samples: int,
+    *,
+    method: str = "gumbel_topk",
+    **options: Any,
+) -> Float[Tensor, "samples *batch n"]:
+    r"""Return estimates of the gradient of :func:`subset_expectation`, one a draw: the measuring stick of estimators.
+
+    Args:
+        f: takes masks ``[samples, *batch, n]`` to values ``[samples, *batch]``; differentiable, but for the score
+            function.
+        logits: ``[*batch, n]`` finite.
+        k: size of the subsets, in 1..n.
+        samples: draws, >= 1; >= 2 for the score function, whose baseline is the mean of the other draws.
+        method: one of ``SUBSET_METHODS``, or ``"score_function"``.
+        options: of :func:`subset_sample`.
+
+    Returns:
+        ``[samples, *batch, n]``, without a derivative of their own.
+
+    Raises:
+        TypeError: ``f`` cannot be called or returns no floating tensor, or as :func:`subset_sample`.
+        ValueError: ``samples`` is out of range, the result of ``f`` has another shape, or as :func:`subset_sample`.
+
+    Example:
+        >>> g = subset_gradients(lambda mask: mask[..., 0], torch.zeros(4), 2, 3, method="identity")
+        >>> g.tolist()
+        [[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
+    """
+    check_callable("f", f)
+    check_choice("method", method, (*SUBSET_METHODS, "score_function"))
+    scored = method == "score_function"
+    count = check_integer("samples", samples, 2 if scored else 1)
+    leaf = check_floating("logits", logits).detach().expand(count, *logits.shape).clone().requires_grad_()
+    with torch.enable_grad():
+        subset = subset_sample(leaf, check_integer("k", k), method="gumbel_topk" if scored else method, **options)
+        values = check_floating("result of f", f(subset.mask.detach() if scored else subset.mask))
+        if values.shape != leaf.shape[:-1]:
+            raise ValueError(f"f must return {tuple(leaf.shape[:-1])}, got {tuple(values.shape)}")
+        if scored:
+            log_prob = PlackettLuce(leaf).log_prob(subset.index)
+            values = score_function(log_prob, values.detach(), baseline="leave_one_out")
+        return torch.autograd.grad(values.sum(), leaf)[0]
 
 
 def _places(k: int | Tensor, logits: Tensor) -> tuple[int, Tensor | None]:
@@ -200,6 +290,8 @@ def _estimated(
 ) -> Tensor:
     """Return the mask with the gradient of a method that knows nothing but the mask."""
     mask = mask.detach().to(wide.dtype)
+    if method == "identity":
+        return replace_gradient(mask, torch.where(wide.detach() > -torch.inf, wide, 0.0))
     if method == "perturbed":
         move = torch.where(wide.detach() > -torch.inf, wide - wide.detach(), 0.0)  # zero, with derivative one
         return replace_gradient(mask, mask * (-torch.expm1(-z) / noise * move).sum(-1, keepdim=True))

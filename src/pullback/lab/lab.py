@@ -290,6 +290,32 @@ class Lab:
         colours = {arm.name: arm.colour for arm in self.arms.values()}
         self.figure(name, figures.images(rows, titles=titles, limits=limits, colours=colours), caption)
 
+    def texts(
+        self,
+        lines: Mapping[str, Sequence[str]] | Sequence[tuple[str, Sequence[str]]],
+        *,
+        marked: Sequence[Sequence[bool]] = (),
+        bold: Sequence[Sequence[bool]] = (),
+        of: str = "marked",
+        name: str = "texts",
+        caption: str = "",
+    ) -> None:
+        """Write texts one below the other, such as sentences in which an arm marks words.
+
+        Args:
+            lines: of words, by name or as pairs of a name and words.
+            marked: for each word of each line whether it is marked; none by default.
+            bold: the same for words in bold.
+            of: the arm or thing whose colour marks.
+            name: of the figure.
+            caption: of the figure.
+
+        Raises:
+            ValueError: no text, or another number of flags than words.
+        """
+        colour = self.colour(of)
+        self.figure(name, figures.texts(lines, marked=marked, bold=bold, colour=colour), caption)
+
     def _coloured(self, groups: Iterable[Sequence[Series | Metric]]) -> dict[str, str]:
         return {each.of: self.colour(each.of) for group in groups for each in group}
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, HigherOrder, Module
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, HigherOrder, Measurement, Module
 
 _PRESENT = torch.tensor([[True, True, True, True], [True, True, True, False]])
 _HIGHLIGHTS = torch.tensor([[True, False, True, False], [False] * 4])
-_EVERY = torch.tensor([[True, False], [False, True]])
+_RELEVANT = torch.tensor([[True, False, True, False], [False, False, True, False]])
 _ZEROS = torch.zeros(2, 4)
 
 
@@ -48,6 +49,12 @@ def _hinge_entry(name: str, block: Callable[..., Tensor], sign: int, margin: flo
 def _plausibility(scores: Tensor, highlights: Tensor = _HIGHLIGHTS, present: Tensor = _PRESENT) -> Tensor:
     device = scores.device if isinstance(scores, Tensor) else "cpu"
     return discrete.plausibility_loss(scores, highlights.to(device), present.to(device))
+
+
+def _precision(scores: Tensor, relevant: Tensor | None = None, present: Tensor = _PRESENT) -> Tensor:
+    device = scores.device if isinstance(scores, Tensor) else "cpu"
+    relevant = _RELEVANT if relevant is None else relevant
+    return discrete.average_precision(scores, relevant.to(device), present.to(device))
 
 
 def _token_by_token(scores: Tensor) -> Tensor:
@@ -214,6 +221,33 @@ CONTRACTS = [
     ),
     _measure_entry("comprehensiveness", discrete.comprehensiveness, removed=True),
     _measure_entry("sufficiency", discrete.sufficiency, removed=False),
+    Measurement(
+        "discrete.average_precision",
+        _precision,
+        lambda g: [Call((torch.randint(5, (2, 4), generator=g).double(),))],
+        reference=lambda scores: torch.tensor(
+            [
+                average_precision_score(r[p].numpy(), s[p].numpy())
+                for r, s, p in zip(_RELEVANT, scores, _PRESENT, strict=True)
+            ]
+        ).double(),
+        bad=[
+            Bad((_ZEROS.long(),), {}, TypeError, "scores must be a floating tensor"),
+            Bad((_ZEROS, _RELEVANT.long()), {}, TypeError, "relevant must hold booleans, got torch.int64"),
+            Bad((_ZEROS, ~_PRESENT), {}, ValueError, "relevant must be where tokens are present"),
+            Bad((_ZEROS[:1],), {}, ValueError, r"present must have shape \(1, 4\), got \(2, 4\)"),
+        ],
+        edges=Edges(
+            torch.sum,
+            lambda x: (torch.cat([x.flatten(), x.new_zeros(2)]),),
+            lambda x: {
+                "relevant": torch.arange(x.numel() + 2, device=x.device) == x.numel(),
+                "present": torch.ones(x.numel() + 2, dtype=torch.bool, device=x.device),
+            },
+        ),
+    ),
+    Exempt("discrete.rationale_losses", "takes a result", "discrete/test_rationales.py"),
+    Exempt("discrete.rationale_metrics", "gives Python numbers", "discrete/test_rationales.py"),
     Exempt("discrete.rationale_size", "takes booleans to integers", "discrete/test_rationales.py"),
     Contract(
         "discrete.normalized_relative_gain",

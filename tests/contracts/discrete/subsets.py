@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, HigherOrder
 
 
 def _seeded(logits: Tensor, k: Any = 2, **words: Any) -> Tensor:
@@ -79,6 +80,39 @@ def _drawn_rows(logits: Tensor, k: Any = 2, **_: Any) -> tuple[Tensor, Tensor]:
 
 def _top_two(x: Tensor) -> Tensor:
     return torch.zeros_like(x).scatter(-1, x.argsort(-1, descending=True)[..., :2], 1.0) if x.numel() else x
+
+
+def _value(mask: Tensor) -> Tensor:
+    w = torch.linspace(-1, 2, mask.shape[-1], dtype=mask.dtype, device=mask.device)
+    return torch.cos((mask * w).sum(-1))
+
+
+def _sum_over_orders(logits: Tensor, k: int) -> Tensor:
+    totals = []
+    for row in logits.exp().tolist():
+        total = 0.0
+        for order in itertools.permutations(range(len(row)), k):
+            left, p = sum(row), 1.0
+            for item in order:
+                p, left = p * row[item] / left, left - row[item]
+            total += p * float(_value(torch.tensor([float(i in order) for i in range(len(row))]).double()))
+        totals.append(total)
+    return torch.tensor(totals, dtype=torch.float64)
+
+
+def _scores_of_draws(logits: Tensor, method: str) -> Tensor:
+    """By hand: the derivative of the logarithm of a draw's probability, times what it brought above the others."""
+    rows, values = [], []
+    for scores in _noisy(logits.expand(3, -1)):
+        left, gradient, mask = logits.exp(), torch.zeros_like(logits), torch.zeros_like(logits)
+        for item in scores.argsort(descending=True)[:2].tolist():
+            gradient = gradient - left / left.sum()
+            gradient[item] += 1
+            mask[item], left = 1, torch.where(torch.arange(4) == item, 0.0, left)
+        rows.append(gradient)
+        values.append(float(_value(mask)))
+    gains = [values[i] - (sum(values) - values[i]) / 2 for i in range(3)]
+    return torch.stack([gain * row for gain, row in zip(gains, rows, strict=True)])
 
 
 _SEVERAL = torch.tensor([2, 1, 2])
@@ -155,9 +189,50 @@ CONTRACTS = [
         why=_OF_A_DRAW,
     ),
     _estimator("straight_through"),
+    _estimator("identity"),
     _estimator("imle", perturbation=0.5),
     _estimator("aimle"),
     _estimator("perturbed"),
+    HigherOrder(
+        "discrete.subset_expectation",
+        lambda given, logits, k=2: discrete.subset_expectation(given, logits, k),
+        lambda g: [Call((torch.randn(2, 4, generator=g, dtype=torch.float64), k)) for k in (1, 2)],
+        given=_value,
+        argument="f",
+        reference=_sum_over_orders,
+        bad=[
+            Bad((torch.zeros(3).long(),), {}, TypeError, "scores must be a floating tensor"),
+            Bad((torch.zeros(3), 4), {}, ValueError, r"k must be in 1\.\.3, got 4"),
+            Bad((torch.zeros(3), 1.0), {}, TypeError, "k must be an integer"),
+            Bad((torch.zeros(40), 5), {}, ValueError, "k must leave at most 100000 orders"),
+        ],
+    ),
+    HigherOrder(
+        "discrete.subset_gradients",
+        lambda given, logits, k=2, samples=3, **words: discrete.subset_gradients(
+            given, logits, k, samples, **{"generator": torch.Generator().manual_seed(0), **words}
+        ),
+        lambda g: [Call((torch.randn(4, generator=g, dtype=torch.float64),), {"method": "score_function"})],
+        given=_value,
+        argument="f",
+        reference=_scores_of_draws,
+        bad=[
+            Bad((torch.zeros(3).long(),), {}, TypeError, "logits must be a floating tensor"),
+            Bad((torch.zeros(3),), {"k": 4}, ValueError, r"k must be in 1\.\.3, got 4"),
+            Bad((torch.zeros(3),), {"samples": 0}, ValueError, "samples must be an integer >= 1, got 0"),
+            Bad((torch.zeros(3),), {"samples": 1, "method": "score_function"}, ValueError, "samples must be .* >= 2"),
+            Bad((torch.zeros(3),), {"method": "sum"}, ValueError, "method must be one of"),
+        ],
+        gradcheck=False,
+        gradgradcheck=False,
+        forward_mode=False,
+        batched=False,
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        why="a measurement: it is not differentiated",
+    ),
     Exempt("discrete.AdaptivePerturbation", "a state that a backward pass moves", "discrete/test_subset.py"),
     Contract(
         "discrete.k_hot_sample",

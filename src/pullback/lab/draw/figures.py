@@ -1,4 +1,4 @@
-"""The figures that every system draws: curves, bars, growth and grids of images, every arm in its colour."""
+"""The figures that every system draws: curves, bars, growth, images and marked texts, every arm in its colour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Growth", "bars", "curves", "images", "scaling"]
+__all__ = ["Growth", "bars", "curves", "images", "scaling", "texts"]
 
 _AVERAGED_FROM = 100
 """From so many values on a curve is drawn twice: its values faintly, and their moving mean."""
@@ -162,6 +162,37 @@ def images(
                 axes.set_title(titles[column], fontsize=9)
         if name:
             grid[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, color=colours.get(name, INK))
+    return figure
+
+
+def texts(
+    lines: Mapping[str, Sequence[str]] | Sequence[tuple[str, Sequence[str]]],
+    *,
+    marked: Sequence[Sequence[bool]],
+    bold: Sequence[Sequence[bool]],
+    colour: str,
+) -> Figure:
+    """Write a text a line after its name, some words marked, some in bold."""
+    rows = list(lines.items()) if isinstance(lines, Mapping) else list(lines)
+    if not rows:
+        raise ValueError("lines must hold at least one text")
+    indent = max(len(name) for name, _ in rows) + 2
+    longest = max(indent + len(" ".join(words)) for _, words in rows)
+    figure, axes = subplots(1, 1, figsize=(0.072 * longest + 0.3, 0.24 * len(rows) + 0.2))
+    for line, (name, words) in enumerate(rows):
+        flags = [list(group[line]) if group else [False] * len(words) for group in (marked, bold)]
+        if any(len(flag) != len(words) for flag in flags):
+            raise ValueError(f"marked and bold must say each of the {len(words)} words of line {line}")
+        axes.text(0, -line, name, family="monospace", fontsize=8, color=INK)
+        place = indent
+        for word, is_marked, is_bold in zip(words, *flags, strict=True):
+            box = {"boxstyle": "square,pad=0.1", "facecolor": colour, "linewidth": 0, "alpha": 0.35}
+            weight = "bold" if is_bold else "normal"
+            options = {"family": "monospace", "fontsize": 8, "weight": weight, "bbox": box if is_marked else None}
+            axes.text(place, -line, word, **options)
+            place += len(word) + 1
+    axes.set(xlim=(0, longest), ylim=(-len(rows) + 0.5, 0.8))
+    axes.set_axis_off()
     return figure
 
 
