@@ -151,10 +151,9 @@ def local_attention(
     offset = near - torch.arange(chunk, device=q.device)[:, None]  # from 0 to 2 half inside of the window
     place = near - half + chunk * torch.arange(chunks, device=q.device)[:, None, None]
     seen = (offset >= 0) & (offset <= 2 * half) & (place >= 0) & (place < n)
-    if bias is not None:
-        logits = logits + bias[..., offset.clamp(0, 2 * half)].unsqueeze(-3)
     own = (offset == half) & ~(place < n)  # queries that only fill the last chunk look at themselves
-    shares = torch.where(seen | own, logits, -torch.inf).softmax(-1)
+    added = q.new_zeros(()) if bias is None else bias[..., offset.clamp(0, 2 * half)].unsqueeze(-3)
+    shares = (logits + torch.where(seen | own, added, -torch.inf)).softmax(-1)
     return (shares @ values.mT).flatten(-3, -2)[..., :n, :]
 
 

@@ -158,8 +158,9 @@ def pool_blocks(
     if kernel is not None:
         reach = kernel.shape[1] // 2
         padded = nn.functional.pad(weighted, (0, 0, reach, reach))
-        taps = [kernel[:, j] * padded[..., j : j + size, :] for j in range(kernel.shape[1])]
-        weighted = sum(taps[1:], taps[0])
+        weighted = kernel[:, 0] * padded[..., :size, :]
+        for j in range(1, kernel.shape[1]):
+            weighted = torch.addcmul(weighted, kernel[:, j], padded[..., j : j + size, :])
     if method == "max":
         return weighted.amax(-2)
     return weighted.sum(-2) / shares.sum(-1, keepdim=True).clamp(min=1)
@@ -179,7 +180,7 @@ class FrontierPredictor(nn.Module):
         window: of the attention (:func:`local_attention`).
         heads: of the attention.
         layers: >= 1.
-        start: b at the beginning; -1 opens a block at every fourth position.
+        start: b at the beginning, when w is small; -1 opens a block at about every fourth position.
         generator: of the initial weights; torch's own by default.
 
     Raises:
@@ -212,7 +213,10 @@ class FrontierPredictor(nn.Module):
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         self.width = width
         self.layers = nn.ModuleList(_LocalLayer(width, window, heads, generator) for _ in range(layers))
-        self.norm, self.open = nn.LayerNorm(width), _linear(width, 1, generator)
+        self.norm, self.open = nn.LayerNorm(width), nn.Linear(width, 1)
+        nn.init.normal_(
+            self.open.weight, std=0.01, generator=generator
+        )  # what frontiers tell apart is learned, not drawn
         nn.init.constant_(self.open.bias, start)
 
     def forward(self, x: Float[Tensor, "*batch n width"]) -> Float[Tensor, "*batch n"]:

@@ -18,7 +18,7 @@ def _frontiers(g: torch.Generator) -> list[Call]:
 
 
 def _segmented(p: Tensor, method: str = "gaussian") -> Tensor:
-    blocks = p.shape[-1] if isinstance(p, Tensor) and p.numel() else 1
+    blocks = p.shape[-1] if isinstance(p, Tensor) and p.shape[-1] else 1
     return discrete.soft_segment(p, blocks=blocks, method=method)
 
 
