@@ -17,13 +17,16 @@ _WORTH_A_THREAD = 1 << 17
 
 
 @cache
-def compiled() -> Callable[..., Any] | None:
+def compiled(reassociate: bool = False) -> Callable[..., Any] | None:
     """Return numba's compiling decorator (no Python objects, no GIL, results cached on disk), or ``None`` without
     numba.
 
     numba is imported on first use and is optional: each kernel has a plain form for the case ``None``. A function that
     is compiled here may define inner functions, but not refer to another compiled one beside it: numba would find
     nothing on disk, and compile for seconds at every start.
+
+    Args:
+        reassociate: let sums and maxima be taken in any order, as vector instructions need, and no number be NaN.
 
     Example:
         >>> jit = compiled()
@@ -34,7 +37,8 @@ def compiled() -> Callable[..., Any] | None:
         import numba
     except ModuleNotFoundError:
         return None
-    decorator: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath={"contract", "arcp", "nsz"})
+    fastmath = {"contract", "arcp", "nsz"} | ({"reassoc", "nnan"} if reassociate else set())
+    decorator: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath=fastmath)
     return decorator
 
 

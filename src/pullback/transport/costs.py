@@ -10,7 +10,7 @@ from pullback.core.checks import check_broadcast, check_choice, check_finite, ch
 from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import can_look
 
-__all__ = ["COSTS", "Cost", "check_clouds", "pairwise_cost"]
+__all__ = ["COSTS", "Cost", "check_clouds", "mean_cost", "paired_cost", "pairwise_cost"]
 
 Cost = str | Callable[[Tensor, Tensor], Tensor]
 """The name of a cost, or a function from ``x [*batch, n, d]`` and ``y [*batch, m, d]`` to ``[*batch, n, m]``."""
@@ -57,6 +57,33 @@ def pairwise_cost(
     check_choice("cost", cost, tuple(COSTS))
     wide = torch.promote_types(x.dtype, torch.float32)
     return COSTS[cost](x.to(wide), y.to(wide)).to(x.dtype)
+
+
+def mean_cost(x: Tensor, y: Tensor, cost: str) -> Tensor:
+    """Return the mean ``[*batch]`` of the costs of all pairs, constant, without keeping them.
+
+    Example:
+        >>> mean_cost(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [2.0]]), "sqeuclidean")
+        tensor(1.5000)
+    """
+    x, y = x.detach(), y.detach()
+    if cost == "sqeuclidean":
+        centres = x.mean(-2), y.mean(-2)
+        spread = [(t - c.unsqueeze(-2)).square().sum(-1).mean(-1) for t, c in zip((x, y), centres, strict=True)]
+        return spread[0] + spread[1] + (centres[0] - centres[1]).square().sum(-1)
+    blocks = x.split(max(1, (1 << 20) // y.shape[-2]), -2)
+    return torch.stack([COSTS[cost](rows, y).sum((-2, -1)) for rows in blocks]).sum(0) / (x.shape[-2] * y.shape[-2])
+
+
+def paired_cost(x: Tensor, y: Tensor, cost: str) -> Tensor:
+    """Return the costs ``[*batch, n]`` of points and their images.
+
+    Example:
+        >>> paired_cost(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]]), "euclidean")
+        tensor([5.])
+    """
+    found = COSTS[cost](x.unsqueeze(-2), y.unsqueeze(-2))
+    return found.squeeze((-2, -1))
 
 
 def check_clouds(x: Tensor, y: Tensor) -> None:

@@ -9,13 +9,18 @@ import torch
 
 from pullback.core.checks import check_broadcast, check_choice, check_same_dtype
 from pullback.core.shapes import Bool, Float, Scalar, Tensor
-from pullback.transport.costs import Cost, check_clouds, pairwise_cost
+from pullback.transport.clouds import Solved, solve_clouds
+from pullback.transport.costs import Cost, check_clouds, mean_cost, paired_cost, pairwise_cost
 from pullback.transport.entropic import Problem, Transport, solve_entropic
 from pullback.transport.exact import exact_transport
 from pullback.transport.masses import check_cost, masses
 from pullback.transport.sinkhorn import check_solver, raise_unless_converged, relative_to_mean
 
 __all__ = ["MongeGap", "SinkhornDivergence", "monge_gap", "sinkhorn_divergence"]
+
+
+PAIRS_KEPT = 1 << 21
+"""Of points, whose costs are kept; of more they are computed anew in each sweep, in memory for the points alone."""
 
 
 class SinkhornDivergence(NamedTuple):
@@ -68,8 +73,9 @@ def sinkhorn_divergence(
         cost: ``"sqeuclidean"``, ``"euclidean"`` or a function, see :func:`pairwise_cost`.
         epsilon, relative_epsilon, reach, max_iterations, tolerance, check: see :func:`sinkhorn`; a part of the mean
             cost between x and y.
-        gradient: ``"envelope"``: of first order, to points and masses; ``"implicit"``: to third order, one linear solve
-            a problem; ``"unrolled"``: of the sweeps as they ran.
+        gradient: ``"envelope"``: of first order, to points and masses; beyond 2 million pairs, with a named cost, in
+            memory for the points alone. ``"implicit"``: to third order, one linear solve a problem. ``"unrolled"``: of
+            the sweeps as they ran.
         start: potentials ``(g, of_x, of_y)`` of similar points to begin with.
 
     Returns:
@@ -99,21 +105,26 @@ def sinkhorn_divergence(
     a, b = masses(a, b, sizes=(n, m), batch=batch, like=x, what="x", held=reach is None)
     first, second = (t.double().expand(*batch, *t.shape[-2:]) for t in (x, y))
     _check_start(start, x, (m, n, m))
-    between = _checked(first, second, cost)
-    scale = epsilon if relative_epsilon is None else relative_to_mean(between, relative_epsilon)
+    few = _kept(first, second, cost, gradient)
+    between = _checked(first, second, cost) if few else first.new_zeros(*batch, 0, 0)
+    scale = epsilon
+    if relative_epsilon is not None:
+        mean = None if few else mean_cost(first, second, str(cost))
+        scale = relative_to_mean(between, relative_epsilon, mean)
     total = [w.double().sum(-1, keepdim=True) for w in (a, b)]
     b = b if reach is not None else b.double() * (total[0] / total[1])
-    problems = (
-        (between, a, b, None if start is None else start[0]),
-        (_checked(first, first, cost), a, a, None if start is None else start[1]),
-        (_checked(second, second, cost), b, b, None if start is None else start[2]),
-    )
-    found: list[Transport] = []
-    for place, (costs, left, right, begin) in enumerate(problems):
-        problem = Problem.of(costs, left, right, scale, reach)  # type: ignore[arg-type]
-        options = {"gradient": gradient, "max_iterations": max_iterations, "tolerance": tolerance}
-        alike = place > 0 and isinstance(cost, str)
-        found.append(solve_entropic(problem, start=begin, symmetric=alike, **options))  # type: ignore[arg-type]
+    problems = ((first, second, a, b), (first, first, a, a), (second, second, b, b))
+    found: list[Transport | Solved] = []
+    for place, (left, right, supply, demand) in enumerate(problems):
+        begin, alike = None if start is None else start[place], place > 0 and isinstance(cost, str)
+        costs = between if not place or not few else _checked(left, right, cost)
+        problem = Problem.of(costs, supply, demand, scale, reach)  # type: ignore[arg-type]
+        if few:
+            options = {"gradient": gradient, "max_iterations": max_iterations, "tolerance": tolerance}
+            found.append(solve_entropic(problem, start=begin, symmetric=alike, **options))  # type: ignore[arg-type]
+        else:
+            words = {"start": begin, "symmetric": alike, "count": max_iterations, "tolerance": tolerance}
+            found.append(solve_clouds(left, right, problem, str(cost), **words))  # type: ignore[arg-type]
     value = found[0].value - (found[1].value + found[2].value) / 2
     if reach is not None:
         value = value + problem.epsilon.squeeze((-2, -1)) / 2 * (total[0] - total[1]).squeeze(-1).square()
@@ -124,6 +135,11 @@ def sinkhorn_divergence(
     if check:
         raise_unless_converged("sinkhorn_divergence", converged, residual, tolerance, max_iterations, result)
     return result
+
+
+def _kept(x: Tensor, y: Tensor, cost: Cost, gradient: str) -> bool:
+    """Whether the costs of all pairs are computed once and kept."""
+    return callable(cost) or gradient != "envelope" or x.shape[-2] * y.shape[-2] <= PAIRS_KEPT
 
 
 def _check_start(start: tuple[Tensor, Tensor, Tensor] | None, like: Tensor, sizes: tuple[int, int, int]) -> None:
@@ -225,18 +241,25 @@ def monge_gap(
         shapes["start"] = tuple(start.shape[:-1])
     batch = check_broadcast(**shapes)
     points, images = (t.double().expand(*batch, n, t.shape[-1]) for t in (x, y))
-    costs = _checked(points, images, cost)
-    paid = costs.diagonal(dim1=-2, dim2=-1).mean(-1)
+    few = exact or _kept(points, images, cost, gradient)
+    costs = _checked(points, images, cost) if few else points.new_zeros(*batch, 0, 0)
+    paid = costs.diagonal(dim1=-2, dim2=-1).mean(-1) if few else paired_cost(points, images, str(cost)).mean(-1)
     if exact:
         plan = exact_transport(costs)
         value, g, residual = paid - plan.value, plan.g, torch.zeros_like(paid)
         converged = torch.ones_like(residual, dtype=torch.bool)
     else:
-        scale = epsilon if relative_epsilon is None else relative_to_mean(costs, relative_epsilon)
-        held = masses(None, None, sizes=(n, n), batch=batch, like=costs, what="x")
+        mean = None if few or relative_epsilon is None else mean_cost(points, images, str(cost))
+        scale = epsilon if relative_epsilon is None else relative_to_mean(costs, relative_epsilon, mean)
+        held = masses(None, None, sizes=(n, n), batch=batch, like=points, what="x")
         problem = Problem.of(costs, *held, scale)  # type: ignore[arg-type]
-        options = {"gradient": gradient, "max_iterations": max_iterations, "tolerance": tolerance}
-        found = solve_entropic(problem, start=start, **options)  # type: ignore[arg-type]
+        found: Transport | Solved
+        if few:
+            options = {"gradient": gradient, "max_iterations": max_iterations, "tolerance": tolerance}
+            found = solve_entropic(problem, start=start, **options)  # type: ignore[arg-type]
+        else:
+            words = {"start": start, "symmetric": False, "count": max_iterations, "tolerance": tolerance}
+            found = solve_clouds(points, images, problem, str(cost), **words)  # type: ignore[arg-type]
         value, g, residual, converged = paid - found.value, found.g.detach(), found.residual, found.converged
         if entropy == "shannon":  # H(P) = 2 log n - KL(P | 1/n^2)
             value = value + 2 * problem.epsilon.squeeze((-2, -1)) * math.log(n)

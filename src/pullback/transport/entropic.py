@@ -229,26 +229,34 @@ def evaluate(
         logits = (g.unsqueeze(-2) - cost) / epsilon + problem.log_b.unsqueeze(-2)
         f = -problem.step.squeeze(-1) * torch.logsumexp(logits, -1)
         plan = problem.kept(a, f).unsqueeze(-1) * torch.softmax(logits, -1)
-        residual = _residual(problem, plan, g)
-        f, g = _centred(problem, f, g.clone())
-        e, far = epsilon.squeeze(-1), reach.squeeze(-1)
-        rows, columns = plan.sum(-1), plan.sum(-2)
         spent = (plan * torch.where(plan > 0, cost, 0)).sum((-2, -1))
-        along = ((rows * f).sum(-1) + (columns * g).sum(-1) - spent).unsqueeze(-1) / e  # the sum of P log(P / ab)
-        if held:  # b has the sum of a, and twice both masses is four times the mass of a b^T
-            slopes = (f.clone(), g - e, along, torch.zeros_like(e))
-        else:
-            mass = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True)
-            along = along - plan.sum((-2, -1)).unsqueeze(-1) + mass[0] * mass[1]
-            x, y = -f / far, -g / far
-            prices = [(w * (p * torch.exp(p) - torch.expm1(p))).sum(-1, True) for w, p in ((a, x), (b, y))]
-            slopes = (
-                -far * torch.expm1(x) - e * (torch.exp(x) - mass[1]),
-                -far * torch.expm1(y) - e * (torch.exp(y) - mass[0]),
-                along,
-                prices[0] + prices[1],
-            )
-        return plan, f, g, problem.dual(f, g), residual, *slopes
+        return plan, *partials(problem, f, g.clone(), plan.sum(-1), plan.sum(-2), spent)
+
+
+def partials(
+    problem: Problem, f: Tensor, g: Tensor, rows: Tensor, columns: Tensor, spent: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return f, g, value, residual and the slopes of the value along a, b, epsilon and reach.
+
+    Args:
+        problem: whose costs are not looked at.
+        f, g: potentials, f the best one for g.
+        rows, columns: sums of the plan.
+        spent: ``[*batch]`` its cost.
+    """
+    a, b, e = problem.a, problem.b, problem.epsilon.squeeze(-1)
+    residual = (columns - problem.kept(b, g)).abs().sum(-1) / b.sum(-1)
+    f, g = _centred(problem, f, g)
+    along = ((rows * f).sum(-1) + (columns * g).sum(-1) - spent).unsqueeze(-1) / e  # the sum of P log(P / ab)
+    value = problem.dual(f, g)
+    if problem.reach is None:  # b has the sum of a, and twice both masses is four times the mass of a b^T
+        return f, g, value, residual, f.clone(), g - e, along, torch.zeros_like(e)
+    mass, far = (a.sum(-1, keepdim=True), b.sum(-1, keepdim=True)), problem.reach.squeeze(-1)
+    along = along - rows.sum(-1, keepdim=True) + mass[0] * mass[1]
+    x, y = -f / far, -g / far
+    prices = [(w * (p * torch.exp(p) - torch.expm1(p))).sum(-1, True) for w, p in ((a, x), (b, y))]
+    first, second = (-far * torch.expm1(p) - e * (torch.exp(p) - other) for p, other in ((x, mass[1]), (y, mass[0])))
+    return f, g, value, residual, first, second, along, prices[0] + prices[1]
 
 
 @evaluate.register_fake

@@ -127,16 +127,17 @@ def check_solver(
     check_choice("gradient", gradient, ("implicit", "envelope", "unrolled"))
 
 
-def relative_to_mean(cost: Tensor, part: Scalar) -> Tensor:
+def relative_to_mean(cost: Tensor, part: Scalar, mean: Tensor | None = None) -> Tensor:
     """Return ``part`` of the mean size of the finite costs ``[*batch]``, constant; 1 of that where all are 0.
 
     Example:
         >>> relative_to_mean(torch.tensor([[0.0, 2.0], [4.0, torch.inf]]), 0.1).item()
         0.2
     """
-    wide = cost.detach().double()
-    finite = wide.isfinite()
-    mean = torch.where(finite, wide, 0).abs().sum((-2, -1)) / finite.sum((-2, -1)).clamp(min=1)
+    if mean is None:
+        wide = cost.detach().double()
+        finite = wide.isfinite()
+        mean = torch.where(finite, wide, 0).abs().sum((-2, -1)) / finite.sum((-2, -1)).clamp(min=1)
     return part * torch.where(mean > 0, mean, 1)
 
 

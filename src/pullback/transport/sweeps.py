@@ -14,12 +14,12 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["log_masses", "sweep"]
+__all__ = ["Sweeper", "log_masses", "sweep"]
 
 _BLOCK = 20
 """Sweeps with one kernel."""
@@ -73,33 +73,43 @@ def sweep(
         ``[*batch, m]`` potential of the columns, and the sweeps it took, ``[*batch]``.
     """
     with torch.no_grad():
-        return _Sweeper.of(cost, a, b, epsilon, reach, symmetric, tolerance).run(start, scale, count)
+        return _Dense(cost, a, b, epsilon, reach, symmetric, tolerance).run(start, scale, count)
 
 
-class _Sweeper(NamedTuple):
-    minus_cost: Tensor
-    spread: Tensor
-    a: Tensor
-    b: Tensor
-    log_a: Tensor
-    log_b: Tensor
-    epsilon: Tensor  # [*batch, 1], as reach
-    reach: Tensor
-    balanced: bool
-    symmetric: bool
-    tolerance: float
+class Sweeper:
+    """The loop of sweeps, whatever computes one.
 
-    @staticmethod
-    def of(
-        cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, symmetric: bool, tolerance: float
-    ) -> _Sweeper:
-        allowed = cost < torch.inf
-        most, least = (torch.where(allowed, cost, x).flatten(-2) for x in (-torch.inf, torch.inf))
-        spread = (most.amax(-1) - least.amin(-1)).unsqueeze(-1)
-        fixed = (log_masses(a), log_masses(b), epsilon.squeeze(-1), reach.squeeze(-1))
-        return _Sweeper(-cost, spread, a, b, *fixed, bool(reach.isinf().all()), symmetric, tolerance)
+    Args:
+        a, b: masses ``[*batch, n]`` and ``[*batch, m]``.
+        epsilon, reach, spread: ``[*batch, 1]``; the last is of the costs.
+        symmetric: both potentials are one.
+        tolerance: of the row sums.
+    """
+
+    def __init__(
+        self, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, spread: Tensor, symmetric: bool, tolerance: float
+    ) -> None:
+        self.a, self.b, self.log_a, self.log_b = a, b, log_masses(a), log_masses(b)
+        self.epsilon, self.reach, self.spread = epsilon, reach, spread
+        self.balanced, self.symmetric, self.tolerance = bool(reach.isinf().all()), symmetric, tolerance
+        self.block = 0  # sweeps that `scaled` takes at once
+
+    def softmin_rows(self, g: Tensor, epsilon: Tensor) -> Tensor:
+        """Return ``-epsilon log sum_j b_j exp((g_j - cost_ij) / epsilon)``."""
+        raise NotImplementedError
+
+    def softmin_columns(self, f: Tensor, epsilon: Tensor) -> Tensor:
+        """Return the same of f along columns."""
+        raise NotImplementedError
+
+    def scaled(
+        self, f: Tensor, g: Tensor, done: Tensor, sweeps: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """Take up to ``count`` sweeps at once; return potentials, what is done, sweeps of each, and how many."""
+        raise NotImplementedError
 
     def run(self, start: Tensor, scale: bool, count: int) -> tuple[Tensor, Tensor]:
+        """Sweep until all problems are done; return the potential of the columns and the sweeps of each."""
         f, g = torch.zeros_like(self.a), start.clone()
         sweeps = torch.zeros(g.shape[:-1], dtype=torch.int64, device=g.device)
         done, k, pause = torch.zeros_like(sweeps, dtype=torch.bool), 0, 0
@@ -118,20 +128,20 @@ class _Sweeper(NamedTuple):
             g = torch.where(done.unsqueeze(-1), g, new)
             f = g if self.symmetric else f
             sweeps, k, pause = torch.where(done, sweeps, k + 1), k + 1, pause - 1
-            if pause < 0 and bool(last.all()):
-                f, g, done, sweeps, taken = self._scaled(f, g, done, sweeps, min(_BLOCK, count - k))
-                k, pause = k + taken, pause if taken == _BLOCK else _PAUSE
+            if self.block and pause < 0 and bool(last.all()):
+                f, g, done, sweeps, taken = self.scaled(f, g, done, sweeps, min(self.block, count - k))
+                k, pause = k + taken, pause if taken == self.block else _PAUSE
                 if bool(done.all()):
                     break
+        if self.symmetric:  # also right where there is no mass, which no error sees
+            g = self._rows(g, self.epsilon)
         return g.clone(), sweeps
 
     def _rows(self, g: Tensor, epsilon: Tensor) -> Tensor:
-        logits = (g.unsqueeze(-2) + self.minus_cost).div_(epsilon.unsqueeze(-1)).add_(self.log_b.unsqueeze(-2))
-        return -epsilon / (1 + epsilon / self.reach) * torch.logsumexp(logits, -1)
+        return self.softmin_rows(g, epsilon) / (1 + epsilon / self.reach)
 
     def _columns(self, f: Tensor, epsilon: Tensor) -> Tensor:
-        logits = (f.unsqueeze(-1) + self.minus_cost).div_(epsilon.unsqueeze(-1)).add_(self.log_a.unsqueeze(-1))
-        return -epsilon / (1 + epsilon / self.reach) * torch.logsumexp(logits, -2)
+        return self.softmin_columns(f, epsilon) / (1 + epsilon / self.reach)
 
     def _error(self, before: Tensor, f: Tensor, epsilon: Tensor) -> Tensor:
         """Row sums with ``before``, against what they should be, as a part of the mass."""
@@ -147,7 +157,30 @@ class _Sweeper(NamedTuple):
         shift = torch.where(self.reach.isinf(), 0, self.reach * (rows - columns) / 2).nan_to_num(0, 0, 0)
         return f + shift, g - shift
 
-    def _scaled(
+
+class _Dense(Sweeper):
+    """With the costs of all pairs."""
+
+    def __init__(
+        self, cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, symmetric: bool, tolerance: float
+    ) -> None:
+        allowed = cost < torch.inf
+        most, least = (torch.where(allowed, cost, x).flatten(-2) for x in (-torch.inf, torch.inf))
+        spread = (most.amax(-1) - least.amin(-1)).unsqueeze(-1)
+        super().__init__(a, b, epsilon.squeeze(-1), reach.squeeze(-1), spread, symmetric, tolerance)
+        self.minus_cost, self.block = -cost, _BLOCK
+
+    def softmin_rows(self, g: Tensor, epsilon: Tensor) -> Tensor:
+        """Return the soft minimum along rows."""
+        logits = (g.unsqueeze(-2) + self.minus_cost).div_(epsilon.unsqueeze(-1)).add_(self.log_b.unsqueeze(-2))
+        return -epsilon * torch.logsumexp(logits, -1)
+
+    def softmin_columns(self, f: Tensor, epsilon: Tensor) -> Tensor:
+        """Return the soft minimum along columns."""
+        logits = (f.unsqueeze(-1) + self.minus_cost).div_(epsilon.unsqueeze(-1)).add_(self.log_a.unsqueeze(-1))
+        return -epsilon * torch.logsumexp(logits, -2)
+
+    def scaled(
         self, f: Tensor, g: Tensor, done: Tensor, sweeps: Tensor, count: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """Take sweeps as products with one kernel, up to ``count`` of them."""

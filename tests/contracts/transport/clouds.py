@@ -179,7 +179,7 @@ CONTRACTS = [
     ),
     Learner(
         "transport.fit_transport_map",
-        lambda points, g: transport.fit_transport_map(_affine(), *points, steps=60, lr=0.1, generator=g),
+        lambda points, g: transport.fit_transport_map(_affine(), *points, steps=45, lr=0.15, generator=g),
         answer=lambda found: torch.cat([found.map.weight.detach().flatten(), found.map.bias.detach()]),
         planted=lambda g: ((x := _points(g, 12, 1), 2 * x + 1), torch.tensor([2.0, 1.0]).double()),
         recovers=lambda found, truth: bool((found - truth).abs().max() < 0.2),

@@ -1,0 +1,236 @@
+r"""Soft minima over pairs of points, with memory for the points alone: costs are computed where they are needed.
+
+:func:`softmin` is :math:`-\epsilon\log\sum_j\exp(h_j-c(x_i,y_j)/\epsilon)`, half a sweep of Sinkhorn;
+:func:`pull` sums a plan, its costs and their derivatives along rows. Compiled, an exponential is a polynomial and a
+shift of the exponent, so that whole rows are computed by vector instructions; the plain forms take blocks of rows.
+
+References:
+    Feydy, Glaunes, Charlier, Bronstein (2020), Fast geometric learning with symbolic matrices (the same by tiles).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pullback.kernels.compiled import compiled, over_rows
+
+__all__ = ["pull", "pull_plain", "softmin", "softmin_plain"]
+
+_BLOCK = 1 << 20
+"""Pairs at a time in the plain forms."""
+
+
+def softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float, squared: bool) -> Tensor:
+    """Return the soft minimum over y for each point of x.
+
+    Args:
+        x: ``[n, d]``.
+        y: ``[m, d]``.
+        h: ``[m]`` logarithms of weights; -inf for none.
+        epsilon: > 0.
+        squared: the cost is the squared distance; else the distance.
+
+    Returns:
+        ``[n]``, in the dtype of x: float32 is computed in float32.
+
+    Example:
+        >>> softmin(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), torch.zeros(1), 0.1, squared=False)
+        tensor([5.])
+    """
+    loops = _loops(x.dtype == torch.float32) if x.device.type == "cpu" else None
+    if loops is None:
+        return softmin_plain(x, y, h, epsilon, squared)
+    out = torch.empty_like(x[:, 0])
+    over_rows(loops[0], *_arrays(x, y), *_base_two(h, epsilon, x), squared, out.numpy())
+    return out * (-epsilon * math.log(2))
+
+
+def softmin_plain(x: Tensor, y: Tensor, h: Tensor, epsilon: float, squared: bool) -> Tensor:
+    """Return the same as :func:`softmin` by torch's own operations.
+
+    Example:
+        >>> softmin_plain(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), torch.zeros(1), 0.1, squared=False)
+        tensor([5.])
+    """
+    parts = [
+        -epsilon * torch.logsumexp(h - _costs(rows, y, squared) / epsilon, -1)
+        for rows in x.split(max(1, _BLOCK // len(y)))
+    ]
+    return torch.cat(parts)
+
+
+def pull(x: Tensor, y: Tensor, f: Tensor, h: Tensor, epsilon: float, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sums along rows of the plan ``exp(f_i + h_j - c_ij / epsilon)``.
+
+    Args:
+        x, y, h, epsilon, squared: see :func:`softmin`.
+        f: ``[n]`` logarithms of weights; -inf for none.
+
+    Returns:
+        ``[n]`` masses, ``[n]`` what they cost and ``[n, d]`` the derivative of that along x.
+
+    Example:
+        >>> one = torch.zeros(1)
+        >>> pull(torch.zeros(1, 1), torch.ones(1, 1), one, one, 1.0, squared=True)[2].item()  # -2 / e
+        -0.735...
+    """
+    loops = _loops(x.dtype == torch.float32) if x.device.type == "cpu" else None
+    if loops is None:
+        return pull_plain(x, y, f, h, epsilon, squared)
+    mass, spent, slope = (
+        torch.empty_like(f),
+        torch.empty_like(f),
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+    )
+    points, columns = _arrays(x, y)
+    two, scale = _base_two(h, epsilon, x)
+    start = (f / math.log(2)).to(x.dtype).numpy()
+    over_rows(loops[1], points, start, columns, two, scale, squared, mass.numpy(), spent.numpy(), slope.numpy())
+    return mass, spent, slope
+
+
+def pull_plain(
+    x: Tensor, y: Tensor, f: Tensor, h: Tensor, epsilon: float, squared: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same as :func:`pull` by torch's own operations.
+
+    Example:
+        >>> one = torch.zeros(1)
+        >>> pull_plain(torch.zeros(1, 1), torch.ones(1, 1), one, one, 1.0, squared=True)[2].item()
+        -0.735...
+    """
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    size = max(1, _BLOCK // len(y))
+    for rows, start in zip(x.split(size), f.split(size), strict=True):
+        costs = _costs(rows, y, squared)
+        plan = torch.exp(start.unsqueeze(-1) + h - costs / epsilon)
+        weights = 2 * plan if squared else torch.where(costs > 0, plan / torch.where(costs > 0, costs, 1), 0)
+        slope = weights.sum(-1, keepdim=True) * rows - weights @ y
+        found.append((plan.sum(-1), (plan * costs).sum(-1), slope))
+    mass, spent, slope = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return mass, spent, slope
+
+
+def _costs(x: Tensor, y: Tensor, squared: bool) -> Tensor:
+    difference = x.unsqueeze(-2) - y if x.shape[-1] <= 8 else None
+    if difference is None:
+        squares = x.square().sum(-1, keepdim=True) + y.square().sum(-1) - 2 * x @ y.mT
+        squares = squares.clamp(min=0)
+    else:
+        squares = difference.square().sum(-1)
+    return squares if squared else squares.sqrt()
+
+
+def _arrays(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    return x.contiguous().numpy(), y.mT.contiguous().numpy()
+
+
+def _base_two(h: Tensor, epsilon: float, like: Tensor) -> tuple[np.ndarray, Any]:
+    scale = 1 / (epsilon * math.log(2))
+    return (h / math.log(2)).to(like.dtype).numpy(), like.numpy().dtype.type(scale)
+
+
+def _made(jit: Any, single: bool) -> tuple[Any, Any]:
+    """Compile both loops for one precision: its polynomial of 2^r on [0, 1] and its bits of the exponent."""
+    real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
+    low, bias, bits = (real(-126), integer(127), integer(23)) if single else (real(-1022), integer(1023), integer(52))
+    c = [real(v) for v in (_SINGLE if single else _DOUBLE)]
+    c0, c1, c2, c3, c4, c5 = c[-6:]
+    e0, e1, e2, e3, e4, e5, e6 = [real(0)] * 7 if single else c[:7]
+
+    def softmin(x: Any, y: Any, h: Any, scale: Any, squared: bool, out: Any) -> None:
+        def two_to(v: Any) -> Any:  # v <= 0
+            v = max(v, low)
+            whole = np.floor(v)
+            r = v - whole
+            p = e0
+            if not single:
+                p = (((((p * r + e1) * r + e2) * r + e3) * r + e4) * r + e5) * r + e6
+            p = (((((p * r + c0) * r + c1) * r + c2) * r + c3) * r + c4) * r + c5
+            return p * integer((integer(whole) + bias) << bits).view(real)
+
+        n, d = x.shape
+        m = y.shape[1]
+        v = np.empty(m, real)
+        for i in range(n):
+            v[:] = real(0)
+            for k in range(d):
+                xk = x[i, k]
+                for j in range(m):
+                    t = xk - y[k, j]
+                    v[j] += t * t
+            if squared:
+                for j in range(m):
+                    v[j] = h[j] - scale * v[j]
+            else:
+                for j in range(m):
+                    v[j] = h[j] - scale * np.sqrt(v[j])
+            top = v[0]
+            for j in range(m):
+                top = max(top, v[j])
+            total = real(0)
+            for j in range(m):
+                total += two_to(v[j] - top)
+            out[i] = top + np.log2(total)
+
+    def pull(x: Any, f: Any, y: Any, h: Any, scale: Any, squared: bool, mass: Any, spent: Any, slope: Any) -> None:
+        def two_to(v: Any) -> Any:
+            v = max(v, low)
+            whole = np.floor(v)
+            r = v - whole
+            p = e0
+            if not single:
+                p = (((((p * r + e1) * r + e2) * r + e3) * r + e4) * r + e5) * r + e6
+            p = (((((p * r + c0) * r + c1) * r + c2) * r + c3) * r + c4) * r + c5
+            return p * integer((integer(whole) + bias) << bits).view(real)
+
+        n, d = x.shape
+        m = y.shape[1]
+        v, w = np.empty(m, real), np.empty(m, real)
+        for i in range(n):
+            v[:] = real(0)
+            for k in range(d):
+                xk = x[i, k]
+                for j in range(m):
+                    t = xk - y[k, j]
+                    v[j] += t * t
+            shipped, paid = real(0), real(0)
+            if squared:
+                for j in range(m):
+                    p = two_to(min(f[i] + h[j] - scale * v[j], real(100)))
+                    shipped += p
+                    paid += p * v[j]
+                    w[j] = 2 * p
+            else:
+                for j in range(m):
+                    cost = np.sqrt(v[j])
+                    p = two_to(min(f[i] + h[j] - scale * cost, real(100)))
+                    shipped += p
+                    paid += p * cost
+                    w[j] = p / cost if cost > 0 else real(0)
+            mass[i], spent[i] = shipped, paid
+            for k in range(d):
+                xk, total = x[i, k], real(0)
+                for j in range(m):
+                    total += w[j] * (xk - y[k, j])
+                slope[i, k] = total
+
+    return jit(softmin), jit(pull)
+
+
+_DOUBLE = tuple(math.log(2) ** k / math.factorial(k) for k in range(15, -1, -1))[3:]
+"""Coefficients of 2^r, the highest power first."""
+_SINGLE = (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 1.0)
+
+
+@cache
+def _loops(single: bool) -> tuple[Any, Any] | None:
+    """The compiled loops, or ``None`` without numba."""
+    jit = compiled(True)
+    return None if jit is None else _made(jit, single)

@@ -1,0 +1,152 @@
+"""Entropic transport between clouds of points with memory for the points alone: costs are computed when needed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from pullback.core.gradients import replace_gradient
+from pullback.core.shapes import Bool, Float, Tensor
+from pullback.kernels.softmin import pull, softmin
+from pullback.transport.entropic import Problem, partials
+from pullback.transport.sweeps import Sweeper, log_masses
+
+__all__ = ["Solved", "solve_clouds"]
+
+
+class Solved(NamedTuple):
+    """A solution without its plan.
+
+    Attributes:
+        g: ``[*batch, m]`` potential of the columns.
+        value: ``[*batch]``, with derivatives of first order along points, masses, epsilon and reach.
+        residual: ``[*batch]`` sum of what column sums miss, as a part of all mass.
+        converged: ``[*batch]`` whether it is small enough.
+    """
+
+    g: Float[Tensor, "*batch m"]
+    value: Float[Tensor, "*batch"]
+    residual: Float[Tensor, "*batch"]
+    converged: Bool[Tensor, "*batch"]
+
+
+def solve_clouds(
+    x: Tensor,
+    y: Tensor,
+    problem: Problem,
+    cost: str,
+    *,
+    start: Tensor | None,
+    symmetric: bool,
+    count: int,
+    tolerance: float,
+) -> Solved:
+    """Solve with the derivatives of an envelope.
+
+    Args:
+        x, y: ``[*batch, n, d]`` and ``[*batch, m, d]`` float64.
+        problem: of these, with costs of no size.
+        cost: ``"sqeuclidean"`` or ``"euclidean"``.
+        start: potential of the columns to begin with; ``None``: 0, and epsilon comes down to its value.
+        symmetric: x is y, and so are the masses.
+        count: sweeps at most.
+        tolerance: of the residual.
+    """
+    reach = torch.full_like(problem.epsilon, torch.inf) if problem.reach is None else problem.reach
+    begin = torch.zeros_like(problem.b) if start is None else start.double().expand_as(problem.b)
+    tensors = [t.detach() for t in (x, y, problem.a, problem.b, problem.epsilon, reach, begin)]
+    options = (cost == "sqeuclidean", start is None, symmetric, count, tolerance)
+    g, value, residual, *slopes = solve_points(*tensors, *options)
+    scalars = [t.squeeze(-1) for t in (problem.epsilon, problem.reach) if t is not None]
+    linear = (slopes[0] * x).sum((-2, -1)) + (slopes[1] * y).sum((-2, -1))
+    for slope, t in zip(slopes[2:], (problem.a, problem.b, *scalars), strict=False):
+        linear = linear + (slope * t).sum(-1)
+    return Solved(g, replace_gradient(value, linear), residual, residual <= tolerance)
+
+
+class _Points(Sweeper):
+    """With one pair of clouds; costs are recomputed in each sweep."""
+
+    def __init__(self, x: Tensor, y: Tensor, squared: bool, *others: Any) -> None:
+        a, b, epsilon, reach, symmetric, tolerance = others
+        both = torch.cat([x, y])
+        spread = (both.amax(0) - both.amin(0)).square().sum().reshape(1)
+        super().__init__(a, b, epsilon, reach, spread if squared else spread.sqrt(), symmetric, tolerance)
+        self.x, self.y, self.squared = x, y, squared
+
+    def softmin_rows(self, g: Tensor, epsilon: Tensor) -> Tensor:
+        """Return the soft minimum along rows."""
+        return softmin(self.x, self.y, g / epsilon + self.log_b, float(epsilon), self.squared)
+
+    def softmin_columns(self, f: Tensor, epsilon: Tensor) -> Tensor:
+        """Return the soft minimum along columns."""
+        return softmin(self.y, self.x, f / epsilon + self.log_a, float(epsilon), self.squared)
+
+
+@torch.library.custom_op(
+    "pullback::sinkhorn_points",
+    mutates_args=(),
+    schema="(Tensor x, Tensor y, Tensor a, Tensor b, Tensor epsilon, Tensor reach, Tensor start, bool squared, "
+    "bool scale, bool symmetric, int count, float tolerance) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def solve_points(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor,
+    reach: Tensor,
+    start: Tensor,
+    squared: bool,
+    scale: bool,
+    symmetric: bool,
+    count: int,
+    tolerance: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return g, value, residual and the slopes of the value along x, y, a, b, epsilon and reach, problem by problem."""
+    batch = a.shape[:-1]
+    tensors = (x, y, a, b, epsilon, reach, start)
+    flat = [t.reshape(-1, *t.shape[len(batch) :]) for t in tensors]
+    with torch.no_grad():
+        each = [_one(*one, squared, scale, symmetric, count, tolerance) for one in zip(*flat, strict=True)]
+    if not each:
+        return tuple(torch.empty_like(t) for t in _like(*tensors))  # type: ignore[return-value]
+    parts = [torch.stack(part) for part in zip(*each, strict=True)]
+    return tuple(t.reshape((*batch, *t.shape[1:])) for t in parts)  # type: ignore[return-value]
+
+
+def _one(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, start: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    squared, scale, symmetric, count, tolerance = options
+    e, held = epsilon.squeeze(-1), bool(reach.isinf().all())
+    sweeper = _Points(x, y, squared, a, b, e, reach.squeeze(-1), symmetric, tolerance)
+    g = sweeper.run(start, scale, count)[0]
+    f = sweeper.softmin_rows(g, e) / (1 + e / reach.squeeze(-1))
+    left, right = f / e + sweeper.log_a, g / e + sweeper.log_b
+    rows, spent, along_x = pull(x, y, left, right, float(e), squared)
+    columns, _, along_y = pull(y, x, right, left, float(e), squared)
+    problem = Problem(x, a, b, log_masses(a), log_masses(b), epsilon, None if held else reach)
+    found = partials(problem, f, g, rows, columns, spent.sum(-1))
+    return (*found[1:4], along_x, along_y, *found[4:])
+
+
+def _like(x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    one, scalar = a[..., 0], a[..., :1]
+    return b, one, one, x, y, a, b, scalar, scalar
+
+
+@solve_points.register_fake
+def _(*tensors: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in _like(*tensors))
+
+
+@solve_points.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+    moved = [
+        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(arguments[:7], in_dims[:7], strict=True)
+    ]
+    return solve_points(*moved, *arguments[7:]), (0,) * 9
