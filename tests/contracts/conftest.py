@@ -12,10 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-_LAWS = ("laws_derivatives", "laws_edges", "laws_kinds", "laws_values")
+_LAWS = ("laws_derivatives", "laws_edges", "laws_kinds", "laws_optimizers", "laws_values")
 pytest.register_assert_rewrite("tests.contracts.law", *(f"tests.contracts.{name}" for name in _LAWS))
 
-from tests.contracts import laws_derivatives, laws_edges, laws_kinds, laws_values  # noqa: E402, F401 (they fill LAWS)
+from tests.contracts import (  # noqa: E402, F401 (they fill LAWS)
+    laws_derivatives,
+    laws_edges,
+    laws_kinds,
+    laws_optimizers,
+    laws_values,
+)
 from tests.contracts.law import LAWS  # noqa: E402 (assertions are rewritten by the line above)
 
 _HERE = Path(__file__).parent

@@ -8,6 +8,7 @@ the same, that looks at its input and is not differentiated  :class:`Measurement
 a function that takes or returns functions                  :class:`HigherOrder`
 an ``nn.Module``                                            :class:`Module`
 a learner or a search: data in, a model or a graph out      :class:`Learner`
+an optimizer of ``pullback.optim``                          :class:`Optimizer`
 a result (``NamedTuple``, dataclass), a constant            none: ``test_completeness.py`` looks at it by itself
 what none of them fits                                      :class:`Exempt`, with the reason and the file that tests it
 =========================================================  =====================================================
@@ -260,6 +261,36 @@ class Learner:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         return self.learn(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer with the interface of ``torch.optim`` and a twin by ``pullback.optim.functional``.
+
+    Laws: fast loops equal the plain rule; a saved state goes on to the bit, and follows the dtype of its parameters;
+    groups, schedulers and closures work as torch's; complex parameters are pairs of real ones; sparse gradients and
+    options out of range are refused by name; the twin takes the same steps and passes first and second derivatives, of
+    its step size too; a compiled step is the same.
+
+    Attributes:
+        name: ``optim.Optimizer`` or ``optim.Optimizer[variant]``.
+        kind: the class.
+        options: of every instance, ``lr`` among them.
+        bad: calls ``build(params, **options)`` that must be refused by name.
+    """
+
+    name: str
+    kind: type[torch.optim.Optimizer]
+    options: Mapping[str, Any]
+    bad: Sequence[Bad] = ()
+
+    def build(self, params: Any, **options: Any) -> Any:
+        """An optimizer of ``params``."""
+        return self.kind(params, **{**self.options, **options})
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """As the law of bad input calls it."""
+        return self.build(*args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,17 @@ class Elementwise(torch.optim.Optimizer):
             raise TypeError(f"foreach must be True, False or None, got {type(foreach).__name__}")
         super().add_param_group(param_group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a saved state ended.
+
+        Args:
+            state_dict: of ``state_dict()``. It is copied: torch alone would share buffers with the optimizer that it is
+                from.
+        """
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state.update({name: buffer.clone() for name, buffer in state.items()})
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step with the gradients that are there.

@@ -156,7 +156,8 @@ def game_spectrum(losses: Sequence[Tensor], players: Sequence[Player], *, count:
 
     Raises:
         TypeError: a loss or a parameter is no tensor.
-        ValueError: there are not as many losses as players, a loss is no scalar, or ``count`` is not in range.
+        ValueError: there are not as many losses as players, a loss is no scalar, second derivatives are not finite, or
+            ``count`` is not in range.
 
     Example:
         >>> x, y = (torch.tensor(v, requires_grad=True) for v in (0.0, 0.0))
@@ -188,7 +189,10 @@ def game_spectrum(losses: Sequence[Tensor], players: Sequence[Player], *, count:
         matrix = torch.stack([transposed(e) for e in torch.eye(size, dtype=field.dtype, device=field.device)])
     else:
         matrix = _arnoldi(transposed, torch.ones_like(field.detach()), count)
-    values = torch.linalg.eigvals(matrix.detach())
+    matrix = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))  # LAPACK knows nothing narrower
+    if not bool(torch.isfinite(matrix).all()):
+        raise ValueError("losses must have finite second derivatives by the parameters of players")
+    values = torch.linalg.eigvals(matrix)
     return values[values.abs().argsort(descending=True, stable=True)]
 
 

@@ -105,8 +105,8 @@ def momentum_radius(
     if not bool((real | turning).all()):
         bad = values[~(real | turning)][0].item()
         raise ValueError(f"eigenvalues must be real or imaginary for order='alternating', got {bad}")
-    alone = torch.linalg.eigvals(_simultaneous(moved, across, up)).abs().amax(-1)
-    pairs = torch.linalg.eigvals(_alternating(moved.imag, across, up)).abs().amax(-1)
+    alone = _moduli(_simultaneous(moved, across, up))
+    pairs = _moduli(_alternating(moved.imag, across, up))
     return torch.where(real, alone, pairs).amax(-1)
 
 
@@ -152,7 +152,13 @@ def tune_momentum(
 
 
 def _largest(maps: Tensor) -> Tensor:
-    return torch.linalg.eigvals(maps).abs().amax((-2, -1))
+    return _moduli(maps).amax(-1)
+
+
+def _moduli(maps: Tensor) -> Tensor:
+    """The largest of each map, infinite for one that overflows: LAPACK may crash on such."""
+    good = torch.isfinite(maps).all((-2, -1), keepdim=True)
+    return torch.where(good[..., 0, 0], torch.linalg.eigvals(torch.where(good, maps, 0)).abs().amax(-1), torch.inf)
 
 
 def _rows(*rows: tuple[Any, ...]) -> Tensor:
