@@ -63,8 +63,7 @@ TASKS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "|a - b| + c": (3, lambda a, b, c: (a - b).abs() + c),
     "a + max(b, c)": (3, lambda a, b, c: a + torch.maximum(b, c)),
 }
-EASY, HARD = tuple(TASKS)[:4], tuple(TASKS)[4:]
-SIX = (*EASY[:2], *HARD)
+EASY, HARD, SIX = tuple(TASKS)[:4], tuple(TASKS)[4:], (*tuple(TASKS)[:2], *tuple(TASKS)[4:])
 TRIPLES = torch.cartesian_prod(*[torch.arange(10)] * 3)
 Digits = data.LabelledImages
 
