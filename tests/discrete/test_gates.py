@@ -212,6 +212,34 @@ def test_what_cannot_be_cut_is_refused_by_name() -> None:
         NetworkCost(attach_gates(model, ["inner"]), x)({"inner": torch.ones(5)})
 
 
+def test_gates_learn_what_matters_under_a_budget_and_go_on_where_they_were() -> None:
+    """Of eight hidden units four are read."""
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).requires_grad_(False)
+    model[0].weight.copy_(torch.randn(8, 3, generator=_stream()))
+    model[2].weight.copy_(torch.tensor([[1.0, 0, -1, 0, 0, 1, 0, -1]]))
+    gated = attach_gates(model, ["0"])
+    pressure = discrete.BudgetPressure(NetworkCost(gated, torch.ones(1, 3)), 0.5, 100, price=1.0)
+    optimizer = torch.optim.Adam(gated.gate_list.parameters(), lr=0.01)
+    terms = []
+    for step in range(100):
+        if pressure.met:
+            break
+        x = torch.randn(64, 3, generator=_stream(step))
+        terms.append(pressure())
+        optimizer.zero_grad()
+        ((gated(x) - model(x)).square().mean() + terms[-1]).backward()
+        optimizer.step()
+    assert gated.gates["0"].open.tolist() == [True, False, True, False, False, True, False, True]
+    assert pressure.share == 0.5
+    assert 60 < pressure.taken == len(terms) < 100
+    assert [terms[n].item() for n in (0, 5)] == pytest.approx([(0.5 / 60) ** 2, (0.5 / 10) ** 2])
+    other = discrete.BudgetPressure(pressure.cost, 0.5, 100, price=1.0)
+    other.load_state_dict(pressure.state_dict())
+    assert other.met
+    with pytest.raises(ValueError, match=r"budget must be in \(0, 1\], got 2"):
+        discrete.BudgetPressure(pressure.cost, 2, 100)
+
+
 def test_scores_are_those_of_the_weights_and_the_slopes_that_closing_has() -> None:
     model, x, _ = _built("residual")
     gated = attach_gates(model, ["norm", "hidden"])
@@ -222,7 +250,7 @@ def test_scores_are_those_of_the_weights_and_the_slopes_that_closing_has() -> No
     scales = discrete.unit_importance(attach_gates(model, ["norm"]), "scales")["norm"]
     assert torch.equal(scales.argsort(), model.norm.weight.detach().abs().argsort())
     losses = [gated(x[n : n + 1]).square().sum() for n in range(5)]
-    slopes = discrete.unit_importance(gated, "slopes", losses=losses)["hidden"]
+    slopes = discrete.unit_importance(gated, "slopes", ranks=False, losses=losses)["hidden"]
     expected = torch.zeros(10)
     for n in range(5):
         for unit in range(10):

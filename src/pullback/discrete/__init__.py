@@ -49,7 +49,7 @@ from pullback.discrete.estimators import (
 from pullback.discrete.expectation import ESTIMATORS, RunningBaseline, exact_categorical_gradient, expectation
 from pullback.discrete.fenchel_young import entmax_loss
 from pullback.discrete.filters import median_filter, rank_filter
-from pullback.discrete.gated_model import GatedModel, NetworkCost, attach_gates
+from pullback.discrete.gated_model import BudgetPressure, GatedModel, NetworkCost, attach_gates
 from pullback.discrete.gates import TrainableGate, budget_loss, gate, trainable_gate
 from pullback.discrete.group_ordering import group_mass, group_ordering_loss
 from pullback.discrete.halting import HaltingOutput, HaltingTransformer, halting_gate, sparsity_loss, transformer_macs
@@ -77,6 +77,7 @@ from pullback.discrete.logic import (
 )
 from pullback.discrete.memory import memory_read, memory_write
 from pullback.discrete.methods import ORDERINGS, OrderingMethod
+from pullback.discrete.modality_tokenizer import ModalityTokenizer, Tokens, embed_names
 from pullback.discrete.networks import NETWORKS, Swap, comparators, soft_swap, sorting_network
 from pullback.discrete.normmax import normmax
 from pullback.discrete.operator_tables import integer_operators, operator_table
@@ -84,6 +85,13 @@ from pullback.discrete.ordering import OrderingMetrics, ordering_metrics, permut
 from pullback.discrete.perturbation import AdaptivePerturbation
 from pullback.discrete.piecewise import RAMPS, abs, clamp, heaviside, maximum, minimum, relu, sign
 from pullback.discrete.plackett_luce import PlackettLuce
+from pullback.discrete.polygons import (
+    CoordinateTokenizer,
+    EncodedPolygons,
+    PairwiseScores,
+    permutation_to_polygons,
+    polygons_to_permutation,
+)
 from pullback.discrete.programs import AmortizedSynthesizer, ProgramLogits, RelaxedProgram
 from pullback.discrete.pruning import close_smallest, prune_closed, unit_importance
 from pullback.discrete.rationales import (
@@ -157,14 +165,17 @@ __all__ = [
     "AssignmentProblems",
     "BranchingLayer",
     "BranchingNetwork",
+    "BudgetPressure",
     "CategoricalBottleneck",
     "ClassStream",
     "ContinualMetrics",
+    "CoordinateTokenizer",
     "Cumulative",
     "Decoded",
     "DetectionScores",
     "Detections",
     "DiscreteVAE",
+    "EncodedPolygons",
     "EnergyInterpreter",
     "EpisodeAllocation",
     "Explanation",
@@ -183,9 +194,11 @@ __all__ = [
     "Macs",
     "MappingRank",
     "Matching",
+    "ModalityTokenizer",
     "NetworkCost",
     "OrderingMethod",
     "OrderingMetrics",
+    "PairwiseScores",
     "Partition",
     "PlackettLuce",
     "Program",
@@ -214,6 +227,7 @@ __all__ = [
     "Subset",
     "Swap",
     "Tokenized",
+    "Tokens",
     "TrackingLoss",
     "TrackingMetrics",
     "TrainableGate",
@@ -259,6 +273,7 @@ __all__ = [
     "cummin",
     "detection_scores",
     "dispatch",
+    "embed_names",
     "embedding",
     "entmax",
     "entmax15",
@@ -331,7 +346,9 @@ __all__ = [
     "partition",
     "permutation_loss",
     "permutation_matrix",
+    "permutation_to_polygons",
     "plausibility_loss",
+    "polygons_to_permutation",
     "pool_blocks",
     "project_permutahedron",
     "prune_closed",

@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from pullback.core.checks import check_choice
+from pullback.core.checks import check_choice, check_integer, check_positive
 from pullback.core.shapes import Float, Tensor
-from pullback.discrete.gates import TrainableGate
+from pullback.discrete.gates import TrainableGate, budget_loss
 from pullback.discrete.unit_flow import CONVOLUTIONS, NORMS, Gated, UnitFlow, follow_units
 
-__all__ = ["GatedModel", "NetworkCost", "attach_gates"]
+__all__ = ["BudgetPressure", "GatedModel", "NetworkCost", "attach_gates"]
 
 
 class GatedModel(nn.Module):
@@ -205,6 +205,87 @@ class NetworkCost:
             open_shares = [padded[units.to(values.device)].mean() for units in shares]
             total = total + (cost * torch.stack(open_shares).prod() if shares else cost)
         return total
+
+
+class BudgetPressure:
+    r"""The price of gates that are learned under a budget: a term of the loss, which grows while the budget is missed.
+
+    .. math:: \lambda_t \left(\frac{C(g)}{C(1)} - c_t\right)^2
+
+    The aim :math:`c_t` falls from 1 to the budget in the first ``fall`` of the steps, so that few gates close at a time
+    and weights can follow; then :math:`\lambda_t` rises from ``price`` to 11 times that, linearly.
+
+    Args:
+        cost: of the gated network.
+        budget: the share of ``cost.full`` that is aimed at, in (0, 1].
+        steps: of the learning, >= 1.
+        price: weight of the squared distance, > 0.
+        fall: share of the steps, in (0, 1).
+        tolerance: of the share that is met, >= 0.
+
+    Attributes:
+        taken: how often it was called.
+
+    Raises:
+        TypeError: ``steps`` is no integer.
+        ValueError: a number is out of range.
+
+    Example:
+        >>> gated = attach_gates(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)), ["0"])
+        >>> pressure = BudgetPressure(NetworkCost(gated, torch.ones(1, 2)), 0.5, 10)
+        >>> [round(pressure().item(), 4) for _ in range(3)], pressure.met
+        ([0.0694, 0.2778, 0.625], False)
+
+    References:
+        Kim, Park, Jung, Choe (2020), Plug-in, trainable gate for streamlining arbitrary neural networks, section 4
+        (with a constant aim).
+    """
+
+    def __init__(
+        self,
+        cost: NetworkCost,
+        budget: float,
+        steps: int,
+        *,
+        price: float = 10.0,
+        fall: float = 0.6,
+        tolerance: float = 0.01,
+    ) -> None:
+        check_integer("steps", steps, 1)
+        check_positive("price", price)
+        check_positive("tolerance", tolerance, zero=True)
+        for name, value in (("budget", budget), ("fall", fall)):
+            if not 0 < value <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {value}")
+        self.cost, self.budget, self.steps, self.price = cost, budget, steps, price
+        self.falling, self.tolerance, self.taken = max(1, int(fall * steps)), tolerance, 0
+
+    def __call__(self) -> Float[Tensor, ""]:
+        """Return the next step's term, float32 with gradient."""
+        self.taken += 1
+        aim = 1 - (1 - self.budget) * min(1.0, self.taken / self.falling)
+        late = max(0, self.taken - 1 - self.falling) / max(1, self.steps - self.falling)
+        distance = budget_loss(self.cost() / self.cost.full, aim)
+        return (self.price * (1 + 10 * late) * distance).float()
+
+    @property
+    def share(self) -> float:
+        """What is left of the cost, with gates as they are in evaluation."""
+        opened = {name: gate.open.float() for name, gate in self.cost.gated.gates.items()}
+        return float(self.cost(opened)) / self.cost.full
+
+    @property
+    def met(self) -> bool:
+        """Whether the aim has come down to the budget, and the cost is there."""
+        return self.taken > self.falling and abs(self.share - self.budget) <= self.tolerance
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how often it was called."""
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from there."""
+        self.taken = int(state["taken"])
 
 
 _UNITS = ("channel", "head", "block")

@@ -22,6 +22,7 @@ def unit_importance(
     gated: GatedModel,
     method: str = "filters",
     *,
+    ranks: bool = True,
     losses: Iterable[Tensor] = (),
     generator: torch.Generator | None = None,
 ) -> dict[str, Float[Tensor, "units"]]:
@@ -37,11 +38,12 @@ def unit_importance(
     ``"random"``    even in [0, 1)
     ==============  ====================================================================================================
 
-    All but slopes are comparable inside of a layer alone: they are given as ranks, :math:`0, 1/n, \ldots, (n - 1)/n`.
+    Such scores are comparable inside of a layer, and seldom between layers.
 
     Args:
         gated: made by :func:`~pullback.discrete.attach_gates`.
         method: see the table.
+        ranks: give the rank of each score in its layer, :math:`0, 1/n, \ldots, (n - 1)/n`, and not the score itself.
         losses: of ``gated``, one a batch, such as ``(loss(gated(x)) for x in batches)``; for slopes alone.
         generator: of random scores; torch's own by default.
 
@@ -69,15 +71,14 @@ def unit_importance(
         rows = [torch.autograd.grad(loss, gates) for loss in losses]
         if not rows:
             raise ValueError("losses must hold at least one loss for slopes")
-        return {name: torch.stack([row[n] for row in rows]).square().sum(0) for n, name in enumerate(names)}
-    scores = {}
-    for name, gate in zip(names, gates, strict=True):
-        if method == "random":
-            score = torch.rand(len(gate), generator=generator)
-        else:
-            score = _size(gated.model, name, method)
-        scores[name] = score.argsort().argsort() / len(score)
-    return scores
+        scores = [torch.stack(units).square().sum(0) for units in zip(*rows, strict=True)]
+    elif method == "random":
+        scores = [torch.rand(len(gate), generator=generator) for gate in gates]
+    else:
+        scores = [_size(gated.model, name, method) for name in names]
+    if ranks:
+        scores = [score.argsort().argsort() / len(score) for score in scores]
+    return dict(zip(names, scores, strict=True))
 
 
 @torch.no_grad()
@@ -90,7 +91,7 @@ def close_smallest(
     stays open. This is pruning by magnitude, by slopes or at random; the gates can be trained from there.
 
     Args:
-        gated: made by :func:`~pullback.discrete.attach_gates`; its gates are set to weight 1 where open, -1 where closed.
+        gated: made by :func:`~pullback.discrete.attach_gates`; weights of gates become 1 where open, -1 where closed.
         scores: by the name of the (first) layer, one a unit.
         cost: of ``gated``.
         budget: the share of ``cost.full`` that is aimed at, in (0, 1].
@@ -200,7 +201,7 @@ def _size(model: nn.Module, name: str, method: str) -> Tensor:
         layer = before[-1] if before else layer
     if not isinstance(layer, kinds if method == "filters" else NORMS) or layer.weight is None:
         raise ValueError(f"layer {name!r} has no {method} to score, it is a {type(layer).__name__}")
-    weight = cast(Tensor, layer.weight).detach().abs()
+    weight = layer.weight.detach().abs()
     return weight if weight.ndim == 1 else weight.flatten(1).mean(1)
 
 
