@@ -34,6 +34,20 @@ def test_features_that_decide_the_target_are_found_without_a_gradient_of_the_box
     assert bool((found.mask.sum(-1) == 2).all())
 
 
+def test_features_that_reach_the_target_through_another_output_alone_are_found() -> None:
+    def predict(x: Tensor) -> Tensor:
+        other = (x[:, 2] + x[:, 3] + x[:, 2] * x[:, 3] > 0).to(x)
+        return torch.stack([1 - other, other], 1)
+
+    draw = torch.Generator().manual_seed(0)
+    interpreter = _interpreter(draw, predict=predict)
+    for step in range(200):
+        interpreter.step(torch.randn(64, 8, generator=draw), temperature=1 - step / 250)
+    found = interpreter.explain(torch.randn(100, 8, generator=draw))
+    truth = (torch.arange(8) == 2) | (torch.arange(8) == 3)
+    assert float(discrete.mask_recovery(found.mask, truth).mean()) > 0.95
+
+
 def test_hard_masks_show_the_box_what_it_is_tested_on() -> None:
     shown = []
     draw = torch.Generator().manual_seed(3)

@@ -131,8 +131,8 @@ class EnergyInterpreter(nn.Module):
     The difference ``E([y'_t, y'_-t]) - E([y_t, y'_-t])`` alone, without the exchanged value, has a gradient that
     raises the energy of what the box predicts, and ends in masks of irrelevant features.
 
-    What it finds is what the target needs beside the other outputs: features that reach it through them alone are
-    explained away by ``y'_-t`` and get little credit.
+    Features that reach the target through other outputs alone are found, too: the energy's local term of the target
+    learns to read them from the masked input, whatever the other outputs say.
 
     Args:
         predict: the black box, from ``[batch, n]`` to ``[batch, outputs]`` in ``[0, 1]``; above 1/2 counts as 1. It is
