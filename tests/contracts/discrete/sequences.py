@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pullback.discrete.modality_tokenizer import ModalityTokenizer
 from pullback.discrete.sequence_to_sequence import Decoded, SequenceDecoder, SequenceToSequence
-from tests.contracts.contract import Bad, Call, Module
+from tests.contracts.contract import Bad, Call, Exempt, Module
 
 _TOKENS = torch.tensor([[0, 3, 1], [0, 2, 4]])
 _MASK = torch.tensor([[True, True, False], [True, False, True]])
@@ -82,7 +83,62 @@ _WHY = (
     "largest numbers overflow"
 )
 
+_NAMES = ((1,), (2, 3), (0, 4, 4))
+
+
+class _Fixed(nn.Module):
+    """Logits are the inputs; an embedding stands beside, as that of a language model."""
+
+    def __init__(self, generator: torch.Generator, *, hard: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 2)
+        nn.init.normal_(self.words.weight, generator=generator)
+        options = {"noise": 0.0, "temperature": 0.5, "hard": hard}
+        self.tokenizer = ModalityTokenizer(nn.Identity(), _NAMES, self.words, k=2, **options)  # type: ignore[arg-type]
+
+    def forward(self, logits: Tensor) -> Tensor:
+        embeddings: Tensor = self.tokenizer(logits).embeddings
+        return embeddings
+
+
+def _names_by_hand(logits: Tensor, *, hard: bool) -> Tensor:
+    words = _Fixed(torch.Generator().manual_seed(0), hard=hard).double().words.weight.detach()
+    names = torch.stack([words[1], (words[2] + words[3]) / 2, (words[0] + 2 * words[4]) / 3])
+    rows = []
+    for row in logits:
+        weights, order = (row / 0.5).exp(), row.argsort(descending=True)
+        left = torch.where(torch.arange(3) == order[0], 0.0, weights)
+        soft = torch.stack([weights / weights.sum(), left / left.sum()])
+        rows.append(names[order[:2]] if hard else soft @ names)
+    return torch.stack(rows)
+
+
 CONTRACTS = [
+    Module(
+        "discrete.ModalityTokenizer",
+        lambda module, logits: module(logits),
+        lambda g: [Call((torch.randn(2, 3, generator=g, dtype=torch.float64),))],
+        reference=lambda logits: _names_by_hand(logits, hard=False),
+        build=lambda g: _Fixed(g, hard=False),
+        large_limit=1e8,
+        bad=[
+            Bad((torch.zeros(2, 4),), {}, ValueError, r"classifier must return 3 logits, got shape \(2, 4\)"),
+        ],
+        why="logarithms of probabilities of the largest numbers overflow",
+    ),
+    Module(
+        "discrete.ModalityTokenizer[hard]",
+        lambda module, logits: module(logits),
+        lambda g: [Call((torch.randn(2, 3, generator=g, dtype=torch.float64),))],
+        reference=lambda logits: _names_by_hand(logits, hard=True),
+        build=lambda g: _Fixed(g, hard=True),
+        gradcheck=False,
+        gradgradcheck=False,
+        forward_mode=False,
+        large_limit=1e8,
+        why="value and gradient belong to different functions, by design",
+    ),
+    Exempt("discrete.embed_names", "takes a module", "discrete/test_modality_tokenizer.py"),
     Module(
         "discrete.SequenceDecoder",
         _decode,
