@@ -32,6 +32,7 @@ from pullback.discrete.contrastive import (
     triplet_loss,
     view_similarities,
 )
+from pullback.discrete.control import Controlled, ControlledBlock, ControlledNet, GateRouter, opening_rates
 from pullback.discrete.counting import Histogram, Unique, bincount, histc, histogram, unique
 from pullback.discrete.cumulative import Cumulative, cummax, cummin
 from pullback.discrete.detection import Detections, DetectionScores, center_heatmap_loss, detection_scores, find_centers
@@ -169,6 +170,9 @@ __all__ = [
     "CategoricalBottleneck",
     "ClassStream",
     "ContinualMetrics",
+    "Controlled",
+    "ControlledBlock",
+    "ControlledNet",
     "CoordinateTokenizer",
     "Cumulative",
     "Decoded",
@@ -180,6 +184,7 @@ __all__ = [
     "EpisodeAllocation",
     "Explanation",
     "FrontierPredictor",
+    "GateRouter",
     "GatedModel",
     "Generated",
     "GradientTokenizer",
@@ -341,6 +346,7 @@ __all__ = [
     "normmax",
     "not_equal",
     "one_hot",
+    "opening_rates",
     "operator_table",
     "ordering_metrics",
     "partition",

@@ -126,13 +126,15 @@ def _check_dustbin(dustbin: Scalar | None, method: str) -> None:
 
 def _hard(cost: Tensor, dustbin: Scalar | None) -> Tensor:
     n, m = cost.shape[-2:]
-    # What is not below the dustbin is as good as staying alone.
-    alone = None if dustbin is None else ~(cost < dustbin)
-    found = assignment(cost if alone is None else torch.where(alone, 0, cost - dustbin))
+    alone = torch.zeros_like(cost, dtype=torch.bool)
+    if dustbin is not None:  # what is not below it is as good as staying alone
+        alone = ~(cost < dustbin)
+        cost = torch.where(alone, 0, cost - dustbin)
+    found = assignment(cost)
     places = found.rows * m + found.columns
     flat = torch.zeros_like(cost).flatten(-2)
     matrix = flat.scatter(-1, places, torch.ones_like(places, dtype=cost.dtype)).unflatten(-1, (n, m))
-    return matrix if alone is None else torch.where(alone, 0, matrix)
+    return torch.where(alone, 0, matrix)
 
 
 def _entropic(cost: Tensor, temperature: Scalar, iterations: int, dustbin: Scalar | None) -> Tensor:

@@ -194,21 +194,24 @@ def assignment_problems(
     check_integer("size", size, 1)
     check_range("near", near, 0, 1)
     device = torch.device("cpu") if generator is None else generator.device
-    options = {"generator": generator, "device": device}
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
     cases = torch.cartesian_prod(torch.arange(size + 1), torch.arange(size + 1))
     fewer = cases.amin(-1)
     chosen = torch.multinomial(1 / fewer.bincount()[fewer].to(device).float(), count, True, generator=generator)
     existing = cases.to(device)[chosen]
     points = _on_grid(count, size, generator, device)
-    wrong = torch.randn(count, size, 3, **options) * (0.5 * torch.rand(count, 1, 1, **options))
-    close = torch.rand(count, 1, 1, **options) < near
+    wrong = torch.randn((count, size, 3), generator=generator, device=device) * (0.5 * uniform(count, 1, 1))
+    close = uniform(count, 1, 1) < near
     points[:, 0] = torch.where(close, nn.functional.normalize(points[:, 1] + wrong, dim=-1), points[:, 0])
-    anywhere = 200 * torch.rand(points.shape, **options) - 100
+    anywhere = 200 * uniform(*points.shape) - 100
     anywhere = torch.where(anywhere.abs() <= 1, 10.0, anywhere)
-    missing = torch.where(torch.rand(count, 1, 1, 1, **options) < 0.5, 10.0, anywhere)
+    missing = torch.where(uniform(count, 1, 1, 1) < 0.5, 10.0, anywhere)
     exists = torch.arange(size, device=device) < existing[..., None]
     points = torch.where(exists[..., None], points, missing)
-    order = torch.rand(count, 2, size, **options).argsort(-1)
+    order = uniform(count, 2, size).argsort(-1)
     points, exists = points.gather(2, order[..., None].expand_as(points)), exists.gather(2, order)
     distance = torch.linalg.vector_norm(points[:, 0, :, None] - points[:, 1, None], dim=-1)
     both = exists[:, 0, :, None] & exists[:, 1, None]
@@ -277,7 +280,7 @@ def fit_hungarian_net(
         problems = assignment_problems(batch, size, near=near, generator=generator)
         loss = hungarian_net_loss(net(problems.distance), problems.target)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     return net.requires_grad_(False)

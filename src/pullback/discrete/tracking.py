@@ -178,7 +178,7 @@ def clear_mot(
     near = (exist & (distance <= threshold)).reshape(-1, *distance.shape[-3:])
     distance = torch.where(near, distance.reshape(near.shape), 0).double()
     frames, n, m = near.shape[1:]
-    before = torch.zeros_like(near[:, 0]) if frames else None
+    before = torch.zeros_like(near[:, :1]).sum(1) > 0
     last = torch.full((len(near), m), -1, device=near.device)
     total, matches, switches = 0.0, 0, 0
     for t in range(frames if n and m else 0):

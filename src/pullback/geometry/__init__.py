@@ -1,6 +1,17 @@
-"""Cameras, poses, angles with a gradient: world to pixels and back. OpenCV axes (x right, y down, z forward), metres."""
+"""Cameras, angles, polygons with a gradient. In space OpenCV axes (x right, y down, z forward), metres."""
 
 from pullback.geometry.angles import angular_distance
 from pullback.geometry.camera import Camera, Projection, Rays, look_at
+from pullback.geometry.polygons import complexity_iou, polis_distance, polygon_iou, rasterize_polygon
 
-__all__ = ["Camera", "Projection", "Rays", "angular_distance", "look_at"]
+__all__ = [
+    "Camera",
+    "Projection",
+    "Rays",
+    "angular_distance",
+    "complexity_iou",
+    "look_at",
+    "polis_distance",
+    "polygon_iou",
+    "rasterize_polygon",
+]
