@@ -434,3 +434,9 @@ def test_a_series_that_diverges_is_told_with_its_scale(quadratic: Quadratic) -> 
     with pytest.raises(ConvergenceError, match=r"the Neumann series diverged.*scale 100 is too large") as caught:
         hypergradient(q.upper, q.lower, q.x, q.c, method="neumann", scale=100.0, terms=5)
     assert caught.value.result.reason.item() == 3
+
+
+def test_inner_steps_that_diverge_are_told_with_their_scale(quadratic: Quadratic) -> None:
+    q = quadratic
+    with pytest.raises(ConvergenceError, match=r"y became infinite or NaN in 300 inner steps.* than 1e\+03"):
+        hypergradient(q.upper, q.lower, q.x, q.c, method="unrolled", scale=1e3, steps=300)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from pullback.core.checks import check_choice, check_integer, check_range
+from pullback.core.errors import ConvergenceError
 from pullback.core.shapes import Float, Tensor
 from pullback.implicit.arguments import check_number
 from pullback.implicit.inverse_hessian import InverseMethod, check_inverse_options, solve_hessian
@@ -99,7 +100,8 @@ def hypergradient(
         TypeError: an objective cannot be called, a variable holds other things than floating tensors.
         ValueError: an unknown method, an option that is missing, out of range or not one of the method; an objective
             that returns no single number; ``upper`` or ``lower`` does not depend on ``y``.
-        ConvergenceError: the Neumann series diverged, or ``check`` is set and the system did not converge.
+        ConvergenceError: the Neumann series or the inner steps diverged (``scale`` is too large), or ``check`` is set
+            and the system did not converge.
 
     Example:
         >>> data = torch.tensor([1.0, 2.0], dtype=torch.float64)
@@ -205,6 +207,11 @@ def _unrolled(
         y = [torch.sub(v, g, alpha=scale) for v, g in zip(y, slope, strict=True)]
         if not through:
             y = [v.detach().requires_grad_() for v in y]
+    if not all(bool(torch.isfinite(v).all()) for v in y):
+        raise ConvergenceError(
+            f"hypergradient: y became infinite or NaN in {steps} inner steps; take a smaller scale than {scale:.3g}",
+            inner.tree([v.detach() for v in y]),
+        )
     value = upper(x, y)
     direct, _ = gradient("upper", value, x, y)
     return Hypergradient(outer.tree(direct), value.detach(), inner.tree([v.detach() for v in y]), None)
