@@ -32,6 +32,7 @@ def test_costs_that_are_not_kept_give_the_same_values_and_gradients(
     results = []
     for kept in (divergence.PAIRS_KEPT, 0):
         monkeypatch.setattr(divergence, "PAIRS_KEPT", kept)
+        monkeypatch.setattr(divergence, "_PAIRS_WITHOUT_LOOPS", kept)
         found = transport.sinkhorn_divergence(*inputs, epsilon=epsilon, **words)
         slopes = torch.autograd.grad(found.value.sum(), [*inputs, epsilon])
         results.append((found.value, found.g, *slopes))
@@ -45,6 +46,7 @@ def test_the_gap_of_many_points_is_that_of_few(monkeypatch: pytest.MonkeyPatch, 
     results = []
     for kept in (divergence.PAIRS_KEPT, 0):
         monkeypatch.setattr(divergence, "PAIRS_KEPT", kept)
+        monkeypatch.setattr(divergence, "_PAIRS_WITHOUT_LOOPS", kept)
         found = transport.monge_gap(x, y, cost=cost, relative_epsilon=0.1, tolerance=1e-11, check=True)
         results.append((found.value, *torch.autograd.grad(found.value, [x, y])))
     for one, other in zip(*results, strict=True):
@@ -79,3 +81,12 @@ def test_many_points_take_the_memory_of_points() -> None:
     assert max(largest) <= 3 * 3500
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_expected_changes_no_soft_minimum(dtype: torch.dtype) -> None:
+    x, y, _, h = (t.to(dtype) for t in _clouds(40, 30))
+    h = h.log()
+    plain = softmin(x, y, h, 0.02, True)
+    near = plain + 0.02 * torch.linspace(-1000, 1000, 40).to(dtype)
+    torch.testing.assert_close(softmin(x, y, h, 0.02, True, near), plain, rtol=1e-4, atol=1e-6)

@@ -20,13 +20,23 @@ from torch import Tensor
 
 from pullback.kernels.compiled import compiled, over_rows
 
-__all__ = ["pull", "pull_plain", "softmin", "softmin_plain"]
+__all__ = ["compiled_loops", "pull", "pull_plain", "softmin", "softmin_plain"]
 
 _BLOCK = 1 << 20
 """Pairs at a time in the plain forms."""
 
 
-def softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float, squared: bool) -> Tensor:
+def compiled_loops(x: Tensor) -> bool:
+    """Return whether the compiled forms take ``x``.
+
+    Example:
+        >>> isinstance(compiled_loops(torch.zeros(1)), bool)
+        True
+    """
+    return x.device.type == "cpu" and compiled(True) is not None
+
+
+def softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float, squared: bool, near: Tensor | None = None) -> Tensor:
     """Return the soft minimum over y for each point of x.
 
     Args:
@@ -35,6 +45,7 @@ def softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float, squared: bool) -> T
         h: ``[m]`` logarithms of weights; -inf for none.
         epsilon: > 0.
         squared: the cost is the squared distance; else the distance.
+        near: ``[n]`` what is expected, which saves the search for the largest term where it is near.
 
     Returns:
         ``[n]``, in the dtype of x: float32 is computed in float32.
@@ -47,7 +58,10 @@ def softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float, squared: bool) -> T
     if loops is None:
         return softmin_plain(x, y, h, epsilon, squared)
     out = torch.empty_like(x[:, 0])
-    over_rows(loops[0], *_arrays(x, y), *_base_two(h, epsilon, x), squared, out.numpy())
+    points, columns = _arrays(x, y)
+    two, scale = _base_two(h, epsilon, x)
+    guess = torch.full_like(out, torch.inf) if near is None else near * (-1 / (epsilon * math.log(2)))
+    over_rows(loops[0], points, guess.numpy(), columns, two, scale, squared, out.numpy())
     return out * (-epsilon * math.log(2))
 
 
@@ -140,12 +154,13 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any]:
     """Compile both loops for one precision: its polynomial of 2^r on [0, 1] and its bits of the exponent."""
     real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
     low, bias, bits = (real(-126), integer(127), integer(23)) if single else (real(-1022), integer(1023), integer(52))
+    far = real(100) if single else real(900)
     c = [real(v) for v in (_SINGLE if single else _DOUBLE)]
     c0, c1, c2, c3, c4, c5 = c[-6:]
     e0, e1, e2, e3, e4, e5, e6 = [real(0)] * 7 if single else c[:7]
 
-    def softmin(x: Any, y: Any, h: Any, scale: Any, squared: bool, out: Any) -> None:
-        def two_to(v: Any) -> Any:  # v <= 0
+    def softmin(x: Any, near: Any, y: Any, h: Any, scale: Any, squared: bool, out: Any) -> None:
+        def two_to(v: Any) -> Any:  # v from low to far
             v = max(v, low)
             whole = np.floor(v)
             r = v - whole
@@ -165,12 +180,20 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any]:
                 for j in range(m):
                     t = xk - y[k, j]
                     v[j] += t * t
-            if squared:
+            if not squared:
+                for j in range(m):
+                    v[j] = np.sqrt(v[j])
+            top, total = near[i], real(0)
+            if -far * far < top < far * far:
                 for j in range(m):
                     v[j] = h[j] - scale * v[j]
+                    total += two_to(min(v[j] - top, far))
+                if low / 2 < np.log2(total) < far / 2:
+                    out[i] = top + np.log2(total)
+                    continue
             else:
                 for j in range(m):
-                    v[j] = h[j] - scale * np.sqrt(v[j])
+                    v[j] = h[j] - scale * v[j]
             top = v[0]
             for j in range(m):
                 top = max(top, v[j])
@@ -203,14 +226,14 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any]:
             shipped, paid = real(0), real(0)
             if squared:
                 for j in range(m):
-                    p = two_to(min(f[i] + h[j] - scale * v[j], real(100)))
+                    p = two_to(min(f[i] + h[j] - scale * v[j], far))
                     shipped += p
                     paid += p * v[j]
                     w[j] = 2 * p
             else:
                 for j in range(m):
                     cost = np.sqrt(v[j])
-                    p = two_to(min(f[i] + h[j] - scale * cost, real(100)))
+                    p = two_to(min(f[i] + h[j] - scale * cost, far))
                     shipped += p
                     paid += p * cost
                     w[j] = p / cost if cost > 0 else real(0)

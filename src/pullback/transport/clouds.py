@@ -65,6 +65,10 @@ def solve_clouds(
     return Solved(g, replace_gradient(value, linear), residual, residual <= tolerance)
 
 
+_SINGLE = 500.0
+"""Largest cost in epsilons for which single precision keeps residuals of 1e-4."""
+
+
 class _Points(Sweeper):
     """With one pair of clouds; costs are recomputed in each sweep."""
 
@@ -73,15 +77,32 @@ class _Points(Sweeper):
         both = torch.cat([x, y])
         spread = (both.amax(0) - both.amin(0)).square().sum().reshape(1)
         super().__init__(a, b, epsilon, reach, spread if squared else spread.sqrt(), symmetric, tolerance)
-        self.x, self.y, self.squared = x, y, squared
+        centre = both.mean(0)
+        self.squared, self.double = squared, (x - centre, y - centre)
+        self.single = (self.double[0].float(), self.double[1].float())
+        self.last: dict[bool, Tensor] = {}  # what the next sweep of one side is near to
 
     def softmin_rows(self, g: Tensor, epsilon: Tensor) -> Tensor:
         """Return the soft minimum along rows."""
-        return softmin(self.x, self.y, g / epsilon + self.log_b, float(epsilon), self.squared)
+        return self._softmin(False, g / epsilon + self.log_b, epsilon)
 
     def softmin_columns(self, f: Tensor, epsilon: Tensor) -> Tensor:
         """Return the soft minimum along columns."""
-        return softmin(self.y, self.x, f / epsilon + self.log_a, float(epsilon), self.squared)
+        return self._softmin(True, f / epsilon + self.log_a, epsilon)
+
+    def exact_rows(self, g: Tensor) -> Tensor:
+        """Return the soft minimum along rows in double precision."""
+        return softmin(*self.double, g / self.epsilon + self.log_b, float(self.epsilon), self.squared)
+
+    def _softmin(self, columns: bool, h: Tensor, epsilon: Tensor) -> Tensor:
+        # In single precision the exponents are right to 1e-7 of their size.
+        enough = self.tolerance >= 1e-4 and float(self.spread / epsilon) <= _SINGLE
+        x, y = self.single if enough else self.double
+        x, y = (y, x) if columns else (x, y)
+        near = self.last.get(columns)
+        found = softmin(x, y, h.to(x.dtype), float(epsilon), self.squared, None if near is None else near.to(x.dtype))
+        self.last[columns] = found.double()
+        return self.last[columns]
 
 
 @torch.library.custom_op(
@@ -124,7 +145,7 @@ def _one(
     e, held = epsilon.squeeze(-1), bool(reach.isinf().all())
     sweeper = _Points(x, y, squared, a, b, e, reach.squeeze(-1), symmetric, tolerance)
     g = sweeper.run(start, scale, count)[0]
-    f = sweeper.softmin_rows(g, e) / (1 + e / reach.squeeze(-1))
+    f = sweeper.exact_rows(g) / (1 + e / reach.squeeze(-1))
     left, right = f / e + sweeper.log_a, g / e + sweeper.log_b
     rows, spent, along_x = pull(x, y, left, right, float(e), squared)
     columns, _, along_y = pull(y, x, right, left, float(e), squared)

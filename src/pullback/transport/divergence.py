@@ -9,6 +9,7 @@ import torch
 
 from pullback.core.checks import check_broadcast, check_choice, check_same_dtype
 from pullback.core.shapes import Bool, Float, Scalar, Tensor
+from pullback.kernels.softmin import compiled_loops
 from pullback.transport.clouds import Solved, solve_clouds
 from pullback.transport.costs import Cost, check_clouds, mean_cost, paired_cost, pairwise_cost
 from pullback.transport.entropic import Problem, Transport, solve_entropic
@@ -19,8 +20,10 @@ from pullback.transport.sinkhorn import check_solver, raise_unless_converged, re
 __all__ = ["MongeGap", "SinkhornDivergence", "monge_gap", "sinkhorn_divergence"]
 
 
-PAIRS_KEPT = 1 << 21
-"""Of points, whose costs are kept; of more they are computed anew in each sweep, in memory for the points alone."""
+PAIRS_KEPT = 1 << 14
+"""Of points, whose costs are kept. Of more they are computed anew in each sweep, which compiled loops do faster than
+memory brings them."""
+_PAIRS_WITHOUT_LOOPS = 1 << 21
 
 
 class SinkhornDivergence(NamedTuple):
@@ -73,9 +76,9 @@ def sinkhorn_divergence(
         cost: ``"sqeuclidean"``, ``"euclidean"`` or a function, see :func:`pairwise_cost`.
         epsilon, relative_epsilon, reach, max_iterations, tolerance, check: see :func:`sinkhorn`; a part of the mean
             cost between x and y.
-        gradient: ``"envelope"``: of first order, to points and masses; beyond 2 million pairs, with a named cost, in
-            memory for the points alone. ``"implicit"``: to third order, one linear solve a problem. ``"unrolled"``: of
-            the sweeps as they ran.
+        gradient: ``"envelope"``: of first order, to points and masses; beyond some thousand pairs, with a named cost,
+            in memory for the points alone. ``"implicit"``: to third order, one linear solve a problem.
+            ``"unrolled"``: of the sweeps as they ran.
         start: potentials ``(g, of_x, of_y)`` of similar points to begin with.
 
     Returns:
@@ -139,7 +142,8 @@ def sinkhorn_divergence(
 
 def _kept(x: Tensor, y: Tensor, cost: Cost, gradient: str) -> bool:
     """Whether the costs of all pairs are computed once and kept."""
-    return callable(cost) or gradient != "envelope" or x.shape[-2] * y.shape[-2] <= PAIRS_KEPT
+    most = PAIRS_KEPT if compiled_loops(x) else max(PAIRS_KEPT, _PAIRS_WITHOUT_LOOPS)
+    return callable(cost) or gradient != "envelope" or x.shape[-2] * y.shape[-2] <= most
 
 
 def _check_start(start: tuple[Tensor, Tensor, Tensor] | None, like: Tensor, sizes: tuple[int, int, int]) -> None:
