@@ -98,15 +98,15 @@ def pool_blocks(
         z_{sk} = \sum_j w_j \, e_{s + j} P_{s + j, k}, \qquad
         \text{max: } y_k = \max_s z_{sk}, \qquad \text{mean: } y_k = \frac{\sum_s z_{sk}}{\max(1, \sum_s P_{sk})}
 
-    channel by channel, with 0 beyond the ends. A block looks at ``window`` positions around its mean position only,
-    so that memory grows as ``blocks window width``.
+    channel by channel, with 0 beyond the ends. The mean is one product of matrices. For the maximum a block looks at
+    ``window`` positions around its mean position only, so that memory grows as ``blocks window width``.
 
     Args:
         embeddings: ``[*batch, n, width]`` e.
         assignment: ``[*batch, n, blocks]`` P, as :func:`soft_segment` returns it.
         kernel: ``[width, taps]`` w, an odd number of taps around the position; by default 1 at the position itself.
         method: ``"max"`` or ``"mean"``.
-        window: positions of a block, >= 1; all by default.
+        window: positions of a block among which the maximum is taken, >= 1; all by default.
 
     Returns:
         ``[*batch, blocks, width]``; about 0 of a block to which nothing belongs.
@@ -144,6 +144,12 @@ def pool_blocks(
             raise ValueError(f"kernel must have shape ({width}, an odd number), got {tuple(kernel.shape)}")
 
     shares = assignment.mT  # [*batch, blocks, n]
+    if method == "mean":
+        if kernel is not None:  # the sum over s of z is one over positions, each with the taps that do not reach beyond
+            place, tap = torch.arange(n, device=kernel.device), torch.arange(kernel.shape[1], device=kernel.device)
+            target = place[:, None] - (tap - kernel.shape[1] // 2)
+            embeddings = embeddings * (((target >= 0) & (target < n)).to(kernel.dtype) @ kernel.T)
+        return shares @ embeddings / shares.sum(-1, keepdim=True).clamp(min=1)
     if size == n:
         weighted = embeddings.unsqueeze(-3) * shares.unsqueeze(-1)
     else:
@@ -161,9 +167,7 @@ def pool_blocks(
         weighted = kernel[:, 0] * padded[..., :size, :]
         for j in range(1, kernel.shape[1]):
             weighted = torch.addcmul(weighted, kernel[:, j], padded[..., j : j + size, :])
-    if method == "max":
-        return weighted.amax(-2)
-    return weighted.sum(-2) / shares.sum(-1, keepdim=True).clamp(min=1)
+    return weighted.amax(-2)
 
 
 class FrontierPredictor(nn.Module):
