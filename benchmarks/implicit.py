@@ -1,13 +1,13 @@
-"""Projections against entmax; solvers against scipy's on the same torch functions, values alone."""
+"""Projections against entmax, solvers against scipy's on the same functions, inverse Hessians against curvlinops."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pullback.implicit import linear_solve, minimize, projection_simplex
+from pullback.implicit import inverse_hessian_product, linear_solve, minimize, projection_simplex
 from pullback.lab.bench import Case
 
 
@@ -77,10 +77,34 @@ def scipy_cg(given: tuple[Tensor, Tensor]) -> None:
     assert cg(operator, b.numpy(), rtol=1e-8)[1] == 0
 
 
+def network() -> tuple[nn.Module, Tensor, Tensor, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    vector = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    return model, torch.randn(256, 64), torch.randint(10, (256,)), vector
+
+
+def ours_neumann(given: tuple[nn.Module, Tensor, Tensor, dict[str, Tensor]]) -> None:
+    model, x, y, vector = given
+    loss = lambda net: nn.functional.cross_entropy(net(x), y)  # noqa: E731
+    inverse_hessian_product(loss, model, vector, method="neumann", terms=20, scale=0.1)
+
+
+def curvlinops_neumann(given: tuple[nn.Module, Tensor, Tensor, dict[str, Tensor]]) -> None:
+    from curvlinops import HessianLinearOperator, NeumannInverseLinearOperator
+
+    model, x, y, vector = given
+    loss, parameters = nn.CrossEntropyLoss(), list(model.parameters())
+    hessian = HessianLinearOperator(model, loss, parameters, [(x, y)], check_deterministic=False)
+    inverse = NeumannInverseLinearOperator(hessian, num_terms=19, scale=0.1)  # beside the first
+    inverse @ list(vector.values())
+
+
 PEER = {"entmax": entmax_simplex}
 CASES = [
     Case("projection on the simplex, forward+backward, 256 x 1000", large, simplex, PEER),
     Case("projection on the simplex, forward+backward, 10000 x 10", small, simplex, PEER),
     Case("L-BFGS, Rosenbrock, 50 unknowns", start, ours_lbfgs, {"scipy": scipy_lbfgs}),
     Case("conjugate gradients, 400 unknowns", system, ours_cg, {"scipy": scipy_cg}),
+    Case("inverse Hessian of a network, Neumann, 20 terms", network, ours_neumann, {"curvlinops": curvlinops_neumann}),
 ]
