@@ -64,6 +64,19 @@ def test_plain_forms_agree_with_the_kernels(squared: bool, dtype: torch.dtype) -
         torch.testing.assert_close(fast, plain, **tolerance)
 
 
+def test_costs_that_are_not_kept_work_under_vmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divergence, "PAIRS_KEPT", 0)
+    monkeypatch.setattr(divergence, "_PAIRS_WITHOUT_LOOPS", 0)
+    x, y, a, b = _clouds(7, 5, 3)
+
+    def value(x: Tensor, a: Tensor) -> Tensor:
+        return transport.sinkhorn_divergence(x, y[0], a, b[0], epsilon=0.1, tolerance=1e-9).value
+
+    mapped = torch.func.vmap(torch.func.grad(value))(x, a)
+    for i in range(3):
+        torch.testing.assert_close(mapped[i], torch.func.grad(value)(x[i], a[i]))
+
+
 def test_many_points_take_the_memory_of_points() -> None:
     g = torch.Generator().manual_seed(1)
     x, y = torch.rand(2000, 3, generator=g).requires_grad_(), torch.rand(1500, 3, generator=g)
