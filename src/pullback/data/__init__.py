@@ -5,11 +5,12 @@ from __future__ import annotations
 from pullback.data.archives import DataFetchError
 from pullback.data.byte_pairs import BytePairs
 from pullback.data.cache import DataMissingError, cache_root, is_present, load, missing, origin
+from pullback.data.clips import ObjectClips, object_clips
 from pullback.data.clusters import PlantedClusters, planted_clusters
 from pullback.data.fetching import Entry, catalogue, fetch
 from pullback.data.fragments import Fragments, image_fragments
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
-from pullback.data.maps import buildings
+from pullback.data.maps import BuildingTiles, building_tiles, buildings
 from pullback.data.misspelling import character_noise
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
 from pullback.data.molecules import Molecule, Molecules, solubility
@@ -34,6 +35,7 @@ from pullback.data.voices import MovingVoices, moving_voices
 __all__ = [
     "SOURCES",
     "Body",
+    "BuildingTiles",
     "BytePairs",
     "Calibration",
     "Columns",
@@ -52,6 +54,7 @@ __all__ = [
     "MovingVoices",
     "NestedSpheres",
     "Numbers",
+    "ObjectClips",
     "OccupiedCells",
     "Package",
     "PlantedClusters",
@@ -72,6 +75,7 @@ __all__ = [
     "bible",
     "body",
     "breast_cancer",
+    "building_tiles",
     "buildings",
     "cache_root",
     "calibration",
@@ -102,6 +106,7 @@ __all__ = [
     "motorcycle",
     "moving_voices",
     "nested_spheres",
+    "object_clips",
     "occupied_cells",
     "opencv_digits",
     "origin",
