@@ -14,6 +14,7 @@ from pullback.implicit import (
     AveragedMultipliers,
     BilevelDescent,
     BilevelProblem,
+    NormalizedBilevelMomentum,
     hypergradient,
     inverse_hessian_product,
     kkt_residual,
@@ -259,6 +260,8 @@ def test_a_loaded_state_goes_on_to_the_same_numbers(quadratic: Quadratic) -> Non
     def new(kind: str) -> tuple[Any, Tensor]:
         x, y = torch.zeros(4, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
         problem = BilevelProblem(q.upper, q.lower, x, y)
+        if kind == "normalized":
+            return NormalizedBilevelMomentum(problem, lr=0.1, lower_lr=0.1, linear_lr=0.1), x
         if kind == "multipliers":
             return AveragedMultipliers(problem, lr_x=0.1, lr_y=0.1, mix_decay=2.0), x
         return BilevelDescent(
@@ -268,7 +271,7 @@ def test_a_loaded_state_goes_on_to_the_same_numbers(quadratic: Quadratic) -> Non
             inner_optimizer=torch.optim.SGD([y], lr=0.1, momentum=0.9),
         ), x
 
-    for kind in ("multipliers", "descent"):
+    for kind in ("multipliers", "descent", "normalized"):
         (whole, x), (first, _), (second, resumed) = (new(kind) for _ in range(3))
         for _ in range(6):
             whole.step()
@@ -440,3 +443,64 @@ def test_inner_steps_that_diverge_are_told_with_their_scale(quadratic: Quadratic
     q = quadratic
     with pytest.raises(ConvergenceError, match=r"y became infinite or NaN in 300 inner steps.* than 1e\+03"):
         hypergradient(q.upper, q.lower, q.x, q.c, method="unrolled", scale=1e3, steps=300)
+
+
+def test_normalized_steps_have_their_length_and_inner_updates_their_period(quadratic: Quadratic) -> None:
+    q, x, y = quadratic, quadratic.x.clone(), torch.zeros(6, dtype=torch.float64)
+    method = NormalizedBilevelMomentum(
+        BilevelProblem(q.upper, q.lower, x, y), lr=0.03, lower_lr=q.rate, linear_lr=q.rate, period=3, radius=0.01
+    )
+    for number in range(9):
+        before, inner = x.clone(), y.clone()
+        method.step()
+        torch.testing.assert_close((x - before).norm().item(), 0.03)
+        moved = (y - inner).norm().item()
+        assert (moved > 0) == (number % 3 == 0)
+        assert moved <= (0.01 if number else 0.05) + 1e-9  # five epochs first
+
+
+def test_normalized_momentum_reaches_the_optimum_of_a_steep_objective() -> None:
+    """The slope of cosh is exponential in the distance; the way is made in steps of known length."""
+    x, y = torch.full((3,), 12.0, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    target = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    problem = BilevelProblem(lambda x, y: torch.cosh(y - target).sum(), lambda x, y: ((y - x) ** 2).sum() / 2, x, y)
+    method = NormalizedBilevelMomentum(problem, lr=0.5, lower_lr=0.5, linear_lr=0.5)
+    for _ in range(400):
+        state = method.step()
+        method.lr *= 0.985
+    torch.testing.assert_close(x, target, rtol=0, atol=2e-2)
+    assert state.slope < 0.1
+
+
+def test_a_stationary_point_stays(quadratic: Quadratic) -> None:
+    q, x = quadratic, torch.zeros(4, dtype=torch.float64)
+    problem = BilevelProblem(lambda x, y: (y**2).sum() * 0, q.lower, x, q.c.clone())
+    NormalizedBilevelMomentum(problem, lr=0.5, lower_lr=0.1, linear_lr=0.1).step()
+    assert not x.any()
+
+
+def test_normalized_refinement_is_epochs_of_halved_steps() -> None:
+    """By hand for one number: the mean of the points of each epoch, with half the step in the next."""
+    x, y = torch.zeros(1, dtype=torch.float64), torch.full((1,), 8.0, dtype=torch.float64)
+    problem = BilevelProblem(lambda x, y: y.sum(), lambda x, y: ((y - x) ** 2).sum() / 2, x, y)
+    options = {"refinement_epochs": 2, "refinement_steps": 2, "period": 9}
+    NormalizedBilevelMomentum(problem, lr=0.1, lower_lr=0.5, linear_lr=0.5, **options).step()
+    assert y.item() == 8 * (0.5 + 0.25) / 2 * (0.75 + 0.75**2) / 2
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        ({"lr": 0.0}, "lr must be > 0"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1"),
+        ({"period": 0}, "period must be an integer >= 1"),
+        ({"radius": 0.0}, "radius must be > 0"),
+        ({"lower_steps": 0}, "lower_steps must be an integer >= 1"),
+    ],
+)
+def test_normalized_momentum_refuses(quadratic: Quadratic, option: dict[str, Any], match: str) -> None:
+    q = quadratic
+    problem = BilevelProblem(q.upper, q.lower, q.x, q.c)
+    with pytest.raises(ValueError, match=match):
+        NormalizedBilevelMomentum(problem, **({"lr": 0.1, "lower_lr": 0.1, "linear_lr": 0.1} | option))

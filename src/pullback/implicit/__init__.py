@@ -9,6 +9,7 @@ from pullback.implicit.hypergradients import Hypergradient, hypergradient
 from pullback.implicit.inverse_hessian import inverse_hessian_product
 from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.multiclass_svm import MulticlassSVM
+from pullback.implicit.normalized_momentum import NormalizedBilevelMomentum, NormalizedState
 from pullback.implicit.optimality import KKTPoint
 from pullback.implicit.projections import (
     projection_affine,
@@ -32,6 +33,8 @@ __all__ = [
     "KKTPoint",
     "MulticlassSVM",
     "MultiplierState",
+    "NormalizedBilevelMomentum",
+    "NormalizedState",
     "Reason",
     "Solution",
     "custom_fixed_point",
