@@ -68,7 +68,7 @@ class Tiles(NamedTuple):
     title="Pix2Poly: End-to-end Polygonal Building Footprint Extraction from Remote Sensing Imagery",
     paper="Adimoolam, Poullis, Averkiou, WACV 2025, arXiv 2412.07899",
     config=Config,
-    smoke={"train": 24, "test": 4, "steps": 2, "batch": 4, "head": 4},
+    smoke={"train": 8, "test": 2, "steps": 2, "batch": 4, "head": 4},
     full={"size": 64, "slots": 24, "train": 100_000, "test": 2000, "head": 64, "steps": 100_000},
     data=("buildings",),
     blocks=(
