@@ -115,12 +115,13 @@ class ComplexMomentumAdam(Elementwise):
     r"""Adam whose first moment has a complex coefficient.
 
     ``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, ``w <- w - lr Re(m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) +
-    eps)``, with a complex ``b1``. A real one is :class:`torch.optim.Adam`.
+    eps)``, with ``b1 = betas[0] e^{i angle}``. ``angle=0`` is :class:`torch.optim.Adam`.
 
     Args:
         params: parameters, or dictionaries of parameter groups.
         lr: step size, > 0.
-        betas: ``b1``, a complex or real number of modulus < 1, and ``b2`` in [0, 1).
+        betas: modulus of ``b1`` and ``b2``, both in [0, 1); a Python complex number as the first has its own angle.
+        angle: of ``b1`` in radians.
         eps: > 0.
         weight_decay: times the parameter is added to the gradient, >= 0.
         foreach: ``None`` or ``True``: all tensors at once; ``False``: the plain rule, tensor by tensor.
@@ -147,20 +148,24 @@ class ComplexMomentumAdam(Elementwise):
         params: Iterable[Any],
         lr: float,
         *,
-        betas: tuple[float | complex, float] = (cmath.rect(0.8, math.pi / 8), 0.999),
+        betas: tuple[float | complex, float] = (0.8, 0.999),
+        angle: float = math.pi / 8,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         foreach: bool | None = None,
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "foreach": foreach}
-        )
+        if isinstance(betas, tuple | list) and len(betas) == 2 and isinstance(betas[0], complex):
+            modulus, angle = cmath.polar(betas[0])  # a state of plain numbers can be saved as JSON
+            betas = (modulus, betas[1])
+        settings = {"betas": betas, "angle": angle, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {"lr": lr, "foreach": foreach, **settings})
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         """Refuse options out of range."""
         check_lr(options)
         check_betas(options["betas"])
+        check_angle(options["angle"])
         check_positive("eps", options["eps"])
         check_positive("weight_decay", options["weight_decay"], zero=True)
 
@@ -174,7 +179,7 @@ class ComplexMomentumAdam(Elementwise):
     def rule(p: Tensor, g: Tensor, state: State, options: Mapping[str, Any]) -> tuple[Tensor, State]:
         """The formula."""
         g = g + options["weight_decay"] * p
-        after, first, second = moments(g, state, options["betas"])
+        after, first, second = moments(g, state, *coefficients(options))
         return p - options["lr"] * first / (second.sqrt() + options["eps"]), after
 
     @staticmethod
@@ -212,37 +217,38 @@ def check_angle(value: Any) -> None:
 
 
 def check_betas(betas: Any) -> None:
-    """Refuse what is no pair of a number of modulus < 1 and a number in [0, 1)."""
+    """Refuse what is no pair of numbers in [0, 1)."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise TypeError(f"betas must be a pair of numbers, got {betas!r}")
-    if isinstance(betas[0], bool) or not isinstance(betas[0], int | float | complex):
-        raise TypeError(f"betas[0] must be a number, got {type(betas[0]).__name__}")
-    if not abs(betas[0]) < 1:
-        raise ValueError(f"betas[0] must have a modulus in [0, 1), got {betas[0]}")
-    check_modulus("betas[1]", betas[1])
+    for number, beta in enumerate(betas):
+        check_modulus(f"betas[{number}]", beta)
 
 
-def moments(g: Tensor, state: State, betas: tuple[complex, float]) -> tuple[State, Tensor, Tensor]:
+def coefficients(options: Mapping[str, Any]) -> tuple[complex, float]:
+    """Return ``b1`` and ``b2``."""
+    return cmath.rect(options["betas"][0], options.get("angle", 0.0)), options["betas"][1]
+
+
+def moments(g: Tensor, state: State, one: complex, two: float) -> tuple[State, Tensor, Tensor]:
     """Return the next buffers, the real part of the corrected first moment, the corrected second moment."""
-    one = complex(betas[0])
     a, b, step = state["real"], state["imaginary"], state["step"] + 1
     real = one.real * a - one.imag * b + (1 - one.real) * g
     imaginary = one.imag * a + one.real * b - one.imag * g
-    square = betas[1] * state["square"] + (1 - betas[1]) * g.square()
-    across, up, second = corrections(step, betas, g)
+    square = two * state["square"] + (1 - two) * g.square()
+    across, up, second = corrections(step, one, two, g)
     first = (across * real + up * imaginary) if one.imag else across * real
     after = {"real": real, "imaginary": imaginary, "square": square, "step": step}
     return after, first, square / second
 
 
-def corrections(step: Tensor, betas: tuple[complex, float], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def corrections(step: Tensor, one: complex, two: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the real and imaginary part of ``1 / conj(1 - b1^t)`` and ``1 - b2^t``, in double precision."""
     t = step.to(like.device, torch.float64)
-    modulus, angle = cmath.polar(complex(betas[0]))
+    modulus, angle = cmath.polar(one)
     size = torch.as_tensor(modulus, dtype=torch.float64, device=like.device).pow(t)
     across, up = 1 - size * (angle * t).cos(), -size * (angle * t).sin()
     length = across.square() + up.square()
-    second = 1 - torch.as_tensor(float(betas[1]), dtype=torch.float64, device=like.device).pow(t)
+    second = 1 - torch.as_tensor(two, dtype=torch.float64, device=like.device).pow(t)
     return tuple(x.to(like.dtype) for x in (across / length, up / length, second))  # type: ignore[return-value]
 
 
@@ -250,7 +256,7 @@ def foreach_moments(
     params: list[Tensor], grads: list[Tensor], states: list[State], options: Mapping[str, Any]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Move the buffers in place; return the real parts of the corrected first moments, the roots of the second."""
-    one, two = complex(options["betas"][0]), options["betas"][1]
+    one, two = coefficients(options)
     if options["weight_decay"]:
         grads = list(torch._foreach_add(grads, params, alpha=options["weight_decay"]))
     a, square, steps = ([s[name] for s in states] for name in ("real", "square", "step"))
@@ -266,7 +272,7 @@ def foreach_moments(
         torch._foreach_add_(b, grads, alpha=-one.imag)
     torch._foreach_mul_(square, two)
     torch._foreach_addcmul_(square, grads, grads, 1 - two)
-    across, up, second = zip(*(corrections(s, options["betas"], p) for s, p in zip(steps, params, strict=True)))
+    across, up, second = zip(*(corrections(s, one, two, p) for s, p in zip(steps, params, strict=True)))
     first = list(torch._foreach_mul(a, list(across)))
     if turned is not None:
         torch._foreach_add_(first, torch._foreach_mul(b, list(up)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_positive
-from pullback.optim.complex_momentum import check_betas, foreach_moments, moments
+from pullback.optim.complex_momentum import check_betas, coefficients, foreach_moments, moments
 from pullback.optim.elementwise import Elementwise, State, check_lr
 
 __all__ = ["Extragradient", "OptimisticAdam", "OptimisticSGD"]
@@ -125,8 +125,6 @@ class OptimisticAdam(Elementwise):
         check_lr(options)
         check_positive("strength", options["strength"], zero=True)
         check_betas(options["betas"])
-        if isinstance(options["betas"][0], complex):
-            raise TypeError("betas must be real, got a complex number: that is ComplexMomentumAdam")
         check_positive("eps", options["eps"])
         check_positive("weight_decay", options["weight_decay"], zero=True)
 
@@ -141,7 +139,7 @@ class OptimisticAdam(Elementwise):
     def rule(p: Tensor, g: Tensor, state: State, options: Mapping[str, Any]) -> tuple[Tensor, State]:
         """The formula."""
         g = g + options["weight_decay"] * p
-        after, first, second = moments(g, state | {"imaginary": torch.zeros_like(g)}, options["betas"])
+        after, first, second = moments(g, state | {"imaginary": torch.zeros_like(g)}, *coefficients(options))
         del after["imaginary"]
         move = first / (second.sqrt() + options["eps"])
         moved = p - options["lr"] * (move + options["strength"] * (move - state["previous"]))
