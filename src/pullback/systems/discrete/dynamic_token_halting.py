@@ -48,12 +48,12 @@ class Config:
     base_lr: Annotated[float, above(0)] = 5e-3
     """Largest step size of the detector without halting."""
     lr: Annotated[float, above(0)] = 1e-3
-    """First step size where scores learn: with twice as much some runs halt too much. It falls to 0 linearly."""
+    """First step size where scores learn, twice that at the lowest budget; it falls to 0 linearly."""
     rule_lr: Annotated[float, above(0)] = 4e-3
     """The same of the arms that halt by a rule, the best of 1e-3, 2e-3 and 4e-3 for each of them."""
     sparsity: Annotated[float, at_least(0)] = 0.15
     """Weight of the sparsity loss."""
-    hard_sparsity: Annotated[float, at_least(0)] = 3.0
+    hard_sparsity: Annotated[float, at_least(0)] = 1.0
     """The same at the lowest budget."""
     valid: Annotated[int, at_least(1)] = 300
     """Scenes on which the threshold of the detections is chosen and the budget of the baselines is read."""
@@ -64,7 +64,7 @@ class Config:
 RADIUS = 6.0  # pixels from a detection to its object
 LIVE, NEAR = "live tokens, deeper layers", "near objects, last layer"
 Rule = Callable[[OccupiedCells, torch.Generator], Tensor | None]  # who is alive in each layer; None: the scores decide
-Halts = tuple[float, Rule]  # with the weight of the sparsity loss
+Halts = tuple[float, float, Rule]  # with the step size and the weight of the sparsity loss
 Draw = Callable[[str, int, torch.Generator], Scenes]
 
 
@@ -116,27 +116,27 @@ def run(lab: Lab, config: Config) -> None:
     everyone, first = _ranked([1.0] * config.layers), _ranked([1.0] + [0.0] * (config.layers - 1))
     with lab.arm("no halting", baseline=True).weights():
         base = Detector(config)
-    _fit(lab, config, lab.arm("no halting"), base, draw, (0, everyone), "base")
+    _fit(lab, config, lab.arm("no halting"), base, draw, (config.base_lr, 0, everyone), "base")
 
-    def go_on(name: str, sparsity: float, rule: Rule) -> tuple[Detector, list[float]]:
+    def go_on(name: str, lr: float, sparsity: float, rule: Rule) -> tuple[Detector, list[float]]:
         arm, network = lab.arm(name, baseline=rule is not _by_scores), copy.deepcopy(base)
         network.body.recycle = "not recycled" not in name
-        _fit(lab, config, arm, network, draw, (sparsity, rule), "halting")
+        _fit(lab, config, arm, network, draw, (lr, sparsity, rule), "halting")
         return network, _look(config, arm, network, scenes, rule, lab.fork("order of the test"))
 
-    go_on("no halting", 0, everyone)
-    go_on("first layer", 0, first)
-    network, _ = go_on("learned", config.sparsity, _by_scores)
-    _, shares = go_on("learned, not recycled", config.sparsity, _by_scores)
-    go_on("by ink, not recycled", 0, _ranked(shares))
-    go_on("random, not recycled", 0, _ranked(shares, by_ink=False))
-    go_on("hard", config.hard_sparsity, _by_scores)
-    go_on("hard, not recycled", config.hard_sparsity, _by_scores)
+    go_on("no halting", config.rule_lr, 0, everyone)
+    go_on("first layer", config.rule_lr, 0, first)
+    network, _ = go_on("learned", config.lr, config.sparsity, _by_scores)
+    _, shares = go_on("learned, not recycled", config.lr, config.sparsity, _by_scores)
+    go_on("by ink, not recycled", config.rule_lr, 0, _ranked(shares))
+    go_on("random, not recycled", config.rule_lr, 0, _ranked(shares, by_ink=False))
+    hard, _ = go_on("hard", 2 * config.lr, config.hard_sparsity, _by_scores)
+    go_on("hard, not recycled", 2 * config.lr, config.hard_sparsity, _by_scores)
     cells = _tokens(scenes["test"])
     _judge(lab, lab.metric("near objects, all", 100 * _near(cells, scenes["test"]).sum() / cells.mask.sum(), unit="%"))
     _exact(lab, network, Scenes(*(part[:64] for part in scenes["test"])))
     if lab.scale != "smoke":
-        _cost(lab, network, _tokens(draw("test", 96, lab.fork("cost"))))
+        _cost(lab, network, hard, _tokens(draw("test", 96, lab.fork("cost"))))
     _draw(lab, config, network, Scenes(*(part[:4] for part in scenes["test"])))
 
 
@@ -172,8 +172,7 @@ def _loss(logits: Tensor, tokens: OccupiedCells, scenes: Scenes) -> Tensor:
 
 
 def _fit(lab: Lab, config: Config, arm: Arm, network: Detector, draw: Draw, halts: Halts, of: str) -> None:
-    sparsity, rule = halts
-    lr = config.base_lr if of == "base" else config.lr if rule is _by_scores else config.rule_lr
+    lr, sparsity, rule = halts
     steps, rise = (config.base_steps, 40) if of == "base" else (config.steps, 1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min((t + 1) / rise, 1 - t / steps))
@@ -269,16 +268,17 @@ def _exact(lab: Lab, network: Detector, scenes: Scenes) -> None:
 
 
 @torch.no_grad()
-def _cost(lab: Lab, network: Detector, tokens: OccupiedCells) -> None:
+def _cost(lab: Lab, network: Detector, hard: Detector, tokens: OccupiedCells) -> None:
     everyone = tokens.mask[:, None].expand(-1, len(network.body.layers), -1)
-    ways = {"gathered": lambda: network(tokens, gather=True), "masked": lambda: network(tokens)}
-    race = lab.race({**ways, "all tokens": lambda: network(tokens, alive=everyone, gather=True)})
+    ways = {"learned": lambda: network(tokens, gather=True), "hard": lambda: hard(tokens, gather=True)}
+    ways |= {"masked": lambda: hard(tokens), "all tokens": lambda: hard(tokens, alive=everyone, gather=True)}
+    race = lab.race(ways)
     lab.claim(
-        "96 scenes, one thread: gathering the live is at least 1.4 times as fast as computing all without scores, "
-        "at least 1.8 times as masking",
-        race.ratio("all tokens", "gathered") >= 1.4,
-        race.ratio("masked", "gathered") >= 1.8,
-        live=lab.arms["learned"][LIVE],
+        "gathering the live is faster than masking, and than computing all tokens without scores; at the lowest budget "
+        "at least 1.4 times (96 scenes, one thread)",
+        *(race.ratio(other, "learned") > 1 for other in ("all tokens", "masked")),
+        *(race.ratio(other, "hard") >= 1.4 for other in ("all tokens", "masked")),
+        live=lab.arms["hard"][LIVE],
     )
 
 
