@@ -39,7 +39,8 @@ def sinkhorn(
 
     With ``reach`` :math:`\rho` sums may differ from the masses, at the price
     :math:`\rho\,KL(P1|a)+\rho\,KL(P^T1|b)`, where :math:`KL(p|q)=\sum p\log(p/q)-p+q` (so mass is rather lost than
-    shipped for more than about 2 rho); a and b may then have different sums.
+    shipped for more than about 2 rho); a and b may then have different sums. Without it the constant
+    :math:`-\sum p+\sum q` is left out.
 
     Sweeps in double precision, from a larger epsilon down to the given one (which saves most of them where epsilon is
     small), each problem until its residual is small enough. O(n m) a sweep: in the log domain where numbers would
