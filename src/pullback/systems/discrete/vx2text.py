@@ -57,7 +57,7 @@ TASKS = ("first", "shoe", "largest", "count", "caption")
 WORDS = ("<start>", "<stop>", "answer", "caption", "video", *dict.fromkeys(" ".join(NAMES).split()))
 WORDS = (*WORDS, *"what came first there a shoe largest digit how many digits yes no none then".split())
 KINDS: dict[str, dict[str, Any]] = {
-    "VX2TEXT": {},
+    "VX2TEXT": {"temperature": 2.0},  # the best of 0.5, 1 and 2 on clips of training images
     "frozen names": {"kind": "frozen", "noise": 0.0},
     "features": {"kind": "features"},
     "mixtures": {"hard": False, "noise": 0.0},
@@ -247,15 +247,15 @@ def _write(model: _System, asked: Clips) -> Tensor:
 
 
 def _judge(lab: Lab, asked: Clips) -> None:
-    ours, frozen, mixtures = (lab.arms[name] for name in ("VX2TEXT", "frozen names", "mixtures"))
+    ours, frozen, mixtures, start = (lab.arms[n] for n in ("VX2TEXT", "frozen names", "mixtures", "warm start"))
     lab.claim(
-        "trained through the names the answers are exact 3 points more often than with frozen names",
-        ours["exact answers"] >= frozen["exact answers"] + 0.03,
+        "trained through the names the answers are exact 3 points more often than with frozen names, and than before",
+        ours["exact answers"] >= max(frozen["exact answers"], start["exact answers"]) + 0.03,
     )
     lab.claim(
         "answers alone teach the frame network names: it finds 3 points more categories than at the start, and the "
         "language model reads nothing but words",
-        ours["categories"] >= lab.arms["warm start"]["categories"] + 0.03,
+        ours["categories"] >= start["categories"] + 0.03,
         ours["rows that are words"] >= 1,
     )
     lab.claim(
