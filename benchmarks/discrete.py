@@ -16,6 +16,7 @@ from pullback.discrete import (
     entmax_loss,
     group_ordering_loss,
     gumbel_softmax,
+    local_attention,
     normmax,
     rank,
     reinmax,
@@ -295,4 +296,34 @@ GROUP_CASES = [
     ),
 ]
 
-CASES = [*CHOICE_CASES, *NETWORK_CASES, *ORDER_CASES, *GROUP_CASES]
+
+def _sequences(n: int) -> Callable[[], tuple[Tensor, ...]]:
+    g = torch.Generator().manual_seed(0)
+    return lambda: tuple(torch.randn(2, 4, n, 16, generator=g).requires_grad_() for _ in range(3))
+
+
+def _in_a_window(qkv: tuple[Tensor, ...]) -> None:
+    torch.autograd.grad(local_attention(*qkv, 16).sum(), qkv)
+
+
+@cache
+def _band(n: int) -> Tensor:
+    return (torch.arange(n) - torch.arange(n)[:, None]).abs() <= 8
+
+
+def _torch_in_a_window(qkv: tuple[Tensor, ...]) -> None:
+    found = torch.nn.functional.scaled_dot_product_attention(*qkv, attn_mask=_band(qkv[0].shape[-2]))
+    torch.autograd.grad(found.sum(), qkv)
+
+
+WINDOW_CASES = [
+    Case(
+        f"attention in a window of 16, forward+backward, n = {n}, 2 x 4 heads of 16",
+        _sequences(n),
+        _in_a_window,
+        {"torch": _torch_in_a_window},
+    )
+    for n in (128, 1024)
+]
+
+CASES = [*CHOICE_CASES, *NETWORK_CASES, *ORDER_CASES, *GROUP_CASES, *WINDOW_CASES]
