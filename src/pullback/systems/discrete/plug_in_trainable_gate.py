@@ -34,9 +34,9 @@ from pullback.lab import Arm, Lab, above, at_least, at_most, system
 class Config:
     """Options of the run."""
 
-    pretrain: Annotated[int, at_least(1)] = 350
+    pretrain: Annotated[int, at_least(1)] = 300
     """Adam steps of each network that is made smaller."""
-    steps: Annotated[int, at_least(10)] = 160
+    steps: Annotated[int, at_least(10)] = 120
     """Steps that make it smaller: up to half of them for gates and weights, the rest for what is left."""
     batch: Annotated[int, at_least(1)] = 64
     """Images a step."""
@@ -106,8 +106,8 @@ def run(lab: Lab, config: Config) -> None:
             if name in ("gates", *CUT):
                 small, _ = _smaller(lab, config, arm, garments, config.budgets[0], config.steps, KEPT, tuned=False)
                 arm.metric(KEPT, _accuracy(garments, small), better="higher", unit="%")
-    for make, steps in ((_denoiser, config.steps // 2), (_reader, config.steps)):
-        task = make(lab, whole)
+    for task in (_denoiser(lab, whole), _reader(lab, whole)):
+        steps = config.steps
         _tune(lab, config, whole, task, task.network, 3 * steps // 2, "training")
         small, settled = _smaller(lab, config, arms["gates"], task, 0.5, steps // 2, task.name)
         for arm, network, left in ((arms["gates"], small, steps - settled), (whole, task.network, steps)):
@@ -180,7 +180,7 @@ def _garments(lab: Lab, config: Config, whole: Arm) -> Task:
             layers += [nn.MaxPool2d(2)] if stride == 1 else []
         network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(36 * width, 10)).to(lab.device)
     known = train.images[:10_000, None].to(lab.device), train.labels[:10_000].to(lab.device)
-    unseen = test.images[: 80 * config.batch, None].to(lab.device), test.labels[: 80 * config.batch].to(lab.device)
+    unseen = test.images[: 50 * config.batch, None].to(lab.device), test.labels[: 50 * config.batch].to(lab.device)
     return Task("garments", network, ["1", "4", "8"], known, unseen, config.batch, cross_entropy)
 
 
