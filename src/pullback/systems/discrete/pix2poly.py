@@ -122,7 +122,7 @@ class Pix2Poly(nn.Module):
     def memory(self, images: Tensor) -> Tensor:
         """Features of the patches, with their places."""
         seen = self.encoder(images.unsqueeze(1)).flatten(2).mT
-        return 2 * nn.functional.layer_norm(seen, seen.shape[-1:]) + self.places
+        return 0.5 * nn.functional.layer_norm(seen, seen.shape[-1:]) + self.places
 
     def scores(self, features: Tensor) -> Tensor:
         """Scores of pairs of corners: a corner is the mean of the features at its two tokens."""
