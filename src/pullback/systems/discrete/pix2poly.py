@@ -7,8 +7,8 @@ WACV 2025). At test time the Hungarian algorithm takes the raw scores, and its c
 
 Smaller than in the paper: one building of 4 to 8 corners a tile of 32 x 32, a convolutional encoder, two layers of
 decoder, 10 places. Outlines are real (Prague, simplified at 1 m, split by building); their tiles are composed: turned,
-scaled, roof and ground of two greys, noise. Unlike there, tokens and patches start at waves of their coordinates (two
-thirds of the steps are saved), norms of pairs are of layers, and Hungarian does not join corners with empty places.
+scaled, roof and ground of two greys, noise. Unlike there, tokens and patches start at waves of their coordinates (else
+400 steps teach nothing of shuffled corners), norms of pairs are of layers, Hungarian joins no corner with empty places.
 """
 
 from __future__ import annotations
