@@ -121,7 +121,7 @@ def words(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """The words of texts as numbers: 0 is no word, 1 any that is not in it, then the words in the order of the alphabet.
+    """The words of texts as numbers: 0 is no word, 1 any that is not in it; the others stand in alphabetic order.
 
     Args:
         texts: words of each text.
