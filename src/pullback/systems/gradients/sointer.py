@@ -259,8 +259,8 @@ def _judge(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
         ours[changes] <= 0.8 * plain[changes],
     )
     lab.claim(
-        "strong coupling: it finds at least 0.2 more than occlusion, which sees decisions, too, from few inputs, and at "
-        "least 0.95 of all from many",
+        "strong coupling: from few inputs it finds at least 0.2 more than occlusion, which sees decisions, too, and "
+        "from many at least 0.95",
         ours[found] >= occlusion[found] + 0.2,
         ours[many] >= 0.95,
     )
