@@ -88,3 +88,19 @@ def test_what_a_copy_costs_and_what_is_refused() -> None:
         net(x, condition[..., 1:], time, gates=torch.ones(8, 3))
     with pytest.raises(TypeError, match="base must have stem, embed, blocks and head, Linear lacks stem"):
         discrete.ControlledNet(nn.Linear(1, 1), nn.Identity(), 1, 1)
+
+
+def test_rates_of_opening_are_means_by_span_of_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gates, times = torch.randint(2, (50, 3), generator=generator).double(), torch.rand(50, generator=generator)
+    rates = discrete.opening_rates(gates, times, 4, largest=2.0)
+    for span in range(4):
+        inside = (times >= span / 2) & (times < (span + 1) / 2)
+        torch.testing.assert_close(rates[span], gates[inside].mean(0), equal_nan=True)
+    assert rates[2:].isnan().all()
+    with pytest.raises(ValueError, match=r"times must be in \[0, 0.1\]"):
+        discrete.opening_rates(gates, times, largest=0.1)
+    with pytest.raises(ValueError, match="gates must be in"):
+        discrete.opening_rates(gates - 2, times)
+    with pytest.raises(ValueError, match="times must have shape"):
+        discrete.opening_rates(gates, times[1:])

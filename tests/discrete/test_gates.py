@@ -210,6 +210,8 @@ def test_what_cannot_be_cut_is_refused_by_name() -> None:
         prune_closed(model, x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="gates must hold 6 for layer 'inner'"):
         NetworkCost(attach_gates(model, ["inner"]), x)({"inner": torch.ones(5)})
+    with pytest.raises(ValueError, match="measure must be"):
+        NetworkCost(model, x, measure="bytes")
 
 
 def test_gates_learn_what_matters_under_a_budget_and_go_on_where_they_were() -> None:
