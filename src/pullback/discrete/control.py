@@ -313,10 +313,10 @@ def opening_rates(
     check_integer("count", count, 1)
     if not bool(((gates >= 0) & (gates <= 1)).all()):
         raise ValueError("gates must be in [0, 1]")
-    end = float(times.max()) if largest is None and len(times) else largest
+    end = largest if largest is not None else float(times.max()) if len(times) else 0.0
     if len(times) and not (float(times.min()) >= 0 and float(times.max()) <= end):
         raise ValueError(f"times must be in [0, {end}], got {float(times.min())} to {float(times.max())}")
-    span: Int[Tensor, "n"] = (times.double() / max(end or 0.0, 1e-300) * count).long().clamp(max=count - 1)
+    span: Int[Tensor, "n"] = (times.double() / max(end, 1e-300) * count).long().clamp(max=count - 1)
     inside = nn.functional.one_hot(span, count).to(gates)
     return inside.T @ gates.detach() / inside.sum(0)[:, None]
 
