@@ -229,8 +229,9 @@ CONTRACTS = [
             [
                 average_precision_score(r[p].numpy(), s[p].numpy())
                 for r, s, p in zip(_RELEVANT, scores, _PRESENT, strict=True)
-            ]
-        ).double(),
+            ],
+            dtype=torch.float64,
+        ),
         bad=[
             Bad((_ZEROS.long(),), {}, TypeError, "scores must be a floating tensor"),
             Bad((_ZEROS, _RELEVANT.long()), {}, TypeError, "relevant must hold booleans, got torch.int64"),
