@@ -10,12 +10,15 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pullback.kernels.compiled import compiled, over_rows
 
 __all__ = ["complex_momentum"]
+
+_KINDS = frozenset((torch.float32, torch.float64))
 
 
 def complex_momentum(
@@ -40,18 +43,19 @@ def complex_momentum(
         True
     """
     loop = _loop()
-    tensors = (*params, *grads, *real, *imaginary)
-    if loop is None or not all(_plain(t) for t in tensors):
+    if loop is None or not all(map(_plain, (*params, *grads, *real, *imaginary))):
         return False
+    numbers = beta.real, beta.imag, lr
+    kinds = {kind: [getattr(np, str(kind)[6:])(v) for v in numbers] for kind in {p.dtype for p in params}}
     for w, g, a, c in zip(params, grads, real, imaginary, strict=True):
-        rows = [t.view(-1).numpy() for t in (w.detach(), g.detach(), a, c)]
-        over_rows(loop, *rows, *(rows[0].dtype.type(v) for v in (beta.real, beta.imag, lr)))
+        moved, slope = w.detach().numpy().ravel(), (g.detach() if g.requires_grad else g).numpy().ravel()
+        over_rows(loop, moved, slope, a.numpy().ravel(), c.numpy().ravel(), *kinds[w.dtype])
     torch.autograd.graph.increment_version(params)  # a graph that saved them must know
     return True
 
 
 def _plain(t: Tensor) -> bool:
-    return t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) and t.is_contiguous() and not t.is_neg()
+    return t.is_cpu and t.dtype in _KINDS and t.is_contiguous() and not t.is_neg()
 
 
 @cache

@@ -98,14 +98,19 @@ def aggregate(
     check_floating("jacobian", jacobian)
     if jacobian.ndim < 2 or jacobian.shape[-2] == 0:
         raise ValueError(f"jacobian must have shape (..., m, n) with m >= 1, got {tuple(jacobian.shape)}")
-    refuse_bad_rows(jacobian)
     if method == "graddrop":
+        refuse_bad_rows(jacobian)
         return Aggregation(_graddrop(jacobian, generator), None)
-    largest = jacobian.detach().abs().amax((-2, -1), keepdim=True) if jacobian.shape[-1] else jacobian.new_ones(1, 1)
-    scaled = jacobian.detach() / torch.where(largest > 0, largest, 1)  # no square overflows
-    scaled = scaled.to(torch.promote_types(scaled.dtype, torch.float32))
+    wide = jacobian.detach().to(torch.promote_types(jacobian.dtype, torch.float32))
+    gramian, scale = wide @ wide.mT, wide.new_ones(())
+    squares = gramian.diagonal(dim1=-2, dim2=-1)
+    if not bool((torch.isfinite(squares) & (squares > 100 * torch.finfo(wide.dtype).tiny)).all()):
+        refuse_bad_rows(jacobian)  # or squares overflow or vanish: they are taken at ordinary size
+        scale = wide.abs().amax((-2, -1), keepdim=True) if wide.shape[-1] else wide.new_ones(1, 1)
+        scale = torch.where(scale > 0, scale, 1)
+        gramian = (wide / scale) @ (wide / scale).mT
     weights = aggregation_weights(
-        scaled @ scaled.mT,
+        gramian,
         method=method,
         preference=preference,
         regularization=regularization,
@@ -114,8 +119,8 @@ def aggregate(
         generator=generator,
     )
     if method == "nash":
-        weights = weights / torch.where(largest > 0, largest, 1)[..., 0]
-    direction = (weights[..., None, :].to(scaled.dtype) @ jacobian.to(scaled.dtype))[..., 0, :]
+        weights = weights / (scale[..., 0] if scale.ndim else scale)
+    direction = (weights[..., None, :] @ wide)[..., 0, :]
     return Aggregation(direction.to(jacobian.dtype), weights.to(jacobian.dtype))
 
 

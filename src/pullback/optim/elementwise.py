@@ -107,18 +107,21 @@ class Elementwise(torch.optim.Optimizer):
     def _move(self, number: int, group: dict[str, Any]) -> None:
         params, grads, states = [], [], []
         for index, p in enumerate(group["params"]):
-            if p.grad is None:
+            g = p.grad
+            if g is None:
                 continue
-            if p.grad.is_sparse:
+            if g.is_sparse:
                 names = group.get("param_names")
                 name = f"{names[index]!r}" if names else f"{index} of group {number}"
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients, got one for parameter {name}")
             state = self.state[p]
             if not state:
                 state.update(self.start(p))
-            params.append(_real(p))
-            grads.append(_real(p.grad))
-            states.append({name: _real(buffer) for name, buffer in state.items()})
+            if p.is_complex():
+                p, g, state = _real(p), _real(g), {name: _real(buffer) for name, buffer in state.items()}
+            params.append(p)
+            grads.append(g)
+            states.append(state)
         if not params:
             return
         if group["foreach"] is not False:
