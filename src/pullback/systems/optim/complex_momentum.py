@@ -289,9 +289,9 @@ def _draw(lab: Lab, radii: dict[str, Tensor], samples: dict[str, Tensor]) -> Non
         axis.set(title=game, xlabel="angle / pi", ylabel="modulus" if axis is axes[0] else "")
         axis.grid(visible=False)
         figure.colorbar(image, ax=axis)
-    lab.figure("spectral radius", figure, "Smallest radius over step sizes, up to 1: what is white does not converge.")
+    lab.figure("spectral radius", figure, "Smallest radius over step sizes, at most 1: the darkest does not converge.")
     figure, axes = lab.subplots(1, len(samples), figsize=(11, 2.2), sharex=True, sharey=True)
     for axis, (name, points) in zip(axes, samples.items(), strict=True):
         axis.plot(*points.T.numpy(), ".", markersize=1, color=lab.colour(name))
-        axis.set(title=name, xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
+        axis.set(title=name.replace(" Adam", "\nAdam"), xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
     lab.figure("ring", figure, "Samples of the generator of median discrepancy.")
