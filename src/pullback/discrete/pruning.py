@@ -152,7 +152,7 @@ def prune_closed(gated: GatedModel, *inputs: Any) -> nn.Module:
 
     Raises:
         TypeError: ``gated`` is no :class:`GatedModel`.
-        ValueError: all units of a layer are closed, a closed channel is not 0 where it is read (a constant of what
+        ValueError: all channels of a layer are closed, a closed channel is not 0 where it is read (a constant of what
             stands between), or channels cannot be followed.
 
     Example:
@@ -168,7 +168,7 @@ def prune_closed(gated: GatedModel, *inputs: Any) -> nn.Module:
     with torch.no_grad():
         values = torch.cat([gate() for gate in model.gates.values()]).double().cpu()
     for group in model.groups:
-        if group.unit != "block" and not values[group.first : group.first + group.count].any():
+        if group.unit == "channel" and not values[group.first : group.first + group.count].any():
             raise ValueError(f"layer {group.names[0]!r} has no open unit: nothing would be left of it")
     flow = follow_units(model.model, inputs, model.groups)
     _check_silence(model, flow, inputs, values)

@@ -108,12 +108,14 @@ class HeadAttention(nn.Module):
     def cut(self, weights: Float[Tensor, "heads"]) -> None:
         """Drop the parameters of all heads of weight 0, and scale what the others say by their weight.
 
+        Without any head left the bias is the whole result.
+
         Raises:
-            ValueError: there are not as many weights as open heads, or all are 0.
+            ValueError: there are not as many weights as open heads.
         """
         heads = self.outputs.open.nonzero()[:, 0]
-        if weights.shape != heads.shape or not bool(weights.any()):
-            raise ValueError(f"weights must be {len(heads)}, not all 0, got {weights.tolist()}")
+        if weights.shape != heads.shape:
+            raise ValueError(f"weights must be {len(heads)}, got shape {tuple(weights.shape)}")
         kept, factors = heads[weights.to(heads.device) != 0], weights[weights != 0].to(self.combine)
         self.project = nn.Parameter(self.project[:, kept], self.project.requires_grad)
         self.combine = nn.Parameter(self.combine[kept] * factors[:, None, None], self.combine.requires_grad)
