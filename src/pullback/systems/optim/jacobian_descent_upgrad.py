@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -128,16 +129,16 @@ def _judge(lab: Lab) -> None:
     mean, ours, larger = (lab.arms[name] for name in LEARNT)
     best = larger if larger["training loss"] < mean["training loss"] else mean
     lab.claim(
-        "an example for an objective, equal steps: the mean training loss is at most 0.7 and the tail ratio (95 % "
-        "quantile over mean) at most 0.85 of those of the mean gradient, at most 1 point of test accuracy is lost",
-        ours["training loss"] <= 0.7 * mean["training loss"],
-        ours["tail ratio"] <= 0.85 * mean["tail ratio"],
+        "an example for an objective, equal steps, median replicate: the training loss is at most 0.7 and the tail ratio "
+        "(95 % quantile over mean) at most 0.85 of those of the mean gradient; at most 1 point of test accuracy is lost",
+        median(ours["training loss"].values) <= 0.7 * median(mean["training loss"].values),
+        median(ours["tail ratio"].values) <= 0.85 * median(mean["tail ratio"].values),
         ours["test accuracy"] >= mean["test accuracy"] - 1,
     )
     lab.claim(
         "the same against the mean gradient with its best steps: at most 0.9 of the loss, 0.8 of the 95 % quantile",
-        ours["training loss"] <= 0.9 * best["training loss"],
-        ours["95 % quantile"] <= 0.8 * best["95 % quantile"],
+        median(ours["training loss"].values) <= 0.9 * median(best["training loss"].values),
+        median(ours["95 % quantile"].values) <= 0.8 * median(best["95 % quantile"].values),
     )
 
 
@@ -254,7 +255,6 @@ def _quadratics(lab: Lab, config: Config, arms: list[Arm]) -> None:
 
 
 def _cost(lab: Lab) -> None:
-    """A batch of 32 losses of a network with 270 000 weights."""
     stream = lab.fork("cost")
     with lab.arm("UPGrad").weights("cost"):
         model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
