@@ -129,8 +129,8 @@ def _judge(lab: Lab) -> None:
     mean, ours, larger = (lab.arms[name] for name in LEARNT)
     best = larger if larger["training loss"] < mean["training loss"] else mean
     lab.claim(
-        "an example for an objective, equal steps, median replicate: the training loss is at most 0.7 and the tail ratio "
-        "(95 % quantile over mean) at most 0.85 of those of the mean gradient; at most 1 point of test accuracy is lost",
+        "an example for an objective, equal steps, median replicate: the training loss is at most 0.7, the tail ratio "
+        "(95 % quantile over mean) at most 0.85 of that of the mean gradient; at most 1 point of accuracy is lost",
         median(ours["training loss"].values) <= 0.7 * median(mean["training loss"].values),
         median(ours["tail ratio"].values) <= 0.85 * median(mean["tail ratio"].values),
         ours["test accuracy"] >= mean["test accuracy"] - 1,
