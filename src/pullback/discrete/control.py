@@ -269,8 +269,10 @@ class ControlledNet(nn.Module):
                 opened = gates[:, number].detach().to(h.dtype)
             else:
                 said.append(cast(Callable[..., Tensor], cast(Any, control).router)(u, embedded))
-                noise = "logistic" if self.training else None
-                opened = gate(said[-1], temperature=temperature, noise=noise, generator=generator)
+                if self.training:
+                    opened = gate(said[-1], temperature=temperature, generator=generator)
+                else:
+                    opened = (said[-1].detach() > 0).to(h.dtype)
             h, u = control(h, u, embedded, opened, skip=not self.training or gates is not None)
             rows.append(opened)
         return Controlled(base.head(h), torch.stack(rows, 1), torch.stack(said, 1) if said else None)
