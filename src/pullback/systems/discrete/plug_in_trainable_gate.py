@@ -107,8 +107,8 @@ def run(lab: Lab, config: Config) -> None:
                 small, _ = _smaller(lab, config, arm, garments, config.budgets[0], config.steps, KEPT, tuned=False)
                 arm.metric(KEPT, _accuracy(garments, small), better="higher", unit="%")
     for task in (_denoiser(lab, whole), _reader(lab, whole)):
-        steps = config.steps
-        _tune(lab, config, whole, task, task.network, 3 * steps // 2, "training")
+        steps = 5 * config.steps // 3  # fewer units, of which each costs more
+        _tune(lab, config, whole, task, task.network, steps, "training")
         small, settled = _smaller(lab, config, arms["gates"], task, 0.5, steps // 2, task.name)
         for arm, network, left in ((arms["gates"], small, steps - settled), (whole, task.network, steps)):
             _tune(lab, config, arm, task, network, left, "tuning")
