@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -88,6 +89,40 @@ def test_a_linear_loss_has_an_unbiased_gradient_from_noise_and_from_small_pushes
         (found,) = torch.autograd.grad((mask * slope).sum(), logits)
         error = found.std(0) / math.sqrt(len(found))
         assert ((found.mean(0) - exact) / error).abs().max() < 4
+
+
+def test_small_pushes_to_both_sides_are_exact_for_quadratic_losses_and_for_no_others() -> None:
+    """A swap of items at the edge is worth the mean of the slopes on its two sides: a trapezoid rule."""
+    base = torch.tensor([0.5, -0.3, 0.2, 0.9], dtype=torch.float64)
+    square = torch.tensor([[2.0, -1.0, 0.5, 0.0], [0.0, 1.0, 3.0, -2.0], [1.0, 0.0, -1.0, 1.0], [2.0, 1.0, 0.0, -3.0]])
+
+    def quadratic(mask: Tensor) -> Tensor:
+        return ((mask @ square.double()) * mask).sum(-1)
+
+    def steep(mask: Tensor) -> Tensor:
+        return quadratic(mask).mul(2).tanh()
+
+    def errors(f: Callable[[Tensor], Tensor], symmetric: bool) -> Tensor:
+        leaf = base.clone().requires_grad_()
+        (exact,) = torch.autograd.grad(discrete.subset_expectation(f, leaf, 2), leaf)
+        options = {"perturbation": 0.01, "symmetric": symmetric, "generator": torch.Generator().manual_seed(0)}
+        found = discrete.subset_gradients(f, base, 2, 200_000, method="imle", **options)
+        return (found.mean(0) - exact) / (found.std(0) / math.sqrt(len(found)))
+
+    assert errors(quadratic, symmetric=True).abs().max() < 4
+    assert errors(quadratic, symmetric=False).abs().max() > 8
+    assert errors(steep, symmetric=True).abs().max() > 8
+
+
+def test_what_is_never_drawn_does_not_count_in_the_length_of_a_push() -> None:
+    logits = torch.tensor([1.0, 0.5, 0.0, -torch.inf])
+    gradients = []
+    for beside in (0.0, 100.0):  # the cotangent of an item that is never drawn
+        leaf = logits.clone().requires_grad_()
+        mask = subset_sample(leaf, 2, method="aimle", perturbation=0.6, noise=0.0).mask
+        gradients += torch.autograd.grad(mask, leaf, torch.tensor([0.0, 0.0, 1.0, beside]))
+    assert gradients[0].any()
+    assert torch.equal(gradients[0], gradients[1])
 
 
 def test_implicit_gradients_are_differences_of_masks() -> None:

@@ -70,6 +70,8 @@ def subset_sample(
 
     The first two are relaxations: with ``hard=False`` the relaxed rows are returned. The last four know the mask
     alone; each row has the derivative of ``mask / k``. The implicit ones have first derivatives only, and no ``vmap``.
+    Two-sided with a small push they are a trapezoid rule between subsets that differ in one item: unbiased (at
+    ``noise=1``) where the loss is quadratic in the mask, and no smaller push mends the rest of their bias elsewhere.
 
     Args:
         logits: ``[*batch, n]`` scores, unnormalised log probabilities at ``noise=1``; ``-inf`` is never drawn and gets
@@ -317,8 +319,7 @@ class _Implicit(torch.autograd.Function):
         adaptive = isinstance(perturbation, AdaptivePerturbation)
         size = perturbation.size if adaptive else perturbation
         if relative:
-            length = torch.where(logits.isfinite(), logits, 0.0).norm()
-            pull = cotangent.norm()
+            length, pull = (torch.where(logits.isfinite(), x, 0.0).norm() for x in (logits, cotangent))
             size = torch.where(pull > 0, size * length / torch.where(pull > 0, pull, 1.0), 0.0)
         away = _top(noisy - size * cotangent, places, counts)
         difference = (_top(noisy + size * cotangent, places, counts) if symmetric else mask) - away
