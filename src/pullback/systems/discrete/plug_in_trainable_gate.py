@@ -284,7 +284,7 @@ def _judge(lab: Lab, config: Config, arms: dict[str, Arm], whole: Arm) -> None:
 
 
 def _draw(lab: Lab, config: Config, arms: dict[str, Arm], whole: Arm) -> None:
-    figure, (function, result) = lab.subplots(1, 2, figsize=(10, 3.8))
+    figure, (function, result) = lab.subplots(1, 2, figsize=(10, 4.4))
     function.plot(w := torch.linspace(-0.5, 0.5, 2000), discrete.trainable_gate(w, slope=5.0, hard=False))
     function.set(xlabel="weight", title="a gate of slope 1, M = 5")
     for name, arm in arms.items():
@@ -293,7 +293,7 @@ def _draw(lab: Lab, config: Config, arms: dict[str, Arm], whole: Arm) -> None:
         result.plot(shares, right, "o-", color=arm.colour, label=name)
     result.axhline(whole["accuracy"], color=whole.colour, label="whole, not tuned")
     result.set(xlabel="% of the multiply-adds", title="% of unseen garments right")
-    result.legend()
+    figure.legend(*result.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     lab.figure("gates", figure, "A gate that is not hard; networks of garments that were cut and tuned.")
     lab.curves(f"share, garments at {100 * config.budgets[-1]:g} %", caption="What is open while gates are learned.")
     lab.bars(KEPT, caption="Channels chosen at the first budget, with the weights that the network had.")
