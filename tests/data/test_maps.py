@@ -11,7 +11,7 @@ from pullback import data
 def test_tiles_show_their_outlines_and_splits_share_no_building() -> None:
     tiles = {
         split: data.building_tiles(split, 40, noise=0.0, generator=torch.Generator().manual_seed(0))
-        for split in ("train", "test")
+        for split in ("train", "test", "fit", "validation")
     }
     for image, outline in zip(tiles["test"].images, tiles["test"].outlines, strict=True):
         row, column = outline.T
@@ -30,10 +30,12 @@ def test_tiles_show_their_outlines_and_splits_share_no_building() -> None:
         return {tuple((e / e.sum()).sort().values.mul(1000).round().tolist()) for e in edges}
 
     assert not shapes("train") & shapes("test")
+    assert not shapes("fit") & (shapes("test") | shapes("validation"))
+    assert not shapes("validation") & shapes("test")
 
 
 def test_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="split must be one of 'train', 'test'"):
+    with pytest.raises(ValueError, match="split must be one of 'train', 'test', 'fit', 'validation'"):
         data.building_tiles("all", 1, generator=torch.Generator())
     with pytest.raises(ValueError, match="size must be an integer >= 16"):
         data.building_tiles("test", 1, size=8, generator=torch.Generator())

@@ -5,17 +5,17 @@ features at the corners a network scores all ordered pairs, entropic transport m
 true successors of the rings train it, through the transport, down to the image (Pix2Poly: Adimoolam, Poullis, Averkiou,
 WACV 2025). At test time the Hungarian algorithm takes the raw scores, and its cycles are the polygons.
 
-Smaller than in the paper: one building of 4 to 8 corners a tile of 32 x 32, a convolutional encoder, two layers of
-decoder, 10 places. Outlines are real (Prague, simplified at 1 m, split by building); their tiles are composed: turned,
-scaled, roof and ground of two greys, noise. Unlike there, tokens and patches start at waves of their coordinates (else
-400 steps teach nothing of shuffled corners), norms of pairs are of layers, Hungarian joins no corner with empty places.
+Smaller than in the paper: one building of 4 to 8 corners a tile of 32 x 32, a convolutional encoder, two layers, 10
+places. Outlines are real (Prague, split by building); their tiles are composed: turned, scaled, two greys, noise.
+Unlike there, tokens and patches start at waves of their coordinates (else 400 steps teach nothing of shuffled corners),
+norms of pairs are of layers, Hungarian joins no corner with empty places.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class Config:
     """Tiles a step."""
     lr: Annotated[tuple[float, float], above(0)] = (4e-3, 2e-3)
     """Step sizes of AdamW for rings and shuffled corners, after 30 steps of warming up; they fall to 0 linearly."""
+    held_out: Literal["test", "validation"] = "test"
+    """Buildings to look at. Options were chosen on those to validate, which the last run learns from."""
 
 
 LAYERS, SWEEPS, JOINING = 2, 20, 10.0  # of the decoder, of Sinkhorn at most, weight of the loss of successors
@@ -65,7 +67,7 @@ class Tiles(NamedTuple):
 @system(
     "pix2poly",
     family="discrete",
-    title="Pix2Poly: End-to-end Polygonal Building Footprint Extraction from Remote Sensing Imagery",
+    title="Pix2Poly: A Sequence Prediction Method for End-to-end Polygonal Building Footprint Extraction",
     paper="Adimoolam, Poullis, Averkiou, WACV 2025, arXiv 2412.07899",
     config=Config,
     smoke={"train": 8, "test": 2, "steps": 2, "batch": 4, "head": 4},
@@ -79,20 +81,21 @@ class Tiles(NamedTuple):
 def run(lab: Lab, config: Config) -> None:
     """Check the exact parts, train with corners in the order of the ring and shuffled, and a network of masks."""
     tokenizer = discrete.CoordinateTokenizer(config.size, config.size, max_vertices=config.slots)
-    _exact(lab, config)
     lab.data("144 buildings of Prague, OpenStreetMap", origin="real")
     lab.data("tiles: greys and noise", origin="simulated")
-    train = _tiles(lab, config, tokenizer, "train", config.train)
-    test = _tiles(lab, config, tokenizer, "test", config.test)
+    train = _tiles(lab, config, tokenizer, "train" if config.held_out == "test" else "fit", config.train)
+    test = _tiles(lab, config, tokenizer, config.held_out, config.test)
     found = {}
     for order, name in (("ring", "Pix2Poly"), ("shuffled", "shuffled corners")):
         arm = lab.arm(name, baseline=order == "shuffled")
         with arm.weights():
             model = Pix2Poly(config, tokenizer).to(lab.device)
+        if order == "ring":
+            _exact(lab, config, model, train)
         _train(lab, config, arm, model, train, order)
         found[name] = _test(arm, config, model, test, order)
     found["masks"] = _masks(lab, config, lab.arm("masks", baseline=True), train, test)
-    _judge(lab, lab.arms["Pix2Poly"], lab.arms["shuffled corners"])
+    _judge(lab, *lab.arms.values())
     lab.curves("tokens", "successors", caption="Losses of tokens and of successors.")
     lab.bars("C-IoU", "N-ratio", caption="Overlap with a price on corners; corners found to corners there are.")
     _draw(lab, config, test, found)
@@ -104,10 +107,9 @@ class Pix2Poly(nn.Module):
     def __init__(self, config: Config, tokenizer: discrete.CoordinateTokenizer) -> None:
         super().__init__()
         width, self.slots, self.tokenizer = 4 * config.head, config.slots, tokenizer
-        layers: list[nn.Module] = [nn.InstanceNorm2d(1)]
-        for before, after, stride in ((1, 16, 1), (16, 32, 2), (32, width, 2), (width, width, 1)):
-            layers += [nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.ReLU()]
-        self.encoder = nn.Sequential(*layers, nn.Conv2d(width, width, 3, padding=1))
+        shapes = ((1, 16, 1), (16, 32, 2), (32, width, 2), (width, width, 1))
+        layers = [x for n, m, stride in shapes for x in (nn.Conv2d(n, m, 3, stride=stride, padding=1), nn.ReLU())]
+        self.encoder = nn.Sequential(nn.InstanceNorm2d(1), *layers, nn.Conv2d(width, width, 3, padding=1))
         embedding = nn.Embedding(tokenizer.vocabulary, width)
         embedding.weight.data[: config.size] = _waves(torch.arange(config.size) + 0.5, width, config.size)
         patches = _waves(4 * torch.arange(-(-config.size // 4)) + 2.0, width // 2, config.size)
@@ -158,18 +160,15 @@ def _joined(config: Config, model: Pix2Poly, features: Tensor, successor: Tensor
 
 
 def _train(lab: Lab, config: Config, arm: Arm, model: Pix2Poly, train: Tiles, order: str) -> None:
-    lr = config.lr[order == "shuffled"]
+    lr, steps = config.lr[order == "shuffled"], config.steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: min((k + 1) / 30, (config.steps - k) / config.steps)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / 30, (steps - k) / steps))
     stream = lab.fork("batches")
-    for _ in arm.steps(config.steps, model, optimizer, schedule, stream):
+    for _ in arm.steps(steps, model, optimizer, schedule, stream):
         chosen = torch.randint(len(train.images), (config.batch,), generator=stream).to(lab.device)
         tokens = train.tokens[order][chosen]
         decoded = model.decoder(tokens[:, :-1], model.memory(train.images[chosen]))
-        logits, pad = decoded.logits.flatten(0, 1), model.tokenizer.pad
-        said = nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), ignore_index=pad)
+        said = nn.functional.cross_entropy(decoded.logits.mT, tokens[:, 1:], ignore_index=model.tokenizer.pad)
         joined = _joined(config, model, decoded.features, train.successor[order][chosen])
         arm.record("tokens", said)
         arm.record("successors", joined)
@@ -187,24 +186,20 @@ def _successors(scores: Tensor, corners: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _test(arm: Arm, config: Config, model: Pix2Poly, test: Tiles, order: str) -> list[list[Tensor]]:
-    tokenizer = model.tokenizer
-    memory = model.memory(test.images)
+    tokenizer, memory = model.tokenizer, model.memory(test.images)
     places, truth = torch.arange(config.slots, device=memory.device), test.successor[order]
     there = places < test.corners[:, None]
     found = _successors(model.scores(model.decoder(test.tokens[order][:, :-1], memory).features), test.corners)
     for name, guess in (("successors right", found), ("next in sequence", places + 1)):
         arm.metric(name, 100 * (guess == truth)[there].float().mean(), better="higher", unit="%")
-    start, stop, most = tokenizer.start, tokenizer.stop, 2 * config.slots
-    said = model.decoder.generate(memory, start=start, stop=stop, max_tokens=most).tokens
+    start, stop = tokenizer.start, tokenizer.stop
+    said = model.decoder.generate(memory, start=start, stop=stop, max_tokens=2 * config.slots).tokens
     decoded = [tokenizer.decode(row)[0] for row in said]
     tokens = torch.full_like(test.tokens[order][:, :-1], tokenizer.pad)
     tokens[:, 0], tokens[:, 1 : said.shape[1] + 1] = start, said
     counts = torch.tensor([len(corners) for corners in decoded], device=memory.device)
     joined = _successors(model.scores(model.decoder(tokens, memory).features), counts)
-    polygons = [
-        discrete.permutation_to_polygons(successor[: len(corners)], corners)
-        for successor, corners in zip(joined.cpu(), decoded, strict=True)
-    ]
+    polygons = [discrete.permutation_to_polygons(x[: len(p)], p) for x, p in zip(joined.cpu(), decoded, strict=True)]
     _measure(config, test, polygons, arm)
     return polygons
 
@@ -213,16 +208,14 @@ def _measure(config: Config, tiles: Tiles, polygons: list[list[Tensor]], arm: Ar
     """Overlap of the drawn polygons, the same with a price on corners, corners to the true ones; means over tiles."""
     overlap = []
     for rings, outline in zip(polygons, tiles.outlines, strict=True):
-        drawn = torch.zeros(config.size, config.size, dtype=torch.bool)
-        for ring in rings:
-            drawn |= geometry.rasterize_polygon(ring, config.size) > 0.5
-        overlap.append(geometry.polygon_iou(drawn, geometry.rasterize_polygon(outline, config.size) > 0.5))
+        drawn = sum((geometry.rasterize_polygon(r, config.size) for r in rings), torch.zeros(config.size, config.size))
+        overlap.append(geometry.polygon_iou(drawn > 0.5, geometry.rasterize_polygon(outline, config.size) > 0.5))
     iou, truth = torch.stack(overlap), tiles.corners.cpu().float()
     found = torch.tensor([float(sum(map(len, rings))) for rings in polygons])
     cost = geometry.complexity_iou(iou, found, truth)
     means = {"IoU": float(iou.mean()), "C-IoU": float(cost.mean()), "N-ratio": float((found / truth).mean())}
-    if arm is not None:
-        for name, mean in means.items():
+    for name, mean in means.items():
+        if arm is not None:
             arm.metric(name, mean, better=None if name == "N-ratio" else "higher")
     return means
 
@@ -231,22 +224,21 @@ def _masks(lab: Lab, config: Config, arm: Arm, train: Tiles, test: Tiles) -> lis
     """A network of masks, contours, simplification at the tolerance that is best on training tiles."""
     truth = torch.stack([geometry.rasterize_polygon(o, config.size) for o in train.outlines]).to(lab.device)
     with arm.weights():
-        layers: list[nn.Module] = [nn.InstanceNorm2d(1)]
-        for before in (1, 16, 16):
-            layers += [nn.Conv2d(before, 16, 3, padding=1), nn.ReLU()]
-        network = nn.Sequential(*layers, nn.Conv2d(16, 1, 3, padding=1)).to(lab.device)
+        layers = [x for before in (1, 16, 16) for x in (nn.Conv2d(before, 16, 3, padding=1), nn.ReLU())]
+        network = nn.Sequential(nn.InstanceNorm2d(1), *layers, nn.Conv2d(16, 1, 3, padding=1)).to(lab.device)
     optimizer, stream = torch.optim.Adam(network.parameters(), lr=config.lr[0]), lab.fork("batches")
     for _ in arm.steps(config.steps, network, optimizer, stream):
         chosen = torch.randint(len(train.images), (config.batch,), generator=stream).to(lab.device)
         logits = network(train.images[chosen].unsqueeze(1))
         arm.descend(nn.functional.binary_cross_entropy_with_logits(logits.squeeze(1), truth[chosen]), optimizer)
-    few = train._replace(images=train.images[:100], corners=train.corners[:100], outlines=train.outlines[:100])
-    trials = {t: _measure(config, few, _outlines(network, few.images, t)) for t in TOLERANCES}
-    for tolerance, measures in trials.items():
-        arm.metric(f"N-ratio of {tolerance:g} px", measures["N-ratio"])
-    polygons = _outlines(network, test.images, max(TOLERANCES, key=lambda t: trials[t]["C-IoU"]))
-    _measure(config, test, polygons, arm)
-    return polygons
+    few = train._replace(images=train.images[:200], corners=train.corners[:200], outlines=train.outlines[:200])
+    trials = {t: _measure(config, few, _outlines(network, few.images, t))["C-IoU"] for t in TOLERANCES}
+    polygons = {t: _outlines(network, test.images, t) for t in TOLERANCES}
+    for tolerance, found in polygons.items():
+        arm.metric(f"N-ratio of {tolerance:g} px", _measure(config, test, found)["N-ratio"])
+    best = polygons[max(trials, key=trials.__getitem__)]
+    _measure(config, test, best, arm)
+    return best
 
 
 @torch.no_grad()
@@ -258,11 +250,10 @@ def _outlines(network: nn.Module, images: Tensor, tolerance: float) -> list[list
     return found
 
 
-def _judge(lab: Lab, ours: Arm, shuffled: Arm) -> None:
+def _judge(lab: Lab, ours: Arm, shuffled: Arm, _: Arm) -> None:
     lab.claim(
-        "from true corners in random order at least 60 % of the successors of unseen buildings are right, and at least "
-        "3 times as many as the next in the sequence",
-        shuffled["successors right"] >= 60,
+        "of true corners of unseen buildings in random order 70 % get their successors, 3 times as many as by index",
+        shuffled["successors right"] >= 70,
         shuffled["successors right"] >= 3 * shuffled["next in sequence"],
     )
     lab.claim(
@@ -271,18 +262,27 @@ def _judge(lab: Lab, ours: Arm, shuffled: Arm) -> None:
         ours["successors right"] >= ours["next in sequence"] + 10,
     )
     lab.claim(
-        "order matters: written in the order of the rings C-IoU is at least 0.3 above what shuffled corners reach",
-        ours["C-IoU"] >= shuffled["C-IoU"] + 0.3,
+        "order matters: written in the order of the rings C-IoU is at least 0.5, shuffled it is at most 0.2",
+        ours["C-IoU"] >= 0.5,
+        shuffled["C-IoU"] <= 0.2,
     )
 
 
-def _exact(lab: Lab, config: Config) -> None:
+def _exact(lab: Lab, config: Config, model: Pix2Poly, train: Tiles) -> None:
     """Gibbs: what a row and a column leave to the dustbins says what the pair has, up to one factor for all pairs."""
     cost = torch.randn(50, config.slots, config.slots, generator=lab.fork("exact"), dtype=torch.float64)
     plan = discrete.assign(cost, dustbin=0.3, temperature=0.5, iterations=100)
     ratio = (1 - plan.sum(-1))[:, :, None] * (1 - plan.sum(-2))[:, None] * (-cost / 0.5).exp() / plan
     departure = float((ratio / ratio.mean((1, 2), keepdim=True) - 1).abs().max())
     lab.claim("plans with dustbins are what Gibbs says", departure <= 1e-4, scale="smoke", departure=departure)
+    successor, weights = train.successor["ring"][:4], list(model.encoder.parameters())
+    features = model.decoder(train.tokens["ring"][:4, :-1], model.memory(train.images[:4])).features
+    hard = discrete.assign(-model.scores(features), method="hungarian")
+    error = (hard - nn.functional.one_hot(successor, config.slots)).square().mean()
+    losses = _joined(config, model, features, successor), error
+    soft, none = (sum(float(g.norm()) for g in torch.autograd.grad(x, weights, retain_graph=True)) for x in losses)
+    says = "successors alone move the encoder through transport, and not through the Hungarian algorithm"
+    lab.claim(says, soft > 1e-6, none == 0, scale="smoke", slope=soft)
 
 
 def _draw(lab: Lab, config: Config, test: Tiles, found: dict[str, list[list[Tensor]]]) -> None:
