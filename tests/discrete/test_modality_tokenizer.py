@@ -51,6 +51,17 @@ def test_the_gradient_reaches_the_classifier_and_the_words_but_the_words_belong_
     assert set(tokenizer.state_dict()) == {"classifier.weight", "classifier.bias"}
 
 
+def test_a_clip_without_frames_is_refused_and_a_batch_without_clips_is_not() -> None:
+    class Mean(nn.Module):
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
+            return frames.mean(-2)
+
+    tokenizer = ModalityTokenizer(Mean(), _NAMES, nn.Embedding(9, 4), k=2)
+    with pytest.raises(ValueError, match=r"^inputs must not be empty, got shape \(3, 0, 4\)"):
+        tokenizer(torch.zeros(3, 0, 4))
+    assert tokenizer(torch.zeros(0, 3, 4)).index.shape == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [

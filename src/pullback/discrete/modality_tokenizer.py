@@ -105,11 +105,13 @@ class ModalityTokenizer(nn.Module):
 
         Raises:
             TypeError: ``inputs`` is no tensor.
-            ValueError: the classifier does not return one logit a name.
+            ValueError: the classifier does not return one logit a name, or it does for inputs that hold nothing.
         """
         logits = check_floating("result of classifier", self.classifier(check_tensor("inputs", inputs)))
         if not logits.ndim or logits.shape[-1] != len(self.names):
             raise ValueError(f"classifier must return {len(self.names)} logits, got shape {tuple(logits.shape)}")
+        if logits.numel() and not inputs.numel():  # a clip without frames, not a batch without clips
+            raise ValueError(f"inputs must not be empty, got shape {tuple(inputs.shape)}")
         log_prob = logits.log_softmax(-1)
         noise = self.noise if self.training else 0.0
         subset = subset_sample(log_prob, self.k, noise=noise, generator=generator, **self.options)
