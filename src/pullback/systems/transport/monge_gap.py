@@ -41,7 +41,8 @@ class Config:
     baseline_lr: Annotated[float, above(0)] = 1e-3
     """Without: the one that leaves least unexplained (larger ones fit better and turn farther from the optimal map)."""
     pixel_lr: Annotated[float, above(0)] = 3e-2
-    """On the colours, of both arms."""
+    """On the colours, of both arms, which fit best with it, of 0.003 to 0.03. With small ones a map stays near the
+    identity where it began, which pays no excess: without the gap some 0.5 % with 0.003."""
     epsilon: Annotated[float, above(0)] = 0.05
     """Of the known map, as a part of the mean cost."""
     weight: Annotated[float, above(0)] = 1.0
@@ -91,10 +92,14 @@ def run(lab: Lab, config: Config) -> None:
         "with the gap the variance that is not explained, on unseen points, is at most half of that without",
         ours[error] <= base[error] / 2,
     )
-    lab.claim("the map with the gap pays at most 0.5 % more than the best matching", ours[excess] <= 0.5)
     lab.claim(
-        "colours, by distance: at most 3 % above the best matching, and at most half of the excess without the gap",
-        ours[far] <= 3,
+        "with the gap the map pays at most 0.5 % above the best matching, and at most a tenth of the excess without",
+        ours[excess] <= 0.5,
+        ours[excess] <= base[excess] / 10,
+    )
+    lab.claim(
+        "colours, by distance: at most 0.5 % above the best matching, and at most half of the excess without the gap",
+        ours[far] <= 0.5,
         ours[far] <= base[far] / 2,
     )
     fitting = "divergence of the colours"
@@ -142,8 +147,9 @@ def _known_gaps(lab: Lab) -> None:
     for name, (points, image) in maps.items():
         gap = transport.monge_gap(points, image, epsilon=0).value
         arm.metric(f"gap of a {name} map, part of what it pays", gap / (points - image).square().sum(-1).mean())
-    clouds = torch.randn(2, 50, 32, 3, generator=g, dtype=torch.float64)
-    least = arm.metric("least gap of 50 random maps", transport.monge_gap(*clouds, epsilon=0).value.min())
+    points, moves = torch.randn(2, 50, 32, 3, generator=g, dtype=torch.float64)
+    images = points + torch.linspace(0, 1, 50, dtype=torch.float64)[:, None, None] * moves  # some near optimal ones
+    least = arm.metric("least gap of 50 random maps", transport.monge_gap(points, images, epsilon=0).value.min())
     lab.claim(
         "exact gaps, as parts of what is paid: a symmetric positive map at most 1e-6, a quarter turn at least 0.8; "
         "none is below -1e-9",
@@ -216,7 +222,7 @@ def _linear(lab: Lab, config: Config, arm: Arm) -> None:
     with torch.no_grad():
         error = transport.unexplained_variance(network, optimal, unseen)
         arm.metric("unexplained variance", error, unit="%", better="lower")
-        excess = _excess(x, network(x), "sqeuclidean")
+        excess = _excess(unseen, network(unseen), "sqeuclidean")
     arm.metric("excess over the best matching", excess, unit="%", better="lower")
 
 
