@@ -5,16 +5,16 @@ cone of directions that lower no objective; it needs inner products alone, which
 (Quinton, Rey 2024). With every example of a batch as an objective, a step does not trade rare examples for many.
 
 Smaller than in the paper: 1 024 garments of Fashion-MNIST as there (real), two convolutions of 8 and 16 maps, 512 steps
-of 32. Step sizes were chosen for each method by the mean loss of the training examples, on a grid of ratio 1.3 up to
-the largest at which no run diverged (0.154 for the mean gradient and for UPGrad, which is run with 0.12). No network
-with several tasks: that shared and own parameters are told apart is tested with the block.
+of 32, whose size falls to 0 over the last half, or all would jump out of minima at the end. Each method has the largest
+size of a grid of ratio 1.3 at which no pilot diverged (mean gradient 0.154, UPGrad 0.12); those seen once, that of the
+smallest training loss. UPGrad learns faster, with worst examples about as bad at an equal mean loss; CAGrad learns as
+fast. No network with several tasks: shared and own parameters are told apart in tests of the block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -38,9 +38,9 @@ class Config:
     batch: Annotated[int, at_least(2)] = 32
     """Examples, which are objectives, of a step."""
     lr: Annotated[float, above(0)] = 0.12
-    """Step size of UPGrad and, in one of its two trainings, of the mean gradient."""
+    """Step size of UPGrad in the first half; then it falls to 0."""
     replicates: Annotated[int, at_least(1)] = 5
-    """Initialisations and orders of the examples; MGDA, PCGrad and CAGrad see the first alone."""
+    """Initialisations and orders of examples; MGDA, PCGrad, CAGrad see the first alone."""
     jacobians: Annotated[int, at_least(1)] = 10_000
     """Random Jacobians on which the properties of aggregators are tried."""
     starts: Annotated[int, at_least(2)] = 100
@@ -49,8 +49,8 @@ class Config:
     """Steps on the quadratic functions."""
 
 
-RATES = {"mean": 1.0, "UPGrad": 1.0, "mean, larger steps": 1.3, "MGDA": 0.4, "PCGrad": 0.025, "CAGrad": 1.3}  # times lr
-LEARNT = ("mean", "UPGrad", "mean, larger steps")  # in all replicates
+RATES = {"mean": 1.3, "mean, equal steps": 1.0, "UPGrad": 1.0, "MGDA": 0.2, "PCGrad": 0.025, "CAGrad": 1.3}  # times lr
+LEARNT = ("mean", "mean, equal steps", "UPGrad")  # in all replicates
 METHODS: dict[str, Any] = {"mean": "mean", "UPGrad": "upgrad", "MGDA": "mgda", "PCGrad": "pcgrad", "CAGrad": "cagrad"}
 BLOCKS = "upgrad_weights aggregate jacobian_backward loss_gramian instance_losses pareto_stationarity properties_of"
 
@@ -73,16 +73,26 @@ def run(lab: Lab, config: Config) -> None:
     _properties(lab, config, arms)
     _quadratics(lab, config, arms)
     lab.data("Fashion-MNIST", origin="real")
-    train, test = (data.fashion_mnist(split) for split in ("test" if lab.scale == "smoke" else "train", "test"))
+    test = data.fashion_mnist("test")  # at smoke for both: the other takes long to read
+    train = test if lab.scale == "smoke" else data.fashion_mnist("train")
     centre, spread = train.images[: config.examples].mean(), train.images[: config.examples].std()
     seen = [(train.images[: config.examples, None] - centre) / spread, train.labels[: config.examples]]
     unseen = [(test.images[:2000, None] - centre) / spread, test.labels[:2000]]
     ends: dict[str, list[Tensor]] = {}
-    lab.arm("mean, larger steps", baseline=True)
     for number in lab.replicates(config.replicates):
         for name in LEARNT if number else RATES:
-            ends.setdefault(name, []).append(_learn_examples(lab, config, lab.arms[name], seen, unseen))
-    _judge(lab)
+            arm = lab.arm(name, baseline=name != "UPGrad")
+            ends.setdefault(name, []).append(_learn_examples(lab, config, arm, seen, unseen))
+    mean, equal, ours = (lab.arms[name] for name in LEARNT)
+    lab.claim(
+        "an example for an objective, equally many steps, each method with its largest stable ones: UPGrad has at most "
+        "0.75 of the mean gradient's training loss and 0.7 of its 95 % quantile; with equal steps, half of both",
+        ours["training loss"] <= 0.75 * mean["training loss"],
+        ours["95 % quantile"] <= 0.7 * mean["95 % quantile"],
+        ours["training loss"] <= 0.5 * equal["training loss"],
+        ours["95 % quantile"] <= 0.5 * equal["95 % quantile"],
+    )
+    lab.claim("it loses at most 1 point of accuracy", ours["test accuracy"] >= mean["test accuracy"] - 1)
     _draw(lab, ends)
     if lab.scale != "smoke":
         _cost(lab)
@@ -109,6 +119,7 @@ def _learn_examples(lab: Lab, config: Config, arm: Arm, seen: list[Tensor], unse
     for step in arm.steps(config.steps, model, optimizer, draws):
         chosen = orders[step // epoch][step % epoch * config.batch :][: config.batch]
         losses = partial(_losses, model, x[chosen], y[chosen])
+        optimizer.param_groups[0]["lr"] = lr * min(1, 2 - 2 * step / config.steps)
         optimizer.zero_grad()
         if arm.name.startswith("mean"):
             losses().mean().backward()
@@ -116,6 +127,11 @@ def _learn_examples(lab: Lab, config: Config, arm: Arm, seen: list[Tensor], unse
             method = METHODS[arm.name]
             jacobian_backward(losses, model, aggregator=method, method="gramian", check=False, generator=draws)
         optimizer.step()
+        if step % epoch == epoch - 1:
+            with torch.no_grad():
+                ends = _losses(model, x, y)
+            arm.record("mean of all losses", ends.mean())
+            arm.record("quantile of all losses", ends.quantile(0.95))
     with torch.no_grad():
         ends, right = _losses(model, x, y), (model(unseen[0]).argmax(-1) == unseen[1]).float().mean()
     mean, tail = ends.mean(), ends.quantile(0.95)
@@ -123,23 +139,6 @@ def _learn_examples(lab: Lab, config: Config, arm: Arm, seen: list[Tensor], unse
         arm.metric(name, value, better="lower")
     arm.metric("test accuracy", 100 * right, better="higher", unit="%")
     return ends
-
-
-def _judge(lab: Lab) -> None:
-    mean, ours, larger = (lab.arms[name] for name in LEARNT)
-    best = larger if larger["training loss"] < mean["training loss"] else mean
-    lab.claim(
-        "an example for an objective, equal steps, median replicate: the training loss is at most 0.7, the tail ratio "
-        "(95 % quantile over mean) at most 0.85 of that of the mean gradient; at most 1 point of accuracy is lost",
-        median(ours["training loss"].values) <= 0.7 * median(mean["training loss"].values),
-        median(ours["tail ratio"].values) <= 0.85 * median(mean["tail ratio"].values),
-        ours["test accuracy"] >= mean["test accuracy"] - 1,
-    )
-    lab.claim(
-        "the same against the mean gradient with its best steps: at most 0.9 of the loss, 0.8 of the 95 % quantile",
-        median(ours["training loss"].values) <= 0.9 * median(best["training loss"].values),
-        median(ours["95 % quantile"].values) <= 0.8 * median(best["95 % quantile"].values),
-    )
 
 
 def _by_rows(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -164,9 +163,8 @@ def _exact(lab: Lab) -> None:
         added = sum(torch.from_numpy(nnls(root, -root[:, i] / m)[0]) for i in range(m))
         off = max(off, float((upgrad_weights(jacobian @ jacobian.T) - 1 / m - added).abs().max()))
     with lab.arm("UPGrad").weights("exact"):
-        model = nn.Sequential(
-            nn.Conv2d(1, 4, 3, 2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(36, 5), nn.LayerNorm(5)
-        )
+        layers = nn.Conv2d(1, 4, 3, 2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(36, 5), nn.LayerNorm(5)
+        model = nn.Sequential(*layers)
     x, y = torch.randn(6, 1, 8, 8, generator=stream), torch.randint(5, (6,), generator=stream)
     found = loss_gramian(partial(_losses, model, x, y), model)
     rows = jacobian_backward(_losses(model, x, y), model, method="rows")
@@ -282,18 +280,20 @@ def _cost(lab: Lab) -> None:
 
 
 def _draw(lab: Lab, ends: dict[str, list[Tensor]]) -> None:
-    figure, (left, right) = lab.subplots(1, 2, figsize=(9, 3.4))
+    figure, (left, middle, right) = lab.subplots(1, 3, figsize=(12, 3.4))
     for arm in (lab.arms[name] for name in METHODS):
         path = arm.series("first objective"), arm.series("second objective")
         left.plot(*path, color=arm.colour, label=arm.name, linestyle="--" if arm.name == "PCGrad" else "-")
     left.set(xscale="log", yscale="log", xlabel="first objective", ylabel="second objective")
     for name, losses in ends.items():
         ordered = torch.stack(losses).sort(-1).values.mean(0).clamp(min=1e-5)
-        right.plot(torch.linspace(0, 100, len(ordered)), ordered, color=lab.colour(name), label=name)
-    right.set(yscale="log", xlabel="examples with a smaller loss, %", ylabel="training loss", ylim=(1e-4, 20))
-    for axis in (left, right):
-        axis.legend()
-    lab.figure(
-        "paths and losses", figure, "Paths on one pair of quadratics; losses of all training examples at the end."
-    )
-    lab.bars("training loss", "tail ratio", arms=[lab.arms[n] for n in LEARNT], caption="Of all training examples.")
+        middle.plot(torch.linspace(0, 100, len(ordered)), ordered, color=lab.colour(name), label=name)
+    middle.set(yscale="log", xlabel="examples with a smaller loss, %", ylabel="training loss", ylim=(1e-4, 20))
+    for arm in (lab.arms[name] for name in LEARNT):
+        for number in range(len(ends[arm.name])):
+            path = [arm.series(f"{which} of all losses", replicate=number) for which in ("mean", "quantile")]
+            right.plot(*path, ".", color=arm.colour, label="" if number else arm.name)
+    right.set(xscale="log", yscale="log", xlabel="mean training loss", ylabel="95 % quantile")
+    middle.legend(fontsize="small")  # colours are those of the other panels
+    lab.figure("paths and losses", figure, "Two quadratics; all examples at the end; their quantile by epoch.")
+    lab.bars("training loss", "95 % quantile", "tail ratio", arms=[lab.arms[n] for n in LEARNT])
