@@ -27,14 +27,15 @@ def test_costs_that_are_not_kept_give_the_same_values_and_gradients(
     monkeypatch: pytest.MonkeyPatch, cost: str, reach: float | None
 ) -> None:
     inputs = [t.requires_grad_() for t in _clouds(14, 11, 2)]
-    epsilon = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
-    words: dict[str, Any] = {"cost": cost, "reach": reach, "tolerance": 1e-11, "check": True}
+    scalars = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.05, reach) if v is not None]
+    words: dict[str, Any] = {"cost": cost, "tolerance": 1e-11, "check": True}
+    words |= dict(zip(("epsilon", "reach"), scalars, strict=False))
     results = []
     for kept in (divergence.PAIRS_KEPT, 0):
         monkeypatch.setattr(divergence, "PAIRS_KEPT", kept)
         monkeypatch.setattr(divergence, "_PAIRS_WITHOUT_LOOPS", kept)
-        found = transport.sinkhorn_divergence(*inputs, epsilon=epsilon, **words)
-        slopes = torch.autograd.grad(found.value.sum(), [*inputs, epsilon])
+        found = transport.sinkhorn_divergence(*inputs, **words)
+        slopes = torch.autograd.grad(found.value.sum(), [*inputs, *scalars])
         results.append((found.value, found.g, *slopes))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)

@@ -114,3 +114,17 @@ def test_a_start_near_the_solution_saves_sweeps() -> None:
     cold = transport.sinkhorn(cost, epsilon=0.05, gradient="envelope", check=True)
     warm = transport.sinkhorn(cost, epsilon=0.05, gradient="envelope", start=cold.g, check=True)
     assert warm.iterations <= 2 < cold.iterations
+
+
+def test_the_slopes_of_the_envelope_along_epsilon_and_reach_are_those_of_differences() -> None:
+    cost, g = _cost(9, 3, 3), torch.Generator().manual_seed(10)
+    a, b = torch.rand(3, generator=g).double(), torch.rand(3, generator=g).double()
+
+    def value(epsilon: Tensor, reach: Tensor) -> Tensor:
+        return transport.sinkhorn(cost, a, b, epsilon=epsilon, reach=reach, gradient="envelope", tolerance=1e-13).value
+
+    at = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(value(*at), at)
+    steps = 1e-5 * torch.eye(2, dtype=torch.float64)
+    differences = [(value(*(at + s).detach()) - value(*(at - s).detach())) / 2e-5 for s in steps]
+    torch.testing.assert_close(slope, torch.stack(differences), rtol=1e-6, atol=1e-8)
