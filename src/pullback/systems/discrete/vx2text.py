@@ -6,9 +6,9 @@ choice, straight through (Lin, Bertasius, Wang, Chang, Parikh, Torresani, CVPR 2
 
 Smaller than in the paper: a clip is six noisy frames of 14 x 14 that show three garments or digits in turn (simulated
 from real images of Fashion-MNIST and MNIST); each third is named by its two likeliest categories out of twenty. The
-frame network starts from 60 labelled images in place of Kinetics, the language model from the templates in words alone
-in place of T5's text. One modality: there is no audio. Without large pretrained networks words have a price: mixtures
-of names, and continuous features that are trained as long, answer as well or better; both are measured, not claimed.
+frame network starts from 60 labelled images, not Kinetics, the language model from the templates in words alone, not
+T5. There is no audio. Words have a price at this size, against the paper: mixtures of names, which nobody can read,
+answer better, and continuous features that are trained as long better or worse, as the seed has it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "features": {"kind": "features"},
     "mixtures": {"hard": False, "noise": 0.0},
 }
-SEEN = {"features": 1, "mixtures": 1}  # replicates: nothing is claimed of them but at most
+SEEN = {"features": 1, "mixtures": 1}  # replicates
 RATES = {"features": 4e-3}  # the best of 5e-4, 1e-3, 2e-3 (the others) and 4e-3 on clips of training images
 NUMBER = {word: number for number, word in enumerate(WORDS)}
 SPELLED = [[NUMBER[word] for word in name.split()] for name in NAMES]
@@ -113,6 +113,7 @@ def run(lab: Lab, config: Config) -> None:
             if arm.name == "VX2TEXT" and number == 0:
                 _draw(lab, frames, model, asked)
     _judge(lab, asked)
+    lab.bars("exact answers", "categories", caption="On clips of unseen images.")
 
 
 class _FrameNetwork(nn.Module):
@@ -227,11 +228,11 @@ def _look(arm: Arm, model: _System, asked: Clips) -> None:
     arm.metric("exact answers", right.float().mean(), better="higher")
     for number, task in enumerate(TASKS):
         arm.metric(task, right[asked.task == number].float().mean(), better="higher")
-    found = (model.frames(asked.frames).argmax(-1) == asked.shown).float().mean()
-    arm.metric("categories", found, better="higher")
+    arm.metric("categories", (model.frames(asked.frames).argmax(-1) == asked.shown).float().mean(), better="higher")
     if arm.name == "VX2TEXT":
         rows = model.train().tokenizer(asked.frames).rows
-        arm.metric("rows that are words", ((rows == 1).sum(-1) == 1).float().mean(), better="higher")
+        one_hot = ((rows == 0) | (rows == 1)).all(-1) & (rows.sum(-1) == 1)
+        arm.metric("rows that are words", one_hot.float().mean(), better="higher")
         forms = []
         for words in (["caption", "video"], "answer video what came first".split()):
             question = torch.tensor([NUMBER[word] for word in words]).to(asked.question).expand(len(asked.task), -1)
@@ -255,12 +256,12 @@ def _judge(lab: Lab, asked: Clips) -> None:
     lab.claim(
         "answers alone teach the frame network names: it finds 3 points more categories than at the start, and the "
         "language model reads nothing but words",
-        ours["categories"] >= start["categories"] + 0.03,
-        ours["rows that are words"] >= 1,
+        *(ours["categories"] >= start["categories"] + 0.03, ours["rows that are words"] >= 1),
     )
     lab.claim(
-        "the price of words: mixtures of names, which are none, answer at most 8 points better",
+        "the price of words: mixtures of names, which are none, answer at most 8 points better, features at most 10",
         mixtures["exact answers"] <= ours["exact answers"] + 0.08,
+        lab.arms["features"]["exact answers"] <= ours["exact answers"] + 0.1,
     )
     majority = {}
     for number, task in enumerate(TASKS):
@@ -289,11 +290,10 @@ def _check_draws(lab: Lab) -> None:
 def _draw(lab: Lab, before: _FrameNetwork, model: _System, asked: Clips) -> None:
     few = Clips(*(part[:6] for part in asked))
     lab.images([list(clip[:, 0]) for clip in few.frames], name="clips", caption="One frame of each thing, six clips.")
-    named = [frames(few.frames).argmax(-1).tolist() for frames in (before, model.frames)]
-    lines = []
-    for row, written in enumerate(_write(model, few).tolist()):
+    named, lines = [frames(few.frames).argmax(-1).tolist() for frames in (before, model.frames)], []
+    for row, (written, truth) in enumerate(zip(_write(model, few).tolist(), few.answer.tolist(), strict=True)):
         start, after = ([NAMES[c].replace(" ", "-") for c in found[row]] for found in named)
         question = " ".join(WORDS[word] for word in few.question[row].tolist() if word >= 0)
-        lines.append((question, [*start, "=>", *after, ":", *(WORDS[word] for word in written if word != 1)]))
-    lab.texts(lines, name="answers", caption="Question, names at the start, names after training, answer.")
-    lab.bars("exact answers", "categories", caption="On clips of unseen images.")
+        answer, right = ([WORDS[word] for word in words if word > 1] for words in (written, truth))
+        lines.append((question, [*start, "=>", *after, ":", *answer, *([] if answer == right else ["not", *right])]))
+    lab.texts(lines, name="answers", caption="Names at the start => after training: answer, not the right one.")
