@@ -270,9 +270,9 @@ def _judge(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
         ours[f"recovery, {config.many} inputs"] >= 0.95,
     )
     lab.claim(
-        "no coupling: SOInter finds not less than the interpreter without energy less 0.02, and at least 0.85",
-        ours[f"recovery, {few[0]}"] >= plain[f"recovery, {few[0]}"] - 0.02,
-        ours[f"recovery, {few[0]}"] >= 0.85,
+        "no coupling: SOInter finds not less than the interpreter without energy less 0.05, and at least 0.8",
+        ours[f"recovery, {few[0]}"] >= plain[f"recovery, {few[0]}"] - 0.05,
+        ours[f"recovery, {few[0]}"] >= 0.8,
     )
     lab.claim(
         "with probabilities no interpreter is needed: occlusion finds at least 0.9 at every coupling, and the target "
@@ -281,8 +281,8 @@ def _judge(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
         *(occlusion[f"changes, {name}"] <= 1 for name in (*few, "digits")),
     )
     lab.claim(
-        "digits: with the kept pixels alone the target changes at most 0.7 times as often as with the brightest",
-        ours["changes, digits"] <= 0.7 * largest["changes, digits"],
+        "digits: with the kept pixels alone the target changes at most half as often as with the brightest",
+        ours["changes, digits"] <= 0.5 * largest["changes, digits"],
     )
 
 
