@@ -6,11 +6,11 @@ to a Gaussian, that says in which block it lies, softly; a block is the mean of 
 the loss of the model behind (Godey, Castagne, de la Clergerie, Sagot, Findings of EMNLP 2022).
 
 Smaller than in the paper: verses of the King James Bible (real), 128 bytes each; borders are looked at after 120 steps
-of span corruption, and robustness after 200 steps of telling, from scratch, the part of the Bible that a verse is from,
-all parts alike often (paper: pretraining with T5 sizes, then GLUE). Test verses are of chapters that no training verse
-is from; letters are lost, doubled and replaced at test time only. Blocks are means, the paper's second choice: its
-maxima need more steps. The law's variance is that of the paper's text; its code divides by another, measured here too.
-Borders after so few steps lie where chance put them, so that nothing is claimed of words.
+of span corruption, robustness after 200 steps of telling the part of the Bible that a verse is from (paper: pretraining
+with T5 sizes, then GLUE). Test verses are of chapters that no training verse is from; letters change at test time only.
+Blocks are means, the paper's second choice: maxima need more steps. The law's variance is that of the paper's text; its
+code divides by another, measured here too. Borders after so few steps lie where chance put them, and frontiers that
+stay alike (even blocks) do as well: nothing is claimed of borders.
 """
 
 from __future__ import annotations
@@ -98,10 +98,9 @@ def run(lab: Lab, config: Config) -> None:
     verses = data.bible()
     lab.data("King James Bible, 31 102 verses", origin="real")
     books = list(dict.fromkeys(verse.book for verse in verses))
-    ends = [books.index(last) for last in LAST]
     groups: dict[bool, list[list[str]]] = {held: [[] for _ in range(len(LAST))] for held in (False, True)}
     for verse in verses:
-        part = sum(books.index(verse.book) > end for end in ends)
+        part = sum(books.index(verse.book) > books.index(last) for last in LAST)
         groups[verse.chapter % 5 == 3][part].append(verse.text)
     _laws(lab)
     _borders(lab, config, groups)
@@ -123,8 +122,12 @@ def _pieces(pairs: BytePairs, texts: Sequence[str], length: int) -> Tensor:
     return _padded([pairs.encode(text[:length]) for text in texts], length // 2, len(pairs))
 
 
-def _tokenizer(config: Config) -> GradientTokenizer:
-    return GradientTokenizer(config.width, config.width // 2, pooling="mean")
+def _tokenizer(config: Config, *, even: bool = False) -> GradientTokenizer:
+    tokenizer = GradientTokenizer(config.width, config.width // 2, pooling="mean")
+    if even:  # frontiers stay alike
+        nn.init.zeros_(tokenizer.frontiers.open.weight)
+        tokenizer.frontiers.requires_grad_(False)
+    return tokenizer
 
 
 def _fours(config: Config) -> nn.Module:
@@ -186,12 +189,10 @@ def _borders(lab: Lab, config: Config, groups: dict[bool, list[list[str]]]) -> N
     for _ in arm.steps(config.span_steps, both, optimizer, schedule, batches, name="span corruption"):
         rows = train[torch.randint(len(train), (config.batch // 2,), generator=batches)]
         first = torch.randint(config.length - SPAN, (config.batch // 2, 1), generator=batches)
-        hole = first + torch.arange(SPAN)
-        targets = torch.cat([rows.gather(1, hole), torch.ones_like(first)], 1)
+        targets = torch.cat([rows.gather(1, first + torch.arange(SPAN)), torch.ones_like(first)], 1)
         kept = torch.arange(config.length - SPAN + 1).expand(config.batch // 2, -1)
         inputs = rows.gather(1, torch.where(kept > first, kept + SPAN - 1, kept)).scatter(1, first, SENTINEL)
-        found = tokenizer(inputs)
-        arm.descend(model.loss(found.blocks, targets), optimizer, name="loss of the span", clip=1.0)
+        arm.descend(model.loss(tokenizer(inputs).blocks, targets), optimizer, name="loss of the span", clip=1.0)
         schedule.step()
     _compare(lab, arm, tokenizer, held[:300], "after spans")
 
@@ -212,20 +213,18 @@ def _compare(lab: Lab, arm: Arm, tokenizer: GradientTokenizer, rows: Tensor, whe
 
 
 def _robustness(lab: Lab, config: Config, groups: dict[bool, list[list[str]]]) -> None:
-    """Classifiers of five fronts read clean verses to learn, and ever worse ones in the test."""
-    train, held = groups[False], [text for part in groups[True] for text in part[: config.test // 5]]
-    labels = torch.arange(len(LAST)).repeat_interleave(config.test // 5)
-    pairs = BytePairs.learn([text for part in train for text in part[:800]], config.pieces)
+    """Classifiers with several fronts read clean verses to learn, and ever worse ones in the test."""
+    train, each = groups[False], config.test // 5
+    held = [part[i * len(part) // each] for part in groups[True] for i in range(each)]  # of all books
+    labels = torch.arange(len(LAST)).repeat_interleave(each)
+    pairs = BytePairs.learn([text for part in train for text in part], config.pieces)
     as_bytes, as_pieces = partial(_bytes, length=config.length), partial(_pieces, pairs, length=config.length)
     fronts: dict[str, tuple[Callable[[Sequence[str]], Tensor], Callable[[], nn.Module], int]] = {
         "MANTa": (as_bytes, lambda: _tokenizer(config), config.length // 4),
+        "even blocks": (as_bytes, lambda: _tokenizer(config, even=True), config.length // 4),
         "bytes": (as_bytes, lambda: nn.Embedding(256, config.width), config.length),
         "blocks of 4": (as_bytes, lambda: _fours(config), config.length // 4),
         "byte pairs": (as_pieces, lambda: nn.Embedding(len(pairs) + 1, config.width), config.length // 2),
-    }
-    noisy = {
-        percent: [data.character_noise(text, percent / 100, generator=stream) for text in held]
-        for percent, stream in ((percent, lab.fork("noise")) for percent in NOISE)
     }
     readers: dict[str, Reader] = {}
     for name, (encode, front, vectors) in fronts.items():
@@ -241,23 +240,25 @@ def _robustness(lab: Lab, config: Config, groups: dict[bool, list[list[str]]]) -
             arm.descend(nn.functional.cross_entropy(reader(encode(texts)), parts), optimizer, clip=1.0)
             schedule.step()
         with torch.no_grad():
-            for percent, texts in noisy.items():
-                found = torch.cat([reader(tokens).argmax(-1) for tokens in encode(texts).split(100)])
+            for percent in NOISE:
+                stream = lab.fork("noise")
+                tokens = encode([data.character_noise(text, percent / 100, generator=stream) for text in held])
+                found = torch.cat([reader(rows).argmax(-1) for rows in tokens.split(100)])
                 arm.metric(ACCURACY.format(percent), 100 * (found == labels).float().mean(), better="higher", unit="%")
         readers[name] = reader
-    ours, plain, fours, merged = (lab.arms[name] for name in fronts)
+    ours, _, plain, fours, merged = (lab.arms[name] for name in fronts)
     rows = as_bytes([text for text in held if len(text) >= config.length])
     _compare(lab, ours, readers["MANTa"].front, rows, "after reading")  # type: ignore[arg-type]
-    clean, worst = ACCURACY.format(0), ACCURACY.format(20)
+    clean, some, worst = map(ACCURACY.format, NOISE)
     lab.claim(
-        "where every fifth letter is wrong it loses at most a third of the share of its accuracy that byte pairs lose",
-        1 - ours[worst] / ours[clean] <= (1 - merged[worst] / merged[clean]) / 3,
+        "where every tenth or fifth letter is wrong it loses at most a third of the share of accuracy that byte pairs "
+        "lose; at the latter it is at least 2 points above them and above blocks of 4",
+        *(1 - ours[noisy] / ours[clean] <= (1 - merged[noisy] / merged[clean]) / 3 for noisy in (some, worst)),
+        *(ours[worst] >= other[worst] + 2 for other in (merged, fours)),
     )
-    lab.claim("there it is more often right than byte pairs", ours[worst] > merged[worst])
     lab.claim(
         "on clean text it is within 3 points of bytes and of blocks of 4 after as many steps",
-        ours[clean] >= plain[clean] - 3,
-        ours[clean] >= fours[clean] - 3,
+        *(ours[clean] >= other[clean] - 3 for other in (plain, fours)),
     )
     lab.bars(*map(ACCURACY.format, NOISE), caption="Verses whose part of the Bible is told right, with wrong letters.")
     if lab.scale != "smoke":
@@ -279,7 +280,7 @@ def _draw(lab: Lab, tokenizer: GradientTokenizer, row: Tensor) -> None:
 
 
 def _speed(lab: Lab, config: Config) -> None:
-    """Forward and backward of readers with four layers, on longer text."""
+    """Forward and backward of four layers, on longer text."""
     deeper, ratios = replace(config, layers=4), []
     for length in (512, 1024):
         tokens = torch.randint(256, (2, length), generator=lab.fork("bytes"))
@@ -289,11 +290,10 @@ def _speed(lab: Lab, config: Config) -> None:
         race = lab.race({name: partial(_step, reader, tokens) for name, reader in readers.items()}, rounds=7)
         ratios += [race.ratio(name, "bytes") for name in ("means", "maxima")]
     lab.claim(
-        "a step with means, or maxima over 48 bytes, takes at most 0.75 of one on 512 and 1 024 bytes, one thread",
-        *(ratio <= 0.75 for ratio in ratios),
+        "a step with means, or maxima over 48 bytes, takes at most half of one on 512 and 1 024 bytes, one thread",
+        *(ratio <= 0.5 for ratio in ratios),
     )
 
 
 def _step(reader: Reader, tokens: Tensor) -> None:
-    reader.zero_grad()
     reader(tokens).sum().backward()
