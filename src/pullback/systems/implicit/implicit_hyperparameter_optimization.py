@@ -7,13 +7,13 @@ one on the hyperparameters (Lorraine, Vicol, Duvenaud, AISTATS 2020, arXiv 1911.
 
 Smaller than in the paper: digits of 8 x 8 pixels, an MLP of 100 000 weights (each with its own decay) instead of
 ResNets, and an augmentation network that makes a 3 x 3 kernel of noise for each image instead of a U-Net. All digits
-are real. For the augmentation, those for validation and test are displaced by up to one pixel, by us: what the
-validation images show and the training images do not is what it can learn.
+are real. For the augmentation, those for validation and test are displaced by up to one pixel, by us, and those for
+training are not: this it has to learn. Displacing at random, for who knows, does better and is shown as the ceiling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -89,17 +89,17 @@ def run(lab: Lab, config: Config) -> None:
     lab.claim(statement, series[loss] <= 0.7 * identity[loss])
     lab.curves(loss, log=True, xlabel="outer step", caption="On the images that the decays are tuned on.")
     _cost(lab, config, series)
-    names = ("learned augmentation", "no augmentation", "Gaussian noise, best of 3")
+    names = ("learned augmentation", "no augmentation", "Gaussian noise, best of 3", "random displacements (known)")
     arms = [lab.arm(name, baseline=name != names[0]) for name in names]
     for _ in lab.replicates(config.replicates):
         _augmentation(lab, config, arms)
-    ours, none, noise = (arm["displaced test accuracy"] for arm in arms)
+    ours, none, noise, _ = (arm["displaced test accuracy"] for arm in arms)
     lab.claim(
         "trained on 200 labels, all used in the end, the learned augmentation reads at least 10 points more of the "
         "displaced test images than none, and 5 more than noise whose level is the best of three on the test images",
         *(ours >= none + 10, ours >= noise + 5),
     )
-    lab.bars("displaced test accuracy", caption="Trained on 100 digits in place and 100 displaced, 0 to 1 pixel.")
+    lab.bars("displaced test accuracy", caption="Trained on half of them displaced. The last knows how: a ceiling.")
 
 
 def _inverse(lab: Lab, config: Config, series: Arm) -> None:
@@ -227,8 +227,8 @@ def _cost(lab: Lab, config: Config, series: Arm) -> None:
             problem.inner.step()
 
     race = lab.race({"joint": problem.descent(terms=10).step, "plain": plain}, rounds=5, seconds=0.02)
-    statement = "ten training steps and one on the hyperparameters (ten terms) take at most 6 times ten training steps"
-    lab.claim(statement, race.ratio("joint", "plain") <= 6)
+    statement = "ten training steps and one on the hyperparameters (ten terms) take at most 4 times ten training steps"
+    lab.claim(statement, race.ratio("joint", "plain") <= 4)
 
 
 class _NoiseKernel(nn.Module):
@@ -237,12 +237,12 @@ class _NoiseKernel(nn.Module):
     def __init__(self, stream: torch.Generator) -> None:
         super().__init__()
         self.stream = stream
-        self.net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 9))
+        self.net = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 9))
         with torch.no_grad():
             self.net[-1].get_parameter("bias").zero_()[4] = 2.0  # begins near the identity
 
     def forward(self, images: Tensor) -> Tensor:
-        noise = torch.randn(len(images), 4, generator=self.stream)
+        noise = torch.randn(len(images), 8, generator=self.stream)
         return _convolved(images, torch.softmax(self.net(noise), -1))
 
 
@@ -270,7 +270,7 @@ def _augmentation(lab: Lab, config: Config, arms: Sequence[Arm]) -> None:
 
     with ours.weights("augmentation"):
         learned, net = _NoiseKernel(noise), classifier()
-    outer, inner = torch.optim.Adam(learned.parameters(), lr=0.03), torch.optim.SGD(net.parameters(), 0.02, 0.9)
+    outer, inner = torch.optim.Adam(learned.parameters(), lr=0.05), torch.optim.SGD(net.parameters(), 0.02, 0.9)
     descent = BilevelDescent(
         BilevelProblem(lambda x, net: cross_entropy(net(valid), wanted), lower, learned, net),
         hypergradient=partial(hypergradient, method="cg", terms=10, damping=0.1),
@@ -283,17 +283,17 @@ def _augmentation(lab: Lab, config: Config, arms: Sequence[Arm]) -> None:
     shown = {"image": list(train[:6]), "augmented": list(learned(train[:6]).detach())}
     lab.images(shown, name="augmentation", caption="Of the last replicate.")
 
-    def fit(arm: Arm, augment: nn.Module | None = None, level: float = 0.0) -> float:
+    def fit(arm: Arm, augment: Callable[[Tensor], Tensor], number: int) -> float:
         with arm.weights("fit"):
             net = classifier()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
         images, both = torch.cat([train, valid]), torch.cat([labels, wanted])
-        for _ in arm.steps(4 * config.augmentation_steps, net, optimizer, noise, name=f"fit {level:g}"):
-            with torch.no_grad():
-                augmented = augment(images) if augment else images + level * torch.randn(images.shape, generator=noise)
-            arm.descend(cross_entropy(net(augmented), both), optimizer, name=f"final training {level:g}")
+        for _ in arm.steps(4 * config.augmentation_steps, net, optimizer, noise, name=f"fit {number}"):
+            arm.descend(cross_entropy(net(augment(images).detach()), both), optimizer, name=f"final training {number}")
         return 100 * (net(unseen).argmax(1) == test.labels).double().mean().item()
 
-    best = max(fit(arms[2], level=level) for level in (0.1, 0.2, 0.4))
-    for arm, accuracy in zip(arms, (fit(ours, learned), fit(arms[1]), best), strict=True):
-        arm.metric("displaced test accuracy", accuracy, better="higher", unit="%")
+    levels = [lambda images, a=a: images + a * torch.randn(images.shape, generator=noise) for a in (0.1, 0.2, 0.4)]
+    choices: list[Sequence[Any]] = [[learned], [nn.Identity()], levels, [partial(_displaced, stream=noise)]]
+    for arm, augments in zip(arms, choices, strict=True):
+        best = max(fit(arm, augment, number) for number, augment in enumerate(augments))
+        arm.metric("displaced test accuracy", best, better="higher", unit="%")
