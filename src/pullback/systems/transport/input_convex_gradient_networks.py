@@ -59,7 +59,7 @@ class Config:
     title="Input Convex Gradient Networks",
     paper="Richter-Powell, Lorraine, Amos, 2021, arXiv 2111.12187",
     config=Config,
-    smoke={"parameters": (34,), "lr": ((0.1,),) * 3, "steps": 3, "batch": 16, "replicates": 1, "pixel_steps": 2},
+    smoke={"parameters": (34,), "lr": ((0.1,),) * 3, "steps": 3, "replicates": 1, "pixel_steps": 2, "tested": 40},
     full={"steps": 10_000, "pixel_steps": 2000, "tested": 2000},
     data=("pictures",),
     blocks=tuple(
