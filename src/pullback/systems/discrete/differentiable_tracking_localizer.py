@@ -49,7 +49,7 @@ class Config:
     hidden: Annotated[int, at_least(1)] = 48
     """Units of the localiser, each direction."""
     lr: Annotated[float, above(0)] = 5e-3
-    """Step size of Adam, the best for every arm on other clips of the training prompts; falls to a fiftieth linearly."""
+    """Step size of Adam, tuned for each arm on other clips of training prompts; it falls to a fiftieth linearly."""
     assign_steps: Annotated[int, at_least(1)] = 800
     """Steps of the assigning network, 256 problems each."""
     near: Annotated[float, at_least(0), at_most(1)] = 0.5
