@@ -66,7 +66,7 @@ def sweep(
         a, b: ``[*batch, n]``, ``[*batch, m]`` masses.
         epsilon, reach: ``[*batch, 1, 1]``; a reach of inf holds the masses.
         start: ``[*batch, m]`` potential of the columns to begin with.
-        scale: begin with an epsilon of the spread of the costs, and halve it from sweep to sweep.
+        scale: begin with an epsilon of the spread of the costs, and quarter it from sweep to sweep.
         symmetric: costs are symmetric and a = b; both potentials are one, the mean of the old and the new.
         count: sweeps at most.
         tolerance: of the row sums, as a part of all mass.
