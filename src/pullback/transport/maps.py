@@ -51,8 +51,8 @@ class TransportMapFit:
         steps: of Adam.
         lr: step size at the beginning, > 0.
         batch: points of each cloud a step, drawn without replacement; ``None``: all.
-        max_iterations: sweeps at most a problem and step, enough for potentials that start near. With ``batch`` none do:
-            30 leave residuals near 0.1 where ``relative_epsilon`` is 0.02, and values right to some percent.
+        max_iterations: sweeps at most a problem and step, enough for potentials that start near. With ``batch`` they do
+            not: 30 leave residuals near 0.1 where ``relative_epsilon`` is 0.02, and values right to some percent.
         tolerance: > 0, of the residual of a problem.
         generator: source of the draws of batches.
 
