@@ -7,8 +7,8 @@ cone of directions that lower no objective; it needs inner products alone, which
 Smaller than in the paper: 1 024 garments of Fashion-MNIST as there (real), two convolutions of 8 and 16 maps, 512 steps
 of 32, whose size falls to 0 over the last half, or all would jump out of minima at the end. Each method has the largest
 size of a grid of ratio 1.3 at which no pilot diverged (mean gradient 0.154, UPGrad 0.12); those seen once, that of the
-smallest training loss. UPGrad learns faster, with worst examples about as bad at an equal mean loss; CAGrad learns as
-fast. No network with several tasks: shared and own parameters are told apart in tests of the block.
+smallest training loss. UPGrad learns faster, with worst examples about as bad at an equal mean loss; CAGrad is yet
+faster. No network with several tasks: shared and own parameters are told apart in tests of the block.
 """
 
 from __future__ import annotations
