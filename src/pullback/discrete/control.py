@@ -156,10 +156,14 @@ class ControlledBlock(nn.Module):
             chosen = gates.nonzero()[:, 0]
             if not len(chosen):
                 return h, u
+            if len(chosen) == len(u):
+                said = self._said(u, time)
+                return h + _mixed(self.zero, said), said
             said = self._said(u[chosen], time[chosen])
-            return h.index_add(0, chosen, self._zeroed(said)), u.index_copy(0, chosen, said)
+            moved = h[chosen] + _mixed(self.zero, said)
+            return h.index_copy(0, chosen, moved), u.index_copy(0, chosen, said)
         said, factor = self._said(u, time), gates.reshape(-1, *(1,) * (u.ndim - 1)).to(u.dtype)
-        return h + factor * self._zeroed(said), factor * said + (1 - factor) * u
+        return h + factor * _mixed(self.zero, said), factor * said + (1 - factor) * u
 
     def _said(self, u: Tensor, time: Tensor) -> Tensor:
         said: Tensor = self.copy(u, time)
@@ -168,9 +172,6 @@ class ControlledBlock(nn.Module):
                 f"block must keep the shape {tuple(u.shape)}, {type(self.copy).__name__} gave {tuple(said.shape)}"
             )
         return said
-
-    def _zeroed(self, said: Tensor) -> Tensor:
-        return cast(Tensor, self.zero(said.movedim(1, -1))).movedim(-1, 1)
 
 
 class ControlledNet(nn.Module):
@@ -262,7 +263,7 @@ class ControlledNet(nn.Module):
             raise ValueError("gates must be given, as there are no routers")
         if gates is not None:
             _check_exactly("gates", gates, (len(x), len(self.controls)))
-        u, rows = h + cast(Tensor, self.zero(hint.movedim(1, -1))).movedim(-1, 1), list[Tensor]()
+        u, rows = h + _mixed(self.zero, hint), list[Tensor]()
         said = list[Tensor]()
         for number, control in enumerate(self.controls):
             if gates is not None:
@@ -321,6 +322,14 @@ def opening_rates(
     span: Int[Tensor, "n"] = (times.double() / max(end, 1e-300) * count).long().clamp(max=count - 1)
     inside = nn.functional.one_hot(span, count).to(gates)
     return inside.T @ gates.detach() / inside.sum(0)[:, None]
+
+
+def _mixed(linear: nn.Linear, u: Tensor) -> Tensor:
+    """A convolution of size 1: channels, dimension 1, mixed in each place."""
+    if u.ndim == 2:
+        return cast(Tensor, linear(u))
+    flat = torch.nn.functional.conv1d(u.flatten(2), linear.weight[:, :, None], linear.bias)
+    return flat.unflatten(2, u.shape[2:]) if u.ndim != 3 else flat
 
 
 def _check_exactly(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
