@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_choice, check_positive, check_range
+from pullback.core.checks import check_choice, check_positive
 from pullback.implicit import prox_group_lasso, prox_l0, prox_lasso
+from pullback.optim.complex_momentum import check_modulus
+from pullback.optim.elementwise import Elementwise, State, check_lr
 
 __all__ = ["ProximalSGD"]
 
@@ -17,7 +19,7 @@ Penalty = Literal["l1", "group", "l0"]
 """Sum of magnitudes, sum of the lengths of groups, number of entries other than 0."""
 
 
-class ProximalSGD(torch.optim.Optimizer):
+class ProximalSGD(Elementwise):
     r"""Stochastic gradient descent on ``loss + weight * penalty``, the penalty by its proximal operator.
 
     ``w_{k+1} = prox_{lr weight penalty}(w_k - lr grad + momentum (w_k - w_{k-1}))``; ``grad`` is that of the loss
@@ -25,7 +27,8 @@ class ProximalSGD(torch.optim.Optimizer):
     in the loss gives it, jumps over 0 by up to ``lr * weight`` and back forever: no weight becomes 0, and a large
     penalty makes the weights grow. The proximal operator stops at 0.
 
-    A parameter group may have a ``penalty`` and a ``weight`` of its own, such as 0 for biases.
+    A parameter group may have a ``penalty`` and a ``weight`` of its own, such as 0 for biases. Complex parameters are
+    pairs of real ones. :func:`~pullback.optim.functional` makes the differentiable twin.
 
     Args:
         params: parameters, or dictionaries of parameter groups, as for :class:`torch.optim.SGD`.
@@ -35,6 +38,7 @@ class ProximalSGD(torch.optim.Optimizer):
             as a whole; ``"l0"``, the number of weights other than 0.
         weight: of the penalty, >= 0, in units of the loss per unit of penalty.
         momentum: in [0, 1), of the heavy ball (without penalty, that of :class:`torch.optim.SGD`).
+        foreach: ``None`` or ``True``: gradients and momentum of all tensors at once; ``False``: tensor by tensor.
 
     Raises:
         TypeError: a number has the wrong type.
@@ -63,47 +67,45 @@ class ProximalSGD(torch.optim.Optimizer):
         penalty: Penalty = "l1",
         weight: float,
         momentum: float = 0.0,
+        foreach: bool | None = None,
     ) -> None:
-        super().__init__(params, {"lr": lr, "penalty": penalty, "weight": weight, "momentum": momentum})
+        settings = {"penalty": penalty, "weight": weight, "momentum": momentum}
+        super().__init__(params, {"lr": lr, "foreach": foreach, **settings})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; its options are checked like those of the optimizer."""
-        options = {**self.defaults, **param_group}
-        check_positive("lr", options["lr"])
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        """Refuse options out of range."""
+        check_lr(options)
         check_choice("penalty", options["penalty"], get_args(Penalty))
         check_positive("weight", options["weight"], zero=True)
-        check_range("momentum", options["momentum"], 0, 1)
-        if options["momentum"] == 1:
-            raise ValueError("momentum must be in [0, 1), got 1")
-        super().add_param_group(param_group)
+        check_modulus("momentum", options["momentum"])
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step with the gradients that are there.
+    @staticmethod
+    def start(p: Tensor, options: Mapping[str, Any]) -> State:
+        """Where the step before began; nothing without momentum."""
+        return {"before": p.clone()} if options["momentum"] else {}
 
-        Args:
-            closure: evaluates the loss again, with its gradients.
+    @staticmethod
+    def rule(p: Tensor, g: Tensor, state: State, options: Mapping[str, Any]) -> tuple[Tensor, State]:
+        """The formula."""
+        moved = p - options["lr"] * g
+        if state:
+            moved = moved + options["momentum"] * (p - state["before"])
+        return _prox(options["penalty"], moved, options["lr"] * options["weight"]), {"before": p} if state else {}
 
-        Returns:
-            What ``closure`` returns.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is not None:
-                    moved = torch.add(w, w.grad, alpha=-group["lr"])
-                    if group["momentum"]:
-                        before = self.state[w].setdefault("before", w.clone())
-                        moved += group["momentum"] * (w - before)
-                        before.copy_(w)
-                    w.copy_(_prox(group["penalty"], moved, group["lr"] * group["weight"]))
-        return loss
+    @staticmethod
+    def loop(params: list[Tensor], grads: list[Tensor], states: list[State], options: Mapping[str, Any]) -> None:
+        """One pass an operation, then the operator of each."""
+        moved = list(torch._foreach_add(params, torch._foreach_mul(grads, -options["lr"])))
+        if options["momentum"]:
+            before = [state["before"] for state in states]
+            torch._foreach_add_(moved, torch._foreach_mul(torch._foreach_sub(params, before), options["momentum"]))
+            torch._foreach_copy_(before, params)
+        for p, there in zip(params, moved, strict=True):
+            p.copy_(_prox(options["penalty"], there, options["lr"] * options["weight"]))
 
 
-def _prox(penalty: Penalty, w: Tensor, weight: float) -> Tensor:
+def _prox(penalty: Penalty, w: Tensor, weight: Any) -> Tensor:
     if penalty == "group":
         return prox_group_lasso(w.reshape(len(w) if w.ndim else 1, -1), weight).view(w.shape)
     prox = prox_lasso if penalty == "l1" else prox_l0

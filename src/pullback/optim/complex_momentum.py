@@ -81,7 +81,7 @@ class ComplexMomentumSGD(Elementwise):
         check_positive("weight_decay", options["weight_decay"], zero=True)
 
     @staticmethod
-    def start(p: Tensor) -> State:
+    def start(p: Tensor, options: Mapping[str, Any]) -> State:
         """Two buffers of zeros."""
         return {"real": torch.zeros_like(p), "imaginary": torch.zeros_like(p)}
 
@@ -170,7 +170,7 @@ class ComplexMomentumAdam(Elementwise):
         check_positive("weight_decay", options["weight_decay"], zero=True)
 
     @staticmethod
-    def start(p: Tensor) -> State:
+    def start(p: Tensor, options: Mapping[str, Any]) -> State:
         """Both parts of the first moment, the second moment, the count of steps."""
         zeros = {name: torch.zeros_like(p) for name in ("real", "imaginary", "square")}
         return zeros | {"step": torch.zeros((), dtype=torch.float32)}

@@ -49,7 +49,7 @@ class Elementwise(torch.optim.Optimizer):
         raise NotImplementedError
 
     @staticmethod
-    def start(p: Tensor) -> State:
+    def start(p: Tensor, options: Mapping[str, Any]) -> State:
         """Return the buffers before the first step."""
         raise NotImplementedError
 
@@ -116,7 +116,7 @@ class Elementwise(torch.optim.Optimizer):
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients, got one for parameter {name}")
             state = self.state[p]
             if not state:
-                state.update(self.start(p))
+                state.update(self.start(p, group))
             if p.is_complex():
                 p, g, state = _real(p), _real(g), {name: _real(buffer) for name, buffer in state.items()}
             params.append(p)
@@ -129,9 +129,9 @@ class Elementwise(torch.optim.Optimizer):
             return
         for p, g, state in zip(params, grads, states, strict=True):
             moved, after = self.rule(p, g, state, group)
-            p.copy_(moved)
-            for name, buffer in after.items():
+            for name, buffer in after.items():  # before the parameter, which may itself be one of them
                 state[name].copy_(buffer)
+            p.copy_(moved)
 
 
 def functional(kind: type[Elementwise], **options: Any) -> FunctionalOptimizer:
@@ -169,7 +169,7 @@ def functional(kind: type[Elementwise], **options: Any) -> FunctionalOptimizer:
     settled = kind([torch.zeros(1)], **options).param_groups[0]
 
     def init(params: Mapping[str, Tensor]) -> dict[str, State]:
-        return {name: kind.start(check_floating(f"params[{name!r}]", p)) for name, p in params.items()}
+        return {name: kind.start(check_floating(f"params[{name!r}]", p), settled) for name, p in params.items()}
 
     def update(
         gradients: Mapping[str, Tensor], state: Mapping[str, State], params: Mapping[str, Tensor]

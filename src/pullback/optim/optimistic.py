@@ -55,7 +55,7 @@ class OptimisticSGD(Elementwise):
         check_positive("strength", options["strength"], zero=True)
 
     @staticmethod
-    def start(p: Tensor) -> State:
+    def start(p: Tensor, options: Mapping[str, Any]) -> State:
         """No gradient yet."""
         return {"previous": torch.zeros_like(p)}
 
@@ -129,7 +129,7 @@ class OptimisticAdam(Elementwise):
         check_positive("weight_decay", options["weight_decay"], zero=True)
 
     @staticmethod
-    def start(p: Tensor) -> State:
+    def start(p: Tensor, options: Mapping[str, Any]) -> State:
         """Both moments, the last direction, the count of steps."""
         zeros = {name: torch.zeros_like(p) for name in ("real", "imaginary", "square", "previous")}
         del zeros["imaginary"]
@@ -199,7 +199,7 @@ class Extragradient(Elementwise):
         check_lr(options)
 
     @staticmethod
-    def start(p: Tensor) -> State:
+    def start(p: Tensor, options: Mapping[str, Any]) -> State:
         """Where the step began, and whether its first half is taken."""
         return {"origin": torch.zeros_like(p), "step": torch.zeros((), dtype=torch.float32)}
 

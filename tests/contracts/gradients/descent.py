@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pullback.gradients import ProximalSGD, convergence_rate, oscillation_amplitude, sharpness
-from tests.contracts.contract import Bad, Call, Contract, HigherOrder, Measurement
+from tests.contracts.contract import Bad, Call, Contract, HigherOrder, Measurement, Optimizer
 from tests.contracts.law import seeded
 
 
@@ -92,6 +92,12 @@ CONTRACTS = [
     ),
     _proximal("l0", 0.5, []),
     _proximal("group", 0.9, []),
+    Optimizer("gradients.ProximalSGD[interface]", ProximalSGD, {"lr": 0.1, "weight": 0.2}),
+    Optimizer(
+        "gradients.ProximalSGD[interface, momentum]",
+        ProximalSGD,
+        {"lr": 0.1, "weight": 0.2, "momentum": 0.5, "penalty": "group"},
+    ),
     HigherOrder(
         "gradients.sharpness",
         _top,
