@@ -293,7 +293,7 @@ def _draw(lab: Lab, config: Config, arms: dict[str, Arm], shown: dict[str, Tenso
         look = {"marker": "o", "capsize": 3, "color": arm.colour, "label": name}
         axis.errorbar(config.couplings, values, [value.spread or 0.0 for value in values], **look)
     axis.set(xlabel="coupling of the target", ylabel="true features found", ylim=(0, 1.03))
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=7, ncols=2, loc="lower right")
     lab.figure("recovery", figure, "Share of the true features that are kept, few inputs; mean and spread.")
     rows = {name: list(x[:6].view(-1, 8, 8)) for name, x in {"digit": digits, **shown}.items()}
     lab.images(rows, name="masks", caption="Pixels that are kept to tell whether a digit has a loop, last replicate.")
