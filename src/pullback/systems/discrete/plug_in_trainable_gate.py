@@ -285,15 +285,17 @@ def _judge(lab: Lab, config: Config, arms: dict[str, Arm], whole: Arm) -> None:
 
 def _draw(lab: Lab, config: Config, arms: dict[str, Arm], whole: Arm) -> None:
     figure, (function, result) = lab.subplots(1, 2, figsize=(10, 4.4))
-    function.plot(w := torch.linspace(-0.5, 0.5, 2000), discrete.trainable_gate(w, slope=5.0, hard=False))
-    function.set(xlabel="weight", title="a gate of slope 1, M = 5")
+    w = torch.linspace(-0.5, 0.5, 2001)[:, None] + 1e-5  # off the steps
+    for m in (5.0, 50.0):
+        function.plot(w, discrete.trainable_gate(w, slope=m, hard=False), color="0.4")
+    function.set(xlabel="weight", title="gates of slope 1, M = 5 and 50")
+    at = [f"at {100 * budget:g} %" for budget in config.budgets]
     for name, arm in arms.items():
-        at = [f"at {100 * budget:g} %" for budget in config.budgets]
         shares, right = ([arm[f"{of} {a}"] for a in at] for of in ("multiply-adds, garments", "accuracy"))
         result.plot(shares, right, "o-", color=arm.colour, label=name)
     result.axhline(whole["accuracy"], color=whole.colour, label="whole, not tuned")
     result.set(xlabel="% of the multiply-adds", title="% of unseen garments right")
     figure.legend(*result.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     lab.figure("gates", figure, "A gate that is not hard; networks of garments that were cut and tuned.")
-    lab.curves(f"share, garments at {100 * config.budgets[-1]:g} %", caption="What is open while gates are learned.")
+    lab.curves(f"share, garments {at[-1]}", caption="What is open; where two shapes agree, one hides the other.")
     lab.bars(KEPT, caption="Channels chosen at the first budget, with the weights that the network had.")
