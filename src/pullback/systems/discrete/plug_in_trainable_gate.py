@@ -286,8 +286,7 @@ def _judge(lab: Lab, config: Config, arms: dict[str, Arm], whole: Arm) -> None:
 def _draw(lab: Lab, config: Config, arms: dict[str, Arm], whole: Arm) -> None:
     figure, (function, result) = lab.subplots(1, 2, figsize=(10, 4.4))
     w = torch.linspace(-0.5, 0.5, 2001)[:, None] + 1e-5  # off the steps
-    for m in (5.0, 50.0):
-        function.plot(w, discrete.trainable_gate(w, slope=m, hard=False), color="0.4")
+    function.plot(w, torch.cat([discrete.trainable_gate(w, slope=m, hard=False) for m in (5.0, 50.0)], 1), color="0.4")
     function.set(xlabel="weight", title="gates of slope 1, M = 5 and 50")
     at = [f"at {100 * budget:g} %" for budget in config.budgets]
     for name, arm in arms.items():
