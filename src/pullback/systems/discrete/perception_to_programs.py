@@ -283,10 +283,15 @@ def _exact(lab: Lab) -> None:
                 values.append(result if inside else size)
             right += outputs[k].tolist() == F.one_hot(torch.tensor(values[-1]), size + 1).tolist()
             long += lengths[k] == program.length
+    small = RelaxedProgram(2, 2, discrete.integer_operators(2)).double()
+    leaves = [torch.randn(p.shape, generator=stream, dtype=p.dtype, requires_grad=True) for p in small.logits]
+    seen = torch.softmax(torch.randn(3, 2, 3, generator=stream, dtype=torch.float64), -1)
     lab.claim(
         "1 000 certain programs on certain inputs give what Python gives, and their expected length is the number of "
-        "lines on which the output depends",
+        "lines on which the output depends; values and lengths pass gradcheck",
         right == long == 1000,
+        torch.autograd.gradcheck(lambda *given: small(seen, ProgramLogits(*given)), leaves),
+        torch.autograd.gradcheck(lambda *given: small.expected_length(ProgramLogits(*given)), leaves),
         scale="smoke",
         right=right,
     )
