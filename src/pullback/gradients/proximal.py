@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_choice, check_positive
+from pullback.core.elementwise import Elementwise, State, check_lr, check_modulus
 from pullback.implicit import prox_group_lasso, prox_l0, prox_lasso
-from pullback.optim.complex_momentum import check_modulus
-from pullback.optim.elementwise import Elementwise, State, check_lr
 
 __all__ = ["ProximalSGD"]
 

@@ -1,5 +1,6 @@
 """First-order methods for more than one smooth loss: many losses at once, and games."""
 
+from pullback.core.elementwise import FunctionalOptimizer, functional
 from pullback.optim.aggregation import Aggregation, aggregate, aggregation_weights
 from pullback.optim.complex_momentum import ComplexMomentumAdam, ComplexMomentumSGD
 from pullback.optim.conflict import (
@@ -10,7 +11,6 @@ from pullback.optim.conflict import (
     pareto_stationarity,
     properties_of,
 )
-from pullback.optim.elementwise import FunctionalOptimizer, functional
 from pullback.optim.games import Round, game_gradient, game_spectrum, play
 from pullback.optim.gramian import LossGramian, loss_gramian
 from pullback.optim.instance_losses import instance_losses

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_positive, check_range
+from pullback.core.checks import check_positive
+from pullback.core.elementwise import Elementwise, State, check_lr, check_modulus
 from pullback.core.transforms import is_transformed
 from pullback.kernels.complex_momentum import complex_momentum
-from pullback.optim.elementwise import Elementwise, State, check_lr
 
 __all__ = ["ComplexMomentumAdam", "ComplexMomentumSGD"]
 
@@ -198,13 +198,6 @@ def coefficient(modulus: Any, angle: Any) -> tuple[Any, Any]:
         return modulus * turn.cos(), modulus * turn.sin()
     beta = cmath.rect(modulus, angle)
     return beta.real, beta.imag
-
-
-def check_modulus(name: str, value: Any) -> None:
-    """Refuse what is not in [0, 1)."""
-    check_range(name, float(value) if isinstance(value, Tensor) else value, 0, 1)
-    if value == 1:
-        raise ValueError(f"{name} must be in [0, 1), got 1")
 
 
 def check_angle(value: Any) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_positive
+from pullback.core.elementwise import Elementwise, State, check_lr
 from pullback.optim.complex_momentum import check_betas, coefficients, foreach_moments, moments
-from pullback.optim.elementwise import Elementwise, State, check_lr
 
 __all__ = ["Extragradient", "OptimisticAdam", "OptimisticSGD"]
 

@@ -1,4 +1,4 @@
-"""What all optimizers of the family have in common: each is one pure rule for an entry, and fast loops equal to it."""
+"""What elementwise optimizers have in common: each is one pure rule for an entry, and fast loops equal to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_floating, check_scalar
+from pullback.core.checks import check_floating, check_range, check_scalar
 
 __all__ = ["Elementwise", "FunctionalOptimizer", "functional"]
 
@@ -195,3 +195,10 @@ def number(value: Any) -> float:
 
 def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
+
+
+def check_modulus(name: str, value: Any) -> None:
+    """Refuse what is not in [0, 1)."""
+    check_range(name, float(value) if isinstance(value, Tensor) else value, 0, 1)
+    if value == 1:
+        raise ValueError(f"{name} must be in [0, 1), got 1")
