@@ -9,9 +9,8 @@ Smaller than in the paper: three convolutions on garments (Fashion-MNIST; paper:
 photographs, a transformer on characters of the King James Bible (paper: style transfer, optical flow, translation); all
 real. The budget falls in 60 % of the steps for gates, which end when it is met; then the network is cut and tuned.
 Baselines cut first and tune for all steps: channels of the smallest slopes of the loss (Molchanov et al. 2019), scales
-(Liu et al. 2017), filters (Li et al. 2017), random ones; or learn hard concrete gates (Louizos et al. 2018) under the
-same cost. Settings of all were chosen on images to train. As others found (Liu et al. 2019), tuning makes random
-ones nearly as good as any: what a choice is worth shows where weights stay as they are.
+(Liu et al. 2017), filters (Li et al. 2017), random ones; or learn hard concrete gates (Louizos et al. 2018). Settings
+were chosen on images to train. Tuning makes random ones nearly as good as any, as Liu et al. (2019) found.
 """
 
 from __future__ import annotations

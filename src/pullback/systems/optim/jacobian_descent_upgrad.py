@@ -291,8 +291,8 @@ def _draw(lab: Lab, ends: dict[str, list[Tensor]]) -> None:
     middle.set(yscale="log", xlabel="examples with a smaller loss, %", ylabel="training loss", ylim=(1e-4, 20))
     for arm in (lab.arms[name] for name in LEARNT):
         for number in range(len(ends[arm.name])):
-            path = [arm.series(f"{which} of all losses", replicate=number) for which in ("mean", "quantile")]
-            right.plot(*path, ".", color=arm.colour, label="" if number else arm.name)
+            points = [arm.series(f"{which} of all losses", replicate=number) for which in ("mean", "quantile")]
+            right.plot(*points, ".", color=arm.colour, label="" if number else arm.name)
     right.set(xscale="log", yscale="log", xlabel="mean training loss", ylabel="95 % quantile")
     middle.legend(fontsize="small")  # colours are those of the other panels
     lab.figure("paths and losses", figure, "Two quadratics; all examples at the end; their quantile by epoch.")
