@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +81,38 @@ def missing(names: list[str] | tuple[str, ...]) -> list[str]:
     return [name for name in names if not is_present(name)]
 
 
-def load(name: str) -> dict[str, NDArray[np.generic]]:
-    """Return all arrays of a fetched source.
+class _Arrays(Mapping[str, NDArray[np.generic]]):
+    """The arrays of a file by name, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read: dict[str, NDArray[np.generic]] = {}
+        with np.load(path, allow_pickle=False) as stored:
+            self._names: list[str] = list(stored.files)
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._read:
+            with np.load(self._path, allow_pickle=False) as stored:
+                self._read[name] = stored[name]
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def load(name: str) -> Mapping[str, NDArray[np.generic]]:
+    """Return the arrays of a fetched source by name; only those that are asked for are read.
 
     Raises:
         DataMissingError: the source was not fetched.
         ValueError: no source has that name.
     """
-    with np.load(require(name) / ARRAYS, allow_pickle=False) as stored:
-        return {key: stored[key] for key in stored.files}
+    return _Arrays(require(name) / ARRAYS)
 
 
 def require(name: str) -> Path:

@@ -6,7 +6,7 @@ import gzip
 import io
 import struct
 import wave
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +23,7 @@ def join_arrays(key: str, parts: Sequence[NDArray[np.generic]]) -> Arrays:
     return {key: np.concatenate(parts), f"{key} ends": ends}
 
 
-def split_arrays(stored: Arrays, key: str) -> list[NDArray[np.generic]]:
+def split_arrays(stored: Mapping[str, NDArray[np.generic]], key: str) -> list[NDArray[np.generic]]:
     """Undo :func:`join_arrays`."""
     return np.split(stored[key], stored[f"{key} ends"][:-1].astype(np.int64))
 
@@ -38,7 +38,7 @@ def join_strings(key: str, texts: Sequence[str]) -> Arrays:
     return join_arrays(key, [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts])
 
 
-def split_strings(stored: Arrays, key: str) -> list[str]:
+def split_strings(stored: Mapping[str, NDArray[np.generic]], key: str) -> list[str]:
     """Undo :func:`join_strings`."""
     return [part.tobytes().decode("utf-8") for part in split_arrays(stored, key)]
 
