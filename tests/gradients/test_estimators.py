@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pullback.gradients import (
     ForwardGradientDescent,
+    GradientSignal,
     activity_forward_gradient,
     estimator_error,
     forward_gradient,
@@ -338,3 +339,6 @@ def test_signal_and_noise_of_gradients_are_the_moments_of_batches(generator: tor
         gradient_signal(lambda p, batch: batch.sum(), w, x)
     with pytest.raises(ValueError, match="at least one tensor"):
         gradient_signal(loss, {}, x)
+    with pytest.raises(ValueError, match="gradients must have the same names"):
+        GradientSignal.of([{"w": torch.ones(1)}, {"v": torch.ones(1)}])
+    assert GradientSignal.of([{"w": None}, {"w": torch.tensor([2.0])}]).noise == {"w": 2.0}

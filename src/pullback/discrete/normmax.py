@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from pullback.core.checks import check_choice, check_dim, check_floating
-from pullback.core.gradients import nested_forward_mode, primals, replace_gradient
+from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.shapes import Float, Scalar, Tensor
-from pullback.discrete.softness import is_hard, quotient, widen
-from pullback.discrete.sparse import argmax_one_hot, kernel_available
+from pullback.discrete.sparse import kernel_available, on_simplex
 
 __all__ = ["normmax"]
 
@@ -68,17 +67,9 @@ def normmax(
         raise ValueError(f"alpha must be a finite number > 1, got {alpha}")
     if method == "kernel" and not kernel_available(x):
         raise ValueError(f"method 'kernel' must run on the CPU with numba installed, got {x.device}")
-    if is_hard(temperature, widen(x).dtype):
-        return replace_gradient(argmax_one_hot(x, dim), torch.sign(x))
     if method == "auto":
         method = "kernel" if kernel_available(x) else "bisection"
-    scaled = widen(x).movedim(dim, -1) if x.ndim else widen(x).reshape(1)
-    if scaled.numel() and (isinstance(temperature, Tensor) or temperature != 1):
-        # Less the largest: what overflows then is -inf, and gets 0.
-        scaled = quotient(scaled - scaled.detach().amax(-1, keepdim=True), temperature)
-    p: Tensor = _Normmax.apply(scaled, float(alpha), method)
-    p = (p.movedim(-1, dim) if x.ndim else p.reshape(())).to(x.dtype)
-    return replace_gradient(argmax_one_hot(x, dim), p) if hard else p
+    return on_simplex(x, dim, temperature, hard, lambda scaled: _Normmax.apply(scaled, float(alpha), method))
 
 
 class _Normmax(torch.autograd.Function):

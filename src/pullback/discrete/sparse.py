@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +15,7 @@ from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.core.transforms import can_look, is_transformed
 from pullback.discrete.softness import is_hard, quotient, widen
 
-__all__ = ["argmax_one_hot", "entmax", "entmax15", "kernel_available", "sparsemax"]
+__all__ = ["entmax", "entmax15", "kernel_available", "on_simplex", "sparsemax"]
 
 _NUMBA = find_spec("numba") is not None  # imported, and the kernel compiled, only on first use
 METHODS = ("auto", "kernel", "sort", "bisection")
@@ -129,24 +130,43 @@ def entmax(
         raise ValueError(f"method 'sort' knows alpha 1.5 and 2, got {alpha}; 'bisection' knows every alpha")
     if method == "kernel" and not kernel_available(x):
         raise ValueError(f"method 'kernel' must run on the CPU with numba installed, got {x.device}")
-    if is_hard(temperature, widen(x).dtype):
-        return replace_gradient(argmax_one_hot(x, dim), torch.sign(x))
     if method == "auto":
         method = "kernel" if kernel_available(x) else "sort" if number in (1.5, 2) else "bisection"
+    if isinstance(alpha, Tensor) and alpha.ndim:  # as x is laid out: of its rank, the dimension in question last
+        alpha = alpha.reshape((1,) * (x.ndim - alpha.ndim) + alpha.shape).movedim(dim, -1)
+
+    def solve(scaled: Tensor) -> Tensor:
+        if isinstance(alpha, Tensor):
+            return _LearnedEntmax.apply(scaled, alpha.to(scaled), number, method)
+        # Nearer to 1 than that the powers lose more digits than the difference from softmax has.
+        return torch.softmax(scaled, -1) if abs(alpha - 1) < 1e-8 else _Entmax.apply(scaled, float(alpha), method)
+
+    return on_simplex(x, dim, temperature, hard, solve)
+
+
+def on_simplex(x: Tensor, dim: int, temperature: Scalar, hard: bool, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``solve(x / temperature)``, where ``dim`` comes last and in single precision at least, laid out as ``x``.
+
+    Args:
+        x: ``[..., n, ...]`` scores.
+        dim: the dimension of the probabilities.
+        temperature: >= 0; 0 is the one-hot of the argmax with gradient 0.
+        hard: the one-hot of the argmax with the gradient of ``solve``.
+        solve: from ``[..., n]`` to probabilities of that shape.
+
+    Example:
+        >>> on_simplex(torch.tensor([0.0, 0.0]), 0, 1.0, False, lambda x: x.softmax(-1))
+        tensor([0.5000, 0.5000])
+    """
+    if is_hard(temperature, widen(x).dtype):
+        return replace_gradient(_argmax(x, dim), torch.sign(x))
     scaled = widen(x).movedim(dim, -1) if x.ndim else widen(x).reshape(1)
     if scaled.numel() and (isinstance(temperature, Tensor) or temperature != 1):
         # Less the largest: what overflows then is -inf, and gets 0.
         scaled = quotient(scaled - scaled.detach().amax(-1, keepdim=True), temperature)
-    # Nearer to 1 than that the powers lose more digits than the difference from softmax has.
-    p: Tensor
-    if isinstance(alpha, Tensor):
-        if alpha.ndim:  # as x is laid out: of its rank, the dimension in question last
-            alpha = alpha.reshape((1,) * (x.ndim - alpha.ndim) + alpha.shape).movedim(dim, -1)
-        p = _LearnedEntmax.apply(scaled, alpha.to(scaled), number, method)
-    else:
-        p = torch.softmax(scaled, -1) if abs(alpha - 1) < 1e-8 else _Entmax.apply(scaled, float(alpha), method)
+    p = solve(scaled)
     p = (p.movedim(-1, dim) if x.ndim else p.reshape(())).to(x.dtype)
-    return replace_gradient(argmax_one_hot(x, dim), p) if hard else p
+    return replace_gradient(_argmax(x, dim), p) if hard else p
 
 
 def kernel_available(x: Tensor) -> bool:
@@ -379,11 +399,11 @@ def _by_bisection(x: Tensor, alpha: float | Tensor) -> Tensor:
     return torch.softmax(logits(low), -1)
 
 
-def argmax_one_hot(x: Tensor, dim: int) -> Tensor:
+def _argmax(x: Tensor, dim: int) -> Tensor:
     """Return 1 at the first largest entry along ``dim`` and 0 elsewhere, without gradient.
 
     Example:
-        >>> argmax_one_hot(torch.tensor([1.0, 3.0, 3.0]), 0)
+        >>> _argmax(torch.tensor([1.0, 3.0, 3.0]), 0)
         tensor([0., 1., 0.])
     """
     if x.numel() == 0:
