@@ -21,7 +21,7 @@ from pullback.core.checks import (
     check_tensor,
 )
 from pullback.core.gradients import replace_gradient
-from pullback.core.random import drawing_device
+from pullback.core.random import unit_vectors
 from pullback.core.shapes import Float, Int, Scalar
 from pullback.core.transforms import can_look, is_transformed
 from pullback.kernels.euler import highest_corner_weights, logistic_pull, step_sum
@@ -287,9 +287,7 @@ def sphere_directions(
             raise ValueError(f"method='fibonacci' needs dim = 3, got {dim}")
         z, angle = 1 - (2 * place + 1) / count, math.pi * (3 - math.sqrt(5)) * place
         return torch.stack([(1 - z * z).sqrt() * angle.cos(), (1 - z * z).sqrt() * angle.sin(), z], -1).float()
-    device = drawing_device(generator, torch.device("cpu"))
-    drawn = torch.randn(count, dim, dtype=torch.float64, device=device, generator=generator).cpu()
-    return (drawn / drawn.norm(dim=-1, keepdim=True)).float()
+    return unit_vectors(count, dim, generator=generator, like=torch.device("cpu")).float()
 
 
 def _unit(directions: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pullback.transport.exact import Assignment, ExactTransport, assignment, exa
 from pullback.transport.maps import FittedMap, TransportMapFit, fit_transport_map, unexplained_variance
 from pullback.transport.one_dimensional import wasserstein_1d
 from pullback.transport.sinkhorn import sinkhorn
+from pullback.transport.sliced import sliced_wasserstein
 
 __all__ = [
     "Assignment",
@@ -37,6 +38,7 @@ __all__ = [
     "pairwise_cost",
     "sinkhorn",
     "sinkhorn_divergence",
+    "sliced_wasserstein",
     "unexplained_variance",
     "wasserstein_1d",
 ]
