@@ -62,7 +62,7 @@ def sliced_wasserstein(
     check_clouds(x, y)
     lines = _lines(x, y, projections, directions, generator)
     wide = lines.dtype
-    a, b = (w.unsqueeze(-2).to(wide) if _is_like(name, w, x) else None for name, w in (("a", a), ("b", b)))
+    a, b = (_rows(name, w, x, wide) for name, w in (("a", a), ("b", b)))
     return wasserstein_1d(lines @ x.to(wide).mT, lines @ y.to(wide).mT, a, b, p=p).mean(-1).to(x.dtype)
 
 
@@ -81,11 +81,11 @@ def _lines(
     return directions.to(wide)
 
 
-def _is_like(name: str, masses: Tensor | None, x: Tensor) -> bool:
-    """Return whether there are masses; they have the dtype of the points and a dimension to name."""
+def _rows(name: str, masses: Tensor | None, x: Tensor, wide: torch.dtype) -> Tensor | None:
+    """Return masses, if there are any, with a dimension for the lines."""
     if masses is None:
-        return False
+        return None
     check_same_dtype(**{"x": x, name: masses})
     if masses.ndim < 1:
         raise ValueError(f"{name} must have shape (..., points), got {tuple(masses.shape)}")
-    return True
+    return masses.unsqueeze(-2).to(wide)
