@@ -19,10 +19,12 @@ from pullback.core.checks import (
     check_integer,
     check_positive,
     check_range,
+    check_same_dtype,
     check_scalar,
 )
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.core.transforms import can_look
 from pullback.transport.langevin import langevin
 
 __all__ = [
@@ -81,7 +83,7 @@ def proximal_gibbs_potential(
         raise ValueError(f"g must have shape (n,) or (n, k) with n >= 1, got {tuple(g.shape)}")
     check_scalar("decay", decay, zero=True)
     out = _outputs(feature, theta, x, g.shape)
-    fitted: Tensor = (out * g).flatten(theta.ndim - 1).sum(-1) / len(g)
+    fitted: Tensor = (out * (g / len(g))).flatten(theta.ndim - 1).sum(-1)
     return fitted + decay * theta.square().sum(-1)
 
 
@@ -162,10 +164,13 @@ def duality_gap(
         raise ValueError(f"features must have a row for each of the {points} points, got {len(features)}")
     if check_floating("log_density", log_density).ndim < 1 or log_density.shape[-1] != points:
         raise ValueError(f"log_density must have shape (..., {points}), got {tuple(log_density.shape)}")
+    check_same_dtype(log_density=log_density, theta=theta, features=features)
     check_scalar("temperature", temperature)
     check_scalar("decay", decay, zero=True)
     check_positive("volume", volume)
     mass = volume * log_density.exp()
+    if can_look(mass) and not bool(((mass.double().sum(-1) - 1).abs() < 0.03).all()):
+        raise ValueError("log_density must be normalised: the sum of volume * exp(log_density) must be 1")
     outputs = mass @ features
     losses = _losses(loss, outputs, y)
     g = func.grad(lambda h: _losses(loss, h, y).sum())(outputs)
