@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pullback.implicit import optimality
 from pullback.implicit.averaged_multipliers import AveragedMultipliers, MultiplierState, kkt_residual
+from pullback.implicit.best_response import BestResponse, BestResponseConv2d, BestResponseLinear
 from pullback.implicit.bilevel import BilevelDescent, BilevelProblem, BilevelState
 from pullback.implicit.hypergradients import Hypergradient, hypergradient
+from pullback.implicit.hyperparameters import Hyperparameter, Hyperparameters, dropout_by_example
 from pullback.implicit.inverse_hessian import inverse_hessian_product
 from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.multiclass_svm import MulticlassSVM
@@ -19,26 +21,35 @@ from pullback.implicit.projections import (
     projection_simplex,
 )
 from pullback.implicit.proximal import prox_group_lasso, prox_l0, prox_lasso, prox_ridge
+from pullback.implicit.quadratic_program import QuadraticSolution, quadratic_program
 from pullback.implicit.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
+from pullback.implicit.self_tuning import self_tuning_training
 from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
 
 __all__ = [
     "AveragedMultipliers",
+    "BestResponse",
+    "BestResponseConv2d",
+    "BestResponseLinear",
     "BilevelDescent",
     "BilevelProblem",
     "BilevelState",
     "Hypergradient",
+    "Hyperparameter",
+    "Hyperparameters",
     "KKTPoint",
     "MulticlassSVM",
     "MultiplierState",
     "NormalizedBilevelMomentum",
     "NormalizedState",
+    "QuadraticSolution",
     "Reason",
     "Solution",
     "custom_fixed_point",
     "custom_root",
+    "dropout_by_example",
     "find_root",
     "fixed_point",
     "hypergradient",
@@ -56,7 +67,9 @@ __all__ = [
     "prox_l0",
     "prox_lasso",
     "prox_ridge",
+    "quadratic_program",
     "root_jvp",
     "root_vjp",
+    "self_tuning_training",
     "soft_disc_energy",
 ]
