@@ -6,6 +6,7 @@ import torch
 
 from pullback.core.checks import check_broadcast, check_floating, check_range, check_same_dtype
 from pullback.core.shapes import Float, Tensor
+from pullback.kernels.order import row_order
 from pullback.transport.masses import masses
 
 __all__ = ["wasserstein_1d"]
@@ -57,22 +58,21 @@ def wasserstein_1d(
     sizes = (x.shape[-1], y.shape[-1])
     wide = torch.promote_types(x.dtype, torch.float32)
     x, y, dtype = x.to(wide).expand(*batch, sizes[0]), y.to(wide).expand(*batch, sizes[1]), x.dtype
-    left, right = x.sort(dim=-1), y.sort(dim=-1)
+    order_x, order_y = row_order(x), row_order(y)
+    sorted_x, sorted_y = x.gather(-1, order_x), y.gather(-1, order_y)
     if a is None and b is None and sizes[0] == sizes[1]:
-        return _power(left.values - right.values, p).mean(-1).to(dtype)
+        return _power(sorted_x - sorted_y, p).mean(-1).to(dtype)
     supply, demand = masses(a, b, sizes=sizes, batch=batch, like=x.to(dtype), what="x")
-    below, beyond = (t.gather(-1, s.indices).cumsum(-1) for t, s in ((supply, left), (demand, right)))
-    levels = torch.cat([below[..., :-1], beyond[..., :-1]], -1).sort(-1).values
+    below, beyond = (t.gather(-1, order).cumsum(-1) for t, order in ((supply, order_x), (demand, order_y)))
+    levels = torch.cat([below[..., :-1], beyond[..., :-1]], -1)
+    merged = row_order(levels)
     end = below[..., -1:]
-    levels = torch.cat([levels, end], -1).clamp(max=end)
+    levels = torch.cat([levels.gather(-1, merged), end], -1).clamp(max=end)
     share = torch.diff(levels, dim=-1, prepend=torch.zeros_like(end))
-    # The point at the middle of a piece: its ends belong to two points.
-    middle = (levels - share / 2).detach()
-    at_x, at_y = (
-        s.values.gather(-1, torch.searchsorted(c.detach().contiguous(), middle).clamp(max=c.shape[-1] - 1))
-        for s, c in ((left, below), (right, beyond))
-    )
-    return (share * _power(at_x - at_y, p)).sum(-1).to(dtype)
+    # A piece begins where so many points of x and of y have ended.
+    of_x = torch.cat([torch.zeros_like(merged[..., :1]), (merged < sizes[0] - 1).long().cumsum(-1)], -1)
+    of_y = torch.arange(sizes[0] + sizes[1] - 1, device=x.device) - of_x
+    return (share * _power(sorted_x.gather(-1, of_x) - sorted_y.gather(-1, of_y), p)).sum(-1).to(dtype)
 
 
 def _power(difference: Tensor, p: float) -> Tensor:
