@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import io
@@ -11,6 +12,7 @@ import sqlite3
 import struct
 import subprocess
 import wave
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +84,32 @@ def test_off_and_ply_refuse_what_they_cannot_read() -> None:
         geometry_formats.ply(b"ply\nformat binary_little_endian 1.0\nend_header\n")
 
 
+def _surface(vertices: np.ndarray, faces: np.ndarray, encoding: str = "GZipBase64Binary") -> bytes:
+    kinds = {"float32": "NIFTI_TYPE_FLOAT32", "int32": "NIFTI_TYPE_INT32"}
+    parts = [
+        f'<DataArray DataType="{kinds[str(x.dtype)]}" ArrayIndexingOrder="RowMajorOrder" Dimensionality="2" '
+        f'Dim0="{x.shape[0]}" Dim1="{x.shape[1]}" Encoding="{encoding}" Endian="LittleEndian">'
+        f"<Data>{base64.b64encode(zlib.compress(x.tobytes())).decode()}</Data></DataArray>"
+        for x in (vertices, faces)
+    ]
+    return f"<GIFTI>{''.join(parts)}</GIFTI>".encode()
+
+
+def test_surfaces_of_a_hemisphere_share_their_triangles() -> None:
+    vertices, faces = np.eye(3, dtype=np.float32), np.array([[0, 1, 2]], dtype=np.int32)
+    read = geometry_formats.gifti(_surface(vertices, faces))
+    np.testing.assert_array_equal(read[0], vertices)
+    np.testing.assert_array_equal(read[1], faces)
+    built = builders.cortex({"pial_left": _surface(vertices, faces), "white_left": _surface(2 * vertices, faces)})
+    assert sorted(built) == ["faces_left", "pial_left", "white_left"]
+    with pytest.raises(ValueError, match="white_left: its triangles must be those of the other"):
+        builders.cortex({"pial_left": _surface(vertices, faces), "white_left": _surface(vertices, faces[:, ::-1])})
+    with pytest.raises(ValueError, match="GIFTI: an array is stored as NIFTI_TYPE_FLOAT32, ASCII"):
+        geometry_formats.gifti(_surface(vertices, faces, "ASCII"))
+    with pytest.raises(ValueError, match="not a GIFTI file: its root is 'svg'"):
+        geometry_formats.gifti(b"<svg/>")
+
+
 def test_a_sheet_of_digits_is_cut_into_tiles() -> None:
     sheet = np.arange(50, dtype=np.uint8).repeat(20)[:, None] + np.arange(100, dtype=np.uint8).repeat(20)[None]
     file = io.BytesIO()
@@ -115,6 +143,15 @@ def test_characters_are_places_in_an_alphabet() -> None:
     assert data.characters("xyz", "-").tolist() == [0]
     with pytest.raises(ValueError, match="alphabet must have different characters, got 'aa'"):
         data.characters("", "aa")
+
+
+def test_weather_is_an_hour_a_line_below_the_station() -> None:
+    names = [*builders._WEATHER.values(), "Wspd source"]
+    header = ",".join(["Date (MM/DD/YYYY)", "Time (HH:MM)", *names])
+    rows = "02/28/1996,24:00,1.5,0.5,90,1010,270,4.1,0,A\n03/01/2003,01:00,2,1,80,1000,90,5,0,B\n"
+    year = builders.weather({"here": f'1,"HERE",AK\n{header}\n{rows}'.encode()})
+    assert year["here/columns"].tolist()[7:] == ["wind direction", "wind speed", "irradiance", "wind measured"]
+    assert year["here/values"][:, [0, 1, 2, 8, 10]].tolist() == [[2, 28, 24, 4.1, 1], [3, 1, 1, 5, 0]]
 
 
 def test_speech_keeps_the_recordings_that_have_a_text() -> None:
@@ -252,6 +289,23 @@ def _meshes() -> None:
         assert len(edges.sort(-1).values.unique(dim=0)) <= 1.55 * len(mesh.faces)  # a surface, not a soup
 
 
+def _cortices() -> None:
+    for level in (5, 3):
+        sphere, pial, white = (data.cortex(name, "right", level=level) for name in ("sphere", "pial", "white"))
+        assert torch.equal(sphere.faces, pial.faces)
+        edges = torch.cat([pial.faces[:, [0, 1]], pial.faces[:, [1, 2]], pial.faces[:, [2, 0]]])
+        undirected = edges.sort(-1).values.unique(dim=0)
+        assert len(edges.unique(dim=0)) == 2 * len(undirected)  # every edge once in each direction: closed, one way
+        assert len(pial.vertices) - len(undirected) + len(pial.faces) == 2
+        volumes = [torch.linalg.det(mesh.vertices[mesh.faces].double()).sum() / 6 for mesh in (sphere, pial, white)]
+        assert abs(float(volumes[0]) / (4e6 / 3 * torch.pi) - 1) < 0.02  # outwards, of radius 100
+        assert 2e5 < volumes[2] < volumes[1] < 6e5  # grey matter lies around white, in cubic millimetres
+    with pytest.raises(ValueError, match="surface must be one of 'pial'"):
+        data.cortex("mid")
+    with pytest.raises(ValueError, match=r"level must be in 0..5"):
+        data.cortex(level=6)
+
+
 def _fashion() -> None:
     assert data.fashion_mnist("train").labels.bincount().tolist() == [6000] * 10
     test = data.fashion_mnist("test")
@@ -350,6 +404,16 @@ def _survivals() -> None:
     assert table.words["horTh"] == ("no", "yes")
 
 
+def _weather() -> None:
+    year = data.weather()
+    assert year.values.shape == (8760, 11)
+    assert year.column("month").unique(return_counts=True)[1][1] == 28 * 24
+    wind, warm = year.column("wind speed"), year.column("temperature")
+    assert 0 <= wind.min() < wind.max() < 40
+    assert warm[year.column("month") == 7].mean() > warm[year.column("month") == 1].mean()
+    assert data.weather("greensboro").column("wind measured").mean() > 0.99
+
+
 def _efficientnet() -> None:
     assert sum(v.numel() for v in data.efficientnet_lite0().values()) == 4_694_073
 
@@ -388,6 +452,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "fairness": _adult,
     "body": _bodies,
     "meshes": _meshes,
+    "cortex": _cortices,
     "buildings": _outlines,
     "fashion_mnist": _fashion,
     "bayesian_networks": _networks,
@@ -398,6 +463,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "opencv_digits": _opencv_digit,
     "letters": _letters,
     "survival": _survivals,
+    "weather": _weather,
     "solubility": _molecules,
     "efficientnet_lite0": _efficientnet,
     "resemblyzer": _speaker,

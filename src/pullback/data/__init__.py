@@ -21,12 +21,12 @@ from pullback.data.photographs import Calibration, calibration, photo, picture
 from pullback.data.planar import circles, moons
 from pullback.data.rings import Rings, rings
 from pullback.data.scenes import OccupiedCells, Scenes, digit_scenes, occupied_cells
-from pullback.data.shapes3d import Body, Mesh, Scan, body, mesh, scan
+from pullback.data.shapes3d import Body, Mesh, Scan, body, cortex, mesh, scan
 from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
 from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
-from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, letters, survival, wine
+from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, letters, survival, weather, wine
 from pullback.data.text import Review, Verse, Vocabulary, bible, characters, film_reviews, sentiment_words, words
 from pullback.data.tints import Tinted, tinted
 from pullback.data.views import image_views
@@ -83,6 +83,7 @@ __all__ = [
     "character_noise",
     "characters",
     "circles",
+    "cortex",
     "diabetes",
     "digit_numbers",
     "digit_scenes",
@@ -124,6 +125,7 @@ __all__ = [
     "spirals",
     "survival",
     "tinted",
+    "weather",
     "wine",
     "words",
 ]

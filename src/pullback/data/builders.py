@@ -20,6 +20,7 @@ __all__ = [
     "body",
     "buildings",
     "calibration",
+    "cortex",
     "fashion",
     "gene_networks",
     "letters",
@@ -35,6 +36,7 @@ __all__ = [
     "speech",
     "state_dict",
     "tables",
+    "weather",
 ]
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -80,6 +82,32 @@ def tables(members: Members) -> Arrays:
     arrays: Arrays = {}
     for name, content in members.items():
         arrays |= {f"{name}/{key}": value for key, value in formats.mixed_csv(content).items()}
+    return arrays
+
+
+_WEATHER = {
+    "temperature": "Dry-bulb (C)",
+    "dew point": "Dew-point (C)",
+    "humidity": "RHum (%)",
+    "pressure": "Pressure (mbar)",
+    "wind direction": "Wdir (degrees)",
+    "wind speed": "Wspd (m/s)",
+    "irradiance": "GHI (W/m^2)",
+}
+
+
+def weather(members: Members) -> Arrays:
+    """Read TMY3 files: a line about the station, a header, then an hour a line."""
+    arrays: Arrays = {}
+    for name, content in members.items():
+        rows = list(csv.DictReader(content.decode("ascii").splitlines()[1:]))
+        dates = [[int(n) for n in row["Date (MM/DD/YYYY)"].split("/")[:2]] for row in rows]
+        hours = [int(row["Time (HH:MM)"].partition(":")[0]) for row in rows]
+        measured = [row["Wspd source"] == "A" for row in rows]  # otherwise between two measurements
+        columns = [[float(row[column]) for row in rows] for column in _WEATHER.values()]
+        values = np.array([*zip(*dates, strict=True), hours, *columns, measured], dtype=np.float64).T
+        names = ["month", "day", "hour", *_WEATHER, "wind measured"]
+        arrays |= {f"{name}/values": values, f"{name}/columns": np.array(names)}
     return arrays
 
 
@@ -133,6 +161,18 @@ def meshes(members: Members) -> Arrays:
     arrays: Arrays = {}
     for name, content in members.items():
         arrays[f"{name}/vertices"], arrays[f"{name}/faces"] = geometry_formats.off(content)
+    return arrays
+
+
+def cortex(members: Members) -> Arrays:
+    """Read the vertices of each surface and the triangles that all of them share."""
+    surfaces = {name: geometry_formats.gifti(formats.gunzip(content)) for name, content in members.items()}
+    arrays: Arrays = {}
+    for name, (vertices, faces) in surfaces.items():
+        side = name.rpartition("_")[2]
+        if not np.array_equal(arrays.setdefault(f"faces_{side}", faces), faces):
+            raise ValueError(f"{name}: its triangles must be those of the other surfaces of its hemisphere")
+        arrays[name] = vertices
     return arrays
 
 

@@ -1,15 +1,18 @@
-"""From the bytes of a member to geometry: OFF and OBJ meshes, ASCII PLY scans, polygons of maps, images."""
+"""From the bytes of a member to geometry: OFF, OBJ and GIFTI meshes, ASCII PLY scans, polygons of maps, images."""
 
 from __future__ import annotations
 
+import base64
 import io
 import sqlite3
 import struct
+import zlib
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["geopackage", "image", "obj", "off", "ply"]
+__all__ = ["geopackage", "gifti", "image", "obj", "off", "ply"]
 
 
 def off(content: bytes) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -101,6 +104,27 @@ def ply(content: bytes) -> dict[str, NDArray[np.float32]]:
             names.append(words[-1])
     rows = np.loadtxt(io.BytesIO(body.lstrip()), max_rows=count, dtype=np.float32, ndmin=2)
     return {name: rows[:, i] for i, name in enumerate(names)}
+
+
+def gifti(content: bytes) -> list[NDArray[np.generic]]:
+    """Read the arrays of a GIFTI file whose data is compressed and in base 64; of a surface, vertices and triangles.
+
+    Raises:
+        ValueError: not a GIFTI file, or an array is stored in another way.
+    """
+    root = ElementTree.fromstring(content)
+    if root.tag != "GIFTI":
+        raise ValueError(f"not a GIFTI file: its root is {root.tag!r}")
+    kinds = {"NIFTI_TYPE_FLOAT32": "<f4", "NIFTI_TYPE_INT32": "<i4", "NIFTI_TYPE_UINT8": "|u1"}
+    arrays: list[NDArray[np.generic]] = []
+    for part in root.iter("DataArray"):
+        how = [part.get(key, "") for key in ("Encoding", "Endian", "ArrayIndexingOrder")]
+        if how != ["GZipBase64Binary", "LittleEndian", "RowMajorOrder"] or part.get("DataType") not in kinds:
+            raise ValueError(f"GIFTI: an array is stored as {', '.join([part.get('DataType', ''), *how])}")
+        shape = [int(part.get(f"Dim{i}", 0)) for i in range(int(part.get("Dimensionality", 0)))]
+        raw = zlib.decompress(base64.b64decode(part.findtext("Data") or ""))
+        arrays.append(np.frombuffer(raw, kinds[part.get("DataType", "")]).reshape(shape))
+    return arrays
 
 
 def image(content: bytes) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Meshes, scans and an articulated body."""
+"""Meshes, scans, an articulated body and cortical surfaces."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_choice
+from pullback.core.checks import check_choice, check_integer
 from pullback.core.shapes import Float, Int, Tensor
 from pullback.data.cache import load
 
-__all__ = ["Body", "Mesh", "Scan", "body", "mesh", "scan"]
+__all__ = ["Body", "Mesh", "Scan", "body", "cortex", "mesh", "scan"]
 
 
 class Mesh(NamedTuple):
@@ -99,3 +99,48 @@ def body() -> Body:
         torch.from_numpy(stored["parents"]),
         torch.from_numpy(stored["skin"]),
     )
+
+
+def cortex(surface: str = "pial", hemisphere: str = "left", *, level: int = 5) -> Mesh:
+    """Return a cortical surface of an average brain: a sphere that was divided, and folded into the sheet.
+
+    Vertex i is the same place on all surfaces of a hemisphere, and triangles turn outwards. At a lower level stand the
+    first vertices and the triangles of the icosahedron that was divided less often.
+
+    Args:
+        surface: ``"pial"`` (the outer one), ``"white"`` (the inner one, where grey matter meets white), ``"inflated"``
+            or ``"sphere"``.
+        hemisphere: ``"left"`` or ``"right"``.
+        level: how often the icosahedron is divided, 0 to 5: 10 * 4**level + 2 vertices.
+
+    Returns:
+        :class:`Mesh` in millimetres, x to the right, y to the front, z up.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+        TypeError: ``level`` is no integer.
+        ValueError: an argument is out of range.
+    """
+    check_choice("surface", surface, ("pial", "white", "inflated", "sphere"))
+    check_choice("hemisphere", hemisphere, ("left", "right"))
+    check_integer("level", level, 0, 5)
+    stored = load("cortex")
+    vertices, faces = (torch.from_numpy(stored[f"{name}_{hemisphere}"]) for name in (surface, "faces"))
+    faces = faces.long()
+    for coarse in range(4, level - 1, -1):
+        faces = _undivided(faces, 10 * 4**coarse + 2)
+    return Mesh(vertices[: 10 * 4**level + 2], faces)
+
+
+def _undivided(faces: Tensor, count: int) -> Tensor:
+    """Return the triangles over the first ``count`` vertices, each divided into four by the middles of its edges."""
+    inner = faces[(faces >= count).all(-1)]  # one of every four has no corner
+    corners = torch.where(faces < count, faces, 0).sum(-1, keepdim=True).expand_as(faces)
+    outer = (faces >= count) & (faces < count).any(-1, keepdim=True)
+    ends = torch.zeros(2, int(faces.max()) + 1, dtype=torch.int64)
+    ends[0].scatter_reduce_(0, faces[outer], corners[outer], "amin", include_self=False)
+    ends[1].scatter_reduce_(0, faces[outer], corners[outer], "amax", include_self=False)
+    low, high = ends[:, inner]  # of the edge that each middle divides
+    before = inner.roll(1, -1)
+    shared = (low == ends[0, before]) | (low == ends[1, before])
+    return torch.where(shared, low, high)

