@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from pullback.core.checks import check_choice, check_integer, check_positive
+from pullback.core.checks import check_callable, check_choice, check_integer, check_positive
 from pullback.core.shapes import Float, Tensor
 from pullback.discrete.gates import TrainableGate, budget_loss
 from pullback.discrete.unit_flow import CONVOLUTIONS, NORMS, Gated, UnitFlow, follow_units
@@ -63,6 +63,7 @@ def attach_gates(
     layers: Sequence[str | tuple[str, ...]],
     *,
     unit: str | None = None,
+    gate: Callable[[int], nn.Module] = TrainableGate,
     **options: Any,
 ) -> GatedModel:
     r"""Multiply the units of some layers of a trained network by :class:`TrainableGate` s, to learn which it needs.
@@ -84,7 +85,9 @@ def attach_gates(
         layers: names as in ``model.named_modules()``; a tuple of names shares its gates, as layers that end in one sum
             must.
         unit: see the table; by default what the kind of each layer says.
-        **options: of :class:`TrainableGate`.
+        gate: makes the gates of a layer from their number: :class:`TrainableGate`, or another module with its methods,
+            such as ``partial(pullback.transport.TransportMask, keep=0.25)``.
+        **options: of ``gate``.
 
     Returns:
         A :class:`GatedModel`, called as ``model`` is; gates that begin open leave its results as they were.
@@ -110,6 +113,7 @@ def attach_gates(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     check_choice("unit", unit, (*_UNITS, None))
+    check_callable("gate", gate)
     modules, seen = dict(model.named_modules()), set[str]()
     groups: list[Gated] = []
     gates: list[TrainableGate] = []
@@ -129,7 +133,7 @@ def attach_gates(
             raise ValueError(f"layers {', '.join(names)} must have as many units each, of one kind, to share gates")
         first = groups[-1].first + groups[-1].count if groups else 0
         groups.append(Gated(names, kinds.pop(), first, counts.pop()))
-        gates.append(TrainableGate(groups[-1].count, **options))
+        gates.append(cast(TrainableGate, gate(groups[-1].count, **options)))
     if not groups:
         raise ValueError("layers must name at least one layer")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
