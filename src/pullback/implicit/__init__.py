@@ -6,11 +6,14 @@ from pullback.implicit import optimality
 from pullback.implicit.averaged_multipliers import AveragedMultipliers, MultiplierState, kkt_residual
 from pullback.implicit.best_response import BestResponse, BestResponseConv2d, BestResponseLinear
 from pullback.implicit.bilevel import BilevelDescent, BilevelProblem, BilevelState
+from pullback.implicit.decision_map import DecisionMap
+from pullback.implicit.dispatch import Dispatch, economic_dispatch
 from pullback.implicit.hypergradients import Hypergradient, hypergradient
 from pullback.implicit.hyperparameters import Hyperparameter, Hyperparameters, dropout_by_example
 from pullback.implicit.inverse_hessian import inverse_hessian_product
 from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.multiclass_svm import MulticlassSVM
+from pullback.implicit.newsvendor import newsvendor_action, newsvendor_cost
 from pullback.implicit.normalized_momentum import NormalizedBilevelMomentum, NormalizedState
 from pullback.implicit.optimality import KKTPoint
 from pullback.implicit.projections import (
@@ -27,6 +30,7 @@ from pullback.implicit.self_tuning import self_tuning_training
 from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
+from pullback.implicit.worst_case import WorstCase, cvar, kl_worst_case
 
 __all__ = [
     "AveragedMultipliers",
@@ -36,6 +40,8 @@ __all__ = [
     "BilevelDescent",
     "BilevelProblem",
     "BilevelState",
+    "DecisionMap",
+    "Dispatch",
     "Hypergradient",
     "Hyperparameter",
     "Hyperparameters",
@@ -47,16 +53,22 @@ __all__ = [
     "QuadraticSolution",
     "Reason",
     "Solution",
+    "WorstCase",
     "custom_fixed_point",
     "custom_root",
+    "cvar",
     "dropout_by_example",
+    "economic_dispatch",
     "find_root",
     "fixed_point",
     "hypergradient",
     "inverse_hessian_product",
     "kkt_residual",
+    "kl_worst_case",
     "linear_solve",
     "minimize",
+    "newsvendor_action",
+    "newsvendor_cost",
     "optimality",
     "projection_affine",
     "projection_box",
