@@ -137,3 +137,26 @@ def test_ties_are_kinks(generator: torch.Generator) -> None:
     assert kink_distance("clamp", torch.tensor([0.25, 2.0]), min=0.0, max=1.0).tolist() == [0.25, 1.0]
     with pytest.raises(ValueError, match="operation must be one of"):
         kink_distance("rellu", x)
+
+
+def test_evolution_gradient_compares_a_pair_on_its_own_data(generator: torch.Generator) -> None:
+    data = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    p = {"x": torch.ones(3, dtype=torch.float64)}
+    whole, single = (
+        evolution_gradient(
+            lambda q, seen: (q["x"] * seen).sum(),
+            p,
+            smoothing=0.3,
+            pairs=6,
+            chunk=chunk,
+            data=data,
+            generator=torch.Generator().manual_seed(3),
+        )
+        for chunk in (4, None)
+    )
+    draw = torch.Generator().manual_seed(3)
+    e = torch.cat([torch.randn(1, 3, generator=draw, dtype=torch.float64) for _ in range(6)])
+    torch.testing.assert_close(whole.gradient["x"], ((data * e).sum(1, keepdim=True) * e).mean(0))  # linear: exact
+    torch.testing.assert_close(single.gradient["x"], whole.gradient["x"])
+    with pytest.raises(ValueError, match=r"data must have shape \(5, ...\), one entry for each pair, got \(6, 3\)"):
+        evolution_gradient(lambda q, s: q["x"].sum(), p, smoothing=1.0, pairs=5, data=data, generator=generator)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from pullback.core.checks import check_integer
+from pullback.core.checks import check_integer, check_tensor
 from pullback.gradients.perturbed import check_perturbed, directions, each
 
 __all__ = ["EvolutionGradient", "evolution_gradient"]
@@ -32,13 +34,14 @@ class EvolutionGradient:
 
 
 def evolution_gradient(
-    loss: Callable[[dict[str, Tensor]], Tensor],
+    loss: Callable[..., Tensor],
     parameters: Mapping[str, Tensor],
     *,
     smoothing: float,
     pairs: int,
     generator: torch.Generator,
     chunk: int | None = None,
+    data: Any = None,
 ) -> EvolutionGradient:
     r"""Estimate the gradient of ``E_e L(p + s e)``, ``e ~ N(0, I)``, by antithetic pairs.
 
@@ -47,21 +50,23 @@ def evolution_gradient(
     parameters, is at most ``n (range of L)^2 / (4 s^2)``.
 
     Args:
-        loss: maps parameters by name to a scalar.
+        loss: maps parameters by name, and ``data`` of the pair where there is some, to a scalar.
         parameters: floating tensors by name; left unchanged.
         smoothing: ``s > 0``, in units of the parameters.
         pairs: ``K >= 2``.
         generator: of the directions.
         chunk: how many pairs are evaluated at once, by ``torch.func.vmap``; ``None`` calls ``loss`` for one at a time,
             which takes any Python function. The directions are the same.
+        data: any nesting of tensors ``[pairs, ...]``: both losses of a pair see its entry, such as samples of its own,
+            so that a stochastic loss is compared on equal samples.
 
     Returns:
         An :class:`EvolutionGradient`.
 
     Raises:
         TypeError: ``loss`` is not callable, or a parameter is not floating.
-        ValueError: ``smoothing``, ``pairs`` or ``chunk`` is out of range, there are no parameters, or the loss is not a
-            finite scalar.
+        ValueError: ``smoothing``, ``pairs`` or ``chunk`` is out of range, there are no parameters, ``data`` has not
+            ``pairs`` entries, or the loss is not a finite scalar.
 
     Example:
         >>> p = {"x": torch.tensor([3.0], dtype=torch.float64)}
@@ -80,16 +85,25 @@ def evolution_gradient(
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     mean = 0.0
 
-    def value(p: dict[str, Tensor]) -> Tensor:
-        found = loss(p)
+    leaves, structure = pytree.tree_flatten(() if data is None else data)
+    for leaf in leaves:
+        if check_tensor("data", leaf).shape[:1] != (pairs,):
+            raise ValueError(f"data must have shape ({pairs}, ...), one entry for each pair, got {tuple(leaf.shape)}")
+    done = 0
+
+    def value(p: dict[str, Tensor], *seen: Tensor) -> Tensor:
+        found = loss(p, pytree.tree_unflatten(list(seen), structure)) if leaves else loss(p)
         if found.numel() != 1:
             raise ValueError(f"loss must return a scalar, got shape {tuple(found.shape)}")
         return found.reshape(())
 
     with torch.no_grad():
         for noise in directions(dict(parameters), pairs, chunk, generator):
+            count = len(next(iter(noise.values())))
+            seen = [leaf[done : done + count] for leaf in leaves]
+            done += count
             plus, minus = (
-                _finite(each(value, chunk, {name: p + side * noise[name] for name, p in parameters.items()}))
+                _finite(each(value, chunk, {name: p + side * noise[name] for name, p in parameters.items()}, *seen))
                 for side in (smoothing, -smoothing)
             )
             mean += float((plus + minus).sum()) / (2 * pairs)

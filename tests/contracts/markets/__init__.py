@@ -1,0 +1,1 @@
+"""Contracts of markets, one file a topic."""
