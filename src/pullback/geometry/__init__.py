@@ -2,15 +2,9 @@
 
 from pullback.geometry.angles import angular_distance
 from pullback.geometry.camera import Camera, Projection, Rays, look_at
-from pullback.geometry.meshes import (
-    Measure,
-    SurfaceDistance,
-    chamfer,
-    mesh_measure,
-    self_intersections,
-    surface_distance,
-)
+from pullback.geometry.meshes import Measure, mesh_measure
 from pullback.geometry.polygons import complexity_iou, polis_distance, polygon_iou, rasterize_polygon
+from pullback.geometry.surfaces import SurfaceDistance, chamfer, self_intersections, surface_distance
 
 __all__ = [
     "Camera",
