@@ -1,7 +1,7 @@
 r"""Triangle meshes as measures: points with masses, differentiable in the vertices.
 
-A mesh is ``vertices [*batch, v, 3]`` in any unit of length, and ``faces [f, 3]`` that name the corners of each triangle,
-in the order that turns its normal outwards.
+A mesh is ``vertices [*batch, v, 3]`` in any unit of length, and ``faces [f, 3]`` that name the corners of each
+triangle, in the order that turns its normal outwards.
 """
 
 from __future__ import annotations
