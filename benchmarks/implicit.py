@@ -1,13 +1,14 @@
-"""Projections against entmax, solvers against scipy's on the same functions, inverse Hessians against curvlinops."""
+"""Projections against entmax, solvers against scipy's, inverse Hessians against curvlinops, programs against qpth."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pullback.implicit import inverse_hessian_product, linear_solve, minimize, projection_simplex
+from pullback.implicit import inverse_hessian_product, linear_solve, minimize, projection_simplex, quadratic_program
 from pullback.lab.bench import Case
 
 
@@ -100,11 +101,67 @@ def curvlinops_neumann(given: tuple[nn.Module, Tensor, Tensor, dict[str, Tensor]
     inverse @ list(vector.values())
 
 
+Program = tuple[Tensor, ...]
+
+
+def programs(unknowns: int, bounds: int) -> Program:
+    """128 programs with as many inequalities as given, a point inside, and a tenth as many equations as unknowns."""
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(128, *shape, generator=g, dtype=torch.float64)
+
+    root, inside, a = draw(unknowns, unknowns), draw(unknowns, 1), draw(unknowns // 10, unknowns)
+    rows = draw(bounds, unknowns)
+    quadratic = root @ root.mT / unknowns + 0.1 * torch.eye(unknowns).double()
+    room = torch.rand(128, bounds, generator=g, dtype=torch.float64)
+    made = (quadratic, draw(unknowns), a, (a @ inside)[..., 0], rows, (rows @ inside)[..., 0] + room)
+    return tuple(t.requires_grad_() for t in made)
+
+
+def ours_programs(given: Program) -> None:
+    q, c, a, b, g, h = given
+    torch.autograd.grad(quadratic_program(q, c, (a, b), (g, h), check=True).value.sum(), given)
+
+
+def qpth_programs(given: Program) -> None:
+    from qpth.qp import QPFunction
+
+    q, c, a, b, g, h = given
+    value = QPFunction(verbose=-1, check_Q_spd=False, eps=1e-8)(q, c, g, h, a, b)
+    torch.autograd.grad(value.sum(), given)
+
+
+def cvxpylayers_programs(given: Program) -> None:
+    import cvxpy
+    from cvxpylayers.torch import CvxpyLayer
+
+    q, c, a, b, g, h = given
+    n, m, p = c.shape[-1], h.shape[-1], b.shape[-1]
+    x, root, linear = cvxpy.Variable(n), cvxpy.Parameter((n, n)), cvxpy.Parameter(n)
+    constants = [cvxpy.Parameter((p, n)), cvxpy.Parameter(p), cvxpy.Parameter((m, n)), cvxpy.Parameter(m)]
+    objective = cvxpy.Minimize(0.5 * cvxpy.sum_squares(root @ x) + linear @ x)
+    problem = cvxpy.Problem(objective, [constants[0] @ x == constants[1], constants[2] @ x <= constants[3]])
+    layer = CvxpyLayer(problem, parameters=[root, linear, *constants], variables=[x])
+    (value,) = layer(torch.linalg.cholesky(q).mT, c, a, b, g, h)
+    torch.autograd.grad(value.sum(), given)
+
+
 PEER = {"entmax": entmax_simplex}
+BATCH = {"qpth": qpth_programs, "cvxpylayers": cvxpylayers_programs}
 CASES = [
     Case("projection on the simplex, forward+backward, 256 x 1000", large, simplex, PEER),
     Case("projection on the simplex, forward+backward, 10000 x 10", small, simplex, PEER),
     Case("L-BFGS, Rosenbrock, 50 unknowns", start, ours_lbfgs, {"scipy": scipy_lbfgs}),
     Case("conjugate gradients, 400 unknowns", system, ours_cg, {"scipy": scipy_cg}),
     Case("inverse Hessian of a network, Neumann, 20 terms", network, ours_neumann, {"curvlinops": curvlinops_neumann}),
+    *(
+        Case(
+            f"128 quadratic programs, {n} unknowns, {m} bounds, forward+backward",
+            partial(programs, n, m),
+            ours_programs,
+            BATCH,
+        )
+        for n, m in ((20, 20), (50, 50), (100, 100))
+    ),
 ]

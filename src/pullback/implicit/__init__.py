@@ -6,13 +6,17 @@ from pullback.implicit import optimality
 from pullback.implicit.averaged_multipliers import AveragedMultipliers, MultiplierState, kkt_residual
 from pullback.implicit.best_response import BestResponse, BestResponseConv2d, BestResponseLinear
 from pullback.implicit.bilevel import BilevelDescent, BilevelProblem, BilevelState
+from pullback.implicit.constrained import AugmentedLagrangian, ConstrainedProblem, DualAscent, DualState
 from pullback.implicit.decision_map import DecisionMap
 from pullback.implicit.dispatch import Dispatch, economic_dispatch
+from pullback.implicit.fairness import counterfactual_gap, demographic_parity, equal_opportunity
+from pullback.implicit.feasibility import FeasibilityReport, feasibility_report
 from pullback.implicit.hypergradients import Hypergradient, hypergradient
 from pullback.implicit.hyperparameters import Hyperparameter, Hyperparameters, dropout_by_example
 from pullback.implicit.inverse_hessian import inverse_hessian_product
 from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.multiclass_svm import MulticlassSVM
+from pullback.implicit.multipliers import InfeasibleError, Multipliers
 from pullback.implicit.newsvendor import newsvendor_action, newsvendor_cost
 from pullback.implicit.normalized_momentum import NormalizedBilevelMomentum, NormalizedState
 from pullback.implicit.optimality import KKTPoint
@@ -33,6 +37,7 @@ from pullback.implicit.solvers import find_root, fixed_point, minimize
 from pullback.implicit.worst_case import WorstCase, cvar, kl_worst_case
 
 __all__ = [
+    "AugmentedLagrangian",
     "AveragedMultipliers",
     "BestResponse",
     "BestResponseConv2d",
@@ -40,25 +45,35 @@ __all__ = [
     "BilevelDescent",
     "BilevelProblem",
     "BilevelState",
+    "ConstrainedProblem",
     "DecisionMap",
     "Dispatch",
+    "DualAscent",
+    "DualState",
+    "FeasibilityReport",
     "Hypergradient",
     "Hyperparameter",
     "Hyperparameters",
+    "InfeasibleError",
     "KKTPoint",
     "MulticlassSVM",
     "MultiplierState",
+    "Multipliers",
     "NormalizedBilevelMomentum",
     "NormalizedState",
     "QuadraticSolution",
     "Reason",
     "Solution",
     "WorstCase",
+    "counterfactual_gap",
     "custom_fixed_point",
     "custom_root",
     "cvar",
+    "demographic_parity",
     "dropout_by_example",
     "economic_dispatch",
+    "equal_opportunity",
+    "feasibility_report",
     "find_root",
     "fixed_point",
     "hypergradient",

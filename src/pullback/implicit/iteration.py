@@ -56,12 +56,14 @@ class Found(NamedTuple):
         residual: ``[count]`` norm of what should be zero.
         iterations: ``[count]`` steps that each row took.
         reason: ``[count]`` numbers of :class:`Reason`.
+        memory: what else the method carried.
     """
 
     x: Float[Tensor, "count n"]
     residual: Float[Tensor, "count"]
     iterations: Int[Tensor, "count"]
     reason: Int[Tensor, "count"]
+    memory: Any
 
 
 def iterate(
@@ -95,7 +97,7 @@ def iterate(
     reason[state.stalled] = Reason.STALLED
     reason[diverged] = Reason.DIVERGED
     reason[state.residual <= tolerance] = Reason.CONVERGED
-    return Found(state.x, state.residual, iterations, reason)
+    return Found(state.x, state.residual, iterations, reason, state.memory)
 
 
 def _going(state: State, tolerance: float | Tensor) -> Bool[Tensor, "count"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pullback.core.errors import ConvergenceError
 from pullback.core.shapes import Bool, Float, Int, Tensor
@@ -53,6 +53,19 @@ class Solution(NamedTuple):
         return self.reason == Reason.CONVERGED
 
 
+class _Stopped(Protocol):
+    """Any result that says where a solver stopped."""
+
+    @property
+    def residual(self) -> Tensor: ...
+    @property
+    def iterations(self) -> Tensor: ...
+    @property
+    def reason(self) -> Tensor: ...
+    @property
+    def converged(self) -> Tensor: ...
+
+
 _IN_WORDS = {
     Reason.MAX_ITERATIONS: "the iterations were used up",
     Reason.STALLED: "no step reduces the residual",
@@ -60,7 +73,7 @@ _IN_WORDS = {
 }
 
 
-def describe(name: str, solution: Solution) -> str:
+def describe(name: str, solution: _Stopped) -> str:
     """Return the message of a solver that did not converge, with its numbers and the reasons that occur."""
     failed = ~solution.converged
     count, total = int(failed.sum()), failed.numel()
@@ -70,7 +83,7 @@ def describe(name: str, solution: Solution) -> str:
     return f"{name}: {who} did not converge, residual {residual:.3g} after {iterations} iterations: {why}"
 
 
-def raise_unless_converged(name: str, solution: Solution, detail: str = "") -> None:
+def raise_unless_converged(name: str, solution: _Stopped, detail: str = "") -> None:
     """Raise ``ConvergenceError``, which carries the solution, unless every problem converged."""
     if not bool(solution.converged.all()):
         raise ConvergenceError(describe(name, solution) + detail, solution)

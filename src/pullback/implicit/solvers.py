@@ -282,7 +282,7 @@ class _Run:
         tolerance = self.tolerance if self.tolerance is not None else self.loosen * default_tolerance(rows.dtype)
         with torch.no_grad():
             found = iterate(method, rows.pack(init).detach(), tolerance, self.max_iterations)
-        solution = Solution(rows.unpack(found.x), *(rows.per_row(v) for v in found[1:]))
+        solution = Solution(rows.unpack(found.x), *(rows.per_row(v) for v in found[1:4]))
         if self.check:
             raise_unless_converged(self.name, solution, f" (tolerance {tolerance:.3g})")
         return solution

@@ -17,7 +17,7 @@ _WORTH_A_THREAD = 1 << 17
 
 
 @cache
-def compiled(reassociate: bool = False) -> Callable[..., Any] | None:
+def compiled(reassociate: bool = False, nan: bool = False) -> Callable[..., Any] | None:
     """Return numba's compiling decorator (no Python objects, no GIL, results cached on disk), or ``None`` without
     numba.
 
@@ -27,6 +27,7 @@ def compiled(reassociate: bool = False) -> Callable[..., Any] | None:
 
     Args:
         reassociate: let sums and maxima be taken in any order, as vector instructions need, and no number be NaN.
+        nan: numbers may be NaN all the same (maxima then take longer).
 
     Example:
         >>> jit = compiled()
@@ -37,7 +38,11 @@ def compiled(reassociate: bool = False) -> Callable[..., Any] | None:
         import numba
     except ModuleNotFoundError:
         return None
-    fastmath = {"contract", "arcp", "nsz"} | ({"reassoc", "nnan"} if reassociate else set())
+    fastmath = (
+        {"contract", "arcp", "nsz"}
+        | ({"reassoc"} if reassociate else set())
+        | ({"nnan"} if reassociate and not nan else set())
+    )
     decorator: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath=fastmath)
     return decorator
 

@@ -1,0 +1,104 @@
+"""Quadratic programs: what their entry in the contracts does not say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pullback.core.errors import ConvergenceError
+from pullback.implicit import Reason, quadratic_program
+from pullback.implicit.interior_point import InteriorPoint
+from pullback.implicit.iteration import iterate
+from pullback.kernels.interior_point import interior_point
+
+
+def _programs(generator: torch.Generator, shape: tuple[int, int, int, int]) -> tuple[Tensor, ...]:
+    """Return ``Q, c, A, b, G, h`` with a point inside."""
+    count, n, p, m = shape
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(count, *sizes, generator=generator, dtype=torch.float64)
+
+    root, inside, a, g = draw(n, n), draw(n, 1), draw(p, n), draw(m, n)
+    room = torch.rand(count, m, generator=generator, dtype=torch.float64)
+    quadratic = root @ root.mT / n + 0.1 * torch.eye(n).double()
+    quadratic = quadratic / quadratic.abs().amax((1, 2), keepdim=True)
+    return quadratic, draw(n), a, (a @ inside)[..., 0], g, (g @ inside)[..., 0] + room
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 0, 8), (2, 6, 2, 5), (2, 3, 1, 20)])
+def test_compiled_and_plain_steps_agree(shape: tuple[int, int, int, int], generator: torch.Generator) -> None:
+    q, c, a, b, g, h = _programs(generator, shape)
+    found = interior_point(q, c, (a, b), (g, h), 1e-9, 50)
+    assert found is not None  # numba is an extra of the tests
+    plain = iterate(InteriorPoint(q, c, a, b, g, h), torch.zeros_like(c), 1e-9, 50)
+    assert (found.iterations - plain.iterations).abs().max() <= 1
+    torch.testing.assert_close(found.x, plain.x, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.multiplier, plain.memory.multiplier, atol=1e-5, rtol=1e-5)
+
+
+def test_linear_programs_equal_scipys(generator: torch.Generator) -> None:
+    import scipy.optimize
+
+    _, c, a, b, g, h = _programs(generator, (5, 4, 1, 9))
+    box = torch.cat([torch.eye(4), -torch.eye(4)]).double().expand(5, 8, 4)
+    g, h = torch.cat([g, box], 1), torch.cat([h, torch.full((5, 8), 9.0).double()], 1)
+    found = quadratic_program(torch.zeros(4, 4).double(), c, (a, b), (g, h), check=True)
+    for i in range(5):
+        vertex = scipy.optimize.linprog(
+            c[i].numpy(), g[i].numpy(), h[i].numpy(), a[i].numpy(), b[i].numpy(), bounds=(None, None)
+        )
+        torch.testing.assert_close(found.value[i], torch.from_numpy(vertex.x), atol=1e-8, rtol=1e-8)
+
+
+def test_multipliers_are_the_price_of_the_bounds(generator: torch.Generator) -> None:
+    q, c, a, b, g, h = _programs(generator, (4, 5, 2, 7))
+    b, h = b.requires_grad_(), h.requires_grad_()
+    found = quadratic_program(q, c, (a, b), (g, h), check=True)
+    value = ((found.value[:, None] @ q)[:, 0] * found.value / 2 + c * found.value).sum()
+    of_b, of_h = torch.autograd.grad(value, (b, h))
+    torch.testing.assert_close(of_b, -found.equality, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(of_h, -found.inequality, atol=1e-7, rtol=1e-7)
+
+
+def test_redundant_constraints_share_their_price() -> None:
+    height = torch.tensor([1.0, 1.0, 5.0], dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    found = quadratic_program(torch.eye(2).double(), torch.full((2,), -2.0).double(), inequality=(rows, height))
+    torch.testing.assert_close(found.value.detach(), torch.tensor([1.0, 2.0]).double())
+    torch.testing.assert_close(found.inequality.detach(), torch.tensor([0.5, 0.5, 0.0]).double())
+    # Both moved together move the solution as one constraint does.
+    assert abs(torch.autograd.grad(found.value[0], height)[0].sum().item() - 1) < 1e-9
+
+
+def test_dependent_equations_and_undecided_directions() -> None:
+    a = torch.tensor([[1.0, 1.0, 0.0], [2.0, 2.0, 0.0]])
+    b = torch.tensor([1.0, 2.0], requires_grad=True)
+    quadratic = torch.diag(torch.tensor([1.0, 1.0, 0.0]))  # nothing decides the last entry
+    found = quadratic_program(quadratic, torch.zeros(3), (a, b), check=True)
+    torch.testing.assert_close(found.value.detach(), torch.tensor([0.5, 0.5, 0.0]))
+    assert torch.isfinite(torch.autograd.grad(found.value.sum(), b)[0]).all()
+
+
+def test_each_problem_says_whether_it_has_a_solution() -> None:
+    one, rows = torch.eye(1).double(), torch.tensor([[1.0], [-1.0]]).double()
+    bounds = torch.tensor([[1.0, 0.0], [-1.0, -1.0], [3.0, 2.0]]).double()  # x <= h_0 and x >= -h_1
+    found = quadratic_program(one, torch.tensor([-2.0]).double(), inequality=(rows, bounds))
+    assert found.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(found.value[::2, 0], torch.tensor([1.0, 2.0]).double())
+    unbounded = quadratic_program(torch.zeros_like(one), torch.ones(1).double(), inequality=(rows[:1], bounds[0, :1]))
+    assert unbounded.reason != Reason.CONVERGED
+    with pytest.raises(ConvergenceError, match="1 of 3 systems did not converge"):
+        quadratic_program(one, torch.tensor([-2.0]).double(), inequality=(rows, bounds), check=True)
+    with pytest.raises(ConvergenceError, match="the system did not converge"):
+        quadratic_program(one, torch.ones(1).double(), (rows, bounds[0]), check=True)  # x = 1 and x = 0
+
+
+def test_infinite_bounds_are_none(generator: torch.Generator) -> None:
+    q, c, a, b, g, h = _programs(generator, (2, 4, 1, 6))
+    h[:, 3:] = torch.inf
+    found = quadratic_program(q, c, (a, b), (g, h), check=True)
+    fewer = quadratic_program(q, c, (a, b), (g[:, :3], h[:, :3]), check=True)
+    torch.testing.assert_close(found.value, fewer.value, atol=1e-8, rtol=1e-8)
+    assert not found.inequality[:, 3:].any()
