@@ -213,7 +213,20 @@ class _Particles:
         self._temperature, self._decay, self._size, self._generator = temperature, decay, step, generator
         self.particles, self.taken, self.evaluations = theta.detach().clone(), 0, 0
         with torch.no_grad():
-            self.outputs = self.predict(x)
+            out = feature(self.particles, x)
+            if not isinstance(out, Tensor) or out.ndim < 2 or len(out) != len(theta):
+                got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+                raise ValueError(
+                    f"feature must return a tensor with a row for each of the {len(theta)} neurons, got {got}"
+                )
+            self.outputs = out.mean(0)
+            fitted = loss(self.outputs, y)
+            shapes = tuple(self.outputs.shape[: k + 1] for k in range(self.outputs.ndim))
+            if not isinstance(fitted, Tensor) or fitted.shape not in shapes:
+                got = tuple(fitted.shape) if isinstance(fitted, Tensor) else type(fitted).__name__
+                raise ValueError(
+                    f"loss must return a tensor of shape {' or '.join(map(str, map(tuple, shapes)))}, got {got}"
+                )
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the mean output of the stored particles, ``[n]`` or ``[n, k]``, for inputs ``[n, p]``."""
