@@ -59,9 +59,7 @@ class Hyperparameter:
             raise ValueError(f"integer needs integers as low and high, and no log, got {self}")
         inside = self.low <= self.start <= self.high if self.integer else self.low < self.start < self.high
         if not inside:
-            raise ValueError(
-                f"start must be between low = {self.low:g} and high = {self.high:g}, got {self.start:g}"
-            )
+            raise ValueError(f"start must be between low = {self.low:g} and high = {self.high:g}, got {self.start:g}")
         check_positive("scale", self.scale)
 
     @property
@@ -79,7 +77,10 @@ class Hyperparameter:
         return math.log(share) - math.log1p(-share)
 
     def value(self, u: Tensor) -> Tensor:
-        """Return the value at ``u``, elementwise, differentiable; of an integer, before it is rounded."""
+        """Return the value at ``u``, elementwise, differentiable; of an integer, before it is rounded.
+
+        With ``log`` and without ``high``, what exceeds the dtype is infinite.
+        """
         low, high = self._ends
         if math.isinf(low):
             return u
@@ -87,11 +88,11 @@ class Hyperparameter:
             return low + (torch.exp(u) if self.log else softplus(u))
         if self.log:
             return low * torch.exp(math.log(high / low) * torch.sigmoid(u))
-        return torch.lerp(u.new_tensor(low), u.new_tensor(high), torch.sigmoid(u))
+        return low + (high - low) * torch.sigmoid(u)
 
     def rounded(self, value: Tensor) -> Tensor:
         """Return the value, of an integer the nearest one in its range."""
-        return value.round().clamp(self.low, self.high) if self.integer else value
+        return value.round().clamp(self.low, self.high) + 0.0 if self.integer else value  # no negative zero
 
     @property
     def _ends(self) -> tuple[float, float]:

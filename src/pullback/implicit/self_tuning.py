@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 from torch.optim import Optimizer
 
-from pullback.core.checks import check_positive
+from pullback.core.checks import check_integer, check_positive
 from pullback.core.shapes import Float, Tensor
 from pullback.implicit.arguments import check_function
 from pullback.implicit.bilevel import BilevelDescent, BilevelProblem
@@ -94,6 +94,7 @@ def self_tuning_training(
         raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
     check_function("train", train)
     check_function("validation", validation)
+    check_integer("train_steps", train_steps, 0)
     check_positive("entropy_weight", entropy_weight, zero=True)
 
     def upper(x: Hyperparameters, y: nn.Module) -> Float[Tensor, ""]:
