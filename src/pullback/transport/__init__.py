@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pullback.transport.barycenters import Barycenter, FreeBarycenter, barycenter, free_support_barycenter
 from pullback.transport.convex import (
     HessianDefect,
     InputConvexGradient,
@@ -9,10 +10,34 @@ from pullback.transport.convex import (
     hessian_defect,
     line_integral_field,
 )
+from pullback.transport.convex_costs import PowerCost
 from pullback.transport.costs import pairwise_cost
+from pullback.transport.distillation import (
+    FeatureBank,
+    LocalTransport,
+    WassersteinCritic,
+    distillation_loss,
+    local_transport_loss,
+    wasserstein_mutual_information,
+)
 from pullback.transport.divergence import MongeGap, SinkhornDivergence, monge_gap, sinkhorn_divergence
 from pullback.transport.entropic import Transport
 from pullback.transport.exact import Assignment, ExactTransport, assignment, exact_transport
+from pullback.transport.functionals import (
+    GeneralizedEntropy,
+    JensenShannon,
+    ReferenceLaw,
+    RelativeEntropy,
+    VariationalFunctional,
+)
+from pullback.transport.gradient_flow import (
+    JKOStep,
+    WassersteinGradientFlow,
+    barenblatt,
+    jko_step,
+    symmetric_kl_gaussian,
+)
+from pullback.transport.interpolants import Interpolated, flow_matching_loss, linear_interpolant
 from pullback.transport.langevin import LangevinSamples, langevin
 from pullback.transport.maps import FittedMap, TransportMapFit, fit_transport_map, unexplained_variance
 from pullback.transport.mean_field import (
@@ -23,44 +48,78 @@ from pullback.transport.mean_field import (
     proximal_gibbs_potential,
 )
 from pullback.transport.one_dimensional import wasserstein_1d
+from pullback.transport.partial import partial_transport
 from pullback.transport.proximal import ProximalState, proximal_sinkhorn
 from pullback.transport.pruning import MaskedModel, TransportMask, attach_masks
+from pullback.transport.rectified import Coupling, PotentialVelocity, conjugate_flow_loss, rectify, straightness
 from pullback.transport.sinkhorn import sinkhorn
-from pullback.transport.sliced import sliced_wasserstein
+from pullback.transport.sliced import MaxSliced, max_sliced_wasserstein, sliced_wasserstein
 
 __all__ = [
     "Assignment",
+    "Barycenter",
+    "Coupling",
     "DualityGap",
     "EntropicFictitiousPlay",
     "ExactTransport",
+    "FeatureBank",
     "FittedMap",
+    "FreeBarycenter",
+    "GeneralizedEntropy",
     "HessianDefect",
     "InputConvexGradient",
     "InputConvexNetwork",
+    "Interpolated",
+    "JKOStep",
+    "JensenShannon",
     "LangevinSamples",
+    "LocalTransport",
     "MaskedModel",
+    "MaxSliced",
     "MeanFieldLangevin",
     "MongeGap",
+    "PotentialVelocity",
+    "PowerCost",
     "ProximalState",
+    "ReferenceLaw",
+    "RelativeEntropy",
     "SinkhornDivergence",
     "Transport",
     "TransportMapFit",
     "TransportMask",
+    "VariationalFunctional",
+    "WassersteinCritic",
+    "WassersteinGradientFlow",
     "assignment",
     "attach_masks",
+    "barenblatt",
+    "barycenter",
+    "conjugate_flow_loss",
+    "distillation_loss",
     "duality_gap",
     "exact_transport",
     "fit_transport_map",
+    "flow_matching_loss",
+    "free_support_barycenter",
     "hessian_defect",
+    "jko_step",
     "langevin",
     "line_integral_field",
+    "linear_interpolant",
+    "local_transport_loss",
+    "max_sliced_wasserstein",
     "monge_gap",
     "pairwise_cost",
+    "partial_transport",
     "proximal_gibbs_potential",
     "proximal_sinkhorn",
+    "rectify",
     "sinkhorn",
     "sinkhorn_divergence",
     "sliced_wasserstein",
+    "straightness",
+    "symmetric_kl_gaussian",
     "unexplained_variance",
     "wasserstein_1d",
+    "wasserstein_mutual_information",
 ]
