@@ -14,7 +14,7 @@ from pullback.core.shapes import Float, Tensor
 from pullback.implicit.arguments import check_function
 from pullback.implicit.hypergradients import Hypergradient
 from pullback.implicit.solution import Solution
-from pullback.implicit.variables import Objective, Variables, gradient
+from pullback.implicit.variables import Objective, Variables, check_optimizer, gradient
 
 __all__ = ["BilevelDescent", "BilevelProblem", "BilevelState", "HypergradientOf"]
 
@@ -130,9 +130,9 @@ class BilevelDescent:
         check_function("hypergradient", hypergradient)
         check_integer("inner_steps", inner_steps, 0)
         self._outer, self._inner = Variables.of("x", problem.x), Variables.of("y", problem.y)
-        _check_optimizer("outer_optimizer", outer_optimizer, self._outer)
+        check_optimizer("outer_optimizer", outer_optimizer, self._outer)
         if inner_optimizer is not None:
-            _check_optimizer("inner_optimizer", inner_optimizer, self._inner)
+            check_optimizer("inner_optimizer", inner_optimizer, self._inner)
         self.problem = problem
         self.taken = 0
         self._lower = Objective("lower", problem.lower, self._outer, self._inner)
@@ -196,14 +196,3 @@ class BilevelDescent:
         if self._inner_optimizer is not None:
             self._inner_optimizer.load_state_dict(state["inner"])
         self.taken = state["taken"]
-
-
-def _check_optimizer(name: str, optimizer: Any, variables: Variables) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"{name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = sum(id(leaf) not in held for leaf in variables.leaves)
-    if missing:
-        raise ValueError(
-            f"{name} must hold every tensor of {variables.name}; {missing} of {len(variables.leaves)} are not in it"
-        )

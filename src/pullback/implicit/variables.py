@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from pullback.core.shapes import Tensor
 from pullback.implicit.arguments import check_function
 
-__all__ = ["Objective", "Variables", "gradient", "length", "pull_back"]
+__all__ = ["Function", "Objective", "Variables", "check_optimizer", "gradient", "length", "pull_back"]
 
 
 @dataclass(frozen=True)
@@ -79,30 +80,37 @@ class Variables:
             own.copy_(leaf)
 
 
-class Objective:
+class Function:
     """A function of variables, called with lists of tensors in their place.
 
     Args:
         name: for messages.
-        function: of the values of ``variables``, one number.
+        function: of the values of ``variables``.
         variables: its arguments.
     """
 
-    def __init__(self, name: str, function: Callable[..., Tensor], *variables: Variables) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], *variables: Variables) -> None:
         check_function(name, function)
         self.name, self._function, self._variables = name, function, variables
         modules = {v.name: v.value for v in variables if isinstance(v.value, nn.Module)}
         self._holder = _Holder(function, modules) if modules else None
 
-    def __call__(self, *leaves: Sequence[Tensor]) -> Tensor:
-        """Return the value; raise unless it is one floating number."""
+    def __call__(self, *leaves: Sequence[Tensor]) -> Any:
+        """Return the value."""
         trees = {v.name: v.tree(tensors) for v, tensors in zip(self._variables, leaves, strict=True)}
         if self._holder is None:
-            value = self._function(*trees.values())
-        else:
-            place = "held.{}.{}".format
-            put = {place(name, key): t for name in self._holder.held for key, t in trees[name].items()}
-            value = functional_call(self._holder, put, tuple(trees.items()))
+            return self._function(*trees.values())
+        place = "held.{}.{}".format
+        put = {place(name, key): t for name in self._holder.held for key, t in trees[name].items()}
+        return functional_call(self._holder, put, tuple(trees.items()))
+
+
+class Objective(Function):
+    """A function of variables whose value is one number."""
+
+    def __call__(self, *leaves: Sequence[Tensor]) -> Tensor:
+        """Return the value; raise unless it is one floating number."""
+        value = super().__call__(*leaves)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
             got = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{self.name} must return a floating tensor with one element, got {got}")
@@ -110,17 +118,28 @@ class Objective:
 
 
 class _Holder(nn.Module):
-    """An objective whose arguments are modules, so that ``functional_call`` puts tensors in their parameters' place."""
+    """A function whose arguments are modules, so that ``functional_call`` puts tensors in their parameters' place."""
 
-    def __init__(self, function: Callable[..., Tensor], modules: dict[str, nn.Module]) -> None:
+    def __init__(self, function: Callable[..., Any], modules: dict[str, nn.Module]) -> None:
         super().__init__()
         self.held = nn.ModuleDict(modules)
         self.given = (function,)  # in a tuple: a function that is itself a module is none of the arguments
 
-    def forward(self, *trees: tuple[str, Any]) -> Tensor:
+    def forward(self, *trees: tuple[str, Any]) -> Any:
         held = dict(self.held)
-        value: Tensor = self.given[0](*(held.get(name, tree) for name, tree in trees))
-        return value
+        return self.given[0](*(held.get(name, tree) for name, tree in trees))
+
+
+def check_optimizer(name: str, optimizer: Any, variables: Variables) -> None:
+    """Raise unless ``optimizer`` is one and holds every tensor of ``variables``."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = sum(id(leaf) not in held for leaf in variables.leaves)
+    if missing:
+        raise ValueError(
+            f"{name} must hold every tensor of {variables.name}; {missing} of {len(variables.leaves)} are not in it"
+        )
 
 
 def gradient(
