@@ -221,9 +221,8 @@ def attach_masks(
     Args:
         model: the network; it is not copied and not changed.
         layers: names as in ``model.named_modules()`` of layers with a ``weight``.
-        keep: how many weights stay, or which share in (0, 1); of all of them, or of each layer.
-        budget: ``"network"``: one mask for all layers, which share the budget; ``"layer"``: the same share of each, k
-            rounded.
+        keep: how many weights stay, or which share in (0, 1], rounded to whole weights.
+        budget: ``"network"``: one mask for all layers, which share the budget; ``"layer"``: the same share of each.
         epsilon, generator: of the masks.
 
     Returns:
@@ -260,10 +259,11 @@ def attach_masks(
     if not sizes:
         raise ValueError("layers must name at least one layer")
     total = sum(sizes)
+    count = _count(total, keep if isinstance(keep, int) or not 0 < keep <= 1 else max(1, round(keep * total)))
     if budget == "network":
-        masks = [TransportMask(total, keep, epsilon=epsilon, generator=generator)]
+        masks = [TransportMask(total, count, epsilon=epsilon, generator=generator)]
     else:
-        share = _count(total, keep) / total
+        share = count / total
         masks = [TransportMask(n, max(1, round(share * n)), epsilon=epsilon, generator=generator) for n in sizes]
     like = next(model.parameters())
     masked = MaskedModel(model, layers, masks).train(model.training)

@@ -1,0 +1,97 @@
+"""A critic bounds the exact distance from below; plans say which samples go together; a bank keeps last features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pullback import transport
+
+
+def test_a_critic_changes_by_at_most_the_distance_of_its_input_and_uses_it() -> None:
+    g = torch.Generator().manual_seed(0)
+    critic = transport.WassersteinCritic(4, 16, layers=3, generator=g).double()
+    x, y = torch.randn(2, 2000, 8, generator=g, dtype=torch.float64)
+    y[1000:] = x[1000:] + 1e-3 * y[1000:]
+    with torch.no_grad():
+        change = (critic(*x.split(4, -1)) - critic(*y.split(4, -1))).abs()
+    ratio = change / (x - y).norm(dim=-1)
+    assert ratio.max() <= 1 + 1e-9
+    line = transport.WassersteinCritic(4, layers=1, generator=g).double()
+    way = line.weights[0].detach() / line.weights[0].detach().norm()
+    assert (line(*way.split(4, -1)) - line(*(0 * way).split(4, -1))).item() == pytest.approx(1)
+
+
+def test_the_estimate_grows_and_stays_below_the_exact_distance() -> None:
+    g = torch.Generator().manual_seed(1)
+    t = torch.randn(24, 2, generator=g)
+    s = t + 0.1 * torch.randn(24, 2, generator=g)
+    critic = transport.WassersteinCritic(2, 32, generator=g)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
+    estimates = []
+    for _ in range(150):
+        estimate = transport.wasserstein_mutual_information(critic, t, s)
+        optimizer.zero_grad()
+        (-estimate).backward()
+        optimizer.step()
+        estimates.append(estimate.item())
+    pairs = torch.cartesian_prod(torch.arange(24), torch.arange(24))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    joint, product = torch.cat([t, s], 1), torch.cat([t[pairs[:, 0]], s[pairs[:, 1]]], 1)
+    exact = transport.exact_transport(transport.pairwise_cost(joint, product, "euclidean").double()).value.item()
+    assert 0.3 * exact <= max(estimates[-10:]) <= exact
+    assert abs(estimates[0]) <= 0.2 * exact
+
+
+@pytest.mark.parametrize("method", ["ipot", "sinkhorn"])
+def test_a_plan_finds_which_samples_belong_together(method: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    t = torch.randn(6, 8, generator=g)
+    order = torch.randperm(6, generator=g)
+    s = (t + 0.1 * torch.randn(6, 8, generator=g))[order].requires_grad_()
+    found = transport.local_transport_loss(t, s, method=method, epsilon=0.05)
+    assert torch.equal(found.plan.argmax(0), order)
+    assert found.plan.sum().item() == pytest.approx(1, rel=1e-5)
+    assert not found.plan.requires_grad
+    (slope,) = torch.autograd.grad(found.value, s)
+    closer = transport.local_transport_loss(t, (s - slope).detach(), method=method, epsilon=0.05)
+    assert closer.value < found.value
+
+
+def test_proximal_steps_are_sharper_than_one_entropic_problem() -> None:
+    t, s = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(2))
+    proximal, entropic = (transport.local_transport_loss(t, s, method=m, epsilon=0.2) for m in ("ipot", "sinkhorn"))
+    assert proximal.value < entropic.value
+    assert (proximal.plan.max(1).values > entropic.plan.max(1).values).all()
+
+
+def test_a_bank_holds_averages_of_unit_length_and_never_draws_the_sample_itself() -> None:
+    g = torch.Generator().manual_seed(0)
+    bank = transport.FeatureBank(5, 3, momentum=0.25, generator=g)
+    before = bank.features.clone()
+    x = torch.randn(2, 3, generator=g)
+    bank.update(torch.tensor([4, 0]), x)
+    mixed = 0.25 * before[[4, 0]] + 0.75 * x / x.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(bank.features[[4, 0]], mixed / mixed.norm(dim=1, keepdim=True))
+    assert torch.equal(bank.features[1:4], before[1:4])
+    index = torch.tensor([2, 0])
+    drawn = bank.draw(index, 400, generator=g)
+    which = (drawn.unsqueeze(-2) == bank.features).all(-1).float().mean(1)  # [n, size]: the share of each sample
+    assert which[0, 2] == 0
+    assert which[1, 0] == 0
+    others = torch.ones(2, 5).scatter(1, index[:, None], 0)
+    assert (which[others.bool()] > 0.15).all()
+
+
+def test_a_bank_refuses_what_it_has_no_place_for() -> None:
+    bank = transport.FeatureBank(3, 2)
+    with pytest.raises(ValueError, match=r"index must be in 0\.\.2, got 1\.\.3"):
+        bank.update(torch.tensor([1, 3]), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="x must have shape"):
+        bank.update(torch.tensor([1]), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="count must be an integer >= 1"):
+        bank.draw(torch.tensor([1]), 0)
+    with pytest.raises(ValueError, match="size must be an integer >= 2"):
+        transport.FeatureBank(1, 2)
+    with pytest.raises(ValueError, match="momentum must be in"):
+        transport.FeatureBank(3, 2, momentum=1.5)
