@@ -11,15 +11,23 @@ from pullback.implicit.decision_map import DecisionMap
 from pullback.implicit.dispatch import Dispatch, economic_dispatch
 from pullback.implicit.fairness import counterfactual_gap, demographic_parity, equal_opportunity
 from pullback.implicit.feasibility import FeasibilityReport, feasibility_report
+from pullback.implicit.half_spaces import (
+    projection_box_section,
+    projection_halfspace,
+    projection_hyperplane,
+    projection_polyhedron,
+)
 from pullback.implicit.hypergradients import Hypergradient, hypergradient
 from pullback.implicit.hyperparameters import Hyperparameter, Hyperparameters, dropout_by_example
 from pullback.implicit.inverse_hessian import inverse_hessian_product
 from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.multiclass_svm import MulticlassSVM
 from pullback.implicit.multipliers import InfeasibleError, Multipliers
+from pullback.implicit.nesting import on_nesting
 from pullback.implicit.newsvendor import newsvendor_action, newsvendor_cost
 from pullback.implicit.normalized_momentum import NormalizedBilevelMomentum, NormalizedState
 from pullback.implicit.optimality import KKTPoint
+from pullback.implicit.polytopes import projection_birkhoff, projection_transport
 from pullback.implicit.projections import (
     projection_affine,
     projection_box,
@@ -27,13 +35,28 @@ from pullback.implicit.projections import (
     projection_l2_ball,
     projection_simplex,
 )
-from pullback.implicit.proximal import prox_group_lasso, prox_l0, prox_lasso, prox_ridge
+from pullback.implicit.proximal import (
+    prox_elastic_net,
+    prox_group_lasso,
+    prox_l0,
+    prox_lasso,
+    prox_non_negative_lasso,
+    prox_non_negative_ridge,
+    prox_ridge,
+)
 from pullback.implicit.quadratic_program import QuadraticSolution, quadratic_program
 from pullback.implicit.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
 from pullback.implicit.self_tuning import self_tuning_training
 from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
+from pullback.implicit.spheres import (
+    projection_l1_sphere,
+    projection_l2_sphere,
+    projection_linf_ball,
+    projection_non_negative,
+    projection_sparse_simplex,
+)
 from pullback.implicit.worst_case import WorstCase, cvar, kl_worst_case
 
 __all__ = [
@@ -84,15 +107,30 @@ __all__ = [
     "minimize",
     "newsvendor_action",
     "newsvendor_cost",
+    "on_nesting",
     "optimality",
     "projection_affine",
+    "projection_birkhoff",
     "projection_box",
+    "projection_box_section",
+    "projection_halfspace",
+    "projection_hyperplane",
     "projection_l1_ball",
+    "projection_l1_sphere",
     "projection_l2_ball",
+    "projection_l2_sphere",
+    "projection_linf_ball",
+    "projection_non_negative",
+    "projection_polyhedron",
     "projection_simplex",
+    "projection_sparse_simplex",
+    "projection_transport",
+    "prox_elastic_net",
     "prox_group_lasso",
     "prox_l0",
     "prox_lasso",
+    "prox_non_negative_lasso",
+    "prox_non_negative_ridge",
     "prox_ridge",
     "quadratic_program",
     "root_jvp",

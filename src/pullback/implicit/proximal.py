@@ -15,7 +15,15 @@ from pullback.core.shapes import Float, Tensor
 from pullback.implicit.arguments import positive
 from pullback.implicit.projections import check_points, compared, scaled, widened
 
-__all__ = ["prox_group_lasso", "prox_l0", "prox_lasso", "prox_ridge"]
+__all__ = [
+    "prox_elastic_net",
+    "prox_group_lasso",
+    "prox_l0",
+    "prox_lasso",
+    "prox_non_negative_lasso",
+    "prox_non_negative_ridge",
+    "prox_ridge",
+]
 
 Weight = float | Float[Tensor, "..."]
 
@@ -68,6 +76,81 @@ def prox_ridge(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
     """
     check_floating("x", x)
     return x / (1 + positive("weight", weight, x, x.shape, zero=True))
+
+
+def prox_elastic_net(x: Float[Tensor, "*batch n"], weight: Weight = 1.0, ridge: Weight = 1.0) -> Tensor:
+    r"""Soft thresholding and shrinkage, the prox of ``g(y) = weight * sum |y| + ridge / 2 * sum y^2``.
+
+    :math:`\operatorname{sign}(x) \max(|x| - \text{weight}, 0) / (1 + \text{ridge})`.
+
+    Args:
+        x: ``[*batch, n]`` the points.
+        weight: >= 0 of the absolute values, a number or a tensor that broadcasts against ``x``.
+        ridge: >= 0 of the squares, the same.
+
+    Returns:
+        ``[*batch, n]``.
+
+    Raises:
+        TypeError: ``x`` is no floating tensor.
+        ValueError: a weight is negative.
+
+    Example:
+        >>> prox_elastic_net(torch.tensor([3.0, 0.5, -2.0]), 1.0, ridge=1.0)
+        tensor([ 1.0000,  0.0000, -0.5000])
+
+    References:
+        Zou, Hastie (2005), Regularization and variable selection via the elastic net; Parikh, Boyd (2014), 6.5.3.
+    """
+    check_floating("x", x)
+    return prox_lasso(x, weight) / (1 + positive("ridge", ridge, x, x.shape, zero=True))
+
+
+def prox_non_negative_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
+    r"""The prox of ``g(y) = weight * sum y`` on ``y >= 0``: ``max(x - weight, 0)``.
+
+    Args:
+        x: ``[*batch, n]`` the points.
+        weight: >= 0, a number or a tensor that broadcasts against ``x``.
+
+    Returns:
+        ``[*batch, n]``.
+
+    Raises:
+        TypeError: ``x`` is no floating tensor.
+        ValueError: ``weight`` is negative.
+
+    Example:
+        >>> prox_non_negative_lasso(torch.tensor([3.0, 0.5, -2.0]), 1.0)
+        tensor([2., 0., 0.])
+
+    References:
+        Parikh, Boyd (2014), Proximal algorithms, section 6.5.2.
+    """
+    check_floating("x", x)
+    return torch.relu(x - positive("weight", weight, x, x.shape, zero=True))
+
+
+def prox_non_negative_ridge(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
+    r"""The prox of ``g(y) = weight / 2 * sum y^2`` on ``y >= 0``: ``max(x, 0) / (1 + weight)``.
+
+    Args:
+        x: ``[*batch, n]`` the points.
+        weight: >= 0, a number or a tensor that broadcasts against ``x``.
+
+    Returns:
+        ``[*batch, n]``.
+
+    Raises:
+        TypeError: ``x`` is no floating tensor.
+        ValueError: ``weight`` is negative.
+
+    Example:
+        >>> prox_non_negative_ridge(torch.tensor([3.0, -2.0]), 0.5)
+        tensor([2., 0.])
+    """
+    check_floating("x", x)
+    return torch.relu(x) / (1 + positive("weight", weight, x, x.shape, zero=True))
 
 
 def prox_group_lasso(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:

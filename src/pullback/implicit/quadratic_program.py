@@ -11,7 +11,7 @@ from pullback.core.checks import check_broadcast, check_floating, check_integer,
 from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.core.transforms import can_look
 from pullback.implicit.arguments import check_number
-from pullback.implicit.interior_point import InteriorPoint
+from pullback.implicit.interior_point import Interior, InteriorPoint
 from pullback.implicit.iteration import iterate
 from pullback.implicit.saddle import factor_saddle, solve_saddle, stacked
 from pullback.implicit.solution import Reason, raise_unless_converged
@@ -76,7 +76,7 @@ def quadratic_program(
         inequality: ``G`` ``[*batch, m, n]`` and ``h`` ``[*batch, m]``; an infinite bound is no constraint.
         tolerance: of the relative residual; default 1e-8. The method works in float64 whatever the tensors are in.
         max_iterations: of the interior point method, most need 8 to 20.
-        check: raise when a problem did not converge.
+        check: raise when a problem did not converge (not under ``torch.func`` transforms).
 
     Returns:
         :class:`QuadraticSolution`: value and multipliers have derivatives of every order in all tensors.
@@ -121,7 +121,7 @@ def quadratic_program(
     value, residual = (x * unit[..., None]).to(linear.dtype), residual.to(linear.dtype)
     y = y.to(linear.dtype)
     result = QuadraticSolution(value, y[..., :fixed], y[..., fixed:].clamp(min=0), residual, iterations, reason)
-    if check:
+    if check and can_look(residual):
         raise_unless_converged("quadratic_program", result, f" (tolerance {goal:.3g}): infeasible or unbounded?")
     return result
 
@@ -157,7 +157,7 @@ class _Search(torch.autograd.Function):
             if found is None:
                 method = InteriorPoint(q, c, *ties, *bounds)
                 x, _, iterations, reason, point = iterate(method, torch.zeros_like(c), tolerance, limit)
-                found = InteriorSolution(x, *point, iterations, reason)
+                found = InteriorSolution(x, *Interior(*point), iterations=iterations, reason=reason)
             x, nu, slack, multiplier, iterations, reason = found
             y, active = torch.cat([nu, multiplier], -1), torch.cat([held, multiplier > slack], -1)
         outputs = (x, y, active, factor_saddle(q, rows, active), iterations, reason)

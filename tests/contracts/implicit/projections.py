@@ -156,4 +156,15 @@ CONTRACTS = [
     _proximal(implicit.prox_ridge, _prox(lambda y: 0.5 * y**2)),
     _proximal(implicit.prox_group_lasso, _group_prox),
     _proximal(implicit.prox_l0, _prox(lambda y: (y != 0).to(y))),
+    _proximal(implicit.prox_non_negative_lasso, _prox(lambda y: torch.where(y < 0, torch.inf, y))),
+    _proximal(implicit.prox_non_negative_ridge, _prox(lambda y: torch.where(y < 0, torch.inf, 0.5 * y**2))),
+    Contract(
+        "implicit.prox_elastic_net",
+        implicit.prox_elastic_net,
+        _points,
+        reference=_prox(lambda y: y.abs() + 0.5 * y**2),
+        tolerance=1e-4,
+        scalars={"weight": 0.3, "ridge": 0.6},
+        bad=[*_BAD_WEIGHT[:2], Bad((_ZEROS,), {"ridge": -1.0}, ValueError, "ridge must be >= 0, got -1.0")],
+    ),
 ]
