@@ -2,7 +2,7 @@
 
 from pullback.geometry.angles import angular_distance
 from pullback.geometry.camera import Camera, Projection, Rays, look_at
-from pullback.geometry.meshes import Measure, mesh_measure
+from pullback.geometry.meshes import Measure, laplacian_energy, mesh_measure
 from pullback.geometry.polygons import complexity_iou, polis_distance, polygon_iou, rasterize_polygon
 from pullback.geometry.surfaces import SurfaceDistance, chamfer, self_intersections, surface_distance
 
@@ -15,6 +15,7 @@ __all__ = [
     "angular_distance",
     "chamfer",
     "complexity_iou",
+    "laplacian_energy",
     "look_at",
     "mesh_measure",
     "polis_distance",

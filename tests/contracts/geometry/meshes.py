@@ -59,6 +59,16 @@ def _drawn(vertices: Tensor, faces: Tensor, count: int) -> Tensor:
     return torch.stack([a + u**0.5 * (b - a) + u**0.5 * v * (c - b) for u, v in zip(r, s, strict=True)])
 
 
+def _smoothness(vertices: Tensor, faces: Tensor) -> Tensor:
+    if vertices.ndim > 2:
+        return torch.stack([_smoothness(v, faces) for v in vertices])
+    total, used = torch.zeros((), dtype=vertices.dtype), sorted(set(faces.flatten().tolist()))
+    for i in used:
+        neighbours = sorted({j for face in faces.tolist() if i in face for j in face} - {i})
+        total += (vertices[i] - vertices[neighbours].mean(0)).square().sum()
+    return total / len(used)
+
+
 def _both_ways(x: Tensor, y: Tensor, squared: bool = True) -> Tensor:
     if x.ndim > 2 or y.ndim > 2:
         batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
@@ -152,6 +162,15 @@ CONTRACTS = [
             Bad((_FLAT, _FACES), {"count": 0}, ValueError, "count must be an integer >= 1, got 0"),
             Bad((_FLAT, _FACES), {"count": None}, ValueError, "count must be given for kind='samples'"),
         ],
+    ),
+    Contract(
+        "geometry.laplacian_energy",
+        lambda vertices, faces: geometry.laplacian_energy(vertices, faces.to(vertices.device)),
+        lambda g: [Call((_corners(g, 2, 5), _FACES)), Call((_corners(g, 4), torch.tensor([[0, 1, 2], [1, 2, 3]])))],
+        reference=_smoothness,
+        large_limit=1e8,
+        bad=[Bad(args, {}, error, match) for args, error, match in _MESH_ERRORS[:-1]],
+        why="squares of the largest numbers overflow by nature",
     ),
     Contract(
         "geometry.chamfer",
