@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from pullback.gradients import ProximalSGD, convergence_rate, oscillation_amplitude, sharpness
+from pullback.gradients import (
+    ProximalSGD,
+    convergence_rate,
+    fit_smoothness,
+    local_smoothness,
+    oscillation_amplitude,
+    sharpness,
+)
 
 
 def _problem() -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,3 +170,26 @@ def test_amplitude_of_a_two_cycle_that_drifts() -> None:
     torch.testing.assert_close(oscillation_amplitude(iterates), torch.tensor([0.7, 0.0], dtype=torch.float64))
     half = torch.cat([iterates[:25, :1], torch.zeros(25, 1).double()])
     assert float(oscillation_amplitude(half, window=20)) == 0
+
+
+def test_smoothness_of_a_quadratic_is_at_most_its_largest_curvature_wherever_it_is() -> None:
+    curvatures = torch.tensor([1.0, 4.0, -9.0], dtype=torch.float64)
+    for seed in range(3):
+        here, step = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        found = local_smoothness(lambda p: (curvatures * p["x"] ** 2).sum() / 2, {"x": here}, {"x": step})
+        assert found.value.item() == pytest.approx(((curvatures * step).norm() / step.norm()).item())
+
+
+def test_smoothness_of_an_exponential_grows_as_its_gradient() -> None:
+    """``exp`` has second derivatives that equal the first: the slope is 1 for small steps, the constant 0."""
+    found = [
+        local_smoothness(lambda p: p["x"].exp().sum(), {"x": torch.tensor([x], dtype=torch.float64)}, {"x": _SMALL})
+        for x in (-2.0, 0.0, 1.0, 2.5)
+    ]
+    line = fit_smoothness(*(torch.stack(column) for column in zip(*found, strict=True)))
+    assert line.slope.item() == pytest.approx(1.0, abs=1e-3)
+    assert line.constant.item() == pytest.approx(0.0, abs=1e-3)
+    assert line.t > 1e3
+
+
+_SMALL = torch.tensor([1e-4], dtype=torch.float64)

@@ -34,6 +34,7 @@ from pullback.gradients.rates import ConvergenceRate, convergence_rate, oscillat
 from pullback.gradients.selective import Conversion, restore, selective
 from pullback.gradients.sharpness import Sharpness, sharpness
 from pullback.gradients.signal import GradientSignal, LayerSignal, gradient_signal, signal_propagation
+from pullback.gradients.smoothness import LocalSmoothness, RelaxedSmoothness, fit_smoothness, local_smoothness
 from pullback.gradients.spectrum import JacobianSpectrum, jacobian_spectrum
 from pullback.gradients.unrolled import unrolled_losses
 from pullback.gradients.variance import GradientVariance, gradient_variance
@@ -60,6 +61,7 @@ __all__ = [
     "KinkReport",
     "LayerSignal",
     "LocalBehaviour",
+    "LocalSmoothness",
     "LossSlice",
     "LyapunovSpectrum",
     "MissingRule",
@@ -67,6 +69,7 @@ __all__ = [
     "OneSidedSlopes",
     "OperatingCurve",
     "ProximalSGD",
+    "RelaxedSmoothness",
     "SavedBytes",
     "SensitivityRanking",
     "Sharpness",
@@ -79,6 +82,7 @@ __all__ = [
     "derivative_profile",
     "estimator_error",
     "evolution_gradient",
+    "fit_smoothness",
     "forward_gradient",
     "gradient_cosine",
     "gradient_horizon",
@@ -93,6 +97,7 @@ __all__ = [
     "kink_report",
     "leakage_to_std",
     "local_behaviour",
+    "local_smoothness",
     "loss_slice",
     "lyapunov_spectrum",
     "minifloats",

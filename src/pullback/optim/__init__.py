@@ -16,6 +16,7 @@ from pullback.optim.gramian import LossGramian, loss_gramian
 from pullback.optim.instance_losses import instance_losses
 from pullback.optim.jacobian_descent import JacobianBackward, jacobian_backward
 from pullback.optim.momentum_radius import TunedMomentum, momentum_radius, tune_momentum
+from pullback.optim.normalized_momentum import NormalizedMomentumSGD
 from pullback.optim.optimistic import Extragradient, OptimisticAdam, OptimisticSGD
 from pullback.optim.upgrad import upgrad_weights
 
@@ -29,6 +30,7 @@ __all__ = [
     "FunctionalOptimizer",
     "JacobianBackward",
     "LossGramian",
+    "NormalizedMomentumSGD",
     "OptimisticAdam",
     "OptimisticSGD",
     "ParetoStationarity",

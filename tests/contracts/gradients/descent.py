@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pullback.gradients import ProximalSGD, convergence_rate, oscillation_amplitude, sharpness
+from pullback.gradients import (
+    ProximalSGD,
+    convergence_rate,
+    fit_smoothness,
+    local_smoothness,
+    oscillation_amplitude,
+    sharpness,
+)
 from tests.contracts.contract import Bad, Call, Contract, HigherOrder, Measurement, Optimizer
 from tests.contracts.law import seeded
 
@@ -76,6 +83,27 @@ def _regressed(values: Tensor) -> Tensor:
     return torch.tensor([scipy.stats.linregress(steps, row).slope for row in values.log().numpy()])
 
 
+def _smooth(f: Any, x: Tensor, d: Tensor, **words: Any) -> tuple[Tensor, Tensor]:
+    loss = (lambda p: f(p["x"])) if callable(f) else f
+    return tuple(local_smoothness(loss, {"x": x}, {"x": d}, **words))
+
+
+def _smooth_by_hand(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    def slope(x: Tensor) -> Tensor:
+        return x**3 / 3 + torch.stack([3 + x[1] * x[2], x[0] * x[2], x[0] * x[1]])
+
+    changes = [(slope(x + s * d) - slope(x)).norm() / (s * d).norm() for s in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    return max(changes), slope(x).norm()
+
+
+def _line_of_scipy(smoothness: Tensor, norms: Tensor) -> tuple[Tensor, ...]:
+    import scipy.stats
+
+    lines = [scipy.stats.linregress(x, y) for x, y in zip(norms.numpy(), smoothness.numpy(), strict=True)]
+    found = [(line.intercept, line.slope, line.slope / line.stderr) for line in lines]
+    return tuple(torch.tensor(column, dtype=smoothness.dtype) for column in zip(*found, strict=True))
+
+
 _RUN = torch.arange(1.0, 61).reciprocal()
 
 
@@ -113,6 +141,38 @@ CONTRACTS = [
             Bad((torch.ones(3),), {"tolerance": 0.0}, ValueError, "tolerance must be > 0"),
             Bad((torch.ones(3).long(),), {}, TypeError, "must be a floating tensor, got torch.int64"),
             Bad((torch.ones(0),), {}, ValueError, "parameters must have at least one entry"),
+        ],
+    ),
+    HigherOrder(
+        "gradients.local_smoothness",
+        _smooth,
+        lambda g: [Call(tuple(torch.randn(3, generator=g, dtype=torch.float64) for _ in range(2)))],
+        given=_loss,
+        argument="loss",
+        reference=_smooth_by_hand,
+        **dict.fromkeys(("batched", "gradcheck", "gradgradcheck", "forward_mode", "vmap", "compile", "half"), False),
+        large=(),
+        infinite=True,
+        why="a measurement: it is not differentiated; a loss of fourth order overflows",
+        bad=[
+            Bad((torch.ones(3), torch.ones(3)), {"points": 0}, ValueError, "points must be an integer >= 1, got 0"),
+            Bad((torch.ones(3), torch.ones(2)), {}, ValueError, "direction must be shaped like parameters"),
+            Bad((torch.ones(3), torch.zeros(3)), {}, ValueError, "direction must have a length"),
+            Bad((torch.ones(3).long(), torch.ones(3)), {}, TypeError, "must be a floating tensor"),
+        ],
+    ),
+    Measurement(
+        "gradients.fit_smoothness",
+        fit_smoothness,
+        lambda g: [Call(tuple(torch.rand(2, 9, generator=g, dtype=torch.float64) for _ in range(2)))],
+        reference=_line_of_scipy,
+        outputs=tuple,
+        bad=[
+            Bad((_RUN, _RUN[1:]), {}, ValueError, "must have the same shape"),
+            Bad((_RUN[:2], _RUN[:2]), {}, ValueError, "at least 3 points"),
+            Bad((_RUN, torch.ones(60)), {}, ValueError, "gradient_norm must not be the same"),
+            Bad((_RUN, _RUN / 0), {}, ValueError, "gradient_norm must be finite"),
+            Bad((_RUN.long(), _RUN), {}, TypeError, "smoothness must be a floating tensor"),
         ],
     ),
     Measurement(

@@ -14,6 +14,7 @@ from pullback.optim import (
     ComplexMomentumAdam,
     ComplexMomentumSGD,
     Extragradient,
+    NormalizedMomentumSGD,
     OptimisticAdam,
     OptimisticSGD,
     game_gradient,
@@ -102,6 +103,23 @@ def _one_player(p: Tensor) -> list[Tensor]:
     return [p.square().sum()]
 
 
+def _normalized(w: Tensor, gradients: Tensor, **options: Any) -> Tensor:
+    """Two steps of two parameters."""
+    parts = [torch.nn.Parameter(part) for part in w.detach().clone().tensor_split(2)]
+    optimizer = NormalizedMomentumSGD(parts, **{"lr": 0.3, "momentum": 0.75} | options)
+    for gradient in gradients:
+        for part, slope in zip(parts, gradient.tensor_split(2), strict=True):
+            part.grad = slope.clone()
+        optimizer.step()
+    return torch.cat([part.detach() for part in parts])
+
+
+def _normalized_by_hand(w: Tensor, gradients: Tensor) -> Tensor:
+    first = gradients[0] / 4
+    second = 0.75 * first + gradients[1] / 4
+    return w - 0.3 * (first / torch.sqrt((first**2).sum()) + second / torch.sqrt((second**2).sum()))
+
+
 _ONE = torch.ones(1, requires_grad=True)
 _GRID = ([0.1, 0.3], [0.0, 0.5], [0.0, 0.4])
 
@@ -152,6 +170,16 @@ CONTRACTS = [
         Extragradient,
         {"lr": 0.1},
         bad=[Bad(([_ONE],), {"lr": -1.0}, ValueError, "lr must be > 0")],
+    ),
+    Measurement(
+        "optim.NormalizedMomentumSGD",
+        _normalized,
+        lambda g: [Call((torch.randn(4, generator=g, dtype=torch.float64), torch.randn(2, 4, generator=g).double()))],
+        reference=_normalized_by_hand,
+        bad=[
+            Bad((_ONE, torch.ones(1, 1)), {"lr": 0.0}, ValueError, "lr must be > 0, got 0.0"),
+            Bad((_ONE, torch.ones(1, 1)), {"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1"),
+        ],
     ),
     Exempt("optim.functional", "every law of an optimizer goes through it", "contracts/laws_optimizers.py"),
     Measurement(
