@@ -52,6 +52,17 @@ from pullback.transport.partial import partial_transport
 from pullback.transport.proximal import ProximalState, proximal_sinkhorn
 from pullback.transport.pruning import MaskedModel, TransportMask, attach_masks
 from pullback.transport.rectified import Coupling, PotentialVelocity, conjugate_flow_loss, rectify, straightness
+from pullback.transport.simplex import (
+    SimplexPath,
+    barycentric_interpolant,
+    gaussian_conditional_means,
+    multimarginal_loss,
+    path_energy,
+    simplex_score,
+    simplex_velocity,
+    transport_along,
+    uniform_simplex,
+)
 from pullback.transport.sinkhorn import sinkhorn
 from pullback.transport.sliced import MaxSliced, max_sliced_wasserstein, sliced_wasserstein
 
@@ -83,6 +94,7 @@ __all__ = [
     "ProximalState",
     "ReferenceLaw",
     "RelativeEntropy",
+    "SimplexPath",
     "SinkhornDivergence",
     "Transport",
     "TransportMapFit",
@@ -94,6 +106,7 @@ __all__ = [
     "attach_masks",
     "barenblatt",
     "barycenter",
+    "barycentric_interpolant",
     "conjugate_flow_loss",
     "distillation_loss",
     "duality_gap",
@@ -101,6 +114,7 @@ __all__ = [
     "fit_transport_map",
     "flow_matching_loss",
     "free_support_barycenter",
+    "gaussian_conditional_means",
     "hessian_defect",
     "jko_step",
     "langevin",
@@ -109,17 +123,23 @@ __all__ = [
     "local_transport_loss",
     "max_sliced_wasserstein",
     "monge_gap",
+    "multimarginal_loss",
     "pairwise_cost",
     "partial_transport",
+    "path_energy",
     "proximal_gibbs_potential",
     "proximal_sinkhorn",
     "rectify",
+    "simplex_score",
+    "simplex_velocity",
     "sinkhorn",
     "sinkhorn_divergence",
     "sliced_wasserstein",
     "straightness",
     "symmetric_kl_gaussian",
+    "transport_along",
     "unexplained_variance",
+    "uniform_simplex",
     "wasserstein_1d",
     "wasserstein_mutual_information",
 ]

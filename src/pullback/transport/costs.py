@@ -86,17 +86,19 @@ def paired_cost(x: Tensor, y: Tensor, cost: str) -> Tensor:
     return found.squeeze((-2, -1))
 
 
-def check_clouds(x: Tensor, y: Tensor) -> None:
+def check_clouds(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
     """Raise unless x and y are points ``[..., n, d]`` and ``[..., m, d]`` of one dtype, finite, at least one each."""
-    check_same_dtype(x=check_floating("x", x), y=check_floating("y", y))
-    for name, points in (("x", x), ("y", y)):
+    of_x, of_y = names
+    check_same_dtype(**{of_x: check_floating(of_x, x), of_y: check_floating(of_y, y)})
+    for name, points in ((of_x, x), (of_y, y)):
         if points.ndim < 2 or points.shape[-2] == 0:
             raise ValueError(f"{name} must have shape (..., points, dimensions), got {tuple(points.shape)}")
         if can_look(points):
             check_finite(name, points)
     if x.shape[-1] != y.shape[-1]:
-        raise ValueError(f"x and y must have points of one dimension, got {x.shape[-1]} and {y.shape[-1]}")
-    check_broadcast(x=tuple(x.shape[:-2]), y=tuple(y.shape[:-2]))
+        raise ValueError(f"{of_x} and {of_y} must have points of one dimension, got {x.shape[-1]} and {y.shape[-1]}")
+    if names == ("x", "y"):
+        check_broadcast(x=tuple(x.shape[:-2]), y=tuple(y.shape[:-2]))
 
 
 def _squared(x: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from pullback.core.checks import check_broadcast, check_floating, check_range, check_same_dtype
@@ -9,7 +11,7 @@ from pullback.core.shapes import Float, Tensor
 from pullback.kernels.order import row_order
 from pullback.transport.masses import masses
 
-__all__ = ["wasserstein_1d"]
+__all__ = ["Matching", "matching", "wasserstein_1d"]
 
 
 def wasserstein_1d(
@@ -58,11 +60,35 @@ def wasserstein_1d(
     sizes = (x.shape[-1], y.shape[-1])
     wide = torch.promote_types(x.dtype, torch.float32)
     x, y, dtype = x.to(wide).expand(*batch, sizes[0]), y.to(wide).expand(*batch, sizes[1]), x.dtype
-    order_x, order_y = row_order(x), row_order(y)
-    sorted_x, sorted_y = x.gather(-1, order_x), y.gather(-1, order_y)
     if a is None and b is None and sizes[0] == sizes[1]:
-        return _power(sorted_x - sorted_y, p).mean(-1).to(dtype)
+        matched = matching(x, y, None, None)
+        return _power(x.gather(-1, matched.of_x) - y.gather(-1, matched.of_y), p).mean(-1).to(dtype)
     supply, demand = masses(a, b, sizes=sizes, batch=batch, like=x.to(dtype), what="x")
+    matched = matching(x, y, supply, demand)
+    return (matched.share * _power(x.gather(-1, matched.of_x) - y.gather(-1, matched.of_y), p)).sum(-1).to(dtype)
+
+
+class Matching(NamedTuple):
+    """The monotone plan, best for every convex cost: ``share [*batch, k]`` goes from ``of_x`` to ``of_y``."""
+
+    share: Tensor
+    of_x: Tensor
+    of_y: Tensor
+
+
+def matching(x: Tensor, y: Tensor, supply: Tensor | None, demand: Tensor | None) -> Matching:
+    """Return which points ``[*batch, n]`` and ``[*batch, m]`` are matched: n pairs, of masses n + m - 1.
+
+    Without masses n = m, and each point has 1 / n.
+
+    Example:
+        >>> found = matching(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 4.0]), None, None)
+        >>> found.of_x.tolist(), found.of_y.tolist()
+        ([1, 0], [0, 1])
+    """
+    order_x, order_y = row_order(x), row_order(y)
+    if supply is None or demand is None:
+        return Matching(torch.full_like(x, 1 / x.shape[-1]), order_x, order_y)
     below, beyond = (t.gather(-1, order).cumsum(-1) for t, order in ((supply, order_x), (demand, order_y)))
     levels = torch.cat([below[..., :-1], beyond[..., :-1]], -1)
     merged = row_order(levels)
@@ -70,9 +96,9 @@ def wasserstein_1d(
     levels = torch.cat([levels.gather(-1, merged), end], -1).clamp(max=end)
     share = torch.diff(levels, dim=-1, prepend=torch.zeros_like(end))
     # A piece begins where so many points of x and of y have ended.
-    of_x = torch.cat([torch.zeros_like(merged[..., :1]), (merged < sizes[0] - 1).long().cumsum(-1)], -1)
-    of_y = torch.arange(sizes[0] + sizes[1] - 1, device=x.device) - of_x
-    return (share * _power(sorted_x.gather(-1, of_x) - sorted_y.gather(-1, of_y), p)).sum(-1).to(dtype)
+    passed_x = torch.cat([torch.zeros_like(merged[..., :1]), (merged < x.shape[-1] - 1).long().cumsum(-1)], -1)
+    passed_y = torch.arange(passed_x.shape[-1], device=x.device) - passed_x
+    return Matching(share, order_x.gather(-1, passed_x), order_y.gather(-1, passed_y))
 
 
 def _power(difference: Tensor, p: float) -> Tensor:

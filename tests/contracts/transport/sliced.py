@@ -52,7 +52,18 @@ def _drawn(x: Tensor, y: Tensor, projections: int) -> Tensor:
     return _along(x, y, gauss / gauss.square().sum(-1, keepdim=True).sqrt())
 
 
+def _steepest(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """In the plane: the best of directions half a degree apart."""
+    if x.ndim > 2:
+        return torch.stack([_steepest(*one, p) for one in zip(x, y, strict=True)])
+    angle = torch.arange(720, dtype=torch.float64) * torch.pi / 720
+    lines = torch.stack([angle.cos(), angle.sin()], -1)
+    return torch.stack([_along(x, y, line[None], p=p) for line in lines]).max()
+
+
 _CLOUD = torch.zeros(2, 2)
+_FAR = torch.tensor([20.0, 5.0])
+_STARTS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, -0.6]])
 _SQUARES = "a square of the largest numbers overflows by nature"
 
 CONTRACTS = [
@@ -103,6 +114,35 @@ CONTRACTS = [
             Bad((_CLOUD, _CLOUD), {"projections": 2.0}, TypeError, "projections must be an integer"),
             Bad((_CLOUD, torch.zeros(2, 3)), {}, ValueError, "x and y must have points of one dimension"),
             Bad((torch.full((2, 2), _NAN), _CLOUD), {}, ValueError, "x must be finite"),
+        ],
+    ),
+    Contract(
+        "transport.max_sliced_wasserstein",
+        lambda x, y, p: transport.max_sliced_wasserstein(x, y, p=p, steps=12, directions=_STARTS.to(x)).value,
+        lambda g: [
+            Call((_points(g, 2, 2, 2), _points(g, 2, 2, 2) + _FAR), {"p": 2.0}),
+            Call((_points(g, 2, 2), _points(g, 2, 2) + _FAR), {"p": 1.5}),
+        ],
+        reference=_steepest,
+        tolerance=2e-4,
+        large=(0, 1),
+        large_limit=1e8,
+        gradgradcheck=False,
+        why=f"the direction is held: of first order, as documented; {_SQUARES}",
+    ),
+    Contract(
+        "transport.max_sliced_wasserstein[masses, drawn]",
+        lambda x, y, a, b: (
+            transport.max_sliced_wasserstein(x, y, a, b, p=1, generator=torch.Generator().manual_seed(0)).value
+        ),
+        lambda g: [Call((_points(g, 3, 1), _points(g, 2, 1), _masses(g, 3), _masses(g, 2)))],
+        reference=lambda x, y, a, b: _along(x, y, torch.ones(1, 1).double(), a, b),
+        batched=False,
+        vmap=False,
+        compile=False,
+        why="random: vmap draws only with randomness='same', compiled graphs draw otherwise",
+        bad=[
+            Bad((_CLOUD, _CLOUD, torch.ones(3), None), {}, ValueError, r"a must have shape \(..., 2\), got"),
         ],
     ),
 ]
