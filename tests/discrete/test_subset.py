@@ -177,3 +177,31 @@ def test_all_first_places_are_enumerated() -> None:
         torch.testing.assert_close(law.log_prob(orders).exp().sum(), torch.ones((), dtype=torch.float64))
     with pytest.raises(ValueError, match="k must leave at most 100000 orders"):
         PlackettLuce(torch.zeros(20)).orders(5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_a_learned_mask_finds_the_features_that_pay(k: int) -> None:
+    worth, draw = torch.tensor([0.3, 1.0, 0.1, 0.7]), torch.Generator().manual_seed(0)
+    mask = discrete.SubsetMask(4, k)
+    optimizer = torch.optim.Adam(mask.parameters(), lr=0.1)
+    for _ in range(60):
+        relaxed = mask(16, generator=draw)
+        torch.testing.assert_close(relaxed.sum(-1), torch.full((16,), float(k)))
+        optimizer.zero_grad()
+        (-(relaxed * worth).sum(-1).mean() + 0 * mask.weight.sum()).backward()
+        optimizer.step()
+    assert mask.harden().bool().nonzero().flatten().tolist() == worth.topk(k).indices.sort().values.tolist()
+    drawn = mask.draw(500, generator=draw)
+    assert torch.equal(drawn.sum(-1), torch.full((500,), float(k)))
+    assert bool(((drawn == 0) | (drawn == 1)).all())
+    assert float(drawn.detach().mean(0)[mask.harden().bool()].min()) > 0.5
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_learned_mask_refuses_bad_sizes() -> None:
+    with pytest.raises(ValueError, match=r"k must be in 1\.\.4, got 5"):
+        discrete.SubsetMask(4, 5)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        discrete.SubsetMask(4, 2, temperature=0.0)
+    with pytest.raises(ValueError, match="samples must be an integer >= 1"):
+        discrete.SubsetMask(4, 2)(0)

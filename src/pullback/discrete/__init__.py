@@ -147,6 +147,7 @@ from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
 from pullback.discrete.straight_line import Line, Program, enumerate_programs
 from pullback.discrete.subset import SUBSET_METHODS, Subset, subset_expectation, subset_gradients, subset_sample
+from pullback.discrete.subset_mask import SubsetMask
 from pullback.discrete.tracking import TrackingLoss, TrackingMetrics, clear_mot, soft_tracking_loss
 from pullback.discrete.trees import HardForest, ResponseForest, SoftTree
 from pullback.discrete.trellis import Trellis, TrellisOutput
@@ -230,6 +231,7 @@ __all__ = [
     "Sorted",
     "StructuredEnergy",
     "Subset",
+    "SubsetMask",
     "Swap",
     "Tokenized",
     "Tokens",

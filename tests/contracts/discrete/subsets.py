@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, HigherOrder
+from tests.contracts.contract import Bad, Call, Contract, Edges, Exempt, HigherOrder, Module
 
 
 def _seeded(logits: Tensor, k: Any = 2, **words: Any) -> Tensor:
@@ -258,5 +258,16 @@ CONTRACTS = [
         vmap=False,
         half=False,
         why="the draws of a batch are not those of its rows; float32 noise is another draw than float64 noise",
+    ),
+    Module(
+        "discrete.SubsetMask",
+        lambda module, x: x * module(3, generator=torch.Generator().manual_seed(1)).to(x.device),
+        lambda g: [Call((torch.randn(4, generator=g, dtype=torch.float64),))],
+        build=lambda generator: discrete.SubsetMask(4, 2, temperature=0.7),
+        batched=False,
+        vmap=False,
+        half=False,
+        large=(),
+        why="one mask for all inputs; noise is not drawn under vmap, other dtypes draw other noise",
     ),
 ]
