@@ -27,6 +27,7 @@ from pullback.implicit.nesting import on_nesting
 from pullback.implicit.newsvendor import newsvendor_action, newsvendor_cost
 from pullback.implicit.normalized_momentum import NormalizedBilevelMomentum, NormalizedState
 from pullback.implicit.optimality import KKTPoint
+from pullback.implicit.perturbed import knapsack_layer, perturbed_argmax
 from pullback.implicit.polytopes import projection_birkhoff, projection_transport
 from pullback.implicit.projections import (
     projection_affine,
@@ -46,6 +47,7 @@ from pullback.implicit.proximal import (
 )
 from pullback.implicit.quadratic_program import QuadraticSolution, quadratic_program
 from pullback.implicit.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
+from pullback.implicit.selective_ensemble import Selected, SelectiveEnsemble, average_vote, majority_vote
 from pullback.implicit.self_tuning import self_tuning_training
 from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
@@ -86,8 +88,11 @@ __all__ = [
     "NormalizedState",
     "QuadraticSolution",
     "Reason",
+    "Selected",
+    "SelectiveEnsemble",
     "Solution",
     "WorstCase",
+    "average_vote",
     "counterfactual_gap",
     "custom_fixed_point",
     "custom_root",
@@ -103,12 +108,15 @@ __all__ = [
     "inverse_hessian_product",
     "kkt_residual",
     "kl_worst_case",
+    "knapsack_layer",
     "linear_solve",
+    "majority_vote",
     "minimize",
     "newsvendor_action",
     "newsvendor_cost",
     "on_nesting",
     "optimality",
+    "perturbed_argmax",
     "projection_affine",
     "projection_birkhoff",
     "projection_box",

@@ -224,7 +224,7 @@ def _search(gap: Tensor, p: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Ten
         low, high = torch.where(level > 0, s, low), torch.where(level > 0, high, s)
         newton = s - level / (slope * t)
         new = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-        done = edge | flat | ((new - s).abs() <= 1e-12 * (1 + s.abs()))
+        done = edge | flat | ((new - s).abs() <= 1e-7)  # Newton steps follow
         s = new
         if bool(done.all()):
             break
