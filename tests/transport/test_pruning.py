@@ -63,16 +63,29 @@ def test_a_mask_sums_to_its_budget_and_its_gradient_to_nothing() -> None:
     assert abs(slope.sum()) < 1e-6  # scores are standardised
 
 
+def test_without_memory_a_mask_is_the_soft_top_k_of_its_scores() -> None:
+    scores = torch.randn(9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    mask = transport.TransportMask(9, 4, scores=scores, epsilon=0.3, memory=False)
+    for epsilon in (0.3, 0.3, 0.05):
+        mask.epsilon = epsilon
+        m = mask()
+        torch.testing.assert_close(m, discrete.soft_topk(scores, 4, temperature=epsilon), rtol=1e-5, atol=1e-7)
+    (slope,) = torch.autograd.grad(m[2], mask.scores)
+    live = scores.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(discrete.soft_topk(live, 4, temperature=0.05)[2], live)
+    torch.testing.assert_close(slope, expected - expected.mean(), rtol=1e-4, atol=1e-6)
+
+
 def test_evaluation_keeps_the_mask_and_hardening_the_largest() -> None:
     mask = transport.TransportMask(5, 0.4, scores=torch.tensor([0.1, 3.0, -1.0, 2.0, 0.0]))
     last = mask().detach()
     assert torch.equal(mask.eval()(), last)
     mask.train().harden()
     assert mask().tolist() == [0.0, 1.0, 0.0, 1.0, 0.0]
-    mask.harden(torch.tensor([True, False, False, False, True]))
+    mask.harden(torch.tensor([3.0, 1.0, 1.5, -4.0, 2.0]))
     assert mask().tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
-    with pytest.raises(ValueError, match="kept must hold 2 of 5, got 1"):
-        mask.harden(torch.tensor([True, False, False, False, False]))
+    with pytest.raises(ValueError, match="scores"):
+        mask.harden(torch.ones(4))
     copy = transport.TransportMask(5, 2)
     copy.load_state_dict(mask.state_dict())
     assert copy().tolist() == mask().tolist()

@@ -63,7 +63,7 @@ def attach_gates(
     layers: Sequence[str | tuple[str, ...]],
     *,
     unit: str | None = None,
-    gate: Callable[[int], nn.Module] = TrainableGate,
+    gate: Callable[..., nn.Module] = TrainableGate,
     **options: Any,
 ) -> GatedModel:
     r"""Multiply the units of some layers of a trained network by :class:`TrainableGate` s, to learn which it needs.

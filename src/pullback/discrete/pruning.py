@@ -66,14 +66,14 @@ def unit_importance(
         equation 8.
     """
     check_choice("method", method, ("filters", "scales", "slopes", "random"))
-    names, gates = list(gated.gates), [gate.weight for gate in gated.gates.values()]
+    names, gates = list(gated.gates), list(gated.gates.values())
     if method == "slopes":
-        rows = [torch.autograd.grad(loss, gates) for loss in losses]
+        rows = [torch.autograd.grad(loss, [gate.weight for gate in gates]) for loss in losses]
         if not rows:
             raise ValueError("losses must hold at least one loss for slopes")
         scores = [torch.stack(units).square().sum(0) for units in zip(*rows, strict=True)]
     elif method == "random":
-        scores = [torch.rand(len(gate), generator=generator) for gate in gates]
+        scores = [torch.rand(len(gate.open), generator=generator) for gate in gates]
     else:
         scores = [_size(gated.model, name, method) for name in names]
     if ranks:

@@ -14,6 +14,7 @@ from pullback.core.checks import check_choice, check_finite, check_integer, chec
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.transport.proximal import ProximalState, proximal_sinkhorn
+from pullback.transport.sinkhorn import sinkhorn
 
 __all__ = ["MaskedModel", "TransportMask", "attach_masks"]
 
@@ -36,7 +37,10 @@ class TransportMask(nn.Module):
     Args:
         n: entries, >= 1.
         keep: k in 1..n, or the share k/n in (0, 1), of which n times must be an integer.
-        epsilon: > 0, in units of the scores' standard deviation; the larger, the more calls until the mask is hard.
+        epsilon: > 0, in units of the scores' standard deviation; the larger, the more calls until the mask is hard. The
+            attribute may be changed between calls.
+        memory: ``False``: every call solves the entropic problem of the scores as they are, at the temperature epsilon:
+            what the steps improve on, which gets hard only where the temperature falls.
         scores: ``[n]`` to begin with; normal by default.
         generator: of these; torch's own by default.
 
@@ -73,13 +77,14 @@ class TransportMask(nn.Module):
         keep: float,
         *,
         epsilon: float = 1.0,
+        memory: bool = True,
         scores: Float[Tensor, "n"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         check_integer("n", n, 1)
         check_positive("epsilon", epsilon)
-        self.keep, self.epsilon = _count(n, keep), float(epsilon)
+        self.keep, self.epsilon, self.memory = _count(n, keep), float(epsilon), memory
         if scores is None:
             scores = torch.randn(n, generator=generator, device=drawing_device(generator, torch.empty(0)))
         check_shape("scores", scores, (n,))
@@ -101,11 +106,16 @@ class TransportMask(nn.Module):
         """Return the mask, ``[n]``, in training after one step; ``generator`` is for gates that draw, not for this."""
         if not self.training or self.hardened or self.keep == len(self.scores):
             return self.expected()
-        n, state = len(self.scores), ProximalState(self.log_plan.clone(), self.g.clone())
+        n, target = len(self.scores), self._target()
         spread = self.scores.var(correction=0).clamp(min=torch.finfo(self.scores.dtype).tiny).sqrt()
         standard = (self.scores - self.scores.mean()) / spread
         cost = torch.stack([-standard, torch.zeros_like(standard)], -1)
-        state = proximal_sinkhorn(cost, state, b=self._target(), epsilon=self.epsilon)
+        if self.memory:
+            state = ProximalState(self.log_plan.clone(), self.g.clone())
+            state = proximal_sinkhorn(cost, state, b=target, epsilon=self.epsilon)
+        else:
+            found = sinkhorn(cost, b=target, epsilon=self.epsilon, start=self.g.clone())
+            state = ProximalState(found.plan.clamp(min=torch.finfo(cost.dtype).tiny).log(), found.g)
         with torch.no_grad():
             self.log_plan.copy_(state.log_plan)
             self.g.copy_(state.g)
@@ -128,18 +138,17 @@ class TransportMask(nn.Module):
         return float((m * (1 - m)).mean())
 
     @torch.no_grad()
-    def harden(self, kept: Bool[Tensor, "n"] | None = None) -> None:
-        """Keep exactly k entries from now on, without gradient: the largest of the mask, or ``kept``.
+    def harden(self, scores: Float[Tensor, "n"] | None = None) -> None:
+        """Keep exactly k entries from now on, without gradient: the largest of the mask, or of ``scores``.
 
         Raises:
-            ValueError: ``kept`` does not hold k of n.
+            ValueError: there is not one score for each entry.
         """
-        if kept is not None:
-            check_shape("kept", kept, (len(self.scores),))
-            if int(kept.sum()) != self.keep:
-                raise ValueError(f"kept must hold {self.keep} of {len(kept)}, got {int(kept.sum())}")
-            far = torch.where(kept, 0.0, -80.0)
-            self.log_plan.copy_(torch.stack([far, -80.0 - far], -1))
+        if scores is not None:
+            check_shape("scores", scores, (len(self.scores),))
+            best = scores.topk(self.keep).indices
+            self.log_plan.fill_(-80.0)[best, 0] = 0.0
+            self.log_plan[:, 1] = -80.0 - self.log_plan[:, 0]
         self.hardened.fill_(True)
 
     def extra_repr(self) -> str:
@@ -189,11 +198,7 @@ class MaskedModel(nn.Module):
             check_shape("scores", scores, (sum(sizes),))
         for mask, part in zip(self.masks, [None] * len(sizes) if scores is None else scores.split(sizes), strict=True):
             assert isinstance(mask, TransportMask)
-            kept = None
-            if part is not None:
-                kept = torch.zeros(len(part), dtype=torch.bool, device=part.device)
-                kept[part.topk(mask.keep).indices] = True
-            mask.harden(kept)
+            mask.harden(part)
 
     @torch.no_grad()
     def cut(self) -> nn.Module:
