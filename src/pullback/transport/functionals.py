@@ -1,7 +1,7 @@
 """Functionals of a law that has samples only: a maximum over witness functions of a mean there less one elsewhere.
 
-:math:`F(P)=\\max_h\\;E_{x\\sim P}A(x,h)-E_{z\\sim\\Gamma}B(z,h)+c`, with a reference law :math:`\\Gamma` that is easy
-to sample. Any h gives a lower bound, so a density of P is not needed.
+:math:`F(P)=\\max_h\\;E_{x\\sim P}[A(x,h)+V(x)]-E_{z\\sim\\Gamma}B(z,h)+c`, with a reference law :math:`\\Gamma` that is
+easy to sample. Any h gives a lower bound, so a density of P is not needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ReferenceLaw(ABC):
 
 
 class VariationalFunctional(ABC):
-    """A functional as a maximum over witnesses: A, B, the constant, and the reference law.
+    """A functional as a maximum over witnesses: A, V, B, the constant, and the reference law.
 
     Attributes:
         constant: c.
@@ -53,6 +53,10 @@ class VariationalFunctional(ABC):
     def gain(self, x: Float[Tensor, "n d"], witness: Witness, reference: ReferenceLaw) -> Float[Tensor, "n"]:
         """Return A at samples of P, differentiable in them and in the witness."""
 
+    def known(self, x: Float[Tensor, "n d"], reference: ReferenceLaw) -> Float[Tensor, "n"]:
+        """Return V at samples of P, what is there without a witness; 0 if it is not said."""
+        return torch.zeros_like(x[:, 0])
+
     @abstractmethod
     def cost(self, z: Float[Tensor, "n d"], witness: Witness, reference: ReferenceLaw) -> Float[Tensor, "n"]:
         """Return B at samples of the reference law."""
@@ -62,6 +66,7 @@ class VariationalFunctional(ABC):
         x: Float[Tensor, "n d"],
         witness: Witness,
         *,
+        reference: ReferenceLaw | None = None,
         count: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, ""]:
@@ -70,22 +75,24 @@ class VariationalFunctional(ABC):
         Args:
             x: ``[n, d]`` samples of P.
             witness: h, or its logarithm, as the functional says.
+            reference: Gamma, to which the witness belongs; ``None``: that of x.
             count: samples of the reference law; ``None``: n.
             generator: source of them.
         """
         _check_points("x", x)
         check_callable("witness", witness)
-        law = self.reference(x.detach())
+        law = self.reference(x.detach()) if reference is None else reference
         z = law.sample(len(x) if count is None else check_integer("count", count, 1), generator)
-        return self.gain(x, witness, law).mean() - self.cost(z, witness, law).mean() + self.constant
+        there = self.gain(x, witness, law) + self.known(x, law)
+        return there.mean() - self.cost(z, witness, law).mean() + self.constant
 
 
 class RelativeEntropy(VariationalFunctional):
     r"""The divergence :math:`KL(P\,|\,Q)` from a target Q, of which a density up to a factor or samples are known.
 
     The witness is :math:`w=\log h`, best at :math:`\log dP/d\Gamma`. With a density,
-    :math:`A=w+\log\Gamma-\log Q`, :math:`B=e^w`, c = 1, and Gamma is normal with the mean and covariance of P's
-    samples; with samples Gamma is Q, :math:`A=w`.
+    :math:`A=w`, :math:`V=\log\Gamma-\log Q`, :math:`B=e^w`, c = 1, and Gamma is normal with the mean and covariance of
+    P's samples; with samples Gamma is Q and V = 0.
 
     Args:
         log_density: log Q up to a constant (by which F is off), from points ``[n, d]`` to ``[n]``.
@@ -126,10 +133,13 @@ class RelativeEntropy(VariationalFunctional):
 
     def gain(self, x: Float[Tensor, "n d"], witness: Witness, reference: ReferenceLaw) -> Float[Tensor, "n"]:
         """Return A."""
-        found = _values("witness", witness, x)
+        return _values("witness", witness, x)
+
+    def known(self, x: Float[Tensor, "n d"], reference: ReferenceLaw) -> Float[Tensor, "n"]:
+        """Return V: 0 where the target has samples only."""
         if self._log_density is None:
-            return found
-        return found + reference.log_prob(x) - _values("log_density", self._log_density, x)
+            return super().known(x, reference)
+        return reference.log_prob(x) - _values("log_density", self._log_density, x)
 
     def cost(self, z: Float[Tensor, "n d"], witness: Witness, reference: ReferenceLaw) -> Float[Tensor, "n"]:
         """Return B."""

@@ -48,9 +48,9 @@ def jko_step(
 ) -> JKOStep:
     r"""Take the step of Jordan, Kinderlehrer and Otto: :math:`\min_PW_2^2(P,P_k)/(2a)+F(P)` over :math:`P=T\#P_k`.
 
-    :math:`\min_T\max_h\;E_{x\sim P_k}\frac{|x-T(x)|^2}{2a}+E_{x\sim P_k}A(T(x),h)-E_{z\sim\Gamma}B(z,h)`, the witness h
-    ascending ``ascent`` times for each update of the map. Adam for both, step sizes falling to 0 on a cosine. Map and
-    witness are trained in place and begin where they are: best at the identity, or at what the last step found.
+    :math:`\min_T\max_h\;E_{x\sim P_k}\frac{|x-T(x)|^2}{2a}+E_{x\sim P_k}[A(T(x),h)+V(T(x))]-E_{z\sim\Gamma}B(z,h)`, the
+    witness h ascending ``ascent`` times for each update of the map. Adam for both, step sizes falling to 0 on a cosine.
+    Map and witness are trained in place and begin where they are: best at the identity, or at what the last step found.
 
     Args:
         map: T, from points ``[n, d]`` to points.
@@ -120,14 +120,15 @@ def jko_step(
         image = map(x)
         if image.shape != x.shape:
             raise ValueError(f"map must return the shape of its points, {tuple(x.shape)}, got {tuple(image.shape)}")
-        loss = (x - image).square().sum(-1).mean() / (2 * step) + functional.gain(image, witness, law).mean()
+        energy = functional.gain(image, witness, law) + functional.known(image, law)
+        loss = (x - image).square().sum(-1).mean() / (2 * step) + energy.mean()
         down.zero_grad()
         loss.backward()
         down.step()
     with torch.no_grad():
         image = map(particles)
         moved = (particles - image).square().sum(-1).mean() / (2 * step)
-        value = functional.estimate(image, witness, generator=generator)
+        value = functional.estimate(image, witness, reference=law, generator=generator)
     return JKOStep(image, float(moved), float(value))
 
 
