@@ -53,16 +53,13 @@ from pullback.transport.proximal import ProximalState, proximal_sinkhorn
 from pullback.transport.pruning import MaskedModel, TransportMask, attach_masks
 from pullback.transport.rectified import Coupling, PotentialVelocity, conjugate_flow_loss, rectify, straightness
 from pullback.transport.simplex import (
-    SimplexPath,
     barycentric_interpolant,
     gaussian_conditional_means,
     multimarginal_loss,
-    path_energy,
     simplex_score,
-    simplex_velocity,
-    transport_along,
     uniform_simplex,
 )
+from pullback.transport.simplex_paths import SimplexPath, path_energy, simplex_velocity, transport_along
 from pullback.transport.sinkhorn import sinkhorn
 from pullback.transport.sliced import MaxSliced, max_sliced_wasserstein, sliced_wasserstein
 
