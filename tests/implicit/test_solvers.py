@@ -18,7 +18,7 @@ def rosenbrock(x: Tensor, a: Tensor) -> Tensor:
     return (100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (a - x[..., :-1]) ** 2).sum(-1)
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "newton", "gradient"])
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs", "nonlinear_cg", "newton", "gradient"])
 def test_minimize_rosenbrock(method: Any) -> None:
     a = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     init = torch.tensor([-1.2, 1.0, 0.5], dtype=torch.float64)
@@ -33,7 +33,7 @@ def test_minimize_rosenbrock(method: Any) -> None:
     assert got.item() == pytest.approx((ends[1] - ends[0]) / (2 * step), rel=1e-2)
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "newton", "gradient", "fire"])
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs", "nonlinear_cg", "newton", "gradient", "fire"])
 def test_minimize_a_batch_of_independent_problems(method: Any, generator: torch.Generator) -> None:
     a = 1 + torch.rand(5, 1, generator=generator, dtype=torch.float64)
     init = torch.zeros(5, 2, dtype=torch.float64)

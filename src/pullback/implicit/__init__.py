@@ -6,6 +6,7 @@ from pullback.implicit import optimality
 from pullback.implicit.averaged_multipliers import AveragedMultipliers, MultiplierState, kkt_residual
 from pullback.implicit.best_response import BestResponse, BestResponseConv2d, BestResponseLinear
 from pullback.implicit.bilevel import BilevelDescent, BilevelProblem, BilevelState
+from pullback.implicit.bracketed import find_bracketed_root
 from pullback.implicit.constrained import AugmentedLagrangian, ConstrainedProblem, DualAscent, DualState
 from pullback.implicit.decision_map import DecisionMap
 from pullback.implicit.dispatch import Dispatch, economic_dispatch
@@ -20,6 +21,7 @@ from pullback.implicit.half_spaces import (
 from pullback.implicit.hypergradients import Hypergradient, hypergradient
 from pullback.implicit.hyperparameters import Hyperparameter, Hyperparameters, dropout_by_example
 from pullback.implicit.inverse_hessian import inverse_hessian_product
+from pullback.implicit.least_squares import least_squares
 from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.multiclass_svm import MulticlassSVM
 from pullback.implicit.multipliers import InfeasibleError, Multipliers
@@ -28,6 +30,13 @@ from pullback.implicit.newsvendor import newsvendor_action, newsvendor_cost
 from pullback.implicit.normalized_momentum import NormalizedBilevelMomentum, NormalizedState
 from pullback.implicit.optimality import KKTPoint
 from pullback.implicit.perturbed import knapsack_layer, perturbed_argmax
+from pullback.implicit.point_cloud import (
+    PointCloudGraph,
+    gradient_energy,
+    graph_lipschitz,
+    point_cloud_laplacian,
+    weighted_laplacian_penalty,
+)
 from pullback.implicit.polytopes import projection_birkhoff, projection_transport
 from pullback.implicit.projections import (
     projection_affine,
@@ -49,6 +58,7 @@ from pullback.implicit.quadratic_program import QuadraticSolution, quadratic_pro
 from pullback.implicit.roots import custom_fixed_point, custom_root, root_jvp, root_vjp
 from pullback.implicit.selective_ensemble import Selected, SelectiveEnsemble, average_vote, majority_vote
 from pullback.implicit.self_tuning import self_tuning_training
+from pullback.implicit.smooth_learning import SmoothManifoldLearning, SmoothState
 from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
@@ -86,10 +96,13 @@ __all__ = [
     "Multipliers",
     "NormalizedBilevelMomentum",
     "NormalizedState",
+    "PointCloudGraph",
     "QuadraticSolution",
     "Reason",
     "Selected",
     "SelectiveEnsemble",
+    "SmoothManifoldLearning",
+    "SmoothState",
     "Solution",
     "WorstCase",
     "average_vote",
@@ -102,13 +115,17 @@ __all__ = [
     "economic_dispatch",
     "equal_opportunity",
     "feasibility_report",
+    "find_bracketed_root",
     "find_root",
     "fixed_point",
+    "gradient_energy",
+    "graph_lipschitz",
     "hypergradient",
     "inverse_hessian_product",
     "kkt_residual",
     "kl_worst_case",
     "knapsack_layer",
+    "least_squares",
     "linear_solve",
     "majority_vote",
     "minimize",
@@ -117,6 +134,7 @@ __all__ = [
     "on_nesting",
     "optimality",
     "perturbed_argmax",
+    "point_cloud_laplacian",
     "projection_affine",
     "projection_birkhoff",
     "projection_box",
@@ -145,4 +163,5 @@ __all__ = [
     "root_vjp",
     "self_tuning_training",
     "soft_disc_energy",
+    "weighted_laplacian_penalty",
 ]

@@ -12,25 +12,40 @@ from pullback.core.shapes import Tensor
 from pullback.implicit.iteration import State, backtrack, dot, norm, ratio
 from pullback.implicit.linear_solve import LinearOptions, Operator, solve_system
 
-__all__ = ["FIRE", "LBFGS", "NewtonMinimum", "Objective", "ProximalGradient"]
+__all__ = [
+    "FIRE",
+    "NewtonMinimum",
+    "NonlinearCG",
+    "Objective",
+    "ProximalGradient",
+    "Slope",
+    "descend",
+    "slope_at",
+    "steepness",
+]
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``x [count, n] -> (value [count], gradient [count, n])``."""
 
 
-class _Slope(NamedTuple):
+class Slope(NamedTuple):
     """Value ``[count]`` and gradient ``[count, n]`` at the point."""
 
     value: Tensor
     gradient: Tensor
 
 
-def _steepness(slope: _Slope) -> Tensor:
+def slope_at(objective: Objective, x: Tensor) -> Slope:
+    """Return the slope at ``x``."""
+    return Slope(*objective(x))
+
+
+def steepness(slope: Slope) -> Tensor:
     """Return the norm of the gradient, NaN where the value is none: from there nothing can descend."""
     return torch.where(torch.isfinite(slope.value), norm(slope.gradient), torch.nan)
 
 
-def _descend(objective: Objective, state: State, slope: _Slope, direction: Tensor, active: Tensor) -> State:
+def descend(objective: Objective, state: State, slope: Slope, direction: Tensor, active: Tensor) -> State:
     """Step along a descent direction with Armijo backtracking; the memory of the result is the slope there.
 
     References:
@@ -43,60 +58,69 @@ def _descend(objective: Objective, state: State, slope: _Slope, direction: Tenso
         return found[0] <= slope.value + 1e-4 * length * descent + slack * slope.value.abs()
 
     x, found, failed = backtrack(objective, accept, state.x, tuple(slope), direction, active, halvings=40)
-    return State(x, norm(found[1]), failed, _Slope(*found))
+    return State(x, norm(found[1]), failed, Slope(*found))
 
 
-class _Curvature(NamedTuple):
-    """The slope, and the last steps and changes of the gradient, ``[count, steps, n]``, the latest first."""
+class _Conjugate(NamedTuple):
+    """The slope, the last direction ``[count, n]`` and the length of its step ``[count]``."""
 
-    slope: _Slope
-    steps: Tensor
-    changes: Tensor
+    slope: Slope
+    direction: Tensor
+    length: Tensor
 
 
 @dataclass(frozen=True)
-class LBFGS:
-    """Limited-memory BFGS with backtracking.
+class NonlinearCG:
+    """Nonlinear conjugate gradients; on a quadratic function those of a linear system.
 
     References:
-        Nocedal, Wright (2006), Numerical optimization, algorithm 7.4.
+        Hager, Zhang (2005), A new conjugate gradient method with guaranteed descent and an efficient line search,
+        equations 1.3 to 1.6.
     """
 
     objective: Objective
-    memory: int = 10
 
     def init(self, x: Tensor) -> State:
-        """Evaluate the slope; no curvature is known yet."""
-        slope = _Slope(*self.objective(x))
-        return State.moving(x, _steepness(slope), _Curvature(slope, *x.new_zeros(2, len(x), 0, x.shape[1])))
+        """Evaluate the slope; the first direction is straight down."""
+        slope = slope_at(self.objective, x)
+        steep = steepness(slope)
+        return State.moving(x, steep, _Conjugate(slope, -slope.gradient, ratio(1.0, steep).clamp(max=1)))
 
     def step(self, state: State, active: Tensor) -> State:
-        """Step along the quasi-Newton direction and remember the pair."""
-        slope, steps, changes = state.memory
-        new = _descend(self.objective, state, slope, self._direction(state), active)
-        step, change = new.x - state.x, new.memory.gradient - slope.gradient
-        # A pair without positive curvature is kept as zeros, which have no effect.
-        curved = (dot(step, change) > torch.finfo(step.dtype).eps * norm(step) * norm(change))[:, None]
-        steps = torch.cat([torch.where(curved, step, 0)[:, None], steps], 1)[:, : self.memory]
-        changes = torch.cat([torch.where(curved, change, 0)[:, None], changes], 1)[:, : self.memory]
-        return new._replace(memory=_Curvature(new.memory, steps, changes))
+        """Search along the direction, then conjugate the new slope with it."""
+        slope, direction, length = state.memory
+        whole = (2 * length)[:, None] * direction
+        new = descend(self.objective, state, slope, whole, active)
+        x, found = self._refine(state, new)
+        change = found.gradient - slope.gradient
+        along = dot(direction, change)
+        part = change - 2 * direction * ratio(dot(change, change), along)[:, None]
+        beta = ratio(dot(part, found.gradient), along)
+        least = -1 / (norm(direction) * norm(slope.gradient).clamp(max=0.01)).clamp(min=1e-30)
+        following = -found.gradient + torch.maximum(beta, least)[:, None] * direction
+        down = (dot(following, found.gradient) < 0) & torch.isfinite(following).all(1)
+        following = torch.where(down[:, None], following, -found.gradient)
+        taken = ratio(norm(x - state.x), norm(direction))
+        # A step as long as the last one where the slope is as steep.
+        expected = taken * ratio(dot(direction, slope.gradient), dot(following, found.gradient))
+        memory = _Conjugate(found, following, torch.where(expected > 0, expected, length))
+        return State(x, norm(found.gradient), new.stalled, memory)
 
-    def _direction(self, state: State) -> Tensor:
-        """Return the quasi-Newton direction by the two-loop recursion."""
-        slope, steps, changes = state.memory
-        if not steps.shape[1]:
-            return -slope.gradient / norm(slope.gradient).clamp(min=1)[:, None]
-        result, weights = slope.gradient, []
-        pairs = list(zip(steps.unbind(1), changes.unbind(1), ratio(1.0, dot(steps, changes)).unbind(1), strict=True))
-        for s, y, rho in pairs:
-            weights.append(rho * dot(s, result))
-            result = result - weights[-1][:, None] * y
-        s, y, _ = pairs[0]
-        last = ratio(dot(s, y), dot(y, y))
-        result = torch.where(last > 0, last, 1)[:, None] * result
-        for (s, y, rho), weight in zip(reversed(pairs), reversed(weights), strict=True):
-            result = result + s * (weight - rho * dot(y, result))[:, None]
-        return -result
+    def _refine(self, state: State, new: State) -> tuple[Tensor, Slope]:
+        """Return where the slope along the step would vanish, were it linear, if that point is lower."""
+        slope, step = state.memory.slope, new.x - state.x
+        descent = dot(step, slope.gradient)
+        bend = dot(step, new.memory.gradient) - descent  # of slopes: values have too few digits near the minimum
+        factor = torch.where(bend > 0, ratio(-descent, bend), 1).clamp(max=10)
+        x = state.x + factor[:, None] * step
+        found = slope_at(self.objective, x)
+        # Where values are equal but for rounding the flatter point is the better one.
+        slack = 10 * torch.finfo(x.dtype).eps * slope.value.abs()
+        flatter = norm(found.gradient) < norm(new.memory.gradient)
+        lower = (found.value < new.memory.value - slack) | ((found.value <= new.memory.value + slack) & flatter)
+        parts = zip(found, new.memory, strict=True)
+        kept = Slope(*(torch.where(lower if a.ndim == 1 else lower[:, None], a, b) for a, b in parts))
+        return torch.where(lower[:, None], x, new.x), kept
 
 
 @dataclass(frozen=True)
@@ -109,8 +133,8 @@ class NewtonMinimum:
 
     def init(self, x: Tensor) -> State:
         """Evaluate the slope."""
-        slope = _Slope(*self.objective(x))
-        return State.moving(x, _steepness(slope), slope)
+        slope = slope_at(self.objective, x)
+        return State.moving(x, steepness(slope), slope)
 
     def step(self, state: State, active: Tensor) -> State:
         """Step along the Newton direction, or down where that does not descend."""
@@ -118,7 +142,7 @@ class NewtonMinimum:
         direction = -solve_system(self.hessian, gradient, (state.x,), self.linear).value
         descends = torch.isfinite(direction).all(1) & (dot(direction, gradient) < 0)
         direction = torch.where(descends[:, None], direction, -gradient)
-        return _descend(self.objective, state, state.memory, direction, active)
+        return descend(self.objective, state, state.memory, direction, active)
 
 
 class _Accelerated(NamedTuple):
@@ -144,8 +168,8 @@ class ProximalGradient:
 
     def init(self, x: Tensor) -> State:
         """Start without momentum, with a step of length 1."""
-        slope = _Slope(*self.objective(x))
-        residual = self._mapping(x, slope.gradient, 1.0) + 0 * _steepness(slope)
+        slope = slope_at(self.objective, x)
+        residual = self._mapping(x, slope.gradient, 1.0) + 0 * steepness(slope)
         return State.moving(x, residual, _Accelerated(x, x.new_ones(len(x)), 1.0))
 
     def step(self, state: State, active: Tensor) -> State:

@@ -19,7 +19,7 @@ from pullback.implicit.arguments import check_function, check_number
 from pullback.implicit.iteration import Map, iterate, norm
 from pullback.implicit.solution import Reason, Solution, describe, raise_unless_converged
 
-__all__ = ["DENSE_LIMIT", "LinearMethod", "LinearOptions", "Operator", "linear_solve"]
+__all__ = ["DENSE_LIMIT", "LinearMethod", "LinearOptions", "Operator", "dense", "linear_solve"]
 
 LinearMethod = Literal["auto", "cg", "normal_cg", "bicgstab", "gmres", "lu"]
 DENSE_LIMIT = 512
@@ -294,7 +294,7 @@ def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple
     limit = options.max_iterations if options.max_iterations is not None else 10 * rows.size
     precondition = on_rows(options.preconditioner) if options.preconditioner is not None else _identity
     if method == "lu":
-        x, iterations = _dense(matvec, right), torch.ones(rows.count, dtype=torch.int64, device=b.device)
+        x, iterations = _solve_dense(matvec, right), torch.ones(rows.count, dtype=torch.int64, device=b.device)
         stopped = iterations.new_full((rows.count,), Reason.STALLED)
     else:
         algorithm: krylov.KrylovMethod
@@ -364,11 +364,21 @@ def _identity(v: Tensor) -> Tensor:
     return v
 
 
-def _dense(matvec: Map, rows: Tensor) -> Tensor:
+def dense(matvec: Map, rows: Float[Tensor, "count n"]) -> Float[Tensor, "count m n"]:
+    """Return the matrix of a linear function of rows, by its products with the columns of the identity.
+
+    Args:
+        matvec: ``[count, n] -> [count, m]``, each row by itself.
+        rows: any tensor of the shape and type of its argument.
+    """
     n = rows.shape[-1]
     basis = torch.eye(n, dtype=rows.dtype, device=rows.device)
     basis = basis.reshape(n, *(1,) * (rows.ndim - 1), n).expand(n, *rows.shape)
-    matrix = vmap(matvec)(basis).movedim(0, -1)
+    return vmap(matvec)(basis).movedim(0, -1)
+
+
+def _solve_dense(matvec: Map, rows: Tensor) -> Tensor:
+    matrix = dense(matvec, rows)
     x = torch.linalg.solve_ex(matrix, rows)[0]
     found = torch.isfinite(x).all(1)
     if not bool(found.all()):  # no elimination without a pivot: such a row stays at 0, where all methods start

@@ -9,9 +9,9 @@ import torch
 
 from pullback.core.shapes import Tensor
 from pullback.implicit.iteration import Map, State, backtrack, norm
-from pullback.implicit.linear_solve import LinearOptions, Operator, solve_system
+from pullback.implicit.linear_solve import LinearOptions, Operator, dense, solve_system
 
-__all__ = ["Anderson", "NewtonRoot", "Picard"]
+__all__ = ["Anderson", "Broyden", "NewtonRoot", "Picard"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,65 @@ class NewtonRoot:
             lambda x: (self.function(x),), accept, state.x, (state.memory,), direction, active & usable, halvings=30
         )
         return State(x, norm(value), failed | ~usable, value)
+
+
+class _Secant(NamedTuple):
+    """The value ``[count, n]``, the approximate inverse Jacobian ``[count, n, n]``, and whether it is exact."""
+
+    value: Tensor
+    inverse: Tensor
+    fresh: Tensor
+
+
+@dataclass(frozen=True)
+class Broyden:
+    """Broyden's first method: the Jacobian of the start, changed by a rank-one update a step.
+
+    A row that its direction brings no nearer gets the Jacobian of where it is, and stalls when that does not help.
+
+    References:
+        Broyden (1965), A class of methods for solving nonlinear simultaneous equations; Dennis, Schnabel (1983),
+        chapter 8.
+    """
+
+    function: Map
+    jacobian: Operator
+
+    def init(self, x: Tensor) -> State:
+        """Evaluate the function and invert its Jacobian."""
+        value = self.function(x)
+        fresh = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return State.moving(x, norm(value), _Secant(value, self._invert(x), fresh))
+
+    def step(self, state: State, active: Tensor) -> State:
+        """Step along the approximate Newton direction and update."""
+        value, inverse, fresh = state.memory
+        direction = -(inverse @ value[..., None])[..., 0]
+        usable = torch.isfinite(direction).all(1) & (direction != 0).any(1)
+
+        def accept(length: Tensor, found: tuple[Tensor, ...]) -> Tensor:
+            return norm(found[0]) <= (1 - 1e-4 * length) * state.residual
+
+        x, (new,), failed = backtrack(
+            lambda x: (self.function(x),), accept, state.x, (value,), direction, active & usable, halvings=10
+        )
+        failed = failed | (active & ~usable)
+        step, change = x - state.x, new - value
+        pulled = (inverse @ change[..., None])[..., 0]
+        across = (step[:, None] @ inverse)[:, 0]
+        bottom = (step * pulled).sum(-1)
+        updated = inverse + ((step - pulled)[..., :, None] * across[..., None, :]) / bottom[:, None, None]
+        sound = torch.isfinite(updated).all((1, 2))[:, None, None]
+        inverse = torch.where(sound, updated, inverse)
+        again = failed & ~fresh
+        if bool(again.any()):
+            inverse = torch.where(again[:, None, None], self._invert(x), inverse)
+        return State(x, norm(new), failed & fresh, _Secant(new, inverse, again))
+
+    def _invert(self, x: Tensor) -> Tensor:
+        matrix = dense(self.jacobian.at(x), x)
+        wide = torch.promote_types(x.dtype, torch.float32)  # torch factorises nothing narrower
+        return torch.linalg.inv_ex(matrix.to(wide))[0].to(x.dtype)
 
 
 @dataclass(frozen=True)

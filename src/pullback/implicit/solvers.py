@@ -10,31 +10,35 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from torch.func import vjp
+from torch.utils import _pytree as pytree
 
 from pullback.core.checks import check_choice, check_integer
 from pullback.core.rows import Rows
 from pullback.core.shapes import Tensor
 from pullback.implicit import optimality
 from pullback.implicit.arguments import check_function, check_number
-from pullback.implicit.descent import FIRE, LBFGS, NewtonMinimum, Objective, ProximalGradient
-from pullback.implicit.iteration import Map, Method, iterate
-from pullback.implicit.linear_solve import LinearOptions, Operator, default_tolerance
-from pullback.implicit.root_finding import Anderson, NewtonRoot, Picard
+from pullback.implicit.bounds import bounds_like
+from pullback.implicit.descent import FIRE, NewtonMinimum, NonlinearCG, Objective, ProximalGradient
+from pullback.implicit.iteration import Map, Method
+from pullback.implicit.linear_solve import LinearOptions
+from pullback.implicit.quasi_newton import BFGS, LBFGS, BoundedLBFGS
+from pullback.implicit.root_finding import Anderson, Broyden, NewtonRoot, Picard
 from pullback.implicit.roots import custom_fixed_point, custom_root
-from pullback.implicit.solution import Solution, raise_unless_converged
+from pullback.implicit.running import Function, Run, jacobian_of, on_rows
+from pullback.implicit.solution import Solution
 
 __all__ = ["find_root", "fixed_point", "minimize"]
 
 FixedPointMethod = Literal["picard", "anderson", "newton"]
-MinimizeMethod = Literal["lbfgs", "newton", "gradient", "proximal_gradient", "fire"]
-Function = Callable[..., Any]
+RootMethod = Literal["newton", "broyden"]
+MinimizeMethod = Literal["lbfgs", "bfgs", "newton", "nonlinear_cg", "gradient", "fire", "proximal_gradient", "lbfgsb"]
 
 
 def find_root(
     function: Function,
     init: Any,
     *theta: Any,
+    method: str = "newton",
     tolerance: float | None = None,
     max_iterations: int = 100,
     solve: str = "auto",
@@ -42,14 +46,16 @@ def find_root(
     batch_ndim: int = 0,
     check: bool = False,
 ) -> Solution:
-    r"""Solve ``function(x, *theta) = 0`` by Newton's method with backtracking.
+    r"""Solve ``function(x, *theta) = 0`` by Newton's or Broyden's method, with backtracking.
 
     Args:
         function: ``F(x, *theta)``, with the structure and the shapes of ``x``; differentiable.
         init: where to start, floating tensors of any nesting.
         theta: what the solution is differentiated in, tensors of any nesting.
+        method: ``"newton"``; ``"broyden"`` takes one Jacobian and updates it, for functions that are cheap beside their
+            Jacobian.
         tolerance: converged when ``|F|_2 <= tolerance``; default 1e-10 in float64, 1e-5 in float32.
-        max_iterations: of Newton's method.
+        max_iterations: of the method.
         solve: linear solver of the Newton steps and of the derivative, see :func:`~pullback.implicit.linear_solve`.
         ridge: >= 0, added to the diagonal of the Jacobian in both.
         batch_ndim: number of leading dimensions of ``x`` that are independent problems: their linear systems are small.
@@ -71,17 +77,21 @@ def find_root(
         (tensor([2., 3.], grad_fn=<_RootBackward>), tensor([0.2500, 0.1667]))
 
     References:
-        Dennis, Schnabel (1983), Numerical methods for unconstrained optimization and nonlinear equations, chapter 6.
+        Dennis, Schnabel (1983), Numerical methods for unconstrained optimization and nonlinear equations, chapters 6
+        and 8.
     """
     check_function("function", function)
-    run = _Run("find_root", tolerance, max_iterations, check)
+    check_choice("method", method, get_args(RootMethod))
+    run = Run("find_root", tolerance, max_iterations, check)
     linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
 
     @custom_root(function, solve=solve, ridge=ridge, batch_ndim=batch_ndim)
     def solver(init: Any, *theta: Any) -> Solution:
         rows = Rows.of(init, batch_ndim, "init")
-        gap = _on_rows(function, rows, theta, "function")
-        return run(NewtonRoot(gap, _jacobian(gap), linear), rows, init)
+        gap = on_rows(function, rows, theta, "function")
+        jacobian = jacobian_of(gap)
+        chosen: Method = Broyden(gap, jacobian) if method == "broyden" else NewtonRoot(gap, jacobian, linear)
+        return run(chosen, rows, init)
 
     result: Solution = solver(init, *theta)
     return result
@@ -141,13 +151,13 @@ def fixed_point(
     if damping > 1:
         raise ValueError(f"damping must be in (0, 1], got {damping}")
     check_integer("memory", memory, 1)
-    run = _Run("fixed_point", tolerance, max_iterations, check)
+    run = Run("fixed_point", tolerance, max_iterations, check)
     linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
 
     @custom_fixed_point(map, solve=solve, ridge=ridge, batch_ndim=batch_ndim)
     def solver(init: Any, *theta: Any) -> Solution:
         rows = Rows.of(init, batch_ndim, "init")
-        update = _on_rows(map, rows, theta, "map")
+        update = on_rows(map, rows, theta, "map")
 
         def gap(x: Tensor) -> Tensor:
             return x - update(x)
@@ -155,7 +165,7 @@ def fixed_point(
         methods: dict[str, Method] = {
             "picard": Picard(update, damping),
             "anderson": Anderson(update, damping, memory),
-            "newton": NewtonRoot(gap, _jacobian(gap), linear),
+            "newton": NewtonRoot(gap, jacobian_of(gap), linear),
         }
         return run(methods[method], rows, init)
 
@@ -169,6 +179,7 @@ def minimize(
     *theta: Any,
     method: str | None = None,
     prox: Function | None = None,
+    bounds: tuple[Any, Any] | None = None,
     tolerance: float | None = None,
     max_iterations: int = 1000,
     step: float = 0.1,
@@ -177,21 +188,26 @@ def minimize(
     batch_ndim: int = 0,
     check: bool = False,
 ) -> Solution:
-    r"""Minimise ``objective(x, *theta)``, or ``objective + g`` with the proximal operator of ``g``.
+    r"""Minimise ``objective(x, *theta)``, between bounds, or ``objective + g`` with the proximal operator of ``g``.
 
-    Derivatives come from ``grad f = 0``, or with ``prox`` from the fixed point ``x = prox(x - step grad f, step)``.
+    Derivatives come from ``grad f = 0``; with ``prox`` from the fixed point ``x = prox(x - step grad f, step)``, with
+    ``bounds`` from ``x = clip(x - grad f, low, high)``.
 
     Args:
         objective: ``f(x, *theta)``, a scalar (``[*batch]`` with ``batch_ndim``), differentiable twice.
         init: where to start.
         theta: what the solution is differentiated in.
-        method: ``"lbfgs"`` (default), ``"newton"`` (few unknowns, fast near the minimum), ``"gradient"`` (accelerated,
-            step found by backtracking), ``"fire"`` (inertial relaxation of molecular dynamics: for rough potentials),
-            and with ``prox`` ``"proximal_gradient"`` (accelerated).
+        method: ``"lbfgs"`` (default), ``"bfgs"`` (dense, for few unknowns), ``"newton"`` (few unknowns, fast near the
+            minimum), ``"nonlinear_cg"`` (least memory), ``"gradient"`` (accelerated, step found by backtracking),
+            ``"fire"`` (inertial relaxation of molecular dynamics: for rough potentials); with ``prox``
+            ``"proximal_gradient"`` (accelerated); with ``bounds`` ``"lbfgsb"``.
         prox: ``prox(y, step, *theta)`` of ``step * g``, such as ``lambda y, step, lam: prox_lasso(y, step * lam)``, or
             a projection.
+        bounds: ``(low, high)``, each a number or like ``init`` (a tensor that broadcasts, or the same nesting); may be
+            infinite. Their tensors have derivatives too.
         tolerance: converged when the gradient's 2-norm (with ``prox`` the norm of ``(x - prox(x - step grad f)) /
-            step``) is at most this; default 1e-8 in float64, 1e-4 in float32.
+            step``, with ``bounds`` of ``x - clip(x - grad f)``) is at most this; default 1e-8 in float64, 1e-4 in
+            float32.
         max_iterations: of the method.
         step: first time step of ``"fire"``.
         solve: linear solver of the derivative (and of ``"newton"``).
@@ -205,7 +221,8 @@ def minimize(
 
     Raises:
         TypeError: ``init`` holds something else than floating tensors.
-        ValueError: ``objective`` returns another shape, ``prox`` with another method (or the reverse); a bad option.
+        ValueError: ``objective`` returns another shape, ``prox`` or ``bounds`` with another method (or the reverse),
+            low bounds above high ones; a bad option.
         ConvergenceError: ``check`` is set and a problem did not converge; carries the ``Solution``.
 
     Example:
@@ -216,101 +233,69 @@ def minimize(
         tensor([0.5000, 0.5000], dtype=torch.float64)
 
     References:
-        Nocedal, Wright (2006); Beck, Teboulle (2009); Bitzek et al. (2006); Blondel et al. (2022) for the derivatives.
+        Nocedal, Wright (2006); Byrd et al. (1995); Hager, Zhang (2005); Beck, Teboulle (2009); Bitzek et al. (2006);
+        Blondel et al. (2022) for the derivatives.
     """
     check_function("objective", objective)
-    chosen = method or ("lbfgs" if prox is None else "proximal_gradient")
+    special = {"proximal_gradient": prox, "lbfgsb": bounds}
+    chosen = method or next((name for name, given in special.items() if given is not None), "lbfgs")
     check_choice("method", chosen, get_args(MinimizeMethod))
-    if (prox is not None) != (chosen == "proximal_gradient"):
-        raise ValueError(
-            f"method {chosen!r} and prox do not go together: 'proximal_gradient' takes prox, the others do not"
-        )
+    for name, given in special.items():
+        if (given is not None) != (chosen == name):
+            word = "prox" if name == "proximal_gradient" else "bounds"
+            raise ValueError(f"method {chosen!r} and {word} do not go together: {name!r} takes it, the others do not")
     if prox is not None:
         check_function("prox", prox)
     check_number("step", step)
-    run = _Run("minimize", tolerance, max_iterations, check, loosen=100.0)
+    run = Run("minimize", tolerance, max_iterations, check, loosen=100.0)
     linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
-    if prox is None:
-        decorate = custom_root(optimality.stationary(objective), solve=solve, ridge=ridge, batch_ndim=batch_ndim)
-    else:
+    if prox is not None:
         fixed = optimality.proximal_gradient(objective, prox)
         decorate = custom_fixed_point(fixed, solve=solve, ridge=ridge, batch_ndim=batch_ndim)
+    elif bounds is not None:
+        theta = (*theta, bounds_like(init, bounds, batch_ndim))
+        decorate = custom_fixed_point(_between(objective), solve=solve, ridge=ridge, batch_ndim=batch_ndim)
+    else:
+        decorate = custom_root(optimality.stationary(objective), solve=solve, ridge=ridge, batch_ndim=batch_ndim)
 
     @decorate
     def solver(init: Any, *theta: Any) -> Solution:
         rows = Rows.of(init, batch_ndim, "init")
-        evaluate = _objective(objective, rows, theta)
+        limits = [rows.pack(v) for v in theta[-1]] if bounds is not None else []
+        given = theta if bounds is None else theta[:-1]
+        evaluate = _objective(objective, rows, given)
 
         def near(y: Tensor, length: float) -> Tensor:
-            return y if prox is None else rows.pack(prox(rows.unpack(y), length, *theta))
+            return y if prox is None else rows.pack(prox(rows.unpack(y), length, *given))
 
-        methods: dict[str, Method] = {
-            "lbfgs": LBFGS(evaluate),
-            "newton": NewtonMinimum(evaluate, _jacobian(_slope(objective, rows, theta), symmetric=True), linear),
-            "gradient": ProximalGradient(evaluate, near),
-            "proximal_gradient": ProximalGradient(evaluate, near),
-            "fire": FIRE(evaluate, step),
+        methods: dict[str, Callable[[], Method]] = {
+            "lbfgs": lambda: LBFGS(evaluate),
+            "bfgs": lambda: BFGS(evaluate),
+            "newton": lambda: NewtonMinimum(
+                evaluate, jacobian_of(_slope(objective, rows, given), symmetric=True), linear
+            ),
+            "nonlinear_cg": lambda: NonlinearCG(evaluate),
+            "gradient": lambda: ProximalGradient(evaluate, near),
+            "proximal_gradient": lambda: ProximalGradient(evaluate, near),
+            "fire": lambda: FIRE(evaluate, step),
+            "lbfgsb": lambda: BoundedLBFGS(evaluate, limits[0], limits[1]),
         }
-        return run(methods[chosen], rows, init)
+        return run(methods[chosen](), rows, init)
 
     result: Solution = solver(init, *theta)
     return result
 
 
-class _Run:
-    """When a solver stops, and what it then says.
+def _between(objective: Function) -> Function:
+    """Return the map ``clip(x - grad f, low, high)`` of ``(x, *theta, bounds)``."""
+    slope = optimality.stationary(objective)
 
-    Args:
-        name: of the solver, for messages.
-        tolerance: of the residual; ``None``: ``loosen`` times the relative tolerance of the arithmetic.
-        max_iterations: steps of a method.
-        check: whether to raise when a problem did not converge.
-        loosen: see ``tolerance``.
-    """
+    def update(x: Any, *theta: Any) -> Any:
+        *given, (low, high) = theta
+        moved = pytree.tree_map(lambda a, b: a - b, x, slope(x, *given))
+        return pytree.tree_map(lambda v, a, b: torch.minimum(torch.maximum(v, a), b), moved, low, high)
 
-    def __init__(
-        self, name: str, tolerance: float | None, max_iterations: int, check: bool, loosen: float = 1.0
-    ) -> None:
-        if tolerance is not None:
-            check_number("tolerance", tolerance)
-        check_integer("max_iterations", max_iterations, 1)
-        self.name, self.tolerance, self.max_iterations, self.check = name, tolerance, max_iterations, check
-        self.loosen = loosen
-
-    def __call__(self, method: Method, rows: Rows, init: Any) -> Solution:
-        """Iterate from ``init``; raise if asked to and a problem did not converge."""
-        tolerance = self.tolerance if self.tolerance is not None else self.loosen * default_tolerance(rows.dtype)
-        with torch.no_grad():
-            found = iterate(method, rows.pack(init).detach(), tolerance, self.max_iterations)
-        solution = Solution(rows.unpack(found.x), *(rows.per_row(v) for v in found[1:4]))
-        if self.check:
-            raise_unless_converged(self.name, solution, f" (tolerance {tolerance:.3g})")
-        return solution
-
-
-def _on_rows(function: Function, rows: Rows, theta: tuple[Any, ...], name: str) -> Map:
-    """Return the function of ``x`` called ``name`` as one of rows."""
-
-    def on_rows(x: Tensor) -> Tensor:
-        value = function(rows.unpack(x), *theta)
-        rows.check(value, name)
-        return rows.pack(value)
-
-    return on_rows
-
-
-def _jacobian(function: Map, symmetric: bool = False) -> Operator:
-    def adjoint_at(x: Tensor) -> Map:
-        pull = vjp(function, x)[1]
-        return lambda w: pull(w)[0]
-
-    def at(x: Tensor) -> Map:
-        if symmetric:
-            return adjoint_at(x)
-        push = vjp(adjoint_at(x), torch.zeros_like(x))[1]
-        return lambda v: push(v)[0]
-
-    return Operator(at, adjoint_at, symmetric)
+    return update
 
 
 def _slope(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> Map:

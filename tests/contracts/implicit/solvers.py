@@ -33,6 +33,16 @@ def _cubic_root(a: Tensor) -> Tensor:
     return 2 / 3**0.5 * torch.sinh(torch.asinh(1.5 * 3**0.5 * a) / 3)
 
 
+def _softened_root(a: Tensor) -> Tensor:
+    """The root of ``x + tanh x = a`` by bisection."""
+    low, high = a - 1, a + 1
+    for _ in range(80):
+        middle = (low + high) / 2
+        short = middle + torch.tanh(middle) < a
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return (low + high) / 2
+
+
 def _damped(x: Tensor, a: Tensor) -> Tensor:
     """A contraction with the fixed point ``2 tanh(a)``."""
     return 0.5 * x + torch.tanh(a)
@@ -58,6 +68,82 @@ def _exact(a: Tensor, options: dict[str, Any]) -> dict[str, Any]:
 
 CONTRACTS = [
     HigherOrder(
+        "implicit.find_root[broyden]",
+        lambda function, a: implicit.find_root(function, torch.zeros_like(a), a, method="broyden", **_exact(a, {})),
+        _samples,
+        given=_cubic,
+        argument="function",
+        reference=_cubic_root,
+        outputs=lambda solution: solution.value,
+        large=(),
+        compile=False,
+        half=False,
+        why=f"{_WHY}; large: many updates of a Jacobian that is far off",
+    ),
+    HigherOrder(
+        "implicit.find_bracketed_root",
+        lambda function, a, **options: implicit.find_bracketed_root(
+            function, -2 - a.detach().abs(), 2 + a.detach().abs(), a, **_exact(a, options)
+        ),
+        _samples,
+        given=_cubic,
+        argument="function",
+        reference=_cubic_root,
+        outputs=lambda solution: solution.value,
+        large=(),
+        compile=False,
+        half=False,
+        why=f"{_WHY}; large: the cube of the bracket overflows, which is refused",
+        bad=[
+            Bad((torch.zeros(2),), {"tolerance": torch.tensor(1e-3)}, TypeError, "tolerance must be a number"),
+            Bad((torch.zeros(2),), {"max_iterations": 0}, ValueError, "max_iterations must be an integer"),
+        ],
+    ),
+    *(
+        HigherOrder(
+            f"implicit.least_squares[{method}]",
+            lambda residual, a, method=method, **options: implicit.least_squares(
+                residual, torch.zeros_like(a), a, method=method, **_exact(a, options)
+            ),
+            _samples,
+            given=lambda x, a: torch.cat([x + torch.tanh(x) - a, 2 * (x + torch.tanh(x) - a)], -1),
+            argument="residual",
+            reference=_softened_root,
+            outputs=lambda solution: solution.value,
+            large_limit=1e4,
+            compile=False,
+            half=False,
+            why=_LARGE,
+            bad=[
+                Bad((torch.zeros(2),), {"damping": 0.0}, ValueError, "damping must be > 0"),
+                Bad((torch.zeros(2),), {"solve": "qr"}, ValueError, "solve must be one of"),
+                Bad((torch.zeros(2),), {"batch_ndim": 1, "tolerance": 0.0}, ValueError, "tolerance must be > 0"),
+            ],
+        )
+        for method in ("levenberg_marquardt", "gauss_newton")
+    ),
+    HigherOrder(
+        "implicit.minimize[lbfgsb]",
+        lambda objective, a, **options: implicit.minimize(
+            objective, torch.zeros_like(a), a, **{"bounds": (-0.2, 0.3)} | _exact(a, options)
+        ),
+        lambda g: [Call((torch.tensor([-1.4, 0.1, 2.0]).double() + 0.1 * torch.randn(3, generator=g).double(),))],
+        given=_quartic,
+        argument="objective",
+        reference=lambda a: _cubic_root(a).clamp(-0.2, 0.3),
+        outputs=lambda solution: solution.value,
+        large_limit=1e4,
+        compile=False,
+        half=False,
+        why=_LARGE,
+        bad=[
+            Bad((torch.zeros(2),), {"bounds": (1.0, 0.0)}, ValueError, "the low bounds must not exceed the high ones"),
+            Bad((torch.zeros(2),), {"bounds": 1.0}, TypeError, "bounds must be a pair"),
+            Bad((torch.zeros(2),), {"bounds": ([0.0, 0.0], 1.0)}, ValueError, "must .* have the structure of init"),
+            Bad((torch.zeros(2),), {"method": "bfgs"}, ValueError, "'bfgs' and bounds do not go together"),
+        ],
+    ),
+    HigherOrder(
         "implicit.find_root",
         lambda function, a, **options: implicit.find_root(function, torch.zeros_like(a), a, **_exact(a, options)),
         _samples,
@@ -71,6 +157,7 @@ CONTRACTS = [
         why=_LARGE,
         bad=[
             Bad((torch.zeros(2),), {"solve": "qr"}, ValueError, "solve must be one of"),
+            Bad((torch.zeros(2),), {"method": "secant"}, ValueError, "method must be one of"),
             Bad((torch.zeros(2),), {"tolerance": torch.tensor(1e-3)}, TypeError, "tolerance must be a number"),
             Bad((torch.zeros(2),), {"max_iterations": 1.5}, TypeError, "max_iterations must be an integer"),
             Bad((torch.zeros(2),), {"batch_ndim": 2}, ValueError, "batch_ndim must be between"),
@@ -124,7 +211,7 @@ CONTRACTS = [
                 Bad((torch.zeros(2),), {"step": torch.tensor(0.1)}, TypeError, "step must be a number"),
             ],
         )
-        for method in ("lbfgs", "newton", "gradient", "fire")
+        for method in ("lbfgs", "bfgs", "nonlinear_cg", "newton", "gradient", "fire")
     ),
     HigherOrder(
         "implicit.minimize[proximal_gradient]",

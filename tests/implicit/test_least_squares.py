@@ -1,0 +1,122 @@
+"""Least squares, bounds, brackets and Broyden's method against scipy and closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from pullback.core.errors import ConvergenceError
+from pullback.implicit import Reason, find_bracketed_root, find_root, least_squares, minimize
+
+
+def _decay(p: Tensor, times: Tensor, values: Tensor) -> Tensor:
+    return p[..., :1] * torch.exp(-p[..., 1:2] * times) + p[..., 2:] - values
+
+
+@pytest.mark.parametrize("method", ["levenberg_marquardt", "gauss_newton"])
+def test_a_batch_of_fits_equals_scipy_and_its_sensitivity_refits(method: Any, generator: torch.Generator) -> None:
+    times = torch.linspace(0, 4, 25, dtype=torch.float64)
+    truth = torch.tensor([[2.0, 0.8, 0.5], [1.0, 2.0, -0.3]]).double()
+    values = _decay(truth, times, torch.zeros(2, 25).double())
+    values = (values + 0.05 * torch.randn(2, 25, generator=generator, dtype=torch.float64)).requires_grad_()
+    start = torch.ones(2, 3).double()
+    residual = lambda p, v: _decay(p, times, v)  # noqa: E731
+    found = least_squares(residual, start, values, method=method, batch_ndim=1, tolerance=1e-11, check=True)
+
+    def fit(i: int, numbers: np.ndarray) -> np.ndarray:
+        loss = lambda p: _decay(torch.tensor(p), times, torch.tensor(numbers)).numpy()  # noqa: E731
+        return scipy.optimize.least_squares(loss, np.ones(3), method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15).x
+
+    for i in range(2):
+        numbers = values[i].detach().numpy()
+        np.testing.assert_allclose(found.value[i].detach().numpy(), fit(i, numbers), rtol=1e-6)
+        (slope,) = torch.autograd.grad(found.value[i, 1], values, retain_graph=True)
+        moved = np.zeros(25)
+        moved[7] = 1e-4
+        difference = (fit(i, numbers + moved)[1] - fit(i, numbers - moved)[1]) / 2e-4
+        assert slope[i, 7].item() == pytest.approx(difference, rel=1e-3)
+
+
+def test_a_problem_that_its_residual_does_not_decide_converges_to_one_solution() -> None:
+    found = least_squares(lambda x: x.sum()[None] - 3, torch.tensor([1.0, 0.0]).double(), ridge=1e-6, check=True)
+    torch.testing.assert_close(found.value, torch.tensor([2.0, 1.0]).double())  # the nearest to the start
+
+
+def test_damping_saves_a_start_where_the_linear_model_fails() -> None:
+    # From 10 the Gauss-Newton step of arctan flies off; damped steps come home.
+    found = least_squares(torch.arctan, torch.tensor([10.0]).double(), max_iterations=200, check=True)
+    assert abs(found.value.item()) < 1e-6
+
+
+@pytest.mark.parametrize("size", [3, 12])
+def test_bounds_against_scipy_and_their_price(size: int, generator: torch.Generator) -> None:
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    matrix, linear = root @ root.T + torch.eye(size), 3 * torch.randn(size, generator=generator, dtype=torch.float64)
+    high = torch.full((size,), 0.2).double().requires_grad_()
+
+    def objective(x: Tensor) -> Tensor:
+        return x @ matrix @ x / 2 + linear @ x + (x**4).sum()
+
+    found = minimize(objective, torch.zeros(size).double(), bounds=(-0.3, high), tolerance=1e-11, check=True)
+    reference = scipy.optimize.minimize(
+        lambda x: objective(torch.tensor(x)).item(),
+        np.zeros(size),
+        method="L-BFGS-B",
+        bounds=[(-0.3, 0.2)] * size,
+        options={"ftol": 1e-15, "gtol": 1e-10},
+    )
+    np.testing.assert_allclose(found.value.detach().numpy(), reference.x, atol=1e-5)
+    (price,) = torch.autograd.grad(objective(found.value), high)
+    slope = torch.autograd.functional.jacobian(objective, found.value.detach())
+    expected = torch.where(found.value.detach() == high.detach(), slope, 0)
+    torch.testing.assert_close(price, expected, atol=1e-8, rtol=1e-8)
+    assert (price < 0).any()
+
+
+def test_bounds_of_a_nesting() -> None:
+    target = {"a": torch.tensor([2.0, -2.0]), "b": [torch.tensor(0.5)]}
+
+    def objective(x: Any) -> Tensor:
+        return ((x["a"] - target["a"]) ** 2).sum() + (x["b"][0] - target["b"][0]) ** 2
+
+    start = {"a": torch.zeros(2), "b": [torch.tensor(0.0)]}
+    found = minimize(objective, start, bounds=(-1.0, {"a": torch.tensor([1.0, 1.0]), "b": [torch.tensor(0.25)]}))
+    assert found.converged
+    assert found.value["a"].tolist() == [1.0, -1.0]
+    assert found.value["b"][0].item() == 0.25
+
+
+def test_brackets_of_steep_and_flat_functions_and_a_pole() -> None:
+    for function, root in (
+        (lambda x: torch.tan(x) - x, 4.493409457909064),
+        (lambda x: 1e8 * (x - 4.4), 4.4),
+        (lambda x: (x - 4.4) ** 9, 4.4),
+    ):
+        found = find_bracketed_root(function, torch.tensor(4.0).double(), torch.tensor(4.7).double())
+        assert found.converged
+        assert found.value.item() == pytest.approx(root, abs=0.06 if root == 4.4 else 1e-9)  # 0.06^9 is below 1e-10
+    pole = find_bracketed_root(lambda x: 1 / (x - 0.3), torch.tensor(0.0).double(), torch.tensor(1.0).double())
+    assert pole.reason == Reason.STALLED
+    with pytest.raises(ValueError, match="different signs at low and high, got 1 at 1 and 4 at 2"):
+        find_bracketed_root(lambda x: x**2, torch.tensor(1.0), torch.tensor(2.0))
+
+
+def test_broyden_arrives_where_newton_does() -> None:
+    def function(x: Tensor, a: Tensor) -> Tensor:
+        return torch.stack([x[0] ** 2 + x[1] ** 2 - a, torch.exp(x[0]) + x[1] - 1])
+
+    start, a = torch.tensor([1.0, -1.5]).double(), torch.tensor(4.0).double()
+    found = find_root(function, start, a, method="broyden", check=True)
+    exact = find_root(function, start, a, check=True)
+    torch.testing.assert_close(found.value, exact.value)
+    assert found.iterations > exact.iterations  # superlinear, not quadratic
+
+
+def test_a_fit_that_may_not_step_says_so() -> None:
+    with pytest.raises(ConvergenceError, match="the iterations were used up"):
+        least_squares(lambda x: torch.exp(x) - 3, torch.tensor([5.0]).double(), max_iterations=1, check=True)
