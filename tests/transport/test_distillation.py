@@ -8,18 +8,30 @@ import torch
 from pullback import transport
 
 
-def test_a_critic_changes_by_at_most_the_distance_of_its_input_and_uses_it() -> None:
+@pytest.mark.parametrize("form", ["network", "distance"])
+def test_a_critic_changes_by_at_most_the_distance_of_its_input(form: str) -> None:
     g = torch.Generator().manual_seed(0)
-    critic = transport.WassersteinCritic(4, 16, layers=3, generator=g).double()
+    critic = transport.WassersteinCritic(4, 16, layers=3, form=form, generator=g).double()
     x, y = torch.randn(2, 2000, 8, generator=g, dtype=torch.float64)
     y[1000:] = x[1000:] + 1e-3 * y[1000:]
     with torch.no_grad():
         change = (critic(*x.split(4, -1)) - critic(*y.split(4, -1))).abs()
     ratio = change / (x - y).norm(dim=-1)
-    assert ratio.max() <= 1 + 1e-9
+    assert 0.05 <= ratio.max() <= 1 + 1e-9
+
+
+def test_a_critic_may_change_as_much_as_its_input_moves() -> None:
+    g = torch.Generator().manual_seed(0)
     line = transport.WassersteinCritic(4, layers=1, generator=g).double()
-    way = line.weights[0].detach() / line.weights[0].detach().norm()
+    weight = line.networks[0].weights[0].detach()
+    way = weight / weight.norm()
     assert (line(*way.split(4, -1)) - line(*(0 * way).split(4, -1))).item() == pytest.approx(1)
+    apart = transport.WassersteinCritic(1, 1, layers=1, form="distance").double()
+    x, y = torch.tensor([[2.0], [3.0]], dtype=torch.float64), torch.tensor([[1.0], [4.0]], dtype=torch.float64)
+    change = apart(x[:1], y[:1]) - apart(x[1:] + 1, y[1:] - 4)  # from 1 apart to 4 apart, both move by a root of 8
+    assert change.item() == pytest.approx((4 - 1) / 2**0.5)
+    place = x[:1].clone().requires_grad_()
+    assert torch.autograd.grad(apart(place, x[:1]).sum(), place)[0].item() == 0
 
 
 def test_the_estimate_grows_and_stays_below_the_exact_distance() -> None:

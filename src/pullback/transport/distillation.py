@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -38,22 +39,29 @@ __all__ = [
 
 
 class WassersteinCritic(nn.Module):
-    r"""A network :math:`g(t,s)` of two feature vectors that changes by at most the distance its input moves.
+    r"""A function :math:`g(t,s)` of two feature vectors that changes by at most the distance its input moves.
 
-    .. math:: g = \hat W_L\,\rho(\cdots\rho(\hat W_1(t,s)+b_1)\cdots)+b_L, \qquad \hat W=W/\|W\|_2,
+    ==============  ====================================================================================================
+    ``form``        g
+    ==============  ====================================================================================================
+    ``"network"``   :math:`h(t,s)`, a network of both
+    ``"distance"``  :math:`-\|h_1(t)-h_2(s)\|/\sqrt2`, of two networks that are equal at first
+    ==============  ====================================================================================================
 
-    with :math:`\rho` the leaky rectifier. Each layer has Lipschitz constant 1 for the Euclidean norm, and so g for that
-    of (t, s): exactly, as spectral norms are computed and not followed by power iterations.
+    The networks are :math:`h(x)=\hat W_L\,\rho(\cdots\rho(\hat W_1x+b_1)\cdots)+b_L` with :math:`\hat W=W/\|W\|_2` and
+    the leaky rectifier :math:`\rho`. Each layer has Lipschitz constant 1 for the Euclidean norm, and so g for that of
+    (t, s): exactly, as spectral norms are computed and not followed by power iterations.
 
     Args:
         dim: of t and of s, >= 1.
-        hidden: width of the hidden layers, >= 1.
-        layers: linear layers, >= 1.
+        hidden: width of the hidden layers, and of what ``"distance"`` compares; >= 1.
+        layers: linear layers of a network, >= 1.
+        form: see the table.
         slope: of the rectifier for negative numbers, in [0, 1].
         generator: of the first weights; torch's own by default.
 
     Raises:
-        TypeError, ValueError: a number is no integer or out of range.
+        TypeError, ValueError: a number is no integer or out of range, ``form`` is unknown.
 
     Example:
         >>> critic = WassersteinCritic(3, 8, generator=torch.Generator().manual_seed(0))
@@ -71,21 +79,20 @@ class WassersteinCritic(nn.Module):
         hidden: int = 64,
         *,
         layers: int = 2,
+        form: str = "network",
         slope: float = 0.2,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_integer("dim", dim, 1)
-        check_integer("hidden", hidden, 1)
-        check_integer("layers", layers, 1)
+        for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers)):
+            check_integer(name, value, 1)
+        check_choice("form", form, ("network", "distance"))
         check_range("slope", slope, 0, 1)
-        self.dim, self.slope = dim, slope
-        sizes = [2 * dim, *(layers - 1) * [hidden], 1]
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        device = drawing_device(generator, torch.empty(0))
-        for before, after in pairwise(sizes):
-            self.weights.append(nn.Parameter(torch.randn(after, before, generator=generator, device=device)))
-            self.biases.append(nn.Parameter(torch.zeros(after, device=device)))
+        self.dim, self.form, self.slope = dim, form, slope
+        alone = form == "network"
+        sizes = [2 * dim if alone else dim, *(layers - 1) * [hidden], 1 if alone else hidden]
+        first = _Contraction(sizes, slope, generator)
+        self.networks = nn.ModuleList([first] if alone else [first, copy.deepcopy(first)])
 
     def forward(self, t: Float[Tensor, "*#batch dim"], s: Float[Tensor, "*#batch dim"]) -> Float[Tensor, "*batch"]:
         """Return the values of all pairs.
@@ -95,12 +102,31 @@ class WassersteinCritic(nn.Module):
             ValueError: a last dimension is not ``dim``, or the batches do not broadcast.
         """
         batch = _features(self.dim, t=t, s=s)
-        x = torch.cat([t.expand(*batch, self.dim), s.expand(*batch, self.dim)], -1)
+        if self.form == "network":
+            x = torch.cat([t.expand(*batch, self.dim), s.expand(*batch, self.dim)], -1)
+            result: Tensor = self.networks[0](x).squeeze(-1)
+            return result
+        first, second = self.networks
+        return -(2**-0.5) * _length(first(t) - second(s))
+
+
+class _Contraction(nn.Module):
+    """A network that brings no two inputs farther apart."""
+
+    def __init__(self, sizes: list[int], slope: float, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.weights, self.biases, self.slope = nn.ParameterList(), nn.ParameterList(), slope
+        device = drawing_device(generator, torch.empty(0))
+        for before, after in pairwise(sizes):
+            self.weights.append(nn.Parameter(torch.randn(after, before, generator=generator, device=device)))
+            self.biases.append(nn.Parameter(torch.zeros(after, device=device)))
+
+    def forward(self, x: Tensor) -> Tensor:
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
             unit = (wide / torch.linalg.matrix_norm(wide, 2)).to(weight.dtype)
             x = nn.functional.linear(nn.functional.leaky_relu(x, self.slope) if i else x, unit, bias)
-        return x.squeeze(-1)
+        return x
 
 
 def wasserstein_mutual_information(
@@ -367,6 +393,14 @@ def distillation_loss(
     t = temperature.to(student_logits.device, wide) if isinstance(temperature, Tensor) else float(temperature)
     student, teacher = (torch.log_softmax(x.to(wide) / t, -1) for x in (student_logits, teacher_logits))
     return (t * t * (teacher.exp() * (teacher - student)).sum(-1)).to(student_logits.dtype)
+
+
+def _length(x: Tensor) -> Tensor:
+    """The norm of each row, in units of its largest entry, so that no square overflows; 0 has the slope 0."""
+    unit = x.detach().abs().amax(-1, keepdim=True)
+    unit = torch.where(unit > 0, unit, 1.0)
+    squares = (x / unit).square().sum(-1)
+    return torch.where(squares > 0, torch.where(squares > 0, squares, 1.0).sqrt(), 0.0) * unit.squeeze(-1)
 
 
 def _unit(x: Tensor) -> Tensor:

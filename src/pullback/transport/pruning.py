@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from pullback.core.checks import check_choice, check_finite, check_integer, chec
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.transport.proximal import ProximalState, proximal_sinkhorn
-from pullback.transport.sinkhorn import sinkhorn
 
 __all__ = ["MaskedModel", "TransportMask", "attach_masks"]
 
@@ -109,13 +109,12 @@ class TransportMask(nn.Module):
         n, target = len(self.scores), self._target()
         spread = self.scores.var(correction=0).clamp(min=torch.finfo(self.scores.dtype).tiny).sqrt()
         standard = (self.scores - self.scores.mean()) / spread
-        cost = torch.stack([-standard, torch.zeros_like(standard)], -1)
         if self.memory:
+            cost = torch.stack([-standard, torch.zeros_like(standard)], -1)
             state = ProximalState(self.log_plan.clone(), self.g.clone())
             state = proximal_sinkhorn(cost, state, b=target, epsilon=self.epsilon)
         else:
-            found = sinkhorn(cost, b=target, epsilon=self.epsilon, start=self.g.clone())
-            state = ProximalState(found.plan.clamp(min=torch.finfo(cost.dtype).tiny).log(), found.g)
+            state = ProximalState(_two_columns(standard / self.epsilon, self.keep), self.g)
         with torch.no_grad():
             self.log_plan.copy_(state.log_plan)
             self.g.copy_(state.g)
@@ -274,6 +273,23 @@ def attach_masks(
     masked = MaskedModel(model, layers, masks).train(model.training)
     masked.masks.to(like.device, torch.promote_types(like.dtype, torch.float32))  # of halves they would stand still
     return masked
+
+
+def _two_columns(z: Tensor, k: int) -> Tensor:
+    """Logarithms of the entropic plan onto two masses: odds ``z + shift``, with the shift at which k are kept."""
+    wide = z.double()
+    with torch.no_grad():
+        low, high = -wide.max() - 50, -wide.min() + 50
+        for _ in range(64):
+            shift = (low + high) / 2
+            above = torch.sigmoid(wide + shift).sum() > k
+            low, high = torch.where(above, low, shift), torch.where(above, shift, high)
+    mask = torch.sigmoid(wide + shift)
+    # A Newton step, which carries the derivative of the root.
+    slope = (mask * (1 - mask)).sum().detach().clamp(min=1e-12)
+    odds = wide + shift - (mask.sum() - k) / slope
+    columns = torch.stack([nn.functional.logsigmoid(odds), nn.functional.logsigmoid(-odds)], -1)
+    return (columns - math.log(len(z))).to(z.dtype)
 
 
 def _count(n: int, keep: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +21,37 @@ def _points(g: torch.Generator, *shape: int) -> Tensor:
 
 def _critic(generator: torch.Generator) -> transport.WassersteinCritic:
     critic = transport.WassersteinCritic(2, 4, generator=generator)
-    for bias in critic.biases:
-        nn.init.uniform_(bias, -1, 1, generator=generator)
+    return _shifted(critic, generator)
+
+
+def _distance(generator: torch.Generator) -> transport.WassersteinCritic:
+    return _shifted(transport.WassersteinCritic(2, 3, form="distance", generator=generator), generator)
+
+
+def _shifted(critic: transport.WassersteinCritic, generator: torch.Generator) -> transport.WassersteinCritic:
+    for name, parameter in critic.named_parameters():
+        if "biases" in name:
+            nn.init.uniform_(parameter, -1, 1, generator=generator)
     return critic
 
 
 def _by_numpy(t: Tensor, s: Tensor) -> Tensor:
     critic = _critic(torch.Generator().manual_seed(0)).double()
     x = np.concatenate(np.broadcast_arrays(t.numpy(), s.numpy()), -1)
-    for i, (weight, bias) in enumerate(zip(critic.weights, critic.biases, strict=True)):
+    return torch.from_numpy(_layers(critic.networks[0], x)[..., 0])
+
+
+def _distance_by_numpy(t: Tensor, s: Tensor) -> Tensor:
+    first, second = _distance(torch.Generator().manual_seed(0)).double().networks
+    return torch.as_tensor(-np.linalg.norm(_layers(first, t.numpy()) - _layers(second, s.numpy()), axis=-1) / 2**0.5)
+
+
+def _layers(network: Any, x: Any) -> Any:
+    for i, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
         w = weight.detach().numpy()
         x = np.where(x > 0, x, 0.2 * x) if i else x
         x = x @ (w / np.linalg.svd(w)[1][0]).T + bias.detach().numpy()
-    return torch.from_numpy(x[..., 0])
+    return x
 
 
 def _similarity(t: Tensor, s: Tensor) -> Tensor:
@@ -83,6 +102,17 @@ CONTRACTS = [
             Bad((torch.zeros(2, 3), torch.zeros(2, 2)), {}, ValueError, r"t must have shape \(..., 2\), got \(2, 3\)"),
             Bad((torch.zeros(2, 2), torch.zeros(3, 2)), {}, ValueError, "broadcast"),
         ],
+    ),
+    Module(
+        "transport.WassersteinCritic[distance]",
+        lambda critic, t, s: critic(t, s),
+        lambda g: [Call((_points(g, 3, 2), _points(g, 3, 2))), Call((_points(g, 2, 1, 2), _points(g, 3, 2)))],
+        build=_distance,
+        reference=_distance_by_numpy,
+        large_limit=1e8,
+        large=(0, 1),
+        compile=False,
+        why="a sum of the largest numbers overflows; layers are compiled in the other form",
     ),
     HigherOrder(
         "transport.wasserstein_mutual_information",
