@@ -123,6 +123,7 @@ def barycenter(
     total = inputs.sum(-1, keepdim=True)
     kernel = -cost.double().expand(*batch, m, m) / epsilon
     narrow = can_look(kernel) and kernel.numel() > 0 and float(kernel.detach().abs().amax()) <= _RANGE
+    kernel = kernel.exp() if narrow else kernel
     log_a = log_masses(inputs / total)
     h = torch.zeros(*batch, k + debiased, m, dtype=torch.float64, device=cost.device)
     iterations = torch.zeros(batch, dtype=torch.int64, device=cost.device)
@@ -196,15 +197,17 @@ def free_support_barycenter(
     batch = check_broadcast(**given)
     wide = torch.promote_types(y.dtype, torch.float32)
     points, m = y.to(wide).expand(*batch, *y.shape[-3:]), start.shape[-2]
+    even = a is None and y.shape[-2] == m  # assignments, which are faster than plans
     supply = masses(a, None, sizes=(y.shape[-2], m), batch=(*batch, y.shape[-3]), like=y, what="y")[0].detach()
     supply = supply / supply.sum(-1, keepdim=True)
     demand = torch.full_like(supply[..., :1], 1 / m).expand(*supply.shape[:-1], m)
+    sums = (None, None) if even else (supply, demand)
     x = start.detach().to(wide).expand(*batch, m, start.shape[-1])
     iterations = torch.zeros(batch, dtype=torch.int64, device=y.device)
     moving = torch.ones_like(iterations, dtype=torch.bool)
     fixed, parts = points.detach(), shares.detach().to(wide)
     for _ in range(max_iterations):
-        plan = exact_transport(pairwise_cost(fixed, x.unsqueeze(-3)), supply, demand).plan
+        plan = exact_transport(pairwise_cost(fixed, x.unsqueeze(-3)), *sums).plan
         new = _means(plan, fixed, parts)
         new = torch.where(moving[..., None, None], new, x)
         moving = moving & ((new - x).abs().amax((-2, -1)) > 1e-6 * new.abs().amax((-2, -1)))
@@ -212,7 +215,7 @@ def free_support_barycenter(
         if can_look(moving) and not bool(moving.any()):
             break
     cost = pairwise_cost(fixed, x.unsqueeze(-3))
-    plan = exact_transport(cost, supply, demand).plan
+    plan = exact_transport(cost, *sums).plan
     x = _means(plan, points, shares.to(wide))
     paid = (plan * pairwise_cost(points, x.unsqueeze(-3))).sum((-2, -1))
     return FreeBarycenter(x.to(y.dtype), (shares.to(wide) * paid).sum(-1).to(y.dtype), iterations)
@@ -272,11 +275,11 @@ def _evaluate(
 
 
 def _applied(kernel: Tensor, w: Tensor, products: bool) -> Tensor:
-    """Return ``log(exp(kernel) exp(w))`` of rows w ``[*batch, k, m]``; the kernel is symmetric."""
+    """Return ``log(K exp(w))`` of rows w ``[*batch, k, m]``, K symmetric: itself for products, else its logarithm."""
     if not products:
         return torch.logsumexp(kernel.unsqueeze(-3) + w.unsqueeze(-2), -1)
     top = w.detach().amax(-1, keepdim=True)
-    return ((w - top).exp() @ kernel.exp()).log() + top
+    return ((w - top).exp() @ kernel).log() + top
 
 
 def _means(plan: Tensor, points: Tensor, shares: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def _grid(m: int) -> Tensor:
 def _on_grid(a: Tensor, cost: Tensor, weights: Tensor | None = None, **words: Any) -> Tensor:
     square = cost.shape[-1:] == cost.shape[-2:-1]
     symmetric = (cost + cost.mT) / 2 if square else cost  # finite differences move one entry alone
-    return transport.barycenter(a, symmetric, weights, max_iterations=60, tolerance=1e-10, **words).masses
+    return transport.barycenter(a, symmetric, weights, max_iterations=45, tolerance=1e-10, **words).masses
 
 
 def _entropic(a: Tensor, b: Tensor, cost: Tensor, epsilon: float) -> tuple[float, Tensor]:
@@ -113,17 +113,18 @@ CONTRACTS = [
             f"transport.barycenter[{'debiased' if debiased else 'plain'}]",
             _on_grid,
             lambda g, debiased=debiased: [
-                Call((_masses(g, 2, 2), _grid(2), _masses(g, 2)), {"epsilon": 2.0, "debiased": debiased}),
+                Call((_masses(g, 2, 2), _grid(2), _masses(g, 2)), {"epsilon": 1.0, "debiased": debiased}),
             ],
             reference=_by_scipy,
             tolerance=1e-6,
-            scalars={"epsilon": 2.0},
+            scalars={"epsilon": 1.0},
             large=(),
             batched=debiased,
             gradgradcheck=debiased,
+            compile=False,
             half_tolerance=5e-2,
             why="costs far beyond epsilon have no part in the barycentre, and no number of steps is enough; "
-            "batches and second derivatives are those of the debiased one",
+            "a compiler unrolls the steps, for minutes; batches and second derivatives are those of the debiased one",
             bad=[
                 Bad((_A, _COST), {"epsilon": 0.0}, ValueError, "epsilon must be > 0"),
                 Bad((_A, _COST[:2]), {"epsilon": 1.0}, ValueError, r"cost must have shape \(..., m, m\)"),
@@ -142,7 +143,7 @@ CONTRACTS = [
     Contract(
         "transport.free_support_barycenter",
         _free,
-        lambda g: [Call((_points(g, 2, 3, 2), _masses(g, 2), _points(g, 3, 2)), {"max_iterations": 4})],
+        lambda g: [Call((_points(g, 2, 3, 2), _masses(g, 2), _points(g, 3, 2)), {"max_iterations": 3})],
         reference=_matched,
         large=(0, 2),
         large_limit=1e2,
