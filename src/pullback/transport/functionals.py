@@ -242,10 +242,14 @@ class _Normal(ReferenceLaw):
         count, dim = points.shape
         if count <= dim:
             raise ValueError(f"x must hold more points than dimensions, {dim}, got {count}")
+        check_finite("x", points)
+        self._dtype = points.dtype
+        points = points.to(torch.promote_types(points.dtype, torch.float32))  # there is no root in half precision
         self._mean = points.mean(0)
         centred = points - self._mean
         covariance = centred.mT @ centred / count
-        least = 1e-6 * covariance.diagonal().mean().clamp_min(torch.finfo(points.dtype).tiny)
+        tiny = torch.finfo(points.dtype)
+        least = (100 * tiny.eps * covariance.diagonal().mean()).clamp_min(tiny.tiny)  # points in a plane have a root
         self._root = torch.linalg.cholesky(
             covariance + least * torch.eye(dim, dtype=points.dtype, device=points.device)
         )
@@ -253,12 +257,12 @@ class _Normal(ReferenceLaw):
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         device = drawing_device(generator, self._mean)
         noise = torch.randn(count, len(self._mean), generator=generator, device=device, dtype=self._mean.dtype)
-        return self._mean + noise.to(self._mean.device) @ self._root.mT
+        return (self._mean + noise.to(self._mean.device) @ self._root.mT).to(self._dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        white = torch.linalg.solve_triangular(self._root, (x - self._mean).mT, upper=False)
+        white = torch.linalg.solve_triangular(self._root, (x.to(self._mean.dtype) - self._mean).mT, upper=False)
         scale = self._root.diagonal().log().sum() + len(self._mean) / 2 * math.log(2 * math.pi)
-        return -white.square().sum(0) / 2 - scale
+        return (-white.square().sum(0) / 2 - scale).to(x.dtype)
 
 
 class _Box(ReferenceLaw):

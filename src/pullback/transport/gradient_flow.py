@@ -9,9 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pullback.core.checks import check_finite, check_floating, check_integer, check_positive, check_scalar, check_shape
+from pullback.core.checks import (
+    check_broadcast,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_positive,
+    check_same_dtype,
+    check_scalar,
+    check_shape,
+)
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.core.transforms import can_look
 from pullback.transport.functionals import VariationalFunctional
 
 __all__ = ["JKOStep", "WassersteinGradientFlow", "barenblatt", "jko_step", "symmetric_kl_gaussian"]
@@ -262,10 +272,10 @@ def barenblatt(x: Float[Tensor, "*batch d"], t: Scalar, *, power: float, mass: f
 
 
 def symmetric_kl_gaussian(
-    mean: Float[Tensor, "*batch d"],
-    covariance: Float[Tensor, "*batch d d"],
-    other_mean: Float[Tensor, "*batch d"],
-    other_covariance: Float[Tensor, "*batch d d"],
+    mean: Float[Tensor, "*#batch d"],
+    covariance: Float[Tensor, "*#batch d d"],
+    other_mean: Float[Tensor, "*#batch d"],
+    other_covariance: Float[Tensor, "*#batch d d"],
 ) -> Float[Tensor, "*batch"]:
     r"""Return :math:`KL(N|N')+KL(N'|N)` of two normal laws.
 
@@ -283,8 +293,7 @@ def symmetric_kl_gaussian(
 
     Raises:
         TypeError: an argument is no floating tensor.
-        ValueError: shapes do not fit, entries are not finite.
-        torch.linalg.LinAlgError: a covariance is not positive definite.
+        ValueError: shapes do not fit, entries are not finite, a covariance is not positive definite.
 
     Example:
         >>> eye = torch.eye(2)
@@ -307,15 +316,29 @@ def symmetric_kl_gaussian(
     d = mean.shape[-1]
     for name, tensor in named.items():
         check_shape(name, tensor, (d, d) if name.endswith("covariance") else (d,))
-        check_finite(name, tensor)
-    roots = [torch.linalg.cholesky(c) for c in (covariance, other_covariance)]
-    delta = (mean - other_mean).unsqueeze(-1)
-    total = -torch.as_tensor(float(d), dtype=mean.dtype, device=mean.device)
+        if can_look(tensor):
+            check_finite(name, tensor)
+    check_same_dtype(**named)
+    check_broadcast(
+        mean=mean.shape[:-1],
+        covariance=covariance.shape[:-2],
+        other_mean=other_mean.shape[:-1],
+        other_covariance=other_covariance.shape[:-2],
+    )
+    wide = torch.promote_types(mean.dtype, torch.float32)
+    delta = (mean.to(wide) - other_mean.to(wide)).unsqueeze(-1)
+    roots = []
+    for name in ("covariance", "other_covariance"):
+        root, info = torch.linalg.cholesky_ex(named[name].to(wide))
+        if can_look(info) and bool(info.any()):
+            raise ValueError(f"{name} must be positive definite")
+        roots.append(root)
+    total = torch.full((), -float(d), dtype=wide, device=mean.device)
     for root, of in zip(roots, reversed(roots), strict=True):
         white = torch.linalg.solve_triangular(root, of, upper=False)  # its squares sum to tr(S^-1 S')
         far = torch.linalg.solve_triangular(root, delta, upper=False)
         total = total + (white.square().sum((-2, -1)) + far.square().sum((-2, -1))) / 2
-    return total
+    return total.to(mean.dtype)
 
 
 def _moved(map: nn.Module, x: Tensor) -> Tensor:
