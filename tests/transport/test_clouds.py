@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pullback import transport
 from pullback.kernels.softmin import pull, pull_plain, softmin, softmin_plain
-from pullback.transport import divergence
+from pullback.transport import clouds, divergence
+from pullback.transport.sweeps import Sweeper
 
 
 def _clouds(n: int, m: int, *batch: int) -> list[Tensor]:
@@ -104,3 +105,28 @@ def test_what_is_expected_changes_no_soft_minimum(dtype: torch.dtype) -> None:
     plain = softmin(x, y, h, 0.02, True)
     near = plain + 0.02 * torch.linspace(-1000, 1000, 40).to(dtype)
     torch.testing.assert_close(softmin(x, y, h, 0.02, True, near), plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-8])
+def test_sweeps_on_arrays_are_the_sweeps_on_tensors(symmetric: bool, squared: bool, tolerance: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = (
+        torch.rand(30, 3, generator=g, dtype=torch.float64),
+        torch.rand(20, 3, generator=g, dtype=torch.float64) + 0.2,
+    )
+    a, b = (torch.rand(n, generator=g, dtype=torch.float64) for n in (30, 20))
+    a, b, y = (a / a.sum(), a / a.sum(), x) if symmetric else (a / a.sum(), b / b.sum(), y)
+    epsilon, reach = torch.tensor([0.05], dtype=torch.float64), torch.tensor([torch.inf], dtype=torch.float64)
+    start = torch.zeros_like(b)
+    for scale in (True, False):
+        sweepers = [clouds._Points(x, y, squared, a, b, epsilon, reach, symmetric, tolerance) for _ in range(2)]
+        found, count = sweepers[0].run(start, scale, 500)
+        expected, sweeps = Sweeper.run(sweepers[1], start, scale, 500)
+        assert int(count) == int(sweeps)
+        torch.testing.assert_close(found, expected, atol=1e-5 if tolerance > 1e-4 else 1e-9, rtol=0)
+    few, _ = clouds._Points(x, y, squared, a, b, epsilon, reach, symmetric, tolerance).run(start, True, 2)
+    torch.testing.assert_close(
+        few, Sweeper.run(clouds._Points(x, y, squared, a, b, epsilon, reach, symmetric, tolerance), start, True, 2)[0]
+    )

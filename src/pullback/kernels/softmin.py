@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pullback.kernels.compiled import compiled, over_rows
 
-__all__ = ["compiled_loops", "pull", "pull_plain", "softmin", "softmin_plain"]
+__all__ = ["Softmin", "compiled_loops", "pull", "pull_plain", "softmin", "softmin_plain"]
 
 _BLOCK = 1 << 20
 """Pairs at a time in the plain forms."""
@@ -63,6 +63,38 @@ def softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float, squared: bool, near
     guess = torch.full_like(out, torch.inf) if near is None else near * (-1 / (epsilon * math.log(2)))
     over_rows(loops[0], points, guess.numpy(), columns, two, scale, squared, out.numpy())
     return out * (-epsilon * math.log(2))
+
+
+class Softmin:
+    """:func:`softmin` over the same pairs again and again, from array to array: for few points torch's calls cost more.
+
+    Args:
+        x, y: points ``[n, d]`` and ``[m, d]`` on the CPU, for which :func:`compiled_loops` holds.
+        squared: see :func:`softmin`.
+        single: whether to compute in float32.
+
+    Example:
+        >>> if compiled_loops(torch.zeros(1)):
+        ...     found = Softmin(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), False, False)(np.zeros(1), 0.1)
+        ...     assert found.round(6).tolist() == [5.0]
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, squared: bool, single: bool) -> None:
+        loops = _loops(single)
+        assert loops is not None
+        self.loop, self.squared, self.real = loops[0], squared, np.float32 if single else np.float64
+        dtype = torch.float32 if single else torch.float64
+        self.points, self.columns = _arrays(x.detach().to(dtype), y.detach().to(dtype))
+        self.near: np.ndarray | None = None  # the last result: the next one is not far
+
+    def __call__(self, h: np.ndarray, epsilon: float) -> np.ndarray:
+        """Return ``[n]`` float64 from logarithms of weights ``h [m]``."""
+        scale, n = 1 / (epsilon * math.log(2)), len(self.points)
+        guess = np.full(n, np.inf, self.real) if self.near is None else (self.near * -scale).astype(self.real)
+        out, two = np.empty(n, self.real), (h / math.log(2)).astype(self.real)
+        over_rows(self.loop, self.points, guess, self.columns, two, self.real(scale), self.squared, out)
+        self.near = out.astype(np.float64) / -scale
+        return self.near
 
 
 def softmin_plain(x: Tensor, y: Tensor, h: Tensor, epsilon: float, squared: bool) -> Tensor:

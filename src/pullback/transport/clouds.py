@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Bool, Float, Tensor
-from pullback.kernels.softmin import pull, softmin
+from pullback.kernels.softmin import Softmin, compiled_loops, pull, softmin
 from pullback.transport.entropic import Problem, partials
-from pullback.transport.sweeps import Sweeper, log_masses
+from pullback.transport.sweeps import SHRINK, Sweeper, log_masses
 
 __all__ = ["Solved", "solve_clouds"]
 
@@ -81,6 +82,27 @@ class _Points(Sweeper):
         self.squared, self.double = squared, (x - centre, y - centre)
         self.single = (self.double[0].float(), self.double[1].float())
         self.last: dict[bool, Tensor] = {}  # what the next sweep of one side is near to
+
+    def run(self, start: Tensor, scale: bool, count: int) -> tuple[Tensor, Tensor]:
+        """Sweep until the problem is done; where masses are held, on arrays."""
+        if not (self.balanced and compiled_loops(start)):
+            return super().run(start, scale, count)
+        epsilon, spread, k = float(self.epsilon), float(self.spread), 0
+        words = (self.squared, self.tolerance >= 1e-4 and spread / epsilon <= _SINGLE)
+        rows, columns = Softmin(*self.double, *words), Softmin(*self.double[::-1], *words)
+        a, log_a, log_b = (t.numpy() for t in (self.a, self.log_a, self.log_b))
+        f, g, total = np.zeros_like(a), start.numpy(), a.sum()
+        while k < count:
+            current = max(epsilon, spread * SHRINK ** (k + 1)) if scale else epsilon
+            before, f = (g if self.symmetric else f), rows(g / current + log_b, current)
+            if (k or self.symmetric) and current <= epsilon:
+                off = a * np.abs(np.expm1((before - f) / epsilon))
+                if off.sum() <= self.tolerance * total:
+                    break
+            g, k = (g + f) / 2 if self.symmetric else columns(f / current + log_a, current), k + 1
+            f = g if self.symmetric else f
+        g = rows(g / epsilon + log_b, epsilon) if self.symmetric else g
+        return torch.from_numpy(np.array(g)), torch.tensor(k)
 
     def softmin_rows(self, g: Tensor, epsilon: Tensor) -> Tensor:
         """Return the soft minimum along rows."""

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Sweeper", "log_masses", "sweep"]
+__all__ = ["SHRINK", "Sweeper", "log_masses", "sweep"]
 
-_SHRINK = 0.25
+SHRINK = 0.25
 """Of epsilon from sweep to sweep, until it has its value."""
 _BLOCK = 20
 """Sweeps with one kernel."""
@@ -116,7 +116,7 @@ class Sweeper:
         sweeps = torch.zeros(g.shape[:-1], dtype=torch.int64, device=g.device)
         done, k, pause = torch.zeros_like(sweeps, dtype=torch.bool), 0, 0
         while k < count:
-            current = torch.maximum(self.epsilon, self.spread * _SHRINK ** (k + 1)) if scale else self.epsilon
+            current = torch.maximum(self.epsilon, self.spread * SHRINK ** (k + 1)) if scale else self.epsilon
             last = (current <= self.epsilon).squeeze(-1)
             if k and not self.balanced:
                 f, g = self._translated(f, g)
