@@ -31,9 +31,11 @@ from pullback.transport.functionals import (
     VariationalFunctional,
 )
 from pullback.transport.gradient_flow import (
+    GaussianStep,
     JKOStep,
     WassersteinGradientFlow,
     barenblatt,
+    gaussian_jko_step,
     jko_step,
     symmetric_kl_gaussian,
 )
@@ -73,6 +75,7 @@ __all__ = [
     "FeatureBank",
     "FittedMap",
     "FreeBarycenter",
+    "GaussianStep",
     "GeneralizedEntropy",
     "HessianDefect",
     "InputConvexGradient",
@@ -112,6 +115,7 @@ __all__ = [
     "flow_matching_loss",
     "free_support_barycenter",
     "gaussian_conditional_means",
+    "gaussian_jko_step",
     "hessian_defect",
     "jko_step",
     "langevin",

@@ -24,7 +24,15 @@ from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.core.transforms import can_look
 from pullback.transport.functionals import VariationalFunctional
 
-__all__ = ["JKOStep", "WassersteinGradientFlow", "barenblatt", "jko_step", "symmetric_kl_gaussian"]
+__all__ = [
+    "GaussianStep",
+    "JKOStep",
+    "WassersteinGradientFlow",
+    "barenblatt",
+    "gaussian_jko_step",
+    "jko_step",
+    "symmetric_kl_gaussian",
+]
 
 
 class JKOStep(NamedTuple):
@@ -219,6 +227,68 @@ class WassersteinGradientFlow:
         self.moved, self.values = list(state["moved"]), list(state["values"])
         if self._generator is not None and state["generator"] is not None:
             self._generator.set_state(state["generator"])
+
+
+class GaussianStep(NamedTuple):
+    """An implicit step of an isotropic normal law.
+
+    Attributes:
+        mean: ``[*batch, d]``.
+        deviation: ``[*batch]``, of each coordinate.
+    """
+
+    mean: Float[Tensor, "*batch d"]
+    deviation: Float[Tensor, "*batch"]
+
+
+def gaussian_jko_step(
+    mean: Float[Tensor, "*#batch d"],
+    deviation: Float[Tensor, "*#batch"],
+    *,
+    target_mean: Float[Tensor, "d"],
+    target_deviation: Scalar = 1.0,
+    step: Scalar,
+) -> GaussianStep:
+    r"""Return the exact implicit step of :math:`N(m,v^2I)` in the flow of the divergence from :math:`N(b,s^2I)`.
+
+    :math:`m'=(m/a+b/s^2)/(1/a+1/s^2)`, and :math:`v'` is the positive root of
+    :math:`v'^2(1/a+1/s^2)-v'v/a-1=0`: what :func:`jko_step` should find, not only in the limit of small steps.
+
+    Args:
+        mean: ``[*batch, d]`` m.
+        deviation: ``[*batch]`` v >= 0, to broadcast with the batch of the mean.
+        target_mean: ``[d]`` b.
+        target_deviation: s > 0.
+        step: a > 0.
+
+    Returns:
+        :class:`GaussianStep`.
+
+    Raises:
+        TypeError: a tensor is not floating, an option is of another kind.
+        ValueError: shapes do not fit, an option is out of range.
+
+    Example:
+        >>> gaussian_jko_step(torch.zeros(1), torch.tensor(1.0), target_mean=torch.tensor([3.0]), step=0.5)
+        GaussianStep(mean=tensor([1.]), deviation=tensor(1.))
+
+    References:
+        Wibisono (2018), Sampling as optimization in the space of measures, section 4.1.
+    """
+    if check_floating("mean", mean).ndim < 1:
+        raise ValueError("mean must have shape (..., d), got ()")
+    check_floating("deviation", deviation)
+    check_same_dtype(mean=mean, deviation=deviation, target_mean=check_floating("target_mean", target_mean))
+    if target_mean.shape != mean.shape[-1:]:
+        raise ValueError(f"target_mean must have shape {tuple(mean.shape[-1:])}, got {tuple(target_mean.shape)}")
+    batch = check_broadcast(mean=mean.shape[:-1], deviation=deviation.shape)
+    check_scalar("target_deviation", target_deviation)
+    check_scalar("step", step)
+    pull = step / target_deviation**2
+    half = deviation / (2 * (1 + pull))
+    root = half + torch.hypot(half, torch.as_tensor(step / (1 + pull), dtype=mean.dtype, device=mean.device).sqrt())
+    moved = (mean + pull * target_mean) / (1 + pull)
+    return GaussianStep(moved.expand(*batch, mean.shape[-1]), root.expand(batch))
 
 
 def barenblatt(x: Float[Tensor, "*batch d"], t: Scalar, *, power: float, mass: float = 1.0) -> Float[Tensor, "*batch"]:

@@ -89,8 +89,16 @@ def _both_ways(mean: Tensor, root: Tensor, other: Tensor, other_root: Tensor) ->
     return torch.distributions.kl_divergence(*laws) + torch.distributions.kl_divergence(*reversed(laws))
 
 
+def _by_roots(mean: Tensor, deviation: Tensor, *, target_mean: Tensor, **words: float) -> tuple[Tensor, Tensor]:
+    """The equation of the deviation solved as a polynomial."""
+    a, s = words["step"], words.get("target_deviation", 1.0)
+    roots = [max(np.roots([1 / a + 1 / s**2, -float(v) / a, -1])) for v in deviation.reshape(-1)]
+    return (mean / a + target_mean / s**2) / (1 / a + 1 / s**2), torch.tensor(roots).double().view(deviation.shape)
+
+
 _ONE = torch.zeros(3, 2)
 _EYE = torch.eye(2)
+_TARGET = torch.tensor([1.0, -2.0])
 _NAMES = {"shannon": "JensenShannon", "samples": "RelativeEntropy[samples]", "density": "RelativeEntropy"}
 
 CONTRACTS = [
@@ -132,6 +140,28 @@ CONTRACTS = [
             Bad((_ONE, 0.0), {"power": 2.0}, ValueError, "t must be > 0, got 0.0"),
             Bad((_ONE, 1.0), {"power": 1.0}, ValueError, "power must be > 1, got 1.0"),
             Bad((_ONE, 1.0), {"power": 2.0, "mass": 0.0}, ValueError, "mass must be > 0"),
+        ],
+    ),
+    Contract(
+        "transport.gaussian_jko_step",
+        lambda mean, deviation, b=_TARGET, **words: transport.gaussian_jko_step(
+            mean, deviation, **({"target_mean": b.to(mean), "step": 0.5} | words)
+        ),
+        lambda g: [
+            Call((_points(g, 3, 2), _points(g, 3).exp()), {"step": 0.5}),
+            Call((_points(g, 1, 2), _points(g, 1).exp()), {"step": 2.0, "target_deviation": 0.7}),
+        ],
+        reference=partial(_by_roots, target_mean=_TARGET.double()),
+        outputs=lambda found: tuple(found),
+        scalars={"step": 0.5, "target_deviation": 2.0},
+        large=(0,),
+        bad=[
+            Bad((torch.tensor(1.0), torch.tensor(1.0)), {}, ValueError, r"mean must have shape \(..., d\), got \(\)"),
+            Bad((_ONE, torch.ones(2)), {}, ValueError, "mean and deviation must have shapes that broadcast"),
+            Bad(
+                (_ONE, torch.ones(3), torch.ones(3)), {}, ValueError, r"target_mean must have shape \(2,\), got \(3,\)"
+            ),
+            Bad((_ONE, torch.ones(3)), {"step": 0.0}, ValueError, r"step must be > 0, got 0\.0"),
         ],
     ),
     Contract(
