@@ -23,6 +23,8 @@ __all__ = ["MongeGap", "SinkhornDivergence", "monge_gap", "sinkhorn_divergence"]
 PAIRS_KEPT = 1 << 14
 """Of points, whose costs are kept. Of more they are computed anew in each sweep, which compiled loops do faster than
 memory brings them."""
+_PAIRS_KEPT_ALONE = 1 << 11
+"""The same where there is one problem: a batch of them is solved together."""
 _PAIRS_WITHOUT_LOOPS = 1 << 21
 
 
@@ -143,6 +145,8 @@ def sinkhorn_divergence(
 def _kept(x: Tensor, y: Tensor, cost: Cost, gradient: str) -> bool:
     """Whether the costs of all pairs are computed once and kept."""
     most = PAIRS_KEPT if compiled_loops(x) else max(PAIRS_KEPT, _PAIRS_WITHOUT_LOOPS)
+    if compiled_loops(x) and x.shape[:-2].numel() == 1:
+        most = min(most, _PAIRS_KEPT_ALONE)
     return callable(cost) or gradient != "envelope" or x.shape[-2] * y.shape[-2] <= most
 
 
