@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -154,8 +155,10 @@ class WassersteinGradientFlow:
     r"""The flow of a functional, :math:`\dot P=\nabla\cdot(P\,\nabla\frac{\delta F}{\delta P})`, in implicit steps.
 
     Args:
-        map, witness, functional: see :func:`jko_step`; each step begins from the map and the witness of the last one.
+        map, witness, functional: see :func:`jko_step`; each step begins from the witness of the last one.
         particles: ``[n, d]`` samples of the law at the beginning.
+        restart: whether each step begins from the map as it is handed in, best the identity; else from that of the
+            last step, which moves the particles on as before: nearer where the flow is slow, too far after a large one.
         **options: of :func:`jko_step`: step, updates, ascent, batch, lr, witness_lr, refit, generator.
 
     Attributes:
@@ -189,6 +192,7 @@ class WassersteinGradientFlow:
         functional: VariationalFunctional,
         *,
         step: float,
+        restart: bool = True,
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
@@ -197,9 +201,12 @@ class WassersteinGradientFlow:
         self.moved: list[float] = []
         self.values: list[float] = []
         self._functional, self._generator, self._options = functional, generator, {"step": step, **options}
+        self._first = copy.deepcopy(map.state_dict()) if restart else None
 
     def step(self) -> None:
         """Take one implicit step."""
+        if self._first is not None:
+            self.map.load_state_dict(self._first)
         found = jko_step(
             self.map, self.witness, self.particles, self._functional, generator=self._generator, **self._options
         )
