@@ -26,7 +26,7 @@ def test_a_critic_may_change_as_much_as_its_input_moves() -> None:
     weight = line.networks[0].weights[0].detach()
     way = weight / weight.norm()
     assert (line(*way.split(4, -1)) - line(*(0 * way).split(4, -1))).item() == pytest.approx(1)
-    apart = transport.WassersteinCritic(1, 1, layers=1, form="distance").double()
+    apart = transport.WassersteinCritic(1, layers=0, form="distance").double()
     x, y = torch.tensor([[2.0], [3.0]], dtype=torch.float64), torch.tensor([[1.0], [4.0]], dtype=torch.float64)
     change = apart(x[:1], y[:1]) - apart(x[1:] + 1, y[1:] - 4)  # from 1 apart to 4 apart, both move by a root of 8
     assert change.item() == pytest.approx((4 - 1) / 2**0.5)

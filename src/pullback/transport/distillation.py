@@ -55,7 +55,7 @@ class WassersteinCritic(nn.Module):
     Args:
         dim: of t and of s, >= 1.
         hidden: width of the hidden layers, and of what ``"distance"`` compares; >= 1.
-        layers: linear layers of a network, >= 1.
+        layers: linear layers of a network, >= 1; ``"distance"`` may have 0, and then compares t and s as they are.
         form: see the table.
         slope: of the rectifier for negative numbers, in [0, 1].
         generator: of the first weights; torch's own by default.
@@ -84,13 +84,13 @@ class WassersteinCritic(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers)):
-            check_integer(name, value, 1)
         check_choice("form", form, ("network", "distance"))
+        for name, value, least in (("dim", dim, 1), ("hidden", hidden, 1), ("layers", layers, int(form == "network"))):
+            check_integer(name, value, least)
         check_range("slope", slope, 0, 1)
         self.dim, self.form, self.slope = dim, form, slope
         alone = form == "network"
-        sizes = [2 * dim if alone else dim, *(layers - 1) * [hidden], 1 if alone else hidden]
+        sizes = [2 * dim, *(layers - 1) * [hidden], 1] if alone else [dim, *layers * [hidden]]
         first = _Contraction(sizes, slope, generator)
         self.networks = nn.ModuleList([first] if alone else [first, copy.deepcopy(first)])
 
