@@ -257,8 +257,8 @@ def _judge(lab: Lab, arms: dict[str, Arm], count: int) -> None:
     for task, kind in ((fine, "all 64"), (coarse, "16 averaged")):
         gain = ours[task] - plain[task]
         lab.claim(
-            f"a student of {kind} pixels is at least 1 point, and 2 standard errors of the differences, better than with "
-            "labels alone",
+            f"a student of {kind} pixels is at least 1 point, and 2 standard errors of the differences, better than "
+            "with labels alone",
             gain >= 1,
             gain >= 2 * (gain.spread or 0.0) / count**0.5,
         )
