@@ -149,6 +149,23 @@ def test_a_loaded_state_goes_on_to_the_same_numbers(method: str) -> None:
         assert all(torch.equal(p, q) for p, q in zip(a[1:], b[1:], strict=True))
 
 
+def test_losses_may_take_gradients_of_their_own() -> None:
+    """The slope of a network in its input, bounded."""
+    net, points = nn.Linear(1, 1).double(), torch.linspace(-1, 1, 9, **F64)[:, None]
+
+    def losses(net: nn.Module) -> tuple[Tensor, Tensor]:
+        z = points.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(net(z).sum(), z, create_graph=True)
+        return ((net(points) - 3 * points) ** 2).mean(), (slope**2).mean()[None]
+
+    problem = ConstrainedProblem(losses, torch.ones(1, **F64), net)
+    ascent = DualAscent(problem, optimizer=torch.optim.SGD(net.parameters(), lr=0.2), dual_lr=0.2, primal_steps=3)
+    for _ in range(100):
+        state = ascent.step()
+    assert net.weight.item() == pytest.approx(1, abs=1e-3)
+    assert not state.objective.requires_grad
+
+
 def test_lbfgs_takes_what_is_not_contiguous() -> None:
     x, mix = torch.zeros(3, 2, **F64), torch.randn(3, 3, generator=torch.Generator().manual_seed(0), **F64)
     problem = ConstrainedProblem(

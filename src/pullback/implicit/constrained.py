@@ -116,8 +116,9 @@ class _Alternation:
         for _ in range(self._primal_steps):
             self._optimizer.step(self._closure)
         self._optimizer.zero_grad()
-        with torch.no_grad():
-            objective, slacks = self._evaluate(self._measure, self._x.leaves)
+        with torch.enable_grad():  # losses may take gradients of their own
+            found = self._evaluate(self._measure, [leaf.detach() for leaf in self._x.leaves])
+        objective, slacks = (value.detach() for value in found)
         state = _state(self.taken, objective, slacks, self.multipliers.clone())
         self.states.append(state)
         self._ascend(state)
