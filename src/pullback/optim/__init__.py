@@ -2,6 +2,7 @@
 
 from pullback.core.elementwise import FunctionalOptimizer, functional
 from pullback.optim.aggregation import Aggregation, aggregate, aggregation_weights
+from pullback.optim.averaging import IterateAverage, ScheduleFreeSGD
 from pullback.optim.complex_momentum import ComplexMomentumAdam, ComplexMomentumSGD
 from pullback.optim.conflict import (
     AggregatorProperties,
@@ -15,9 +16,11 @@ from pullback.optim.games import Round, game_gradient, game_spectrum, play
 from pullback.optim.gramian import LossGramian, loss_gramian
 from pullback.optim.instance_losses import instance_losses
 from pullback.optim.jacobian_descent import JacobianBackward, jacobian_backward
+from pullback.optim.mirror import MirrorDescent, bregman, mirror_step
 from pullback.optim.momentum_radius import TunedMomentum, momentum_radius, tune_momentum
 from pullback.optim.normalized_momentum import NormalizedMomentumSGD
 from pullback.optim.optimistic import Extragradient, OptimisticAdam, OptimisticSGD
+from pullback.optim.schedules import LinearDecay, SqrtDecay, step_sizes, worst_case_subgradient
 from pullback.optim.upgrad import upgrad_weights
 
 __all__ = [
@@ -28,16 +31,22 @@ __all__ = [
     "Conflict",
     "Extragradient",
     "FunctionalOptimizer",
+    "IterateAverage",
     "JacobianBackward",
+    "LinearDecay",
     "LossGramian",
+    "MirrorDescent",
     "NormalizedMomentumSGD",
     "OptimisticAdam",
     "OptimisticSGD",
     "ParetoStationarity",
     "Round",
+    "ScheduleFreeSGD",
+    "SqrtDecay",
     "TunedMomentum",
     "aggregate",
     "aggregation_weights",
+    "bregman",
     "conflict",
     "functional",
     "game_gradient",
@@ -45,10 +54,13 @@ __all__ = [
     "instance_losses",
     "jacobian_backward",
     "loss_gramian",
+    "mirror_step",
     "momentum_radius",
     "pareto_stationarity",
     "play",
     "properties_of",
+    "step_sizes",
     "tune_momentum",
     "upgrad_weights",
+    "worst_case_subgradient",
 ]

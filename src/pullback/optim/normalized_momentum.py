@@ -84,7 +84,8 @@ class NormalizedMomentumSGD(torch.optim.Optimizer):
             if not any(p.numel() for p in params):
                 continue
             means = [self.state[p]["mean"] for p in params]
-            torch._foreach_lerp_(means, [p.grad for p in params], 1 - group["momentum"])
+            torch._foreach_mul_(means, group["momentum"])  # torch._foreach_lerp_ rounds its weight to single precision
+            torch._foreach_add_(means, [p.grad for p in params], alpha=1 - group["momentum"])
             unit = torch.stack([mean.abs().amax() for mean in means if mean.numel()]).max()
             shares = torch._foreach_div(means, torch.where(unit == 0, 1, unit))  # whose squares do not overflow
             length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(shares)))
