@@ -27,12 +27,18 @@ def equilibrium_prices(values: Float[Tensor, "*batch n m"], *, position: float =
     r"""Return competitive equilibrium prices of ``m`` single items for ``n`` consumers who want one each.
 
     At such prices every consumer gets an item that he likes best, ``v_ij - p_j``, or none where nothing is worth its
-    price, and an item that nobody gets costs nothing: the duals of the assignment of the greatest total value. With
-    the item ``s(i)`` that ``i`` gets in it, they are the solutions of ``p_s(i) - p_j <= v_is(i) - v_ij`` and
-    ``0 <= p_s(i) <= v_is(i)``, whose ends are shortest paths. Each item has a least and a greatest price, and there are
-    prices at which all are least, or all greatest. At those, and between them, consumers may like two items equally;
-    the centre is the mean of the solutions that spread two items as far as possible, one for each ordered pair with the
-    price of none, where they do not: there everybody who chooses freely gets what he wants, and the total is greatest.
+    price, and an item that nobody gets costs nothing: the duals of the assignment of the greatest total value. Where it
+    gives item ``s`` to consumer ``i``, ``p_s - p_j <= v_is - v_ij`` and ``0 <= p_s <= v_is``. From these bounds follow
+    the tight ones ``p_k - p_j <= D_jk``, by shortest paths, with place 0 for none at price 0:
+
+    ==========  ====================================================================================================
+    least       ``p_k = -D_k0``: all items are as cheap as they can be, at once
+    greatest    ``p_k = D_0k``
+    centre      the mean over ``j`` of the prices ``D_jk - D_j0`` and ``D_0j - D_kj``
+    ==========  ====================================================================================================
+
+    At the ends, and on the line between them, consumers may like two items equally. Not so at the centre, if that can
+    be avoided: whoever chooses freely there gets what he wants, and the total is the greatest.
 
     Args:
         values: ``[*batch, n, m]`` what an item is worth to a consumer; a negative one is as good as 0.
@@ -63,7 +69,7 @@ def equilibrium_prices(values: Float[Tensor, "*batch n m"], *, position: float =
     _, matched = _greatest(worth)
     own = (matched * worth).sum(-2)  # of the items, to whom gets them
     taken, served = matched.sum(-2) > 0, matched.sum(-1) > 0
-    # farthest[j, k] bounds p_k - p_j; the last place is none, with price 0
+    # farthest[j, k] is the bound of p_k - p_j; the last place is none
     between = torch.where(taken.unsqueeze(-2), own.unsqueeze(-2) - (matched.mT @ worth).mT, torch.inf)
     refused = -torch.where(served.unsqueeze(-1), 0.0, worth).amax(-2)
     farthest = torch.cat([between, own.unsqueeze(-2)], -2)
