@@ -108,7 +108,7 @@ class RelativeEntropy(VariationalFunctional):
         (0.5..., 'near 1 / 2')
 
     References:
-        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow, table 1.
+        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow.
         Nguyen, Wainwright, Jordan (2010), Estimating divergence functionals and the likelihood ratio.
     """
 
@@ -168,7 +168,7 @@ class GeneralizedEntropy(VariationalFunctional):
         tensor(True)
 
     References:
-        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow, table 1.
+        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow.
     """
 
     def __init__(self, power: float, low: Float[Tensor, "d"], high: Float[Tensor, "d"]) -> None:
@@ -212,8 +212,8 @@ class JensenShannon(VariationalFunctional):
         tensor(True)
 
     References:
-        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow, table 1.
-        Nowozin, Cseke, Tomioka (2016), f-GAN, table 6.
+        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow.
+        Nowozin, Cseke, Tomioka (2016), f-GAN.
     """
 
     constant = math.log(2)

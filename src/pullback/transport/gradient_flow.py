@@ -105,8 +105,8 @@ def jko_step(
         tensor(True)
 
     References:
-        Jordan, Kinderlehrer, Otto (1998), The variational formulation of the Fokker-Planck equation, equation 14.
-        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow, algorithm 1.
+        Jordan, Kinderlehrer, Otto (1998), The variational formulation of the Fokker-Planck equation.
+        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow.
     """
     _check_flow(map, witness, particles, functional, step=step, lr=lr, witness_lr=witness_lr)
     for name, number in (("updates", updates), ("ascent", ascent), ("batch", batch)):
@@ -181,7 +181,7 @@ class WassersteinGradientFlow:
         (1, torch.Size([200, 1]))
 
     References:
-        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow, algorithm 1.
+        Fan, Zhang, Taghvaei, Chen (2022), Variational Wasserstein gradient flow.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ def gaussian_jko_step(
         GaussianStep(mean=tensor([1.]), deviation=tensor(1.))
 
     References:
-        Wibisono (2018), Sampling as optimization in the space of measures, section 4.1.
+        Wibisono (2018), Sampling as optimization in the space of measures.
     """
     if check_floating("mean", mean).ndim < 1:
         raise ValueError("mean must have shape (..., d), got ()")
@@ -324,7 +324,7 @@ def barenblatt(x: Float[Tensor, "*batch d"], t: Scalar, *, power: float, mass: f
         tensor(True)
 
     References:
-        Vazquez (2007), The porous medium equation, section 17.5.
+        Vazquez (2007), The porous medium equation.
         Barenblatt (1952), On some unsteady motions of a fluid and a gas in a porous medium.
     """
     if check_floating("x", x).ndim < 1 or not x.shape[-1]:
@@ -378,7 +378,7 @@ def symmetric_kl_gaussian(
         tensor(2.)
 
     References:
-        Kullback, Leibler (1951), On information and sufficiency, equation 2.6.
+        Kullback, Leibler (1951), On information and sufficiency.
     """
     named = {
         "mean": mean,

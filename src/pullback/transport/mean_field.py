@@ -74,7 +74,7 @@ def proximal_gibbs_potential(
         tensor([6.0000, 2.5000])
 
     References:
-        Nitanda, Oko, Wu, Takenouchi, Suzuki (2023), Primal and dual analysis of entropic fictitious play, equation 6.
+        Nitanda, Oko, Wu, Takenouchi, Suzuki (2023), Primal and dual analysis of entropic fictitious play.
     """
     check_callable("feature", feature)
     if check_floating("theta", theta).ndim < 1:
@@ -151,7 +151,7 @@ def duality_gap(
         tensor(True)
 
     References:
-        Nitanda, Oko, Wu, Takenouchi, Suzuki (2023), Primal and dual analysis of entropic fictitious play, theorem 2.1.
+        Nitanda, Oko, Wu, Takenouchi, Suzuki (2023), Primal and dual analysis of entropic fictitious play.
     """
     check_callable("loss", loss)
     if conjugate is not None:
@@ -312,7 +312,7 @@ class EntropicFictitiousPlay(_Particles):
         tensor(True)
 
     References:
-        Nitanda, Oko, Wu, Takenouchi, Suzuki (2023), Primal and dual analysis of entropic fictitious play, algorithm 2.
+        Nitanda, Oko, Wu, Takenouchi, Suzuki (2023), Primal and dual analysis of entropic fictitious play.
         Chen, Ren, Wang (2022), Entropic fictitious play for mean field optimization problem.
     """
 
