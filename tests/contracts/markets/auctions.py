@@ -43,6 +43,17 @@ def _hard(price: int, bids: Tensor) -> tuple[Tensor, Tensor]:
     return shares, shares * bids.sort(-1, descending=True).values[..., price : price + 1]
 
 
+def _logistic(bids: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares over a threshold that is found by bisection, so that they sum to two."""
+    low, high = bids.amin(-1, keepdim=True) - 9, bids.amax(-1, keepdim=True) + 9
+    for _ in range(80):
+        middle = (low + high) / 2
+        more = torch.sigmoid((bids - middle) / 0.3).sum(-1, keepdim=True) > 2
+        low, high = torch.where(more, middle, low), torch.where(more, high, middle)
+    shares = torch.sigmoid((bids - low) / 0.3)
+    return shares, shares * bids.sort(-1, descending=True).values[..., 2:3]
+
+
 def _two_sold(bids: Tensor) -> tuple[Tensor, Tensor]:
     order = bids.topk(3, -1)
     shares = torch.zeros_like(bids).scatter(-1, order.indices[..., :2], 1.0)
@@ -94,6 +105,7 @@ CONTRACTS = [
         "markets.uniform_price",
         lambda bids, units=2, **options: tuple(markets.uniform_price(bids, units, **{"temperature": 0.3, **options})),
         _bids,
+        reference=_logistic,
         hard=_two_sold,
         scalars={"temperature": 0.5},
         bad=[
