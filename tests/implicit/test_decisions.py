@@ -39,6 +39,18 @@ def test_no_radius_is_the_mean_and_equal_costs_stay() -> None:
     assert same.law.tolist() == law.tolist()
 
 
+@pytest.mark.parametrize("costs", [[3.0, 3.0, 3.0], [1.0, 3.0, 3.0], [3.0, 1.0, 2.0], [3.0, 3.0 - 1e-7, 2.0]])
+@pytest.mark.parametrize("law", [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 - 1e-5, 0.0, 1e-5]])
+def test_gradients_are_finite_where_nothing_can_get_worse(costs: list[float], law: list[float]) -> None:
+    c, p = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (costs, law))
+    worst = kl_worst_case(c, p, radius=0.02)
+    slopes = torch.autograd.grad(worst.value, (c, p), create_graph=True)
+    assert all(bool(slope.isfinite().all()) for slope in slopes)
+    assert slopes[0].sum().item() == pytest.approx(1)
+    assert bool((slopes[0] >= -1e-9).all())
+    assert bool(torch.autograd.grad(slopes[0].square().sum(), c)[0].isfinite().all())
+
+
 def test_the_gradient_of_the_worst_case_is_the_worst_law() -> None:
     costs = torch.tensor([0.0, 4.0, 1.0, 9.0], requires_grad=True)
     worst = kl_worst_case(costs, torch.tensor([0.4, 0.4, 0.2, 0.0]), radius=torch.tensor(0.3))

@@ -93,12 +93,13 @@ def kl_worst_case(
     x = (c - origin) / unit
     top = x.amax(-1, keepdim=True)
     gap = top - x
-    none, far = r == 0, torch.where(r == 0, 1.0, r)
+    far = torch.where(r == 0, 1.0, r)
     t, edge, flat = _search(*(v.detach().contiguous() for v in (gap, p, far)))
+    still, none = edge | flat, flat | (r == 0)
+    t = torch.where(still, 1.0, t)  # what is not used has ordinary derivatives
     for _ in range(2):  # with derivatives: a Newton step squares the error of those before it
         level, slope = _excess(t, gap, p, far)
-        kept = edge | flat | (slope == 0)
-        t = t - torch.where(kept, 0.0, level / torch.where(kept, 1.0, slope))
+        t = t - torch.where(still, 0.0, level / torch.where(still, 1.0, slope))
     t = torch.where(edge, 0.0, t)
     inner = t + gap
     some = (p > 0) & (inner > 0)
@@ -113,8 +114,10 @@ def kl_worst_case(
     worst = gap.detach() == 0
     q = q + torch.where(edge, rest, 0.0) * worst / worst.sum(-1, keepdim=True)
     q = torch.where(edge, q, q / torch.where(edge, 1.0, q.sum(-1, keepdim=True)))
-    value = torch.where(none, (p * x).sum(-1, keepdim=True), value)
-    q = torch.where(none, p, q)
+    kept = torch.where(flat, p * worst, p)  # without a radius the law, without a root its part on the largest cost
+    kept = kept / torch.where(none, kept.sum(-1, keepdim=True), 1.0)
+    value = torch.where(none, (kept * x).sum(-1, keepdim=True), value)
+    q = torch.where(none, kept, q)
     return WorstCase((origin + unit * value)[..., 0].to(costs.dtype), q.to(costs.dtype))
 
 
@@ -144,7 +147,8 @@ def cvar(
     Raises:
         IndexError: ``dim`` is out of range.
         TypeError: an argument is no floating tensor, or dtypes differ.
-        ValueError: there is no loss or one is not finite, the level is out of range, weights have another sum or a shape that does not fit.
+        ValueError: there is no loss or one is not finite; the level is out of range; weights have another sum than
+            one or a shape that does not fit.
 
     Example:
         >>> cvar(torch.tensor([4.0, 1.0, 2.0, 3.0]), 0.5)
@@ -195,8 +199,8 @@ def _excess(t: Tensor, gap: Tensor, p: Tensor, radius: Tensor) -> tuple[Tensor, 
     return logs + (first * scale).log() - radius, first - second / first
 
 
-_LEAST = 1e-140
-"""Of t and of probabilities: the square of its inverse is finite."""
+_LEAST = 1e-60
+"""Of t and of probabilities: powers of its inverse, as second derivatives have them, are finite."""
 
 
 @torch.library.custom_op(
@@ -207,7 +211,7 @@ _LEAST = 1e-140
 def _search(gap: Tensor, p: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the root t without derivatives, where t = 0 leaves some of the radius, and where no t > 0 reaches it.
 
-    In the second case all of the law is on the largest cost.
+    In the second case the law is on the largest cost alone, or the radius beyond all numbers: all of it goes there.
     """
     at_worst = torch.where(gap == 0, p, 0.0).sum(-1, keepdim=True)
     zero = torch.zeros_like(radius)
@@ -228,7 +232,7 @@ def _search(gap: Tensor, p: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Ten
         s = new
         if bool(done.all()):
             break
-    return torch.where(flat, _LEAST, s.exp()), edge, flat
+    return s.exp(), edge, flat
 
 
 @_search.register_fake
