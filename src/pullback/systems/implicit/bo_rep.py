@@ -36,19 +36,19 @@ ACCURACY, FOUND = "accuracy on unseen verses", "weights on the right side"
 class Config:
     """Options of the run."""
 
-    toy_steps: Annotated[int, at_least(1)] = 1500
+    toy_steps: Annotated[int, at_least(1)] = 1200
     """Outer steps on the exponential objective."""
     toy_rates: tuple[Annotated[float, above(0)], ...] = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
     """Its step sizes for BO-REP, lengths of the first step."""
     toy_soba_rates: tuple[Annotated[float, above(0)], ...] = (2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4, 6.4e-4)
     """The same for SOBA, around its best."""
-    measured: Annotated[int, at_least(3)] = 40
+    measured: Annotated[int, at_least(3)] = 30
     """Places on the way of a training at which smoothness is measured."""
     samples: Annotated[int, at_least(8)] = 1600
     """Training verses; an eighth as many with right labels for validation."""
     flipped: Annotated[float, above(0), at_most(1)] = 0.4
     """Share of the training labels that are wrong."""
-    steps: Annotated[int, at_least(1)] = 150
+    steps: Annotated[int, at_least(1)] = 120
     """Outer steps of BO-REP on the verses."""
     refinement: Annotated[int, at_least(1)] = 60
     """Inner steps of each of the two epochs before."""
@@ -58,7 +58,7 @@ class Config:
     """Step sizes of SOBA, of which the best on the validation verses is taken."""
     inner_lr: Annotated[float, above(0)] = 2.0
     """Of the network, for both."""
-    plain_rates: tuple[Annotated[float, above(0)], ...] = (0.5, 1.0, 3.0)
+    plain_rates: tuple[Annotated[float, above(0)], ...] = (1.0, 3.0)
     """Step sizes of training without cleaning, of which again the best is taken."""
     replicates: Annotated[int, at_least(1)] = 3
     """Choices of verses, wrong labels and initial weights."""
@@ -96,10 +96,9 @@ def run(lab: Lab, config: Config) -> None:
         min(noisy["t of the slope"].values) >= 3,
     )
     lab.claim(
-        "cleaned, the network reads at least 3 points more of the unseen verses than on noisy labels stopped at their "
-        "best, and not 1 less than by SOBA at its best step size",
-        ours[ACCURACY] >= noisy[ACCURACY] + 3,
-        ours[ACCURACY] >= soba[ACCURACY] - 1,
+        "cleaned, the network reads at least 3 points more of the unseen verses than on noisy labels, 1 more than on "
+        "the clean ones alone, both stopped at their best, and not 1 less than by SOBA at its best step size",
+        *(ours[ACCURACY] >= other[ACCURACY] + more for other, more in ((noisy, 3), (clean, 1), (soba, -1))),
     )
     figure, axis = lab.subplots(figsize=(6, 4))
     for k in range(config.replicates):
