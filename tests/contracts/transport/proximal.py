@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pullback import transport
+from pullback.core.checks import check_floating, check_shape
 from tests.contracts.contract import Bad, Call, Contract, Exempt, Module
 
 
@@ -93,6 +94,27 @@ def _mask(generator: torch.Generator) -> transport.TransportMask:
     return transport.TransportMask(5, 2, epsilon=1.5, generator=generator)
 
 
+def _network(generator: torch.Generator) -> transport.MaskedModel:
+    """Three of the six weights of a linear map are kept."""
+    masked = transport.attach_masks(nn.Sequential(nn.Linear(3, 2, bias=False), nn.Tanh()), ["0"], 3)
+    nn.init.uniform_(masked.model.get_parameter("0.weight"), -1, 1, generator=generator)
+    nn.init.uniform_(masked.get_parameter("masks.0.scores"), -1, 1, generator=generator)
+    masked.harden(torch.tensor([0.0, 5.0, 1.0, 4.0, 2.0, 3.0]))
+    return masked
+
+
+def _used(network: nn.Module, x: Tensor) -> Tensor:
+    check_shape("x", check_floating("x", x), (3,))  # the network's business
+    result: Tensor = network(x)
+    return result
+
+
+def _without_weights(x: Tensor) -> Tensor:
+    kept = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]], dtype=torch.float64)
+    weight = _network(torch.Generator().manual_seed(0)).model.get_parameter("0.weight").detach().double()
+    return torch.tanh(x @ (kept * weight).T)
+
+
 _Z, _G = torch.zeros(2, 3), torch.zeros(3)
 
 CONTRACTS = [
@@ -129,5 +151,15 @@ CONTRACTS = [
         why="its state moves with each call, which transforms and graphs of scores refuse; see proximal_sinkhorn",
     ),
     Exempt("transport.attach_masks", "networks in and out", "transport/test_pruning.py"),
-    Exempt("transport.MaskedModel", "made by attach_masks", "transport/test_pruning.py"),
+    Module(
+        "transport.MaskedModel",
+        _used,
+        lambda g: [Call((torch.randn(4, 3, generator=g, dtype=torch.float64),))],
+        build=_network,
+        idle=("masks.0.scores",),
+        reference=_without_weights,
+        large_limit=1e8,
+        why="a weighted sum of the largest numbers overflows",
+        bad=[Bad((torch.ones(2, 4),), {}, ValueError, "x must have shape")],
+    ),
 ]
