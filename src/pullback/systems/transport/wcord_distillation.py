@@ -124,13 +124,14 @@ def run(lab: Lab, config: Config) -> None:
                 if task == FINE or arm.name not in (NETWORK, LOCAL):
                     plans += _student(lab, config, arm, teacher, task)
     _judge(lab, arms, config.replicates)
-    lab.bars(f"accuracy, {FINE}", f"accuracy, {COARSE}", caption="Of unseen digits, by what the student sees.")
+    caption = "Of unseen digits, by what the student sees; the first two are those of the paper."
+    lab.bars(f"accuracy, {FINE}", f"accuracy, {COARSE}", arms=list(arms.values()), caption=caption)
     figure, axes = lab.subplots(1, 2, figsize=(8, 4.2))
     for axis, plan, title in zip(axes, plans, ("before training", "after it"), strict=False):
         axis.imshow(plan * len(plan), vmin=0, vmax=1, cmap="magma")
         axis.set(title=title, xlabel="image, by the student", ylabel="image, by the teacher")
     lab.figure("plans", figure, "Plans between features of 64 unseen images; mass on the diagonal is of one image.")
-    lab.curves(f"{ESTIMATE}, {FINE}", xlabel="step", caption="In batches of images to train.")
+    lab.curves(f"{ESTIMATE}, {FINE}", log=False, xlabel="step", caption="In batches of images to train.")
 
 
 def _images(lab: Lab, split: Literal["train", "test"], task: str = FINE) -> tuple[Tensor, Tensor]:
