@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pullback.implicit import inverse_hessian_product, linear_solve, minimize, projection_simplex, quadratic_program
+from pullback.implicit import (
+    economic_dispatch,
+    inverse_hessian_product,
+    linear_solve,
+    minimize,
+    projection_simplex,
+    quadratic_program,
+)
 from pullback.lab.bench import Case
 
 
@@ -147,12 +154,33 @@ def cvxpylayers_programs(given: Program) -> None:
     torch.autograd.grad(value.sum(), given)
 
 
+def demands() -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    cost, capacity = 10 + 20 * torch.rand(20, generator=g), 1 + torch.rand(20, generator=g)
+    return (20 * torch.rand(64, generator=g)).requires_grad_(), cost, capacity
+
+
+def ours_dispatch(given: tuple[Tensor, Tensor, Tensor]) -> None:
+    power = economic_dispatch(*given).power
+    torch.autograd.grad((power @ given[1]).sum(), given[0])
+
+
+def scipy_dispatch(given: tuple[Tensor, Tensor, Tensor]) -> None:
+    from scipy.optimize import linprog
+
+    demand, cost, capacity = (x.detach().numpy() for x in given)
+    bounds = [(0, room) for room in capacity]
+    for wanted in demand:  # the derivative is the multiplier of the demand
+        assert linprog(cost, A_eq=cost[None] * 0 + 1, b_eq=[wanted], bounds=bounds).eqlin.marginals[0] >= 0
+
+
 PEER = {"entmax": entmax_simplex}
 BATCH = {"qpth": qpth_programs, "cvxpylayers": cvxpylayers_programs}
 CASES = [
     Case("projection on the simplex, forward+backward, 256 x 1000", large, simplex, PEER),
     Case("projection on the simplex, forward+backward, 10000 x 10", small, simplex, PEER),
     Case("L-BFGS, Rosenbrock, 50 unknowns", start, ours_lbfgs, {"scipy": scipy_lbfgs}),
+    Case("dispatch of 20 generators, 64 demands, forward+backward", demands, ours_dispatch, {"scipy": scipy_dispatch}),
     Case("conjugate gradients, 400 unknowns", system, ours_cg, {"scipy": scipy_cg}),
     Case("inverse Hessian of a network, Neumann, 20 terms", network, ours_neumann, {"curvlinops": curvlinops_neumann}),
     *(
