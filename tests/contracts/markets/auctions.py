@@ -104,7 +104,7 @@ CONTRACTS = [
     Contract(
         "markets.uniform_price",
         lambda bids, units=2, **options: tuple(markets.uniform_price(bids, units, **{"temperature": 0.3, **options})),
-        _bids,
+        lambda g: _bids(g)[1:],
         reference=_logistic,
         hard=_two_sold,
         scalars={"temperature": 0.5},
