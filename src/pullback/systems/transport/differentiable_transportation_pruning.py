@@ -199,7 +199,7 @@ def _learn(lab: Lab, config: Config, arm: Arm, masked: Masked, steps: int, name:
     groups = [{"params": [mask.scores for mask in masks], "lr": config.score_lr}, {"params": weights, "lr": config.lr}]
 
     def before(step: int) -> None:
-        history[step] = m = torch.cat([mask.expected() for mask in masks])
+        history[step] = m = torch.cat([mask.expected() for mask in masks]).clamp(0, 1)  # one sweep leaves some above 1
         arm.record(f"softness, {name}", (m * (1 - m)).mean())
         for mask in masks if arm.name == FALLING else ():
             mask.epsilon = 0.01 ** (step / steps)
