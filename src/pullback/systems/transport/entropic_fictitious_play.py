@@ -58,10 +58,10 @@ class Config:
         "grid": 21,
         "stable": (0.1,),
         "unstable": (0.2, 0.1),
-        "horizon": 2.0,
+        "horizon": 1.0,
         "particles": 20,
         "gradients": 20,
-        "replicates": 2,
+        "replicates": 1,
     },
     full={"particles": 10_000, "gradients": 20_000},
     data=("digits", "diabetes", "pictures"),
@@ -105,7 +105,7 @@ def run(lab: Lab, config: Config) -> None:
         *(abs(ours[score] - ours[MEAN + score]) <= 0.03 for score in SCORES.values()),
     )
     lab.claim("digits: at least 95 % of the unseen ones are right", ours[SCORES["digits"]] >= 0.95)
-    lab.curves(*(f"{name}: objective" for name in problems), xlabel="tens of gradients of each neuron", log=True)
+    lab.curves(*(f"{name}: objective" for name in REAL), xlabel="tens of gradients of each neuron", log=True)
     titles = ["photograph", "all samples", "particles", base.name]
     tiles = [p.view(32, 32).clamp(-2.5, 2.5) for p in pictures]
     lab.images(

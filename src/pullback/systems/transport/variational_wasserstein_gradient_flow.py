@@ -4,8 +4,9 @@ The step of Jordan, Kinderlehrer and Otto moves a law a little so that a functio
 witness function, entropies and divergences need no density of the law, and map and witness are trained against each
 other (Fan, Zhang, Taghvaei, Chen, ICML 2022). Four flows: relaxation to a normal law, step by step against the exact
 recursion; a porous medium with its front; a mixture of four; the posterior of a logistic regression, whose data is
-real. The witness is compared with none, which leaves a normal law's entropy. Smaller than in the paper: few dimensions,
-thousands of particles; the steps are larger, so the normal reference law is fitted anew while a map is trained.
+real. The witness is compared with none, which leaves a normal law's entropy. On the mixture chains of Langevin do no
+worse with as many gradients. Smaller than in the paper: few dimensions, thousands of particles; the steps are larger,
+so the normal reference law is fitted anew while a map is trained.
 """
 
 from __future__ import annotations
@@ -96,10 +97,10 @@ def run(lab: Lab, config: Config) -> None:
     )
     lab.claim(
         "posterior: accuracy on unseen tumours is within 1 point of long chains, the log likelihood within 0.03, the "
-        "deviation of the weights within 15 %",
+        "deviation of the weights within 10 %",
         abs(ours["posterior: accuracy"] - chains["posterior: accuracy"]) <= 0.01,
         abs(ours["posterior: log likelihood"] - chains["posterior: log likelihood"]) <= 0.03,
-        abs(ours["posterior: deviation"] / chains["posterior: deviation"] - 1) <= 0.15,
+        abs(ours["posterior: deviation"] / chains["posterior: deviation"] - 1) <= 0.1,
     )
     lab.figure("flows", figure, caption="Last replicate: particles against what is exact.")
     lab.figure("mixture", scatter, caption="Last replicate, at equal gradients of the log density; crosses: the four.")
