@@ -194,7 +194,7 @@ class _Task:
         self.stream, n = lab.fork("verses"), config.samples
         classes = torch.tensor([book for _, book in verses])
         even = [torch.randperm(len(verses), generator=self.stream) for _ in BOOKS]
-        even = [order[classes[order] == book][:850] for book, order in enumerate(even)]
+        even = [order[classes[order] == book][: 400 + n * 9 // 32] for book, order in enumerate(even)]
         order = torch.cat(even)[torch.randperm(sum(map(len, even)), generator=self.stream)].tolist()
         texts, labels = [verses[i][0] for i in order], classes[order]
         vocabulary = data.Vocabulary(texts[:n], at_least=4)
