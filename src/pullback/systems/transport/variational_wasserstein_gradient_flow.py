@@ -4,9 +4,10 @@ The step of Jordan, Kinderlehrer and Otto moves a law a little so that a functio
 witness function, entropies and divergences need no density of the law, and map and witness are trained against each
 other (Fan, Zhang, Taghvaei, Chen, ICML 2022). Four flows: relaxation to a normal law, step by step against the exact
 recursion; a porous medium with its front; a mixture of four; the posterior of a logistic regression, whose data is
-real. The witness is compared with none, which leaves a normal law's entropy. On the mixture chains of Langevin do no
-worse with as many gradients. Smaller than in the paper: few dimensions, thousands of particles; the steps are larger,
-so the normal reference law is fitted anew while a map is trained.
+real. The witness is compared with none, which leaves a normal law's entropy: that ruins the mixture, and is enough
+where laws are near normal, as the posterior is. On the mixture chains of Langevin do no worse with as many gradients.
+Smaller than in the paper: few dimensions, thousands of particles; the steps are larger, so the normal reference law is
+fitted anew while a map is trained.
 """
 
 from __future__ import annotations
