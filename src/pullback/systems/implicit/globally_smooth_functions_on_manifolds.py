@@ -6,7 +6,7 @@ point, which gathers where the function is steep; plain regularisation by the gr
 the mean of the squared gradients and leaves peaks (Cervino, Chamon, Haeffele, Vidal, Ribeiro, ICML 2023, arXiv
 2210.00301). As in the authors' code the weights are kept on the simplex, to which the best rho confines them.
 
-Two moons with one label each and the digits 3, 5 and 8 with four labels a class. All that regularise stop at the same
+Two moons with one label each and the digits 3, 5 and 8 with four labels a class. All that lower gradients stop at one
 bound on the loss, which sets the weight of their regulariser: they differ in what they call smooth. The least Lipschitz
 constant does not care how many points are on the way from one label to another, and the mean does: where clusters are
 the classes, as here, plain regularisation reads about one in a hundred more, unlike in the paper. Where two clusters
