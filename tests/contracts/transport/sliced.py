@@ -118,7 +118,7 @@ CONTRACTS = [
     ),
     Contract(
         "transport.max_sliced_wasserstein",
-        lambda x, y, p: transport.max_sliced_wasserstein(x, y, p=p, steps=12, directions=_STARTS.to(x)).value,
+        lambda x, y, p: transport.max_sliced_wasserstein(x, y, p=p, steps=10, directions=_STARTS.to(x)).value,
         lambda g: [
             Call((_points(g, 2, 2, 2), _points(g, 2, 2, 2) + _FAR), {"p": 2.0}),
             Call((_points(g, 2, 2), _points(g, 2, 2) + _FAR), {"p": 1.5}),
