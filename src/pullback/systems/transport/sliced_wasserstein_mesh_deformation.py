@@ -48,8 +48,8 @@ class Config:
     frequency: Annotated[float, above(0)] = 2.5
     """Of the features of place in the velocity, radians a unit."""
     lr: Annotated[tuple[float, float, float, float], above(0)] = (1e-2, 4e-3, 1e-2, 1e-2)
-    """Step sizes of Adam at the beginning, of each arm; they fall to 0 on a cosine. Of 0.003 to 0.02 those that lead
-    nearest without a surface that breaks; Chamfer's with 0.02 comes nearer still, with a tenth of its faces crossed."""
+    """Step sizes of Adam at the beginning, of each arm: of 0.003 to 0.02 those that lead nearest; they fall to 0 on a
+    cosine."""
     smoothness: Annotated[float, at_least(0)] = 1.0
     """Weight of the Laplacian energy where vertices move freely."""
     judged: Annotated[int, at_least(10)] = 5000
