@@ -292,6 +292,6 @@ def _draw(lab: Lab, config: Config, ours: Arm, augmented: Arm) -> None:
         values = [100 * float(ours[f"rank {rank}: {name}"]) for rank in config.ranks]
         axes[2].plot(config.ranks, values, style, color=ours.colour)
     axes[2].set(xscale="log", xlabel="rank", ylabel="violation, % of the bound", title="dual ascent, last 20 iterates")
-    axes[2].legend(["worst iterate", "randomised iterate"])
+    axes[2].legend(["worst iterate", "randomised iterate"], loc="center right")
     caption = "Of few axes dual ascent alternates between subspaces on either side of a bound. Left: one replicate."
     lab.figure("autoencoders", figure, caption)
