@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,10 @@ class _Potential(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return (x @ self.matrix.mT).square().sum(-1) / 2 + (t * x * self.shift).sum(-1)
+
+
+def _optimal(generator: torch.Generator, p: float) -> transport.PotentialVelocity:
+    return transport.PotentialVelocity(_Potential(generator), transport.PowerCost(p))
 
 
 def _velocity(t: Tensor, x: Tensor, p: float = 2.0) -> Tensor:
@@ -191,7 +196,7 @@ CONTRACTS = [
             f"transport.PotentialVelocity[{p}]",
             lambda velocity, t, x: velocity(t, x),
             lambda g: [Call((_times(g, 3, 1), torch.randn(3, 2, generator=g, dtype=torch.float64)))],
-            build=lambda g, p=p: transport.PotentialVelocity(_Potential(g), transport.PowerCost(p)),
+            build=partial(_optimal, p=p),
             reference=lambda t, x, p=p: _velocity(t, x, p),
             large=(1,),
             large_limit=1e3,

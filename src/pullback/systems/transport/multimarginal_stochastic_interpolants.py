@@ -41,7 +41,7 @@ class Config:
     """Principal components of the digits."""
     flow_steps: Annotated[int, at_least(1)] = 25
     """Runge-Kutta steps of a transport."""
-    gaussian_steps: Annotated[int, at_least(1)] = 800
+    gaussian_steps: Annotated[int, at_least(1)] = 1600
     """Adam steps on three Gaussians, whose conditional means are known."""
     path_steps: Annotated[int, at_least(1)] = 120
     """Adam steps of each path."""
@@ -199,7 +199,7 @@ def _pair_by_pair(lab: Lab, config: Config, arm: Arm, digits: _Digits) -> None:
             network = _perceptron(config.components + 1, config.components, config.width)
 
         def velocity(t: Tensor, x: Tensor, network: nn.Sequential = network) -> Tensor:
-            return network(torch.cat([t.expand(*x.shape[:-1], 1), x], -1))  # type: ignore[no-any-return]
+            return network(torch.cat([t.expand(*x.shape[:-1], 1), x], -1))
 
         count, g = config.steps // 3, lab.fork(f"{a} and {b}")
         optimizer = torch.optim.Adam(network.parameters(), lr=config.lr[1])

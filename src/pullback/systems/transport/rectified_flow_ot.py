@@ -249,8 +249,8 @@ def _mixture_claims(
     for axes, name in zip(grid, COSTS, strict=True):
         first, *_ = (float(arm[f"mixture: {name}, independent"]) for arm in arms)
         for arm in arms:
-            paid = [float(arm[f"mixture: {name}, {label}"]) for label in labels[1:]]
-            axes.plot(range(1, len(labels)), paid, "o-", color=arm.colour, label=arm.name)
+            costs = [float(arm[f"mixture: {name}, {label}"]) for label in labels[1:]]
+            axes.plot(range(1, len(labels)), costs, "o-", color=arm.colour, label=arm.name)
         axes.axhline(float(least[name]), color="black", linestyle=":", label="best matching")
         axes.set(title=f"mean of {name} (independent pairs: {first:.3g})", xlabel="round", xticks=range(1, len(labels)))
     grid[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
