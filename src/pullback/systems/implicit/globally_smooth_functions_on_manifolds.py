@@ -107,7 +107,7 @@ def run(lab: Lab, config: Config) -> None:
         alone[f"moons: {ACCURACY}"] <= 90,
     )
     lab.claim(
-        "with the same bound on the loss the largest gradient is at most 0.85 of that of the plain Laplacian on the moons, "
+        "with the same bound on the loss the largest gradient is at most 0.85 of the plain Laplacian's on the moons, "
         "0.75 on the digits",
         ours[f"moons: {STEEPEST}"] <= 0.85 * plain[f"moons: {STEEPEST}"],
         ours[f"digits: {STEEPEST}"] <= 0.75 * plain[f"digits: {STEEPEST}"],
