@@ -13,12 +13,14 @@ from pullback.optim.conflict import (
     properties_of,
 )
 from pullback.optim.games import Round, game_gradient, game_spectrum, play
+from pullback.optim.goldstein import goldstein_norm
 from pullback.optim.gramian import LossGramian, loss_gramian
 from pullback.optim.instance_losses import instance_losses
 from pullback.optim.jacobian_descent import JacobianBackward, jacobian_backward
 from pullback.optim.mirror import MirrorDescent, bregman, mirror_step
 from pullback.optim.momentum_radius import TunedMomentum, momentum_radius, tune_momentum
 from pullback.optim.normalized_momentum import NormalizedMomentumSGD
+from pullback.optim.online_to_nonconvex import HorizonPlan, OnlineToNonconvex, horizon_plan
 from pullback.optim.optimistic import Extragradient, OptimisticAdam, OptimisticSGD
 from pullback.optim.schedules import LinearDecay, SqrtDecay, step_sizes, worst_case_subgradient
 from pullback.optim.upgrad import upgrad_weights
@@ -31,12 +33,14 @@ __all__ = [
     "Conflict",
     "Extragradient",
     "FunctionalOptimizer",
+    "HorizonPlan",
     "IterateAverage",
     "JacobianBackward",
     "LinearDecay",
     "LossGramian",
     "MirrorDescent",
     "NormalizedMomentumSGD",
+    "OnlineToNonconvex",
     "OptimisticAdam",
     "OptimisticSGD",
     "ParetoStationarity",
@@ -51,6 +55,8 @@ __all__ = [
     "functional",
     "game_gradient",
     "game_spectrum",
+    "goldstein_norm",
+    "horizon_plan",
     "instance_losses",
     "jacobian_backward",
     "loss_gramian",
