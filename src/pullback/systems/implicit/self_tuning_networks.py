@@ -229,8 +229,8 @@ class _Task:
 
 
 def _tune(lab: Lab, config: Config, arm: Arm, digits: Any, spec: dict[str, Hyperparameter]) -> dict[str, float]:
-    """Train a network that tunes itself; return the final values. What is not tuned stays at its start."""
-    task, hyper = _Task(lab, config, digits), Hyperparameters(spec)
+    """Train a network that tunes itself; return the final values. The width around a single one stays."""
+    task, hyper = _Task(lab, config, digits), Hyperparameters(spec, tune_scale=len(spec) > 1)
     start = {name: torch.full((64,), value) for name, value in START.items()}
     with arm.weights():
         net = _Net(len(hyper))
