@@ -32,6 +32,8 @@ def libraries() -> None:
     """Imported before the first system, which would pay for all others."""
     for name in ("matplotlib.backends.backend_svg", "numba", "scipy.stats", "sklearn.datasets", "torch._dynamo"):
         importlib.import_module(name)
+    for family in pullback.FAMILIES:
+        importlib.import_module(f"pullback.{family}")
 
 
 _FILES = Path(pullback.__file__).parent.glob("systems/*/[!_]*.py")
