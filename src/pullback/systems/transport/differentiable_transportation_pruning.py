@@ -8,8 +8,9 @@ pay for being open; all get as many steps, step sizes were chosen for each on im
 
 Smaller than in the paper: digits of 8 x 8 pixels, a network of two convolutions and one of three matrices. The digits
 are real. Scores begin with the sizes of the weights. What is not as in the paper: with step sizes as well tuned, what
-is cut at once loses nothing at a quarter of the filters; a tuned falling temperature chooses filters as well or better,
-and weights dropped little by little that may grow again are better than chosen ones by a point or more.
+is cut at once loses nothing at a quarter of the filters; gates with a tuned price and a tuned falling temperature
+choose filters as well or better; weights dropped little by little that may grow again are as good as chosen ones or up
+to two points better. Masks get hard within some twenty steps, not monotonically: to exchange two filters they get soft.
 """
 
 from __future__ import annotations
@@ -269,13 +270,15 @@ def _judge(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
         *(ours[KEPT] >= arms[name][KEPT] + 3 for name in (SIZE, RANDOM)),
     )
     lab.claim(
-        "tuned, they are at most 2 points behind any other way to choose filters",
-        *(ours[filters] >= arms[name][filters] - 2 for name in (FALLING, SIZE, RANDOM)),
+        "tuned, they are at most 1.5 points behind any other way to choose filters",
+        *(ours[filters] >= arms[name][filters] - 1.5 for name in (FALLING, SIZE, RANDOM)),
     )
     lab.claim(
-        "chosen weights, tuned, are 5 points better than the largest at once, 30 better than random ones",
-        ours[weights] >= arms[SIZE][weights] + 5,
+        f"{100 * config.weights[-1]:g} % of the weights, chosen and tuned, are 2 points better than the largest at "
+        "once, 30 better than random ones, and at most 4 behind what is left where the smallest go little by little",
+        ours[weights] >= arms[SIZE][weights] + 2,
         ours[weights] >= arms[RANDOM][weights] + 30,
+        ours[weights] >= arms[GRADUAL][weights] - 4,
     )
 
 
