@@ -160,6 +160,7 @@ def test_a_module_and_a_loaded_state() -> None:
         ({"fit": lambda f: f}, ValueError, "fit must return a pair of tensors"),
         ({"fit": lambda f: (f, f)}, ValueError, "a loss of one element"),
         ({"fit": lambda f: (f.sum(), f[:2])}, ValueError, "values must have 21 rows"),
+        ({"fit": lambda f: (f[:0].square().mean(), f)}, ValueError, "a number, got NaN: no labelled points"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)}, ValueError, "optimizer must hold every tensor of x"),
     ],
 )

@@ -129,8 +129,9 @@ class SmoothManifoldLearning:
         """Move the function, then both kinds of multipliers.
 
         Raises:
-            ValueError: ``fit`` does not return one number and one value for each point.
-            InfeasibleError: ``mu`` became infinite or NaN.
+            ValueError: ``fit`` does not return one number and one value for each point; the loss is NaN, as a mean over
+                no labelled points is.
+            InfeasibleError: ``mu`` became infinite.
         """
         with torch.enable_grad():
             live = self._x.live()
@@ -141,6 +142,8 @@ class SmoothManifoldLearning:
             if loss.numel() != 1:
                 raise ValueError(f"fit must return a loss of one element, got shape {tuple(loss.shape)}")
             loss = loss.reshape(())
+            if bool(loss.isnan()):
+                raise ValueError("fit must return a loss that is a number, got NaN: no labelled points, or large steps")
             energy = gradient_energy(values, self._graph)
             lagrangian = (self.multipliers * energy).sum() + self._price((loss - self._bound).reshape(1))
             slopes = torch.autograd.grad(lagrangian, live, allow_unused=True)
