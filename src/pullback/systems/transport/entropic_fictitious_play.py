@@ -4,9 +4,9 @@ The best answer to a law of neurons is a Gibbs law whose potential depends on th
 it in converges, with a certificate of how far the optimum is; and with particles neither the neurons drawn before nor
 an interaction between them is needed (Nitanda, Oko, Wu, Takenouchi, Suzuki, ICML 2023). Exact on a grid of neurons in
 two dimensions, where small rates converge and large ones swing; with particles against noisy gradient descent on
-digits, on diabetes and on a picture, at equal gradients of neurons. Particles of noisy descent push each other, and err
-less together than independent samples do. Smaller than in the paper: a few hundred neurons. The grid's data is
-simulated, the rest is real.
+digits, on diabetes and on a picture, at equal gradients of neurons: both end at the same law, noisy descent is there
+earlier. Its particles push each other, and err less together than independent samples do. Smaller than in the paper: a
+few hundred neurons. The grid's data is simulated, the rest is real.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Config:
 
     grid: Annotated[int, at_least(11)] = 81
     """Points of an axis of the grid of neurons, which goes from -6 to 6."""
-    stable: Annotated[tuple[float, ...], above(0), at_most(0.5)] = (0.025, 0.0125)
+    stable: Annotated[tuple[float, ...], above(0), at_most(0.5)] = (0.05, 0.025)
     """Rates of the exact play at temperature 0.05."""
-    unstable: Annotated[tuple[float, ...], above(0), at_most(0.5)] = (0.1, 0.05, 0.025, 0.0125, 0.00625)
+    unstable: Annotated[tuple[float, ...], above(0), at_most(0.5)] = (0.1, 0.05, 0.025, 0.0125)
     """Rates at temperature 0.01, each half of the one before."""
     horizon: Annotated[float, above(0)] = 10.0
     """Of the exact play: steps times rate."""
@@ -76,7 +76,7 @@ def run(lab: Lab, config: Config) -> None:
     lab.data("UCI digits, threes and eights of 8 x 8 pixels", origin="real")
     lab.data("diabetes, 442 patients", origin="real")
     lab.data("a photograph of a cat, 32 x 32 pixels", origin="real")
-    x = torch.linspace(-2, 2, 50).unsqueeze(-1)
+    x = torch.linspace(-1.5, 1.5, 50).unsqueeze(-1)
     y = torch.sin(1.5 * x.squeeze(-1)) + 0.1 * torch.randn(config.replicates, 50, generator=lab.fork("noise"))
     optimum = _exact(lab, config, x, y)
     ours, base = lab.arm("fictitious play"), lab.arm("noisy descent", baseline=True)
@@ -91,21 +91,22 @@ def run(lab: Lab, config: Config) -> None:
             pictures += [laws["picture"].outputs] + [laws["picture"].predict(problems["picture"].x)] * (arm is ours)
     for name in REAL:
         lab.claim(
-            f"{name}: at equal gradients the objective of the particles is at most 1.05 times that of noisy descent",
-            ours[f"{name}: objective"] <= 1.05 * base[f"{name}: objective"],
+            f"{name}: at equal gradients loss and decay of the particles end within 5 % of those of noisy descent",
+            abs(ours[name + FIT] / base[name + FIT] - 1) <= 0.05,
         )
     error = "sine: error of the outputs"
     lab.claim(
-        "the running mean of outputs, all that is kept of past samples, is at most half as far from the optimum as the "
-        "outputs of the particles that are stored",
+        "sine: the running mean of outputs, all that is kept of past samples, is within 0.03 of the exact optimum, and "
+        "at most half as far from it as the outputs of the particles that are stored",
+        ours[MEAN + error] <= 0.03,
         ours[MEAN + error] <= ours[error] / 2,
     )
     lab.claim(
         "the particles, as many at the end as at the beginning, predict within 0.03 of what all samples would",
         *(abs(ours[score] - ours[MEAN + score]) <= 0.03 for score in SCORES.values()),
     )
-    lab.claim("digits: at least 95 % of the unseen ones are right", ours[SCORES["digits"]] >= 0.95)
-    lab.curves(*(f"{name}: objective" for name in REAL), xlabel="tens of gradients of each neuron", log=True)
+    lab.claim("digits: at least 98 % of the unseen ones are right", ours[SCORES["digits"]] >= 0.98)
+    lab.curves(*(name + FIT for name in REAL), xlabel="tens of gradients of each neuron", log=True)
     titles = ["photograph", "all samples", "particles", base.name]
     tiles = [p.view(32, 32).clamp(-2.5, 2.5) for p in pictures]
     lab.images(
@@ -118,6 +119,8 @@ def run(lab: Lab, config: Config) -> None:
 
 
 REAL = ("digits", "diabetes", "picture")
+FIT = ": loss and decay"
+"""Of stored particles: what is minimised, but for the entropy, which particles do not tell."""
 MEAN = "running mean, "
 SCORES = {"digits": "digits: unseen accuracy", "diabetes": "diabetes: unseen explained variance"}
 
@@ -204,7 +207,7 @@ def _exact(lab: Lab, config: Config, x: Tensor, y: Tensor) -> Tensor:
         gaps, time = seen["primal"] - seen["dual"], torch.arange(steps, dtype=torch.float64)
         arm.metric("defect of the identity", seen["defect"].abs().max(), better="lower")
         arm.metric("highest dual above the lowest primal", (seen["dual"].amax(0) - seen["primal"].amin(0)).max())
-        early = gaps[: round(5 / rate) + 1] / gaps[0] * (1 - rate) ** -time[: round(5 / rate) + 1, None]
+        early = (gaps / gaps[0] * (1 - rate) ** -time[:, None])[1 : round(5 / rate) + 1]
         arm.metric("gap, part of the bound", early.amax(0), better="lower", replicated=True)
         arm.metric("gap at the end", gaps[-1], better="lower", replicated=True)
         arm.metric("gap of the last quarter", gaps[-(steps // 4) :].mean(0), better="lower", replicated=True)
@@ -220,15 +223,15 @@ def _exact(lab: Lab, config: Config, x: Tensor, y: Tensor) -> Tensor:
         scale="smoke",
     )
     lab.claim(
-        "temperature 0.05, small rates: the gap is at most 1.01 of (1 - rate)^k of the first while k rate <= 5, and at "
-        "most 1e-6 at k rate = 10",
-        *(arm["gap, part of the bound"] <= 1.01 for arm in still),
+        "temperature 0.05, small rates: the gap is at most (1 - rate)^k of the first while k rate <= 5, and at most "
+        "1e-6 at k rate = 10",
+        *(arm["gap, part of the bound"] <= 1 for arm in still),
         *(arm["gap at the end"] <= 1e-6 for arm in still),
     )
     first, *halved = (arm["gap of the last quarter"] for arm in swinging)
     lab.claim(
-        "temperature 0.01, the largest rate: the gap stalls at 0.05 or more; half the rate halves it or better, the "
-        "smallest lowers it a thousandfold",
+        "temperature 0.01, the largest rate: the gap stalls at 0.05 or more; half the rate halves it or better, an "
+        "eighth lowers it a thousandfold",
         first >= 0.05,
         halved[0] <= first / 2,
         halved[-1] <= first / 1000,
@@ -269,9 +272,12 @@ def _train(lab: Lab, config: Config, arm: Arm, name: str, problem: Problem, opti
             law.step()
         samples = law.particles if isinstance(law, transport.MeanFieldLangevin) else law.chains
         mean.lerp_(problem.feature(samples, problem.unseen_x).mean(0), config.rate)
-        arm.record(f"{name}: objective", law.objective())
-    last = arm.series(f"{name}: objective")[-10:]
-    arm.metric(f"{name}: objective", sum(last) / len(last), better="lower")
+        arm.record(name + FIT, law.objective())
+    path = torch.tensor(arm.series(name + FIT))
+    last = path[-10:].mean()
+    arm.metric(name + FIT, last, better="lower")
+    late = config.inner * (1 + (path <= 1.2 * last).int().argmax())
+    arm.metric(f"{name}: gradients until they are within 20 % of the end", late, better="lower")
     for of, outputs in (("", law.predict(problem.unseen_x)), (MEAN, mean)):
         if name in SCORES:
             arm.metric(of + SCORES[name], _score(outputs, problem), better="higher")
