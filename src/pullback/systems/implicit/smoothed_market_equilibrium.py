@@ -11,6 +11,7 @@ linearly to zero, for every method. Values are drawn: the economic model is the 
 
 The smoothed gradient varies far less than that of evolution strategies and learns the bids of low values sooner. The
 score function with noise on the bids, which the paper has too, does nearly as well: noise smooths the allocation too.
+Where there are more bidders, the bids of low values stay too high: these seldom win, so that the mistake costs little.
 """
 
 from __future__ import annotations
@@ -93,11 +94,11 @@ OTHERS = (
 METHODS: dict[str, dict[str, Any]] = {
     "smoothed": {"gradient": "smoothed", "lr": 0.02},
     "hard allocation": {"gradient": "hard", "lr": 0.01},
-    "evolution strategies": {"gradient": "evolution", "lr": 0.05, "noise": 0.02, "population": 64},
+    "evolution strategies": {"gradient": "evolution", "lr": 0.05, "noise": 0.03, "population": 64},
     "score function": {"gradient": "reinforce", "lr": 0.02, "noise": 0.05},
 }
-"""The best of each method among those tried on seeds 0 to 2. With more noise evolution strategies come a little closer
-to the equilibrium's bids, and leave several times as much to be gained by another bid."""
+"""Those that came closest to the equilibrium's bids, of each method, on other seeds. With smaller steps or less noise
+evolution strategies leave less to be gained by another bid, and stay farther from these bids."""
 
 
 @system(
@@ -152,13 +153,15 @@ def run(lab: Lab, config: Config) -> None:
         ours[f"{gain}, twice the temperature"] >= 1.5 * ours[gain],
     )
     lab.claim(
-        "at half of the temperature the gradient's variance is at most a twentieth of that of evolution strategies",
-        ours["variance of the gradient"] <= evolution["variance of the gradient"] / 20,
+        "at half of the temperature the gradient's variance is at most a fiftieth of that of evolution strategies, and "
+        "at most 0.7 times that of the score function",
+        ours["variance of the gradient"] <= evolution["variance of the gradient"] / 50,
+        ours["variance of the gradient"] <= 0.7 * score["variance of the gradient"],
     )
     _draw(lab, arms, found)
     caption = "Root mean square over values, first price, two bidders. The step size falls to zero at the end."
     lab.curves(distance, arms=arms, log=True, xlabel="step", caption=caption)
-    lab.bars(distance, gain, arms=[ours, evolution, score], caption="First price, two bidders.")
+    lab.bars(distance, gain, arms=[ours, evolution, score], caption="First price, two bidders; tuned for the distance.")
 
 
 def _learn(lab: Lab, config: Config, arm: Arm, market: Market, *, warmth: int = 1) -> BidNetwork:
