@@ -49,15 +49,19 @@ class WassersteinCritic(nn.Module):
     ==============  ====================================================================================================
 
     The networks are :math:`h(x)=\hat W_L\,\rho(\cdots\rho(\hat W_1x+b_1)\cdots)+b_L` with :math:`\hat W=W/\|W\|_2` and
-    the leaky rectifier :math:`\rho`. Each layer has Lipschitz constant 1 for the Euclidean norm, and so g for that of
-    (t, s): exactly, as spectral norms are computed and not followed by power iterations.
+    the leaky rectifier :math:`\rho(x)=\max(x,0)+\mathrm{slope}\min(x,0)`. Each layer has Lipschitz constant 1 for the
+    Euclidean norm, and so g for that of (t, s): exactly, as spectral norms are computed and not followed by power
+    iterations. Weights begin orthogonal; so ``"distance"`` with one layer at least as wide as t begins as the distance.
+
+    A rectifier that flattens half of its input makes g change by far less than it may, and each layer adds to that. The
+    absolute value, slope = -1, changes as much as its input: g finds more than twice of the distance.
 
     Args:
         dim: of t and of s, >= 1.
         hidden: width of the hidden layers, and of what ``"distance"`` compares; >= 1.
         layers: linear layers of a network, >= 1; ``"distance"`` may have 0, and then compares t and s as they are.
         form: see the table.
-        slope: of the rectifier for negative numbers, in [0, 1].
+        slope: of the rectifier for negative numbers, in [-1, 1].
         generator: of the first weights; torch's own by default.
 
     Raises:
@@ -70,7 +74,8 @@ class WassersteinCritic(nn.Module):
 
     References:
         Chen, Wang, Gan, Liu, Henao, Carin (2021), Wasserstein contrastive representation distillation, section 3.
-        Miyato, Kataoka, Koyama, Yoshida (2018), Spectral normalization for generative adversarial networks.
+        Miyato, Kataoka, Koyama, Yoshida (2018), Spectral normalization for generative adversarial networks. Anil,
+        Lucas, Grosse (2019), Sorting out Lipschitz function approximation.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class WassersteinCritic(nn.Module):
         check_choice("form", form, ("network", "distance"))
         for name, value, least in (("dim", dim, 1), ("hidden", hidden, 1), ("layers", layers, int(form == "network"))):
             check_integer(name, value, least)
-        check_range("slope", slope, 0, 1)
+        check_range("slope", slope, -1, 1)
         self.dim, self.form, self.slope = dim, form, slope
         alone = form == "network"
         sizes = [2 * dim, *(layers - 1) * [hidden], 1] if alone else [dim, *layers * [hidden]]
@@ -101,13 +106,15 @@ class WassersteinCritic(nn.Module):
             TypeError: ``t`` or ``s`` is no floating tensor, or the dtypes differ.
             ValueError: a last dimension is not ``dim``, or the batches do not broadcast.
         """
-        batch = _features(self.dim, t=t, s=s)
+        batch, dtype = _features(self.dim, t=t, s=s), t.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        t, s = t.to(wide), s.to(wide)
         if self.form == "network":
             x = torch.cat([t.expand(*batch, self.dim), s.expand(*batch, self.dim)], -1)
-            result: Tensor = self.networks[0](x).squeeze(-1)
+            result: Tensor = self.networks[0](x).squeeze(-1).to(dtype)
             return result
         first, second = self.networks
-        return -(2**-0.5) * _length(first(t) - second(s))
+        return -(2**-0.5 * _length(first(t) - second(s))).to(dtype)
 
 
 class _Contraction(nn.Module):
@@ -118,14 +125,15 @@ class _Contraction(nn.Module):
         self.weights, self.biases, self.slope = nn.ParameterList(), nn.ParameterList(), slope
         device = drawing_device(generator, torch.empty(0))
         for before, after in pairwise(sizes):
-            self.weights.append(nn.Parameter(torch.randn(after, before, generator=generator, device=device)))
+            weight = nn.init.orthogonal_(torch.empty(after, before, device=device), generator=generator)
+            self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(after, device=device)))
 
     def forward(self, x: Tensor) -> Tensor:
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            unit = (wide / torch.linalg.matrix_norm(wide, 2)).to(weight.dtype)
-            x = nn.functional.linear(nn.functional.leaky_relu(x, self.slope) if i else x, unit, bias)
+            unit = wide / torch.linalg.matrix_norm(wide, 2)
+            x = nn.functional.linear(nn.functional.leaky_relu(x, self.slope) if i else x, unit, bias.to(wide))
         return x
 
 

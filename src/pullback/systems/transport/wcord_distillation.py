@@ -7,10 +7,12 @@ the plan is lowered (local) (Chen, Wang, Gan, Liu, Henao, Carin, CVPR 2021). Com
 outputs of the teacher (Hinton et al. 2015), and with the contrast of logarithms that is replaced (Tian et al. 2020).
 
 Smaller than in the paper: digits of 8 x 8 pixels, labels for 50 of them, a student of 16 units; also one that sees
-4 x 4 pixels. The digits are real. The teacher's features are centred and projected at random, which keeps the student
-at what the teacher tells most apart; the critic is minus the distance of both projections, and in one arm a network of
-both, as in the paper, of which less is learned. Not as in the paper: softened outputs, which know the classes, teach
-them best, and the contrast with a tuned weight and temperature teaches about as much as transport.
+4 x 4 pixels; negatives are the others of a batch. The digits are real. The critic compares by distance what two
+spectrally normalised layers make of both features; in one arm it is a network of both at once, which may pair features
+that are not alike. The teacher's features are centred and projected at random, which keeps the student at what the
+teacher tells most apart; in one arm that projection is learned as in the paper, and both agree on what is easy to see.
+Not as in the paper: softened outputs, which know the classes, teach best, and transport adds nothing to them; the
+contrast with a tuned weight and temperature teaches about as much as transport.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ class Config:
     """Dimensions to which the features of both are projected."""
     lr: Annotated[float, above(0)] = 0.03
     """Step size of Adam for students, which falls to 0."""
+    critic_lr: tuple[Annotated[float, above(0)], Annotated[float, above(0)]] = (0.003, 0.03)
+    """The same for critics that compare by distance, and for the network."""
     label_lr: tuple[Annotated[float, above(0)], Annotated[float, above(0)]] = (0.01, 0.02)
     """The same for labels alone, on 8 x 8 and 4 x 4 pixels: the best of 0.003 to 0.06."""
     softened: Annotated[float, at_least(0)] = 1.0
@@ -64,7 +68,8 @@ class Config:
 
 LABELS, SOFTENED, CONTRAST, LOCAL = "labels alone", "softened outputs", "contrast", "local"
 GLOBAL, NETWORK, BOTH, ALL = "global", "global, by a network", "global and local", "both, softened outputs"
-NAMES = (BOTH, ALL, GLOBAL, NETWORK, LOCAL, CONTRAST, SOFTENED, LABELS)
+FREE = "both, both projections learned"
+NAMES = (BOTH, ALL, FREE, GLOBAL, NETWORK, LOCAL, CONTRAST, SOFTENED, LABELS)
 FINE, COARSE = "8 x 8", "4 x 4"
 digits = cache(data.digits)
 ESTIMATE, PAIRS, EXACT, RATIO = "estimate of the critic", "estimate, unseen pairs", "exact distance", "largest ratio"
@@ -81,13 +86,16 @@ class Teacher(NamedTuple):
 class Student(nn.Module):
     """A hidden layer, and what compares it with the teacher's: projections to the unit sphere, and a critic."""
 
-    def __init__(self, pixels: int, config: Config, form: str) -> None:
+    def __init__(self, pixels: int, config: Config, name: str) -> None:
         super().__init__()
         self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(pixels, config.hidden), nn.ReLU())
         self.head = nn.Linear(config.hidden, 10)
         self.of_student = nn.Linear(config.hidden, config.dim)
-        self.of_teacher = nn.Linear(256, config.dim).requires_grad_(False)
-        self.critic = transport.WassersteinCritic(config.dim, layers=0 if form == "distance" else 2, form=form)
+        self.of_teacher = nn.Linear(256, config.dim).requires_grad_(name == FREE)
+        if name == NETWORK:
+            self.critic = transport.WassersteinCritic(config.dim, 64, slope=-1)
+        else:
+            self.critic = transport.WassersteinCritic(config.dim, config.dim, layers=1, form="distance")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images."""
@@ -116,7 +124,7 @@ class Student(nn.Module):
 def run(lab: Lab, config: Config) -> None:
     """Train a teacher, then students of two kinds in several ways, and look at what critic and plan say."""
     lab.data("UCI digits, 1 797 images of 8 x 8", origin="real")
-    arms = {name: lab.arm(name, baseline=name not in (BOTH, ALL)) for name in NAMES}
+    arms = {name: lab.arm(name, baseline=name not in (BOTH, ALL, FREE)) for name in NAMES}
     plans: list[Tensor] = []
     for _ in lab.replicates(config.replicates):
         teacher = _teacher(lab, config)
@@ -169,10 +177,11 @@ def _student(lab: Lab, config: Config, arm: Arm, teacher: Teacher, task: str) ->
     """Train on few labels and, as the arm says, on what the teacher makes of all images; return plans of others."""
     images, labels = _images(lab, "train", task)
     with arm.weights(task):
-        form = "network" if arm.name == NETWORK else "distance"
-        student = Student(images[0].numel(), config, form).to(lab.device)
+        student = Student(images[0].numel(), config, arm.name).to(lab.device)
     lr = config.label_lr[task == COARSE] if arm.name == LABELS else config.lr
-    optimizer, batches = torch.optim.Adam(student.parameters(), lr), lab.fork(f"batches, {task}")
+    critic = {"params": student.critic.parameters(), "lr": config.critic_lr[arm.name == NETWORK]}
+    others = {"params": [p for name, p in student.named_parameters() if not name.startswith("critic")], "lr": lr}
+    optimizer, batches = torch.optim.Adam([others, critic]), lab.fork(f"batches, {task}")
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-2, config.steps)
     labelled = torch.randperm(len(images), generator=lab.fork("images with labels"))[: config.labels]
     before = _plan(lab, student, teacher, task)
@@ -187,11 +196,11 @@ def _student(lab: Lab, config: Config, arm: Arm, teacher: Teacher, task: str) ->
             t, s = student.compared(images[chosen], teacher.known[chosen])
         if arm.name == CONTRAST:
             loss = loss + config.contrast * _contrast(t, s)
-        if arm.name in (GLOBAL, NETWORK, BOTH, ALL):
+        if arm.name in (GLOBAL, NETWORK, BOTH, ALL, FREE):
             estimate = transport.wasserstein_mutual_information(student.critic, t, s)
             loss = loss - config.dual * estimate
             arm.record(f"{ESTIMATE}, {task}", estimate)
-        if arm.name in (LOCAL, BOTH, ALL):
+        if arm.name in (LOCAL, BOTH, ALL, FREE):
             loss = loss + config.primal * transport.local_transport_loss(t, s, steps=config.proximal).value
         arm.descend(loss, optimizer, name=f"loss, {task}")
         schedule.step()
@@ -247,23 +256,27 @@ def _judge(lab: Lab, arms: dict[str, Arm], count: int) -> None:
         scale="smoke",
     )
     lab.claim(
-        "after training the distance as critic finds at least 0.5 of the exact distance, a network at most 0.4",
-        ours[PAIRS] >= 0.5 * ours[EXACT],
-        arms[NETWORK][PAIRS] <= 0.4 * arms[NETWORK][EXACT],
+        "after training both find at least 0.5 of the exact distance",
+        *(arms[name][PAIRS] >= 0.5 * arms[name][EXACT] for name in (BOTH, NETWORK)),
     )
     lab.claim(
         "the plan puts at most 1 / 16 of its mass on pairs of one of 64 unseen images before training, 0.9 after it",
         ours["mass of pairs before"] <= 1 / 16,
         ours["mass of pairs after"] >= 0.9,
     )
-    for task, kind in ((fine, "all 64"), (coarse, "16 averaged")):
-        gain = ours[task] - plain[task]
-        lab.claim(
-            f"a student of {kind} pixels is at least 1 point, and 2 standard errors of the differences, better than "
-            "with labels alone",
-            gain >= 1,
-            gain >= 2 * (gain.spread or 0.0) / count**0.5,
-        )
+    gains = [ours[task] - plain[task] for task in (fine, coarse)]
+    lab.claim(
+        "a student of all 64 pixels is at least 1 point, and 2 standard errors of the differences, better than with "
+        "labels alone",
+        gains[0] >= 1,
+        gains[0] >= 2 * (gains[0].spread or 0.0) / count**0.5,
+    )
+    lab.claim("a student of 16 averaged pixels is at least 1 point better than with labels alone", gains[1] >= 1)
+    lab.claim(
+        "the global term is what teaches: with it a student of 64 pixels is at least 3 points better than with the "
+        "local one alone",
+        ours[fine] >= arms[LOCAL][fine] + 3,
+    )
     lab.claim(
         "with softened outputs too it is at most 1.5 points behind softened outputs alone, on both kinds of pixels",
         *(arms[ALL][task] >= arms[SOFTENED][task] - 1.5 for task in (fine, coarse)),
