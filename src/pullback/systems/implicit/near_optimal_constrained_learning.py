@@ -52,7 +52,7 @@ class Config:
 
 
 ACCURACY, DIVERGENCE = "accuracy on unseen persons", "largest divergence on unseen persons, in bounds"
-ERROR = "largest error of a digit, in bounds"
+ERROR, LOSS = "largest error of a digit, in bounds", "cross-entropy of the training persons"
 Losses = tuple[Tensor, Tensor]
 
 
@@ -85,13 +85,14 @@ def run(lab: Lab, config: Config) -> None:
         free[at + DIVERGENCE] >= 8,
     )
     lab.claim(
-        "it is as accurate as the randomised iterate, within half a point, and its multipliers have come to rest: they "
+        "it is as accurate as the randomised iterate of the second half, within half a point, and its multipliers "
         "change by at most a fifth in the last quarter",
         abs(ours[at + ACCURACY] - ours["accuracy of the randomised iterate"]) <= 0.5,
         ours["change of the multipliers in the last quarter"] <= 0.2,
     )
     lab.claim(
-        "one run is as accurate as the best of ten fixed penalties that is within 1.1 bounds, but for half a point",
+        "one run is within half a point as accurate as the best of ten penalties within 1.1 bounds, at no larger loss",
+        ours[at + LOSS] <= fixed[at + LOSS],
         ours[at + ACCURACY] >= fixed[at + ACCURACY] - 0.5,
     )
     value, price = "convex model: value", "convex model: price of the bounds"
@@ -168,10 +169,10 @@ def _train(
         for which, name in enumerate(("sex", "race") if drawn else ()):
             arm.record(f"multiplier of the {name}", state.multipliers[which], step=step)
             arm.record(f"divergence for another {name}, in bounds", 1 + state.slacks[which] / config.bound, step=step)
-        if drawn and 4 * step >= 3 * config.dual_steps:
+        if drawn and 2 * step >= config.dual_steps:
             arm.record("accuracy of late iterates", _judge(net, config, *people.unseen)["accuracy"], step=step)
     seen = _judge(net, config, inputs, labels)
-    return _judge(net, config, *people.unseen) | {"loss": seen["loss"], "within": seen["divergence"]}
+    return _judge(net, config, *people.unseen) | {"seen": seen["loss"], "within": seen["divergence"]}
 
 
 def _judge(net: nn.Module, config: Config, inputs: Tensor, labels: Tensor) -> dict[str, float]:
@@ -184,6 +185,7 @@ def _judge(net: nn.Module, config: Config, inputs: Tensor, labels: Tensor) -> di
 def _report(arm: Arm, width: int, found: dict[str, float]) -> None:
     arm.metric(f"width {width}: {DIVERGENCE}", found["divergence"], better="lower")
     arm.metric(f"width {width}: {ACCURACY}", found["accuracy"], better="higher", unit="%")
+    arm.metric(f"width {width}: {LOSS}", found["seen"], better="lower", unit="nats")
 
 
 def _fair(lab: Lab, config: Config, ours: Arm, free: Arm, fixed: Arm) -> None:
@@ -194,13 +196,13 @@ def _fair(lab: Lab, config: Config, ours: Arm, free: Arm, fixed: Arm) -> None:
         _report(free, width, _train(lab, config, free, people, width))
     late = ours.series("accuracy of late iterates")
     ours.metric("accuracy of the randomised iterate", sum(late) / len(late), better="higher", unit="%")
-    paths = [ours.series(f"multiplier of the {name}")[-len(late) :] for name in ("sex", "race")]
+    paths = [ours.series(f"multiplier of the {name}")[-max(1, config.dual_steps // 4) :] for name in ("sex", "race")]
     drift = max((max(path) - min(path)) / max(path) for path in paths)
     ours.metric("change of the multipliers in the last quarter", drift, better="lower")
     grid = torch.logspace(-1, 1, 10).tolist()
     runs = [_train(lab, config, fixed, people, wide, penalty=penalty) for penalty in grid]
     within = [run for run in runs if run["within"] <= 1.1] or runs[-1:]
-    _report(fixed, wide, min(within, key=lambda run: run["loss"]))
+    _report(fixed, wide, min(within, key=lambda run: run["seen"]))
 
 
 def _convex(lab: Lab, config: Config, ours: Arm, solver: Arm) -> None:
@@ -281,7 +283,7 @@ def _subspaces(lab: Lab, config: Config, ours: Arm, augmented: Arm) -> None:
 def _draw(lab: Lab, config: Config, ours: Arm, augmented: Arm) -> None:
     caption = f"Width {config.widths[-1]}, all training persons, every replicate. The bound is 1."
     lab.curves(*(f"divergence for another {name}, in bounds" for name in ("sex", "race")), log=True, caption=caption)
-    lab.curves(*(f"multiplier of the {name}" for name in ("sex", "race")), caption="They start at 0 and come to rest.")
+    lab.curves(*(f"multiplier of the {name}" for name in ("sex", "race")), caption="They start at 0 and slow down.")
     figure, axes = lab.subplots(1, 3, figsize=(11, 3.2))
     for axis, rank in zip(axes, (config.ranks[0], config.ranks[-1]), strict=False):
         for arm in (ours, augmented):
@@ -291,7 +293,7 @@ def _draw(lab: Lab, config: Config, ours: Arm, augmented: Arm) -> None:
     for name, style in (("violation", "o-"), ("violation of the randomised iterate", "x--")):
         values = [100 * float(ours[f"rank {rank}: {name}"]) for rank in config.ranks]
         axes[2].plot(config.ranks, values, style, color=ours.colour)
-    axes[2].set(xscale="log", xlabel="rank", ylabel="violation, % of the bound", title="dual ascent, last 20 iterates")
-    axes[2].legend(["worst iterate", "randomised iterate"], loc="center right")
+    axes[2].set(xlabel="rank", xticks=config.ranks, ylabel="violation, % of the bound", title="last 20 of dual ascent")
+    axes[2].legend(["worst iterate", "randomised iterate"], loc="upper right")
     caption = "Of few axes dual ascent alternates between subspaces on either side of a bound. Left: one replicate."
     lab.figure("autoencoders", figure, caption)
