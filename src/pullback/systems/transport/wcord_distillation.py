@@ -68,7 +68,7 @@ class Config:
 
 LABELS, SOFTENED, CONTRAST, LOCAL = "labels alone", "softened outputs", "contrast", "local"
 GLOBAL, NETWORK, BOTH, ALL = "global", "global, by a network", "global and local", "both, softened outputs"
-FREE = "both, both projections learned"
+FREE = "both, all learned"
 NAMES = (BOTH, ALL, FREE, GLOBAL, NETWORK, LOCAL, CONTRAST, SOFTENED, LABELS)
 FINE, COARSE = "8 x 8", "4 x 4"
 digits = cache(data.digits)
@@ -133,7 +133,7 @@ def run(lab: Lab, config: Config) -> None:
                 if task == FINE or arm.name not in (GLOBAL, NETWORK, LOCAL):
                     plans += _student(lab, config, arm, teacher, task)
     _judge(lab, arms, config.replicates)
-    caption = "Of unseen digits, by what the student sees; the first two are those of the paper."
+    caption = "Of unseen digits, by what the student sees; the first three are those of the paper."
     lab.bars(f"accuracy, {FINE}", f"accuracy, {COARSE}", arms=list(arms.values()), caption=caption)
     figure, axes = lab.subplots(1, 2, figsize=(8, 4.2))
     for axis, plan, title in zip(axes, plans, ("before training", "after it"), strict=False):
