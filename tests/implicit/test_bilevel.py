@@ -263,7 +263,7 @@ def test_a_loaded_state_goes_on_to_the_same_numbers(quadratic: Quadratic) -> Non
         if kind == "normalized":
             return NormalizedBilevelMomentum(problem, lr=0.1, lower_lr=0.1, linear_lr=0.1), x
         if kind == "multipliers":
-            return AveragedMultipliers(problem, lr_x=0.1, lr_y=0.1, mix_decay=2.0), x
+            return AveragedMultipliers(problem, lr_x=0.1, lr_y=0.1, mix_decay=2.0, momentum=0.9), x
         return BilevelDescent(
             problem,
             hypergradient=partial(hypergradient, method="cg"),
@@ -357,6 +357,27 @@ def test_a_strongly_convex_inner_problem_needs_no_average(quadratic: Quadratic) 
         assert state.residual < 1e-5
 
 
+def test_momentum_moves_along_the_mean_of_the_gradients_in_x(quadratic: Quadratic) -> None:
+    """Two steps; while x does not see the others' moves within a step, their gradients come from the plain method."""
+    q, options = quadratic, {"lr_x": 0.1, "lr_y": quadratic.rate, "lr_v": quadratic.rate, "mix": 0, "step_decay": 0}
+    steps, ends = [], []
+    for momentum in (0.0, 0.9):
+        x, y = q.x.clone(), torch.zeros(6, dtype=torch.float64)
+        method = AveragedMultipliers(BilevelProblem(q.upper, q.lower, x, y), **options, momentum=momentum)
+        method.step()
+        steps.append(x - q.x)
+        at = BilevelProblem(q.upper, q.lower, x.clone(), y.clone())  # a plain step from where the first one ended
+        plain = AveragedMultipliers(at, **options)
+        plain.load_state_dict({**plain.state_dict(), "multiplier": [method.multiplier.clone()]})
+        before = x.clone()
+        plain.step()
+        method.step()
+        ends.append((x - before, at.x - before))
+    torch.testing.assert_close(steps[1], 0.1 * steps[0])  # (1 - momentum) of the first gradient
+    torch.testing.assert_close(ends[0][0], ends[0][1])
+    torch.testing.assert_close(ends[1][0], 0.9 * steps[1] + 0.1 * ends[1][1])
+
+
 @pytest.mark.parametrize(("lr_v", "passes"), [(0.1, 3), ("line search", 4)])
 def test_a_step_costs_one_gradient_each_and_the_products(
     quadratic: Quadratic, monkeypatch: pytest.MonkeyPatch, lr_v: Any, passes: int
@@ -410,6 +431,8 @@ def test_refusals(quadratic: Quadratic) -> None:
         ({"lr_y": 0.0}, ValueError, "lr_y must be > 0"),
         ({"mix_decay": 0.0}, ValueError, "mix_decay must be > 0"),
         ({"step_decay": -1.0}, ValueError, "step_decay must be >= 0"),
+        ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1"),
+        ({"momentum": -0.1}, ValueError, r"momentum must be in \[0, 1\]"),
     ):
         with pytest.raises(error, match=match):
             AveragedMultipliers(problem, **({"lr_x": 0.1, "lr_y": 0.1} | wrong))

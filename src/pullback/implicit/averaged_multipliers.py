@@ -113,6 +113,8 @@ class AveragedMultipliers:
         mix: in [0, 1], weight of ``upper`` at the start. 0 is for inner problems that are strongly convex.
         mix_decay: > 0, the ``p`` of the paper; the larger, the slower ``mix`` falls.
         step_decay: >= 0, the ``tau`` of the paper.
+        momentum: in [0, 1); above 0 ``x`` follows a running mean of its gradient, ``m <- momentum m + (1 - momentum)
+            (...)``. With ``mix`` 0 and ``step_decay`` 0 that is MA-SOBA, and without momentum SOBA.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -136,6 +138,10 @@ class AveragedMultipliers:
     References:
         Liu, Liu, Yao, Zeng, Zhang (2023), Averaged method of multipliers for bi-level optimization without lower-level
         strong convexity, algorithm 1 and theorem 3.
+        Dagreou, Ablin, Vaiter, Moreau (2022), A framework for bilevel optimization that enables stochastic and global
+        variance reduction algorithms: SOBA.
+        Chen, Xiao, Balasubramanian (2023), Optimal algorithms for stochastic bilevel optimization under relaxed
+        smoothness conditions: MA-SOBA.
     """
 
     def __init__(
@@ -148,6 +154,7 @@ class AveragedMultipliers:
         mix: float = 0.9,
         mix_decay: float = 10.0,
         step_decay: float = 1 / 40,
+        momentum: float = 0.0,
     ) -> None:
         if not isinstance(problem, BilevelProblem):
             raise TypeError(f"problem must be a BilevelProblem, got {type(problem).__name__}")
@@ -161,12 +168,16 @@ class AveragedMultipliers:
         check_range("mix", mix, 0, 1)
         check_number("mix_decay", mix_decay)
         check_positive("step_decay", step_decay, zero=True)
+        check_range("momentum", momentum, 0, 1)
+        if momentum == 1:
+            raise ValueError("momentum must be in [0, 1), got 1")
         self.problem = problem
         self.taken = 0
         self._outer, self._inner = Variables.of("x", problem.x), Variables.of("y", problem.y)
         self._upper = Objective("upper", problem.upper, self._outer, self._inner)
         self._lower = Objective("lower", problem.lower, self._outer, self._inner)
         self._v = [torch.zeros_like(leaf) for leaf in self._inner.leaves]
+        self._m, self._momentum = [torch.zeros_like(leaf) for leaf in self._outer.leaves], momentum
         self._lr_x, self._lr_y, self._lr_v = lr_x, lr_y, lr_v
         self._mix, self._mix_decay, self._step_decay = mix, mix_decay, step_decay
 
@@ -197,11 +208,13 @@ class AveragedMultipliers:
                 "take a smaller lr_v or lr_y",
                 state,
             )
-        self._v = v
+        self._v, of_x = v, at.of_x
+        if self._momentum:
+            of_x = self._m = [torch.lerp(slope, old, self._momentum) for slope, old in zip(of_x, self._m, strict=True)]
         step_x = self._lr_x * slow**3 * (mix**3 if self._mix else 1.0)
         for variables, slopes, length_of_step in (
             (self._inner, at.of_y, self._lr_y * slow),
-            (self._outer, at.of_x, step_x),
+            (self._outer, of_x, step_x),
         ):
             moved = zip(variables.leaves, slopes, strict=True)
             variables.assign([torch.sub(leaf.detach(), g, alpha=length_of_step) for leaf, g in moved])
@@ -209,13 +222,13 @@ class AveragedMultipliers:
         return state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a step changes: both variables, the multiplier and the count."""
-        tensors = {"x": self._outer.leaves, "y": self._inner.leaves, "multiplier": self._v}
+        """Return all that a step changes: both variables, the multiplier, the momentum and the count."""
+        tensors = {"x": self._outer.leaves, "y": self._inner.leaves, "multiplier": self._v, "m": self._m}
         return {key: [leaf.detach() for leaf in leaves] for key, leaves in tensors.items()} | {"taken": self.taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of :meth:`state_dict`."""
         self._outer.assign(state["x"])
         self._inner.assign(state["y"])
-        self._v = [leaf.clone() for leaf in state["multiplier"]]
+        self._v, self._m = ([leaf.clone() for leaf in state[key]] for key in ("multiplier", "m"))
         self.taken = state["taken"]
