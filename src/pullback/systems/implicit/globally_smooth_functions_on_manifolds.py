@@ -4,14 +4,16 @@
 is estimated on a graph of the points, and the dual of the problem is manifold regularisation with a weight for each
 point, which gathers where the function is steep; plain regularisation by the graph's Laplacian weighs all alike, lowers
 the mean of the squared gradients and leaves peaks (Cervino, Chamon, Haeffele, Vidal, Ribeiro, ICML 2023, arXiv
-2210.00301). As in the authors' code the weights are kept on the simplex, to which the best rho confines them.
+2210.00301). The best rho confines the weights to the simplex: they are projected onto it, where the authors' code
+divides them by their sum.
 
 Two moons with one label each and the digits 3, 5 and 8 with four labels a class. All that lower gradients stop at one
 bound on the loss, which sets the weight of their regulariser: they differ in what they call smooth. The least Lipschitz
 constant does not care how many points are on the way from one label to another, and the mean does: where clusters are
-the classes, as here, plain regularisation reads about one in a hundred more, unlike in the paper. Where two clusters
-nearly touch, the smoothest function takes a part of one for the other. The digits are real, the moons simulated.
-Smaller than in the paper: no time series, two hidden layers of 64.
+the classes, as here, plain regularisation reads up to a few in a hundred more, unlike in the paper. Where two clusters
+nearly touch, the smoothest function takes a part of one for the other. What is bounded at a point is a mean over its
+edges: on the digits the single steepest edge of the graph is hardly less steep. The digits are real, the moons
+simulated. Smaller than in the paper: no time series, two hidden layers of 64.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ class Config:
 
     moon_nodes: Annotated[int, at_least(10)] = 200
     """Points on the moons, two of them labelled."""
-    moon_noise: Annotated[float, above(0)] = 0.06
-    """Standard deviation of their coordinates; the moons have radius 1.5."""
+    moon_noise: Annotated[float, above(0)] = 0.075
+    """Standard deviation of their coordinates, a twentieth of the radius as in the authors' code."""
     moon_scale: Annotated[float, above(0)] = 0.0145
     """Time of the heat kernel between them."""
     moon_steps: Annotated[int, at_least(1)] = 1000
@@ -52,6 +54,7 @@ class Config:
 
 
 ACCURACY, STEEPEST = "accuracy", "largest gradient"  # of the points without a label; of all
+LIPSCHITZ = "Lipschitz constant on the graph"
 BASELINES = ("labelled points alone", "weight decay", "gradients of the inputs", "plain Laplacian")
 
 
@@ -102,15 +105,16 @@ def run(lab: Lab, config: Config) -> None:
                     fields[arm.name] = (task, net, learner.multipliers)
             _multipliers(ours, task, net, learner)
     lab.claim(
-        "moons: from two labels at least 98 % of the points are right, at most 90 % without the others",
-        ours[f"moons: {ACCURACY}"] >= 98,
-        alone[f"moons: {ACCURACY}"] <= 90,
+        "moons: from two labels at least 90 % of the points are right, 10 points more than with the labelled ones "
+        "alone, weight decay or gradients of the inputs",
+        ours[f"moons: {ACCURACY}"] >= 90,
+        *(ours[f"moons: {ACCURACY}"] >= arm[f"moons: {ACCURACY}"] + 10 for arm in (alone, decay, ambient)),
     )
     lab.claim(
-        "with the same bound on the loss the largest gradient is at most 0.85 of the plain Laplacian's on the moons, "
-        "0.75 on the digits",
-        ours[f"moons: {STEEPEST}"] <= 0.85 * plain[f"moons: {STEEPEST}"],
-        ours[f"digits: {STEEPEST}"] <= 0.75 * plain[f"digits: {STEEPEST}"],
+        "with the same bound on the loss the largest gradient and the Lipschitz constant on the graph are at most 0.85 "
+        "of the plain Laplacian's on the moons, the largest gradient 0.7 on the digits",
+        *(ours[f"moons: {name}"] <= 0.85 * plain[f"moons: {name}"] for name in (STEEPEST, LIPSCHITZ)),
+        ours[f"digits: {STEEPEST}"] <= 0.7 * plain[f"digits: {STEEPEST}"],
     )
     lab.claim(
         "the estimate of the Lipschitz constant is within a quarter of the largest gradient, and at least 60 % of the "
@@ -121,8 +125,9 @@ def run(lab: Lab, config: Config) -> None:
     digits = f"digits: {ACCURACY}"
     lab.claim(
         "digits: at least 3 points more are right than with the labelled ones alone, weight decay or gradients of the "
-        "inputs",
+        "inputs, at most 3 fewer than with the plain Laplacian",
         *(ours[digits] >= arm[digits] + 3 for arm in (alone, decay, ambient)),
+        ours[digits] >= plain[digits] - 3,
     )
     _draw(lab, config, fields)
 
@@ -155,17 +160,24 @@ def _net(arm: Arm, task: Task) -> nn.Module:
         return nn.Sequential(*layers, nn.Linear(64, task.targets.shape[1]))
 
 
+def _adam(net: nn.Module, task: Task) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return Adam, whose step size falls to zero in the last fifth of the steps: else the steepest point jitters."""
+    adam = torch.optim.Adam(net.parameters(), lr=3e-3)
+    return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, 5 * (1 - step / task.steps)))
+
+
 def _loss(task: Task, outputs: Tensor) -> Tensor:
     return ((outputs - task.targets[task.labelled]) ** 2).sum(1).mean()
 
 
 def _fit(arm: Arm, task: Task, decay: float = 0.0) -> nn.Module:
-    """Train on the labelled points; the loss is zero long before the last step."""
+    """Train on the labelled points."""
     net = _net(arm, task)
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in arm.steps(task.steps // 2, net, optimizer, name=task.name):
+    optimizer, schedule = _adam(net, task)
+    for _ in arm.steps(task.steps, net, optimizer, schedule, name=task.name):
         penalty = sum(weight.square().sum() for weight in net.parameters())
         arm.descend(_loss(task, net(task.z[task.labelled])) + decay * penalty, optimizer, name=f"{task.name}: loss")
+        schedule.step()
     return net
 
 
@@ -179,15 +191,16 @@ def _ambient(lab: Lab, arm: Arm, task: Task) -> nn.Module:
         slopes = [torch.autograd.grad(channel.sum(), z, create_graph=True)[0] for channel in outputs.unbind(1)]
         return torch.stack(slopes).square().sum() / 64, _loss(task, net(task.z[task.labelled]))[None]
 
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    optimizer, schedule = _adam(net, task)
     ascent = DualAscent(
         ConstrainedProblem(losses, torch.tensor([task.bound]), net),
         optimizer=optimizer,
         dual_lr=0.5,
         initial=1.0,
     )
-    for _ in arm.steps(task.steps // 2, ascent, batches, name=task.name):
+    for _ in arm.steps(task.steps, ascent, schedule, batches, name=task.name):
         ascent.step()
+        schedule.step()
     return net
 
 
@@ -199,18 +212,20 @@ def _smooth(arm: Arm, task: Task, dual_lr: float) -> tuple[nn.Module, SmoothMani
         outputs = net(task.z)
         return _loss(task, outputs[task.labelled]), outputs
 
+    optimizer, schedule = _adam(net, task)
     learner = SmoothManifoldLearning(
         fit,
         net,
         task.graph,
         loss_bound=task.bound,
-        optimizer=torch.optim.Adam(net.parameters(), lr=3e-3),
+        optimizer=optimizer,
         dual_lr=dual_lr,
         loss_lr=task.loss_lr,
         warm_up=task.steps // 5,
     )
-    for step in arm.steps(task.steps, learner, name=task.name):
+    for step in arm.steps(task.steps, learner, schedule, name=task.name):
         state = learner.step()
+        schedule.step()
         if step % 10 == 0:
             arm.record(f"{task.name}: largest gradient", state.energy.max().sqrt(), step=step)
     return net, learner
@@ -229,6 +244,7 @@ def _report(arm: Arm, task: Task, net: nn.Module) -> None:
     arm.metric(f"{task.name}: {ACCURACY}", 100 * share, better="higher", unit="%")
     steepest = implicit.gradient_energy(outputs, task.graph).max().sqrt()
     arm.metric(f"{task.name}: {STEEPEST}", steepest, better="lower")
+    arm.metric(f"{task.name}: {LIPSCHITZ}", implicit.graph_lipschitz(outputs, task.z, task.graph), better="lower")
     arm.metric(f"{task.name}: loss", _loss(task, outputs[task.labelled]))
 
 
