@@ -54,7 +54,7 @@ class WassersteinCritic(nn.Module):
     iterations. Weights begin orthogonal; so ``"distance"`` with one layer at least as wide as t begins as the distance.
 
     A rectifier that flattens half of its input makes g change by far less than it may, and each layer adds to that. The
-    absolute value, slope = -1, changes as much as its input: g finds more than twice of the distance.
+    absolute value, slope = -1, changes as much as its input, and g finds more than twice as much of the distance.
 
     Args:
         dim: of t and of s, >= 1.
