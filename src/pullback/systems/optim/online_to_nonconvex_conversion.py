@@ -8,7 +8,7 @@ of each move find one within O(1 / (eps^3 delta)) gradients, which no method imp
 Robust phase retrieval, mean of | |a.x| - y |, whose least value 0 is known (simulated: nothing real has one), and a
 ReLU network with absolute loss on diabetes (real), at most 16 000 gradients. Not claimed, as it does not hold: that SGD
 finds worse points. With its best step it ends nearer to the minimum, only without a bound known in advance; nor does it
-hurt here to leave out the random points. On networks SGD with momentum is a tenth better: it does not begin anew.
+hurt here to leave out the random points. On networks SGD with momentum is a tenth better, and Adam a seventh.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def run(lab: Lab, config: Config) -> None:
         scale="smoke",
     )
     lab.claim(
-        "gradients at random points of moves predict it within 4 standard errors on average, at their ends miss by 5",
+        "gradients at random points of moves predict it within 4 standard errors on average, at their ends miss by 10",
         runs[0].found["bias"] <= 4,
-        biased.found["bias"] >= 5,
+        biased.found["bias"] >= 10,
     )
     lab.claim(
         "the mean norm of an epoch's mean gradient is at most the theorem's bound, at every number of calls and radius",
@@ -133,13 +133,16 @@ def run(lab: Lab, config: Config) -> None:
     key = "gradient norm of the returned point"
     pointwise = min(lab.arm("SGD")[key], lab.arm("SGD with momentum")[key])
     lab.claim(
-        f"at the kinks of the minimum, {config.calls[-1]} gradients: the last epoch's mean gradient is at most half "
-        "as long as its gradients, and half as long as the gradient where SGD with its best step ends",
-        longest.found["last"] <= 0.5 * longest.found["single"],
-        longest.found["last"] <= 0.5 * pointwise,
+        f"at the kinks of the minimum, {config.calls[-1]} gradients: the last epoch's mean gradient is at most a fifth "
+        "as long as its gradients, and a fifth as long as the gradient where SGD with its best step ends",
+        longest.found["last"] <= 0.2 * longest.found["single"],
+        longest.found["last"] <= 0.2 * pointwise,
     )
     found = lab.slope(config.calls, [float(each.found["mean"]) for each in runs[: len(config.calls)]], of="O2NC")
-    lab.claim("the mean epoch norm falls as calls^-0.28 to calls^-0.67", abs(found.exponent + 0.475) <= 0.195)
+    lab.claim(
+        "the mean epoch norm falls as calls^-0.30 to calls^-0.36, by the theorem as calls^-1/3",
+        abs(found.exponent + 0.33) <= 0.03,
+    )
     _networks(lab, config)
     _draw(lab, config, runs, pointwise)
 
@@ -261,11 +264,7 @@ def _networks(lab: Lab, config: Config) -> None:
         for setting, value in enumerate(found.mean(-1).view(2, -1).amin(0)):
             arm.record("training loss by setting", value, step=setting)
     ours, base = (lab.arm(name)["training loss, diabetes"] for name in ("O2NC", "SGD with momentum"))
-    lab.claim(
-        "ReLU networks: the final training loss is above that of SGD with momentum, by less than a fifth",
-        ours >= 1.02 * base,
-        ours <= 1.2 * base,
-    )
+    lab.claim("ReLU networks: the final training loss is at most 1.15 times SGD with momentum's", ours <= 1.15 * base)
 
 
 def _draw(lab: Lab, config: Config, runs: list[Descent], pointwise: Any) -> None:
