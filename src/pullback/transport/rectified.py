@@ -89,7 +89,8 @@ def conjugate_flow_loss(
     r"""Return :math:`E\,[c^*(\nabla f_t(x_t))-\dot x_t\cdot\nabla f_t(x_t)+c(\dot x_t)]`, the c-rectified objective.
 
     It is >= 0, and 0 where :math:`\dot x_t=\nabla c^*(\nabla f_t(x_t))` for all pairs: only for a coupling that is
-    optimal for c. The flow of its minimiser keeps the marginals and costs no more than the coupling did, under c. For
+    optimal for c, if the distributions have no gaps (Hertrich, Chambolle, Delon, 2025). The flow of its minimiser keeps
+    the marginals and costs no more than the coupling did, under c. For
     :math:`c(z)=|z|^2/2` it is :math:`E|\nabla f_t(x_t)-\dot x_t|^2/2`.
 
     Args:
@@ -117,7 +118,8 @@ def conjugate_flow_loss(
         True
 
     References:
-        Liu (2022), Rectified flow: a marginal preserving approach to optimal transport, equation 11.
+        Liu (2022), Rectified flow: a marginal preserving approach to optimal transport, equation 11. Hertrich,
+        Chambolle, Delon (2025), On the relation between rectified flows and optimal transport.
     """
     check_callable("potential", potential)
     cost = _checked_cost(cost)

@@ -4,7 +4,8 @@ Draw a line between the points of each pair, learn the mean velocity of all line
 distributions, and its pairs cost no more than the old ones, for every convex cost at once. Again and again this makes
 paths straight, but not optimal: a rotation stays as it is. If the velocity is of the form grad c*(grad f), with one
 potential f, trained by a loss made of the conjugate c* of one cost c, only the best coupling for that cost stays (Liu,
-2022). Smaller than in the paper: networks of some 2 000 weights, three rounds. The photographs are real.
+2022; distributions with gaps can need more: Hertrich, Chambolle, Delon, 2025). Smaller than in the paper: networks of
+some 2 000 weights, three rounds. The photographs are real.
 """
 
 from __future__ import annotations
@@ -155,14 +156,17 @@ def _rotation(lab: Lab, config: Config, arms: list[Arm]) -> None:
     """One round for Gaussian points and the same a quarter turn on."""
     g = lab.fork("rotation")
     x, unseen = torch.randn(config.pairs, 2, generator=g), torch.randn(config.tested, 2, generator=g)
-    pairs = transport.Coupling(x, x.flip(-1) * x.new_tensor([-1, 1]))
+    turn, cost = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), COSTS["|z|²/2"]
+    pairs = transport.Coupling(x, x @ turn)
+    before = lab.metric("rotation: mean of |X1-X0|²", 2 * _paid(transport.Coupling(unseen, unseen @ turn), cost))
     for arm in arms:
         (found,) = _rounds(lab, config, arm, "rotation", pairs, unseen, config.steps[1:2], independent=False)
-        arm.metric("rotation: mean of |Z1-Z0|²", 2 * _paid(found.unseen, COSTS["|z|²/2"]))
+        arm.metric("rotation: mean of |Z1-Z0|²", 2 * _paid(found.unseen, cost))
     plain, ours = (arm["rotation: mean of |Z1-Z0|²"] for arm in arms)
     lab.claim(
-        "of a quarter turn, which costs 4, the plain flow keeps that to 5 %, one round for |z|²/2 leaves at most 0.2",
-        abs(plain - 4) <= 0.2,
+        "what a quarter turn costs unseen points, about 4, the plain flow keeps to 5 %; one round for |z|²/2 leaves at "
+        "most 0.2",
+        abs(plain - before) <= 0.05 * before,
         ours <= 0.2,
     )
 
@@ -178,11 +182,12 @@ def _mixture(lab: Lab, config: Config, arms: list[Arm]) -> None:
 
     turned, g = math.radians(80), lab.fork("mixture")
     pairs = transport.Coupling(draw(0, config.pairs, g, even=True), draw(turned, config.pairs, g, even=True))
-    unseen, target = draw(0, config.tested, g, even=True), draw(turned, config.tested, g, even=True)
-    sources, targets, others = (draw(way, 8 * config.tested, g).view(8, -1, 2) for way in (0, turned, turned))
-    apart = lab.metric("mixture: SW² of two samples of the target, mean of 8", _sliced(lab, targets, others).mean())
-    before = lab.metric("mixture: SW² before", _sliced(lab, sources, targets).mean())
-    least = {name: lab.metric(f"mixture: least {name}", _least(unseen, target, cost)) for name, cost in COSTS.items()}
+    sources, targets, *others = (draw(way, 8 * config.tested, g).view(8, -1, 2) for way in (0, *[turned] * 17))
+    unseen, target = sources[:4], targets[:4]  # The quartic cost of one sample has a noise of 5 %.
+    spread = torch.stack([_sliced(lab, *two).mean() for two in zip(others[::2], others[1::2], strict=True)]).mean()
+    apart = lab.metric("mixture: SW² of two samples of the target, mean of 64", spread)
+    matched = {name: _least(unseen, target, cost).mean() for name, cost in COSTS.items()}
+    least = {name: lab.metric(f"mixture: least {name}", value) for name, value in matched.items()}
     figure, grid = lab.subplots(2, len(arms), figsize=(9, 6), sharex=True, sharey=True)
     for arm, (first, last) in zip(arms, grid.T, strict=True):
         for name, cost in COSTS.items():
@@ -191,55 +196,51 @@ def _mixture(lab: Lab, config: Config, arms: list[Arm]) -> None:
             for name, cost in COSTS.items():
                 arm.metric(f"mixture: {name}, round {k}", _paid(found.unseen, cost), better="lower")
             with torch.no_grad():
-                bend = transport.straightness(found.velocity, unseen[:300], steps=config.flow_steps)
+                bend = transport.straightness(found.velocity, unseen[0, :300], steps=config.flow_steps)
             arm.metric(f"mixture: bend, round {k}", bend, better="lower")
             if k in (1, len(config.steps)):
                 _paths(first if k == 1 else last, found, f"{arm.name}, round {k}", arm.colour)
         for name, cost in COSTS.items():
-            arm.metric(f"mixture: excess of {name}", _excess(found.unseen, cost), unit="%", better="lower")
+            more = _excess(transport.Coupling(*(z[0] for z in found.unseen)), cost)
+            arm.metric(f"mixture: excess of {name}", more, unit="%", better="lower")
         with torch.no_grad():
             carried = transport.rectify(found.velocity, sources, steps=config.flow_steps).z1
         arm.metric("mixture: SW² to the target, mean of 8", _sliced(lab, carried, targets).mean(), better="lower")
     lab.figure("paths", figure, "Of 60 unseen points; dots are where they end.")
-    _mixture_claims(lab, config, arms, least, (apart, before))
+    _mixture_claims(lab, config, arms, least, apart)
 
 
-def _mixture_claims(
-    lab: Lab, config: Config, arms: list[Arm], least: dict[str, Measured], distances: tuple[Measured, Measured]
-) -> None:
-    (plain, *ours), (apart, before) = arms, distances
+def _mixture_claims(lab: Lab, config: Config, arms: list[Arm], least: dict[str, Measured], apart: Measured) -> None:
+    plain, *ours = arms
     own = list(zip(ours, COSTS, strict=True))
     labels = ["independent", *(f"round {k}" for k in range(1, len(config.steps) + 1))]
     for arm, name in own:
         paid = [arm[f"mixture: {name}, {label}"] for label in labels]
         lab.claim(
             f"{arm.name}: independent pairs cost at least 1.5 times the best matching of unseen points, each round at "
-            "most 1.02 times the one before, the last at most 1.1 times the best matching",
+            "most 1.02 times the one before, the last within 10 % of the best matching",
             paid[0] >= 1.5 * least[name],
             *(after <= 1.02 * before for before, after in pairwise(paid)),
-            paid[-1] <= 1.1 * least[name],
+            abs(paid[-1] - least[name]) <= 0.1 * least[name],
         )
     for arm, name in own:
-        excess = f"mixture: excess of {name}"
         lab.claim(
             f"{arm.name}: the last pairs cost at most 0.5 % more than their best matching, and a fifth of the excess "
             "of the plain flow",
-            arm[excess] <= 0.5,
+            arm[excess := f"mixture: excess of {name}"] <= 0.5,
             arm[excess] <= plain[excess] / 5,
         )
-    squared, quartic = ours
-    last = f"mixture: |z|⁴/4, {labels[-1]}"
+    (squared, quartic), last = ours, f"mixture: |z|⁴/4, {labels[-1]}"
     lab.claim(
         "the quartic cost of the flow for it is at most 0.95 times that of the flow for the squared distance",
         quartic[last] <= 0.95 * squared[last],
     )
-    left = "mixture: SW² to the target, mean of 8"
     lab.claim(
         "marginals are kept: the squared sliced distance to unseen points of the target is at most twice that of two "
-        "samples of it, and 0.001; of the flow for |z|⁴/4, whose velocity is steep, at most 5 % of that before",
-        plain[left] <= 2 * apart + 1e-3,
+        "samples of it, and 0.001; of the flow for |z|⁴/4, whose velocity is steep, at most three times",
+        plain[left := "mixture: SW² to the target, mean of 8"] <= 2 * apart + 1e-3,
         squared[left] <= 2 * apart + 1e-3,
-        quartic[left] <= 0.05 * before,
+        quartic[left] <= 3 * apart + 1e-3,
     )
     lab.claim(
         "a second round makes paths straight: at most a twentieth of the bend is left",
@@ -254,12 +255,13 @@ def _mixture_claims(
         axes.axhline(float(least[name]), color="black", linestyle=":", label="best matching")
         axes.set(title=f"mean of {name} (independent pairs: {first:.3g})", xlabel="round", xticks=range(1, len(labels)))
     grid[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    lab.figure("costs", figure, "Of unseen points between the mixtures.")
+    lab.figure("costs", figure, "Of unseen points. Samples cost more to match than what they are drawn from.")
 
 
 def _paths(axes: Axes, found: Round, title: str, colour: str) -> None:
     with torch.no_grad():
-        way = dynamics.odeint(found.velocity, found.unseen.z0[:60], torch.linspace(0, 1, 21), method="rk4", step=0.05).y
+        start = found.unseen.z0[0, :60]
+        way = dynamics.odeint(found.velocity, start, torch.linspace(0, 1, 21), method="rk4", step=0.05).y
     axes.plot(*way.movedim(-1, 0), color=colour, linewidth=0.6)
     axes.plot(*way[-1].T, ".", color="black", markersize=3)
     axes.set(title=title, aspect="equal")
