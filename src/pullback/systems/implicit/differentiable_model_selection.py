@@ -9,7 +9,8 @@ Smaller than in the paper: digits of 8 x 8 pixels, members of one hidden layer. 
 falls while the selector learns, here and not in the paper: at a constant one the perturbed ensemble of three or more
 reads points more than the hard one that is wanted in the end.
 
-Votes do not look at the input, and are beaten by far. Two references are not: the same selector, trained to predict
+Votes do not look at the input; equal ones are beaten by far, one with learned weights by 0 to 4 points, as the members
+are drawn. Two references are not: the same selector, trained to predict
 which members are right, needs no perturbation and reads half a point more with one member, two with more; and one
 network of the selector's size that reads the digits itself is as good as any choice, on as many digits.
 """
@@ -96,8 +97,8 @@ def run(lab: Lab, config: Config) -> None:
         *(ours[accuracy] >= arm[accuracy] + 3 for arm in (*votes[:2], random)),
         ours[accuracy] >= others[4][accuracy] + 10,
     )
-    statement = "it reads at least 1 point more than the average vote with weights that were trained on the same digits"
-    lab.claim(statement, ours[accuracy] >= votes[2][accuracy] + 1)
+    statement = "it reads no less than the average vote with weights that were trained on the same digits"
+    lab.claim(statement, ours[accuracy] >= votes[2][accuracy])
     exact = min(ours["fewest chosen, less k"].values) == 0 == max(ours["most chosen, less k"].values)
     lab.claim("exactly k members answer each unseen digit", exact, scale="smoke")
     gaps = [ours[f"perturbed less hard accuracy, k = {k}"] for k in config.sizes]
