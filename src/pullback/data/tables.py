@@ -143,8 +143,8 @@ def survival(name: str) -> Columns:
 def weather(station: str = "sand_point") -> Columns:
     """Return the 8 760 hours of a typical meteorological year at ``"sand_point"`` (Alaska) or ``"greensboro"``.
 
-    Each month is that of a real year which was typical for the station. Columns: ``month``, ``day``, ``hour`` (1 to 24),
-    ``temperature`` and ``dew point`` (degrees Celsius), ``humidity`` (%), ``pressure`` (mbar), ``wind direction``
+    Each month is that of a real year which was typical for the station. Columns: ``month``, ``day``, ``hour`` (1 to
+    24), ``temperature`` and ``dew point`` (degrees Celsius), ``humidity`` (%), ``pressure`` (mbar), ``wind direction``
     (degrees from north), ``wind speed`` (m/s), ``irradiance`` (W/m^2), and ``wind measured``: 0 where the wind was
     interpolated between measurements (a third of the hours at Sand Point).
 

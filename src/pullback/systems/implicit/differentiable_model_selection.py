@@ -10,9 +10,9 @@ falls while the selector learns, here and not in the paper: at a constant one th
 reads points more than the hard one that is wanted in the end.
 
 Votes do not look at the input; equal ones are beaten by far, one with learned weights by 0 to 4 points, as the members
-are drawn. Two references are not: the same selector, trained to predict
-which members are right, needs no perturbation and reads half a point more with one member, two with more; and one
-network of the selector's size that reads the digits itself is as good as any choice, on as many digits.
+are drawn. Two references are not: the same selector, trained to predict which members are right, needs no perturbation
+and reads half a point more with one member, two with more; and one network of the selector's size that reads the digits
+itself is as good as any choice, on as many digits.
 """
 
 from __future__ import annotations
