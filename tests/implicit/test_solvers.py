@@ -335,3 +335,23 @@ def test_nothing_is_minimised_at_once(method: str, shape: tuple[int, ...]) -> No
     assert found.converged.shape == shape[:-1]
     assert found.converged.all()
     assert torch.autograd.grad(found.value.sum(), a)[0].shape == shape
+
+
+@pytest.mark.parametrize("early", [0.0, 1e-10, 1e-8, 1e-7, 1e-5, 1e-3])
+def test_a_problem_that_stops_early_changes_nothing_for_the_others(early: float) -> None:
+    """The memory of these methods grows in the first steps."""
+    curvature = torch.stack([torch.ones(6), torch.tensor([1.0, 2.0, 3.0, 5.0, 8.0, 13.0])]).double()
+    start = torch.stack([torch.full((6,), 1 - early).double(), torch.zeros(6).double()])
+
+    def objective(x: Tensor, weight: Tensor) -> Tensor:
+        return (weight * (x - 1) ** 2 + (x - 1) ** 4 / 10).sum(-1)
+
+    for options in ({}, {"bounds": (-9.0, 9.0)}):
+        both = minimize(objective, start, curvature, batch_ndim=1, **options)
+        alone = minimize(objective, start[1], curvature[1], **options)
+        assert both.converged.all()
+        assert both.iterations[1] == alone.iterations
+        torch.testing.assert_close(both.value[1], alone.value)
+    pulled = lambda x, weight: x - weight * (x - 1) / 14  # noqa: E731
+    both = fixed_point(pulled, start, curvature, method="anderson", batch_ndim=1)
+    assert both.iterations[1] == fixed_point(pulled, start[1], curvature[1], method="anderson").iterations

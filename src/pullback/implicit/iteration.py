@@ -111,8 +111,8 @@ def _advance(rows: Bool[Tensor, "count"], new: State, old: State) -> State:
         return new
 
     def choose(after: Any, before: Any) -> Any:
-        if not isinstance(after, Tensor):
-            return after
+        if not isinstance(after, Tensor) or after.shape != before.shape:
+            return after  # a memory that still grows: that of rows that have stopped is not used any more
         return torch.where(rows.reshape(-1, *(1,) * (after.ndim - 1)), after, before)
 
     result: State = pytree.tree_map(choose, new, old)
