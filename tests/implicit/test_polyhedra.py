@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -16,6 +18,9 @@ from pullback.implicit import (
     projection_simplex,
     projection_sparse_simplex,
     projection_transport,
+    prox_elastic_net,
+    prox_l0,
+    prox_lasso,
 )
 
 
@@ -80,3 +85,8 @@ def test_nestings_of_a_batch_are_projected_problem_by_problem(generator: torch.G
     nesting = {"a": torch.randn(3, 2, generator=generator), "b": torch.randn(3, 2, 2, generator=generator)}
     found = on_nesting(projection_simplex, batch_ndim=1)(nesting)
     torch.testing.assert_close(found["a"].sum(-1) + found["b"].sum((-1, -2)), torch.ones(3))
+
+
+@pytest.mark.parametrize("block", [prox_lasso, prox_l0, prox_elastic_net])
+def test_a_weight_beyond_the_precision_leaves_nothing(block: Callable[..., torch.Tensor]) -> None:
+    assert block(torch.tensor([6e4, -1.0], dtype=torch.float16), 1e12).tolist() == [0.0, 0.0]
