@@ -209,7 +209,7 @@ def prox_l0(x: Float[Tensor, "*batch n"], weight: Weight = 1.0) -> Tensor:
     """
     check_floating("x", x)
     squared = positive("weight", weight, x, x.shape, zero=True)
-    if not isinstance(weight, Tensor) and 0 < weight and math.sqrt(2 * weight) <= torch.finfo(x.dtype).max:
+    if not isinstance(weight, Tensor) and weight > 0 and math.sqrt(2 * weight) <= torch.finfo(x.dtype).max:
         return F.hardshrink(x, math.sqrt(2 * weight))
     threshold = math.sqrt(2) * squared.sqrt()  # 2 weight might overflow
     return torch.where(x.abs() <= threshold, 0, x)
