@@ -102,3 +102,55 @@ def test_infinite_bounds_are_none(generator: torch.Generator) -> None:
     fewer = quadratic_program(q, c, (a, b), (g[:, :3], h[:, :3]), check=True)
     torch.testing.assert_close(found.value, fewer.value, atol=1e-8, rtol=1e-8)
     assert not found.inequality[:, 3:].any()
+
+
+def _box_program() -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """Return ``c``, equalities and a box whose linear program has the solution that comes last."""
+    import scipy.optimize
+
+    c, a, b = torch.tensor([0.7, -0.3, 0.1]), torch.tensor([[1.0, 0.5, -0.4]]), torch.tensor([0.9])
+    box = torch.cat([torch.eye(3), -torch.eye(3)]), torch.cat([torch.ones(3), torch.zeros(3)])
+    vertex = scipy.optimize.linprog(c.numpy(), *(v.numpy() for v in (*box, a, b)), bounds=(None, None)).x
+    found = (c.double(), (a.double(), b.double()), tuple(v.double() for v in box), torch.from_numpy(vertex))
+    return found  # type: ignore[return-value] # a pair
+
+
+@pytest.mark.parametrize("little", [1e-4, 1e-6, 1e-8, 1e-10])
+def test_a_little_curvature_leaves_the_vertex_of_a_linear_program(little: float) -> None:
+    c, equality, box, vertex = _box_program()
+    found = quadratic_program(little * torch.eye(3).double(), c, equality, box, check=True)
+    torch.testing.assert_close(found.value, vertex, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4, 1e8])
+def test_units_of_a_linear_program_do_not_matter(scale: float) -> None:
+    c, (a, b), (g, h), vertex = _box_program()
+    flat = torch.zeros(3, 3).double()
+    torch.testing.assert_close(quadratic_program(flat, scale * c, (a, b), (g, h), check=True).value, vertex)
+    far = quadratic_program(flat, c, (a, scale * b), (g, scale * h), check=True)
+    torch.testing.assert_close(far.value / scale, vertex)
+    torch.testing.assert_close(c + (far.equality @ a) + (far.inequality @ g), torch.zeros(3).double())
+
+
+@pytest.mark.parametrize("far", [1e4, 1e6, 1e8, 1e10])
+def test_a_far_bound_is_none(far: float, generator: torch.Generator) -> None:
+    q, c, a, b, g, h = _programs(generator, (2, 4, 1, 6))
+    wide = torch.where(torch.arange(6) < 3, h, torch.inf)
+    expected = quadratic_program(q, c, (a, b), (g, wide), check=True)
+    found = quadratic_program(q, c, (a, b), (g, wide.clamp(max=far)), check=True)
+    torch.testing.assert_close(found.value, expected.value)
+
+
+def test_without_constraints_it_is_a_linear_system(generator: torch.Generator) -> None:
+    q, c, *_ = _programs(generator, (2, 4, 1, 6))
+    empty = (torch.zeros(0, 4).double(), torch.zeros(0).double())
+    for options in ({}, {"inequality": empty}, {"equality": empty, "inequality": empty}):
+        found = quadratic_program(q, c, **options, check=True)  # type: ignore[arg-type] # a choice
+        torch.testing.assert_close(found.value, torch.linalg.solve(q, -c))
+    assert not quadratic_program(torch.zeros(4, 4).double(), c).converged.any()
+
+
+def test_what_is_infeasible_is_not_said_to_converge_beside_an_infinite_bound() -> None:
+    rows, bounds = torch.tensor([[1.0], [-1.0], [1.0]]).double(), torch.tensor([0.0, -1.0, torch.inf]).double()
+    found = quadratic_program(torch.eye(1).double(), torch.zeros(1).double(), inequality=(rows, bounds))
+    assert not found.converged

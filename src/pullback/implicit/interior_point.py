@@ -92,8 +92,8 @@ class InteriorPoint:
         worst = torch.stack(
             [
                 _largest(dual) / (1 + torch.stack([_largest(v) for v in sizes]).amax(0)),
-                _largest(primal) / (1 + _largest(self.target)),
-                _largest(gap) / (1 + _largest(self.bound)),
+                _largest(primal / (1 + self.target.abs())),
+                _largest(gap / (1 + self.bound.abs())),
                 dot(point.slack, point.multiplier) / (1 + value),
             ]
         ).amax(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -83,7 +84,8 @@ def quadratic_program(
 
     Raises:
         TypeError: an argument is no floating tensor, or their dtypes differ.
-        ValueError: shapes do not fit, or a number is NaN or infinite (but a bound).
+        ValueError: shapes do not fit, a number is NaN or infinite (but an upper bound), or ``quadratic`` is not
+            positive semidefinite.
         ConvergenceError: ``check`` is set and a problem did not converge (infeasible, unbounded); carries the result.
 
     Example:
@@ -100,13 +102,12 @@ def quadratic_program(
     check_integer("max_iterations", max_iterations, 1)
     q, c, rows, target, fixed = _together(quadratic, linear, equality, inequality)
     goal = 1e-8 if tolerance is None else tolerance
-    size, unit, length = _scales(*(v.detach() for v in (q, c, rows, target)))
-    price = size * unit
-    q, c = q / size[..., None, None], c / price[..., None]
-    rows, target = rows / length[..., None], target / (length * unit[..., None])
-
+    curved, slope, length = _sizes(*(v.detach() for v in (q, c, rows)))
+    rows, target = rows / length[..., None], target / length
     found = _search(fixed, goal, max_iterations, *(v.detach() for v in (q, c, rows, target)))
-    inside, multiplier, active, factor, iterations, reason = found
+    inside, multiplier, active, factor, iterations, reason, unit = found
+    price = _price(curved, slope, unit)
+    q, c, target = q * (unit / price)[..., None, None], c / price[..., None], target / unit[..., None]
     x, y = solve_saddle(q, rows, active, -c, target, factor)
     # Where the search failed its last point is nearer than what follows from a wrong guess of active constraints.
     given = [v.detach() for v in (q, c, rows, target)]
@@ -115,7 +116,8 @@ def quadratic_program(
     x = torch.where(better, x, inside + (x - x.detach()))
     y = torch.where(better, y, multiplier + (y - y.detach()))
     residual = torch.minimum(exact, near)
-    reason = torch.where(residual <= goal, int(Reason.CONVERGED), reason)
+    missed = torch.where(reason == _CONVERGED, int(Reason.STALLED), reason)
+    reason = torch.where(residual <= goal, _CONVERGED, missed)
 
     y = y * price[..., None] / length
     value, residual = (x * unit[..., None]).to(linear.dtype), residual.to(linear.dtype)
@@ -141,26 +143,27 @@ class _Search(torch.autograd.Function):
         fixed: int, tolerance: float, limit: int, q: Tensor, c: Tensor, rows: Tensor, target: Tensor
     ) -> tuple[Tensor, ...]:
         batch = c.shape[:-1]
-        q, c, rows, target = (v.reshape((-1, *v.shape[len(batch) :])) for v in (q, c, rows, target))
-        count, m = target.shape
-        held = torch.ones(count, fixed, dtype=torch.bool, device=c.device)
-        if m == fixed:
-            x, y, active = torch.zeros_like(c), torch.zeros_like(target), held
-            iterations = torch.zeros(count, dtype=torch.int64, device=c.device)
-            reason = torch.full_like(iterations, int(Reason.STALLED))  # unless the linear system says otherwise
-        else:
-            ties, bounds = (
-                (rows[:, :fixed], target[:, :fixed]),
-                (rows[:, fixed:], target[:, fixed:].clamp(max=_NO_BOUND)),
-            )
-            found = interior_point(q, c, ties, bounds, tolerance, limit)
-            if found is None:
-                method = InteriorPoint(q, c, *ties, *bounds)
-                x, _, iterations, reason, point = iterate(method, torch.zeros_like(c), tolerance, limit)
-                found = InteriorSolution(x, *Interior(*point), iterations=iterations, reason=reason)
-            x, nu, slack, multiplier, iterations, reason = found
-            y, active = torch.cat([nu, multiplier], -1), torch.cat([held, multiplier > slack], -1)
-        outputs = (x, y, active, factor_saddle(q, rows, active), iterations, reason)
+        count = batch.numel()
+        q, c, rows, target = (v.reshape((count, *v.shape[len(batch) :])) for v in (q, c, rows, target))
+        curved, slope, _ = _sizes(q, c, rows)
+        unit, least = _units(curved, slope, target)
+        search = partial(_search_at, fixed, tolerance / 10, limit)  # the residual that is asked for is another one
+        found = search(*_scaled(unit, q, c, rows, target))
+        # Where numbers of several sizes meet, such as a far bound and near ones, the first unit may be far too large,
+        # and what is small in it is not small for the solution.
+        for _ in range(_RESCALINGS if target.shape[1] > fixed else 0):
+            size = torch.maximum(found.x.abs().amax(-1) * unit, least)
+            again = (size < _SMALL * unit).nonzero()[:, 0]
+            if not len(again):
+                break
+            closer = size[again]
+            new = search(*_scaled(closer, *(v[again] for v in (q, c, rows, target))))
+            better = (new.reason == _CONVERGED) | (found.reason[again] != _CONVERGED)
+            again = again[better]
+            unit = unit.index_put((again,), closer[better])
+            found = _Found(*(old.index_put((again,), v[better]) for old, v in zip(found, new, strict=True)))
+        q, *_ = _scaled(unit, q, c, rows, target)
+        outputs = (*found[:3], factor_saddle(q, rows, found.active), *found[3:], unit)
         return tuple(v.reshape((*batch, *v.shape[1:])) for v in outputs)
 
     @staticmethod
@@ -173,11 +176,11 @@ class _Search(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[None, ...]:
-        return (None,) * 6
+        return (None,) * 7
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], fixed: int, tolerance: float, limit: int, *tensors: Tensor) -> Any:
-        return _Search.apply(fixed, tolerance, limit, *stacked(info.batch_size, in_dims[3:], tensors)), (0,) * 6
+        return _Search.apply(fixed, tolerance, limit, *stacked(info.batch_size, in_dims[3:], tensors)), (0,) * 7
 
 
 def _together(
@@ -206,30 +209,83 @@ def _together(
     check_same_dtype(**given)
     batch = check_broadcast(**shapes)
     for name, value in given.items():
-        bad = value.isnan() if name == "inequality right side" else ~value.isfinite()
+        upper = name == "inequality right side"
+        bad = ~(value > -torch.inf) if upper else ~value.isfinite()
         if can_look(bad) and bool(bad.any()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+            raise ValueError(f"{name} must be finite{' or inf' * upper}, got NaN or {'-' * upper}infinity")
     given = {name: value.double() for name, value in given.items()}
-    q, c = given["quadratic"], given["linear"]
+    q, c = (given["quadratic"] + given["quadratic"].mT) / 2, given["linear"]
+    _check_semidefinite(q, torch.finfo(linear.dtype).eps)
     pairs = [name for name, pair in (("equality", equality), ("inequality", inequality)) if pair is not None]
     matrices = [given[f"{name} matrix"].expand(*batch, -1, n) for name in pairs]
     rights = [given[f"{name} right side"].expand(*batch, -1) for name in pairs]
     rows = torch.cat([*matrices, q.new_zeros(*batch, 0, n)], -2)
     target = torch.cat([*rights, q.new_zeros(*batch, 0)], -1)
     fixed = 0 if equality is None else equality[0].shape[-2]
-    return ((q + q.mT) / 2).expand(*batch, n, n), c.expand(*batch, n), rows, target, fixed
+    return q.expand(*batch, n, n), c.expand(*batch, n), rows, target, fixed
 
 
-def _scales(q: Tensor, c: Tensor, rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sizes ``[*batch]`` of the objective and of the unknowns, and the lengths ``[*batch, m]`` of rows."""
-    curved = q.abs().amax((-2, -1))
-    slope = c.abs().amax(-1)
-    size = torch.where(curved > 0, curved, torch.where(slope > 0, slope, 1))
+def _check_semidefinite(q: Tensor, rounding: float) -> None:
+    """Raise where a symmetric ``q`` bends down by more than what rounding of its entries explains."""
+    n, given = q.shape[-1], q.detach()
+    size = given.abs().amax((-2, -1))[..., None, None]
+    eye = torch.eye(n, dtype=q.dtype, device=q.device)
+    down = torch.linalg.cholesky_ex(given + 4 * n * rounding * torch.where(size > 0, size, 1) * eye).info > 0
+    if can_look(down) and bool(down.any()):
+        raise ValueError("quadratic must be positive semidefinite: of another matrix no minimum can be promised")
+
+
+class _Found(NamedTuple):
+    x: Tensor
+    multiplier: Tensor
+    active: Tensor
+    iterations: Tensor
+    reason: Tensor
+
+
+def _search_at(fixed: int, tolerance: float, limit: int, q: Tensor, c: Tensor, rows: Tensor, target: Tensor) -> _Found:
+    """Return where the interior point method stops, of scaled problems ``[count, ...]``."""
+    count, m = target.shape
+    held = torch.ones(count, fixed, dtype=torch.bool, device=c.device)
+    if m == fixed:
+        iterations = torch.zeros(count, dtype=torch.int64, device=c.device)
+        reason = torch.full_like(iterations, int(Reason.STALLED))  # unless the linear system says otherwise
+        return _Found(torch.zeros_like(c), torch.zeros_like(target), held, iterations, reason)
+    ties, bounds = (rows[:, :fixed], target[:, :fixed]), (rows[:, fixed:], target[:, fixed:].clamp(max=_NO_BOUND))
+    found = interior_point(q, c, ties, bounds, tolerance, limit)
+    if found is None:
+        method = InteriorPoint(q, c, *ties, *bounds)
+        x, _, iterations, reason, point = iterate(method, torch.zeros_like(c), tolerance, limit)
+        found = InteriorSolution(x, *Interior(*point), iterations=iterations, reason=reason)
+    x, nu, slack, multiplier, iterations, reason = found
+    active = torch.cat([held, multiplier > slack], -1)
+    return _Found(x, torch.cat([nu, multiplier], -1), active, iterations, reason)
+
+
+def _sizes(q: Tensor, c: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest numbers ``[*batch]`` of ``Q`` and of ``c``, and the lengths ``[*batch, m]`` of rows."""
     length = torch.linalg.vector_norm(rows, dim=-1)
-    length = torch.where(length > 0, length, 1)
-    far = (target / length).masked_fill(target.isinf(), 0).abs()
-    far = torch.cat([far, torch.where(curved > 0, slope / size, 0)[..., None]], -1).amax(-1)
-    return size, torch.where(far > 0, far, 1), length
+    return q.abs().amax((-2, -1)), c.abs().amax(-1), torch.where(length > 0, length, 1)
+
+
+def _price(curved: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
+    """Return what the objective is divided by for each unit of ``x``."""
+    return torch.where(curved > 0, curved * unit, torch.where(slope > 0, slope, 1))
+
+
+def _units(curved: Tensor, slope: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest and the smallest length ``[*batch]`` in which ``x`` may be measured."""
+    free = torch.where(curved > 0, slope / torch.where(curved > 0, curved, 1), 0)
+    lengths = torch.cat([target.masked_fill(target.isinf(), 0).abs(), free[..., None]], -1)
+    most = lengths.amax(-1)
+    least = torch.where(lengths > 0, lengths, torch.inf).amin(-1)
+    return torch.where(most > 0, most, 1), torch.where(most > 0, least, 1)
+
+
+def _scaled(unit: Tensor, q: Tensor, c: Tensor, rows: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    curved, slope, _ = _sizes(q, c, rows)
+    price = _price(curved, slope, unit)
+    return q * (unit / price)[..., None, None], c / price[..., None], rows, target / unit[..., None]
 
 
 def _violation(fixed: int, program: Sequence[Tensor], x: Tensor, y: Tensor) -> Float[Tensor, "*batch"]:
@@ -250,4 +306,7 @@ def _violation(fixed: int, program: Sequence[Tensor], x: Tensor, y: Tensor) -> F
     return torch.cat(parts, -1).amax(-1).nan_to_num(nan=torch.inf)
 
 
+_CONVERGED = int(Reason.CONVERGED)
 _NO_BOUND = 1e12  # of scaled problems: what the interior point method takes for infinity
+_RESCALINGS = 3
+_SMALL = 1e-2  # a solution so much smaller than the unit is sought again in a smaller one

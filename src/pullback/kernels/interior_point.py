@@ -223,24 +223,22 @@ def _solve_each(
                     t[j] = 0.0
                 for i in range(m):
                     add(t, z[i], g[i], n)
-                worst_d = worst_p = worst_g = size_b = size_h = mean = 0.0
+                worst_d = worst_p = worst_g = mean = 0.0
                 for j in range(n):
                     size_z = max(size_z, abs(t[j]))
                     rd[j] += t[j]
                     worst_d = max(worst_d, abs(rd[j]))
                 for i in range(p):
                     rp[i] = dot(a[i], x, n) - b[i]
-                    worst_p = max(worst_p, abs(rp[i]))
-                    size_b = max(size_b, abs(b[i]))
+                    worst_p = max(worst_p, abs(rp[i]) / (1 + abs(b[i])))
                 for i in range(m):
                     rg[i] = dot(g[i], x, n) + s[i] - h[i]
-                    worst_g = max(worst_g, abs(rg[i]))
-                    size_h = max(size_h, abs(h[i]))
+                    worst_g = max(worst_g, abs(rg[i]) / (1 + abs(h[i])))
                     mean += s[i] * z[i]
                 worst = max(
                     worst_d / (1 + max(size_c, size_y, size_z)),
-                    worst_p / (1 + size_b),
-                    worst_g / (1 + size_h),
+                    worst_p,
+                    worst_g,
                     mean / (1 + abs(value) + abs(curved)),
                 )
                 steps[problem] = step
@@ -305,9 +303,9 @@ def _solve_each(
                     least_s, least_z = min(least_s, s[i]), min(least_z, z[i])
                 for i in range(m):
                     if least_s <= 0:
-                        s[i] += 1 - least_s
+                        s[i] = max(s[i] - least_s, 0.0) + 1  # in this order: 1 is lost beside a large number
                     if least_z <= 0:
-                        z[i] += 1 - least_z
+                        z[i] = max(z[i] - least_z, 0.0) + 1
                 continue
             for i in range(m):
                 k[i] = s[i] * z[i]

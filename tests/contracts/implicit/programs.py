@@ -72,6 +72,8 @@ CONTRACTS = [
             Bad((_EYE, _ONE, _EYE, _ONE, _EYE.double(), _ONE), {}, TypeError, "must have the same dtype"),
             Bad((_EYE / 0, _ONE, _EYE, _ONE, _EYE, _ONE), {}, ValueError, "quadratic must be finite"),
             Bad((_EYE, _ONE, _EYE, _ONE, _EYE, _ONE * torch.nan), {}, ValueError, "inequality right side must be"),
+            Bad((_EYE, _ONE, _EYE, _ONE, _EYE, -_ONE / 0), {}, ValueError, "finite or inf, got NaN or -infinity"),
+            Bad((_EYE - 2.0, _ONE, _EYE, _ONE, _EYE, _ONE), {}, ValueError, "must be positive semidefinite"),
             Bad((_EYE, _ONE, _EYE, _ONE, _EYE, _ONE), {"tolerance": -1.0}, ValueError, "tolerance must be > 0"),
             Bad((_EYE, _ONE, _EYE, _ONE, _EYE, _ONE), {"max_iterations": 0}, ValueError, "max_iterations must be"),
             Bad((_EYE, _ONE, _EYE, 2 * _ONE, _EYE, _ONE), {"check": True}, ConvergenceError, "infeasible or unbounded"),
