@@ -47,6 +47,32 @@ def test_a_problem_that_its_residual_does_not_decide_converges_to_one_solution()
     torch.testing.assert_close(found.value, torch.tensor([2.0, 1.0]).double())  # the nearest to the start
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["levenberg_marquardt", "gauss_newton"])
+def test_a_jacobian_without_full_rank_gets_the_nearest_solution(method: Any, dtype: torch.dtype) -> None:
+    rows = torch.tensor([[1.0, 1.0, 0.0], [2.0, 2.0, 0.0]], dtype=dtype)  # nothing decides the last unknown
+    right = torch.tensor([1.0, 2.5], dtype=dtype)
+    start = torch.tensor([0.0, 0.0, 0.5], dtype=dtype)
+    for matrix, b in ((rows, right), (rows[:1], right[:1])):
+        found = least_squares(lambda x, a=matrix, b=b: a @ x - b, start, method=method, check=True)
+        expected = start + torch.linalg.pinv(matrix) @ (b - matrix @ start)
+        torch.testing.assert_close(found.value, expected, atol=1e-3 if dtype == torch.float32 else 1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["levenberg_marquardt", "gauss_newton"])
+def test_units_of_the_unknowns_do_not_matter(method: Any) -> None:
+    unit = torch.tensor([1e-8, 1e4]).double()
+    model = lambda x: torch.stack([x[0] / unit[0] - 1, x[1] / unit[1] - 1])  # noqa: E731
+    found = least_squares(model, torch.zeros(2).double(), method=method, check=True)
+    torch.testing.assert_close(found.value / unit, torch.ones(2).double(), atol=1e-3, rtol=0)
+
+
+def test_residuals_of_another_type_are_refused() -> None:
+    for wrong in (lambda x: x.double() - 1, lambda x: (x > 0).long(), lambda x: x + 1j):
+        with pytest.raises(TypeError, match=r"residual must return tensors of the type of init, torch\.float32, got"):
+            least_squares(wrong, torch.ones(2))
+
+
 def test_damping_saves_a_start_where_the_linear_model_fails() -> None:
     # From 10 the Gauss-Newton step of arctan flies off; damped steps come home.
     found = least_squares(torch.arctan, torch.tensor([10.0]).double(), max_iterations=200, check=True)
@@ -104,6 +130,27 @@ def test_brackets_of_steep_and_flat_functions_and_a_pole() -> None:
     assert pole.reason == Reason.STALLED
     with pytest.raises(ValueError, match="different signs at low and high, got 1 at 1 and 4 at 2"):
         find_bracketed_root(lambda x: x**2, torch.tensor(1.0), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_large_value_at_one_end_does_not_make_the_other_a_root(dtype: torch.dtype) -> None:
+    for function, ends, root in (
+        (lambda x: x**2 - 2, (0.0, 1e4), 2**0.5),
+        (lambda x: torch.exp(x) - 2, (-5.0, 80.0), float(np.log(2))),
+        (lambda x: 1 - 1 / x, (1e-30, 3.0), 1.0),
+        (lambda x: torch.log(x / (1 - x)) - 2, (0.0, 1.0), 1 / (1 + float(np.exp(-2)))),  # infinite at both ends
+        (lambda x: x - 1, (1.0, 3.0), 1.0),
+        (lambda x: 1e8 * x - 1e8, (-3.0, 7.0), 1.0),
+    ):
+        found = find_bracketed_root(function, *torch.tensor(ends, dtype=dtype), check=True)
+        assert found.value.item() == pytest.approx(root, rel=1e-9 if dtype == torch.float64 else 1e-5)
+    jump = find_bracketed_root(lambda x: torch.where(x < 0.3, -1.0, 2.0).to(x), *torch.tensor([0.0, 1.0], dtype=dtype))
+    assert jump.reason == Reason.STALLED
+    one = torch.ones((), dtype=dtype)
+    with pytest.raises(ValueError, match="high must be finite"):
+        find_bracketed_root(lambda x: x - 2, one, one / 0)
+    with pytest.raises(TypeError, match="must have the same dtype"):
+        find_bracketed_root(lambda x: x - 2, one, 3 * one.to(torch.float16))
 
 
 def test_broyden_arrives_where_newton_does() -> None:

@@ -355,3 +355,12 @@ def test_a_problem_that_stops_early_changes_nothing_for_the_others(early: float)
     pulled = lambda x, weight: x - weight * (x - 1) / 14  # noqa: E731
     both = fixed_point(pulled, start, curvature, method="anderson", batch_ndim=1)
     assert both.iterations[1] == fixed_point(pulled, start[1], curvature[1], method="anderson").iterations
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e6])
+def test_conjugate_gradients_go_on_when_the_slope_has_all_but_vanished(scale: float) -> None:
+    weight = scale * torch.tensor([1.0, 10.0, 100.0, 3.0]).double()
+    found = minimize(
+        lambda x: (weight * (x - 1) ** 2).sum(), torch.zeros(4).double(), method="nonlinear_cg", check=True
+    )
+    assert found.iterations <= 8

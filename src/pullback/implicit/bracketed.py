@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pullback.core.checks import check_broadcast, check_floating
+from pullback.core.checks import check_broadcast, check_floating, check_same_dtype
 from pullback.core.rows import Rows
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.core.transforms import can_look
@@ -36,21 +36,21 @@ def find_bracketed_root(
 
     Args:
         function: ``F(x, *theta)``, entry by entry: ``F_i`` depends on ``x_i`` alone; differentiable.
-        low: ``[*shape]`` one end of each bracket, finite, without gradient.
+        low: ``[*shape]`` one end of each bracket, finite, without gradient; the function may be infinite there.
         high: ``[*shape]`` the other.
         theta: what the root is differentiated in, tensors of any nesting.
-        tolerance: converged when ``|F|`` is at most this times the larger of 1 and ``|F|`` at the ends; default 1e-10
-            in float64, 1e-5 in float32.
+        tolerance: converged when ``|F|`` is at most this, or, once the bracket is as narrow as the arithmetic allows,
+            at most this times the larger of 1 and ``|F|`` at the ends; default 1e-10 in float64, 1e-5 in float32.
         max_iterations: of the method.
         check: raise when an entry did not converge.
 
     Returns:
-        ``Solution``, everything ``[*shape]``; the residual is ``|F|`` relative to the larger of 1 and ``|F|`` at the
-        ends. An entry whose signs change at a pole or a jump does not converge.
+        ``Solution``, everything ``[*shape]``; the residual is ``|F|``, where the bracket could not be narrower relative
+        to the larger of 1 and ``|F|`` at the ends. An entry whose signs change at a pole or a jump does not converge.
 
     Raises:
-        TypeError: ``low`` or ``high`` is no floating tensor.
-        ValueError: the function has the same sign at both ends of a bracket, or is NaN there.
+        TypeError: ``low`` or ``high`` is no floating tensor, or their dtypes differ.
+        ValueError: an end is not finite, or the function has the same sign at both ends of a bracket, or is NaN there.
         ConvergenceError: ``check`` is set and an entry did not converge; carries the ``Solution``.
 
     Example:
@@ -67,8 +67,12 @@ def find_bracketed_root(
     check_function("function", function)
     check_floating("low", low)
     check_floating("high", high)
+    check_same_dtype(low=low, high=high)
     shape = check_broadcast(low=tuple(low.shape), high=tuple(high.shape))
-    low, high = low.detach().expand(shape), high.detach().to(low).expand(shape)
+    low, high = low.detach().expand(shape), high.detach().to(low.device).expand(shape)
+    for name, end in (("low", low), ("high", high)):
+        if can_look(end) and not bool(end.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
     run = Run("find_bracketed_root", tolerance, max_iterations, check)
 
     @custom_root(function, batch_ndim=len(shape))
@@ -136,7 +140,9 @@ class _Chandrupatla:
         nearer = bracket.at_a.abs() <= bracket.at_b.abs()
         x, value = torch.where(nearer, bracket.a, bracket.b), torch.where(nearer, bracket.at_a, bracket.at_b)
         narrow: Bool[Tensor, "count"] = (bracket.b - bracket.a).abs() <= 2 * self._width(x)
-        return State(x[:, None], value.abs() / bracket.size, narrow, bracket)
+        # Before that a large value at an end says nothing: it would let the other end pass for a root.
+        residual = value.abs().clamp(max=torch.finfo(x.dtype).max)
+        return State(x[:, None], torch.where(narrow, residual / bracket.size, residual), narrow, bracket)
 
     def _width(self, x: Tensor) -> Tensor:
         """Return the least distance that the arithmetic resolves there."""

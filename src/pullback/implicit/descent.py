@@ -101,8 +101,10 @@ class NonlinearCG:
         down = (dot(following, found.gradient) < 0) & torch.isfinite(following).all(1)
         following = torch.where(down[:, None], following, -found.gradient)
         taken = ratio(norm(x - state.x), norm(direction))
-        # A step as long as the last one where the slope is as steep.
-        expected = taken * ratio(dot(direction, slope.gradient), dot(following, found.gradient))
+        # A step as long as the last one where the slope is as steep; where that has all but vanished the estimate is
+        # beyond what halving brings back.
+        steeper = ratio(dot(direction, slope.gradient), dot(following, found.gradient))
+        expected = taken * steeper.clamp(max=1e3)
         memory = _Conjugate(found, following, torch.where(expected > 0, expected, length))
         return State(x, norm(found.gradient), new.stalled, memory)
 

@@ -64,7 +64,7 @@ def least_squares(
         ``[*batch]`` each.
 
     Raises:
-        TypeError: ``init`` holds something else than floating tensors.
+        TypeError: ``init`` holds something else than floating tensors, or ``residual`` returns another type.
         ValueError: ``residual`` returns no tensors with the leading dimensions of the batch; a bad option.
         ConvergenceError: ``check`` is set and a problem did not converge; carries the ``Solution``.
 
@@ -109,6 +109,8 @@ def _pack(value: Any, rows: Rows) -> Float[Tensor, "count m"]:
         if not isinstance(leaf, Tensor) or tuple(leaf.shape[: len(rows.batch)]) != rows.batch:
             got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             raise ValueError(f"residual must return tensors with the leading dimensions {rows.batch}, got {got}")
+        if leaf.dtype != rows.dtype:
+            raise TypeError(f"residual must return tensors of the type of init, {rows.dtype}, got {leaf.dtype}")
         parts.append(leaf.reshape(rows.count, -1))
     if not parts or sum(part.shape[1] for part in parts) == 0:
         raise ValueError("residual must return at least one number a problem")
@@ -166,7 +168,7 @@ class LevenbergMarquardt:
         value, jacobian, damping, growth = state.memory
         slope, gram = _slope(value, jacobian), jacobian.mT @ jacobian
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        scale = torch.maximum(diagonal, 1e-10 * diagonal.amax(-1, keepdim=True)).clamp(min=1e-30)
+        scale = torch.maximum(diagonal, 1e-16 * diagonal.amax(-1, keepdim=True)).clamp(min=1e-30)
         step = -_solve_definite(gram, damping[:, None] * scale, slope)
         promised = (damping * dot(step, scale * step) - dot(step, slope)) / 2
         trial = state.x + step
@@ -208,9 +210,7 @@ class GaussNewton:
         """Solve the linear problem and step, shorter until the sum of squares falls enough."""
         value, jacobian = state.memory
         slope = _slope(value, jacobian)
-        gram = jacobian.mT @ jacobian
-        least = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True).clamp(min=1e-30)
-        direction = -_solve_definite(gram, least.expand_as(slope), slope)
+        direction = -_least_squares(jacobian, value)
         square, descent = dot(value, value), 2 * dot(direction, slope)
 
         def accept(length: Tensor, found: tuple[Tensor, ...]) -> Tensor:
@@ -221,6 +221,21 @@ class GaussNewton:
         x, _, failed = backtrack(evaluate, accept, state.x, (value,), direction, active, halvings=30)
         new = self.init(x)
         return new._replace(stalled=failed)
+
+
+def _least_squares(matrix: Tensor, right: Tensor) -> Tensor:
+    """Return the smallest of the ``x`` with the least ``|matrix x - right|``; NaN where a number is not finite."""
+    wide = torch.promote_types(right.dtype, torch.float32)  # torch factorises nothing narrower
+    sound = (torch.isfinite(matrix).all((1, 2)) & torch.isfinite(right).all(1))[:, None]
+    a, b = torch.where(sound[..., None], matrix, 0).to(wide), torch.where(sound, right, 0).to(wide)
+    gram = a.mT @ a
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivot, size = (m.diagonal(dim1=-2, dim2=-1) for m in (factor, gram))
+    decided = (failed == 0) & (pivot**2 > 100 * a.shape[-1] * torch.finfo(wide).eps * size).all(-1)
+    x = torch.cholesky_solve((b[:, None] @ a).mT, factor)[..., 0]
+    if not bool(decided.all()):
+        x = torch.where(decided[:, None], x, (torch.linalg.pinv(a) @ b[..., None])[..., 0])
+    return torch.where(sound, x, torch.nan).to(right.dtype)
 
 
 def _solve_definite(gram: Tensor, diagonal: Tensor, right: Tensor) -> Tensor:
