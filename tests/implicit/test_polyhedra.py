@@ -90,3 +90,32 @@ def test_nestings_of_a_batch_are_projected_problem_by_problem(generator: torch.G
 @pytest.mark.parametrize("block", [prox_lasso, prox_l0, prox_elastic_net])
 def test_a_weight_beyond_the_precision_leaves_nothing(block: Callable[..., torch.Tensor]) -> None:
     assert block(torch.tensor([6e4, -1.0], dtype=torch.float16), 1e12).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_hyperplane_through_a_corner_of_a_box_does_not_miss_it_by_rounding(
+    dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    for size in range(1, 40):
+        x, normal = (torch.randn(size, generator=generator, dtype=dtype) for _ in range(2))
+        low, high = -torch.rand(size, generator=generator, dtype=dtype), torch.rand(size, generator=generator).to(dtype)
+        corner = torch.where(normal > 0, high, low)
+        for scale in (1e-3, 1.0, 1e3):
+            offset = scale * (normal * corner).sum()
+            found = projection_box_section(scale * x, scale * low, scale * high, normal, offset)
+            assert (normal * (found / scale - corner)).abs().sum() < 1e-4
+    with pytest.raises(ValueError, match="misses the box"):
+        projection_box_section(x, low, high, normal, 1.001 * offset / scale)
+
+
+def test_what_is_not_known_stays_so() -> None:
+    x = torch.tensor([[0.5, torch.nan], [0.5, 0.5]])
+    assert projection_box_section(x, 0.0, 1.0, torch.ones(2), 1.0).isnan().all(1).tolist() == [True, False]
+
+
+def test_sums_of_a_transport_plan_are_kept_where_costs_are_large(generator: torch.Generator) -> None:
+    x = 1e4 * torch.randn(20, 5, 4, generator=generator, dtype=torch.float64)
+    mass = 0.1 + torch.rand(20, 5, 4, generator=generator, dtype=torch.float64)
+    plan = projection_transport(x, mass.sum(-1), mass.sum(-2))
+    torch.testing.assert_close(plan.sum(-1), mass.sum(-1), atol=1e-9, rtol=0)
+    torch.testing.assert_close(plan.sum(-2), mass.sum(-2), atol=1e-9, rtol=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pullback.core.checks import check_broadcast, check_same_dtype
+from pullback.core.checks import check_broadcast, check_floating, check_same_dtype
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.core.transforms import can_look
 from pullback.implicit.arguments import broadcast
@@ -104,7 +104,8 @@ def projection_box_section(
     below, above = (broadcast(k, v, points, shape).expand(shape) for k, v in (("low", low), ("high", high)))
     target = broadcast("offset", offset, points, batch).expand(batch)[..., None]
     with torch.no_grad():
-        free, at_high = _section(*(v.detach() for v in (points, below, above, slope, target)))
+        rounding = max(1e-9, 8 * torch.finfo(x.dtype).eps)
+        free, at_high = _section(rounding, *(v.detach() for v in (points, below, above, slope, target)))
     bound = torch.where(at_high, above, below)
     # An entry that the hyperplane does not see is clipped by itself.
     bound = torch.where(slope == 0, torch.minimum(torch.maximum(points, below), above), bound)
@@ -112,7 +113,9 @@ def projection_box_section(
     left = target - torch.where(free, 0, slope * bound).sum(-1, keepdim=True)
     square = (weight * weight).sum(-1, keepdim=True)
     tau = (left - (weight * points).sum(-1, keepdim=True)) / torch.where(square == 0, 1, square)
-    return torch.where(free, points + tau * weight, bound).to(x.dtype)
+    found = torch.where(free, points + tau * weight, bound)
+    unknown = points.isnan().any(-1, keepdim=True) | slope.isnan().any(-1, keepdim=True) | target.isnan()
+    return torch.where(unknown, torch.nan, found).to(x.dtype)
 
 
 def projection_polyhedron(
@@ -150,6 +153,7 @@ def projection_polyhedron(
 
 def _check(x: Tensor, normal: Tensor) -> torch.Size:
     check_points(x)
+    check_floating("normal", normal)
     check_same_dtype(x=x, normal=normal)
     if normal.shape[-1:] != x.shape[-1:]:
         raise ValueError(f"normal must be [*, n] for x {tuple(x.shape)}, got {tuple(normal.shape)}")
@@ -157,7 +161,7 @@ def _check(x: Tensor, normal: Tensor) -> torch.Size:
 
 
 def _section(
-    x: Tensor, low: Tensor, high: Tensor, slope: Tensor, target: Tensor
+    rounding: float, x: Tensor, low: Tensor, high: Tensor, slope: Tensor, target: Tensor
 ) -> tuple[Bool[Tensor, "*batch n"], Bool[Tensor, "*batch n"]]:
     """Return which entries lie between their bounds at the projection, and which of the others are at the upper one."""
     crossed = ~(low <= high)
@@ -177,7 +181,8 @@ def _section(
     endless = torch.full_like(target, torch.inf)
     places = torch.cat([-endless, enter, leave, endless], -1).sort(-1).values
     least, most = total(-endless), total(endless)
-    slack = 1e-9 * (1 + target.abs())
+    terms = torch.where(seen, slope * torch.where(slope * target < 0, low, high), 0)
+    slack = rounding * (1 + target.abs() + terms.masked_fill(terms.isinf(), 0).abs().sum(-1, keepdim=True))
     missed = (target < least - slack) | (target > most + slack)
     if can_look(missed) and bool(missed.any()):
         raise ValueError("the hyperplane misses the box: normal . p = offset has no solution with low <= p <= high")

@@ -38,7 +38,7 @@ def projection_transport(
         ``[*batch, n, m]`` the projections.
 
     Raises:
-        TypeError: ``x`` is no floating tensor, or the dtypes differ.
+        TypeError: an argument is no floating tensor, or their dtypes differ.
         ValueError: shapes do not fit, a number is not finite, a sum is not positive, or their totals differ.
         ConvergenceError: Newton's method stopped far from the solution.
 
@@ -51,7 +51,8 @@ def projection_transport(
         Blondel, Seguy, Rolet (2018), Smooth and sparse optimal transport; Lorenz, Manns, Meyer (2021), Quadratically
         regularized optimal transport.
     """
-    check_floating("x", x)
+    for name, value in (("x", x), ("rows", rows), ("columns", columns)):
+        check_floating(name, value)
     if x.ndim < 2 or 0 in x.shape[-2:] or rows.shape[-1:] != x.shape[-2:-1] or columns.shape[-1:] != x.shape[-1:]:
         got = ", ".join(str(tuple(v.shape)) for v in (x, rows, columns))
         raise ValueError(f"x must be [*, n, m], rows [*, n] and columns [*, m], got {got}")
@@ -73,9 +74,12 @@ def projection_transport(
     corner = (torch.diag_embed(links.sum(-1)), links, links.mT, torch.diag_embed(links.sum(-2)))
     system = torch.cat([torch.cat(corner[:2], -1), torch.cat(corner[2:], -1)], -2)
     # Adding to a block of rows what is taken from its columns changes no entry: a little of the identity decides it.
-    system = system + 1e-10 * torch.eye(n + m, dtype=matrix.dtype, device=x.device)
-    right = torch.cat([a - kept.sum(-1), b - kept.sum(-2)], -1)
-    potential = solve(system, right[..., None])[..., 0]
+    decided = system + 1e-10 * torch.eye(n + m, dtype=matrix.dtype, device=x.device)
+    right = torch.cat([a - kept.sum(-1), b - kept.sum(-2)], -1)[..., None]
+    potential = solve(decided, right)
+    with torch.no_grad():  # what that little costs where potentials are large
+        left = solve(decided.detach(), right.detach() - system.detach() @ potential.detach())
+    potential = (potential + left)[..., 0]
     plan = torch.where(support, matrix + potential[..., :n, None] + potential[..., None, n:], 0)
     return plan.to(x.dtype)
 
