@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.errors import ConvergenceError
-from pullback.implicit import Reason, quadratic_program
+from pullback.implicit import Reason, projection_transport, quadratic_program
 from pullback.implicit.interior_point import InteriorPoint
 from pullback.implicit.iteration import iterate
 from pullback.kernels.interior_point import interior_point
@@ -154,3 +154,17 @@ def test_what_is_infeasible_is_not_said_to_converge_beside_an_infinite_bound() -
     rows, bounds = torch.tensor([[1.0], [-1.0], [1.0]]).double(), torch.tensor([0.0, -1.0, torch.inf]).double()
     found = quadratic_program(torch.eye(1).double(), torch.zeros(1).double(), inequality=(rows, bounds))
     assert not found.converged
+
+
+def test_more_nearly_active_rows_than_unknowns(generator: torch.Generator) -> None:
+    """Projections on transport polytopes: sparse masses, dependent equations, large costs."""
+    n, m, count = 4, 3, 12
+    x = 1e4 * torch.randn(count, n, m, generator=generator, dtype=torch.float64)
+    mass = torch.rand(count, n, m, generator=generator, dtype=torch.float64)
+    mass = torch.where(torch.rand(count, n, m, generator=generator) < 0.4, mass, 0) + 1e-6
+    sums = torch.cat([torch.kron(torch.eye(n), torch.ones(1, m)), torch.kron(torch.ones(1, n), torch.eye(m))]).double()
+    totals, eye = torch.cat([mass.sum(-1), mass.sum(-2)], -1), torch.eye(n * m).double()
+    positive = (-eye, torch.zeros(n * m).double())
+    found = quadratic_program(eye, -x.flatten(1), (sums, totals), positive, check=True)
+    expected = projection_transport(x, mass.sum(-1), mass.sum(-2))
+    torch.testing.assert_close(found.value.reshape(x.shape), expected, atol=1e-5, rtol=0)

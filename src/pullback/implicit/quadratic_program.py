@@ -158,7 +158,9 @@ class _Search(torch.autograd.Function):
                 break
             closer = size[again]
             new = search(*_scaled(closer, *(v[again] for v in (q, c, rows, target))))
-            better = (new.reason == _CONVERGED) | (found.reason[again] != _CONVERGED)
+            better = new.reason == _CONVERGED
+            if not bool(better.any()):
+                break
             again = again[better]
             unit = unit.index_put((again,), closer[better])
             found = _Found(*(old.index_put((again,), v[better]) for old, v in zip(found, new, strict=True)))

@@ -201,6 +201,7 @@ def _solve_each(
                     base[i, j] = dot(across[i], across[j], n)
         used = every if of_rows else p
         reason[problem] = 1
+        best = np.inf
         for step in range(-1, limit + 1):
             if step < 0:  # the start: all weights 1
                 for i in range(m):
@@ -251,6 +252,11 @@ def _solve_each(
                 if not (mean > 0 and worst < np.inf):
                     reason[problem] = 2
                     break
+                best = min(best, worst)
+                if of_rows and (step >= 15 or worst > 10 * best):
+                    # More rows are nearly active than there are unknowns: their system is singular, the other is not.
+                    of_rows = False
+                    used = p
             # The systems of this step.
             if of_rows:
                 for i in range(every):
