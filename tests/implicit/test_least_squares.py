@@ -104,6 +104,13 @@ def test_bounds_against_scipy_and_their_price(size: int, generator: torch.Genera
     assert (price < 0).any()
 
 
+def test_bounds_closer_together_than_rounding_of_ordinary_numbers() -> None:
+    target = torch.tensor([3e-11, 2e-10, -1e-10], dtype=torch.float64)
+    found = minimize(lambda x: ((x - target) ** 2).sum(), 0 * target + 9e-11, bounds=(0.0, 1e-10), tolerance=1e-18)
+    assert found.converged
+    torch.testing.assert_close(found.value, target.clamp(0, 1e-10), atol=1e-17, rtol=0)
+
+
 def test_bounds_of_a_nesting() -> None:
     target = {"a": torch.tensor([2.0, -2.0]), "b": [torch.tensor(0.5)]}
 

@@ -101,7 +101,8 @@ class BoundedLBFGS:
         """Step along the quasi-Newton direction of the free entries, cut off at the bounds."""
         slope, steps, changes = state.memory
         gradient = slope.gradient
-        near = 1e-9 * (1 + state.x.abs())
+        # Near is less than what is left to do: bounds may lie closer together than any fixed distance.
+        near = torch.minimum(1e-9 * (1 + state.x.abs()), 0.01 * state.residual[:, None] / state.x.shape[1] ** 0.5)
         held = ((state.x <= self.low + near) & (gradient > 0)) | ((state.x >= self.high - near) & (gradient < 0))
         free = (~held)[:, None]
         own = torch.where(free, steps, 0), torch.where(free, changes, 0)
