@@ -174,3 +174,10 @@ def test_broyden_arrives_where_newton_does() -> None:
 def test_a_fit_that_may_not_step_says_so() -> None:
     with pytest.raises(ConvergenceError, match="the iterations were used up"):
         least_squares(lambda x: torch.exp(x) - 3, torch.tensor([5.0]).double(), max_iterations=1, check=True)
+
+
+def test_broyden_comes_back_from_a_step_that_is_far_too_long() -> None:
+    cubes = torch.tensor([[1.0], [1e6], [1e9], [8.0]]).double()
+    found = find_root(lambda x: x**3 - cubes, torch.ones(4, 1).double(), method="broyden", batch_ndim=1, tolerance=1e-5)
+    assert found.converged.all()
+    torch.testing.assert_close(found.value, torch.tensor([[1.0], [100.0], [1000.0], [2.0]]).double())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,9 +84,10 @@ class Broyden:
         def accept(length: Tensor, found: tuple[Tensor, ...]) -> Tensor:
             return norm(found[0]) <= (1 - 1e-4 * length) * state.residual
 
-        x, (new,), failed = backtrack(
-            lambda x: (self.function(x),), accept, state.x, (value,), direction, active & usable, halvings=10
-        )
+        # Nothing else is left to a row whose Jacobian is exact; one whose is not gets a new one first.
+        halvings = 30 if bool((fresh & active).any()) else 10
+        evaluate: Callable[[Tensor], tuple[Tensor, ...]] = lambda x: (self.function(x),)  # noqa: E731
+        x, (new,), failed = backtrack(evaluate, accept, state.x, (value,), direction, active & usable, halvings)
         failed = failed | (active & ~usable)
         step, change = x - state.x, new - value
         pulled = (inverse @ change[..., None])[..., 0]
