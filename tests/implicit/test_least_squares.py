@@ -112,7 +112,7 @@ def test_bounds_closer_together_than_rounding_of_ordinary_numbers() -> None:
 
 
 def test_bounds_of_a_nesting() -> None:
-    target = {"a": torch.tensor([2.0, -2.0]), "b": [torch.tensor(0.5)]}
+    target: dict[str, Any] = {"a": torch.tensor([2.0, -2.0]), "b": [torch.tensor(0.5)]}
 
     def objective(x: Any) -> Tensor:
         return ((x["a"] - target["a"]) ** 2).sum() + (x["b"][0] - target["b"][0]) ** 2

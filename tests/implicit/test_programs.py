@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -109,10 +111,9 @@ def _box_program() -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]
     import scipy.optimize
 
     c, a, b = torch.tensor([0.7, -0.3, 0.1]), torch.tensor([[1.0, 0.5, -0.4]]), torch.tensor([0.9])
-    box = torch.cat([torch.eye(3), -torch.eye(3)]), torch.cat([torch.ones(3), torch.zeros(3)])
+    box = (torch.cat([torch.eye(3), -torch.eye(3)]), torch.cat([torch.ones(3), torch.zeros(3)]))
     vertex = scipy.optimize.linprog(c.numpy(), *(v.numpy() for v in (*box, a, b)), bounds=(None, None)).x
-    found = (c.double(), (a.double(), b.double()), tuple(v.double() for v in box), torch.from_numpy(vertex))
-    return found  # type: ignore[return-value] # a pair
+    return c.double(), (a.double(), b.double()), (box[0].double(), box[1].double()), torch.from_numpy(vertex)
 
 
 @pytest.mark.parametrize("little", [1e-4, 1e-6, 1e-8, 1e-10])
@@ -144,8 +145,9 @@ def test_a_far_bound_is_none(far: float, generator: torch.Generator) -> None:
 def test_without_constraints_it_is_a_linear_system(generator: torch.Generator) -> None:
     q, c, *_ = _programs(generator, (2, 4, 1, 6))
     empty = (torch.zeros(0, 4).double(), torch.zeros(0).double())
-    for options in ({}, {"inequality": empty}, {"equality": empty, "inequality": empty}):
-        found = quadratic_program(q, c, **options, check=True)  # type: ignore[arg-type] # a choice
+    choices: list[dict[str, Any]] = [{}, {"inequality": empty}, {"equality": empty, "inequality": empty}]
+    for options in choices:
+        found = quadratic_program(q, c, **options, check=True)
         torch.testing.assert_close(found.value, torch.linalg.solve(q, -c))
     assert not quadratic_program(torch.zeros(4, 4).double(), c).converged.any()
 

@@ -110,7 +110,7 @@ def test_anderson_needs_fewer_iterations_than_picard(generator: torch.Generator)
     b = torch.randn(20, generator=generator, dtype=torch.float64)
     counts = {}
     for method in ("picard", "anderson", "newton"):
-        found = fixed_point(lambda x, b: matrix @ x + b, torch.zeros_like(b), b, method=method, max_iterations=5000)  # type: ignore[arg-type]
+        found = fixed_point(lambda x, b: matrix @ x + b, torch.zeros_like(b), b, method=method, max_iterations=5000)
         assert found.converged
         torch.testing.assert_close(found.value, torch.linalg.solve(torch.eye(20) - matrix, b), atol=1e-8, rtol=0)
         counts[method] = int(found.iterations)
@@ -183,8 +183,8 @@ def test_a_preconditioner_saves_iterations(generator: torch.Generator) -> None:
     a = torch.diag(scale) + 0.1 * torch.ones(60, 60, dtype=torch.float64)
     b = torch.randn(60, generator=generator, dtype=torch.float64)
     for method in ("cg", "gmres", "bicgstab"):
-        plain = linear_solve(a, b, method=method, max_iterations=2000)  # type: ignore[arg-type]
-        helped = linear_solve(a, b, method=method, preconditioner=lambda v: v / scale)  # type: ignore[arg-type]
+        plain = linear_solve(a, b, method=method, max_iterations=2000)
+        helped = linear_solve(a, b, method=method, preconditioner=lambda v: v / scale)
         assert helped.converged
         assert helped.iterations < plain.iterations
         torch.testing.assert_close(helped.value, torch.linalg.solve(a, b), atol=1e-7, rtol=1e-6)
@@ -194,8 +194,8 @@ def test_singular_systems_are_reported(generator: torch.Generator) -> None:
     column = torch.randn(4, 1, generator=generator, dtype=torch.float64)
     a, b = column @ column.T, torch.randn(4, generator=generator, dtype=torch.float64)
     for method in ("lu", "cg", "normal_cg", "bicgstab", "gmres"):
-        assert not linear_solve(a, b, method=method).converged, method  # type: ignore[arg-type]
-        damped = linear_solve(a, b, method=method, ridge=0.1)  # type: ignore[arg-type]
+        assert not linear_solve(a, b, method=method).converged, method
+        damped = linear_solve(a, b, method=method, ridge=0.1)
         assert damped.converged, method
         normal = (a @ a if method == "normal_cg" else a) + 0.1 * torch.eye(4)
         torch.testing.assert_close(damped.value, torch.linalg.solve(normal, a @ b if method == "normal_cg" else b))
@@ -215,7 +215,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="objective must return one value a problem"):
         minimize(lambda x: x, x)
     with pytest.raises(ValueError, match="did you mean 'anderson'"):
-        fixed_point(lambda x: x, x, method="andersen")  # type: ignore[arg-type]
+        fixed_point(lambda x: x, x, method="andersen")
     with pytest.raises(TypeError, match=r"init must be a floating tensor or a nesting of them, got torch\.int64"):
         find_root(lambda x: x, torch.tensor([1]))
     with pytest.raises(ValueError, match="share their first 1 dimensions"):
@@ -346,7 +346,8 @@ def test_a_problem_that_stops_early_changes_nothing_for_the_others(early: float)
     def objective(x: Tensor, weight: Tensor) -> Tensor:
         return (weight * (x - 1) ** 2 + (x - 1) ** 4 / 10).sum(-1)
 
-    for options in ({}, {"bounds": (-9.0, 9.0)}):
+    choices: list[dict[str, Any]] = [{}, {"bounds": (-9.0, 9.0)}]
+    for options in choices:
         both = minimize(objective, start, curvature, batch_ndim=1, **options)
         alone = minimize(objective, start[1], curvature[1], **options)
         assert both.converged.all()
