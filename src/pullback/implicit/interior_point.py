@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from pullback.core.shapes import Float, Tensor
-from pullback.implicit.iteration import State, dot
+from pullback.implicit.iteration import State, dot, times
 
 __all__ = ["Interior", "InteriorPoint"]
 
@@ -58,8 +58,8 @@ class InteriorPoint:
     def init(self, x: Tensor) -> State:
         """Start at the least squares of all constraints, moved inside."""
         factor = self._factor(torch.ones_like(self.bound))
-        x, y = self._newton(factor, _times(self.bound, self.inequality) - self.linear, self.target)
-        beyond = _times(x, self.inequality.mT) - self.bound
+        x, y = self._newton(factor, times(self.bound, self.inequality) - self.linear, self.target)
+        beyond = times(x, self.inequality.mT) - self.bound
         return self._state(x, Interior(y, _inside(-beyond), _inside(beyond)))
 
     def step(self, state: State, active: Tensor) -> State:
@@ -71,8 +71,8 @@ class InteriorPoint:
 
         def towards(complementarity: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             part = w * gap - complementarity / s
-            dx, dy = self._newton(factor, -dual - _times(part, self.inequality), -primal)
-            ds = -gap - _times(dx, self.inequality.mT)
+            dx, dy = self._newton(factor, -dual - times(part, self.inequality), -primal)
+            ds = -gap - times(dx, self.inequality.mT)
             return dx, dy, ds, -(complementarity + z * ds) / s
 
         mean = dot(s, z) / s.shape[-1]
@@ -87,8 +87,8 @@ class InteriorPoint:
 
     def _state(self, x: Tensor, point: Interior) -> State:
         dual, primal, gap = self._residuals(x, point)
-        sizes = (self.linear, _times(point.multiplier, self.inequality), _times(point.equality, self.equality))
-        value = dot(x, self.linear).abs() + dot(x, _times(x, self.quadratic)).abs()
+        sizes = (self.linear, times(point.multiplier, self.inequality), times(point.equality, self.equality))
+        value = dot(x, self.linear).abs() + dot(x, times(x, self.quadratic)).abs()
         worst = torch.stack(
             [
                 _largest(dual) / (1 + torch.stack([_largest(v) for v in sizes]).amax(0)),
@@ -100,11 +100,11 @@ class InteriorPoint:
         return State.moving(x, worst, point)
 
     def _residuals(self, x: Tensor, point: Interior) -> tuple[Tensor, Tensor, Tensor]:
-        dual = _times(x, self.quadratic) + self.linear + _times(point.multiplier, self.inequality)
+        dual = times(x, self.quadratic) + self.linear + times(point.multiplier, self.inequality)
         return (
-            dual + _times(point.equality, self.equality),
-            _times(x, self.equality.mT) - self.target,
-            _times(x, self.inequality.mT) + point.slack - self.bound,
+            dual + times(point.equality, self.equality),
+            times(x, self.equality.mT) - self.target,
+            times(x, self.inequality.mT) + point.slack - self.bound,
         )
 
     def _factor(self, weight: Tensor) -> _Factor:
@@ -123,9 +123,9 @@ class InteriorPoint:
         """Solve ``(Q + G^T W G) x + A^T y = right, A x = target``; ``A^T A`` times the second is in the first."""
         if not self.equality.shape[1]:
             return torch.cholesky_solve(right[..., None], factor.whole)[..., 0], target
-        x = torch.cholesky_solve((right + _times(target, self.equality))[..., None], factor.whole)[..., 0]
-        y = torch.cholesky_solve((_times(x, self.equality.mT) - target)[..., None], factor.schur)[..., 0]
-        return x - _times(y, factor.across.mT), y
+        x = torch.cholesky_solve((right + times(target, self.equality))[..., None], factor.whole)[..., 0]
+        y = torch.cholesky_solve((times(x, self.equality.mT) - target)[..., None], factor.schur)[..., 0]
+        return x - times(y, factor.across.mT), y
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
@@ -152,7 +152,3 @@ def _longest(s: Tensor, z: Tensor, ds: Tensor, dz: Tensor) -> Tensor:
 
 def _largest(v: Tensor) -> Tensor:
     return v.abs().amax(-1) if v.shape[-1] else v.new_zeros(len(v))
-
-
-def _times(v: Tensor, matrix: Tensor) -> Tensor:
-    return (v[..., None, :] @ matrix)[..., 0, :]

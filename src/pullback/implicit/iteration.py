@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.implicit.solution import Reason
 
-__all__ = ["Found", "Map", "Method", "State", "backtrack", "dot", "iterate", "norm", "ratio"]
+__all__ = ["Found", "Map", "Method", "State", "backtrack", "dot", "iterate", "norm", "ratio", "times"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -176,3 +176,8 @@ def norm(a: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
 def ratio(top: Tensor | float, bottom: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Return ``top / bottom``, and 0 where ``bottom`` is 0."""
     return (top / bottom).masked_fill(bottom == 0, 0)
+
+
+def times(v: Float[Tensor, "*#batch m"], matrix: Float[Tensor, "*#batch m n"]) -> Float[Tensor, "*batch n"]:
+    """Return each row times its matrix, ``v^T A``."""
+    return (v[..., None, :] @ matrix)[..., 0, :]

@@ -13,6 +13,7 @@ from pullback.core.numerics import solve
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.core.transforms import can_look
 from pullback.implicit.arguments import broadcast, positive
+from pullback.implicit.iteration import times
 
 __all__ = ["projection_affine", "projection_box", "projection_l1_ball", "projection_l2_ball", "projection_simplex"]
 
@@ -173,7 +174,7 @@ def projection_affine(
     rows, right = rows / weight, right / weight[..., 0]
     largest = torch.maximum(points.detach().abs().amax(-1, keepdim=True), right.detach().abs().amax(-1, keepdim=True))
     scale = _nonzero(largest)
-    gap = _times(points / scale, rows.mT) - right / scale
+    gap = times(points / scale, rows.mT) - right / scale
     gram = rows @ rows.mT
     try:
         if gram.ndim == 2:  # one factorisation for all points, which are its columns
@@ -182,8 +183,8 @@ def projection_affine(
             multiplier = solve(gram, gap[..., None])[..., 0]
     except torch.linalg.LinAlgError as error:
         raise ValueError(_DEPENDENT) from error
-    step = _times(multiplier, rows)
-    left = (gap.detach() - _times(step.detach(), rows.detach().mT)).abs()
+    step = times(multiplier, rows)
+    left = (gap.detach() - times(step.detach(), rows.detach().mT)).abs()
     small = torch.finfo(left.dtype).eps ** 0.5
     # The first condition implies the second, and is cheaper.
     if (
@@ -196,11 +197,6 @@ def projection_affine(
 
 
 _DEPENDENT = "matrix must have linearly independent rows: no point of the affine set was found"
-
-
-def _times(v: Tensor, matrix: Tensor) -> Tensor:
-    """Return ``v`` as rows times a matrix."""
-    return (v[..., None, :] @ matrix)[..., 0, :]
 
 
 def scaled(

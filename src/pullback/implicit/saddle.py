@@ -9,6 +9,7 @@ import torch
 
 from pullback.core.gradients import nested_forward_mode, primals
 from pullback.core.shapes import Bool, Float, Tensor
+from pullback.implicit.iteration import times
 
 __all__ = ["factor_saddle", "solve_saddle", "stacked"]
 
@@ -77,11 +78,11 @@ class _Saddle(torch.autograd.Function):
         x, y = torch.zeros_like(left_x), torch.zeros_like(left_y)
         weight = _price(rows)
         for _ in range(_REFINEMENTS):
-            step = _apply_inverse(factor, left_x + weight * _times(left_y, chosen))
-            rise = weight * (_times(step, chosen.mT) - left_y)
+            step = _apply_inverse(factor, left_x + weight * times(left_y, chosen))
+            rise = weight * (times(step, chosen.mT) - left_y)
             x, y = x + step, y + rise
-            left_x = linear - _times(x, quadratic) - _times(y, chosen)
-            left_y = torch.where(active, target, 0) - _times(x, chosen.mT)
+            left_x = linear - times(x, quadratic) - times(y, chosen)
+            left_y = torch.where(active, target, 0) - times(x, chosen.mT)
         return x, y
 
     @staticmethod
@@ -108,8 +109,8 @@ class _Saddle(torch.autograd.Function):
             if of_quadratic is not None:
                 r = r - (of_quadratic @ x[..., None])[..., 0]
             if of_rows is not None:
-                r = r - _times(y, of_rows)
-                d = d - _times(x, of_rows.mT)
+                r = r - times(y, of_rows)
+                d = d - times(x, of_rows.mT)
             return solve_saddle(quadratic, rows, active, r, d, factor)
 
     @staticmethod
@@ -131,10 +132,6 @@ def _price(rows: Tensor) -> float:
 
 def _apply_inverse(factor: Tensor, right: Tensor) -> Tensor:
     return torch.cholesky_solve(right[..., None], factor)[..., 0]
-
-
-def _times(v: Tensor, matrix: Tensor) -> Tensor:
-    return (v[..., None, :] @ matrix)[..., 0, :]
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
