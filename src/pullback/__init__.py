@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         render,
         topology,
         transport,
+        uncertainty,
     )
     from pullback.audit import audit
     from pullback.audit.watching import GradientWarning, watch
@@ -53,6 +54,7 @@ FAMILIES = (
     "render",
     "topology",
     "transport",
+    "uncertainty",
 )
 """Names of the families of blocks, each a subpackage."""
 
@@ -87,6 +89,7 @@ __all__ = [
     "render",
     "topology",
     "transport",
+    "uncertainty",
     "watch",
 ]
 

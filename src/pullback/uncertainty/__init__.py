@@ -1,0 +1,11 @@
+"""Uncertainty with a gradient: weighted particles, filters, Gaussian processes, calibration, regions."""
+
+from __future__ import annotations
+
+from pullback.uncertainty.density import kernel_density
+from pullback.uncertainty.weights import effective_sample_size
+
+__all__ = [
+    "effective_sample_size",
+    "kernel_density",
+]

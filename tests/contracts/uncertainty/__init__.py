@@ -1,0 +1,1 @@
+"""Contracts of uncertainty, one file a topic."""
