@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pullback.core import numerics
+from pullback.core.transforms import is_transformed
 from pullback.kernels.compiled import compiled, over_rows
 
-__all__ = ["complementarity", "complementarity_plain"]
+__all__ = ["complementarity", "complementarity_plain", "differentiable_complementarity"]
 
 _SLACK = 1e-13
 """Relative to the largest entry of q: how far below 0 an entry of y may be."""
@@ -81,6 +83,65 @@ def complementarity_plain(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tenso
         y = torch.where(free, 0, vector + (matrix[:, None] @ z[..., None])[..., 0])
     indefinite = torch.linalg.eigvalsh(matrix)[:, :1] < -1e-3 * matrix.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
     return torch.where(indefinite[..., None], torch.nan, z.clamp(min=0)), free
+
+
+def differentiable_complementarity(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Return the ``z`` of :func:`complementarity`, differentiable with the free entries fixed, under every transform.
+
+    Args:
+        matrix: ``[*batch, n, n]`` float64, symmetric, positive definite.
+        vector: ``[*batch, k, n]``, the ``q``.
+
+    Returns:
+        ``[*batch, k, n]``.
+
+    Example:
+        >>> matrix = torch.eye(1, dtype=torch.float64).requires_grad_()
+        >>> z = differentiable_complementarity(matrix, -2 * torch.ones(1, 1, dtype=torch.float64))
+        >>> z.item(), torch.autograd.grad(z.sum(), matrix)[0].item()
+        (2.0, -2.0)
+    """
+    transformed = is_transformed(matrix) or is_transformed(vector)
+    found = _as_operation if transformed else _in_rows  # the first call of an operation imports a compiler
+    z, free = found(matrix.detach(), vector.detach())
+    wants = torch.is_grad_enabled() and (matrix.requires_grad or vector.requires_grad)
+    if not (wants or transformed):
+        return z
+    both = free[..., None] & free[..., None, :]
+    system = torch.where(both, matrix[..., None, :, :], 0) + torch.diag_embed((~free).to(matrix.dtype))
+    right = torch.where(free, -vector, 0)
+    return numerics.solve(system, right[..., None])[..., 0]
+
+
+def _in_rows(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    rows = vector.shape[-2:]
+    z, free = complementarity(matrix.reshape(-1, *matrix.shape[-2:]), vector.reshape(-1, *rows))
+    return z.reshape(vector.shape).contiguous(), free.reshape(vector.shape).contiguous()
+
+
+_as_operation = torch.library.custom_op(
+    "pullback::complementarity",
+    _in_rows,
+    mutates_args=(),
+    schema="(Tensor matrix, Tensor vector) -> (Tensor, Tensor)",
+)
+
+
+@_as_operation.register_fake
+def _(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    return vector.new_empty(vector.shape), vector.new_empty(vector.shape, dtype=torch.bool)
+
+
+def _mapped(info: Any, in_dims: tuple[int | None, int | None], *tensors: Tensor) -> Any:
+    """A batch is one more leading dimension; what is not mapped over is repeated."""
+    moved = [
+        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, in_dims, strict=True)
+    ]
+    return _as_operation(*moved), (0, 0)
+
+
+_as_operation.register_vmap(_mapped)
 
 
 @cache

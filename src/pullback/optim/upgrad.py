@@ -6,16 +6,15 @@ given by its weights, so that everything here is a matter of ``m`` numbers, what
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from pullback.core import numerics
 from pullback.core.checks import check_broadcast, check_choice, check_floating, check_positive, check_scalar
 from pullback.core.shapes import Float, Scalar
-from pullback.core.transforms import can_look, is_transformed
-from pullback.kernels.complementarity import complementarity
+from pullback.core.transforms import can_look
+from pullback.kernels.complementarity import differentiable_complementarity
 
 __all__ = ["upgrad_weights"]
 
@@ -142,46 +141,7 @@ def solve(matrix: Tensor, vector: Tensor) -> Tensor:
     Returns:
         ``[*batch, k, n]``.
     """
-    transformed = is_transformed(matrix) or is_transformed(vector)
-    found = _as_operation if transformed else _complementarity  # the first call of an operation imports a compiler
-    z, free = found(matrix.detach(), vector.detach())
+    z = differentiable_complementarity(matrix, vector)
     if can_look(z) and bool(z.isnan().any()):
         raise ValueError("gramian must be positive semidefinite, got one with a negative eigenvalue")
-    wants = torch.is_grad_enabled() and (matrix.requires_grad or vector.requires_grad)
-    if not (wants or transformed):
-        return z
-    both = free[..., None] & free[..., None, :]
-    system = torch.where(both, matrix[..., None, :, :], 0) + torch.diag_embed((~free).to(matrix.dtype))
-    right = torch.where(free, -vector, 0)
-    return numerics.solve(system, right[..., None])[..., 0]
-
-
-def _complementarity(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    rows = vector.shape[-2:]
-    z, free = complementarity(matrix.reshape(-1, *matrix.shape[-2:]), vector.reshape(-1, *rows))
-    return z.reshape(vector.shape).contiguous(), free.reshape(vector.shape).contiguous()
-
-
-_as_operation = torch.library.custom_op(
-    "pullback::complementarity",
-    _complementarity,
-    mutates_args=(),
-    schema="(Tensor matrix, Tensor vector) -> (Tensor, Tensor)",
-)
-
-
-@_as_operation.register_fake
-def _(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    return vector.new_empty(vector.shape), vector.new_empty(vector.shape, dtype=torch.bool)
-
-
-def _mapped(info: Any, in_dims: tuple[int | None, int | None], *tensors: Tensor) -> Any:
-    """A batch is one more leading dimension; what is not mapped over is repeated."""
-    moved = [
-        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-        for t, dim in zip(tensors, in_dims, strict=True)
-    ]
-    return _as_operation(*moved), (0, 0)
-
-
-_as_operation.register_vmap(_mapped)
+    return z
