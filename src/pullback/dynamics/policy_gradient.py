@@ -1,0 +1,173 @@
+"""Learning a policy from what its actions brought: advantages and a clipped surrogate of the return."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from pullback.core.checks import check_finite, check_floating, check_range, check_same_dtype
+from pullback.core.shapes import Bool, Float, Tensor
+from pullback.core.transforms import can_look
+
+__all__ = ["Advantages", "PolicyLoss", "generalized_advantage", "ppo_loss"]
+
+
+class Advantages(NamedTuple):
+    """How much better the actions were than expected.
+
+    Attributes:
+        advantage: ``[*batch, t]`` in the unit of the rewards.
+        target: ``[*batch, t]`` of the values, the advantage added to them.
+    """
+
+    advantage: Float[Tensor, "*batch t"]
+    target: Float[Tensor, "*batch t"]
+
+
+def generalized_advantage(
+    rewards: Float[Tensor, "*batch t"],
+    values: Float[Tensor, "*batch t_plus_1"],
+    *,
+    discount: float = 0.99,
+    trace: float = 0.95,
+    ended: Bool[Tensor, "*batch t"] | None = None,
+) -> Advantages:
+    r"""Return exponentially weighted sums of temporal differences.
+
+    .. math::
+        \delta_t = r_t + \gamma V_{t+1} - V_t, \qquad A_t = \sum_{k \ge 0} (\gamma \lambda)^k \delta_{t+k}
+
+    With ``trace`` 1 it is the return minus the value, unbiased and noisy; with 0 a single difference.
+
+    Args:
+        rewards: ``[*batch, t]`` of each step.
+        values: ``[*batch, t + 1]`` of the states before each step and after the last (0 where an episode ends there).
+        discount: gamma in [0, 1].
+        trace: lambda in [0, 1].
+        ended: ``[*batch, t]`` whether an episode ended with that step: nothing behind it counts.
+
+    Returns:
+        ``advantage`` and ``target``, ``[*batch, t]``.
+
+    Raises:
+        TypeError: a tensor is not floating, or the dtypes differ.
+        ValueError: the shapes do not fit, a number is out of range, a reward is not finite (not under transforms).
+
+    Example:
+        >>> generalized_advantage(torch.tensor([0.0, 1.0]), torch.zeros(3), discount=0.5, trace=1.0).advantage
+        tensor([0.5000, 1.0000])
+
+    References:
+        Schulman, Moritz, Levine, Jordan, Abbeel (2016), High-dimensional continuous control using generalized
+        advantage estimation, equation 16.
+    """
+    check_same_dtype(rewards=check_floating("rewards", rewards), values=check_floating("values", values))
+    check_range("discount", discount, 0, 1)
+    check_range("trace", trace, 0, 1)
+    if rewards.ndim < 1 or values.shape != (*rewards.shape[:-1], rewards.shape[-1] + 1):
+        raise ValueError(
+            f"values must have one more step than rewards, got {tuple(values.shape)} and {tuple(rewards.shape)}"
+        )
+    if ended is not None and ended.shape != rewards.shape:
+        raise ValueError(f"ended must have the shape of rewards, {tuple(rewards.shape)}, got {tuple(ended.shape)}")
+    if can_look(rewards):
+        check_finite("rewards", rewards)
+    before, after = values[..., :-1], values[..., 1:]
+    going = torch.ones_like(rewards) if ended is None else (~ended).to(rewards)
+    difference = rewards + discount * going * after - before
+    carried, found = torch.zeros_like(difference[..., 0]) if rewards.shape[-1] else None, []
+    for t in reversed(range(rewards.shape[-1])):
+        carried = difference[..., t] + discount * trace * going[..., t] * carried
+        found.append(carried)
+    advantage = torch.stack(found[::-1], -1) if found else torch.zeros_like(rewards)
+    return Advantages(advantage, advantage + before)
+
+
+class PolicyLoss(NamedTuple):
+    """The loss of a policy and what it is made of.
+
+    Attributes:
+        total: the weighted sum, to be minimised.
+        policy: minus the clipped surrogate of the return.
+        value: mean squared error of the values.
+        entropy: mean entropy of the policy, 0 where none was given.
+        clipped: share of the actions whose ratio lies outside of the interval; without gradient.
+    """
+
+    total: Float[Tensor, ""]
+    policy: Float[Tensor, ""]
+    value: Float[Tensor, ""]
+    entropy: Float[Tensor, ""]
+    clipped: Float[Tensor, ""]
+
+
+def ppo_loss(
+    log_prob: Float[Tensor, "*batch"],
+    old_log_prob: Float[Tensor, "*batch"],
+    advantage: Float[Tensor, "*batch"],
+    value: Float[Tensor, "*batch"],
+    target: Float[Tensor, "*batch"],
+    *,
+    clip: float = 0.15,
+    value_weight: float = 1.0,
+    entropy: Float[Tensor, "*batch"] | None = None,
+    entropy_weight: float = 0.0,
+) -> PolicyLoss:
+    r"""Return the clipped loss of proximal policy optimisation, the mean over all actions.
+
+    .. math::
+        L = -\overline{\min(\rho A, \mathrm{clip}(\rho, 1-\epsilon, 1+\epsilon) A)} + w\,\overline{(V - R)^2}
+            - w_H \overline{H}, \qquad \rho = \pi / \pi_{\mathrm{old}}
+
+    At the old policy its gradient is that of the return. An action whose ratio has left the interval on the side that
+    its advantage favours has no gradient: several steps can be taken on the same data.
+
+    Args:
+        log_prob: ``[*batch]`` logarithms of the policy's probabilities of the actions taken.
+        old_log_prob: ``[*batch]`` the same when they were taken; no gradient flows into them.
+        advantage: ``[*batch]`` often normalised; no gradient flows into it.
+        value: ``[*batch]`` predicted returns.
+        target: ``[*batch]`` what they should be; no gradient flows into it.
+        clip: epsilon in [0, 1].
+        value_weight: w >= 0.
+        entropy: ``[*batch]`` of the policy.
+        entropy_weight: >= 0.
+
+    Returns:
+        The total and its parts, scalars.
+
+    Raises:
+        TypeError: a tensor is not floating, or the dtypes differ.
+        ValueError: the shapes differ, there is no action, or a weight is out of range.
+
+    Example:
+        >>> log_prob = torch.tensor([0.5, 0.2]).log().requires_grad_()
+        >>> one, zero = torch.ones(2), torch.zeros(2)
+        >>> loss = ppo_loss(log_prob, torch.tensor([0.5, 0.1]).log(), one, zero, zero)
+        >>> loss.total.item(), torch.autograd.grad(loss.total, log_prob)[0]  # the second has doubled already
+        (-1.0750000476837158, tensor([-0.5000, 0.0000]))
+
+    References:
+        Schulman, Wolski, Dhariwal, Radford, Klimov (2017), Proximal policy optimization algorithms, equations 7 and 9.
+    """
+    check_range("clip", clip, 0, 1)
+    check_range("value_weight", value_weight, 0, torch.inf)
+    check_range("entropy_weight", entropy_weight, 0, torch.inf)
+    given = {"log_prob": log_prob, "old_log_prob": old_log_prob, "advantage": advantage, "value": value}
+    given |= {"target": target} if entropy is None else {"target": target, "entropy": entropy}
+    for name, tensor in given.items():
+        if check_floating(name, tensor).shape != log_prob.shape:
+            raise ValueError(
+                f"{name} must have the shape of log_prob, {tuple(log_prob.shape)}, got {tuple(tensor.shape)}"
+            )
+    check_same_dtype(**given)
+    if not log_prob.numel():
+        raise ValueError("log_prob must hold at least one action, got none")
+    ratio = (log_prob - old_log_prob.detach()).exp()
+    advantage = advantage.detach()
+    policy = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    error = (value - target.detach()).square().mean()
+    spread = log_prob.new_zeros(()) if entropy is None else entropy.mean()
+    clipped = ((ratio.detach() - 1).abs() > clip).to(log_prob).mean()
+    return PolicyLoss(policy + value_weight * error - entropy_weight * spread, policy, error, spread, clipped)
