@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pullback import data
 from pullback.data import image_fragments
 
 
@@ -56,3 +57,16 @@ def test_refuses(
 ) -> None:
     with pytest.raises(error, match=match):
         image_fragments(torch.zeros(shape), grid, generator=generator)
+
+
+def test_patches_are_squares_of_the_image_from_everywhere() -> None:
+    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
+    found = data.patches(torch.stack([rows, columns]), 3, 500, generator=torch.Generator().manual_seed(0))
+    assert found.shape == (500, 2, 3, 3)
+    steps = torch.arange(3.0)
+    assert (found[:, 0] - found[:, 0, :1, :1] == steps[:, None]).all()
+    assert (found[:, 1] - found[:, 1, :1, :1] == steps).all()
+    places = {tuple(corner) for corner in found[:, :, 0, 0].tolist()}
+    assert places == {(float(i), float(j)) for i in range(4) for j in range(3)}
+    with pytest.raises(ValueError, match=r"size must be in 1\.\.5, got 6"):
+        data.patches(rows, 6, 1, generator=torch.Generator())

@@ -170,6 +170,9 @@ def test_pictures_have_their_colours() -> None:
         assert 0 <= picture.min() < 0.1 < 0.9 < picture.max() <= 1
     red, green, blue = coffee.mean((0, 1)).tolist()
     assert red > green > blue  # brown
+    brick = data.picture("brick")
+    assert brick.shape == (512, 512, 3)
+    assert (brick[..., 0] == brick[..., 2]).all()
     with pytest.raises(ValueError, match="name must be one of 'coffee'"):
         data.picture("tea")
 

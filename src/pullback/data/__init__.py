@@ -8,7 +8,7 @@ from pullback.data.cache import DataMissingError, cache_root, is_present, load, 
 from pullback.data.clips import ObjectClips, object_clips
 from pullback.data.clusters import PlantedClusters, planted_clusters
 from pullback.data.fetching import Entry, catalogue, fetch
-from pullback.data.fragments import Fragments, image_fragments
+from pullback.data.fragments import Fragments, image_fragments, patches
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
 from pullback.data.maps import BuildingTiles, building_tiles, buildings
 from pullback.data.misspelling import character_noise
@@ -111,6 +111,7 @@ __all__ = [
     "occupied_cells",
     "opencv_digits",
     "origin",
+    "patches",
     "photo",
     "picture",
     "planted_clusters",

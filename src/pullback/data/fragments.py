@@ -1,4 +1,4 @@
-"""Jigsaws: images cut into a grid of pieces, in random order."""
+"""Pieces of images: of a grid, in random order (jigsaws), and from anywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from pullback.core.checks import check_floating, check_integer
 from pullback.core.shapes import Float, Int, Tensor
 
-__all__ = ["Fragments", "image_fragments"]
+__all__ = ["Fragments", "image_fragments", "patches"]
 
 
 class Fragments(NamedTuple):
@@ -70,3 +70,34 @@ def image_fragments(
     pieces = cropped.unflatten(-1, (grid, wide)).unflatten(-3, (grid, high)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     order = torch.rand(len(images), grid**2, generator=generator).argsort(-1).to(images.device)
     return Fragments(pieces[torch.arange(len(images), device=images.device)[:, None], order], order)
+
+
+def patches(
+    image: Float[Tensor, "*channels height width"], size: int, count: int, *, generator: torch.Generator
+) -> Float[Tensor, "count *channels size size"]:
+    """Return squares from random places of an image; they may overlap.
+
+    Args:
+        image: ``[*channels, height, width]``.
+        size: of a square, pixels, in 1..min(height, width).
+        count: of squares, >= 1.
+        generator: draws the places, each equally likely.
+
+    Returns:
+        ``[count, *channels, size, size]``.
+
+    Raises:
+        TypeError: ``image`` is not floating, or ``size`` or ``count`` is no integer.
+        ValueError: ``image`` has fewer than two dimensions, or ``size`` or ``count`` is out of range.
+
+    Example:
+        >>> patches(torch.arange(12.0).view(3, 4), 3, 2, generator=torch.Generator().manual_seed(0))[:, 0, 0]
+        tensor([1., 0.])
+    """
+    check_floating("image", image)
+    if image.ndim < 2:
+        raise ValueError(f"image must have shape (..., height, width), got {tuple(image.shape)}")
+    check_integer("size", size, 1, min(image.shape[-2:]))
+    check_integer("count", count, 1)
+    tops, lefts = (torch.randint(side - size + 1, (count,), generator=generator).tolist() for side in image.shape[-2:])
+    return torch.stack([image[..., i : i + size, j : j + size] for i, j in zip(tops, lefts, strict=True)])

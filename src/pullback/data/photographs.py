@@ -60,19 +60,21 @@ def photo(name: str) -> Float[Tensor, "height width 3"]:
 def picture(name: str) -> Float[Tensor, "height width 3"]:
     """Return a picture that ships with scikit-image, float32 RGB in [0, 1].
 
-    ``"coffee"`` (400 x 600, a cup on a table, brown), ``"astronaut"`` (512 x 512, a portrait, orange and blue) or
-    ``"chelsea"`` (300 x 451, a cat).
+    ``"coffee"`` (400 x 600, a cup on a table, brown), ``"astronaut"`` (512 x 512, a portrait, orange and blue),
+    ``"chelsea"`` (300 x 451, a cat), or one of the grey textures ``"brick"``, ``"grass"``, ``"gravel"`` (512 x 512,
+    three equal channels).
 
     Raises:
         DataMissingError: scikit-image is not installed.
         ValueError: ``name`` is unknown.
     """
-    check_choice("name", name, ("coffee", "astronaut", "chelsea"))
+    check_choice("name", name, ("coffee", "astronaut", "chelsea", "brick", "grass", "gravel"))
     try:
         from skimage import data as pictures
     except ModuleNotFoundError:
         raise DataMissingError("pictures", "pip install 'pullback[lab]'") from None
-    return _unit(getattr(pictures, name)())
+    pixels = _unit(getattr(pictures, name)())
+    return pixels if pixels.ndim == 3 else pixels.unsqueeze(-1).repeat(1, 1, 3)
 
 
 def _unit(pixels: np.ndarray) -> Tensor:

@@ -266,11 +266,11 @@ _TABLE = [
     ),
     Source(
         "pictures",
-        "Coffee, astronaut, Chelsea the cat: three colour photographs (ship with scikit-image)",
+        "Coffee, astronaut, Chelsea the cat: colour photographs; brick, grass, gravel (ship with scikit-image)",
         (_SKIMAGE,),
-        licence="CC0 (coffee, Chelsea), public domain (astronaut, NASA)",
-        origin="R. Michaud (coffee), S. van der Walt (Chelsea), NASA (astronaut); scikit-image",
-        families=("transport", "vision"),
+        licence="CC0 (coffee, Chelsea, textures), public domain (astronaut, NASA)",
+        origin="R. Michaud (coffee), S. van der Walt (Chelsea), NASA (astronaut), CC0Textures; scikit-image",
+        families=("transport", "uncertainty", "vision"),
     ),
     Source(
         "fashion_mnist",
