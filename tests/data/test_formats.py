@@ -186,6 +186,15 @@ def test_words_and_gaps_in_tables() -> None:
     assert table["words kind"].tolist() == ["a", "b"]
 
 
+def test_columns_without_names() -> None:
+    cars = b"8,307.0,130,3504,12.0,70,1,chevrolet chevelle malibu,18.0\n4,97,46,1835,20.5,70,2,vw sedan,26.0\n"
+    tables = builders.quantities({"autompg": gzip.compress(cars), "other": b"1e2,-3\n"})
+    np.testing.assert_array_equal(
+        tables["autompg"], [[8, 307, 130, 3504, 12, 70, 1, 18], [4, 97, 46, 1835, 20.5, 70, 2, 26]]
+    )
+    assert tables["other"].tolist() == [[100, -3]]
+
+
 def _compress(content: bytes) -> bytes:
     """Compress as Unix ``compress -b 16`` does, without the header (an encoder written for this test)."""
     table = {bytes([i]): i for i in range(256)}
@@ -404,6 +413,15 @@ def _survivals() -> None:
     assert table.words["horTh"] == ("no", "yes")
 
 
+def _quantities() -> None:
+    cars, homes = data.autompg(), data.boston(dtype=torch.float64)
+    assert (cars.features.shape, homes.features.shape) == ((392, 7), (506, 13))
+    weight, rooms = cars.features[:, cars.feature_names.index("weight")], homes.features[:, 5]
+    assert torch.stack([weight, cars.target]).corrcoef()[0, 1] < -0.8
+    assert torch.stack([rooms, homes.target]).corrcoef()[0, 1] > 0.65
+    assert homes.target.max() == 50
+
+
 def _weather() -> None:
     year = data.weather()
     assert year.values.shape == (8760, 11)
@@ -462,6 +480,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "photos": _photo,
     "opencv_digits": _opencv_digit,
     "letters": _letters,
+    "regression": _quantities,
     "survival": _survivals,
     "weather": _weather,
     "solubility": _molecules,

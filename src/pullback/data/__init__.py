@@ -26,7 +26,19 @@ from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
 from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
-from pullback.data.tables import Columns, Table, breast_cancer, diabetes, fairness, letters, survival, weather, wine
+from pullback.data.tables import (
+    Columns,
+    Table,
+    autompg,
+    boston,
+    breast_cancer,
+    diabetes,
+    fairness,
+    letters,
+    survival,
+    weather,
+    wine,
+)
 from pullback.data.text import Review, Verse, Vocabulary, bible, characters, film_reviews, sentiment_words, words
 from pullback.data.tints import Tinted, tinted
 from pullback.data.views import image_views
@@ -71,9 +83,11 @@ __all__ = [
     "Tinted",
     "Verse",
     "Vocabulary",
+    "autompg",
     "bayesian_network",
     "bible",
     "body",
+    "boston",
     "breast_cancer",
     "building_tiles",
     "buildings",

@@ -29,6 +29,7 @@ __all__ = [
     "networks",
     "opencv_digits",
     "photos",
+    "quantities",
     "reviews",
     "sachs",
     "scans",
@@ -83,6 +84,11 @@ def tables(members: Members) -> Arrays:
     for name, content in members.items():
         arrays |= {f"{name}/{key}": value for key, value in formats.mixed_csv(content).items()}
     return arrays
+
+
+def quantities(members: Members) -> Arrays:
+    """Read CSV files without a header line, the target last; a column of words (the names of cars) is left out."""
+    return {name: formats.bare_csv(content) for name, content in members.items()}
 
 
 _WEATHER = {

@@ -11,7 +11,7 @@ from csv import reader as csv_reader
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["csv", "digits_csv", "gaussian_network", "gunzip", "idx", "mixed_csv"]
+__all__ = ["bare_csv", "csv", "digits_csv", "gaussian_network", "gunzip", "idx", "mixed_csv"]
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -61,6 +61,22 @@ def csv(content: bytes) -> tuple[list[str], NDArray[np.float64]]:
     header, body = text.split("\n", 1)
     names = [name.strip().strip('"') for name in header.strip().split(",")]
     return names, np.loadtxt(io.StringIO(body), delimiter=",", dtype=np.float64, ndmin=2)
+
+
+def bare_csv(content: bytes) -> NDArray[np.float64]:
+    """Read a table without a header line; columns that are not made of numbers are left out.
+
+    Example:
+        >>> bare_csv(b"1,audi 100,2.5\\n3,saab 99e,4\\n").tolist()
+        [[1.0, 2.5], [3.0, 4.0]]
+    """
+    columns = []
+    for cells in zip(*csv_reader(io.StringIO(gunzip(content).decode())), strict=True):
+        try:
+            columns.append([float(cell) for cell in cells])
+        except ValueError:
+            continue
+    return np.array(columns).T
 
 
 def mixed_csv(content: bytes) -> Arrays:

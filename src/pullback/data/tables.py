@@ -10,7 +10,19 @@ from pullback.core.checks import check_choice
 from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.data.cache import DataMissingError, load
 
-__all__ = ["Columns", "Table", "breast_cancer", "diabetes", "fairness", "letters", "survival", "weather", "wine"]
+__all__ = [
+    "Columns",
+    "Table",
+    "autompg",
+    "boston",
+    "breast_cancer",
+    "diabetes",
+    "fairness",
+    "letters",
+    "survival",
+    "weather",
+    "wine",
+]
 
 
 class Table(NamedTuple):
@@ -72,6 +84,41 @@ def diabetes(*, dtype: torch.dtype = torch.float32) -> Table:
     names = tuple(str(name) for name in raw.feature_names)
     target = torch.from_numpy(raw.target).to(dtype)
     return Table(torch.from_numpy(raw.data).to(dtype), target, names, ("disease progression",))
+
+
+def autompg(*, dtype: torch.dtype = torch.float32) -> Table:
+    """Return Auto MPG: 392 cars of 1970 to 1982, 7 properties, miles per gallon.
+
+    Args:
+        dtype: floating type of the features and the target.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+
+    References:
+        Quinlan (1993), Combining instance-based and model-based learning.
+    """
+    names = "cylinders displacement horsepower weight acceleration year origin"
+    return _quantities("autompg", tuple(names.split()), "miles per gallon", dtype)
+
+
+def boston(*, dtype: torch.dtype = torch.float32) -> Table:
+    """Return Boston housing: 506 tracts of 1970, 13 properties, the median value of a home in 1 000 dollars.
+
+    The values are cut off at 50. One column, ``B``, was made from the share of black inhabitants on an assumption
+    that its authors never tested: use the table to compare methods, not to learn about homes.
+
+    Args:
+        dtype: floating type of the features and the target.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+
+    References:
+        Harrison, Rubinfeld (1978), Hedonic housing prices and the demand for clean air.
+    """
+    names = "CRIM ZN INDUS CHAS NOX RM AGE DIS RAD TAX PTRATIO B LSTAT"
+    return _quantities("boston", tuple(names.split()), "median value", dtype)
 
 
 def letters(*, dtype: torch.dtype = torch.float32) -> Table:
@@ -167,6 +214,11 @@ def _columns(source: str, name: str) -> Columns:
         if key.startswith(f"{name}/words ")
     }
     return Columns(torch.from_numpy(stored[f"{name}/values"]), tuple(str(c) for c in stored[f"{name}/columns"]), words)
+
+
+def _quantities(name: str, columns: tuple[str, ...], target: str, dtype: torch.dtype) -> Table:
+    values = torch.from_numpy(load("regression")[name]).to(dtype)
+    return Table(values[:, :-1], values[:, -1], columns, (target,))
 
 
 def _sklearn(name: str) -> Any:
