@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pullback.core.errors import ConvergenceError
 from pullback.dynamics import Event, odeint
-from pullback.dynamics.tableaux import METHODS
+from pullback.dynamics.methods import METHODS
 from pullback.gradients import saved_bytes
 
 EXACT = ("checkpoint", "symplectic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from pullback.core.errors import ConvergenceError
 from pullback.dynamics import METHODS, Event, NeuralODE, ODESolution, Tableau, odeint
+from pullback.dynamics.tableaux import hermite
 
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.error is not None]
 
@@ -24,41 +26,84 @@ def rate_numpy(mu: float):
     return lambda t, y: [y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]]
 
 
-@pytest.mark.parametrize("name", METHODS)
+RootedTree = tuple["RootedTree", ...]
+
+
+@functools.cache
+def rooted_trees(nodes: int) -> set[RootedTree]:
+    """All rooted trees of so many nodes, each the sorted tuple of the trees on its root."""
+    if nodes == 1:
+        return {()}
+    grown = set()
+    for tree in rooted_trees(nodes - 1):  # every tree is a smaller one with one leaf more
+        grown |= _with_leaf(tree)
+    return grown
+
+
+def _with_leaf(tree: RootedTree) -> set[RootedTree]:
+    grown = {tuple(sorted((*tree, ())))}
+    for i, branch in enumerate(tree):
+        grown |= {tuple(sorted((*tree[:i], larger, *tree[i + 1 :]))) for larger in _with_leaf(branch)}
+    return grown
+
+
+def size(tree: RootedTree) -> int:
+    return 1 + sum(map(size, tree))
+
+
+def density(tree: RootedTree) -> int:
+    return size(tree) * math.prod(map(density, tree))
+
+
+def weight(tree: RootedTree, a: np.ndarray) -> np.ndarray:
+    """The elementary weight of every stage."""
+    return math.prod((a @ weight(branch, a) for branch in tree), start=np.ones(len(a)))
+
+
+@pytest.mark.parametrize("name", [name for name, tableau in METHODS.items() if not tableau.partitioned])
 def test_tableaux_fulfil_the_order_conditions(name: str) -> None:
+    """One condition for each rooted tree (Butcher): 1, 1, 2, 4, 9, 20, 48, 115 of 1 to 8 nodes."""
     tableau: Tableau = METHODS[name]
-    sets = [(tableau.a, tableau.b)]
-    if tableau.partitioned:
-        sets.append((tableau.a_second, tableau.b_second))
-    for a, b in sets:
-        a, b, c = np.array(a), np.array(b), np.array(tableau.c)
-        rows = a if not tableau.partitioned else np.diag(c) @ np.ones_like(a) / len(c)
-        if not tableau.partitioned:
-            assert np.allclose(a.sum(1), c, atol=1e-14)
-        conditions = {
-            1: [(b.sum(), 1)],
-            2: [(b @ c, 1 / 2)],
-            3: [(b @ c**2, 1 / 3), (b @ rows @ c, 1 / 6)],
-            4: [(b @ c**3, 1 / 4), ((b * c) @ a @ c, 1 / 8), (b @ a @ c**2, 1 / 12), (b @ a @ a @ c, 1 / 24)],
-            5: [
-                (b @ c**4, 1 / 5),
-                ((b * c**2) @ a @ c, 1 / 10),
-                (b @ (a @ c) ** 2, 1 / 20),
-                ((b * c) @ a @ c**2, 1 / 15),
-                (b @ a @ c**3, 1 / 20),
-                ((b * c) @ a @ a @ c, 1 / 30),
-                (b @ a @ (c * (a @ c)), 1 / 40),
-                (b @ a @ a @ c**2, 1 / 60),
-                (b @ a @ a @ a @ c, 1 / 120),
-            ],
-        }
-        for order in range(1, tableau.order + 1):
-            for got, wanted in conditions[order]:
-                assert got == pytest.approx(wanted, abs=1e-13)
-    if tableau.error is not None:
-        embedded = np.array(tableau.b) - np.array(tableau.error)
-        for order in range(tableau.order - 1):
-            assert embedded @ np.array(tableau.c) ** order == pytest.approx(1 / (order + 1), abs=1e-13)
+    a, b = np.array(tableau.a), np.array(tableau.b)
+    assert np.allclose(a.sum(1), tableau.c, atol=1e-14)
+    assert [len(rooted_trees(nodes)) for nodes in range(1, 9)] == [1, 1, 2, 4, 9, 20, 48, 115]
+    for nodes in range(1, tableau.order + 1):
+        for tree in rooted_trees(nodes):
+            assert b @ weight(tree, a) == pytest.approx(1 / density(tree), abs=1e-13)
+    beyond = [abs(b @ weight(tree, a) - 1 / density(tree)) for tree in rooted_trees(tableau.order + 1)]
+    assert max(beyond) > 1e-6  # its order is not higher
+
+
+@pytest.mark.parametrize(("name", "order"), [("dopri5", 4), ("tsit5", 4), ("dopri8", 5), ("radau5", 3), ("bosh3", 3)])
+def test_dense_output_has_its_order_and_meets_the_ends(name: str, order: int) -> None:
+    tableau = METHODS[name]
+    a, b = np.array(tableau.a), np.array(tableau.b)
+    dense = np.array(tableau.dense) if tableau.dense else hermite(tableau.b)
+    powers = np.arange(1, dense.shape[1] + 1)
+    assert np.allclose(dense.sum(1), b, atol=1e-13)
+    assert np.allclose(dense[:, 0], np.eye(len(b))[0], atol=1e-13)
+    assert np.allclose(dense @ powers, np.eye(len(b))[-1], atol=1e-12)
+    for nodes in range(1, order + 1):
+        for tree in rooted_trees(nodes):
+            wanted = (powers == nodes) / density(tree)
+            assert np.allclose(weight(tree, a) @ dense, wanted, atol=1e-12)
+
+
+def test_leapfrog_fulfils_the_conditions_of_both_halves() -> None:
+    tableau = METHODS["leapfrog"]
+    a, b = np.array(tableau.a), np.array(tableau.b)
+    assert tableau.a_second is not None
+    second, weights = np.array(tableau.a_second), np.array(tableau.b_second)
+    assert b.sum() == weights.sum() == 1
+    assert b @ second.sum(1) == weights @ a.sum(1) == 1 / 2  # each half's slope at the other's midpoint
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_embedded_methods_have_one_order_less(name: str) -> None:
+    tableau = METHODS[name]
+    embedded = np.array(tableau.b) - np.array(tableau.error)
+    for order in range(tableau.order - 1):
+        assert embedded @ np.array(tableau.c) ** order == pytest.approx(1 / (order + 1), abs=1e-13)
 
 
 def test_dopri5_has_scipys_coefficients() -> None:
@@ -148,10 +193,11 @@ def test_dense_output_is_as_good_as_the_solution() -> None:
         solution = odeint(van_der_pol, y0, [0.0, 5.0], method=method, dense=True, rtol=1e-7, atol=1e-9)
         wanted = odeint(van_der_pol, y0, [0.0, *query.tolist()], rtol=1e-11, atol=1e-12).y[1:]
         got = solution.interpolate(query)
-        assert (got - wanted).abs().max() < 2e-5
+        limit = 2e-5 if METHODS[method].order > 2 else 2e-4  # errors of many small steps add up
+        assert (got - wanted).abs().max() < limit
         (a,) = torch.autograd.grad(got.sum(), y0, retain_graph=True)
         (b,) = torch.autograd.grad(wanted.sum(), y0)
-        assert torch.allclose(a, b, rtol=1e-3)
+        assert torch.allclose(a, b, rtol=50 * limit)
         # one time alone and eleven together: the sums over stages may add up in another order
         assert torch.allclose(solution.interpolate(float(query[3])), got[3], rtol=1e-13, atol=0)
     with pytest.raises(ValueError, match="inside the solve"):
@@ -199,7 +245,7 @@ def test_blow_up_is_named() -> None:
         ({"t": [0.0, 2.0, 1.0]}, "t must be monotone, got 2.0 before 1.0"),
         ({"t": [0.0]}, "t must hold at least two times"),
         ({"t": torch.zeros(5, 2)}, r"t must have shape \[times\]"),
-        ({"method": "dopri"}, "method must be one of 'dopri5', 'tsit5', 'bosh3', 'rk4'.*did you mean 'dopri5'"),
+        ({"method": "dopri"}, "method must be one of 'dopri5', 'tsit5', .*did you mean 'dopri"),
         ({"adjoint": "adjoint"}, "adjoint must be one of 'checkpoint'"),
         ({"adjoint": "backsolve", "method": "kvaerno3"}, "adjoint must be one of 'checkpoint', 'unrolled', 'symp"),
         ({"adjoint": "backsolve", "dense": True}, "with dense=True"),
@@ -260,7 +306,8 @@ def test_wrong_types_are_named(arguments: dict, match: str, without_shape_checks
 def test_a_component_that_stays_zero_needs_no_absolute_tolerance(method: str) -> None:
     y0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     solution = odeint(lambda t, y: -y, y0, [0.0, 1.0], method=method, rtol=1e-5, atol=0.0)
-    assert solution.y[-1, 0].tolist() == pytest.approx([math.exp(-1), 0.0], rel=1e-4)
+    loose = 2e-3 if method == "fehlberg2" else 1e-4  # its two methods are nearly the same: the estimate is small
+    assert solution.y[-1, 0].tolist() == pytest.approx([math.exp(-1), 0.0], rel=loose)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e8, 1e30])

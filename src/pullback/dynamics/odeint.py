@@ -19,10 +19,11 @@ from pullback.dynamics.control import Control
 from pullback.dynamics.events import Event, EventRecord, solve_with_events
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.loop import Run
+from pullback.dynamics.methods import METHODS
 from pullback.dynamics.partitioned import check_pair, check_separable
 from pullback.dynamics.problem import Adjoint, Problem
 from pullback.dynamics.storage import Steps, dense_state
-from pullback.dynamics.tableaux import METHODS, Tableau
+from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.times import columns, direction, shifted_end, shifted_start
 from pullback.dynamics.transforms import every, some
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.core.transforms import transform_running
 from pullback.dynamics.captures import check_known, known_edges
 from pullback.dynamics.field import FlatField
+from pullback.dynamics.implicit_stages import StageProblem, Stages, jacobian, quietly, stage_matrix
 from pullback.dynamics.tableaux import Coefficients, Tableau
-from pullback.dynamics.transforms import every
 
 __all__ = ["StepAdjoint", "Stepper", "interpolation_weights", "quietly"]
 
@@ -51,19 +50,22 @@ class Stepper:
         self.field = field
         self.tableau = tableau
         self.live = live
-        self.tolerance = tolerance
         # implicit stages need the Jacobian, so the field with its graph, where ``field`` is FlatField.quiet without
         owner = getattr(field, "__self__", None)
-        self.graph: _Field = owner if isinstance(owner, FlatField) else field
+        self.implicit = StageProblem(field, owner if isinstance(owner, FlatField) else field, live, tolerance)
         self._begin: Any = getattr(field, "begin_step", None)
         samples, size = like.shape
         self.c: Coefficients = tableau.coefficients(size, like.dtype, like.device)
-        self.solved: Tensor | None = None  # [samples, 1], which implicit stages were solved; None: all
         if not live:
             self.buffer = like.new_zeros(tableau.stages, samples, size)
             flat = self.buffer.view(tableau.stages, -1)
             self._views = [flat[:i].T for i in range(tableau.stages + 1)]
             self._slots = list(self.buffer.unbind(0))
+
+    @property
+    def solved(self) -> Tensor | None:
+        """``[samples, 1]`` whose implicit stages were solved; ``None``: all."""
+        return self.implicit.solved
 
     def quietly(self, t: Tensor, y: Tensor) -> Tensor:
         """The field without a graph, also where it differentiates inside."""
@@ -101,29 +103,40 @@ class Stepper:
         stages: Any = [first] if self.live else self.buffer
         if not self.live:
             self._slots[0].copy_(first)
-        self.solved = None
-        inverse: Any = None
+        self.implicit.solved = None
+        together: Stages | None = None
         state = y
         for i in range(1, count):
             final = i == count - 1
+            if i in tableau.coupled:
+                if i > tableau.coupled.start:
+                    continue
+                states, slopes = Stages(self.implicit, h, c.block).solve([times[j] for j in tableau.coupled], y, first)
+                state = states[-1]
+                for j, k in zip(tableau.coupled, slopes.unbind(0), strict=True):
+                    self._keep(stages, j, k)
+                continue
+            # the first rows of a partitioned method may be zero, but they are combined all the same
+            state = torch.addcmul(y, h, self.combine(c.rows[i], stages))
             if tableau.a[i][i] != 0:
-                base = torch.addcmul(y, h, self.combine(c.rows[i], stages))
-                if inverse is None or self.live:
-                    inverse = _Newton(self, h * tableau.a[i][i])
-                state, k = inverse.solve(times[i], base, stages[i - 1])
+                if together is None or self.live:
+                    together = Stages(self.implicit, h, c.rows[i].new_full((1, 1), tableau.a[i][i]))
+                states, slopes = together.solve([times[i]], state, stages[i - 1])
+                state, k = states[0], slopes[0]
             else:
-                # the first rows of a partitioned method may be zero, but they are combined all the same
-                state = torch.addcmul(y, h, self.combine(c.rows[i], stages))
                 if final and not last and tableau.ends_at_solution:
                     break
                 k = self.field(times[i], state)
-            if self.live:
-                stages.append(k)
-            else:
-                self._slots[i].copy_(k)
+            self._keep(stages, i, k)
         if not tableau.ends_at_solution:
             state = torch.addcmul(y, h, self.combine(c.weights, stages))
         return state, stages
+
+    def _keep(self, stages: Any, i: int, k: Tensor) -> None:
+        if self.live:
+            stages.append(k)
+        else:
+            self._slots[i].copy_(k)
 
     def reversed(self, t: Tensor, h: Tensor, a: Tensor, first: Tensor) -> tuple[Tensor, Any]:
         """A step of da/dt = -slope from ``t`` down to ``t - h``: the slopes add up as in a step of h, times descend."""
@@ -144,90 +157,6 @@ class Stepper:
         if weights.ndim == 3:
             return y + h * torch.einsum("mns,snd->mnd", weights.expand(-1, y.shape[0], -1), stack)
         return y + h * torch.einsum("mnds,snd->mnd", weights.expand(-1, y.shape[0], -1, -1), stack)
-
-
-def jacobian(field: _Field, t: Tensor, y: Tensor) -> Tensor:
-    """df/dy of each sample, ``[samples, size, size]``, row by row (one vector-Jacobian product a row)."""
-    if transform_running():
-        linear: Any = torch.func.vjp(lambda z: field(t, z), y)
-        rows = [linear[1](_unit(y, i))[0] for i in range(y.shape[1])]
-        return torch.stack(rows, 1)
-    with torch.enable_grad():
-        leaf = y.detach().requires_grad_()
-        k = field(t, leaf)
-        if not k.requires_grad:
-            return y.new_zeros(*y.shape, y.shape[1])
-        size = y.shape[1]
-        rows = [
-            torch.autograd.grad(k, leaf, _unit(y, i), retain_graph=i + 1 < size, allow_unused=True)[0]
-            for i in range(size)
-        ]
-    return torch.stack([r if r is not None else torch.zeros_like(y) for r in rows], 1).detach()
-
-
-def _unit(y: Tensor, i: int) -> Tensor:
-    unit = torch.zeros_like(y)
-    unit[:, i] = 1
-    return unit
-
-
-class _Newton:
-    """Y = base + s f(t, Y) per sample by simplified Newton; the Jacobian is renewed when that converges slowly."""
-
-    def __init__(self, stepper: Stepper, scale: Tensor) -> None:
-        self.stepper = stepper
-        self.scale = scale  # h a_ii, [samples or 1, 1]
-        self.factors: Any = None
-
-    def factorise(self, t: Tensor, y: Tensor) -> None:
-        slopes = jacobian(self.stepper.graph, t, y)
-        eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
-        matrix = eye - self.scale.unsqueeze(-1) * slopes
-        # a non-finite Jacobian is no system to solve: the residual will say so
-        matrix = torch.where(torch.isfinite(matrix).all(-1, keepdim=True).all(-2, keepdim=True), matrix, eye)
-        self.factors = torch.linalg.lu_factor(matrix.detach() if not transform_running() else matrix)
-
-    def update(self, residual: Tensor) -> Tensor:
-        return torch.linalg.lu_solve(*self.factors, residual.unsqueeze(-1)).squeeze(-1)
-
-    def solve(self, t: Tensor, base: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
-        """The stage's state and field, differentiable to second order where live."""
-        step, field = self.stepper, self.stepper.field
-        bound = 40 * torch.finfo(base.dtype).eps
-        with torch.no_grad():
-            start, scale = base.detach(), self.scale.detach()
-            y = start + scale * guess.detach()
-            y = torch.where(torch.isfinite(y), y, start)
-            if self.factors is None:
-                self.factorise(t.detach(), y)
-            done = torch.zeros((), dtype=torch.bool, device=y.device)
-            size = torch.full_like(y[:, :1], torch.inf)
-            for iteration in range(20):
-                if iteration % 5 == 4:
-                    self.factorise(t.detach(), y)
-                change = self.update(y - start - scale * quietly(field, t.detach(), y))
-                y = y - change
-                size = (change.abs() / (1 + y.abs())).amax(1, keepdim=True)
-                done = size <= bound
-                if every(done):
-                    break
-            if not every(done):
-                good = size <= 1e-3 * step.tolerance
-                step.solved = good if step.solved is None else step.solved & good
-        if not step.live:
-            return y, quietly(field, t, y)
-        self.factorise(t.detach(), y)
-        for _ in range(
-            2
-        ):  # Newton's iteration itself is differentiated: once for the first order, twice for the second
-            y = y - self.update(y - base - self.scale * field(t, y))
-        return y, field(t, y)
-
-
-def quietly(field: _Field, t: Tensor, y: Tensor) -> Tensor:
-    """The field without a graph, also where it differentiates inside."""
-    with torch.no_grad():
-        return field.quiet(t, y) if isinstance(field, FlatField) else field(t, y)
 
 
 class StepAdjoint:
@@ -260,7 +189,7 @@ class StepAdjoint:
         self.params = params
         self.one_stage = one_stage
         self.stepper = Stepper(self._quiet, tableau, like, live=False, tolerance=tolerance)
-        self.stepper.graph = self._uncounted
+        self.stepper.implicit.graph = self._uncounted
         self.c = self.stepper.c
         self.gradients: list[Tensor | None] = [None] * len(params)
         self.known = known_edges(params)
@@ -322,25 +251,48 @@ class StepAdjoint:
             if not needed[i]:
                 self._slots[i].zero_()
                 continue
-            row = c.adjoint[i]
-            if row.ndim == 1:
-                kappa = h * torch.mv(self._later[i], row).view_as(y)
-            else:
-                kappa = h * (row.unsqueeze(1) * self.cotangents[i + 1 :]).sum(0)
-            if stage_cotangents is not None:
-                kappa = kappa + stage_cotangents[i]
+            if i in tableau.coupled:
+                if i + 1 == tableau.coupled.stop:
+                    total = total + self._together(times, h, states, graphs, stage_cotangents)
+                continue
+            kappa = self._kappa(i, i + 1, h, stage_cotangents)
             leaf, k = graphs[i] if graphs else self.evaluate(times[i], states[i])
             if tableau.a[i][i] != 0:
                 slopes = jacobian(self._uncounted, times[i], states[i])
-                eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
-                matrix = eye - (h * tableau.a[i][i]).unsqueeze(-1) * slopes
+                matrix = stage_matrix(h, c.rows[i].new_full((1, 1), tableau.a[i][i]), [slopes])
                 kappa = torch.linalg.solve(matrix.mT, kappa.unsqueeze(-1)).squeeze(-1)
-            pulled = self.pull(leaf, k, kappa)
-            if pulled is None:
-                self._slots[i].zero_()
-            else:
-                self._slots[i].copy_(pulled)
-                total = total + pulled
+            total = self._pulled(i, leaf, k, kappa, total)
+        return total
+
+    def _kappa(self, i: int, later: int, h: Tensor, stage_cotangents: Tensor | None) -> Tensor:
+        """h (b_i lambda + sum_{j >= later} a_ji l_j), and the cotangent that stage i has of its own."""
+        row = self.c.adjoint[i][later - i - 1 :]
+        if row.ndim == 1:
+            kappa = h * torch.mv(self._later[later - 1], row).view(self.cotangents.shape[1:])
+        else:
+            kappa = h * (row.unsqueeze(1) * self.cotangents[later:]).sum(0)
+        return kappa if stage_cotangents is None else kappa + stage_cotangents[i]
+
+    def _pulled(self, i: int, leaf: Tensor, k: Tensor, kappa: Tensor, total: Tensor) -> Tensor:
+        """``total`` and l_i, which is kept."""
+        pulled = self.pull(leaf, k, kappa)
+        if pulled is None:
+            self._slots[i].zero_()
+            return total
+        self._slots[i].copy_(pulled)
+        return total + pulled
+
+    def _together(self, times: Any, h: Tensor, states: Any, graphs: Any, stage_cotangents: Tensor | None) -> Tensor:
+        """Sum of l_i over the coupled stages, whose kappas solve kappa_i - h sum_j a_ji J_j^T kappa_j = r_i."""
+        block = self.tableau.coupled
+        right = torch.stack([self._kappa(i, block.stop, h, stage_cotangents) for i in block], 1)
+        slopes = [jacobian(self._uncounted, times[i], states[i]).mT for i in block]
+        matrix = stage_matrix(h, self.c.block.T, slopes)
+        kappas = torch.linalg.solve(matrix, right.flatten(1).unsqueeze(-1)).reshape(right.shape)
+        total = torch.zeros_like(right[:, 0])
+        for i, kappa in zip(block, kappas.unbind(1), strict=True):
+            leaf, k = graphs[i] if graphs else self.evaluate(times[i], states[i])
+            total = self._pulled(i, leaf, k, kappa, total)
         return total
 
     def _uncounted(self, t: Tensor, y: Tensor) -> Tensor:
@@ -351,12 +303,20 @@ class StepAdjoint:
         """States of the first ``end`` stages and, unless one stage is kept at a time, their graphs."""
         step, tableau, c = self.stepper, self.tableau, self.c
         states, graphs = [], []
-        newton: _Newton | None = None
+        alone: Stages | None = None
+        together: Any = None
         for i in range(end):
-            state = y if i == 0 else torch.addcmul(y, h, step.combine(c.rows[i], step.buffer))
-            if tableau.a[i][i] != 0:
-                newton = newton or _Newton(step, h * tableau.a[i][i])
-                state, k = newton.solve(times[i], state, step.buffer[i - 1])
+            if i == tableau.coupled.start and tableau.coupled:
+                points = [times[j] for j in tableau.coupled]
+                solved = Stages(step.implicit, h, c.block).solve(points, y, step.buffer[0])
+                together = zip(*solved, strict=True)
+            if i in tableau.coupled:
+                state, k = next(together)
+            else:
+                state = y if i == 0 else torch.addcmul(y, h, step.combine(c.rows[i], step.buffer))
+            if tableau.a[i][i] != 0 and i not in tableau.coupled:
+                alone = alone or Stages(step.implicit, h, c.rows[i].new_full((1, 1), tableau.a[i][i]))
+                (state,), (k,) = alone.solve([times[i]], state, step.buffer[i - 1])
             if not self.one_stage:
                 graphs.append(self.evaluate(times[i], state))
                 k = graphs[-1][1].detach()
