@@ -188,16 +188,16 @@ def test_trees_and_images(generator: torch.Generator) -> None:
 
 def test_dense_output_is_as_good_as_the_solution() -> None:
     y0 = torch.tensor([[2.0, 0.0], [1.0, 1.0]], dtype=torch.float64, requires_grad=True)
-    query = torch.linspace(0.1, 4.9, 11, dtype=torch.float64)
     for method in ADAPTIVE:
-        solution = odeint(van_der_pol, y0, [0.0, 5.0], method=method, dense=True, rtol=1e-7, atol=1e-9)
+        end = 5.0 if METHODS[method].order > 2 else 0.5  # low order takes many small steps, whose errors add up
+        query = torch.linspace(0.1 * end, 0.98 * end, 11, dtype=torch.float64)
+        solution = odeint(van_der_pol, y0, [0.0, end], method=method, dense=True, rtol=1e-7, atol=1e-9)
         wanted = odeint(van_der_pol, y0, [0.0, *query.tolist()], rtol=1e-11, atol=1e-12).y[1:]
         got = solution.interpolate(query)
-        limit = 2e-5 if METHODS[method].order > 2 else 2e-4  # errors of many small steps add up
-        assert (got - wanted).abs().max() < limit
+        assert (got - wanted).abs().max() < 2e-5
         (a,) = torch.autograd.grad(got.sum(), y0, retain_graph=True)
         (b,) = torch.autograd.grad(wanted.sum(), y0)
-        assert torch.allclose(a, b, rtol=50 * limit)
+        assert torch.allclose(a, b, rtol=1e-3)
         # one time alone and eleven together: the sums over stages may add up in another order
         assert torch.allclose(solution.interpolate(float(query[3])), got[3], rtol=1e-13, atol=0)
     with pytest.raises(ValueError, match="inside the solve"):
