@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
+import scipy.sparse
 import torch
 from PIL import Image
 
@@ -143,6 +145,15 @@ def test_characters_are_places_in_an_alphabet() -> None:
     assert data.characters("xyz", "-").tolist() == [0]
     with pytest.raises(ValueError, match="alphabet must have different characters, got 'aa'"):
         data.characters("", "aa")
+
+
+def test_a_road_is_kept_once() -> None:
+    file = io.BytesIO()
+    adjacency = scipy.sparse.csc_array(np.array([[0, 0, 1], [0, 0, 2], [1, 2, 0]], dtype=float))
+    scipy.io.savemat(file, {"A": adjacency, "xy": np.arange(6.0).reshape(3, 2)})
+    roads = builders.roads({"roads": file.getvalue()})
+    assert roads["edges"].tolist() == [[0, 2], [1, 2]]
+    assert roads["positions"].tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_weather_is_an_hour_a_line_below_the_station() -> None:
@@ -432,6 +443,24 @@ def _weather() -> None:
     assert data.weather("greensboro").column("wind measured").mean() > 0.99
 
 
+def _livers() -> None:
+    visits = data.liver()
+    assert visits.values.shape == (1945, 21)
+    _, first = np.unique(visits.column("id").numpy(), return_index=True)
+    assert len(first) == 312
+    ends = [visits.words["status"][int(s)] for s in visits.column("status")[first]]
+    assert [ends.count(end) for end in ("alive", "dead", "transplanted")] == [143, 140, 29]
+    assert bool((visits.column("year") <= visits.column("years") + 1e-6).all())
+
+
+def _road_network() -> None:
+    roads = data.roads()
+    assert roads.positions.shape == (2642, 2)
+    assert len(roads.edges) == 3304
+    ends = roads.positions[roads.edges]
+    assert (ends[:, 0] - ends[:, 1]).norm(dim=-1).max() < 1.0  # degrees: roads join neighbours
+
+
 def _efficientnet() -> None:
     assert sum(v.numel() for v in data.efficientnet_lite0().values()) == 4_694_073
 
@@ -482,6 +511,8 @@ FETCHED: dict[str, Callable[[], None]] = {
     "letters": _letters,
     "regression": _quantities,
     "survival": _survivals,
+    "liver": _livers,
+    "roads": _road_network,
     "weather": _weather,
     "solubility": _molecules,
     "efficientnet_lite0": _efficientnet,

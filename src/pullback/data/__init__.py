@@ -10,7 +10,7 @@ from pullback.data.clusters import PlantedClusters, planted_clusters
 from pullback.data.fetching import Entry, catalogue, fetch
 from pullback.data.fragments import Fragments, image_fragments, patches
 from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, opencv_digits
-from pullback.data.maps import BuildingTiles, building_tiles, buildings
+from pullback.data.maps import BuildingTiles, Roads, building_tiles, buildings, roads
 from pullback.data.misspelling import character_noise
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
 from pullback.data.molecules import Molecule, Molecules, solubility
@@ -35,6 +35,7 @@ from pullback.data.tables import (
     diabetes,
     fairness,
     letters,
+    liver,
     survival,
     weather,
     wine,
@@ -73,6 +74,7 @@ __all__ = [
     "Prompt",
     "Review",
     "Rings",
+    "Roads",
     "Sachs",
     "Scan",
     "Scenes",
@@ -113,6 +115,7 @@ __all__ = [
     "image_views",
     "is_present",
     "letters",
+    "liver",
     "load",
     "mesh",
     "missing",
@@ -132,6 +135,7 @@ __all__ = [
     "prompts",
     "resemblyzer",
     "rings",
+    "roads",
     "sachs",
     "scan",
     "sentiment_words",

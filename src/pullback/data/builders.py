@@ -31,6 +31,7 @@ __all__ = [
     "photos",
     "quantities",
     "reviews",
+    "roads",
     "sachs",
     "scans",
     "sentiment",
@@ -115,6 +116,17 @@ def weather(members: Members) -> Arrays:
         names = ["month", "day", "hour", *_WEATHER, "wind measured"]
         arrays |= {f"{name}/values": values, f"{name}/columns": np.array(names)}
     return arrays
+
+
+def roads(members: Members) -> Arrays:
+    """Read a MATLAB file with an adjacency ``A`` and places ``xy``: each road once, from the lower number."""
+    from scipy.io import loadmat
+
+    stored = loadmat(io.BytesIO(members["roads"]), variable_names=("A", "xy"))
+    rows, columns = stored["A"].nonzero()
+    once = rows < columns
+    edges = np.stack([rows[once], columns[once]], 1).astype(np.int64)
+    return {"positions": np.asarray(stored["xy"], dtype=np.float64), "edges": edges[np.lexsort(edges.T[::-1])]}
 
 
 def opencv_digits(members: Members) -> Arrays:

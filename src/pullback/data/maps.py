@@ -1,4 +1,4 @@
-"""Maps: outlines of real buildings, and tiles composed of them."""
+"""Maps: outlines of real buildings, tiles composed of them, a network of roads."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 
 from pullback.core.checks import check_choice, check_integer, check_positive
-from pullback.core.shapes import Float, Tensor
+from pullback.core.shapes import Float, Int, Tensor
 from pullback.data.cache import load
 from pullback.data.text_formats import split_arrays
 from pullback.geometry import rasterize_polygon
 
-__all__ = ["BuildingTiles", "building_tiles", "buildings"]
+__all__ = ["BuildingTiles", "Roads", "building_tiles", "buildings", "roads"]
 
 
 class BuildingTiles(NamedTuple):
@@ -26,6 +26,28 @@ class BuildingTiles(NamedTuple):
 
     images: Float[Tensor, "count size size"]
     outlines: list[Tensor]
+
+
+class Roads(NamedTuple):
+    """A network of roads.
+
+    Attributes:
+        positions: ``[n, 2]`` longitude and latitude of each junction, in degrees.
+        edges: ``[m, 2]`` the numbers of the two ends of each road, once, the lower one first.
+    """
+
+    positions: Float[Tensor, "n 2"]
+    edges: Int[Tensor, "m 2"]
+
+
+def roads() -> Roads:
+    """Return the roads of Minnesota: 2 642 junctions and towns in two parts, one of which has but two.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+    """
+    stored = load("roads")
+    return Roads(torch.from_numpy(stored["positions"]), torch.from_numpy(stored["edges"]))
 
 
 def buildings() -> list[Float[Tensor, "_ 2"]]:

