@@ -456,7 +456,7 @@ def _livers() -> None:
 def _road_network() -> None:
     roads = data.roads()
     assert roads.positions.shape == (2642, 2)
-    assert len(roads.edges) == 3304
+    assert len(roads.edges) == 3303
     ends = roads.positions[roads.edges]
     assert (ends[:, 0] - ends[:, 1]).norm(dim=-1).max() < 1.0  # degrees: roads join neighbours
 

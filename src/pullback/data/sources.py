@@ -513,7 +513,7 @@ _TABLE = [
     ),
     Source(
         "roads",
-        "The roads of Minnesota: 2 642 junctions and towns, 3 304 roads between them",
+        "The roads of Minnesota: 2 642 junctions and towns, 3 303 roads between them",
         (_PYGSP,),
         licence="BSD-3-Clause (package)",
         origin="D. Gleich, MatlabBGL; pygsp 0.6.1",
