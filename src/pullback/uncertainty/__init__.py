@@ -5,6 +5,12 @@ from __future__ import annotations
 from pullback.uncertainty.acquisition import expected_improvement
 from pullback.uncertainty.bar_distribution import BarDistribution
 from pullback.uncertainty.black_box import BlackBoxTasks, Search
+from pullback.uncertainty.calibration import (
+    calibration_error,
+    pce_sort_loss,
+    quantile_calibration_error,
+    spacing_entropy,
+)
 from pullback.uncertainty.chow_liu import chow_liu_tree
 from pullback.uncertainty.conformal import (
     ConformalPredictor,
@@ -14,8 +20,19 @@ from pullback.uncertainty.conformal import (
     conformalize_quantiles,
     split_conformal,
 )
+from pullback.uncertainty.crps import crps, crps_from_quantiles, crps_from_samples
 from pullback.uncertainty.density import kernel_density
 from pullback.uncertainty.detection import Detection, detection_metrics
+from pullback.uncertainty.gaussian_evidence import kalman_evidence
+from pullback.uncertainty.gaussian_filters import (
+    Filtered,
+    Smoothed,
+    extended_kalman_filter,
+    kalman_filter,
+    rts_smoother,
+    unscented_kalman_filter,
+)
+from pullback.uncertainty.gaussian_models import LinearGaussian, NonlinearGaussian
 from pullback.uncertainty.gaussian_process import (
     RBF,
     Cholesky,
@@ -28,9 +45,13 @@ from pullback.uncertainty.gaussian_process import (
 )
 from pullback.uncertainty.integral_circuit import IntegralCircuit
 from pullback.uncertainty.log_einsum import log_einsum_exp
+from pullback.uncertainty.mixtures import MixtureOfGaussians
 from pullback.uncertainty.neural_process import Choice, Decision, NeuralAcquisition, TransformerNeuralProcess
+from pullback.uncertainty.online import OnlineFilter, OnlineStep, online_adapt
 from pullback.uncertainty.outliers import OutlierState, fit_ood_score, linear_head, ood_score
+from pullback.uncertainty.particle_filters import ParticleFiltered, StateSpaceModel, particle_filter
 from pullback.uncertainty.quadrature import Quadrature, quadrature
+from pullback.uncertainty.recalibration import RecalibratedDistribution, Recalibrator
 from pullback.uncertainty.resampling import DegenerateWeights, Resampled, resample
 from pullback.uncertainty.scoring import pinball_loss
 from pullback.uncertainty.shaping import Shaping, feature_contributions, optimal_shaping
@@ -49,38 +70,63 @@ __all__ = [
     "Decision",
     "DegenerateWeights",
     "Detection",
+    "Filtered",
     "GaussianProcess",
     "IntegralCircuit",
     "Interval",
     "Kernel",
+    "LinearGaussian",
     "Matern",
+    "MixtureOfGaussians",
     "NeuralAcquisition",
+    "NonlinearGaussian",
+    "OnlineFilter",
+    "OnlineStep",
     "OutlierState",
+    "ParticleFiltered",
     "Periodic",
     "Prediction",
     "Quadrature",
+    "RecalibratedDistribution",
+    "Recalibrator",
     "Resampled",
     "Search",
     "Shaping",
+    "Smoothed",
+    "StateSpaceModel",
     "TransformerNeuralProcess",
     "TreeCircuit",
+    "calibration_error",
     "cholesky",
     "chow_liu_tree",
     "circuit_em_step",
     "conformal_quantile",
     "conformalize_quantiles",
+    "crps",
+    "crps_from_quantiles",
+    "crps_from_samples",
     "detection_metrics",
     "effective_sample_size",
     "expected_improvement",
+    "extended_kalman_filter",
     "feature_contributions",
     "fit_ood_score",
+    "kalman_evidence",
+    "kalman_filter",
     "kernel_density",
     "linear_head",
     "log_einsum_exp",
+    "online_adapt",
     "ood_score",
     "optimal_shaping",
+    "particle_filter",
+    "pce_sort_loss",
     "pinball_loss",
     "quadrature",
+    "quantile_calibration_error",
     "resample",
+    "rts_smoother",
+    "spacing_entropy",
     "split_conformal",
+    "unscented_kalman_filter",
 ]
