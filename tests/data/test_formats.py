@@ -165,6 +165,13 @@ def test_weather_is_an_hour_a_line_below_the_station() -> None:
     assert year["here/values"][:, [0, 1, 2, 8, 10]].tolist() == [[2, 28, 24, 4.1, 1], [3, 1, 1, 5, 0]]
 
 
+def test_a_track_is_a_point_a_line() -> None:
+    track = builders.ride({"track": b"lon,lat,alt\n16.5,51.5,118.0\n16.6,51.6,120.0\n"})["track"]
+    assert track.tolist() == [[16.5, 51.5, 118.0], [16.6, 51.6, 120.0]]
+    with pytest.raises(ValueError, match="columns lon, lat, alt, got a, b"):
+        builders.ride({"track": b"a,b\n1,2\n"})
+
+
 def test_speech_keeps_the_recordings_that_have_a_text() -> None:
     def sound(samples: list[int]) -> bytes:
         file = io.BytesIO()
@@ -461,6 +468,15 @@ def _road_network() -> None:
     assert (ends[:, 0] - ends[:, 1]).norm(dim=-1).max() < 1.0  # degrees: roads join neighbours
 
 
+def _ride() -> None:
+    track = data.ride()
+    assert track.shape == (978, 3)
+    steps = track[:, :2].diff(dim=0).norm(dim=1)
+    assert 32_000 < steps.sum() < 33_000
+    assert steps.max() < 150
+    assert track[-1].abs().max() < 300  # a lap
+
+
 def _efficientnet() -> None:
     assert sum(v.numel() for v in data.efficientnet_lite0().values()) == 4_694_073
 
@@ -513,6 +529,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "survival": _survivals,
     "liver": _livers,
     "roads": _road_network,
+    "ride": _ride,
     "weather": _weather,
     "solubility": _molecules,
     "efficientnet_lite0": _efficientnet,

@@ -42,6 +42,7 @@ from pullback.data.tables import (
 )
 from pullback.data.text import Review, Verse, Vocabulary, bible, characters, film_reviews, sentiment_words, words
 from pullback.data.tints import Tinted, tinted
+from pullback.data.tracks import ride
 from pullback.data.views import image_views
 from pullback.data.voices import MovingVoices, moving_voices
 
@@ -134,6 +135,7 @@ __all__ = [
     "planted_clusters",
     "prompts",
     "resemblyzer",
+    "ride",
     "rings",
     "roads",
     "sachs",

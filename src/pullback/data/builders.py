@@ -31,6 +31,7 @@ __all__ = [
     "photos",
     "quantities",
     "reviews",
+    "ride",
     "roads",
     "sachs",
     "scans",
@@ -127,6 +128,14 @@ def roads(members: Members) -> Arrays:
     once = rows < columns
     edges = np.stack([rows[once], columns[once]], 1).astype(np.int64)
     return {"positions": np.asarray(stored["xy"], dtype=np.float64), "edges": edges[np.lexsort(edges.T[::-1])]}
+
+
+def ride(members: Members) -> Arrays:
+    """Read longitude, latitude (degrees) and altitude (m), a point a line."""
+    names, values = formats.csv(members["track"])
+    if names != ["lon", "lat", "alt"]:
+        raise ValueError(f"a track must have the columns lon, lat, alt, got {', '.join(names)}")
+    return {"track": values}
 
 
 def opencv_digits(members: Members) -> Arrays:

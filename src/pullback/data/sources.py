@@ -120,6 +120,13 @@ _MOMEPY = Package(
 _NILEARN = Package(
     "pip", "nilearn", "0.14.1", "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a", 11_509_444
 )
+_BOKEH = Package(
+    "pip",
+    "bokeh-sampledata",
+    "2026.1",
+    "f40331a40ca30c64a1c1471835aad9006b61b0d9731a3f649ee8cbbf48d3822f",
+    12_835_603,
+)
 _SOUNDS = Package(
     "apt",
     "asterisk-core-sounds-en-wav",
@@ -535,6 +542,17 @@ _TABLE = [
         },
         licences=(Member("pvlib", "pvlib-0.16.1.dist-info/licenses/LICENSE"),),
         build=builders.weather,
+    ),
+    Source(
+        "ride",
+        "A mountain bike marathon by GPS: 978 points of a lap of 32 km at Obiszow, Poland",
+        (_BOKEH,),
+        licence="BSD-3-Clause (package)",
+        origin="GPS track of the Obiszow MTB XCM; bokeh-sampledata 2026.1",
+        families=("uncertainty",),
+        members={"track": Member("bokeh-sampledata", "bokeh_sampledata/_data/obiszow_mtb_xcm.csv")},
+        licences=(Member("bokeh-sampledata", "bokeh_sampledata-2026.1.dist-info/licenses/LICENSE.txt"),),
+        build=builders.ride,
     ),
     Source(
         "bayesian_networks",
