@@ -12,6 +12,9 @@ from pullback.core.transforms import can_look
 
 __all__ = ["Advantages", "PolicyLoss", "generalized_advantage", "ppo_loss"]
 
+_FARTHEST = 20.0
+"""Largest logarithm of a ratio: no single action makes the loss overflow."""
+
 
 class Advantages(NamedTuple):
     """How much better the actions were than expected.
@@ -121,7 +124,7 @@ def ppo_loss(
             - w_H \overline{H}, \qquad \rho = \pi / \pi_{\mathrm{old}}
 
     At the old policy its gradient is that of the return. An action whose ratio has left the interval on the side that
-    its advantage favours has no gradient: several steps can be taken on the same data.
+    its advantage favours has no gradient: several steps can be taken on the same data. A ratio counts as at most e^20.
 
     Args:
         log_prob: ``[*batch]`` logarithms of the policy's probabilities of the actions taken.
@@ -164,7 +167,7 @@ def ppo_loss(
     check_same_dtype(**given)
     if not log_prob.numel():
         raise ValueError("log_prob must hold at least one action, got none")
-    ratio = (log_prob - old_log_prob.detach()).exp()
+    ratio = (log_prob - old_log_prob.detach()).clamp_max(_FARTHEST).exp()
     advantage = advantage.detach()
     policy = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
     error = (value - target.detach()).square().mean()

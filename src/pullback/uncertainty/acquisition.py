@@ -49,7 +49,8 @@ def expected_improvement(
         raise ValueError(f"variance must be >= 0, got minimum {variance.min().item()}")
     gain, variance, unknown = torch.broadcast_tensors(mean - best, variance, variance > 0)
     deviation = torch.where(unknown, variance, 1).sqrt()  # safe: both branches have finite gradients
-    z = gain / deviation
+    # Beyond 40 deviations the density is 0 in every precision; its slope would be 0 times infinity.
+    z = torch.maximum(torch.minimum(gain, 40 * deviation), -40 * deviation) / deviation
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
     # sigma phi(z) + gain Phi(z) loses no more than rounding where z is large; sigma * z could overflow.
     expected = deviation * density + gain * 0.5 * torch.erfc(-z / math.sqrt(2))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pullback.core.checks import check_choice, check_floating, check_range, check_same_dtype
+from pullback.core.checks import check_broadcast, check_choice, check_floating, check_range, check_same_dtype
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import can_look
@@ -129,7 +129,8 @@ class BarDistribution:
             inside = torch.erf(self._distance(y, bucket) / math.sqrt(2))
             lower, upper = bucket == 0, bucket == self.logits.shape[-1] - 1
             part = torch.where(lower, 1 - inside, torch.where(upper, inside, part))
-        return below + _at(self.probs, bucket) * part
+        found = below + _at(self.probs, bucket) * part
+        return found if self.tails == "half-normal" else torch.where(y >= self.borders[-1], 1, found)
 
     def icdf(self, mass: Float[Tensor, "*#batch"]) -> Float[Tensor, "*batch"]:
         """Return the number below which a given mass lies, the inverse of :meth:`cdf`.
@@ -143,7 +144,7 @@ class BarDistribution:
         check_same_dtype(mass=check_floating("mass", mass), logits=self.logits)
         if can_look(mass) and not bool(((mass >= 0) & (mass <= 1)).all()):
             raise ValueError(f"mass must be in [0, 1], got values from {mass.min().item()} to {mass.max().item()}")
-        mass = mass.expand(torch.broadcast_shapes(mass.shape, self.logits.shape[:-1]))
+        mass = mass.expand(check_broadcast(mass=tuple(mass.shape), logits=tuple(self.logits.shape[:-1])))
         ends = self.probs.detach().cumsum(-1)
         bucket = (mass.detach()[..., None] >= ends[..., :-1]).sum(-1)
         share = _at(self.probs, bucket)
@@ -183,6 +184,7 @@ class BarDistribution:
             best: ``[*batch]``, what has been reached, in the unit of y.
         """
         check_same_dtype(best=check_floating("best", best), logits=self.logits)
+        check_broadcast(best=tuple(best.shape), logits=tuple(self.logits.shape[:-1]))
         best = best[..., None]
         low, high = self.borders[:-1], self.borders[1:]
         start = torch.minimum(torch.maximum(best, low), high)
@@ -224,7 +226,7 @@ class BarDistribution:
             if bool(outside.any()):
                 worst = y[outside].flatten()[0].item()
                 raise ValueError(f"y must be in the range of the bars, [{low.item()}, {high.item()}], got {worst}")
-        y = y.expand(torch.broadcast_shapes(y.shape, self.logits.shape[:-1]))
+        y = y.expand(check_broadcast(y=tuple(y.shape), logits=tuple(self.logits.shape[:-1])))
         return y, (y.detach()[..., None] >= self.borders[1:-1]).sum(-1)
 
     def _is_tail(self, bucket: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pullback.core.checks import (
+    check_broadcast,
     check_floating,
     check_integer,
     check_positive,
@@ -120,6 +121,8 @@ class Kernel(nn.Module):
         for name, points in (("x", x), ("y", y)):
             check_shape(name, check_floating(name, points), (None, self.dims))
         check_same_dtype(x=x, y=y)
+        batch = tuple(self.log_outputscale.shape)
+        check_broadcast(x=tuple(x.shape[:-2]), y=tuple(y.shape[:-2]), hyperparameters=batch)
         difference = x[..., :, None, :] - y[..., None, :, :]
         return self.log_outputscale.exp()[..., None, None] * self._correlation(difference)
 
@@ -133,7 +136,10 @@ class Kernel(nn.Module):
         return scale.expand(torch.broadcast_shapes(scale.shape, x.shape[:-1]))
 
     def _scaled(self, difference: Tensor) -> Tensor:
-        return difference * (-self.log_lengthscale).exp()[..., None, None, :]
+        """In length scales, within a bound beyond which no kernel has a value, so that no square overflows."""
+        scaled = difference * (-self.log_lengthscale).exp()[..., None, None, :]
+        most = torch.finfo(scaled.dtype).max ** 0.25
+        return scaled.clamp(-most, most)
 
     def _correlation(self, difference: Tensor) -> Tensor:
         raise NotImplementedError
@@ -313,7 +319,7 @@ class GaussianProcess(nn.Module):
         factor, _, residual = self._factor(x, y)
         white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)[..., 0]
         logs = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * white.square().sum(-1) - logs - 0.5 * x.shape[-2] * math.log(2 * math.pi)
+        return (-0.5 * white.square().sum(-1) - logs - 0.5 * x.shape[-2] * math.log(2 * math.pi)).to(x.dtype)
 
     def predict(
         self,
@@ -335,16 +341,14 @@ class GaussianProcess(nn.Module):
             TypeError, ValueError: as :meth:`log_marginal`.
         """
         factor, jitter, residual = self._factor(x, y)
-        across = torch.linalg.solve_triangular(factor, self.kernel(x, new), upper=False)
+        across = torch.linalg.solve_triangular(factor, self.kernel(x, new).to(factor.dtype), upper=False)
         white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)
         mean = self.mean[..., None] + (across.mT @ white)[..., 0]
-        known = across.square().sum(-2)
-        variance = self.kernel.diagonal(new) - known
-        clipped = (-variance.detach()).clamp_min(0)
-        most = clipped.amax(-1) if new.shape[-2] else torch.zeros_like(jitter)
-        if full:
-            return Prediction(mean, self.kernel(new, new) - across.mT @ across, jitter, most)
-        return Prediction(mean, variance.clamp_min(0), jitter, most)
+        variance = self.kernel.diagonal(new) - across.square().sum(-2)
+        below = (-variance.detach()).clamp_min(0)
+        clipped = below.amax(-1) if new.shape[-2] else torch.zeros_like(jitter)
+        law = self.kernel(new, new) - across.mT @ across if full else variance.clamp_min(0)
+        return Prediction(*(part.to(x.dtype) for part in (mean, law, jitter, clipped)))
 
     def rsample(
         self,
@@ -430,5 +434,7 @@ class GaussianProcess(nn.Module):
                 f"y must have one value for each of at least one point, got {tuple(y.shape)} and x {tuple(x.shape)}"
             )
         eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-        factor, jitter = cholesky(self.kernel(x, x) + self.noise[..., None, None] * eye)
-        return factor, jitter, y - self.mean[..., None]
+        covariance = self.kernel(x, x) + self.noise[..., None, None] * eye
+        wide = torch.promote_types(x.dtype, torch.float32)
+        factor, jitter = cholesky(covariance.to(wide))
+        return factor, jitter, (y - self.mean[..., None]).to(wide)

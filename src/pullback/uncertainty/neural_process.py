@@ -257,6 +257,7 @@ class NeuralAcquisition(nn.Module):
             raise ValueError(f"candidates must be at least two, got shape {tuple(candidates.shape)}")
         if check_floating("state", state).shape != (*candidates.shape[:-2], self.states):
             raise ValueError(f"state must have shape {(*candidates.shape[:-2], self.states)}, got {tuple(state.shape)}")
+        check_same_dtype(candidates=candidates, state=state)
         prediction = self.process(context_x, context_y, candidates, mask=mask)
         masses, places = prediction.probs, self.process.of_x(candidates)
         if not self.end_to_end:
@@ -304,14 +305,16 @@ class _Layer(nn.Module):
         tokens = torch.cat([context, targets], -2)
         q, k, v = self.project(self.first(tokens)).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
         q = q / math.sqrt(q.shape[-1])
+        own = (q * k).sum(-1, keepdim=True)
+        own = torch.cat([torch.full_like(own[..., :m, :], -torch.inf), own[..., m:, :]], -2)  # context counts once
         scores = q @ k[..., :m, :].mT
         if mask is not None:
             scores = scores.masked_fill(~mask[..., None, None, :], -torch.inf)
-        own = (q[..., m:, :] * k[..., m:, :]).sum(-1, keepdim=True)
-        among, shares = scores[..., :m, :].softmax(-1), torch.cat([scores[..., m:, :], own], -1).softmax(-1)
-        seen = shares[..., :-1] @ v[..., :m, :] + shares[..., -1:] * v[..., m:, :]
-        if m:
-            seen = torch.cat([among.nan_to_num() @ v[..., :m, :], seen], -2)
+        # A softmax over context and itself in two parts: joining them would copy what is largest here.
+        top = torch.cat([scores, own], -1).detach().amax(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).min)
+        among, alone = (scores - top).exp(), (own - top).exp()
+        total = among.sum(-1, keepdim=True) + alone
+        seen = (among @ v[..., :m, :] + alone * v) / torch.where(total > 0, total, 1)
         tokens = tokens + self.merge(seen.transpose(-2, -3).flatten(-2))
         tokens = tokens + self.mix(self.second(tokens))
         return tokens[..., :m, :], tokens[..., m:, :]
