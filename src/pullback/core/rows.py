@@ -29,7 +29,8 @@ class Rows:
         sizes: of each tensor's part of a row.
         count: number of rows.
         size: length of a row.
-        dtype, device: of every tensor.
+        dtype, device: of the matrix, and of every tensor: a complex one is held by its real and imaginary parts.
+        complex: whether the tensors are complex.
 
     Example:
         >>> state = {"position": torch.zeros(4, 3), "mass": torch.ones(4)}
@@ -49,9 +50,10 @@ class Rows:
     size: int
     dtype: torch.dtype
     device: torch.device
+    complex: bool = False
 
     @staticmethod
-    def of(x: Any, batch_ndim: int | None, name: str = "x") -> Rows:
+    def of(x: Any, batch_ndim: int | None, name: str = "x", *, complex: bool = False) -> Rows:
         """Return the layout of ``x``, an argument called ``name``.
 
         Args:
@@ -59,18 +61,20 @@ class Rows:
             batch_ndim: number of leading dimensions that number the rows; ``None``: all but the last of the first
                 tensor.
             name: for messages.
+            complex: whether complex tensors are taken too.
 
         Raises:
-            TypeError: ``x`` holds something else than floating tensors.
+            TypeError: ``x`` holds something else than such tensors.
             ValueError: ``x`` is empty, or its tensors do not share their leading dimensions, dtype and device.
         """
         leaves, structure = pytree.tree_flatten(x)
         if not leaves:
             raise ValueError(f"{name} must hold at least one tensor, got {x!r}")
         for leaf in leaves:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or (complex and leaf.is_complex())):
                 got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
-                raise TypeError(f"{name} must be a floating tensor or a nesting of them, got {got}")
+                kind = "floating or complex" if complex else "floating"
+                raise TypeError(f"{name} must be a {kind} tensor or a nesting of them, got {got}")
         first = leaves[0]
         if batch_ndim is None:
             if first.ndim == 0:
@@ -89,25 +93,36 @@ class Rows:
                 f"the tensors of {name} must share dtype and device, got {[(v.dtype, str(v.device)) for v in leaves]}"
             )
         shapes = tuple(tuple(leaf.shape[batch_ndim:]) for leaf in leaves)
-        sizes = tuple(math.prod(shape) for shape in shapes)
+        parts = 2 if first.is_complex() else 1
+        sizes = tuple(parts * math.prod(shape) for shape in shapes)
         single = isinstance(x, Tensor)
-        return Rows(structure, single, batch, shapes, sizes, math.prod(batch), sum(sizes), first.dtype, first.device)
+        count, dtype = math.prod(batch), first.real.dtype if parts == 2 else first.dtype
+        return Rows(structure, single, batch, shapes, sizes, count, sum(sizes), dtype, first.device, parts == 2)
 
     def pack(self, x: Any) -> Float[Tensor, "{self.count} {self.size}"]:
         """Return ``x`` as a matrix, its tensors side by side."""
         if isinstance(x, Tensor):
-            return x.reshape(self.count, self.size)
-        leaves = pytree.tree_leaves(x)
+            return self._parts(x).reshape(self.count, self.size)
+        leaves = [self._parts(leaf) for leaf in pytree.tree_leaves(x)]
         return torch.cat([v.reshape(self.count, n) for v, n in zip(leaves, self.sizes, strict=True)], 1)
 
     def unpack(self, matrix: Shaped[Tensor, "*lead {self.count} {self.size}"]) -> Any:
         """Return ``x`` from its matrix; dimensions in front of the matrix stay in front of each tensor."""
         lead = tuple(matrix.shape[:-2]) + self.batch
         if self.single:
-            return matrix.reshape(lead + self.shapes[0])
+            return self._whole(matrix, lead + self.shapes[0])
         parts = matrix.split(list(self.sizes), -1)
-        leaves = [part.reshape(lead + shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        leaves = [self._whole(part, lead + shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.structure)
+
+    def _parts(self, x: Tensor) -> Tensor:
+        """Real and imaginary parts side by side, of what may have become real on its way."""
+        if not self.complex:
+            return x
+        return torch.view_as_real(x if x.is_complex() else torch.complex(x, torch.zeros_like(x)))
+
+    def _whole(self, part: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return torch.view_as_complex(part.reshape(*shape, 2)) if self.complex else part.reshape(shape)
 
     def per_row(self, values: Shaped[Tensor, "#{self.count}"]) -> Shaped[Tensor, "..."]:
         """Return one number a row (or one for all) in the shape ``batch``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.errors import ConvergenceError
-from pullback.dynamics.loop import integrate
+from pullback.dynamics.loop import OnStep, integrate
 from pullback.dynamics.problem import Cotangents, Gradients, Problem, Solved
 from pullback.dynamics.steps import StepAdjoint, Stepper
 from pullback.dynamics.storage import Step, dense_state
@@ -22,14 +22,15 @@ def backsolve_adjoint(problem: Problem, solved: Solved, params: list[Tensor], co
     """Chen et al. (2018): [y, a] backwards, y restarted from each output."""
     states, times, outputs = solved.states, solved.times, cotangents[0]
     assert states is not None  # Adjoint.keeps_states
-    pull = StepAdjoint(problem.field, problem.tableau, states[0], params, one_stage=True, tolerance=1e-6)
-    slope = _Augmented(pull, problem.tableau, states.shape[-1])
+    reverse = problem.reverse
+    pull = StepAdjoint(problem.field, reverse.tableau, states[0], params, one_stage=True, tolerance=1e-6)
+    slope = _Augmented(pull, reverse.tableau, states.shape[-1], reverse.on_step)
     bar = torch.where(solved.reached >= times[-1], outputs[-1], 0.0)
     step: Tensor | None = None
     for i in range(len(times) - 1, 0, -1):
         start = torch.cat([torch.nan_to_num(states[i]), bar], 1)
         span = -torch.stack([times[i], times[i - 1]])
-        run = integrate(slope, problem.tableau, start, span, problem.control, on_step=slope.end_step, first_step=step)
+        run = integrate(slope, reverse.tableau, start, span, reverse.control, on_step=slope.end_step, first_step=step)
         if run.problem:
             raise ConvergenceError(f"adjoint='backsolve': the reverse solve failed: {run.problem}", run.final)
         # a sample without an interval here (times of its own) has no step to hand on
@@ -45,8 +46,9 @@ class _Augmented:
     step is accepted; where some samples rejected theirs, it is done again for the others.
     """
 
-    def __init__(self, pull: StepAdjoint, tableau: Tableau, size: int) -> None:
+    def __init__(self, pull: StepAdjoint, tableau: Tableau, size: int, watch: OnStep | None) -> None:
         self.pull = pull
+        self.watch = watch
         self.weights = tableau.b
         self.size = size
         self.h: Tensor | None = None  # of the step under way
@@ -79,6 +81,8 @@ class _Augmented:
     def end_step(self, step: Step, stepper: Stepper) -> None:
         whole = step.h is self.h
         self.h = None
+        if self.watch is not None:
+            self.watch(step, stepper)
         if not self.pull.params:
             return
         if whole:

@@ -80,7 +80,16 @@ def _without_gradient(
     problem: Problem, y0: Tensor, times: Tensor, first: Tensor | None
 ) -> tuple[Tensor, Run, Steps | None]:
     keep: Keep = "stages" if problem.dense else "nothing"
-    run = integrate(problem.field.quiet, problem.tableau, y0, times, problem.control, keep=keep, first=first)
+    run = integrate(
+        problem.field.quiet,
+        problem.tableau,
+        y0,
+        times,
+        problem.control,
+        keep=keep,
+        first=first,
+        on_step=problem.on_step,
+    )
     return run.states, run, run.steps.aligned(run.reached, run.final) if problem.dense else None
 
 
@@ -99,6 +108,8 @@ def _unrolled(problem: Problem, y0: Tensor, times: Tensor) -> tuple[Tensor, Run,
 
     def note(step: Step, stepper: Stepper) -> None:
         nodes.append(step)
+        if problem.on_step is not None:
+            problem.on_step(step, stepper)
 
     run = integrate(
         problem.field,
@@ -107,7 +118,7 @@ def _unrolled(problem: Problem, y0: Tensor, times: Tensor) -> tuple[Tensor, Run,
         times,
         problem.control,
         live=True,
-        on_step=note if problem.dense else None,
+        on_step=note if problem.dense else problem.on_step,
     )
     if not problem.dense:
         return run.states, run, None
@@ -126,7 +137,16 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, problem: Problem, box: dict[str, Any], times: Tensor, y0: Tensor, *params: Tensor) -> Any:
         adjoint = problem.adjoint
         keep: Keep = "stages" if problem.dense else adjoint.keeps
-        run = integrate(problem.field.quiet, problem.tableau, y0, times, problem.control, keep=keep, first=box["first"])
+        run = integrate(
+            problem.field.quiet,
+            problem.tableau,
+            y0,
+            times,
+            problem.control,
+            keep=keep,
+            first=box["first"],
+            on_step=problem.on_step,
+        )
         box["run"] = run
         kept, starts, stages = run.steps, y0.new_empty(0), y0.new_empty(0)
         if problem.dense:

@@ -137,7 +137,8 @@ class _Walk:
         self.conditions = Conditions([e.condition for e in events], problem.field)
         self.terminal = torch.tensor([e.terminal for e in events], device=y0.device)
         self.times, self.fixed = times, times.detach().expand(-1, samples, 1)
-        self.end, largest = self.fixed[-1], self.fixed.abs().amax(0)
+        self.end = self.fixed[-1]
+        largest = torch.where(torch.isfinite(self.fixed), self.fixed, 0.0).abs().amax(0)
         self.slack = 32 * torch.finfo(y0.dtype).eps * largest
         self.t, self.y = times[0].expand(samples, 1), y0
         self.moved = timed  # whether t has a gradient
@@ -206,6 +207,8 @@ class _Walk:
         """States, run and record, the states with the derivative in their times where these have one."""
         field, samples = self.problem.field, len(self.y)
         for i in range(1, len(self.times) if timed else 1):
+            if not bool(torch.isfinite(self.fixed[i]).all()):
+                continue  # an endless solve
             shifted = shifted_end(field, self.outputs[i], self.times[i].expand(samples, 1))
             held = self.frozen.unsqueeze(1) & (self.fixed[i] > self.t.detach() + self.slack)
             self.outputs[i] = torch.where(held, self.outputs[i], shifted)

@@ -26,14 +26,21 @@ class FlatField:
         self.field = field
         self.rows = rows
         dims = {len(shape) for shape in rows.shapes}
-        self.time_shape = rows.batch + (1,) * max(1, dims.pop() if len(dims) == 1 else 1)
+        self.time_shape = rows.batch + (1,) * (dims.pop() if len(dims) == 1 else 1)
         self.sign = sign
         self.forward_evaluations = 0
         self.backward_evaluations = 0
         self.differentiates = False  # set where the field needs gradients switched on to be evaluated at all
+        self.span: tuple[Tensor, Tensor] | None = None
         self._probed = False
-        flat = rows.single and len(rows.batch) == 1 and len(rows.shapes[0]) == 1
+        flat = rows.single and not rows.complex and len(rows.batch) == 1 and len(rows.shapes[0]) == 1
         self._plain = flat and isinstance(sign, float) and sign == 1.0
+
+    def within(self, low: Tensor, high: Tensor) -> FlatField:
+        """The same field, counted anew, asked at no time outside of ``[low, high]``, each ``[samples or 1, 1]``."""
+        twin = FlatField(self.field, self.rows, self.sign)
+        twin.span, twin._plain = (low, high), False
+        return twin
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/du at times ``[samples or 1, 1]``, with gradients as they are switched on by the caller."""
@@ -55,6 +62,8 @@ class FlatField:
             if isinstance(out, Tensor) and out.shape == y.shape and out.dtype == y.dtype:
                 return out
             return self._checked(out, y)
+        if self.span is not None:
+            t = torch.minimum(torch.maximum(t, self.span[0]), self.span[1])
         if self.sign is not None and not (isinstance(self.sign, float) and self.sign == 1.0):
             t = t * self.sign
         dtype = rows.dtype

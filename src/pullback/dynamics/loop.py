@@ -18,7 +18,7 @@ from pullback.dynamics.storage import Keep, Step, Storage
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.transforms import every, some
 
-__all__ = ["Run", "integrate"]
+__all__ = ["OnStep", "Run", "integrate"]
 
 
 @dataclass
@@ -77,7 +77,7 @@ def integrate(
         keep: what to store of accepted steps.
         first: the field at the start, if known.
         on_step: called after every step, before the next. It may return which samples ``[samples, 1]`` are to stop
-            here (adaptive, not shared steps).
+            here (adaptive, not shared steps; fixed steps stop once all are to).
         first_step: ``[M, 1]`` guess of the first step.
 
     Returns:
@@ -160,7 +160,8 @@ class _Front:
         self.y = self.new = y0
         self.k = first
         self.h = control.first_step(stepper, self.t, self.end - self.t, y0, first) if first_step is None else first_step
-        self.smallest = 8 * torch.finfo(y0.dtype).eps * torch.maximum(self.t.abs(), self.end.abs())
+        last = torch.where(torch.isfinite(self.end), self.end, self.t + self.h)
+        self.smallest = 8 * torch.finfo(y0.dtype).eps * torch.maximum(self.t.abs(), last.abs())
         self.active = self.end > self.t
         self.all_active = every(self.active)
         self.accepted = torch.zeros(rows, dtype=torch.int64, device=y0.device)
@@ -170,6 +171,7 @@ class _Front:
 
     def attempt(self) -> tuple[Step, Tensor | None]:
         """Try a step; returns it, of length 0 where it was rejected, and who accepted it (``None``: everyone)."""
+        self.h = self.control.bounded(self.h)
         t_next = torch.where(self.h * 1.01 >= self.end - self.t, self.end, self.t + self.h)
         h = t_next - self.t
         if not self.all_active:
@@ -213,7 +215,7 @@ def _on_grid(
     total = sum(counts)
     whole = keep == "stages" or on_step is not None  # nobody else needs the last stage of the last step
     storage, problem, reached = Storage(keep), "", times[-1]
-    y, k, outputs, nodes, taken = y0, first, [y0], [0], 0
+    y, k, outputs, nodes, taken, stopped = y0, first, [y0], [0], 0, False
     for i, count in enumerate(counts):
         left, span = times[i], times[i + 1] - times[i]
         for j in range(count):
@@ -227,16 +229,16 @@ def _on_grid(
             new, stages = stepper(t, t_next - t, y, k, last=not final)
             step = Step(t, t_next, t_next - t, y, stages)
             storage.add(t, y, stages)
-            if on_step is not None:
-                on_step(step, stepper)
+            stop = None if on_step is None else on_step(step, stepper)
             taken += 1
             y, problem = new, failed_step(stepper, t_next, new)
-            if problem:
+            stopped = stop is not None and every(stop)
+            if problem or stopped:
                 reached = t_next
                 break
             if not final:
                 k = stages[-1]
-        if problem:
+        if problem or stopped:
             break
         outputs.append(y)
         nodes.append(taken)
@@ -255,7 +257,7 @@ def _substeps(times: Tensor, control: Control) -> list[int]:
     spans = _longest(times)
     if control.step is None:
         return [int(span > 0) for span in spans]
-    return [math.ceil(span / control.step - 1e-6) if span > 0 else 0 for span in spans]
+    return [max(1, math.ceil(span / control.step - 1e-6)) if span > 0 else 0 for span in spans]
 
 
 def _longest(times: Tensor) -> list[float]:

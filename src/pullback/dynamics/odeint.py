@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_choice, check_integer, check_scalar
+from pullback.core.checks import check_choice, check_integer
 from pullback.core.errors import ConvergenceError
 from pullback.core.rows import Rows
 from pullback.core.shapes import Bool, Float, Int
 from pullback.core.transforms import transform_running
-from pullback.dynamics.adjoints import ADJOINTS, solve
-from pullback.dynamics.control import Control
+from pullback.dynamics.adjoints import solve
+from pullback.dynamics.arguments import AttemptedStep, Backsolve, adjoint_of, control_of, grid_of, observer, times_of
+from pullback.dynamics.control import Control, StepControl
 from pullback.dynamics.events import Event, EventRecord, solve_with_events
 from pullback.dynamics.field import FlatField
+from pullback.dynamics.jumps import solve_across
 from pullback.dynamics.loop import Run
 from pullback.dynamics.methods import METHODS
 from pullback.dynamics.partitioned import check_pair, check_separable
-from pullback.dynamics.problem import Adjoint, Problem
+from pullback.dynamics.problem import Problem
 from pullback.dynamics.storage import Steps, dense_state
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.times import columns, direction, shifted_end, shifted_start
@@ -60,18 +63,18 @@ class ODESolution:
     event_times: Tensor | None
     event_states: Any
     event_index: Tensor | None
-    _field: FlatField
+    _fields: Sequence[FlatField]
     _dense: tuple[Steps, Tensor, Tensor] | None
 
     @property
     def evaluations(self) -> int:
         """Calls of the field in the forward solve (each evaluates all samples)."""
-        return self._field.forward_evaluations
+        return sum(field.forward_evaluations for field in self._fields)
 
     @property
     def backward_evaluations(self) -> int:
         """Calls of the field in backward passes so far."""
-        return self._field.backward_evaluations
+        return sum(field.backward_evaluations for field in self._fields)
 
     def interpolate(self, t: Tensor | float) -> Any:
         """Return the state at any time inside the solve, differentiable in ``t``, ``y0`` and the field's parameters.
@@ -88,10 +91,11 @@ class ODESolution:
         if self._dense is None:
             raise ValueError("interpolate needs odeint(..., dense=True)")
         steps, coefficients, y0 = self._dense
-        rows = self._field.rows
+        field = self._fields[0]
+        rows = field.rows
         times = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
         number = times.ndim == 0
-        u = columns("t", times.reshape(1) if number else times, rows) * self._field.sign
+        u = columns("t", times.reshape(1) if number else times, rows) * field.sign
         low, high = steps.times[0], steps.times[-1]
         slack = 16 * torch.finfo(y0.dtype).eps * torch.maximum(low.abs(), high.abs())
         if some((u < low - slack) | (u > high + slack)):
@@ -112,14 +116,17 @@ def odeint(
     rtol: float | Tensor = 1e-5,
     atol: float | Tensor = 1e-7,
     step: float | Tensor | None = None,
-    adjoint: str = "checkpoint",
+    grid: Tensor | Sequence[Any] | None = None,
+    adjoint: str | Backsolve = "checkpoint",
     shared_step: bool = False,
+    control: StepControl | None = None,
     events: Event | Sequence[Event] | None = None,
     dense: bool = False,
     max_steps: int = 10_000,
     check: bool = True,
     params: Sequence[Tensor] | None = None,
     batch_ndim: int | None = None,
+    on_step: Callable[[AttemptedStep], None] | None = None,
 ) -> ODESolution:
     """Solve dy/dt = field(t, y), y(t[0]) = y0, and return y at every ``t``.
 
@@ -129,23 +136,29 @@ def odeint(
     normalisation), say which dimensions are the state with ``batch_ndim``, or ``shared_step=True``.
 
     Args:
-        field: ``field(t, y)`` with ``y`` as ``y0`` and ``t`` ``[*batch, 1, ...]``, which broadcasts against it;
+        field: ``field(t, y)`` with ``y`` as ``y0`` and ``t`` ``[*batch, 1, ...]``, which broadcasts against it (no
+            dimensions for a state without any);
             returns the shape of ``y``. A module, closure or bound method; it may differentiate inside (an energy's
             gradient).
-        y0: ``[*batch, state]``, or a nested tuple, list, dict of such; any floating dtype (half precision is solved
-            in float32).
-        t: two or more times, monotone in either direction: ``[times]``, or ``[*batch, times]`` for times of each
-            sample.
-        method: adaptive ``dopri5``, ``tsit5``, ``bosh3``, and ``kvaerno3`` for stiff problems; on a grid ``rk4``,
-            ``heun``, ``midpoint``, ``euler``, ``implicit_midpoint`` and ``leapfrog`` (y the pair of position and
+        y0: ``[*batch, state]``, or a nested tuple, list, dict of such, or one number; any floating dtype (half
+            precision is solved in float32), or complex.
+        t: times, monotone in either direction: ``[times]``, or ``[*batch, times]`` for times of each sample. The
+            last may be infinite where a terminal event ends the solve.
+        method: adaptive ``dopri5``, ``tsit5``, ``dopri8`` for high accuracy, ``bosh3``, ``adaptive_heun``,
+            ``fehlberg2``, and ``kvaerno3`` for stiff problems. Of fixed steps ``rk4``, ``heun3``, ``heun``,
+            ``midpoint``, ``euler``; implicit ``radau5``, ``radau3``, ``gauss6``, ``gauss4``, ``sdirk2``, ``trbdf2``,
+            ``trapezoid``, ``implicit_midpoint``, ``implicit_euler``; and ``leapfrog`` (y the pair of position and
             momentum, in two leaves or two halves; the field separable).
         rtol, atol: tolerances of one step; numbers, or tensors without dimensions and without gradient.
         step: fixed steps of at most this length, for any method; ``None`` adapts them, or takes one step between times.
+        grid: ``[points]`` instead: one step between each of these and of the times ``t``.
         adjoint: exact gradients of the discrete solution: ``checkpoint`` (keeps the state at accepted steps and
             redoes one step at a time), ``symplectic`` (one stage at a time), ``unrolled`` (keeps everything); of the
             continuous one, up to the tolerance: ``backsolve`` (keeps only the outputs; Chen et al.), ``interpolated``
-            (keeps the dense output).
+            (keeps the dense output). :class:`Backsolve` gives the reverse solve a method and tolerances of its own.
         shared_step: one step for all samples; they share their times, and no events stop one of them.
+        control: what else chooses the steps: the first, the shortest, the longest, a norm, times at which the field
+            jumps (:class:`StepControl`).
         events: conditions that end or reset the solve (:class:`pullback.dynamics.Event`).
         dense: keep what ``ODESolution.interpolate`` needs.
         max_steps: attempted steps after which the solve is given up; with ``backsolve`` also each one backwards.
@@ -153,6 +166,7 @@ def odeint(
         params: tensors that the field depends on and that cannot be found: they are found in modules, closures, bound
             methods and in the graph of the first evaluation.
         batch_ndim: number of leading dimensions that number samples; default all but the last of the first leaf.
+        on_step: told of each attempted step (:class:`AttemptedStep`).
 
     Returns:
         An :class:`ODESolution`.
@@ -180,21 +194,19 @@ def odeint(
         arXiv 2102.09750.
     """
     check_choice("method", method, METHODS)
-    check_choice("adjoint", adjoint, ADJOINTS)
     check_integer("max_steps", max_steps, 1)
-    control = Control(
-        _number("rtol", rtol),
-        _number("atol", atol, zero=True),
-        None if step is None else _number("step", step),
-        shared_step,
-        max_steps,
-    )
-    tableau, way = METHODS[method], ADJOINTS[adjoint]
-    _check_adjoint(way, tableau, dense)
+    if step is not None and grid is not None:
+        raise ValueError("step and grid both say where the steps are: give one")
+    tableau = METHODS[method]
     if batch_ndim is not None:
         check_integer("batch_ndim", batch_ndim)
+    elif isinstance(y0, Tensor) and y0.ndim == 0:
+        batch_ndim = 0
     explicit = None if params is None else [_parameter(p) for p in params]
-    rows = Rows.of(y0, batch_ndim, "y0")
+    rows = Rows.of(y0, batch_ndim, "y0", complex=True)
+    chosen = control_of(rows, rtol, atol, step, shared_step, max_steps, control)
+    if grid is not None:
+        chosen = replace(chosen, step=math.inf)  # one step in each interval, for any method
     if not rows.size:
         raise ValueError(f"y0 must hold at least one number a sample, got shapes {rows.shapes} behind the batch")
     if tableau.partitioned:
@@ -206,48 +218,52 @@ def odeint(
         bad = (~torch.isfinite(flat.detach())).any(1).nonzero()[0]
         raise ValueError(f"y0 must be finite, got NaN or infinity in sample {int(bad)}")
     given = isinstance(t, Tensor)
-    t = _times(t, flat)
+    t = times_of("t", t, flat)
     live_times = columns("t", t.to(flat), rows)
-    if len(live_times) < 2:
-        raise ValueError(f"t must hold at least two times, got {len(live_times)}")
+    if not len(live_times):
+        raise ValueError("t must hold one time or more, got 0")
     if shared_step and live_times.shape[1] != 1:
         raise ValueError(f"t must be the same for all samples with shared_step=True, [times], got {tuple(t.shape)}")
-    sign = direction(live_times)
+    sign = direction(live_times, endless=events is not None)
     live_times = live_times * sign
     flat_field = FlatField(field, rows, sign)
-    problem = Problem(flat_field, tableau, control, way, dense)
+    watch = None if on_step is None else observer(on_step, rows, sign)
+    way, reverse = adjoint_of(adjoint, tableau, chosen, rows, sign, dense)
+    problem = Problem(flat_field, tableau, chosen, way, dense, reverse, watch)
     if tableau.partitioned:
         check_separable(flat_field, tableau, live_times[0].detach(), flat.detach())
     timed = live_times.requires_grad or (transform_running() and given)
+    if chosen.step is not None or not tableau.adaptive:
+        live_times = _ended(live_times, chosen)
+    jumps = times_of("jumps", chosen.options.jumps, flat)
+    fields = [flat_field]
+    record: EventRecord | None = None
+    steps: Steps | None = None
     if events is not None:
-        if dense:
-            raise ValueError("dense=True is not available with events; ask for the times in t")
-        if shared_step:
-            raise ValueError("shared_step must be False with events: each sample stops at events of its own")
+        _check_events(dense, shared_step, len(jumps) > 0, grid is not None)
         states, run, record = solve_with_events(problem, flat, live_times, explicit, events, timed)
-        steps = None
     else:
-        states, run, steps = solve(
-            problem, shifted_start(flat_field, flat, live_times[0]) if timed else flat, live_times.detach(), explicit
-        )
-        record = None
+        still, own = live_times.detach(), None
+        if grid is not None:
+            points, own = grid_of(grid, still, flat, sign)
+            still = points.reshape(-1, 1, 1)
+        start = shifted_start(flat_field, flat, live_times[0]) if timed else flat
+        if len(jumps):
+            cuts = columns("jumps", jumps.detach().to(flat), rows) * sign
+            states, run, steps, pieces = solve_across(problem, start, still, explicit, cuts)
+            fields += pieces
+        else:
+            ended = still if len(still) > 1 else still.expand(2, -1, -1)
+            states, run, steps = solve(problem, start, ended, explicit)
+            states = states[: len(still)]
+        states = states if own is None else states[own]
         if timed:
             ends = [shifted_end(flat_field, y, u) for y, u in zip(states[1:], live_times[1:], strict=True)]
             states = torch.stack([flat, *ends])
-    solution = _solution(rows, flat_field, tableau, flat, t, states, run, steps, record)
+    solution = _solution(rows, fields, tableau, flat, t, states, run, steps, record)
     if run.problem and check:
         raise ConvergenceError(f"odeint(method={method!r}): {run.problem}", solution)
     return solution
-
-
-def _number(name: str, value: Any, *, zero: bool = False) -> float:
-    """A number that controls the solve: it has no gradient, and is one number for all samples."""
-    number = check_scalar(name, value, zero=zero)
-    if number is None:
-        raise ValueError(f"{name} must be one number for all, got a tensor that a transform maps over")
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"{name} has no gradient: it must not require one")
-    return number
 
 
 def _parameter(value: Any) -> Tensor:
@@ -256,37 +272,30 @@ def _parameter(value: Any) -> Tensor:
     return value
 
 
-def _check_adjoint(adjoint: Adjoint, tableau: Tableau, dense: bool) -> None:
-    if adjoint.exact:
-        return
-    allowed = ", ".join(repr(a.name) for a in ADJOINTS.values() if a.exact)
-    if tableau.implicit or tableau.partitioned:
-        raise ValueError(f"adjoint must be one of {allowed} for method={tableau.name!r}, got {adjoint.name!r}")
+def _ended(times: Tensor, control: Control) -> Tensor:
+    """Times of an endless solve with fixed steps, which ends where ``max_steps`` end it."""
+    if every(torch.isfinite(times[-1].detach())):
+        return times
+    if control.step is None:
+        raise ValueError("step must be given for fixed steps up to an event without an end")
+    last = times[0].detach() + control.step * control.max_steps
+    return torch.cat([times[:-1], torch.where(torch.isfinite(times[-1:]), times[-1:], last[None])])
+
+
+def _check_events(dense: bool, shared_step: bool, jumps: bool, grid: bool) -> None:
     if dense:
-        raise ValueError(f"adjoint must be one of {allowed} with dense=True, got {adjoint.name!r}")
-
-
-def _times(t: Any, y: Tensor) -> Tensor:
-    """The times as one tensor of the state's precision."""
-    if not isinstance(t, Tensor):
-        if not isinstance(t, Sequence) or isinstance(t, str):
-            raise TypeError(f"t must be a tensor or a sequence of numbers, got {type(t).__name__}")
-        for value in t:
-            if isinstance(value, bool | str) or not isinstance(value, int | float | Tensor):
-                raise TypeError(f"t must hold numbers, got {type(value).__name__}")
-        if not t:
-            raise ValueError("t must hold at least two times, got 0")
-        return torch.stack([torch.as_tensor(value, dtype=y.dtype, device=y.device) for value in t])
-    if t.is_complex() or t.dtype == torch.bool:
-        raise TypeError(f"t must hold real numbers, got {t.dtype}")
-    if t.ndim == 0:
-        raise ValueError("t must hold at least two times, got a scalar tensor")
-    return t
+        raise ValueError("dense=True is not available with events; ask for the times in t")
+    if shared_step:
+        raise ValueError("shared_step must be False with events: each sample stops at events of its own")
+    if jumps:
+        raise ValueError("jumps of the field are not available with events; a non-terminal event ends a step too")
+    if grid:
+        raise ValueError("a grid is not available with events; give step")
 
 
 def _solution(
     rows: Rows,
-    field: FlatField,
+    fields: Sequence[FlatField],
     tableau: Tableau,
     y0: Tensor,
     t: Tensor,
@@ -295,7 +304,7 @@ def _solution(
     steps: Steps | None,
     record: EventRecord | None,
 ) -> ODESolution:
-    reached = rows.per_row((run.reached * field.sign)[:, 0])
+    reached = rows.per_row((run.reached * fields[0].sign)[:, 0])
     event_times = event_states = event_index = None
     if record is not None:
         event_times = record.times.reshape(len(record.times), *rows.batch).to(rows.dtype)
@@ -313,6 +322,6 @@ def _solution(
         event_times=event_times,
         event_states=event_states,
         event_index=event_index,
-        _field=field,
+        _fields=fields,
         _dense=None if steps is None else (steps, tableau.coefficients(rows.size, y0.dtype, y0.device).dense, y0),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,7 +13,10 @@ from pullback.dynamics.field import FlatField
 from pullback.dynamics.storage import Keep, Storage
 from pullback.dynamics.tableaux import Tableau
 
-__all__ = ["Adjoint", "Problem", "Solved"]
+if TYPE_CHECKING:
+    from pullback.dynamics.loop import OnStep
+
+__all__ = ["Adjoint", "Problem", "Reverse", "Solved"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,15 @@ class Adjoint:
 
 
 @dataclass(frozen=True)
+class Reverse:
+    """How the adjoint of a solve is solved, where that is a solve of its own."""
+
+    tableau: Tableau
+    control: Control
+    on_step: OnStep | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """All that defines a solve but its differentiable inputs."""
 
@@ -44,6 +57,12 @@ class Problem:
     control: Control
     adjoint: Adjoint
     dense: bool
+    reverse: Reverse
+    on_step: OnStep | None = None
+
+    def within(self, low: Tensor, high: Tensor) -> Problem:
+        """The same, its field asked at no time outside of ``[low, high]``."""
+        return replace(self, field=self.field.within(low, high))
 
 
 @dataclass

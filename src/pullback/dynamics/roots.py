@@ -88,7 +88,7 @@ class RootFinder:
 
     @torch.no_grad()
     def __call__(self, step: Step, stepper: Stepper) -> Tensor:
-        """Look at a step; returns which samples ``[samples, 1]`` have their root."""
+        """Look at a step; returns which samples ``[samples, 1]`` have their root, or are not watched."""
         searching = self.watched & (self.index < 0) & (step.h.expand(len(step.y), 1)[:, 0] > 0)
         left = 0.0
         for probe in range(1, _PROBES + 1):
@@ -101,7 +101,7 @@ class RootFinder:
                 self._bisect(change, left, right, step, stepper)
                 searching = searching & (self.index < 0)
             left = right
-        return (self.index >= 0).unsqueeze(1)
+        return ((self.index >= 0) | ~self.watched).unsqueeze(1)
 
     def _at(self, x: Any, step: Step, stepper: Stepper) -> Tensor:
         """Values at a fraction of the step."""

@@ -22,10 +22,11 @@ def columns(name: str, t: Tensor, rows: Rows) -> Tensor:
     return t.reshape(rows.count, t.shape[-1]).T.unsqueeze(-1)
 
 
-def direction(times: Tensor) -> float | Tensor:
-    """1, -1, or for samples of both directions ``[samples, 1]``; raises ``ValueError`` where times turn back."""
+def direction(times: Tensor, *, endless: bool = False) -> float | Tensor:
+    """1, -1, or for samples of both directions ``[samples, 1]``; raises ``ValueError`` where times turn back, or are
+    not finite (``endless``: but for the last)."""
     times = times.detach()
-    if not every(torch.isfinite(times)):
+    if not every(torch.isfinite(times[:-1] if endless else times)) or some(torch.isnan(times)):
         raise ValueError(f"t must be finite, got {times.flatten().tolist()}")
     forward = times[-1] >= times[0]
     sign: float | Tensor
