@@ -197,6 +197,35 @@ def test_a_norm_of_ones_own_chooses_the_steps() -> None:
         odeint(field, y0, [0.0, 2.0], control=StepControl(norm=lambda x: x["slow"].sum()))
 
 
+def test_every_component_may_have_its_tolerance() -> None:
+    y0 = {"slow": torch.ones(1, 2), "fast": torch.ones(1, 1)}
+
+    def field(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"slow": -y["slow"], "fast": 30 * torch.cos(30 * t) + 0 * y["fast"]}
+
+    whole = odeint(field, y0, [0.0, 2.0])
+    loose = odeint(field, y0, [0.0, 2.0], atol={"slow": torch.tensor([1e-7, 1e-6]), "fast": 1e6})
+    assert loose.accepted.item() * 3 < whole.accepted.item()
+    assert torch.allclose(loose.y["slow"][-1], torch.full((1, 2), math.exp(-2)), rtol=1e-4)
+    single = {"rtol": torch.tensor([1e-5, 1e-5]), "atol": torch.tensor(1e-7)}
+    z = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    for adjoint in ("checkpoint", "backsolve"):
+        same = [odeint(decay, z, [0.0, 1.0], adjoint=adjoint, **words) for words in ({}, single)]
+        assert torch.equal(same[0].y, same[1].y)
+        (slope,) = torch.autograd.grad(same[1].y[-1].sum(), z)
+        assert torch.allclose(slope, torch.full_like(z, math.exp(-1)), rtol=1e-4)
+    turn = odeint(lambda t, y: 1j * y, torch.ones(3, dtype=torch.complex64), [0.0, 1.0], rtol=torch.full((3,), 1e-5))
+    assert torch.allclose(turn.y[-1], torch.full((3,), complex(np.exp(1j)), dtype=torch.complex64), rtol=1e-4)
+    for wrong, message in (
+        (torch.ones(3), "rtol"),
+        ([1e-5, 1e-5], "structure of y0"),
+        (torch.tensor([1e-5, -1.0]), "rtol must be > 0"),
+        (torch.tensor([1e-5, 1e-5], requires_grad=True), "rtol has no gradient"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            odeint(decay, z, [0.0, 1.0], rtol=wrong)
+
+
 def test_the_reverse_solve_has_choices_of_its_own() -> None:
     y0 = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)

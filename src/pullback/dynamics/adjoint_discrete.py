@@ -27,7 +27,7 @@ def _step_by_step(
 ) -> Gradients:
     outputs, starts_bar, stages_bar = cotangents
     nodes, times, y0 = solved.nodes, solved.times, solved.y0
-    pull = StepAdjoint(problem.field, problem.tableau, y0, params, one_stage=one_stage, tolerance=problem.control.rtol)
+    pull = StepAdjoint(problem.field, problem.tableau, y0, params, one_stage=one_stage, tolerance=problem.control.tightest)
     dense = problem.dense and starts_bar.numel() > 0
     steps = list(solved.steps.walk(solved.reached))
     if nodes is None:
@@ -73,7 +73,7 @@ def replayed_adjoint(
     y0, nodes = solved.y0, solved.nodes
     if not y0.requires_grad:
         y0 = y0.detach().requires_grad_()
-    stepper = Stepper(problem.field.evaluate, problem.tableau, y0, live=True, tolerance=problem.control.rtol)
+    stepper = Stepper(problem.field.evaluate, problem.tableau, y0, live=True, tolerance=problem.control.tightest)
     outputs = Outputs(y0, solved.times, missing=0.0)
     y, states, stacked, starts = y0, [y0], [], []
     for kept in solved.steps.walk(solved.reached):

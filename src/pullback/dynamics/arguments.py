@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from pullback.core.checks import check_callable, check_choice, check_scalar
+from pullback.core.checks import check_broadcast, check_callable, check_choice, check_positive, check_scalar
 from pullback.core.rows import Rows
 from pullback.core.shapes import Bool, Float
 from pullback.dynamics.adjoints import ADJOINTS
@@ -107,8 +108,8 @@ def control_of(
     options = options or StepControl()
     norm = None if options.norm is None else _row_norm(options.norm, rows, shared)
     return Control(
-        number("rtol", rtol),
-        number("atol", atol, zero=True),
+        _tolerance("rtol", rtol, rows),
+        _tolerance("atol", atol, rows, zero=True),
         None if step is None else number("step", step),
         shared,
         max_steps,
@@ -116,6 +117,29 @@ def control_of(
         norm,
         rows.complex,
     )
+
+
+def _tolerance(name: str, value: Any, rows: Rows, *, zero: bool = False) -> float | Tensor:
+    """A number, or one for each component of the state: ``[1, size]``."""
+    if isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0):
+        return number(name, value, zero=zero)
+    leaves, structure = pytree.tree_flatten(value)
+    if structure != rows.structure:
+        raise ValueError(f"{name} must be a number or have the structure of y0, {rows.structure}, got {structure}")
+    parts = []
+    for leaf, shape in zip(leaves, rows.shapes, strict=True):
+        if not isinstance(leaf, int | float | Tensor) or isinstance(leaf, bool):
+            raise TypeError(f"{name} must be a number, or hold numbers or tensors, got {type(leaf).__name__}")
+        part = torch.as_tensor(leaf, dtype=rows.dtype, device=rows.device)
+        if part.requires_grad:
+            raise ValueError(f"{name} has no gradient: it must not require one")
+        if check_broadcast(y0=shape, **{name: tuple(part.shape)}) != shape:
+            raise ValueError(f"{name} must broadcast against one sample of y0, {shape}, got {tuple(part.shape)}")
+        part = part.expand(shape).reshape(-1)
+        parts.append(part.repeat_interleave(2) if rows.complex else part)
+    whole = torch.cat(parts).unsqueeze(0)
+    check_positive(name, whole, zero=zero)
+    return whole.float() if whole.dtype in (torch.float16, torch.bfloat16) else whole
 
 
 def _row_norm(norm: Callable[[Any], Tensor], rows: Rows, shared: bool) -> Callable[[Tensor], Tensor]:
@@ -153,9 +177,10 @@ def adjoint_of(
     norm: Callable[[Tensor], Tensor] | None = None
     if options.norm is not None:
         norm = _pair_norm(options.norm, rows, control.shared, together=own.control is not None)
+    rtol, atol = (torch.cat([x, x], 1) if isinstance(x, Tensor) else x for x in (control.rtol, control.atol))
     reverse = Control(
-        control.rtol if own.rtol is None else own.rtol,
-        control.atol if own.atol is None else own.atol,
+        rtol if own.rtol is None else own.rtol,
+        atol if own.atol is None else own.atol,
         control.step if own.step is None else own.step,
         control.shared,
         control.max_steps,

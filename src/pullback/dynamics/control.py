@@ -90,7 +90,7 @@ class Control:
     """How steps are chosen.
 
     Attributes:
-        rtol, atol: err = norm(e / (atol + rtol max(|y|, |y'|))) <= 1 accepts a step.
+        rtol, atol: err = norm(e / (atol + rtol max(|y|, |y'|))) <= 1 accepts a step; numbers, or ``[1, size]``.
         step: size of fixed steps; ``None`` adapts them, or for a method without error estimate takes the given times.
         shared: one step for all samples.
         max_steps: attempted steps of one solve.
@@ -99,14 +99,19 @@ class Control:
         complex: whether components are pairs, the parts of complex numbers, whose modulus counts.
     """
 
-    rtol: float
-    atol: float
+    rtol: float | Tensor
+    atol: float | Tensor
     step: float | None
     shared: bool
     max_steps: int
     options: StepControl = StepControl()
     norm: Callable[[Tensor], Tensor] | None = None
     complex: bool = False
+
+    @property
+    def tightest(self) -> float:
+        """The smallest relative tolerance."""
+        return float(self.rtol.min()) if isinstance(self.rtol, Tensor) else self.rtol
 
     def rows(self, y: Tensor) -> int:
         """M: how many samples have a step of their own."""
@@ -172,6 +177,7 @@ class Control:
         pairs = y.unflatten(-1, (-1, 2))
         return torch.hypot(pairs[..., :1], pairs[..., 1:]).expand(pairs.shape).flatten(-2)
 
-    def _floor(self, dtype: torch.dtype) -> float:
+    def _floor(self, dtype: torch.dtype) -> float | Tensor:
         """The absolute tolerance; never 0, so that a component that stays 0 has the error 0 rather than 0 / 0."""
-        return max(self.atol, torch.finfo(dtype).tiny)
+        tiny = torch.finfo(dtype).tiny
+        return self.atol.clamp(min=tiny) if isinstance(self.atol, Tensor) else max(self.atol, tiny)

@@ -83,7 +83,7 @@ def integrate(
     Returns:
         A :class:`Run`.
     """
-    stepper = Stepper(function, tableau, y0, live=live, tolerance=control.rtol)
+    stepper = Stepper(function, tableau, y0, live=live, tolerance=control.tightest)
     if first is None:
         first = function(times[0], y0)
     if control.step is not None or not tableau.adaptive:

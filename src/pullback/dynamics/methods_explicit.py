@@ -107,6 +107,15 @@ _RK4 = Tableau(
     a=padded((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), _RK4_B),
     b=_RK4_B,
 )
+_RK38_B = (1 / 8, 3 / 8, 3 / 8, 1 / 8, 0.0)
+_RK38 = Tableau(
+    # Kutta (1901), the rule of three eighths.
+    name="rk38",
+    order=4,
+    c=(0.0, 1 / 3, 2 / 3, 1.0, 1.0),
+    a=padded((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0), _RK38_B),
+    b=_RK38_B,
+)
 _HEUN = Tableau(
     name="heun", order=2, c=(0.0, 1.0, 1.0), a=padded((), (1.0,), (1 / 2, 1 / 2, 0.0)), b=(1 / 2, 1 / 2, 0.0)
 )
@@ -306,6 +315,7 @@ EXPLICIT = (
     _FEHLBERG2,
     _ADAPTIVE_HEUN,
     _RK4,
+    _RK38,
     _HEUN3,
     _HEUN,
     _MIDPOINT,

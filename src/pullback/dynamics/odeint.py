@@ -113,8 +113,8 @@ def odeint(
     t: Tensor | Sequence[Any],
     *,
     method: str = "dopri5",
-    rtol: float | Tensor = 1e-5,
-    atol: float | Tensor = 1e-7,
+    rtol: Any = 1e-5,
+    atol: Any = 1e-7,
     step: float | Tensor | None = None,
     grid: Tensor | Sequence[Any] | None = None,
     adjoint: str | Backsolve = "checkpoint",
@@ -145,11 +145,12 @@ def odeint(
         t: times, monotone in either direction: ``[times]``, or ``[*batch, times]`` for times of each sample. The
             last may be infinite where a terminal event ends the solve.
         method: adaptive ``dopri5``, ``tsit5``, ``dopri8`` for high accuracy, ``bosh3``, ``adaptive_heun``,
-            ``fehlberg2``, and ``kvaerno3`` for stiff problems. Of fixed steps ``rk4``, ``heun3``, ``heun``,
+            ``fehlberg2``, and ``kvaerno3`` for stiff problems. Of fixed steps ``rk4``, ``rk38``, ``heun3``, ``heun``,
             ``midpoint``, ``euler``; implicit ``radau5``, ``radau3``, ``gauss6``, ``gauss4``, ``sdirk2``, ``trbdf2``,
             ``trapezoid``, ``implicit_midpoint``, ``implicit_euler``; and ``leapfrog`` (y the pair of position and
             momentum, in two leaves or two halves; the field separable).
-        rtol, atol: tolerances of one step; numbers, or tensors without dimensions and without gradient.
+        rtol, atol: tolerances of one step, without gradient: numbers, or for each component of the state (a tensor
+            that broadcasts against one sample of ``y0``, or such in its structure).
         step: fixed steps of at most this length, for any method; ``None`` adapts them, or takes one step between times.
         grid: ``[points]`` instead: one step between each of these and of the times ``t``.
         adjoint: exact gradients of the discrete solution: ``checkpoint`` (keeps the state at accepted steps and
