@@ -44,6 +44,7 @@ from pullback.uncertainty.gaussian_process import (
     cholesky,
 )
 from pullback.uncertainty.integral_circuit import IntegralCircuit
+from pullback.uncertainty.leave_one_out import leave_one_out_residuals
 from pullback.uncertainty.log_einsum import log_einsum_exp
 from pullback.uncertainty.mixtures import MixtureOfGaussians
 from pullback.uncertainty.neural_process import Choice, Decision, NeuralAcquisition, TransformerNeuralProcess
@@ -54,6 +55,7 @@ from pullback.uncertainty.quadrature import Quadrature, quadrature
 from pullback.uncertainty.recalibration import RecalibratedDistribution, Recalibrator
 from pullback.uncertainty.resampling import DegenerateWeights, Resampled, resample
 from pullback.uncertainty.scoring import pinball_loss
+from pullback.uncertainty.search_policy import Played, decide, play, replay
 from pullback.uncertainty.shaping import Shaping, feature_contributions, optimal_shaping
 from pullback.uncertainty.tree_circuit import CircuitWeights, TreeCircuit, circuit_em_step
 from pullback.uncertainty.weights import effective_sample_size
@@ -85,6 +87,7 @@ __all__ = [
     "OutlierState",
     "ParticleFiltered",
     "Periodic",
+    "Played",
     "Prediction",
     "Quadrature",
     "RecalibratedDistribution",
@@ -105,6 +108,7 @@ __all__ = [
     "crps",
     "crps_from_quantiles",
     "crps_from_samples",
+    "decide",
     "detection_metrics",
     "effective_sample_size",
     "expected_improvement",
@@ -114,6 +118,7 @@ __all__ = [
     "kalman_evidence",
     "kalman_filter",
     "kernel_density",
+    "leave_one_out_residuals",
     "linear_head",
     "log_einsum_exp",
     "online_adapt",
@@ -122,8 +127,10 @@ __all__ = [
     "particle_filter",
     "pce_sort_loss",
     "pinball_loss",
+    "play",
     "quadrature",
     "quantile_calibration_error",
+    "replay",
     "resample",
     "rts_smoother",
     "spacing_entropy",
