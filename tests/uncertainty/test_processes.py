@@ -23,6 +23,9 @@ from pullback.uncertainty import (
     Periodic,
     TransformerNeuralProcess,
     cholesky,
+    decide,
+    play,
+    replay,
 )
 
 _BORDERS = [-1.0, 0.5, 1.0, 4.0]
@@ -223,3 +226,59 @@ def test_pools_are_parts_of_the_grid_without_repetition() -> None:
     found, counts = pools.unique(dim=0, return_counts=True)
     assert [tuple(pair) for pair in found.tolist()] == list(itertools.combinations(range(6), 2))
     assert stats.chisquare(counts.numpy()).pvalue > 0.01
+
+
+def _begun(*choice: int) -> tuple[NeuralAcquisition, Any]:
+    process = TransformerNeuralProcess(2, width=8, layers=1, heads=2, buckets=4, generator=_g()).double()
+    policy = NeuralAcquisition(process, hidden=8, generator=_g()).double()
+    table = torch.rand(9, 2, generator=_g(), dtype=torch.float64), torch.rand(3, 9, generator=_g(), dtype=torch.float64)
+    search = BlackBoxTasks(*table).reset(torch.arange(len(choice)))
+    if choice:
+        search.step(torch.tensor(choice))
+    return policy, search
+
+
+def test_decisions_come_again_at_every_step_of_a_search() -> None:
+    policy, search = _begun(0, 4, 2)
+    before = [decide(policy, search, 0.0)]
+    played = play(policy, search, 4, top=3, generator=_g())
+    assert played.allowed.sum(-1).unique().tolist() == [3]
+    assert bool(played.allowed.gather(-1, search.chosen[:, 1:, None]).all())
+    torch.testing.assert_close(played.reward.sum(-1), search.best - search.y[range(3), search.chosen[:, 0]])
+    again = replay(policy, search, played)
+    log_prob = again.logits.log_softmax(-1).gather(-1, search.chosen[:, 1:, None])[..., 0]
+    torch.testing.assert_close(log_prob, played.log_prob)
+    torch.testing.assert_close(again.value, played.value)
+    allowed = played.allowed[:, 0]
+    torch.testing.assert_close(again.logits[:, 0][allowed], before[0].logits[allowed])
+    assert log_prob.requires_grad
+    assert not played.log_prob.requires_grad
+
+
+def test_the_likeliest_of_one_is_no_draw() -> None:
+    policy, search = _begun(1)
+    played = play(policy, search, 3, top=1)
+    assert played.log_prob.tolist() == [[0, 0, 0]]
+    policy, fresh = _begun()
+    with pytest.raises(ValueError, match="search must have looked at a point"):
+        decide(policy, fresh, 0.0)
+
+
+def test_the_training_loss_is_the_mean_over_sizes_of_context() -> None:
+    process = TransformerNeuralProcess(2, width=8, layers=1, heads=2, buckets=4, generator=_g()).double()
+    x, y = torch.rand(1, 5, 2, generator=_g(), dtype=torch.float64), torch.rand(1, 5, generator=_g()).double()
+    exact = [-process(x[:, :m], y[:, :m], x[:, 2:]).log_prob(y[:, 2:]).mean() for m in range(3)]
+    many = process.loss(x.expand(6000, -1, -1), y.expand(6000, -1), 2, generator=_g())
+    torch.testing.assert_close(many, torch.stack(exact).mean(), atol=2e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"most must be in 1..4, got 5"):
+        process.loss(x, y, 5)
+
+
+def test_an_expanded_process_begins_equal_and_is_fitted_apart() -> None:
+    process = GaussianProcess(Matern(1), noise=0.1)
+    many = process.expanded(2)
+    x, y = torch.rand(2, 6, 1, generator=_g()), torch.rand(2, 6, generator=_g())
+    torch.testing.assert_close(many.log_marginal(x, y), process.log_marginal(x, y))
+    many.fit(x, y, steps=3)
+    assert many.noise[0] != many.noise[1]
+    assert process.noise.item() == pytest.approx(0.1)

@@ -23,6 +23,7 @@ from pullback.uncertainty.conformal import (
 from pullback.uncertainty.crps import crps, crps_from_quantiles, crps_from_samples
 from pullback.uncertainty.density import kernel_density
 from pullback.uncertainty.detection import Detection, detection_metrics
+from pullback.uncertainty.ensembles import BestMembers, MLPEnsemble
 from pullback.uncertainty.gaussian_evidence import kalman_evidence
 from pullback.uncertainty.gaussian_filters import (
     Filtered,
@@ -54,15 +55,25 @@ from pullback.uncertainty.particle_filters import ParticleFiltered, StateSpaceMo
 from pullback.uncertainty.quadrature import Quadrature, quadrature
 from pullback.uncertainty.recalibration import RecalibratedDistribution, Recalibrator
 from pullback.uncertainty.resampling import DegenerateWeights, Resampled, resample
+from pullback.uncertainty.reweighting import density_ratio, kernel_mean_matching
 from pullback.uncertainty.scoring import pinball_loss
 from pullback.uncertainty.search_policy import Played, decide, play, replay
 from pullback.uncertainty.shaping import Shaping, feature_contributions, optimal_shaping
+from pullback.uncertainty.target_shift import (
+    TargetShift,
+    Tikhonov,
+    conditional_expectation_matrix,
+    reference_bandwidth,
+    target_shift_weights,
+    tikhonov_solve,
+)
 from pullback.uncertainty.tree_circuit import CircuitWeights, TreeCircuit, circuit_em_step
 from pullback.uncertainty.weights import effective_sample_size
 
 __all__ = [
     "RBF",
     "BarDistribution",
+    "BestMembers",
     "BlackBoxTasks",
     "Choice",
     "Cholesky",
@@ -78,6 +89,7 @@ __all__ = [
     "Interval",
     "Kernel",
     "LinearGaussian",
+    "MLPEnsemble",
     "Matern",
     "MixtureOfGaussians",
     "NeuralAcquisition",
@@ -97,18 +109,22 @@ __all__ = [
     "Shaping",
     "Smoothed",
     "StateSpaceModel",
+    "TargetShift",
+    "Tikhonov",
     "TransformerNeuralProcess",
     "TreeCircuit",
     "calibration_error",
     "cholesky",
     "chow_liu_tree",
     "circuit_em_step",
+    "conditional_expectation_matrix",
     "conformal_quantile",
     "conformalize_quantiles",
     "crps",
     "crps_from_quantiles",
     "crps_from_samples",
     "decide",
+    "density_ratio",
     "detection_metrics",
     "effective_sample_size",
     "expected_improvement",
@@ -118,6 +134,7 @@ __all__ = [
     "kalman_evidence",
     "kalman_filter",
     "kernel_density",
+    "kernel_mean_matching",
     "leave_one_out_residuals",
     "linear_head",
     "log_einsum_exp",
@@ -130,10 +147,13 @@ __all__ = [
     "play",
     "quadrature",
     "quantile_calibration_error",
+    "reference_bandwidth",
     "replay",
     "resample",
     "rts_smoother",
     "spacing_entropy",
     "split_conformal",
+    "target_shift_weights",
+    "tikhonov_solve",
     "unscented_kalman_filter",
 ]

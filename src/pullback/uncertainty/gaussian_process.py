@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -425,6 +426,17 @@ class GaussianProcess(nn.Module):
                 found.append(value.detach())
         optimizer.zero_grad()
         return torch.stack(found)
+
+    def expanded(self, *batch: int) -> GaussianProcess:
+        """Return a copy in which each of a batch of problems has its own hyper-parameters, equal to these at first.
+
+        Args:
+            batch: its shape, put before that of the hyper-parameters.
+        """
+        copied = copy.deepcopy(self)
+        for parameter in copied.parameters():
+            parameter.data = parameter.data.expand(*batch, *parameter.shape).clone()
+        return copied
 
     def _factor(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the data's covariance, its jitter, and the data without the mean."""

@@ -115,6 +115,36 @@ class TransformerNeuralProcess(nn.Module):
             context, targets = layer(context, targets, mask)
         return BarDistribution(self.readout(targets), self.borders)
 
+    def loss(
+        self,
+        x: Float[Tensor, "*batch n d"],
+        y: Float[Tensor, "*batch n"],
+        most: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        r"""Return :math:`-\log p` of values, given a random number of others of the same function: the training loss.
+
+        Args:
+            x: ``[*batch, n, features]`` in random order: the first ``most`` are context, the others targets.
+            y: ``[*batch, n]``.
+            most: of the context, whose size is uniform in 0..most (1..most without a prior token), below n.
+            generator: source of the sizes.
+
+        Returns:
+            The mean over all targets.
+
+        Raises:
+            TypeError, ValueError: as for a call, or ``most`` is not in 1..n-1.
+        """
+        check_integer("most", most, 1, x.shape[-2] - 1)
+        fewest = int(self.prior is None)
+        device = drawing_device(generator, x)
+        sizes = torch.randint(fewest, most + 1, (*x.shape[:-2], 1), generator=generator, device=device).to(x.device)
+        mask = torch.arange(most, device=x.device) < sizes
+        law = self(x[..., :most, :], y[..., :most], x[..., most:, :], mask=mask)
+        return -law.log_prob(y[..., most:]).mean()
+
     def _check(self, context_x: Tensor, context_y: Tensor, target_x: Tensor, mask: Tensor | None) -> None:
         for name, points in (("context_x", context_x), ("target_x", target_x)):
             check_shape(name, check_floating(name, points), (None, self.features))

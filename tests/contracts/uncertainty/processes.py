@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -223,6 +224,16 @@ def _spd(g: torch.Generator) -> list[Call]:
     return [Call((a @ a.mT + torch.eye(3),)), Call((a[0] @ a[0].mT,))]
 
 
+def _left_out(kernel: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
+    """Every point predicted from the others."""
+    found = torch.empty(len(kernel), len(ridge), len(y), dtype=torch.float64)
+    for b, r, i in itertools.product(*(range(n) for n in found.shape)):
+        others = [j for j in range(len(y)) if j != i]
+        k = kernel[b][others][:, others] + ridge[r].exp() * torch.eye(len(others), dtype=torch.float64)
+        found[b, r, i] = y[i] - kernel[b, i, others] @ torch.linalg.solve(k, y[others])
+    return found
+
+
 def _neural(generator: torch.Generator) -> TransformerNeuralProcess:
     return TransformerNeuralProcess(2, width=4, layers=1, heads=2, buckets=3, generator=generator)
 
@@ -295,6 +306,21 @@ CONTRACTS = [
             Bad((_Y, _Y[:2], _Y), {}, ValueError, "broadcast"),
             Bad((_Y, _Y.double(), _Y), {}, TypeError, "same dtype"),
             Bad((_Y.long(), _Y, _Y), {}, TypeError, "mean must be a floating tensor"),
+        ],
+    ),
+    Contract(
+        "uncertainty.leave_one_out_residuals",
+        lambda kernel, y, ridge: uncertainty.leave_one_out_residuals(_symmetric(kernel), y, ridge.exp()),
+        lambda g: [Call((_spd(g)[0].args[0], *torch.randn(2, 3, generator=g, dtype=torch.float64)))],
+        reference=_left_out,
+        batched=False,
+        large=(1,),
+        large_limit=1e8,
+        why="kernel and y have one batch; products with the largest numbers overflow",
+        bad=[
+            Bad((torch.eye(3), torch.zeros(2), torch.zeros(1)), {}, ValueError, "kernel, y and ridge must be"),
+            Bad((torch.eye(2), torch.zeros(2), torch.full((1,), -torch.inf)), {}, ValueError, "ridge must be > 0"),
+            Bad((torch.eye(2), torch.zeros(2).long(), torch.zeros(1)), {}, TypeError, "y must be a floating tensor"),
         ],
     ),
     Contract(
@@ -395,4 +421,8 @@ CONTRACTS = [
         tested=_HERE,
     ),
     Exempt("uncertainty.Search", "the state of a search, made by BlackBoxTasks.reset", tested=_HERE),
+    *(
+        Exempt(f"uncertainty.{name}", "takes a policy and a search, which holds what was seen", tested=_HERE)
+        for name in ("decide", "play", "replay")
+    ),
 ]
