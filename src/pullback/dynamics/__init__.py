@@ -7,7 +7,9 @@ from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, 
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.events import Event
+from pullback.dynamics.gridworlds import GridWorld, four_rooms
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
+from pullback.dynamics.markov import MarkovChain, MarkovDecisionProcess, OptimalValues, Transitions, metropolis_walk
 from pullback.dynamics.methods import METHODS
 from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
 from pullback.dynamics.neural_ode import NeuralODE
@@ -16,13 +18,26 @@ from pullback.dynamics.oscillators import duffing, lotka_volterra, van_der_pol
 from pullback.dynamics.planar_flow import PlanarFlow
 from pullback.dynamics.policy_gradient import Advantages, PolicyLoss, generalized_advantage, ppo_loss
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
+from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
 from pullback.dynamics.tableaux import Tableau
+from pullback.dynamics.td_learning import (
+    TDField,
+    TDFlow,
+    linear_td,
+    lyapunov_value_error,
+    optimal_features,
+    td_field,
+    td_flow,
+    td_loss,
+    value_error,
+)
 
 __all__ = [
     "ADJOINTS",
     "METHODS",
     "Advantages",
     "AutoregressiveRNN",
+    "AuxiliaryValueHeads",
     "BackwardsEncoder",
     "ContinuousFlow",
     "ConvergenceOrder",
@@ -31,24 +46,42 @@ __all__ = [
     "EvidenceLowerBound",
     "FlowSample",
     "GatedField",
+    "GridWorld",
     "LatentODE",
     "LatentRNN",
+    "MarkovChain",
+    "MarkovDecisionProcess",
     "NeuralField",
     "NeuralODE",
     "ODESolution",
+    "OptimalValues",
     "PlanarFlow",
     "PolicyLoss",
+    "RandomRewards",
     "ResidualBlock",
+    "TDField",
+    "TDFlow",
     "Tableau",
+    "Transitions",
     "colliding_discs",
     "convergence_order",
     "double_pendulum",
     "duffing",
+    "four_rooms",
     "generalized_advantage",
+    "linear_td",
     "lorenz",
     "lotka_volterra",
+    "lyapunov_value_error",
+    "metropolis_walk",
     "odeint",
+    "optimal_features",
     "ppo_loss",
     "rk4_step",
+    "subspace_alignment",
+    "td_field",
+    "td_flow",
+    "td_loss",
+    "value_error",
     "van_der_pol",
 ]
