@@ -5,5 +5,6 @@
 ``%load_ext pullback``              ``%audit loss(x)`` and ``%%audit`` in a notebook
 ``integrations.transformers``       ``GradientCallback`` for ``transformers.Trainer(callbacks=[...])``
 ``integrations.lightning``          ``GradientCallback`` for ``lightning.Trainer(callbacks=[...])``
+``integrations.torchdiffeq``        ``odeint``, ``odeint_adjoint``, ``odeint_event`` with torchdiffeq's signatures
 =================================== ==============================================================================
 """
