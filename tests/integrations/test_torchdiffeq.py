@@ -283,7 +283,10 @@ def test_perturbed_steps_ask_beside_their_ends() -> None:
         field, torch.zeros(1).double(), torch.tensor([0.0, 1.0]), options={"jump_t": torch.tensor([0.5])}
     )
     assert jumped[-1].item() == pytest.approx(0.0, abs=1e-6)
-    assert len(asked) < 60
+    told = len(asked)
+    asked.clear()
+    ours.odeint(field, torch.zeros(1).double(), torch.tensor([0.0, 1.0]))
+    assert told < len(asked)
 
 
 @pytest.mark.parametrize("solver", ["RK45", "DOP853", "Radau", "BDF", "LSODA"])
