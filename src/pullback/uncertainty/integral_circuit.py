@@ -23,7 +23,8 @@ class IntegralCircuit(nn.Module):
     .. math:: g_i(z)=\int f_i(z,y)\,c_i(y)\,dy,\qquad \log f_i=-\mathrm{softplus}(\mathrm{net}_i(z,y))
 
     with c_i the product of what hangs below latent i. The functions f, 0 < f < 1, are networks of one hidden layer on
-    Fourier features :math:`(\cos,\sin)(2\pi zB)`, B normal; those of all latents are one batch of matrix products.
+    Fourier features :math:`(\cos,\sin)(2\pi zB)`, B normal and drawn for each of them (shared ones, as in the authors'
+    code, need more units); those of all latents are one batch of matrix products.
     Their size does not depend on the number of states: N points of a quadrature turn the model into a
     :class:`TreeCircuit` with N states, differentiably, and N may be another one after training.
 
@@ -115,7 +116,7 @@ class IntegralCircuit(nn.Module):
 
 
 class _Nets(nn.Module):
-    """Networks of one hidden layer on the same Fourier features, ``[points, inputs]`` to ``[nets, points, out]``."""
+    """Networks of one hidden layer, with features of their own: ``[points, inputs]`` to ``[nets, points, out]``."""
 
     frequencies: Tensor
 
@@ -130,7 +131,7 @@ class _Nets(nn.Module):
         activation: object = torch.tanh,
     ) -> None:
         super().__init__()
-        self.register_buffer("frequencies", sigma * torch.randn(inputs, units // 2, generator=generator))
+        self.register_buffer("frequencies", sigma * torch.randn(nets, inputs, units // 2, generator=generator))
         bound = 1 / math.sqrt(units)
         self.weight, self.bias, self.head, self.offset = (
             nn.Parameter(bound * (2 * torch.rand(nets, *shape, generator=generator) - 1))
@@ -141,5 +142,5 @@ class _Nets(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         angles = 2 * math.pi * x @ self.frequencies
         features = torch.cat([angles.cos(), angles.sin()], -1)
-        hidden = self._activation(torch.baddbmm(self.bias, features.expand(len(self.weight), -1, -1), self.weight))  # type: ignore[operator]
+        hidden = self._activation(torch.baddbmm(self.bias, features, self.weight))  # type: ignore[operator]
         return torch.baddbmm(self.offset, hidden, self.head)

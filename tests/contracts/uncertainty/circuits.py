@@ -65,7 +65,7 @@ def _same_density(x: Tensor) -> Tensor:
     points = torch.tensor([[-2 / 3], [0.0], [2 / 3]], dtype=torch.float64)
 
     def net(nets: Any, k: int, z: Tensor) -> Tensor:
-        angles = 2 * math.pi * z @ nets.frequencies
+        angles = 2 * math.pi * z @ nets.frequencies[k]
         hidden = torch.cat([angles.cos(), angles.sin()], -1) @ nets.weight[k] + nets.bias[k]
         hidden = hidden * hidden.sigmoid() if nets is model.leaf_nets else hidden.tanh()
         return hidden @ nets.head[k] + nets.offset[k]
