@@ -9,7 +9,7 @@ always there. A method whose textbook form lacks one of the two gets it with wei
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -58,12 +58,12 @@ class Tableau:
         """Whether there is an error estimate to choose steps by."""
         return self.error is not None
 
-    @property
+    @cached_property
     def implicit(self) -> bool:
         """Whether any stage is implicit."""
         return any(row[i] != 0 for i, row in enumerate(self.a))
 
-    @property
+    @cached_property
     def coupled(self) -> range:
         """The stages that are solved together (collocation); empty where each is solved by itself."""
         later = [j for i, row in enumerate(self.a) for j in range(i + 1, len(row)) if row[j] != 0]
