@@ -438,6 +438,19 @@ def _quantities() -> None:
     assert torch.stack([weight, cars.target]).corrcoef()[0, 1] < -0.8
     assert torch.stack([rooms, homes.target]).corrcoef()[0, 1] > 0.65
     assert homes.target.max() == 50
+    tables = data.regression_tables()
+    assert {name: len(table.target) for name, table in tables.items()} == {
+        **{"diabetes": 442, "cars": 392, "homes": 506, "crime": 1993},
+        **{"wind": 8751, "temperature": 8730, "CD4 cells": 2139, "Akt": 7466},
+    }
+    for table in tables.values():
+        assert table.features.isfinite().all()
+        assert len(table.feature_names) == table.features.shape[1]
+        assert table.target_names[0] not in table.feature_names
+    wind = tables["wind"]
+    now, ago = (wind.features[:, wind.feature_names.index(f"wind speed{when}")] for when in ("", " six hours ago"))
+    assert torch.equal(now[:-6], ago[6:])
+    assert torch.equal(wind.target[:-3], now[3:])
 
 
 def _weather() -> None:

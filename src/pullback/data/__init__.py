@@ -19,6 +19,7 @@ from pullback.data.networks import GaussianNetwork, GeneNetwork, Sachs, bayesian
 from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.photographs import Calibration, calibration, photo, picture
 from pullback.data.planar import circles, moons
+from pullback.data.regression import regression_tables
 from pullback.data.rings import Rings, rings
 from pullback.data.scenes import OccupiedCells, Scenes, digit_scenes, occupied_cells
 from pullback.data.shapes3d import Body, Mesh, Scan, body, cortex, mesh, scan
@@ -26,6 +27,7 @@ from pullback.data.sources import SOURCES, Member, Package, Source
 from pullback.data.speech import Prompt, prompts
 from pullback.data.spirals import Spirals, spirals
 from pullback.data.stereo import StereoPair, motorcycle
+from pullback.data.table_parts import TablePart, table_parts
 from pullback.data.tables import (
     Columns,
     Table,
@@ -83,6 +85,7 @@ __all__ = [
     "Spirals",
     "StereoPair",
     "Table",
+    "TablePart",
     "Tinted",
     "Verse",
     "Vocabulary",
@@ -134,6 +137,7 @@ __all__ = [
     "picture",
     "planted_clusters",
     "prompts",
+    "regression_tables",
     "resemblyzer",
     "ride",
     "rings",
@@ -145,6 +149,7 @@ __all__ = [
     "solubility",
     "spirals",
     "survival",
+    "table_parts",
     "tinted",
     "weather",
     "wine",

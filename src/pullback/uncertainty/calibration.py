@@ -208,7 +208,8 @@ def check_pit(name: str, pit: Any) -> Tensor:
     if not pit.ndim or not pit.shape[-1]:
         raise ValueError(f"{name} must have a last dimension of at least one PIT, got shape {tuple(pit.shape)}")
     if can_look(pit) and not bool(((pit >= 0) & (pit <= 1)).all()):
-        raise ValueError(f"{name} must be in [0, 1] everywhere, got {float(pit.min())} to {float(pit.max())}")
+        low, high = pit.detach().aminmax()
+        raise ValueError(f"{name} must be in [0, 1] everywhere, got {float(low)} to {float(high)}")
     return pit  # type: ignore[no-any-return]
 
 

@@ -82,7 +82,8 @@ class MixtureOfGaussians:
 
     def cdf(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the probability of what is at most ``y``."""
-        return (self.logits.softmax(-1) * torch.special.ndtr(self._standard(y))).sum(-1)
+        below = (self.logits.softmax(-1) * torch.special.ndtr(self._standard(y))).sum(-1)
+        return below.clamp(max=1)  # rounding of the sum
 
     def icdf(self, level: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the quantile of a level in [0, 1]: infinite at the ends. Derivatives of orders one to three are right.

@@ -150,7 +150,8 @@ class Recalibrator:
         if not level.ndim or not _fits(self.pit.shape[:-1], level.shape[:-1]):
             raise ValueError(f"{name} must have shape {(*self.pit.shape[:-1], 'm')}, got {tuple(level.shape)}")
         if can_look(level) and not bool(((level >= 0) & (level <= 1)).all()):
-            raise ValueError(f"{name} must be in [0, 1] everywhere, got {float(level.min())} to {float(level.max())}")
+            low, high = level.detach().aminmax()
+            raise ValueError(f"{name} must be in [0, 1] everywhere, got {float(low)} to {float(high)}")
         return level if isinstance(value, Tensor) else level.to(self.pit.dtype)
 
     def _rows(self, knots: Tensor, level: Tensor) -> Tensor:
@@ -235,7 +236,7 @@ class RecalibratedDistribution:
 
     def cdf(self, y: Tensor) -> Tensor:
         """Return the probability of what is at most ``y``."""
-        return self.recalibrator.transform(self.base.cdf(y))  # type: ignore[no-any-return]
+        return self.recalibrator.transform(self.base.cdf(y).clamp(0, 1))  # type: ignore[no-any-return]
 
     def icdf(self, level: Tensor) -> Tensor:
         """Return the quantile of a level; infinite where calibration data is too scarce for it."""
@@ -247,7 +248,7 @@ class RecalibratedDistribution:
         Raises:
             ValueError: the map is ``"empirical"``, which has no density.
         """
-        return self.base.log_prob(y) + self.recalibrator.log_derivative(self.base.cdf(y))  # type: ignore[no-any-return]
+        return self.base.log_prob(y) + self.recalibrator.log_derivative(self.base.cdf(y).clamp(0, 1))  # type: ignore[no-any-return]
 
     def rsample(self, shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Return draws ``[*shape, *batch]``: quantiles at uniform levels, with the gradient of these."""
