@@ -7,9 +7,8 @@ conditionals and samples cost a pass or two. Its size does not depend on N (Gala
 Quaeghebeur, AISTATS 2024).
 
 Smaller than in the paper: binary pixels, 32 points and 8 hidden units where it has 128 and 64, minutes of training
-instead of hours; each function has frequencies of its own, which so few units need. Both sets of images are real; the
-density estimation benchmarks of the paper are not at hand. So trained, a circuit of few parameters is about as good as
-a tree of more; on the larger set, and for so short a time, free states are better.
+instead of hours; each function has frequencies of its own, which so few units need. Both sets of images are real. On
+the larger one, and in so short a time, trees of free states are better.
 """
 
 from __future__ import annotations
