@@ -6,10 +6,12 @@ from pullback.dynamics.adjoints import ADJOINTS
 from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, rk4_step
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
+from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions
 from pullback.dynamics.events import Event
 from pullback.dynamics.gridworlds import GridWorld, four_rooms
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
-from pullback.dynamics.markov import MarkovChain, MarkovDecisionProcess, OptimalValues, Transitions, metropolis_walk
+from pullback.dynamics.linear_values import linear_td, lyapunov_value_error, optimal_features, value_error
+from pullback.dynamics.markov import MarkovChain, metropolis_walk
 from pullback.dynamics.methods import METHODS
 from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
 from pullback.dynamics.neural_ode import NeuralODE
@@ -20,17 +22,7 @@ from pullback.dynamics.policy_gradient import Advantages, PolicyLoss, generalize
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
 from pullback.dynamics.tableaux import Tableau
-from pullback.dynamics.td_learning import (
-    TDField,
-    TDFlow,
-    linear_td,
-    lyapunov_value_error,
-    optimal_features,
-    td_field,
-    td_flow,
-    td_loss,
-    value_error,
-)
+from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
 
 __all__ = [
     "ADJOINTS",

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_integer
+from pullback.core.checks import check_integer, check_range
 from pullback.core.shapes import Bool, Int, Tensor
-from pullback.dynamics.markov import MarkovDecisionProcess
+from pullback.dynamics.decision_process import MarkovDecisionProcess
 
-__all__ = ["GridWorld", "four_rooms"]
+__all__ = ["GridWorld", "LifeGate", "four_rooms", "life_gate"]
 
 _MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
@@ -78,3 +78,82 @@ def four_rooms(
     reward = torch.zeros(states, 4, dtype=dtype)
     reward[goal] = 1
     return GridWorld(MarkovDecisionProcess(transition, reward, discount), free, cells)
+
+
+class LifeGate(NamedTuple):
+    """The gate of life: two decision processes with the same transitions and a discount of 1.
+
+    Attributes:
+        death: its reward is minus the probability of dying in this step: its best values are in [-1, 0].
+        recovery: its reward is the probability of getting out in this step: its best values are in [0, 1].
+        cells: ``[states, 2]`` column and row of each state.
+        dead_end: ``[states]`` the cells from which nothing leads out.
+        died: ``[states]`` the cells of death, which end an episode.
+        recovered: ``[states]`` the exits, which end it too.
+    """
+
+    death: MarkovDecisionProcess
+    recovery: MarkovDecisionProcess
+    cells: Int[Tensor, "states 2"]
+    dead_end: Bool[Tensor, "states"]
+    died: Bool[Tensor, "states"]
+    recovered: Bool[Tensor, "states"]
+
+
+def life_gate(*, drag: float = 0.4, pull: float = 0.7, dtype: torch.dtype = torch.float64) -> LifeGate:
+    """Return ten by ten cells with three exits above, death on the right, and a region that cannot be left.
+
+    The actions are to stay, up, down, left and right. Everywhere a step goes to the right, whatever was wanted, with
+    the probability ``drag``. In the 20 cells of columns 5 to 8, rows 5 to 9, it goes to the right with the probability
+    ``pull`` and nowhere else: all that they lead to is death. Walls and borders are not passed.
+
+    Args:
+        drag: probability in [0, 1].
+        pull: probability in (0, 1].
+        dtype: floating type of the processes.
+
+    Returns:
+        :class:`LifeGate`, of 77 cells that can be left, 11 of death and 3 exits.
+
+    Raises:
+        TypeError: an option of another kind.
+        ValueError: a probability out of range.
+
+    Example:
+        >>> gate = life_gate()
+        >>> best = gate.death.optimal().values
+        >>> len(best), round(float(best[gate.dead_end].max()), 9)
+        (91, -1.0)
+
+    References:
+        Fatemi, Killian, Subramanian, Ghassemi (2021), arXiv 2110.04186, section 5.1 and their code.
+    """
+    check_range("drag", drag, 0.0, 1.0)
+    check_range("pull", pull, 1e-6, 1.0)
+    free = torch.ones(10, 10, dtype=torch.bool)  # by column and row
+    free[:5, 0] = free[1:5, 5] = False
+    cells = free.nonzero()
+    x, y = cells.unbind(-1)
+    states = len(cells)
+    died, recovered = (x == 9) | (x == 8) & (y == 0), (y == 0) & (x >= 5) & (x <= 7)
+    dead_end = (x >= 5) & (x <= 8) & (y >= 5)
+    number = torch.full((12, 12), -1)  # with a wall around
+    number[1:-1, 1:-1][free] = torch.arange(states)
+    at = torch.arange(states)
+    moves = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
+    there = torch.stack([number[x + 1 + right, y + 1 + down] for right, down in moves], 1)
+    there = torch.where(there < 0, at[:, None], there)
+    granted, forced, still = torch.tensor([[1 - drag, drag, 0.0], [0.0, pull, 1 - pull]], dtype=dtype)[
+        dead_end.long()
+    ].T
+    transition = torch.zeros(states, 5, states, dtype=dtype)
+    for action in range(5):
+        transition[at, action, there[:, action]] += granted
+        transition[at, action, there[:, 4]] += forced
+        transition[at, action, at] += still
+    ended = died | recovered
+    transition[ended] = torch.eye(states, dtype=dtype)[ended][:, None]
+    alive = (~ended).to(dtype)[:, None]
+    death = MarkovDecisionProcess(transition, -transition[:, :, died].sum(-1) * alive, 1.0)
+    recovery = MarkovDecisionProcess(transition, transition[:, :, recovered].sum(-1) * alive, 1.0)
+    return LifeGate(death, recovery, cells, dead_end, died, recovered)

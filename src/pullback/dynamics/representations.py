@@ -93,6 +93,11 @@ class RandomRewards(nn.Module):
         generators (the mixing of bits).
     """
 
+    seeds: Tensor
+    first: Tensor
+    bias: Tensor
+    last: Tensor
+
     def __init__(
         self,
         count: int,

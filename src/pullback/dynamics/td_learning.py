@@ -6,33 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pullback.core.checks import (
-    check_broadcast,
-    check_choice,
-    check_finite,
-    check_floating,
-    check_integer,
-    check_same_dtype,
-    check_scalar,
-)
-from pullback.core.errors import ConvergenceError
-from pullback.core.numerics import solve
+from pullback.core.checks import check_broadcast, check_floating, check_same_dtype, check_scalar
 from pullback.core.shapes import Bool, Float, Scalar, Tensor
-from pullback.core.transforms import can_look
+from pullback.dynamics.linear_values import linear_td, predicted, prepare, solution
 from pullback.dynamics.markov import MarkovChain
 from pullback.dynamics.odeint import odeint
 
-__all__ = [
-    "TDField",
-    "TDFlow",
-    "linear_td",
-    "lyapunov_value_error",
-    "optimal_features",
-    "td_field",
-    "td_flow",
-    "td_loss",
-    "value_error",
-]
+__all__ = ["TDField", "TDFlow", "td_field", "td_flow", "td_loss"]
 
 
 class TDField(NamedTuple):
@@ -61,43 +41,6 @@ class TDFlow(NamedTuple):
     weights: Float[Tensor, "times *batch k h"]
     energy: Float[Tensor, "times *batch"]
     error: Float[Tensor, "times *batch"]
-
-
-def linear_td(
-    chain: MarkovChain,
-    rewards: Float[Tensor, "*#batch states h"],
-    features: Float[Tensor, "*#batch states k"],
-    *,
-    law: Float[Tensor, "*#batch states"] | None = None,
-) -> Float[Tensor, "*batch k h"]:
-    r"""Return the weights at which linear TD ends: :math:`w=(\Phi^TDA\Phi)^{-1}\Phi^TDR`, :math:`A=I-\gamma P`.
-
-    Args:
-        chain: P and gamma.
-        rewards: R, ``[*batch, states, h]`` of h tasks.
-        features: :math:`\Phi`, ``[*batch, states, k]``.
-        law: D, ``[*batch, states]`` how often a state is updated; by default the stationary law.
-
-    Returns:
-        ``[*batch, k, h]``.
-
-    Raises:
-        TypeError: a tensor of another kind.
-        ValueError: shapes that do not fit; without ``law``, a stationary law that is not unique.
-        ConvergenceError: the matrix is singular; the message says its condition number.
-
-    Example:
-        >>> chain = MarkovChain(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), 0.5)
-        >>> linear_td(chain, torch.tensor([[1.0], [3.0]]), torch.eye(2)).flatten().tolist()  # the values: R + 2
-        [3.0, 5.0]
-
-    References:
-        Tsitsiklis, Van Roy (1997), An analysis of temporal-difference learning with function approximation.
-    """
-    d, applied = _prepare(chain, rewards, features, law)
-    size = features.detach().abs().amax((-2, -1), keepdim=True)
-    scaled = features / torch.where(size > 0, size, 1.0)  # so that no product overflows
-    return _solution(d * scaled, applied(scaled), rewards) / torch.where(size > 0, size, 1.0)
 
 
 def td_field(
@@ -135,8 +78,8 @@ def td_field(
     References:
         Tang, Munos (2023), arXiv 2305.18491, section 3.
     """
-    d, applied = _prepare(chain, rewards, features, law)
-    delta = d * (rewards - applied(_predicted(features, weights, rewards)))
+    d, applied = prepare(chain, rewards, features, law)
+    delta = d * (rewards - applied(predicted(features, weights, rewards)))
     return TDField(delta @ weights.mT, features.mT @ delta)
 
 
@@ -190,7 +133,7 @@ def td_flow(
         Tang, Munos (2023), Towards a better understanding of representation dynamics under TD-learning, arXiv
         2305.18491.
     """
-    d, applied = _prepare(chain, rewards, features, law)
+    d, applied = prepare(chain, rewards, features, law)
     if fast and weights is not None:
         raise ValueError("weights must be None where fast=True: they are those of linear TD at all times")
     start = linear_td(chain, rewards, features, law=law)
@@ -208,7 +151,7 @@ def td_flow(
     def field(_: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         phi = state[0]
         moved = phi - chain.discount * (p @ phi)
-        w = _solution(d * phi, moved, rewards) if fast else state[1]
+        w = solution(d * phi, moved, rewards) if fast else state[1]
         delta = d * (rewards - moved @ w)
         return (delta @ w.mT,) if fast else (delta @ w.mT, phi.mT @ delta)
 
@@ -216,137 +159,10 @@ def td_flow(
     held = [x for x in (p, chain.discount, d, rewards) if isinstance(x, Tensor)]
     path = odeint(field, y0, t, batch_ndim=len(batch), params=held, **solver).y
     states = path[0]
-    w = _solution(d * states, applied(states), rewards) if fast else path[1]
+    w = solution(d * states, applied(states), rewards) if fast else path[1]
     gap = chain.values(rewards) - states @ w
     energy = (gap * (d * applied(gap))).sum((-1, -2)) / 2
     return TDFlow(states, w, energy, (d * gap.square()).sum((-1, -2)))
-
-
-def lyapunov_value_error(
-    chain: MarkovChain,
-    rewards: Float[Tensor, "*#batch states h"],
-    features: Float[Tensor, "*#batch states k"],
-    weights: Float[Tensor, "*#batch k h"],
-    *,
-    law: Float[Tensor, "*#batch states"] | None = None,
-) -> Float[Tensor, "*batch"]:
-    r"""Return :math:`E=\frac12\mathrm{tr}\,(V-\Phi w)^TDA(V-\Phi w)`, which falls along TD on a reversible chain.
-
-    There DA is symmetric and positive definite, and TD is the gradient flow of E: :math:`\dot\Phi=-\nabla_\Phi E`,
-    :math:`\dot w=-\nabla_w E`.
-
-    Args:
-        chain: P and gamma.
-        rewards: R, ``[*batch, states, h]``.
-        features: :math:`\Phi`, ``[*batch, states, k]``.
-        weights: w, ``[*batch, k, h]``.
-        law: D, by default the stationary law.
-
-    Returns:
-        ``[*batch]``, summed over tasks.
-
-    Raises:
-        TypeError: a tensor of another kind.
-        ValueError: shapes that do not fit; without ``law``, a stationary law that is not unique.
-
-    Example:
-        >>> chain = MarkovChain(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), 0.5)
-        >>> nothing = lyapunov_value_error(chain, torch.ones(2, 1), torch.zeros(2, 1), torch.zeros(1, 1))
-        >>> round(float(nothing), 6)  # V = (2, 2), A V = R, E = V . R / 4
-        1.0
-
-    References:
-        Tang, Munos (2023), arXiv 2305.18491, section 4.
-    """
-    d, applied = _prepare(chain, rewards, features, law)
-    gap = chain.values(rewards) - _predicted(features, weights, rewards)
-    return (gap * (d * applied(gap))).sum((-1, -2)) / 2
-
-
-def optimal_features(
-    chain: MarkovChain, rewards: Float[Tensor, "*#batch states h"], count: int
-) -> Float[Tensor, "*batch states count"]:
-    r"""Return the features with the least :func:`lyapunov_value_error` of all, where :func:`td_flow` tends to end.
-
-    On a reversible chain :math:`B=DA=LL^T` is symmetric, and the columns are :math:`L^{-T}U`, U the leading left
-    singular vectors of :math:`L^{-1}DR`: a PCA of the values in the norm of B. With uniform D and rewards that are
-    uncorrelated between states, :math:`RR^T\propto I`, they span the leading eigenvectors of P.
-
-    Args:
-        chain: P and gamma, reversible.
-        rewards: R, ``[*batch, states, h]``.
-        count: of features, 1 <= count <= min(states, h).
-
-    Returns:
-        ``[*batch, states, count]``; only their span means something.
-
-    Raises:
-        TypeError: a tensor of another kind.
-        ValueError: shapes that do not fit, a chain that is not reversible, a count out of range.
-        ConvergenceError: other features are as good: the rewards are 0, or two directions are equal.
-
-    Example:
-        >>> chain = MarkovChain(torch.tensor([[0.75, 0.25], [0.25, 0.75]]), 0.5)
-        >>> leading = optimal_features(chain, torch.eye(2), 1)
-        >>> round(float(leading[0] / leading[1]), 4)  # the eigenvector (1, 1)
-        1.0
-
-    References:
-        Tang, Munos (2023), arXiv 2305.18491, section 5.
-    """
-    p = chain.transition
-    d, _ = _prepare(chain, rewards, torch.zeros_like(p[..., :1]), None)
-    if can_look(p) and not bool(chain.is_reversible(1e-4).all()):
-        raise ValueError("chain must be reversible: elsewhere the energy has no such minimum")
-    check_integer("count", count, 1, min(rewards.shape[-2:]))
-    matrix = d * (torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - chain.discount * p)
-    wide = torch.promote_types(p.dtype, torch.float32)
-    lower = torch.linalg.cholesky(((matrix + matrix.mT) / 2).to(wide))
-    scaled = torch.linalg.solve_triangular(lower, (d * rewards).to(wide), upper=False)
-    leading, sizes, _ = torch.linalg.svd(scaled, full_matrices=False)
-    if can_look(sizes):
-        least = 10 * torch.finfo(wide).eps * sizes[..., 0]
-        after = sizes[..., count] if count < sizes.shape[-1] else torch.zeros_like(least)
-        if not bool((sizes[..., count - 1] - after > least).all()):
-            raise ConvergenceError(f"the best {count} features are not determined: others are as good", sizes)
-    leading = leading[..., :count]
-    return torch.linalg.solve_triangular(lower.mT, leading, upper=True).to(p.dtype)
-
-
-def value_error(
-    chain: MarkovChain,
-    rewards: Float[Tensor, "*#batch states h"],
-    features: Float[Tensor, "*#batch states k"],
-    weights: Float[Tensor, "*#batch k h"],
-    *,
-    norm: str = "stationary",
-) -> Float[Tensor, "*batch"]:
-    r"""Return :math:`\sum_s d_s\,|V(s)-\Phi(s)w|^2`, summed over tasks.
-
-    Args:
-        chain: P and gamma.
-        rewards: R, ``[*batch, states, h]``.
-        features: :math:`\Phi`, ``[*batch, states, k]``.
-        weights: w, ``[*batch, k, h]``.
-        norm: d is the ``"stationary"`` law, or ``"uniform"``.
-
-    Returns:
-        ``[*batch]``.
-
-    Raises:
-        TypeError: a tensor of another kind.
-        ValueError: shapes that do not fit, an unknown norm, a stationary law that is not unique.
-
-    Example:
-        >>> chain = MarkovChain(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), 0.5)
-        >>> round(float(value_error(chain, torch.ones(2, 1), torch.zeros(2, 1), torch.zeros(1, 1))), 6)
-        4.0
-    """
-    check_choice("norm", norm, ("stationary", "uniform"))
-    p = chain.transition
-    law = None if norm == "stationary" else torch.full_like(p[..., 0], 1 / p.shape[-1])
-    d, _ = _prepare(chain, rewards, features, law)
-    return (d * (chain.values(rewards) - _predicted(features, weights, rewards)).square()).sum((-1, -2))
 
 
 def td_loss(
@@ -405,45 +221,3 @@ def td_loss(
             done = done.unsqueeze(-1)
         follows = follows.masked_fill(done, 0.0)
     return (values - rewards.detach() - discount * follows).square().mean() / 2
-
-
-def _prepare(chain: MarkovChain, rewards: Tensor, features: Tensor, law: Tensor | None) -> Any:
-    """Check the tensors; return ``[*batch, states, 1]`` weights and the product with A."""
-    p = chain.transition
-    check_same_dtype(transition=p, rewards=check_floating("rewards", rewards))
-    check_same_dtype(transition=p, features=check_floating("features", features))
-    for name, value in (("rewards", rewards), ("features", features)):
-        if value.ndim < 2 or value.shape[-2] != p.shape[-1] or not value.shape[-1]:
-            raise ValueError(f"{name} must have shape (..., {p.shape[-1]}, any), got {tuple(value.shape)}")
-        if can_look(value):
-            check_finite(name, value)
-    check_broadcast(transition=p.shape[:-2], rewards=rewards.shape[:-2], features=features.shape[:-2])
-    if law is None:
-        law = chain.stationary()
-    elif check_floating("law", law).shape[-1:] != p.shape[-1:]:
-        raise ValueError(f"law must have shape (..., {p.shape[-1]}), got {tuple(law.shape)}")
-    return law[..., None], lambda x: x - chain.discount * (p @ x)
-
-
-def _predicted(features: Tensor, weights: Tensor, rewards: Tensor) -> Tensor:
-    check_same_dtype(features=features, weights=check_floating("weights", weights))
-    if weights.ndim < 2 or weights.shape[-2:] != (features.shape[-1], rewards.shape[-1]):
-        wanted = f"(..., {features.shape[-1]}, {rewards.shape[-1]})"
-        raise ValueError(f"weights must have shape {wanted}, got {tuple(weights.shape)}")
-    check_broadcast(weights=weights.shape[:-2], features=features.shape[:-2], rewards=rewards.shape[:-2])
-    return features @ weights
-
-
-def _solution(weighted: Tensor, moved: Tensor, rewards: Tensor) -> Tensor:
-    """w of linear TD, from D Phi and A Phi."""
-    matrix = weighted.mT @ moved
-    if can_look(matrix):
-        if not bool(torch.isfinite(matrix.detach()).all()):
-            raise ConvergenceError("linear TD has no solution: products of the features are not finite", matrix)
-        condition = torch.linalg.cond(matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32)))
-        worst = float(condition.max()) if condition.numel() else 0.0
-        if not worst < 1 / torch.finfo(condition.dtype).eps:
-            raise ConvergenceError(
-                f"linear TD has no single solution: features with a condition number of {worst:.3g}", condition
-            )
-    return solve(matrix, weighted.mT @ rewards)
