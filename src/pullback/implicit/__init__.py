@@ -18,6 +18,7 @@ from pullback.implicit.half_spaces import (
     projection_hyperplane,
     projection_polyhedron,
 )
+from pullback.implicit.hard_constraint import ConstrainedField, HardConstraint
 from pullback.implicit.hypergradients import Hypergradient, hypergradient
 from pullback.implicit.hyperparameters import Hyperparameter, Hyperparameters, dropout_by_example
 from pullback.implicit.inverse_hessian import inverse_hessian_product
@@ -29,6 +30,7 @@ from pullback.implicit.nesting import on_nesting
 from pullback.implicit.newsvendor import newsvendor_action, newsvendor_cost
 from pullback.implicit.normalized_momentum import NormalizedBilevelMomentum, NormalizedState
 from pullback.implicit.optimality import KKTPoint
+from pullback.implicit.partition import DomainPartition, partition_domain
 from pullback.implicit.perturbed import knapsack_layer, perturbed_argmax
 from pullback.implicit.point_cloud import (
     PointCloudGraph,
@@ -62,6 +64,7 @@ from pullback.implicit.smooth_learning import SmoothManifoldLearning, SmoothStat
 from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
+from pullback.implicit.sorption import retardation_factor, solve_diffusion_sorption, total_concentration
 from pullback.implicit.spheres import (
     projection_l1_sphere,
     projection_l2_sphere,
@@ -69,6 +72,7 @@ from pullback.implicit.spheres import (
     projection_non_negative,
     projection_sparse_simplex,
 )
+from pullback.implicit.tridiagonal import tridiagonal_solve
 from pullback.implicit.worst_case import WorstCase, cvar, kl_worst_case
 
 __all__ = [
@@ -80,12 +84,15 @@ __all__ = [
     "BilevelDescent",
     "BilevelProblem",
     "BilevelState",
+    "ConstrainedField",
     "ConstrainedProblem",
     "DecisionMap",
     "Dispatch",
+    "DomainPartition",
     "DualAscent",
     "DualState",
     "FeasibilityReport",
+    "HardConstraint",
     "Hypergradient",
     "Hyperparameter",
     "Hyperparameters",
@@ -133,6 +140,7 @@ __all__ = [
     "newsvendor_cost",
     "on_nesting",
     "optimality",
+    "partition_domain",
     "perturbed_argmax",
     "point_cloud_laplacian",
     "projection_affine",
@@ -159,9 +167,13 @@ __all__ = [
     "prox_non_negative_ridge",
     "prox_ridge",
     "quadratic_program",
+    "retardation_factor",
     "root_jvp",
     "root_vjp",
     "self_tuning_training",
     "soft_disc_energy",
+    "solve_diffusion_sorption",
+    "total_concentration",
+    "tridiagonal_solve",
     "weighted_laplacian_penalty",
 ]
