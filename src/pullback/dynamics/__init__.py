@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pullback.dynamics.adjoints import ADJOINTS
+from pullback.dynamics.barriers import BarrierCondition, barrier_condition, lie_derivative
 from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, rk4_step
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions
 from pullback.dynamics.events import Event
 from pullback.dynamics.gridworlds import GridWorld, four_rooms
+from pullback.dynamics.invariance import InvariantODE, InvariantSolution
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
 from pullback.dynamics.linear_values import linear_td, lyapunov_value_error, optimal_features, value_error
 from pullback.dynamics.markov import MarkovChain, metropolis_walk
 from pullback.dynamics.methods import METHODS
+from pullback.dynamics.min_norm import Filtered, min_norm_filter
 from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
@@ -23,6 +26,7 @@ from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
+from pullback.dynamics.vehicles import DiscRoad, disc_ranges, vehicle
 
 __all__ = [
     "ADJOINTS",
@@ -31,14 +35,19 @@ __all__ = [
     "AutoregressiveRNN",
     "AuxiliaryValueHeads",
     "BackwardsEncoder",
+    "BarrierCondition",
     "ContinuousFlow",
     "ConvergenceOrder",
     "ConvolutionalField",
+    "DiscRoad",
     "Event",
     "EvidenceLowerBound",
+    "Filtered",
     "FlowSample",
     "GatedField",
     "GridWorld",
+    "InvariantODE",
+    "InvariantSolution",
     "LatentODE",
     "LatentRNN",
     "MarkovChain",
@@ -55,17 +64,21 @@ __all__ = [
     "TDFlow",
     "Tableau",
     "Transitions",
+    "barrier_condition",
     "colliding_discs",
     "convergence_order",
+    "disc_ranges",
     "double_pendulum",
     "duffing",
     "four_rooms",
     "generalized_advantage",
+    "lie_derivative",
     "linear_td",
     "lorenz",
     "lotka_volterra",
     "lyapunov_value_error",
     "metropolis_walk",
+    "min_norm_filter",
     "odeint",
     "optimal_features",
     "ppo_loss",
@@ -76,4 +89,5 @@ __all__ = [
     "td_loss",
     "value_error",
     "van_der_pol",
+    "vehicle",
 ]
