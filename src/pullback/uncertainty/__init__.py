@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pullback.uncertainty.acquisition import expected_improvement
+from pullback.uncertainty.attacks import fgsm, pgd
 from pullback.uncertainty.bar_distribution import BarDistribution
 from pullback.uncertainty.black_box import BlackBoxTasks, Search
+from pullback.uncertainty.bottleneck import BottleneckLoss, InformationBottleneck
 from pullback.uncertainty.calibration import (
     calibration_error,
     pce_sort_loss,
@@ -12,6 +14,7 @@ from pullback.uncertainty.calibration import (
     spacing_entropy,
 )
 from pullback.uncertainty.chow_liu import chow_liu_tree
+from pullback.uncertainty.conditional_vae import ConditionalVAE, LatentLaw
 from pullback.uncertainty.conformal import (
     ConformalPredictor,
     ConformalQuantiles,
@@ -23,6 +26,17 @@ from pullback.uncertainty.conformal import (
 from pullback.uncertainty.crps import crps, crps_from_quantiles, crps_from_samples
 from pullback.uncertainty.density import kernel_density
 from pullback.uncertainty.detection import Detection, detection_metrics
+from pullback.uncertainty.directional import DirectionalQuantiles, directional_quantile_loss
+from pullback.uncertainty.directions import unit_directions
+from pullback.uncertainty.divergences import (
+    cauchy_schwarz_divergence,
+    conditional_cauchy_schwarz,
+    gaussian_cauchy_schwarz,
+    hsic,
+    median_bandwidth,
+    mmd,
+    quadratic_mutual_information,
+)
 from pullback.uncertainty.ensembles import BestMembers, MLPEnsemble
 from pullback.uncertainty.gaussian_evidence import kalman_evidence
 from pullback.uncertainty.gaussian_filters import (
@@ -54,6 +68,15 @@ from pullback.uncertainty.outliers import OutlierState, fit_ood_score, linear_he
 from pullback.uncertainty.particle_filters import ParticleFiltered, StateSpaceModel, particle_filter
 from pullback.uncertainty.quadrature import Quadrature, quadrature
 from pullback.uncertainty.recalibration import RecalibratedDistribution, Recalibrator
+from pullback.uncertainty.region_calibration import ConformalRegion, conformalize_region, region_area
+from pullback.uncertainty.regions import (
+    BoxRegion,
+    EllipsoidRegion,
+    HalfspaceRegion,
+    InteriorPoint,
+    PointCloudRegion,
+    Region,
+)
 from pullback.uncertainty.resampling import DegenerateWeights, Resampled, resample
 from pullback.uncertainty.reweighting import density_ratio, kernel_mean_matching
 from pullback.uncertainty.scoring import pinball_loss
@@ -75,19 +98,29 @@ __all__ = [
     "BarDistribution",
     "BestMembers",
     "BlackBoxTasks",
+    "BottleneckLoss",
+    "BoxRegion",
     "Choice",
     "Cholesky",
     "CircuitWeights",
+    "ConditionalVAE",
     "ConformalPredictor",
     "ConformalQuantiles",
+    "ConformalRegion",
     "Decision",
     "DegenerateWeights",
     "Detection",
+    "DirectionalQuantiles",
+    "EllipsoidRegion",
     "Filtered",
     "GaussianProcess",
+    "HalfspaceRegion",
+    "InformationBottleneck",
     "IntegralCircuit",
+    "InteriorPoint",
     "Interval",
     "Kernel",
+    "LatentLaw",
     "LinearGaussian",
     "MLPEnsemble",
     "Matern",
@@ -100,10 +133,12 @@ __all__ = [
     "ParticleFiltered",
     "Periodic",
     "Played",
+    "PointCloudRegion",
     "Prediction",
     "Quadrature",
     "RecalibratedDistribution",
     "Recalibrator",
+    "Region",
     "Resampled",
     "Search",
     "Shaping",
@@ -114,23 +149,30 @@ __all__ = [
     "TransformerNeuralProcess",
     "TreeCircuit",
     "calibration_error",
+    "cauchy_schwarz_divergence",
     "cholesky",
     "chow_liu_tree",
     "circuit_em_step",
+    "conditional_cauchy_schwarz",
     "conditional_expectation_matrix",
     "conformal_quantile",
     "conformalize_quantiles",
+    "conformalize_region",
     "crps",
     "crps_from_quantiles",
     "crps_from_samples",
     "decide",
     "density_ratio",
     "detection_metrics",
+    "directional_quantile_loss",
     "effective_sample_size",
     "expected_improvement",
     "extended_kalman_filter",
     "feature_contributions",
+    "fgsm",
     "fit_ood_score",
+    "gaussian_cauchy_schwarz",
+    "hsic",
     "kalman_evidence",
     "kalman_filter",
     "kernel_density",
@@ -138,16 +180,21 @@ __all__ = [
     "leave_one_out_residuals",
     "linear_head",
     "log_einsum_exp",
+    "median_bandwidth",
+    "mmd",
     "online_adapt",
     "ood_score",
     "optimal_shaping",
     "particle_filter",
     "pce_sort_loss",
+    "pgd",
     "pinball_loss",
     "play",
+    "quadratic_mutual_information",
     "quadrature",
     "quantile_calibration_error",
     "reference_bandwidth",
+    "region_area",
     "replay",
     "resample",
     "rts_smoother",
@@ -155,5 +202,6 @@ __all__ = [
     "split_conformal",
     "target_shift_weights",
     "tikhonov_solve",
+    "unit_directions",
     "unscented_kalman_filter",
 ]
