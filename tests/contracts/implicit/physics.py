@@ -69,9 +69,9 @@ def _layer(soft: bool) -> implicit.HardConstraint:
     def residual(inside: tuple[Tensor, ...], edges: tuple[Tensor, ...], start: Tensor) -> Tensor:
         return torch.cat([inside[1] + torch.tanh(inside[0]), edges[0] - start], -1)
 
-    partition = implicit.partition_domain((4,), (2,))
+    partition = implicit.partition_domain((2,), (2,))
     return implicit.HardConstraint(
-        terms, residual, 2, partition=partition, ridge=1e-2, tolerance=None if soft else 1e-10, soft=soft
+        terms, residual, 1, partition=partition, ridge=1e-2, tolerance=None if soft else 1e-10, soft=soft
     )
 
 
@@ -90,7 +90,7 @@ def _bases(generator: torch.Generator) -> list[Call]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    return [Call((draw(2, 4), draw(1)))]
+    return [Call((draw(1, 2), draw(1)))]
 
 
 CONTRACTS = [
@@ -172,8 +172,8 @@ CONTRACTS = [
             half=False,
             why="compile: the solver branches on its data; half: it has no digits for a solve; large: the same",
             bad=[
-                Bad((torch.zeros(2, 3, 4), torch.zeros(2, 1)), {}, ValueError, r"basis must end with \(2, 4\)"),
-                Bad((torch.zeros(2, 2, 5), torch.zeros(2, 1)), {}, ValueError, r"basis must end with \(2, 4\)"),
+                Bad((torch.zeros(2, 3, 4), torch.zeros(2, 1)), {}, ValueError, r"basis must end with \(1, 2\)"),
+                Bad((torch.zeros(2, 2, 5), torch.zeros(2, 1)), {}, ValueError, r"basis must end with \(1, 2\)"),
             ],
         )
         for soft in (False, True)
