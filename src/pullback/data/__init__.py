@@ -47,9 +47,11 @@ from pullback.data.tints import Tinted, tinted
 from pullback.data.tracks import ride
 from pullback.data.views import image_views
 from pullback.data.voices import MovingVoices, moving_voices
+from pullback.data.walks import WALK_WORDS, Walks, instructed_walks
 
 __all__ = [
     "SOURCES",
+    "WALK_WORDS",
     "Body",
     "BuildingTiles",
     "BytePairs",
@@ -89,6 +91,7 @@ __all__ = [
     "Tinted",
     "Verse",
     "Vocabulary",
+    "Walks",
     "autompg",
     "bayesian_network",
     "bible",
@@ -117,6 +120,7 @@ __all__ = [
     "film_reviews",
     "image_fragments",
     "image_views",
+    "instructed_walks",
     "is_present",
     "letters",
     "liver",
