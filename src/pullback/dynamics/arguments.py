@@ -46,9 +46,12 @@ class Backsolve:
     """The adjoint of Chen et al. (2018), ``odeint(adjoint="backsolve")``, with choices of its own.
 
     Args:
-        rtol, atol, method, step, control: of the reverse solve; ``None`` takes those of the solve. ``control.norm`` is
-            given the pair ``(y, a)`` of state and adjoint. The parameters' share never drives the steps (the seminorm
-            of Kidger et al. 2021).
+        rtol: relative tolerance of the reverse solve, > 0; ``None``, here and below: that of the solve.
+        atol: absolute tolerance, >= 0.
+        method: an explicit one.
+        step: fixed steps, > 0.
+        control: its ``norm`` is given the pair ``(y, a)`` of state and adjoint. The parameters' share never drives the
+            steps (the seminorm of Kidger et al. 2021).
         on_step: told of each attempted step backwards, as ``odeint(on_step=...)``, with ``y`` the pair ``(y, a)``.
 
     Raises:
@@ -57,8 +60,8 @@ class Backsolve:
     Example:
         >>> from pullback.dynamics import odeint
         >>> y0 = torch.ones(1, requires_grad=True)
-        >>> loose = Backsolve(rtol=1e-3, method="bosh3")
-        >>> odeint(lambda t, y: -y, y0, [0.0, 1.0], adjoint=loose).y[-1].backward()
+        >>> other = Backsolve(rtol=1e-6, method="bosh3")
+        >>> odeint(lambda t, y: -y, y0, [0.0, 1.0], adjoint=other).y[-1].backward()
         >>> round(y0.grad.item(), 3)
         0.368
 

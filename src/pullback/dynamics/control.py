@@ -28,7 +28,9 @@ class StepControl:
         first: length of the first step; ``None`` guesses it from the field (Hairer, Norsett, Wanner 1993, II.4).
         smallest: a step this short is accepted whatever its error, >= 0.
         largest: no step is longer, > ``smallest``.
-        safety, shrink, grow: 0 < safety <= 1, 0 < shrink < 1 < grow.
+        safety: what the step is multiplied with beside the power of the error, in [0, 1].
+        shrink: the least factor from one step to the next, in [0, 1].
+        grow: the largest, > 1.
         norm: ``norm(x)`` of x, the error of each component over its tolerance, as ``y0`` is; returns err, ``[*batch]``
             (a tensor without dimensions where all share their step). A step is accepted where it is at most 1. ``None``
             is the root mean square.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pullback.core.errors import ConvergenceError
-from pullback.dynamics import Event, odeint
-from tests.contracts.contract import Bad, Call, Contract
+from pullback.dynamics import BrownianPath, Event, odeint, sdeint
+from tests.contracts.contract import Bad, Call, Contract, Exempt
 
 
 def linear(method: str, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -59,6 +59,46 @@ def fall(height: Tensor, gravity: Tensor) -> tuple[Tensor, Tensor]:
 
 def fall_exact(height: Tensor, gravity: Tensor) -> tuple[Tensor, Tensor]:
     return (2 * height / gravity).sqrt(), -(2 * height * gravity).sqrt()
+
+
+def stochastic(method: str, **options: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """y(1/2) of a linear equation with additive noise, along one path for the samples of a batch."""
+
+    def block(y0: Tensor, rate: Tensor, spread: Tensor) -> Tensor:
+        wide = torch.float64 if y0.dtype == torch.float64 else torch.float32
+        path = BrownianPath((*y0.shape[:-1], 1), [0.0, 0.25, 0.5], seed=11, dtype=wide, device=y0.device)
+        return sdeint(
+            lambda t, y: -rate * y,
+            lambda t, y: spread + 0 * y,
+            y0,
+            [0.0, 0.5],
+            step=0.25,
+            method=method,
+            noise="scalar",
+            brownian=path,
+            **options,
+        ).y[-1]
+
+    return block
+
+
+def stochastic_samples(g: torch.Generator) -> list[Call]:
+    y0, rate, spread = (torch.rand(*shape, generator=g, dtype=torch.float64) for shape in ((1, 2), (2,), (2,)))
+    return [Call((y0, rate, spread))]
+
+
+def euler_steps(y0: Tensor, rate: Tensor, spread: Tensor) -> Tensor:
+    path = BrownianPath((1, 1), [0.0, 0.25, 0.5], seed=11, dtype=torch.float64)
+    middle = y0 - rate * y0 / 4 + spread * path(0.25)
+    return middle - rate * middle / 4 + spread * path.increment(0.25, 0.5)
+
+
+def heun_steps(y0: Tensor, rate: Tensor, spread: Tensor) -> Tensor:
+    path = BrownianPath((1, 1), [0.0, 0.25, 0.5], seed=11, dtype=torch.float64)
+    factor, y = 1 - rate / 4 + rate.square() / 32, y0
+    for a, b in ((0.0, 0.25), (0.25, 0.5)):
+        y = factor * y + (1 - rate / 8) * spread * path.increment(a, b)
+    return y
 
 
 COMPILE = "a solve decides on its steps from data; what is worth compiling is the field (tested in tests/dynamics)"
@@ -130,6 +170,30 @@ CONTRACTS = [
         )
         for adjoint in ("backsolve", "interpolated")
     ),
+    *(
+        Contract(
+            f"dynamics.sdeint[{method}, {adjoint}]",
+            stochastic(method, adjoint=adjoint),
+            stochastic_samples,
+            reference=reference,
+            batched=False,
+            gradgradcheck=adjoint == "unrolled",
+            forward_mode=adjoint == "unrolled",
+            vmap=False,
+            compile=False,
+            large=(),
+            bad=bad,
+            why="the path is as large as the batch; checkpoints are taken in reverse mode only; rates of 1e4 at steps "
+            f"of 1/4 overflow by nature; {COMPILE}",
+        )
+        for method, adjoint, reference, bad in (
+            ("euler", "unrolled", euler_steps, (Bad((torch.ones(2, 0),) * 3, {}, ValueError, "y0 must have shape"),)),
+            ("heun", "checkpoint", heun_steps, ()),
+        )
+    ),
+    Exempt("dynamics.BrownianPath", "an object that is asked, not differentiated", tested="dynamics/test_sde.py"),
+    Exempt("dynamics.Backsolve", "an option of odeint", tested="dynamics/test_odeint_options.py"),
+    Exempt("dynamics.StepControl", "an option of odeint", tested="dynamics/test_odeint_options.py"),
     Contract(
         "dynamics.odeint[times]",
         times,
