@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pullback.dynamics.adjoints import ADJOINTS
+from pullback.dynamics.arguments import AttemptedStep, Backsolve
 from pullback.dynamics.barriers import BarrierCondition, barrier_condition, lie_derivative
+from pullback.dynamics.brownian import BrownianPath
 from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, rk4_step
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
+from pullback.dynamics.control import StepControl
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions
 from pullback.dynamics.events import Event
@@ -24,6 +27,7 @@ from pullback.dynamics.planar_flow import PlanarFlow
 from pullback.dynamics.policy_gradient import Advantages, PolicyLoss, generalized_advantage, ppo_loss
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
+from pullback.dynamics.sde import SDESolution, sdeint
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
 from pullback.dynamics.vehicles import DiscRoad, disc_ranges, vehicle
@@ -32,10 +36,13 @@ __all__ = [
     "ADJOINTS",
     "METHODS",
     "Advantages",
+    "AttemptedStep",
     "AutoregressiveRNN",
     "AuxiliaryValueHeads",
+    "Backsolve",
     "BackwardsEncoder",
     "BarrierCondition",
+    "BrownianPath",
     "ContinuousFlow",
     "ConvergenceOrder",
     "ConvolutionalField",
@@ -60,6 +67,8 @@ __all__ = [
     "PolicyLoss",
     "RandomRewards",
     "ResidualBlock",
+    "SDESolution",
+    "StepControl",
     "TDField",
     "TDFlow",
     "Tableau",
@@ -83,6 +92,7 @@ __all__ = [
     "optimal_features",
     "ppo_loss",
     "rk4_step",
+    "sdeint",
     "subspace_alignment",
     "td_field",
     "td_flow",
