@@ -4,8 +4,9 @@ A law is calibrated if a share tau of what comes is below its level tau; how far
 PCE. After training, a map of levels can be fitted to the PITs of held-out rows: their empirical cdf (which is conformal
 prediction), a line through it, or a smooth one that keeps a density. During training, a term of the loss can pull PITs
 to uniform: the smoothed PCE, their distance to even spacing, their entropy. Over the paper's 57 tables maps win (Dheur,
-Ben Taieb, ICML 2023, arXiv 2306.02738). On our eight both help; which helps more, three splits do not tell for sure. As
-many test rows of a perfect law have a PCE too: what counts is the excess above that.
+Ben Taieb, ICML 2023, arXiv 2306.02738). As many test rows of a perfect law have a PCE too: what counts is the excess
+above that. Claims are about the five tables that leave at least 299 rows for calibration; of the other three a map of
+59 to 76 rows errs as much as it mends.
 
 Smaller than in the paper: eight real tables of at most 4 000 rows instead of 57, three splits, hidden layers of 48, and
 three weights for each term. All networks of a kind train at once. Those that need no calibration rows train on them.
@@ -29,8 +30,8 @@ from pullback.uncertainty import MixtureOfGaussians, Recalibrator, calibration_e
 
 LEVELS = (torch.arange(24) + 0.5) / 24
 """Of the quantile networks, and of the quantiles that stand for a recalibrated law in the CRPS."""
-SHOWN = 3
-"""The place of crime among the tables, whose reliability is drawn."""
+LARGER = 3
+"""The place of crime among the tables, the first of the larger ones, whose reliability is drawn."""
 WIDEST = 24
 """Features; tables with more are projected on their first principal components."""
 
@@ -62,7 +63,7 @@ class Config:
 NLL, SCORE, QUANTILES = "NLL", "CRPS", "quantiles"
 MAPS = {"empirical map": "empirical", "linear map": "linear", "smooth map": "kde"}
 TERMS = ("PCE-KDE", "PCE-Sort", "QR")
-EXCESS = "PCE above that of a perfect law"
+EXCESS = "excess PCE of the larger tables"
 COVERAGE = "deviation of the simulated coverage from its formula, in standard errors"
 
 
@@ -241,9 +242,9 @@ def study(lab: Lab, config: Config, tables: Tables, name: str, kind: Kind) -> di
     for label, found in results.items():
         arm = lab.arm(label, baseline=label == name)
         arm.metric("PCE", pce := torch.stack([f.pce for f in found]), better="lower", replicated=True)
-        arm.metric(EXCESS, pce - tables.floor, better="lower", replicated=True)
+        arm.metric(EXCESS, (pce - tables.floor)[LARGER * config.splits :], better="lower", replicated=True)
         arm.metric("CRPS", torch.stack([f.score for f in found]), better="lower", replicated=True)
-    return {label: found[SHOWN * config.splits].pit for label, found in results.items()}
+    return {label: found[LARGER * config.splits].pit for label, found in results.items()}
 
 
 def _fit(
