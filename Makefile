@@ -30,6 +30,9 @@ $(BENCH): pyproject.toml constraints.txt
 	@test -x $(BENCH_VENV)/bin/python || $(BENCH_PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install -q --upgrade pip setuptools wheel
 	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e '.[lab,kernels,bench]'
+	@# Peers that name older versions of numpy, typeguard or pip than they run with.
+	$(BENCH_VENV)/bin/python -m pip install -q --no-deps 'qpth>=0.0.18' 'torchsde>=0.2.6' 'trampoline>=0.1.2' \
+		'torchode>=1.0.1' 'torchtyping>=0.1.5' 'typeguard<3'
 	@# A C++ extension, built against this torch. The short PATH hides nvcc: its CPU part is what is compared.
 	@PATH=/usr/bin:/bin $(BENCH_VENV)/bin/python -m pip install -q --no-build-isolation --no-deps 'torchsort>=0.1.10' \
 		|| echo "make: torchsort could not be built (is there a C++ compiler?): its rows will say so"

@@ -1,4 +1,4 @@
-"""Solves with their gradients against torchdiffeq: its plain autograd, and its adjoint where memory is bounded."""
+"""Solves with their gradients against torchdiffeq, torchode (a step for every sample) and torchsde."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pullback.dynamics import odeint
+from pullback.dynamics import odeint, sdeint
 from pullback.lab.bench import Case
 
 
@@ -57,13 +57,105 @@ WAYS = (
     ("backsolve", {"adjoint": "backsolve"}, BOUNDED),
 )
 
-CASES = [
+
+def oscillators(count: int) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
+    """Van der Pol's equation, its stiffness another for every sample."""
+    generator = torch.Generator().manual_seed(0)
+    stiffness = 5 * torch.rand(count, generator=generator) + 0.1
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        x, v = y[:, 0], y[:, 1]
+        return torch.stack([v, stiffness * (1 - x * x) * v - x], -1)
+
+    return field, torch.randn(count, 2, generator=generator)
+
+
+@torch.no_grad()
+def own_steps(given: tuple[Callable[[Tensor, Tensor], Tensor], Tensor]) -> None:
+    odeint(*given, [0.0, 2.0], rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
+def torchode(given: tuple[Callable[[Tensor, Tensor], Tensor], Tensor]) -> None:
+    import torchode as peer
+
+    field, y0 = given
+    term = peer.ODETerm(field)
+    control = peer.IntegralController(atol=1e-6, rtol=1e-3, term=term)
+    times = torch.tensor([0.0, 2.0]).expand(len(y0), 2).contiguous()
+    peer.AutoDiffAdjoint(peer.Dopri5(term=term), control).solve(peer.InitialValueProblem(y0=y0, t_eval=times))
+
+
+class Stochastic(nn.Module):
+    """As torchsde takes it."""
+
+    noise_type = "diagonal"
+
+    def __init__(self, sense: str) -> None:
+        super().__init__()
+        self.sde_type = sense
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.linear = nn.Linear(4, 4)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self.linear(y))
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        return 0.1 + 0.1 * torch.sin(y)
+
+
+def stochastic(sense: str) -> tuple[Stochastic, Tensor]:
+    return Stochastic(sense), torch.randn(64, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def along_a_path(given: tuple[Stochastic, Tensor], method: str, adjoint: str) -> None:
+    model, y0 = given
+    sdeint(model.f, model.g, y0, [0.0, 1.0], step=0.01, method=method, adjoint=adjoint).y[-1].sum().backward()
+
+
+def torchsde(given: tuple[Stochastic, Tensor], method: str, adjoint: str) -> None:
+    import torchsde as peer
+
+    model, y0 = given
+    t = torch.tensor([0.0, 1.0])
+    if adjoint == "unrolled":
+        peer.sdeint(model, y0, t, dt=0.01, method=method)[-1].sum().backward()
+        return
+    words = {"adjoint_method": "adjoint_reversible_heun"} if adjoint == "reversible" else {}
+    peer.sdeint_adjoint(model, y0, t, dt=0.01, method=method, **words)[-1].sum().backward()
+
+
+SDE_CASES = [
     Case(
-        f"odeint forward+backward, {name}, {batch} x {dim}, {hidden} tanh, {times} times",
-        partial(setup, batch, dim, hidden, times),
-        partial(ours, **options),
-        peers,
+        f"sdeint forward+backward, {method}, {adjoint}, 64 x 4, 100 steps",
+        partial(stochastic, sense),
+        partial(along_a_path, method=method, adjoint=adjoint),
+        {"torchsde": partial(torchsde, method=method, adjoint=adjoint)},
     )
-    for batch, dim, hidden, times in ((1, 4, 20, 2), (128, 16, 64, 2), (128, 16, 64, 20))
-    for name, options, peers in WAYS
+    for method, sense, adjoint in (
+        ("euler", "ito", "unrolled"),
+        ("midpoint", "stratonovich", "backsolve"),
+        ("reversible_heun", "stratonovich", "reversible"),
+    )
+]
+
+CASES = [
+    *SDE_CASES,
+    Case(
+        "odeint, 10^5 oscillators with steps of their own",
+        partial(oscillators, 100_000),
+        own_steps,
+        {"torchode": torchode},
+    ),
+    *(
+        Case(
+            f"odeint forward+backward, {name}, {batch} x {dim}, {hidden} tanh, {times} times",
+            partial(setup, batch, dim, hidden, times),
+            partial(ours, **options),
+            peers,
+        )
+        for batch, dim, hidden, times in ((1, 4, 20, 2), (128, 16, 64, 2), (128, 16, 64, 20))
+        for name, options, peers in WAYS
+    ),
 ]
