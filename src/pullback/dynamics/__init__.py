@@ -10,9 +10,11 @@ from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, 
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.control import StepControl
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
-from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions
+from pullback.dynamics.dead_ends import DeadEndValues, SecurityGap, avoid_dead_ends, double_q_target, security_gap
+from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions, empirical_process
 from pullback.dynamics.events import Event
-from pullback.dynamics.gridworlds import GridWorld, four_rooms
+from pullback.dynamics.gridworlds import GridWorld, LifeGate, four_rooms, life_gate
+from pullback.dynamics.history import HistoryEncoder
 from pullback.dynamics.invariance import InvariantODE, InvariantSolution
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
 from pullback.dynamics.linear_values import linear_td, lyapunov_value_error, optimal_features, value_error
@@ -46,6 +48,7 @@ __all__ = [
     "ContinuousFlow",
     "ConvergenceOrder",
     "ConvolutionalField",
+    "DeadEndValues",
     "DiscRoad",
     "Event",
     "EvidenceLowerBound",
@@ -53,10 +56,12 @@ __all__ = [
     "FlowSample",
     "GatedField",
     "GridWorld",
+    "HistoryEncoder",
     "InvariantODE",
     "InvariantSolution",
     "LatentODE",
     "LatentRNN",
+    "LifeGate",
     "MarkovChain",
     "MarkovDecisionProcess",
     "NeuralField",
@@ -68,20 +73,25 @@ __all__ = [
     "RandomRewards",
     "ResidualBlock",
     "SDESolution",
+    "SecurityGap",
     "StepControl",
     "TDField",
     "TDFlow",
     "Tableau",
     "Transitions",
+    "avoid_dead_ends",
     "barrier_condition",
     "colliding_discs",
     "convergence_order",
     "disc_ranges",
     "double_pendulum",
+    "double_q_target",
     "duffing",
+    "empirical_process",
     "four_rooms",
     "generalized_advantage",
     "lie_derivative",
+    "life_gate",
     "linear_td",
     "lorenz",
     "lotka_volterra",
@@ -93,6 +103,7 @@ __all__ = [
     "ppo_loss",
     "rk4_step",
     "sdeint",
+    "security_gap",
     "subspace_alignment",
     "td_field",
     "td_flow",

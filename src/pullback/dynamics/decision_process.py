@@ -15,7 +15,7 @@ from pullback.core.shapes import Bool, Float, Int, Scalar, Shaped, Tensor
 from pullback.core.transforms import can_look
 from pullback.dynamics.markov import MarkovChain, check_discount, check_laws
 
-__all__ = ["MarkovDecisionProcess", "OptimalValues", "Transitions"]
+__all__ = ["MarkovDecisionProcess", "OptimalValues", "Transitions", "empirical_process"]
 
 
 class Transitions(NamedTuple):
@@ -249,6 +249,58 @@ class MarkovDecisionProcess:
         check_broadcast(policy=policy.shape[:-2], reward=self.reward.shape[:-2])
         check_laws("policy", policy)
         return policy
+
+
+def empirical_process(
+    seen: Transitions, states: int, actions: int, *, discount: Scalar = 1.0, dtype: torch.dtype = torch.float64
+) -> MarkovDecisionProcess:
+    """Return the process in which everything happens as often as it was seen.
+
+    Args:
+        seen: transitions between numbers of states, with one reward each, any leading shape.
+        states: number of states, >= 1.
+        actions: number of actions, >= 1.
+        discount: in [0, 1].
+        dtype: floating type of the process.
+
+    Returns:
+        :class:`MarkovDecisionProcess`, with the mean rewards. What was never tried stays where it is and earns 0.
+
+    Raises:
+        TypeError: states that are no numbers, an option of another kind.
+        ValueError: a state or action that is not there, several rewards, an option out of range.
+
+    Example:
+        >>> one = torch.tensor([0, 0])
+        >>> seen = Transitions(one, one, torch.tensor([1.0, 3.0]), torch.tensor([1, 0]), torch.tensor([True, False]))
+        >>> process = empirical_process(seen, 2, 1)
+        >>> process.transition[0, 0].tolist(), process.reward.flatten().tolist()
+        ([0.5, 0.5], [2.0, 0.0])
+    """
+    check_integer("states", states, 1)
+    check_integer("actions", actions, 1)
+    for name, value, count in (
+        ("state", seen.state, states),
+        ("action", seen.action, actions),
+        ("next_state", seen.next_state, states),
+    ):
+        if value.is_floating_point():
+            raise TypeError(f"{name} must hold numbers of states or actions, got {value.dtype}")
+        if value.shape != seen.action.shape:
+            raise ValueError(f"{name} must have shape {tuple(seen.action.shape)}, got {tuple(value.shape)}")
+        if value.numel() and bool(((value < 0) | (value >= count)).any()):
+            raise ValueError(f"{name} must be in 0..{count - 1}, got {value.min()}..{value.max()}")
+    if seen.reward.shape != seen.action.shape:
+        raise ValueError(f"reward must have shape {tuple(seen.action.shape)}, got {tuple(seen.reward.shape)}")
+    state, action, following = (x.flatten().long() for x in (seen.state, seen.action, seen.next_state))
+    counts = torch.zeros(states, actions, states, dtype=dtype, device=state.device)
+    counts.index_put_((state, action, following), counts.new_ones(()), accumulate=True)
+    earned = torch.zeros(states, actions, dtype=dtype, device=state.device)
+    earned.index_put_((state, action), seen.reward.flatten().to(dtype), accumulate=True)
+    total = counts.sum(-1)
+    stay = torch.eye(states, dtype=dtype, device=state.device)[:, None].expand_as(counts)
+    transition = torch.where(total[..., None] > 0, counts / total.clamp_min(1)[..., None], stay)
+    return MarkovDecisionProcess(transition, earned / total.clamp_min(1), discount)
 
 
 def _detached(discount: Scalar) -> Scalar:

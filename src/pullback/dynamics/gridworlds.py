@@ -100,7 +100,7 @@ class LifeGate(NamedTuple):
     recovered: Bool[Tensor, "states"]
 
 
-def life_gate(*, drag: float = 0.4, pull: float = 0.7, dtype: torch.dtype = torch.float64) -> LifeGate:
+def life_gate(*, drag: float = 0.4, pull: float | None = 0.7, dtype: torch.dtype = torch.float64) -> LifeGate:
     """Return ten by ten cells with three exits above, death on the right, and a region that cannot be left.
 
     The actions are to stay, up, down, left and right. Everywhere a step goes to the right, whatever was wanted, with
@@ -109,7 +109,7 @@ def life_gate(*, drag: float = 0.4, pull: float = 0.7, dtype: torch.dtype = torc
 
     Args:
         drag: probability in [0, 1].
-        pull: probability in (0, 1].
+        pull: probability in (0, 1]; ``None``: these cells are like the others, and there are no dead-ends.
         dtype: floating type of the processes.
 
     Returns:
@@ -129,20 +129,22 @@ def life_gate(*, drag: float = 0.4, pull: float = 0.7, dtype: torch.dtype = torc
         Fatemi, Killian, Subramanian, Ghassemi (2021), arXiv 2110.04186, section 5.1 and their code.
     """
     check_range("drag", drag, 0.0, 1.0)
-    check_range("pull", pull, 1e-6, 1.0)
+    if pull is not None:
+        check_range("pull", pull, 1e-6, 1.0)
     free = torch.ones(10, 10, dtype=torch.bool)  # by column and row
     free[:5, 0] = free[1:5, 5] = False
     cells = free.nonzero()
     x, y = cells.unbind(-1)
     states = len(cells)
     died, recovered = (x == 9) | (x == 8) & (y == 0), (y == 0) & (x >= 5) & (x <= 7)
-    dead_end = (x >= 5) & (x <= 8) & (y >= 5)
+    dead_end = (x >= 5) & (x <= 8) & (y >= 5) & (pull is not None)
     number = torch.full((12, 12), -1)  # with a wall around
     number[1:-1, 1:-1][free] = torch.arange(states)
     at = torch.arange(states)
     moves = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
     there = torch.stack([number[x + 1 + right, y + 1 + down] for right, down in moves], 1)
     there = torch.where(there < 0, at[:, None], there)
+    pull = pull or 0.0
     granted, forced, still = torch.tensor([[1 - drag, drag, 0.0], [0.0, pull, 1 - pull]], dtype=dtype)[
         dead_end.long()
     ].T
