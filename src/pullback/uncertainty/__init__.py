@@ -5,6 +5,7 @@ from __future__ import annotations
 from pullback.uncertainty.acquisition import expected_improvement
 from pullback.uncertainty.attacks import fgsm, pgd
 from pullback.uncertainty.bar_distribution import BarDistribution
+from pullback.uncertainty.belief_propagation import Beliefs, EdgePotential, nonparametric_belief_propagation
 from pullback.uncertainty.black_box import BlackBoxTasks, Search
 from pullback.uncertainty.bottleneck import BottleneckLoss, InformationBottleneck
 from pullback.uncertainty.calibration import (
@@ -38,6 +39,7 @@ from pullback.uncertainty.divergences import (
     quadratic_mutual_information,
 )
 from pullback.uncertainty.ensembles import BestMembers, MLPEnsemble
+from pullback.uncertainty.gaussian_beliefs import GaussianBeliefs, gaussian_belief_propagation
 from pullback.uncertainty.gaussian_evidence import kalman_evidence
 from pullback.uncertainty.gaussian_filters import (
     Filtered,
@@ -61,6 +63,8 @@ from pullback.uncertainty.gaussian_process import (
 from pullback.uncertainty.histogram_filter import (
     FilteredBeliefs,
     belief_loss,
+    compass_turns,
+    egocentric_kernels,
     expected_distance,
     histogram_filter,
     motion_kernel,
@@ -106,6 +110,7 @@ __all__ = [
     "RBF",
     "Attended",
     "BarDistribution",
+    "Beliefs",
     "BestMembers",
     "BlackBoxTasks",
     "BottleneckLoss",
@@ -122,9 +127,11 @@ __all__ = [
     "DegenerateWeights",
     "Detection",
     "DirectionalQuantiles",
+    "EdgePotential",
     "EllipsoidRegion",
     "Filtered",
     "FilteredBeliefs",
+    "GaussianBeliefs",
     "GaussianProcess",
     "HalfspaceRegion",
     "InformationBottleneck",
@@ -169,6 +176,7 @@ __all__ = [
     "cholesky",
     "chow_liu_tree",
     "circuit_em_step",
+    "compass_turns",
     "conditional_cauchy_schwarz",
     "conditional_expectation_matrix",
     "conformal_quantile",
@@ -182,12 +190,14 @@ __all__ = [
     "detection_metrics",
     "directional_quantile_loss",
     "effective_sample_size",
+    "egocentric_kernels",
     "expected_distance",
     "expected_improvement",
     "extended_kalman_filter",
     "feature_contributions",
     "fgsm",
     "fit_ood_score",
+    "gaussian_belief_propagation",
     "gaussian_cauchy_schwarz",
     "histogram_filter",
     "hsic",
@@ -201,6 +211,7 @@ __all__ = [
     "median_bandwidth",
     "mmd",
     "motion_kernel",
+    "nonparametric_belief_propagation",
     "online_adapt",
     "ood_score",
     "optimal_shaping",
