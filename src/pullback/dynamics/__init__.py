@@ -14,6 +14,15 @@ from pullback.dynamics.dead_ends import DeadEndValues, SecurityGap, avoid_dead_e
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions, empirical_process
 from pullback.dynamics.events import Event
 from pullback.dynamics.gridworlds import GridWorld, LifeGate, four_rooms, life_gate
+from pullback.dynamics.grounding import (
+    GroundingLoss,
+    ModeClassifier,
+    ModePolicy,
+    feasibility_matrix,
+    grounding_loss,
+    mode_feasibility,
+    perturb_trajectories,
+)
 from pullback.dynamics.history import HistoryEncoder
 from pullback.dynamics.invariance import InvariantODE, InvariantSolution
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
@@ -27,6 +36,7 @@ from pullback.dynamics.odeint import ODESolution, odeint
 from pullback.dynamics.oscillators import duffing, lotka_volterra, van_der_pol
 from pullback.dynamics.planar_flow import PlanarFlow
 from pullback.dynamics.policy_gradient import Advantages, PolicyLoss, generalized_advantage, ppo_loss
+from pullback.dynamics.polygons import PolygonWorld, polygon_world
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
 from pullback.dynamics.sde import SDESolution, sdeint
@@ -56,6 +66,7 @@ __all__ = [
     "FlowSample",
     "GatedField",
     "GridWorld",
+    "GroundingLoss",
     "HistoryEncoder",
     "InvariantODE",
     "InvariantSolution",
@@ -64,12 +75,15 @@ __all__ = [
     "LifeGate",
     "MarkovChain",
     "MarkovDecisionProcess",
+    "ModeClassifier",
+    "ModePolicy",
     "NeuralField",
     "NeuralODE",
     "ODESolution",
     "OptimalValues",
     "PlanarFlow",
     "PolicyLoss",
+    "PolygonWorld",
     "RandomRewards",
     "ResidualBlock",
     "SDESolution",
@@ -88,8 +102,10 @@ __all__ = [
     "double_q_target",
     "duffing",
     "empirical_process",
+    "feasibility_matrix",
     "four_rooms",
     "generalized_advantage",
+    "grounding_loss",
     "lie_derivative",
     "life_gate",
     "linear_td",
@@ -98,8 +114,11 @@ __all__ = [
     "lyapunov_value_error",
     "metropolis_walk",
     "min_norm_filter",
+    "mode_feasibility",
     "odeint",
     "optimal_features",
+    "perturb_trajectories",
+    "polygon_world",
     "ppo_loss",
     "rk4_step",
     "sdeint",
