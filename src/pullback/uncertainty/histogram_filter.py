@@ -18,7 +18,16 @@ from pullback.core.checks import (
 from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.core.transforms import can_look
 
-__all__ = ["FilteredBeliefs", "belief_loss", "expected_distance", "histogram_filter", "motion_kernel", "shift_belief"]
+__all__ = [
+    "FilteredBeliefs",
+    "belief_loss",
+    "compass_turns",
+    "egocentric_kernels",
+    "expected_distance",
+    "histogram_filter",
+    "motion_kernel",
+    "shift_belief",
+]
 
 _BOUNDARIES = ("absorb", "reflect", "block")
 
@@ -52,6 +61,61 @@ def motion_kernel(*logits: Float[Tensor, "*#batch k k"]) -> Float[Tensor, "*batc
         total = flat if total is None else total + flat
     assert total is not None
     return total.log_softmax(-1).unflatten(-1, logits[0].shape[-2:])
+
+
+def egocentric_kernels(logits: Float[Tensor, "*batch k k"]) -> Float[Tensor, "*batch 4 k k"]:
+    """Turn a kernel that looks north into those of a walker who looks north, east, south and west.
+
+    Args:
+        logits: ``[*batch, k, k]``, k odd; rows go south, columns east.
+
+    Returns:
+        ``[*batch, 4, k, k]``.
+
+    Raises:
+        TypeError, ValueError: the kernels are not floating, or not square and odd.
+
+    Example:
+        >>> ahead = torch.zeros(3, 3)
+        >>> ahead[0, 1] = 1.0
+        >>> egocentric_kernels(ahead)[1]
+        tensor([[0., 0., 0.],
+                [0., 0., 1.],
+                [0., 0., 0.]])
+    """
+    _check_kernel("logits", logits)
+    return torch.stack([torch.rot90(logits, -heading, (-2, -1)) for heading in range(4)], -3)
+
+
+def compass_turns(size: int) -> Int[Tensor, "size size"]:
+    """Return the heading after each displacement: where it points, 0 north, 1 east, 2 south, 3 west.
+
+    Args:
+        size: k of the kernels, odd.
+
+    Returns:
+        ``[size, size]``; a diagonal counts to the heading clockwise of it, standing still as -1: no turn.
+
+    Raises:
+        TypeError, ValueError: the size is no odd integer >= 1.
+
+    Example:
+        >>> compass_turns(3)
+        tensor([[ 0,  0,  1],
+                [ 3, -1,  1],
+                [ 3,  2,  2]])
+    """
+    if not check_integer("size", size, 1) % 2:
+        raise ValueError(f"size must be odd, got {size}")
+    step = torch.arange(size) - size // 2
+    south, east = step[:, None].expand(size, size), step.expand(size, size)
+    north = -south
+    found = torch.full((size, size), -1)
+    found[(north > 0) & (east < north) & (east >= -north)] = 0
+    found[(east > 0) & (north <= east) & (north > -east)] = 1
+    found[(south > 0) & (east <= south) & (east > -south)] = 2
+    found[(east < 0) & (north < -east) & (north >= east)] = 3
+    return found
 
 
 def shift_belief(
@@ -128,7 +192,10 @@ def shift_belief(
     mass = (log_belief - top).exp().flatten(-2).mT  # [*batch, h w, headings]
     own = log_kernel.exp().flatten(-2)  # [*batch, headings, k k]
     arrival, inside = _arrivals(h, w, k, boundary, log_belief.device)
-    place = torch.ones_like(inside, dtype=mass.dtype) if local is None else local.flatten(-2).flatten(-3, -2).exp()
+    place = torch.ones_like(inside, dtype=mass.dtype)
+    if local is not None:
+        each = local.flatten(-2).flatten(-3, -2)  # [*batch, h w, k k]; its size cancels
+        place = (each - each.detach().amax(-1, keepdim=True)).exp()
     if boundary == "block":
         free = inside if obstacles is None else inside & ~_hits(obstacles.flatten(-2), arrival, k)
         place = place * free.to(mass)
@@ -140,9 +207,9 @@ def shift_belief(
     staying = every
     if turns is not None:
         flat = turns.flatten()
-        turning, staying = (flat >= 0).nonzero()[:, 0], (flat < 0).nonzero()[:, 0]
-        moved = (mass @ own[..., turning]) * place[..., turning]  # of all headings together
-        to = torch.where(goal[:, turning] == cells, cells, flat[turning] * h * w + goal[:, turning])
+        staying = (flat < 0).nonzero()[:, 0]
+        moved = (mass @ (own * (flat >= 0).to(own))) * place  # of all headings together
+        to = torch.where((goal == cells) | (flat < 0), cells, flat * h * w + goal)
         total = total.index_add(-1, to.flatten(), moved.expand(*batch, *to.shape).flatten(-2))
     moved = mass.mT[..., None] * own[..., None, staying] * place[..., None, :, staying]  # [*batch, headings, h w, d]
     to = torch.arange(headings, device=mass.device)[:, None, None] * h * w + goal[:, staying]
@@ -221,13 +288,19 @@ def histogram_filter(
         )
     if truncate is not None:
         check_integer("truncate", truncate, 1)
-    if can_look(log_prior) and not bool((log_prior.exp().sum((-3, -2, -1)) - 1).abs().max() < 1e-3):
+    if can_look(log_prior) and not bool(((log_prior.exp().sum((-3, -2, -1)) - 1).abs() < 1e-2).all()):
         raise ValueError("log_prior must have exponentials that sum to 1")
     if smoother:
         return _smoothed(
             log_prior, log_likelihoods, log_kernels=log_kernels, local=local, turns=turns, boundary=boundary
         )
-    belief, found = log_prior, []
+    batch = check_broadcast(
+        log_prior=tuple(log_prior.shape[:-3]),
+        log_kernels=tuple(log_kernels.shape[:-4]),
+        log_likelihoods=tuple(log_likelihoods.shape[:-4]),
+        local=() if local is None else tuple(local.shape[:-4]),
+    )
+    belief, found = log_prior.expand(*batch, *log_prior.shape[-3:]), []
     for t in range(log_likelihoods.shape[-4]):
         if truncate is not None and t and t % truncate == 0:
             belief = belief.detach()
@@ -319,6 +392,8 @@ def expected_distance(
     check_same_dtype(log_belief=check_floating("log_belief", log_belief), goal=check_floating("goal", goal))
     if log_belief.ndim < 3 or goal.shape != (*log_belief.shape[:-3], 2):
         raise ValueError(f"goal must have shape {(*log_belief.shape[:-3], 2)}, got {tuple(goal.shape)}")
+    if can_look(log_belief) and not bool(((log_belief.exp().sum((-3, -2, -1)) - 1).abs() < 1e-2).all()):
+        raise ValueError("log_belief must have exponentials that sum to 1")
     h, w = log_belief.shape[-2:]
     rows = torch.arange(h, dtype=goal.dtype, device=goal.device) - goal[..., :1]
     columns = torch.arange(w, dtype=goal.dtype, device=goal.device) - goal[..., 1:]
