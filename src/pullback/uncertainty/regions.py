@@ -25,7 +25,7 @@ __all__ = ["BoxRegion", "EllipsoidRegion", "HalfspaceRegion", "InteriorPoint", "
 class Region(Protocol):
     """What a region can do: say how far outside of it a point is, and grow."""
 
-    def score(self, y: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
+    def score(self, y: Float[Tensor, "... n d"]) -> Float[Tensor, "... n"]:
         """Return a number that is at most 0 in the region and greater outside."""
 
     def grown(self, q: float) -> Region:
@@ -38,7 +38,7 @@ class _Scored:
     def score(self, y: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def contains(self, y: Float[Tensor, "*batch n d"]) -> Bool[Tensor, "*batch n"]:
+    def contains(self, y: Float[Tensor, "... n d"]) -> Bool[Tensor, "... n"]:
         """Return which points are in the region: ``y`` is ``[*batch, n, d]``."""
         return self.score(y) <= 0
 
@@ -76,7 +76,7 @@ class BoxRegion(_Scored):
             came = f"{tuple(self.lower.shape)}, {tuple(self.upper.shape)}"
             raise ValueError(f"lower and upper must have one shape [..., d], got {came}")
 
-    def score(self, y: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
+    def score(self, y: Float[Tensor, "... n d"]) -> Float[Tensor, "... n"]:
         """Return how far outside points are, along the worst coordinate."""
         y = self._points(y, self.lower.shape[-1], self.lower)
         return torch.maximum(self.lower[..., None, :] - y, y - self.upper[..., None, :]).amax(-1)
@@ -115,7 +115,7 @@ class EllipsoidRegion(_Scored):
         if not d or tuple(self.factor.shape[-2:]) != (d, d):
             raise ValueError(f"factor must have shape [..., {d}, {d}], got {tuple(self.factor.shape)}")
 
-    def score(self, y: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
+    def score(self, y: Float[Tensor, "... n d"]) -> Float[Tensor, "... n"]:
         """Return the Mahalanobis distance from the centre, beyond the radius."""
         y = self._points(y, self.centre.shape[-1], self.centre)
         away = (y - self.centre[..., None, :]).mT
@@ -173,7 +173,7 @@ class HalfspaceRegion(_Scored):
         if not self.offsets.ndim or self.offsets.shape[-1] != len(self.directions):
             raise ValueError(f"offsets must have shape [..., {len(self.directions)}], got {tuple(self.offsets.shape)}")
 
-    def score(self, y: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
+    def score(self, y: Float[Tensor, "... n d"]) -> Float[Tensor, "... n"]:
         """Return how far points are beyond the worst side."""
         y = self._points(y, self.directions.shape[-1], self.directions)
         return (self.offsets[..., None, :] - y @ self.directions.T).amax(-1)
@@ -292,7 +292,7 @@ class PointCloudRegion(_Scored):
         if check_floating("points", self.points).ndim < 2 or 0 in self.points.shape[-2:]:
             raise ValueError(f"points must have shape [..., m, d] with at least one, got {tuple(self.points.shape)}")
 
-    def score(self, y: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
+    def score(self, y: Float[Tensor, "... n d"]) -> Float[Tensor, "... n"]:
         """Return the distance to the nearest point, beyond the radius."""
         y = self._points(y, self.points.shape[-1], self.points)
         radius = self.radius[..., None] if isinstance(self.radius, Tensor) else self.radius
