@@ -191,6 +191,8 @@ class HardConstraint(nn.Module):
         wanted = (self.functions, *self.partition.shape)
         if tuple(basis.shape[-len(wanted) :]) != wanted:
             raise ValueError(f"basis must end with {wanted}, got shape {tuple(basis.shape)}")
+        if basis.numel() == 0:
+            raise ValueError(f"basis must hold at least one problem, got shape {tuple(basis.shape)}")
         return basis.shape[: -len(wanted)]
 
     def _rows(self, inside: tuple[Tensor, ...], edges: tuple[Tensor, ...], data: tuple[Tensor, ...]) -> Tensor:

@@ -152,7 +152,7 @@ class Model(nn.Module):
     title="Scaling physics-informed hard constraints with mixture-of-experts",
     paper="Chalapathi, Du, Krishnapriyan, ICLR 2024, arXiv 2402.13412",
     config=Config,
-    smoke={"times": 5, "places": 16, "experts": 2, "steps": 2, "soft_steps": 3, "grids": ((8, 8),), "replicates": 1},
+    smoke={"times": 5, "places": 16, "experts": 2, "steps": 2, "soft_steps": 3, "grids": ((8, 8), (8, 16)), "replicates": 1},
     full={"times": 65, "places": 128, "functions": 16, "steps": 1000, "soft_steps": 20_000, "batch": 6},
     blocks=("implicit.HardConstraint", "implicit.partition_domain", "implicit.solve_diffusion_sorption"),
 )
