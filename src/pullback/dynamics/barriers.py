@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -180,8 +180,8 @@ def _condition(
     xs, us = x.expand(m, *x.shape).clone(), u.expand(m, *u.shape).clone()
     if transform_running():
         value, gradient, early = _chain_in_transforms(specify, field, alpha, xs, us, degree)
-        rate, pull = torch.func.vjp(lambda v: field(xs, v), us)
-        (rows,) = pull(gradient)
+        pulled: Any = torch.func.vjp(lambda v: field(xs, v), us)
+        rate, rows = pulled[0], pulled[1](gradient)[0]
     else:
         value, gradient, early, rate, rows = _chain(specify, field, alpha, xs, us, degree)
     if degree > 1 and can_look(early) and bool((early != 0).any()):
@@ -219,7 +219,7 @@ def _chain(
         for _ in range(degree - 1):
             (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True, materialize_grads=True)
             value = _along(gradient, rate) + alpha(value)
-        words: dict[str, bool] = {"retain_graph": True, "create_graph": wanted, "materialize_grads": True}
+        words: Any = {"retain_graph": True, "create_graph": wanted, "materialize_grads": True}
         gradient, early = torch.autograd.grad(value.sum(), (x, u), allow_unused=True, **words)
         (rows,) = torch.autograd.grad(rate, u, gradient, allow_unused=True, **words)
     found = (value, gradient, early, rate, rows)
@@ -237,8 +237,8 @@ def _chain_in_transforms(
     def psi(i: int, y: Tensor, v: Tensor) -> Tensor:
         if i == 0:
             return h(y).diagonal(dim1=0, dim2=-1)
-        before, pull = torch.func.vjp(lambda z: psi(i - 1, z, v), y)
-        return _along(pull(torch.ones_like(before))[0], field(y, v)) + alpha(before)
+        pulled: Any = torch.func.vjp(lambda z: psi(i - 1, z, v), y)
+        return _along(pulled[1](torch.ones_like(pulled[0]))[0], field(y, v)) + alpha(pulled[0])
 
-    value, pull = torch.func.vjp(lambda y, v: psi(degree - 1, y, v), x, u)
-    return value, *pull(torch.ones_like(value))
+    pulled: Any = torch.func.vjp(lambda y, v: psi(degree - 1, y, v), x, u)
+    return pulled[0], *pulled[1](torch.ones_like(pulled[0]))

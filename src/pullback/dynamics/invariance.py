@@ -237,7 +237,8 @@ class InvariantODE(nn.Module):
         z = z.detach()
         with torch.no_grad():
             u = z.new_zeros(*z.shape[:-1], self._freed()) if inputs is None else inputs(t, z)
-            outside, value = z.new_zeros(z.shape[:-1], dtype=torch.bool), self._values
+            outside = z.new_zeros(z.shape[:-1], dtype=torch.bool)
+            value: Callable[[Tensor], Tensor] = self._values
             for _ in range(self.degree):
                 outside = outside | (value(z) < 0).any(-1)
                 value = self._next(value, t, u)
@@ -251,7 +252,8 @@ class InvariantODE(nn.Module):
 
     def _next(self, value: Callable[[Tensor], Tensor], t: Tensor, u: Tensor) -> Callable[[Tensor], Tensor]:
         def following(z: Tensor) -> Tensor:
-            before, rate = torch.func.jvp(value, (z,), (self._flow(t, z, u),))
+            pair: Any = torch.func.jvp(value, (z,), (self._flow(t, z, u),))
+            before, rate = pair
             return rate + (self.classk(before) if callable(self.classk) else self.classk * before)
 
         return following

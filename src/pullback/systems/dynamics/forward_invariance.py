@@ -180,10 +180,10 @@ def spiral(lab: Lab, config: Config) -> None:
     lab.claim(statement, lean <= 0.5 * push["deviation, discs beside"], lean <= 0.6 * wary)
 
     dense = solved(field, starts, torch.linspace(0, config.horizon, 4 * len(times) - 3))
-    h, rate = torch.func.jvp(partial(outside, beside), (dense,), (field(times, dense),))
-    satisfied, shares, largest = (h >= 0).amin((0, -1)).bool(), [], 0.0
+    pair: Any = torch.func.jvp(partial(outside, beside), (dense,), (field(times, dense),))
+    satisfied, shares, largest = (pair[0] >= 0).amin((0, -1)).bool(), [], 0.0
     for p, y in zip(CLASSK, moved[outer].split(len(starts), 1), strict=True):
-        change, already = (y - free).norm(dim=-1).amax(0), ((rate + p * h) >= 0).amin((0, -1)).bool()
+        change, already = (y - free).norm(dim=-1).amax(0), ((pair[1] + p * pair[0]) >= 0).amin((0, -1)).bool()
         largest = max(largest, float(change[already].max())) if bool(already.any()) else largest
         shares.append(outer.metric(f"share moved, p = {p:g}", (change[satisfied] > 1e-6).float().mean()))
     statement = "starts on whose path the condition holds are not moved (1e-6); the share of safe ones that are"
