@@ -45,6 +45,14 @@ def test_too_few_scores_are_no_bound() -> None:
     assert conformal_quantile(torch.arange(29.0), torch.tensor(0.1)) == 2
 
 
+@pytest.mark.parametrize("level", [0.1, 0.3, 0.6, 0.7, 0.9])
+def test_equal_weights_are_no_weights(level: float) -> None:
+    """(n + 1) level is a whole number: rounding of the level may not move the place by one."""
+    scores = torch.randn(9, generator=torch.Generator().manual_seed(3))
+    plain = conformal_quantile(scores, level)
+    assert conformal_quantile(scores, level, weights=torch.full((9,), 0.25), test_weight=0.25) == plain
+
+
 def test_one_calibration_set_bounds_many_points() -> None:
     scores, weights = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0, 2.0])
     bounds = conformal_quantile(scores[None], 0.5, weights=weights[None], test_weight=torch.tensor([0.0, 1.0, 6.0]))

@@ -210,7 +210,7 @@ def check_pit(name: str, pit: Any) -> Tensor:
     if can_look(pit) and not bool(((pit >= 0) & (pit <= 1)).all()):
         low, high = pit.detach().aminmax()
         raise ValueError(f"{name} must be in [0, 1] everywhere, got {float(low)} to {float(high)}")
-    return pit  # type: ignore[no-any-return]
+    return pit
 
 
 def _levels(levels: Any, pit: Tensor) -> Tensor:

@@ -91,8 +91,8 @@ def conformal_quantile(
         if place > n:
             return scores.new_full(scores.shape[:-1], math.inf)
         return torch.kthvalue(scores, place, dim=-1).values
-    wanted = torch.as_tensor(level, device=scores.device).detach()
-    slack = 4 * torch.finfo(wanted.dtype).eps if isinstance(level, Tensor) else 1e-14
+    wanted = torch.as_tensor(level, dtype=None if isinstance(level, Tensor) else torch.float64, device=scores.device)
+    slack = 4 * torch.finfo(wanted.dtype).eps
     other = torch.as_tensor(test_weight, device=scores.device).detach().double()
     if weights is None:
         weights = torch.ones_like(scores)
@@ -102,10 +102,10 @@ def conformal_quantile(
     ordered, order = scores.broadcast_to(torch.broadcast_shapes(scores.shape, weights.shape)).sort(-1)
     below = weights.detach().double().expand(order.shape).gather(-1, order).cumsum(-1)
     # Sums that meet the level exactly are not missed by rounding.
-    needed = wanted.double() * (below[..., -1:].sum(-1) + other) * (1 - slack)
-    place = (below < needed[..., None]).sum(-1, keepdim=True)
+    needed = wanted.detach().double() * (below[..., -1:].sum(-1) + other) * (1 - slack)
+    index = (below < needed[..., None]).sum(-1, keepdim=True)
     ordered = torch.cat([ordered, ordered.new_full((*ordered.shape[:-1], 1), math.inf)], -1)
-    return ordered.expand(*batch, n + 1).gather(-1, place.expand(*batch, 1)).squeeze(-1)
+    return ordered.expand(*batch, n + 1).gather(-1, index.expand(*batch, 1)).squeeze(-1)
 
 
 class ConformalQuantiles(NamedTuple):
@@ -302,7 +302,7 @@ def split_conformal(
 def _predictor(name: str, model: Any) -> Callable[[Any], Any]:
     predict = getattr(model, "predict", model)
     check_callable(name, predict)
-    return predict  # type: ignore[no-any-return]
+    return predict
 
 
 def _scales(value: Any) -> Tensor:

@@ -72,4 +72,4 @@ def check_directions(directions: Any, name: str = "directions") -> Tensor:
         off = (directions.detach().double().norm(dim=-1) - 1).abs().max()
         if not off <= max(1e-6, 100 * torch.finfo(directions.dtype).eps):  # of single precision, made double
             raise ValueError(f"{name} must be unit vectors, lengths are off by up to {float(off):.3g}")
-    return directions  # type: ignore[no-any-return]
+    return directions

@@ -236,11 +236,11 @@ class RecalibratedDistribution:
 
     def cdf(self, y: Tensor) -> Tensor:
         """Return the probability of what is at most ``y``."""
-        return self.recalibrator.transform(self.base.cdf(y).clamp(0, 1))  # type: ignore[no-any-return]
+        return self.recalibrator.transform(self.base.cdf(y).clamp(0, 1))
 
     def icdf(self, level: Tensor) -> Tensor:
         """Return the quantile of a level; infinite where calibration data is too scarce for it."""
-        return self.base.icdf(self.recalibrator.inverse_transform(level))  # type: ignore[no-any-return]
+        return self.base.icdf(self.recalibrator.inverse_transform(level))
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Return the log density.
@@ -248,7 +248,7 @@ class RecalibratedDistribution:
         Raises:
             ValueError: the map is ``"empirical"``, which has no density.
         """
-        return self.base.log_prob(y) + self.recalibrator.log_derivative(self.base.cdf(y).clamp(0, 1))  # type: ignore[no-any-return]
+        return self.base.log_prob(y) + self.recalibrator.log_derivative(self.base.cdf(y).clamp(0, 1))
 
     def rsample(self, shape: torch.Size | tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Return draws ``[*shape, *batch]``: quantiles at uniform levels, with the gradient of these."""
