@@ -130,13 +130,13 @@ class OnlineFilter:
         return OnlineStep(first.means.detach(), first.increments.detach(), first.ess, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the particles; the model, the optimizer and the generator are kept by whoever made them."""
-        points, log_weights = self._particles if self._particles is not None else (torch.empty(0), torch.empty(0))
+        """Return the particles, None before the first block; model, optimizer and generator are kept by their owner."""
+        points, log_weights = self._particles if self._particles is not None else (None, None)
         return {"points": points, "log_weights": log_weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the particles of :meth:`state_dict`."""
-        self._particles = (state["points"], state["log_weights"]) if state["points"].numel() else None
+        self._particles = None if state["points"] is None else (state["points"], state["log_weights"])
 
     def _learn(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
         optimizer.zero_grad()
