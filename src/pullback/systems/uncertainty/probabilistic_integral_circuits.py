@@ -186,7 +186,7 @@ def _observed_tree(arm: Arm, parents: Tensor, images: Images, name: str) -> None
     ones = torch.stack([((row * images.train).sum(0) + 1) / (row.sum(0) + 2) for row in rows])
     law = Bernoulli(ones.gather(0, above(images.test)))
     arm.metric(f"log likelihood, {name}", law.log_prob(images.test).sum(1).mean(), better="higher", unit="nats")
-    arm.metric(f"parameters, {name}", 2 * len(parents) - 1)
+    arm.metric(f"parameters, {name}", 2.0 * len(parents) - 1)
 
 
 def _circuit(model: Model, points: int) -> TreeCircuit:
@@ -228,7 +228,7 @@ def _train(lab: Lab, config: Config, arm: Arm, parents: Tensor, images: Images, 
     if name == "digits" and isinstance(best, IntegralCircuit):
         for n in FINER:  # the same networks as circuits with other numbers of states
             arm.metric(f"{n} points", unseen[n], better="higher", unit="nats")
-    arm.metric(f"parameters, {name}", sum(p.numel() for p in model.parameters()))
+    arm.metric(f"parameters, {name}", float(sum(p.numel() for p in model.parameters())))
     return best
 
 
