@@ -30,6 +30,8 @@ def squared_error(prediction: Tensor, y: Tensor) -> Tensor:
         >>> squared_error(torch.tensor([1.0, 2.0]), torch.zeros(2))
         tensor(5.)
     """
+    if prediction.shape != y.shape:
+        raise ValueError(f"y must have the shape of the predictions, {tuple(prediction.shape)}, got {tuple(y.shape)}")
     return (prediction - y).square().sum()
 
 

@@ -7,9 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pullback.core.checks import check_choice, check_positive, check_scalar
+from pullback.core.checks import (
+    check_choice,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_same_dtype,
+    check_scalar,
+)
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.core.transforms import can_look
 from pullback.uncertainty.divergences import (
     conditional_cauchy_schwarz,
     hsic,
@@ -52,7 +60,7 @@ class InformationBottleneck(nn.Module):
     ======================  ============================================================================================
 
     With ``stochastic=True`` (needed by ``"vib"`` and ``"nib"``) the encoder returns means and logarithms of variances,
-    and the code is drawn; predictions are made from the means.
+    and the code is drawn; predictions are made from the means. Logarithms of variances are held within 30 of 0.
 
     Args:
         encoder: from ``[n, d]`` to codes ``[n, k]``, or ``[n, 2 k]`` where it is stochastic.
@@ -139,8 +147,15 @@ class InformationBottleneck(nn.Module):
             ValueError: shapes do not fit, or x or t is constant where its information is asked.
         """
         beta = self.beta if beta is None else beta
+        for name, value in (("x", x), ("y", y)):
+            if check_floating(name, value).ndim != 2 or not len(value):
+                raise ValueError(f"{name} must have shape (n, d) with n >= 1, got {tuple(value.shape)}")
+            if can_look(value):
+                check_finite(name, value)
+        check_same_dtype(x=x, y=y)
         encoded: Tensor = self.encoder(x)
         mean, log_variance = encoded.chunk(2, -1) if self.stochastic else (encoded, encoded)
+        log_variance = log_variance.clamp(-_LARGEST, _LARGEST)
         t = mean
         if self.stochastic:
             if noise is None:
@@ -178,18 +193,21 @@ class InformationBottleneck(nn.Module):
         return of_input, quadratic_mutual_information(t, y, bandwidths=(width_t, width_y), normalize=True)
 
     def _prediction(self, x: Tensor, y: Tensor, decoded: Tensor) -> Tensor:
+        outputs = decoded.chunk(2, -1)[0] if self.prediction == "nll" else decoded
+        if outputs.shape != y.shape:
+            raise ValueError(f"y must have the shape of the predictions, {tuple(outputs.shape)}, got {tuple(y.shape)}")
         if self.prediction == "cs":
             widths = (self.bandwidths[0], self.bandwidths[2])
             return conditional_cauchy_schwarz(x, y, decoded, bandwidths=widths)
         if self.prediction == "mse":
             return (decoded - y).square().sum(-1).mean()
         mean, log_variance = decoded.chunk(2, -1)
+        log_variance = log_variance.clamp(-_LARGEST, _LARGEST)
         return 0.5 * ((y - mean).square() * (-log_variance).exp() + log_variance).sum(-1).mean()
 
 
 def _mixture_information(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Bound by pairwise divergences: ``KL(p_i || p_j)`` of normal laws with diagonal covariances."""
-    log_variance = log_variance.clamp(-_LARGEST, _LARGEST)
     ratio = log_variance.unsqueeze(-2) - log_variance.unsqueeze(-3)  # by differences: no cancellation
     apart = (mean.unsqueeze(-2) - mean.unsqueeze(-3)).square() * (-log_variance).exp().unsqueeze(-3)
     divergences = 0.5 * (ratio.exp() + apart - 1 - ratio).sum(-1)
@@ -198,4 +216,4 @@ def _mixture_information(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 _LARGEST = 30.0
-"""Logarithm of a variance beyond which the bound no longer changes: its exponential stays finite."""
+"""Beyond it the logarithm of a variance is held: its exponential stays finite."""

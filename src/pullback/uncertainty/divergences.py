@@ -9,6 +9,7 @@ import torch
 from pullback.core.checks import (
     check_broadcast,
     check_choice,
+    check_finite,
     check_floating,
     check_positive,
     check_same_dtype,
@@ -116,9 +117,9 @@ def conditional_cauchy_schwarz(
     width_x, width_y = bandwidths
     wide = _wide(x.dtype)
     inputs = _log_kernel(x, x, width_x, wide)
-    mass = (2 * inputs).logsumexp(-1) if compat else 2 * inputs.logsumexp(-1)
+    mass = _log_sum(2 * inputs, -1) if compat else 2 * _log_sum(inputs, -1)
     logs = [
-        ((inputs + _log_kernel(a, b, width_y, wide)).logsumexp(-1) - mass).logsumexp(-1)
+        _log_sum(_log_sum(inputs + _log_kernel(a, b, width_y, wide), -1) - mass, -1)
         for a, b in ((y2, y1), (y1, y1), (y2, y2))
     ]
     divergence = logs[1] + logs[2] - 2 * logs[0]
@@ -343,8 +344,7 @@ def gaussian_cauchy_schwarz(
 
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ.
-        ValueError: shapes do not fit.
-        torch.linalg.LinAlgError: a covariance is not positive definite.
+        ValueError: shapes do not fit, a number is not finite, or a covariance is not positive definite.
 
     Example:
         >>> one, two = torch.eye(1), 4 * torch.eye(1)
@@ -362,10 +362,23 @@ def gaussian_cauchy_schwarz(
     for name, value in given.items():
         check_shape(name, value, (d, d) if name.startswith("cov") else (d,))
     check_broadcast(**{name: v.shape[: v.ndim - 1 - name.startswith("cov")] for name, v in given.items()})
-    together, of_p, of_q = (torch.linalg.cholesky(c) for c in (covariance_p + covariance_q, covariance_p, covariance_q))
+    for name, value in given.items():
+        if can_look(value):
+            check_finite(name, value)
+    dtype, wide = mean_p.dtype, _wide(mean_p.dtype)
+    mean_p, covariance_p, mean_q, covariance_q = (value.to(wide) for value in given.values())
+    together = _factor("covariance_p + covariance_q", covariance_p + covariance_q)
+    of_p, of_q = _factor("covariance_p", covariance_p), _factor("covariance_q", covariance_q)
     apart = torch.linalg.solve_triangular(together, (mean_p - mean_q).unsqueeze(-1), upper=False).squeeze(-1)
     half = [factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) for factor in (together, of_p, of_q)]
-    return apart.square().sum(-1) + 2 * half[0] - half[1] - half[2] - d * math.log(2)
+    return (apart.square().sum(-1) + 2 * half[0] - half[1] - half[2] - d * math.log(2)).to(dtype)
+
+
+def _factor(name: str, covariance: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if can_look(info) and bool((info != 0).any()):
+        raise ValueError(f"{name} must be positive definite")
+    return factor
 
 
 def _log_kernel(x: Tensor, y: Tensor, bandwidth: Scalar, dtype: torch.dtype | None) -> Tensor:
@@ -373,20 +386,31 @@ def _log_kernel(x: Tensor, y: Tensor, bandwidth: Scalar, dtype: torch.dtype | No
     if dtype is not None:
         check_same_dtype(x=check_floating("x", x), y=check_floating("y", y))
         x, y = x.to(dtype), y.to(dtype)
-        # Divided first: the square of a large distance in bandwidths may be finite where that in units is not.
         x, y = x / bandwidth, y / bandwidth
-    return -0.5 * pairwise_cost(x, y, "sqeuclidean").clamp_min(0)
+        for name, scaled in (("x", x), ("y", y)):
+            if can_look(scaled):
+                check_finite(name, scaled)
+    squares = pairwise_cost(x, y, "sqeuclidean")
+    if can_look(squares) and not bool(squares.isfinite().all()):
+        raise ValueError("bandwidth must be larger: the square of a distance in bandwidths is no finite number")
+    return -0.5 * squares.clamp_min(0)
+
+
+def _log_sum(logs: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """``logsumexp`` whose derivative is right where logarithms are so large that a sum with them is rounded."""
+    largest = logs.detach().amax(dim, keepdim=True)
+    return (logs - largest).logsumexp(dim) + largest.squeeze(dim)
 
 
 def _log_mean(logs: Tensor) -> Tensor:
-    return logs.logsumexp((-2, -1)) - math.log(logs.shape[-2] * logs.shape[-1])
+    return _log_sum(logs, (-2, -1)) - math.log(logs.shape[-2] * logs.shape[-1])
 
 
 def _dependence(k: Tensor, q: Tensor, divergence: str) -> Tensor:
     n = math.log(k.shape[-1])
-    rows = [kernel.logsumexp(-1) - n for kernel in (k, q)]
-    joint, cross = _log_mean(k + q), (rows[0] + rows[1]).logsumexp(-1) - n
-    product = rows[0].logsumexp(-1) + rows[1].logsumexp(-1) - 2 * n
+    rows = [_log_sum(kernel, -1) - n for kernel in (k, q)]
+    joint, cross = _log_mean(k + q), _log_sum(rows[0] + rows[1], -1) - n
+    product = _log_sum(rows[0], -1) + _log_sum(rows[1], -1) - 2 * n
     if divergence == "cauchy-schwarz":
         return joint + product - 2 * cross
     return joint.exp() + product.exp() - 2 * cross.exp()
