@@ -60,7 +60,7 @@ def weight(tree: RootedTree, a: np.ndarray) -> np.ndarray:
     return math.prod((a @ weight(branch, a) for branch in tree), start=np.ones(len(a)))
 
 
-@pytest.mark.parametrize("name", [name for name, tableau in METHODS.items() if not tableau.partitioned])
+@pytest.mark.parametrize("name", [n for n, t in METHODS.items() if not t.partitioned and "adams" not in n])
 def test_tableaux_fulfil_the_order_conditions(name: str) -> None:
     """One condition for each rooted tree (Butcher): 1, 1, 2, 4, 9, 20, 48, 115 of 1 to 8 nodes."""
     tableau: Tableau = METHODS[name]

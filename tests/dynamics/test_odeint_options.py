@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from pullback.core.errors import ConvergenceError
-from pullback.dynamics import ADJOINTS, METHODS, AttemptedStep, Backsolve, Event, StepControl, odeint
+from pullback.dynamics import ADJOINTS, METHODS, AttemptedStep, Backsolve, Event, StepControl, convergence_order, odeint
 
 IMPLICIT = [name for name, tableau in METHODS.items() if tableau.implicit]
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
@@ -321,6 +321,46 @@ def test_coupled_stages_are_differentiated_twice_and_forward(method: str) -> Non
     other = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
     together = torch.func.vmap(lambda y: solve(y, matrix))(torch.stack([y0, other]))
     assert torch.allclose(together[1], solve(other, matrix), rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["adams_bashforth", "adams_moulton"])
+def test_methods_of_adams(method: str) -> None:
+    y0 = torch.tensor([[1.0, 0.4], [0.2, -0.7]], dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+
+    def solve(y0: Tensor, rate: Tensor, step: float = 0.05, **words: object) -> Tensor:
+        return odeint(lambda t, y: rate * y * torch.cos(t), y0, [0.0, 0.35, 1.0], method=method, step=step, **words).y
+
+    exact = torch.stack([y0 * torch.exp(rate * math.sin(t)) for t in (0.0, 0.35, 1.0)])
+    order = convergence_order(lambda h: solve(y0, rate, h).detach(), exact.detach(), [0.1, 0.05, 0.025, 0.0125])
+    assert order.order == pytest.approx(4, abs=0.35)
+    assert gradcheck(solve, (y0, rate), check_forward_ad=True)
+    assert gradgradcheck(solve, (y0, rate))
+    for adjoint in ("unrolled", "symplectic"):
+        got = torch.autograd.grad(solve(y0, rate, adjoint=adjoint).sum(), [y0, rate])
+        wanted = torch.autograd.grad(solve(y0, rate).sum(), [y0, rate])
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    evaluations = odeint(lambda t, y: -y, y0, [0.0, 1.0], method=method, step=0.01).evaluations
+    assert evaluations < (115 if method == "adams_bashforth" else 215)
+    own = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 2.0]], dtype=torch.float64)  # steps of no length, too
+    y = odeint(lambda t, y: y * torch.cos(t), y0, own, method=method, step=0.01).y
+    wanted = y0 * torch.exp(torch.sin(own) - torch.sin(own[:, :1])).T.unsqueeze(-1)
+    assert torch.allclose(y, wanted, rtol=1e-6)
+    dense = odeint(decay, y0, [0.0, 1.0], method=method, step=0.02, dense=True)
+    assert torch.allclose(dense.interpolate(0.333), y0 * math.exp(-0.333), rtol=1e-7)
+    jump = odeint(switched, y0, [0.0, 1.0], method=method, step=0.02, control=StepControl(jumps=[0.5])).y[-1]
+    assert torch.allclose(jump, switched_exact(y0, 1.0), rtol=1e-5)
+    fall = odeint(
+        falling,
+        torch.tensor([[20.0, 0.0]]),
+        [0.0, math.inf],
+        events=Event(lambda t, y: y[..., 0]),
+        method=method,
+        step=0.1,
+    )
+    assert fall.event_times.item() == pytest.approx(2.0, rel=1e-5)
+    with pytest.raises(ValueError, match="adjoint must be one of"):
+        solve(y0, rate, adjoint="backsolve")
 
 
 def test_gauss_keeps_quadratic_invariants() -> None:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from pullback.core.checks import check_broadcast, check_callable, check_choice, check_positive, check_scalar
 from pullback.core.rows import Rows
 from pullback.core.shapes import Bool, Float
+from pullback.dynamics.adams import Multistep
 from pullback.dynamics.adjoints import ADJOINTS
 from pullback.dynamics.control import Control, StepControl
 from pullback.dynamics.loop import OnStep
@@ -79,11 +80,16 @@ class Backsolve:
 
     def __post_init__(self) -> None:
         if self.method is not None:
-            usable = [t.name for t in METHODS.values() if not t.implicit and not t.partitioned]
+            usable = [t.name for t in METHODS.values() if _reversible(t)]
             check_choice("method", self.method, usable)
         for name, zero in (("rtol", False), ("atol", True), ("step", False)):
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), zero=zero)
+
+
+def _reversible(tableau: Tableau) -> bool:
+    """Whether a method can solve an adjoint backwards."""
+    return not (tableau.implicit or tableau.partitioned or isinstance(tableau, Multistep))
 
 
 def number(name: str, value: Any, *, zero: bool = False) -> float:
@@ -172,10 +178,12 @@ def adjoint_of(
     used = METHODS[own.method] if own.method is not None else tableau
     if not way.exact:
         allowed = ", ".join(repr(a.name) for a in ADJOINTS.values() if a.exact)
-        if used.implicit or used.partitioned:
+        if not _reversible(used):
             raise ValueError(f"adjoint must be one of {allowed} for method={used.name!r}, got {name!r}")
         if dense:
             raise ValueError(f"adjoint must be one of {allowed} with dense=True, got {name!r}")
+    if isinstance(tableau, Multistep):
+        way = ADJOINTS["unrolled"]  # a step cannot be redone without those before it
     options = own.control or control.options
     norm: Callable[[Tensor], Tensor] | None = None
     if options.norm is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pullback.core.transforms import physical
+from pullback.dynamics.adams import AdamsStepper, Multistep
 from pullback.dynamics.control import Control
 from pullback.dynamics.diagnosis import failed_step, stopped_early
 from pullback.dynamics.outputs import Outputs
@@ -83,7 +85,8 @@ def integrate(
     Returns:
         A :class:`Run`.
     """
-    stepper = Stepper(function, tableau, y0, live=live, tolerance=control.tightest)
+    kind: Any = AdamsStepper if isinstance(tableau, Multistep) else Stepper
+    stepper = kind(function, tableau, y0, live=live, tolerance=control.tightest)
     if first is None:
         first = function(times[0], y0)
     if control.step is not None or not tableau.adaptive:

@@ -146,9 +146,10 @@ def odeint(
             last may be infinite where a terminal event ends the solve.
         method: adaptive ``dopri5``, ``tsit5``, ``dopri8`` for high accuracy, ``bosh3``, ``adaptive_heun``,
             ``fehlberg2``, and ``kvaerno3`` for stiff problems. Of fixed steps ``rk4``, ``rk38``, ``heun3``, ``heun``,
-            ``midpoint``, ``euler``; implicit ``radau5``, ``radau3``, ``gauss6``, ``gauss4``, ``sdirk2``, ``trbdf2``,
-            ``trapezoid``, ``implicit_midpoint``, ``implicit_euler``; and ``leapfrog`` (y the pair of position and
-            momentum, in two leaves or two halves; the field separable).
+            ``midpoint``, ``euler``, and for a costly field ``adams_bashforth`` and ``adams_moulton`` (every exact
+            adjoint of theirs is ``unrolled``); implicit ``radau5``, ``radau3``, ``gauss6``, ``gauss4``, ``sdirk2``,
+            ``trbdf2``, ``trapezoid``, ``implicit_midpoint``, ``implicit_euler``; and ``leapfrog`` (y the pair of
+            position and momentum, in two leaves or two halves; the field separable).
         rtol, atol: tolerances of one step, without gradient: numbers, or for each component of the state (a tensor
             that broadcasts against one sample of ``y0``, or such in its structure).
         step: fixed steps of at most this length, for any method; ``None`` adapts them, or takes one step between times.

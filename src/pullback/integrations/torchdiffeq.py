@@ -7,8 +7,8 @@ discrete solution, ``odeint_adjoint`` solves the adjoint backwards (implicit met
 Both differentiate the time of an event. The derivative in one of the times ``t`` is the field there, not that of the
 length of a discrete step.
 
-Not there: ``explicit_adams`` and ``implicit_adams`` (a method of several steps; ``dopri8`` is as cheap for a costly
-field), and ``perturb=True`` with adaptive steps, where ``jump_t`` does what is meant.
+``explicit_adams`` and ``implicit_adams`` are of fourth order, whatever ``max_order`` says. Not there: ``perturb=True``
+with adaptive steps, where ``jump_t`` does what is meant.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ _NAMES = {
     "heun2": "heun",
     "heun3": "heun3",
     "rk4": "rk38",
+    "explicit_adams": "adams_bashforth",
+    "implicit_adams": "adams_moulton",
+    "fixed_adams": "adams_moulton",
     "implicit_euler": "implicit_euler",
     "implicit_midpoint": "implicit_midpoint",
     "trapezoid": "trapezoid",
@@ -56,7 +59,7 @@ _ADAPTIVE = frozenset(
     {"first_step", "min_step", "max_step", "safety", "ifactor", "dfactor", "max_num_steps", "step_t", "jump_t", "norm"}
     | {"dtype"}
 )
-_FIXED = frozenset({"step_size", "grid_constructor", "interp", "perturb", "norm", "dtype"})
+_FIXED = frozenset({"step_size", "grid_constructor", "interp", "perturb", "norm", "dtype", "max_order", "max_iters"})
 _SCIPY = frozenset({"solver", "min_step", "max_step", "norm", "dtype"})
 
 State = Any
@@ -149,7 +152,7 @@ def odeint_adjoint(
     params = [p for p in given if p.requires_grad]
     call = replace(call, params=params, met=True)
     tableau = METHODS[reverse.name]
-    if tableau.implicit:
+    if tableau.implicit or "adams" in tableau.name:
         call = replace(call, adjoint="checkpoint")
     else:
         control = replace(reverse.control, norm=_pair_norm(norm, params) if callable(norm) else None)
