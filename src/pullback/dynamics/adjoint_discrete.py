@@ -27,7 +27,9 @@ def _step_by_step(
 ) -> Gradients:
     outputs, starts_bar, stages_bar = cotangents
     nodes, times, y0 = solved.nodes, solved.times, solved.y0
-    pull = StepAdjoint(problem.field, problem.tableau, y0, params, one_stage=one_stage, tolerance=problem.control.tightest)
+    pull = StepAdjoint(
+        problem.field, problem.tableau, y0, params, one_stage=one_stage, tolerance=problem.control.tightest
+    )
     dense = problem.dense and starts_bar.numel() > 0
     steps = list(solved.steps.walk(solved.reached))
     if nodes is None:
