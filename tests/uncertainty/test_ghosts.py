@@ -82,13 +82,8 @@ def test_the_gradient_through_the_belief_can_be_cut() -> None:
     for truncate, reached in ((2, (True, True, False, False)), (None, (True, True, True, True))):
         found = histogram_filter(prior, *args, boundary="reflect", truncate=truncate)
         for t in range(4):
-            value = found.log_belief[t, 0, 0, 0]
-            grad = (
-                torch.autograd.grad(value, prior, retain_graph=True, allow_unused=True)[0]
-                if value.requires_grad
-                else None
-            )
-            assert (grad is not None) is reached[t]
+            (slope,) = torch.autograd.grad(found.log_belief[t, 0, 0, 0], prior, retain_graph=True)
+            assert bool((slope != 0).any()) is reached[t]
 
 
 def test_poses_count_from_where_they_are() -> None:
@@ -98,8 +93,6 @@ def test_poses_count_from_where_they_are() -> None:
     torch.testing.assert_close(belief_loss(belief, pose), expected)
     with pytest.raises(ValueError, match="pose must lie in 4 headings, 3 rows and 5 columns"):
         belief_loss(belief, pose.flip(-1))
-    with pytest.raises(TypeError, match="pose must hold integers"):
-        belief_loss(belief, pose.double())
 
 
 def test_a_decoder_reads_short_instructions_as_if_alone() -> None:
@@ -113,8 +106,6 @@ def test_a_decoder_reads_short_instructions_as_if_alone() -> None:
         decoder(torch.tensor([1, 7]), 2)
     with pytest.raises(ValueError, match="at least one word"):
         decoder(torch.tensor([[1, 2], [0, 0]]), 2)
-    with pytest.raises(TypeError, match="words must hold integers"):
-        decoder(torch.zeros(3), 2)
 
 
 def test_a_decoder_is_torchs_lstms_and_attention() -> None:

@@ -292,7 +292,9 @@ def histogram_filter(
         raise ValueError("log_prior must have exponentials that sum to 1")
     if smoother:
         return _smoothed(
-            log_prior, log_likelihoods, log_kernels=log_kernels, local=local, turns=turns, boundary=boundary
+            log_prior,
+            log_likelihoods,
+            {"log_kernels": log_kernels, "local": local, "turns": turns, "boundary": boundary},
         )
     batch = check_broadcast(
         log_prior=tuple(log_prior.shape[:-3]),

@@ -163,7 +163,8 @@ class InstructionDecoder(nn.Module):
             seen = attend(self.ask_observation(torch.cat([hidden, action.context], -1)), keys, keys, mask)
             given = torch.cat([action.context, seen.context], -1)
             found.append((action.context, seen.context, action.weights, seen.weights))
-        return DecodedSteps(*(torch.stack(part, 1).unflatten(0, batch) for part in zip(*found, strict=True)))
+        stacked = (torch.stack(part, 1) for part in zip(*found, strict=True))
+        return DecodedSteps(*(part.view(*batch, *part.shape[1:]) for part in stacked))
 
 
 class LingUNet(nn.Module):
