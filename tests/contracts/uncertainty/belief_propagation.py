@@ -1,0 +1,166 @@
+"""Contracts of belief propagation: against inverses of matrices, and messages summed one by one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback import uncertainty
+from pullback.uncertainty import kernel_density
+from tests.contracts.contract import Bad, Call, Contract, Exempt, HigherOrder
+from tests.contracts.law import seeded
+
+_TREE = [(0, 1), (2, 1), (1, 3)]
+_EYE, _H = torch.eye(4), torch.zeros(4)
+
+
+def _trees(generator: torch.Generator) -> list[Call]:
+    couplings = torch.randn(3, generator=generator, dtype=torch.float64)
+    return [Call((couplings, torch.randn(4, generator=generator, dtype=torch.float64)))]
+
+
+def _precision(couplings: Tensor) -> Tensor:
+    """Return a matrix with these couplings, made positive definite by its diagonal."""
+    rows = []
+    for (a, b), c in zip(_TREE, couplings.unbind(-1), strict=True):
+        one = torch.zeros(4, 4, dtype=couplings.dtype, device=couplings.device)
+        pair, diagonal = one.clone(), one.clone()
+        pair[a, b] = pair[b, a] = 1.0
+        diagonal[a, a] = diagonal[b, b] = 1.0
+        rows.append(c[..., None, None] * pair + (1 + c.square())[..., None, None] * diagonal)
+    return torch.stack(rows).sum(0)
+
+
+def _propagated(couplings: Tensor, potential: Tensor, *more: Any, **options: Any) -> Any:
+    if more:  # a call that is refused
+        return uncertainty.gaussian_belief_propagation(couplings, potential, more[0], **options)
+    found = uncertainty.gaussian_belief_propagation(_precision(couplings), potential, _TREE, **options)
+    return found.means, found.variances
+
+
+def _inverted(couplings: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
+    inverse = torch.linalg.inv(_precision(couplings))
+    return (inverse @ potential[..., None])[..., 0], inverse.diagonal(dim1=-2, dim2=-1)
+
+
+class _Spring:
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def log_prob(self, difference: Tensor) -> Tensor:
+        return -(difference / self.size).square().sum(-1) / 2
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        return self.size * torch.randn(*shape, 1, generator=generator)
+
+
+def _unary(node: int, x: Tensor) -> Tensor:
+    return -(x[..., 0] - 0.5 * node).square()
+
+
+def _nonparametric(unary: Any, points: Tensor, log_weights: Tensor, *edges: Any, **options: Any) -> Any:
+    words = {
+        "pairwise": _Spring(0.7),
+        "graph": edges[0] if edges else [(0, 1), (2, 1)],
+        "generator": seeded(1),
+    } | options
+    pairwise, graph = words.pop("pairwise"), words.pop("graph")
+    start = uncertainty.Beliefs(points, log_weights)
+    return uncertainty.nonparametric_belief_propagation(unary, pairwise, graph, start, **{"iterations": 2} | words)
+
+
+def _starts(generator: torch.Generator) -> list[Call]:
+    points = torch.randn(3, 6, 1, generator=generator, dtype=torch.float64)
+    return [Call((points, torch.randn(3, 6, generator=generator, dtype=torch.float64).log_softmax(-1)))]
+
+
+def _one_by_one(points: Tensor, log_weights: Tensor) -> Tensor:
+    """Two iterations on the chain 0 - 1 - 2 at the points that the block draws, with sums over pairs of points."""
+    draws = [_nonparametric(_unary, points, log_weights, iterations=i) for i in (1, 2)]
+    around, spring = [[1], [0, 2], [1]], _Spring(0.7)
+    last, before = (points, log_weights), None
+    for found in draws:
+        totals, told = [], []
+        for s in range(3):
+            p, w, x = last[0][s], last[1][s], found.points[s]
+            middle = (w.exp()[:, None] * p).sum(0)
+            h = 0.1 * (w.exp()[:, None] * (p - middle) ** 2).sum(0).sqrt()
+            low, high = p.amin(0), p.amax(0)
+            inside = ((x >= low) & (x <= high)).all(-1)
+            q = 0.1 * inside / (high - low).prod() + 0.9 * kernel_density(p, w, x, bandwidth=h[None]).exp()
+            total, say = _unary(s, x) - q.log(), {}
+            if before is not None:
+                for t in around[s]:
+                    y, known, heard = before[0][t], before[1][t], before[2][t]
+                    weights = (known - heard[s] if s in heard else known).softmax(0)
+                    pairs = torch.stack([spring.log_prob(x[i] - y).exp() @ weights for i in range(len(x))])
+                    say[t] = pairs.log()
+                    total = total + say[t]
+            totals.append(total)
+            told.append(say)
+        before = (found.points, totals, told)
+        last = (found.points, torch.stack([t.log_softmax(0) for t in totals]))
+    return last[1]
+
+
+_P, _W = torch.zeros(3, 6, 1), torch.full((3, 6), -math.log(6))
+
+CONTRACTS = [
+    Contract(
+        "uncertainty.gaussian_belief_propagation",
+        _propagated,
+        _trees,
+        reference=_inverted,
+        bad=[
+            Bad((_EYE.long(), _H, []), {}, TypeError, "precision must be a floating tensor"),
+            Bad((_EYE[:3], _H, []), {}, ValueError, r"precision must have shape \[\*batch, n, n\]"),
+            Bad((_EYE, _H[:3], []), {}, ValueError, "potential must have shape"),
+            Bad((_EYE, _H.double(), []), {}, TypeError, "dtype"),
+            Bad((_EYE, _H, [(0, 4)]), {}, ValueError, r"graph must join nodes in 0\.\.3, got \(0, 4\)"),
+            Bad((_EYE, _H, [(0, 1), (1, 0)]), {}, ValueError, "graph must name an edge once"),
+            Bad((_EYE, _H, [(0.0, 1)]), {}, TypeError, "graph must hold integers"),
+            Bad((_EYE + 1, _H, [(0, 1)]), {}, ValueError, "graph has no edge"),
+            Bad((-_EYE, _H, [(0, 1)]), {}, ValueError, "precision must be positive definite"),
+            Bad((_EYE, _H, [(0, 1)]), {"iterations": 0}, ValueError, "iterations must be an integer >= 1"),
+        ],
+        large=(1,),
+        large_limit=100.0,
+        why="squares of couplings leave the range of half precision",
+    ),
+    HigherOrder(
+        "uncertainty.nonparametric_belief_propagation",
+        _nonparametric,
+        _starts,
+        given=_unary,
+        argument="unary",
+        reference=_one_by_one,
+        tolerance=1e-6,
+        outputs=lambda found: found.log_weights,
+        bad=[
+            Bad((_P.long(), _W), {}, TypeError, "points must be a floating tensor"),
+            Bad((_P[:, :1], _W[:, :1]), {}, ValueError, "M >= 2"),
+            Bad((_P, _W[:2]), {}, ValueError, "log_weights must have shape"),
+            Bad((_P, _W, [(0, 3)]), {}, ValueError, "graph must join nodes in"),
+            Bad((_P, _W), {"pairwise": [_Spring(1.0)]}, ValueError, "a factor for each of 2 edges, got 1"),
+            Bad((_P, _W), {"pairwise": 3}, TypeError, "pairwise must have a method log_prob"),
+            Bad((_P, _W), {"method": "push"}, ValueError, "method must be"),
+            Bad((_P, _W), {"samples": 0}, ValueError, "samples must be an integer >= 1"),
+            Bad((_P, _W), {"explore": 2.0}, ValueError, "explore must be in"),
+            Bad((_P, _W), {"bandwidth": 0.0}, ValueError, "bandwidth must be > 0"),
+        ],
+        gradcheck=False,
+        gradgradcheck=False,
+        forward_mode=False,
+        batched=False,
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        why="points are drawn, and constant: potentials are differentiated (tests/uncertainty)",
+    ),
+    Exempt("uncertainty.Beliefs", "a result", "uncertainty/test_belief_propagation.py"),
+    Exempt("uncertainty.EdgePotential", "a protocol", "uncertainty/test_belief_propagation.py"),
+]

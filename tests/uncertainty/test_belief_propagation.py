@@ -1,0 +1,125 @@
+"""Belief propagation on Gaussian models, whose marginals are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pullback.uncertainty import (
+    Beliefs,
+    DegenerateWeights,
+    gaussian_belief_propagation,
+    nonparametric_belief_propagation,
+)
+
+_CHAIN = [(0, 1), (2, 1), (2, 3), (3, 4)]
+_STAR = [(0, 1), (0, 2), (3, 0)]
+
+
+class _Spring:
+    """Neighbours are ``offset`` apart, by a normal law."""
+
+    def __init__(self, size: float, offset: Tensor | float = 0.0) -> None:
+        self.size, self.offset = size, offset
+
+    def log_prob(self, difference: Tensor) -> Tensor:
+        return -((difference - self.offset) / self.size).square().sum(-1) / 2
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        return self.offset + self.size * torch.randn(*shape, 1, generator=generator)
+
+
+def _exact(graph: list[tuple[int, int]], n: int) -> tuple[Tensor, Tensor]:
+    precision, pull = torch.eye(n), torch.linspace(-1, 1, n)
+    for s, t in graph:
+        precision[s, s] += 2.0
+        precision[t, t] += 2.0
+        precision[s, t] = precision[t, s] = -2.0
+        pull[s] += 2.0 * 0.3
+        pull[t] -= 2.0 * 0.3
+    found = gaussian_belief_propagation(precision, pull, graph)
+    torch.testing.assert_close(found.variances, torch.linalg.inv(precision).diagonal())
+    return found.means, found.variances
+
+
+def _run(graph: list[tuple[int, int]], n: int, count: int, method: str, runs: int = 4) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    middle = torch.linspace(-1, 1, n)
+    start = Beliefs(6 * torch.rand(runs, n, count, 1, generator=g) - 3, torch.full((runs, n, count), -math.log(count)))
+    found = nonparametric_belief_propagation(
+        lambda s, x: -(x[..., 0] - middle[s]).square() / 2,
+        _Spring(0.5**0.5, 0.3),
+        graph,
+        start,
+        iterations=6,
+        method=method,
+        bandwidth=0.3,
+        generator=g,
+    )
+    spread = (found.log_weights.exp() * (found.points - found.means.unsqueeze(-2)).squeeze(-1).square()).sum(-1)
+    return found.means[..., 0], spread
+
+
+@pytest.mark.parametrize(("graph", "n"), [(_CHAIN, 5), (_STAR, 4)])
+def test_exact_messages_give_the_marginals_of_trees(graph: list[tuple[int, int]], n: int) -> None:
+    means, variances = _exact(graph, n)
+    found, spread = _run(graph, n, 600, "exact")
+    assert (found - means).square().mean().sqrt() < 0.04
+    assert (spread.mean(0) / variances - 1).abs().max() < 0.1
+
+
+def test_the_error_falls_as_the_root_of_the_number_of_points() -> None:
+    means, _ = _exact(_CHAIN, 5)
+    errors = [(_run(_CHAIN, 5, count, "exact", runs=12)[0] - means).square().mean().sqrt() for count in (50, 450)]
+    slope = math.log(errors[1] / errors[0]) / math.log(9)
+    assert -0.75 < slope < -0.25
+
+
+def test_pulled_messages_are_too_narrow() -> None:
+    _, variances = _exact(_CHAIN, 5)
+    _, spread = _run(_CHAIN, 5, 400, "pull")
+    assert (spread.mean(0) / variances)[1:4].max() <= 0.9
+
+
+def test_means_are_right_on_a_loop_and_variances_too_small() -> None:
+    precision = torch.tensor([[2.0, -0.5, -0.5], [-0.5, 2.0, -0.5], [-0.5, -0.5, 2.0]])
+    found = gaussian_belief_propagation(
+        precision, torch.tensor([1.0, 0.0, -2.0]), [(0, 1), (1, 2), (2, 0)], iterations=40
+    )
+    torch.testing.assert_close(found.means, torch.linalg.solve(precision, torch.tensor([1.0, 0.0, -2.0])))
+    assert found.residual < 1e-6
+    assert (found.variances < torch.linalg.inv(precision).diagonal()).all()
+
+
+def test_potentials_are_differentiated_and_points_are_constant() -> None:
+    place = torch.tensor([0.5, -0.5], requires_grad=True)
+    size = torch.tensor(1.0, requires_grad=True)
+    g = torch.Generator().manual_seed(0)
+    start = Beliefs(10 * torch.rand(2, 2000, 1, generator=g) - 5, torch.full((2, 2000), -math.log(2000)))
+    found = nonparametric_belief_propagation(
+        lambda s, x: -(x[..., 0] - place[s]).square() / 2,
+        _Spring(size, 0.0),  # type: ignore[arg-type]
+        [(0, 1)],
+        start,
+        iterations=2,
+        explore=1.0,
+        generator=g,
+    )
+    slopes = torch.autograd.grad(found.means[0, 0], (place, size))
+    assert not found.points.requires_grad
+    torch.testing.assert_close(slopes[0], torch.tensor([2 / 3, 1 / 3]), rtol=0.15, atol=0.0)
+    # The mean is (a (1 + r) + b) / (2 + r) with r = size^2: its derivative in size is 2 (a - b) / 9.
+    torch.testing.assert_close(slopes[1], torch.tensor(2 / 9), rtol=0.3, atol=0.0)
+
+
+def test_a_node_without_any_weight_is_named() -> None:
+    start = Beliefs(torch.rand(2, 10, 1), torch.full((2, 10), -math.log(10)))
+
+    def unary(node: int, x: Tensor) -> Tensor:
+        return torch.full_like(x[..., 0], -torch.inf if node == 1 else 0.0)
+
+    with pytest.raises(DegenerateWeights, match="no point of node 1 has any weight in iteration 0"):
+        nonparametric_belief_propagation(unary, _Spring(1.0), [(0, 1)], start)
