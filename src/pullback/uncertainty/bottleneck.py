@@ -153,6 +153,9 @@ class InformationBottleneck(nn.Module):
             if can_look(value):
                 check_finite(name, value)
         check_same_dtype(x=x, y=y)
+        first = self.encoder[0] if isinstance(self.encoder, nn.Sequential) and len(self.encoder) else self.encoder
+        if isinstance(first, nn.Linear) and x.shape[-1] != first.in_features:
+            raise ValueError(f"x must have shape (n, {first.in_features}), got {tuple(x.shape)}")
         encoded: Tensor = self.encoder(x)
         mean, log_variance = encoded.chunk(2, -1) if self.stochastic else (encoded, encoded)
         log_variance = log_variance.clamp(-_LARGEST, _LARGEST)
