@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -175,7 +175,7 @@ class HardConstraint(nn.Module):
             return torch.cat([self._rows(inside, edges, data), math.sqrt(self.ridge) * omega], -1)
 
         init = basis.new_full((*batch, count, self.functions), self.start)
-        options = {"batch_ndim": len(batch) + 1, "solve": "lu", **self.options}
+        options: dict[str, Any] = {"batch_ndim": len(batch) + 1, "solve": "lu", **self.options}
         return least_squares(residual, init, matrices, ends, *between, **options)
 
     def violation(self, field: Float[Tensor, "*batch_and_grid"], *data: Tensor) -> Float[Tensor, "*batch rows"]:

@@ -25,7 +25,7 @@ class DomainPartition(NamedTuple):
     """
 
     shape: tuple[int, ...]
-    index: Int[Tensor, "blocks *block"]
+    index: Int[Tensor, "blocks *block"]  # type: ignore[assignment]  # not the method of tuples
     own: Bool[Tensor, "blocks *block"]
 
     @property

@@ -75,7 +75,7 @@ def projection_ball_in_metric(
     right = (symmetric @ x[..., None])[..., 0]
 
     def solve(b: Tensor, mu: Tensor) -> Tensor:
-        factor = torch.linalg.cholesky(symmetric + mu[..., None, None] * eye)
+        factor = torch.linalg.cholesky_ex(symmetric + mu[..., None, None] * eye)[0]
         half = torch.linalg.solve_triangular(factor, b[..., None], upper=False)
         return torch.linalg.solve_triangular(factor.mT, half, upper=True)[..., 0]
 
@@ -84,4 +84,7 @@ def projection_ball_in_metric(
         fall = 2 * (p * solve(p, mu)).sum(-1)
         square = p.square().sum(-1) - radius * radius
         mu = torch.where(outside, (mu + square / torch.where(outside, fall, 1)).clamp(min=0), 0)
-    return solve(right, mu).to(dtype)
+    p = solve(right, mu)
+    if can_look(p) and not bool(torch.isfinite(p).all()):
+        raise ValueError("metric, x and radius differ by more than the dtype can hold")
+    return p.to(dtype)

@@ -109,7 +109,7 @@ def run(lab: Lab, config: Config) -> None:
 def _learner(name: str, batch: tuple[int, ...], dim: int, config: Config, rounds: int) -> Any:
     """Return learners ``[scales, ...]`` that know the diameter and that gradients are at most 1 long."""
     scale = torch.tensor(config.scales).double().view(-1, *[1] * (len(batch) - 1)).expand(batch)
-    start, known = torch.zeros(*batch, dim).double(), {"diameter": 2 * config.radius, "scale": scale}
+    start, known = torch.zeros(*batch, dim).double(), dict[str, Any](diameter=2 * config.radius, scale=scale)
     if name == "optimistic":
         return OptimisticMirrorDescent(start, **known)
     return OnlineDescent(start, rule=LEARNERS[name], horizon=rounds if name == "horizon" else None, **known)
@@ -174,7 +174,7 @@ def _tumours(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
                 total += share
                 learner.observe(-(share * torch.sigmoid(-margins)) @ rows)
             best = optim.online_regret(
-                lambda u, total=total, rounds=rounds: (total * softplus(-u @ rows.T)).sum(-1) / rounds,
+                lambda u, w=total / rounds: (w * softplus(-u @ rows.T)).sum(-1),  # type: ignore[misc]
                 torch.zeros(batch[1:]).double(),
                 torch.zeros(*batch[1:], rows.shape[1]).double(),
                 radius=config.radius,
