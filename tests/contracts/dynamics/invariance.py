@@ -152,7 +152,7 @@ CONTRACTS = [
         _starts,
         build=seeded(
             lambda: dynamics.InvariantODE(
-                dynamics.NeuralField(2, hidden=(4,)), lambda y: 0.1 + y, classk=2.0, start="recover"
+                dynamics.NeuralField(2, hidden=(4,)), lambda y: 0.1 + y, classk=2.0, start="recover", method="euler"
             )
         ),
         vmap=False,
