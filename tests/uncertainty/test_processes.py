@@ -195,10 +195,10 @@ def test_choices_follow_the_policy_among_what_is_available() -> None:
     available = torch.tensor([True, True, False, True, True]).expand(4000, -1)
     decision = policy(*args, torch.zeros(4000, 2, dtype=torch.float64), available=available)
     choice = policy.choose(decision, generator=_g())
-    share = torch.bincount(choice.index, minlength=5) / 4000
+    share = torch.bincount(choice.chosen, minlength=5) / 4000
     torch.testing.assert_close(share.double(), decision.logits[0].softmax(-1), atol=0.03, rtol=0)
     assert share[2] == 0
-    torch.testing.assert_close(choice.log_prob, decision.logits.log_softmax(-1)[range(4000), choice.index])
+    torch.testing.assert_close(choice.log_prob, decision.logits.log_softmax(-1)[range(4000), choice.chosen])
 
 
 def test_a_search_counts_what_it_looked_at() -> None:

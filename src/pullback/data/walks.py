@@ -58,8 +58,8 @@ class Walks(NamedTuple):
 def instructed_walks(split: str, count: int, *, generator: torch.Generator) -> Walks:
     """Return walks of two or three straight legs through the streets of a quarter of Prague.
 
-    Each leg ends at a landmark, which the instruction names, with a turn to the left or right between legs; four more
-    landmarks, possibly of the same kinds, lie elsewhere. The west of the quarter is for training, its east for testing;
+    Each leg ends at a landmark, which the instruction names, with a turn to the left or right between legs; up to six
+    more landmarks of the same kinds lie off the way, so that it takes the way to tell them apart. The west of the quarter is for training, its east for testing;
     windows of 96 m are turned and mirrored at random. How many cells a step covers is not told.
 
     Args:
@@ -78,7 +78,7 @@ def instructed_walks(split: str, count: int, *, generator: torch.Generator) -> W
     columns = (0, west - _SIDE) if split == "train" else (west, quarter.shape[1] - _SIDE)
     found: list[tuple[Tensor, list[tuple[int, int, int]], list[int], list[tuple[int, int, int]]]] = []
     while len(found) < count:
-        draws = iter(torch.rand(40, generator=generator).tolist())
+        draws = iter(torch.rand(48, generator=generator).tolist())
 
         def draw(low: int, high: int, draws: object = draws) -> int:
             return low + int(next(draws) * (high - low + 1))  # type: ignore[call-overload]
@@ -137,10 +137,10 @@ def _walk(
             poses.append((heading, row, column))
         marks.append((kinds[leg], row, column))
         words += _spoken(leg == legs - 1, turn, kinds[leg], draw)
-    for _ in range(4):
+    for other in range(6):
         place = (draw(0, _SIDE - 1), draw(0, _SIDE - 1))
         if place not in path and not built[place[0]][place[1]]:
-            marks.append((draw(0, len(_LANDMARKS) - 1), *place))
+            marks.append((kinds[other % legs], *place))
     return poses, words, marks
 
 

@@ -79,7 +79,7 @@ def generalized_advantage(
     before, after = values[..., :-1], values[..., 1:]
     going = torch.ones_like(rewards) if ended is None else (~ended).to(rewards)
     difference = rewards + discount * going * after - before
-    carried, found = torch.zeros_like(difference[..., 0]) if rewards.shape[-1] else None, []
+    carried, found = rewards.new_zeros(rewards.shape[:-1]), []
     for t in reversed(range(rewards.shape[-1])):
         carried = difference[..., t] + discount * trace * going[..., t] * carried
         found.append(carried)

@@ -186,11 +186,11 @@ class Choice(NamedTuple):
     """A candidate and how likely the choice was.
 
     Attributes:
-        index: ``[*batch]`` of the candidate.
+        chosen: ``[*batch]`` number of the candidate.
         log_prob: ``[*batch]`` of the policy.
     """
 
-    index: Int[Tensor, "*batch"]
+    chosen: Int[Tensor, "*batch"]
     log_prob: Float[Tensor, "*batch"]
 
 
@@ -220,7 +220,7 @@ class NeuralAcquisition(nn.Module):
         >>> policy = NeuralAcquisition(process, hidden=4)
         >>> seen, values, candidates = torch.rand(3, 2, 1), torch.rand(3, 2), torch.rand(3, 7, 1)
         >>> decision = policy(seen, values, candidates, torch.zeros(3, 2))
-        >>> decision.logits.shape, policy.choose(decision).index.shape
+        >>> decision.logits.shape, policy.choose(decision).chosen.shape
         (torch.Size([3, 7]), torch.Size([3]))
 
     References:

@@ -104,9 +104,10 @@ def play(
         decision = decision._replace(logits=decision.logits.masked_fill(~allowed, -torch.inf))
         choice = policy.choose(decision, generator=generator)
         state = torch.stack([search.best, torch.full_like(search.best, step / steps)], -1)
-        found.append(Played(state, choice.log_prob, decision.value, search.step(choice.index), allowed))
-    state, *rest, allowed = zip(*found, strict=True)
-    return Played(torch.stack(state, -2), *(torch.stack(part, -1) for part in rest), torch.stack(allowed, -2))
+        found.append(Played(state, choice.log_prob, decision.value, search.step(choice.chosen), allowed))
+    states, log_probs, values, rewards, allowances = zip(*found, strict=True)
+    series = (torch.stack(part, -1) for part in (log_probs, values, rewards))
+    return Played(torch.stack(states, -2), *series, allowed=torch.stack(allowances, -2))
 
 
 def replay(policy: NeuralAcquisition, search: Search, played: Played) -> Decision:

@@ -108,6 +108,8 @@ class MapEncoder(nn.Sequential):
 class Ghost(nn.Module):
     """The belief about a ghost, after each of its moves."""
 
+    turns: Tensor
+
     def __init__(self, config: Config, *, motion: bool = True, observation: bool = True, walls: bool = True) -> None:
         super().__init__()
         self.motion, self.observation, self.walls = motion, observation, walls

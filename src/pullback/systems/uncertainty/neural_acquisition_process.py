@@ -135,7 +135,7 @@ def _network(config: Config) -> uncertainty.NeuralAcquisition:
     return uncertainty.NeuralAcquisition(process, hidden=config.width, temperature=0.1)
 
 
-def _auxiliary(process: nn.Module, config: Config, tasks: uncertainty.BlackBoxTasks, g: torch.Generator) -> Tensor:
+def _auxiliary(process: Any, config: Config, tasks: uncertainty.BlackBoxTasks, g: torch.Generator) -> Tensor:
     """Of values at random places, from a random number of others: no trajectory of a policy."""
     which = torch.randint(len(tasks), (BATCH,), generator=g)
     search = tasks.reset(which, pool=config.steps + 32, generator=g)
