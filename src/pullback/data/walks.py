@@ -60,7 +60,8 @@ def instructed_walks(split: str, count: int, *, generator: torch.Generator) -> W
 
     Each leg ends at a landmark, which the instruction names, with a turn to the left or right between legs; up to six
     more landmarks of the same kinds lie off the way, so that it takes the way to tell them apart. The west of the
-    quarter is for training, its east for testing; windows of 96 m are turned and mirrored at random. How many cells a step covers is not told.
+    quarter is for training, its east for testing; windows of 96 m are turned and mirrored at random. How many cells a
+    step covers is not told.
 
     Args:
         split: ``"train"`` or ``"test"``.
