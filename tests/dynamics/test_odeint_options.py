@@ -145,6 +145,25 @@ def test_jumps_of_each_sample_backwards_and_in_dense_output() -> None:
         assert grid.y[-1, :, 0].tolist() == pytest.approx([-0.5, 0.5])
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_times_of_jumps_have_a_gradient(method: str) -> None:
+    """dy/dt = -y up to j, then 2 y: y(1) = y0 exp(2 - 3 j)."""
+    y0 = torch.tensor([[1.0], [0.5]], dtype=torch.float64, requires_grad=True)
+    step = {"step": 0.05} if method == "rk4" else TIGHT
+    for given in (torch.tensor([0.3]), torch.tensor([[0.3], [0.6]])):
+        jump = given.double().requires_grad_()
+
+        def field(t: Tensor, y: Tensor, at: list[float] = given.tolist()) -> Tensor:  # noqa: B008
+            return torch.where(t < torch.tensor(at, dtype=t.dtype), -y, 2 * y)
+
+        y = odeint(field, y0, [0.0, 0.9, 1.0], method=method, control=StepControl(jumps=jump), **step).y
+        exact = y0 * torch.exp(2 - 3 * jump).reshape(-1, 1)
+        assert torch.allclose(y[-1], exact, rtol=1e-5)
+        got = torch.autograd.grad(y[-1].sum(), [jump, y0])
+        wanted = torch.autograd.grad(exact.sum(), [jump, y0])
+        assert all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(got, wanted, strict=True))
+
+
 def test_steps_are_no_longer_and_no_shorter_than_told() -> None:
     y0 = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     taken: list[AttemptedStep] = []

@@ -255,6 +255,7 @@ def test_half_precision_single_steps_and_the_same_path_again() -> None:
 BAD: list[tuple[dict[str, object], type[Exception], str]] = [
     ({"y0": torch.ones(2, 2, dtype=torch.int64)}, TypeError, "y0"),
     ({"y0": torch.ones(2, 0)}, ValueError, "y0 must have shape"),
+    ({"t": ["0", "1"]}, TypeError, "t"),
     ({"t": [0.0]}, ValueError, "t must hold two or more"),
     ({"t": [0.0, 2.0, 1.0]}, ValueError, "ascending"),
     ({"t": [0.0, math.inf]}, ValueError, "finite"),

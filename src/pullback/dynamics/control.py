@@ -35,7 +35,8 @@ class StepControl:
             (a tensor without dimensions where all share their step). A step is accepted where it is at most 1. ``None``
             is the root mean square.
         jumps: times at which the field jumps: ``[jumps]``, or ``[*batch, jumps]``. A step ends at each, and the next
-            begins anew behind it; the field is asked on this side of it and on that, never there.
+            begins anew behind it; the field is asked on this side of it and on that, never there. They may have a
+            gradient.
 
     Raises:
         TypeError: ``norm`` is no function, or a number is none.

@@ -1,4 +1,8 @@
-"""A solve across times at which the field jumps: from one to the next, asked on the near side of each alone."""
+"""A solve across times at which the field jumps: from one to the next, asked on the near side of each alone.
+
+Where a jump has a gradient, the state at it is moved to it with the field before it and away from it with the one
+behind: ``dy/dt* = f(t* -, y) - f(t* +, y)``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pullback.dynamics.field import FlatField
 from pullback.dynamics.loop import Run
 from pullback.dynamics.problem import Problem
 from pullback.dynamics.storage import Steps
+from pullback.dynamics.times import shifted_end, shifted_start
 
 __all__ = ["solve_across"]
 
@@ -26,7 +31,8 @@ def solve_across(
         y0: ``[samples, size]``.
         times: ``[times, M, 1]`` ascending, without gradient.
         explicit: tensors the field depends on, besides those that are found.
-        jumps: ``[jumps, M, 1]`` in any order; those outside of a sample's times do not count.
+        jumps: ``[jumps, M, 1]`` in any order, with a gradient or without; those outside of a sample's times do not
+            count.
 
     Returns:
         States ``[times, samples, size]``, the run, the steps where dense output was asked for, and the fields, one a
@@ -35,17 +41,20 @@ def solve_across(
     rows = max(times.shape[1], jumps.shape[1])
     times = times.expand(-1, rows, 1)
     start, end = times[0], times[-1]
-    inside = (jumps >= start) & (jumps <= end)
-    cuts = torch.where(inside, jumps, end).sort(0).values
+    inside = (jumps.detach() >= start) & (jumps.detach() <= end)
+    live = torch.where(inside, jumps, end).sort(0).values
+    cuts, jumps = live.detach(), jumps.detach()
     # each piece asks the field strictly behind the jump it starts at and strictly before the one it ends at
     low, high = torch.full_like(start, -math.inf), torch.full_like(start, math.inf)
     left, y = start, y0
     inner, outputs = times[1:], [torch.where(tau <= start, y0, math.nan) for tau in times[1:]]
     runs, pieces, fields = [], [], []
-    for right in (*cuts, end):
+    for number, right in enumerate((*cuts, end)):
         ends_at_jump = (jumps == right).any(0)
         high = torch.where(ends_at_jump, torch.nextafter(right, -torch.inf * torch.ones_like(right)), math.inf)
         piece = problem.within(low, high)
+        if number and live.requires_grad:
+            y = shifted_start(piece.field, y, live[number - 1].expand(len(y), 1))
         segment = torch.cat([left[None], torch.minimum(torch.maximum(inner, left), right), right[None]])
         states, run, steps = solve(piece, y, segment, explicit)
         for i, tau in enumerate(inner):
@@ -55,6 +64,8 @@ def solve_across(
         if steps is not None:
             pieces.append(steps)
         y, left = states[-1], right
+        if number < len(cuts) and live.requires_grad:
+            y = shifted_end(piece.field, y, live[number].expand(len(y), 1))
         low = torch.where(ends_at_jump, torch.nextafter(right, torch.inf * torch.ones_like(right)), low)
         if run.problem:
             break

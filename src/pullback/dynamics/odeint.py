@@ -251,7 +251,7 @@ def odeint(
             still = points.reshape(-1, 1, 1)
         start = shifted_start(flat_field, flat, live_times[0]) if timed else flat
         if len(jumps):
-            cuts = columns("jumps", jumps.detach().to(flat), rows) * sign
+            cuts = columns("jumps", jumps.to(flat), rows) * sign
             states, run, steps, pieces = solve_across(problem, start, still, explicit, cuts)
             fields += pieces
         else:

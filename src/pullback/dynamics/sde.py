@@ -195,6 +195,9 @@ def _times(t: Any) -> list[float]:
         t = t.tolist()
     if not isinstance(t, Sequence) or isinstance(t, str):
         raise TypeError(f"t must be a tensor or a sequence of numbers, got {type(t).__name__}")
+    for value in t:
+        if isinstance(value, bool | str) or not isinstance(value, int | float | Tensor):
+            raise TypeError(f"t must hold numbers, got {type(value).__name__}")
     times = [float(value) for value in t]
     if len(times) < 2 or not all(a < b for a, b in itertools.pairwise(times)) or not all(map(math.isfinite, times)):
         raise ValueError(f"t must hold two or more finite, ascending times, got {times[:5]}")
