@@ -265,8 +265,8 @@ def _draw(lab: Lab, arms: dict[str, Arm], problem: Problem, found: dict[str, Ten
     order = problem.y.argsort()
     for name in (ORACLE, RATIO, KMM, OURS):
         axes[0].plot(problem.y[order], found[name][order], ".", ms=3, color=arms[name].colour, label=name)
-    axes[0].set(xlabel="response", ylabel="weight", title="first sample of the model", ylim=(-0.2, 5.5))
-    axes[0].legend(markerscale=3, loc="upper left", ncols=2)
+    axes[0].set(xlabel="response", ylabel="weight", title="first sample of the model")
+    axes[0].legend(markerscale=3, loc="upper left")
     ours = arms[OURS]
     tried = [ours[f"error at alpha {alpha:g}"] for alpha in GRID]
     axes[1].errorbar(GRID, [float(e) for e in tried], [e.spread or 0 for e in tried], color=ours.colour, marker="o")
