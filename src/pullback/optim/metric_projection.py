@@ -10,7 +10,7 @@ from pullback.core.transforms import can_look
 
 __all__ = ["projection_ball_in_metric"]
 
-_BISECTIONS = 200
+_BISECTIONS = 100
 
 
 def projection_ball_in_metric(

@@ -17,15 +17,15 @@ def _points(generator: torch.Generator) -> list[Call]:
 
     root = draw(2, 3, 3)
     metric = root @ root.mT + 0.5 * torch.eye(3).double()
-    far = 3 * torch.nn.functional.normalize(draw(2, 3), dim=-1)
-    return [Call((far[0], metric[0])), Call((0.1 * far[1], metric[1])), Call((far, metric), {"radius": 0.7})]
+    x = torch.nn.functional.normalize(draw(2, 3), dim=-1) * torch.tensor([[3.0], [0.3]]).double()  # one is inside
+    return [Call((x[0], metric[0])), Call((x, metric), {"radius": 0.7})]
 
 
 def _by_steps(x: Tensor, metric: Tensor, radius: float = 1.0) -> Tensor:
     """Projected descent, many steps."""
     metric = metric.tril() + metric.tril(-1).mT
     p, step = torch.zeros_like(x), 1 / torch.linalg.matrix_norm(metric, 2)
-    for _ in range(3000):
+    for _ in range(800):
         p = p - step[..., None] * (metric @ (p - x)[..., None])[..., 0]
         p = p / (p.norm(dim=-1, keepdim=True) / radius).clamp(min=1)
     return p
