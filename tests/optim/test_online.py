@@ -47,6 +47,27 @@ def test_the_two_steps_of_a_round_are_those_of_the_paper(curvature: str) -> None
         hint = slope
 
 
+def test_the_step_of_strong_convexity_pays_the_logarithm_of_the_rounds() -> None:
+    """Of squared distances from points that scatter around one; that of convex losses pays the root."""
+    points = 0.5 + _slopes(800, 3, 10) / math.sqrt(10)
+    grown = {}
+    for curvature, strength in (("convex", None), ("strong", 1.0)):
+        learner = OptimisticMirrorDescent(
+            torch.zeros(3, 10).double(), diameter=10.0, lipschitz=10.0, curvature=curvature, strength=strength
+        )
+        excess, total, regret = torch.zeros(3).double(), torch.zeros(3, 10).double(), []
+        for t, point in enumerate(points, 1):
+            x = learner.play()
+            excess += ((x - point).square().sum(-1) - point.square().sum(-1)) / 2
+            total += point
+            learner.observe(x - point)
+            if t in (200, 800):  # the best decision is the mean
+                regret.append((excess + total.square().sum(-1) / (2 * t)).mean())
+        grown[curvature] = float(regret[1] / regret[0])
+    assert grown["strong"] < 1.2
+    assert grown["convex"] > 1.7
+
+
 def test_newton_steps_are_those_of_scipy() -> None:
     slopes, beta = _slopes(5, 2), 0.5 * min(1 / (4 * 3.0 * 2.0), 0.7)
     learner = OptimisticMirrorDescent(

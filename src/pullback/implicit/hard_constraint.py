@@ -84,7 +84,7 @@ class HardConstraint(nn.Module):
         >>> layer = HardConstraint(terms, residual, 3, partition=partition_domain((41,), (1,)), ridge=1e-9)
         >>> parabola = layer(torch.stack([x**0, x, x**2]))
         >>> [round(v, 2) for v in parabola.field[::20].tolist()]  # exp: 1.0, 1.65, 2.72
-        [1.01, 1.64, 2.7]
+        [1.0, 1.64, 2.71]
 
     References:
         Chalapathi, Du, Krishnapriyan (2024), Scaling physics-informed hard constraints with mixture-of-experts, eq. 3;
