@@ -245,6 +245,8 @@ def test_decisions_come_again_at_every_step_of_a_search() -> None:
     assert played.allowed.sum(-1).unique().tolist() == [3]
     assert bool(played.allowed.gather(-1, search.chosen[:, 1:, None]).all())
     torch.testing.assert_close(played.reward.sum(-1), search.best - search.y[range(3), search.chosen[:, 0]])
+    best, span = search.seen_y.cummax(-1).values[:, 1:], search.y.amax(-1) - search.y.amin(-1)
+    torch.testing.assert_close(played.regret, (search.y.amax(-1)[:, None] - best) / span[:, None])
     again = replay(policy, search, played)
     log_prob = again.logits.log_softmax(-1).gather(-1, search.chosen[:, 1:, None])[..., 0]
     torch.testing.assert_close(log_prob, played.log_prob)

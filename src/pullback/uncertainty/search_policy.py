@@ -22,6 +22,8 @@ class Played(NamedTuple):
         log_prob: ``[*batch, steps]`` of what was chosen.
         value: ``[*batch, steps]`` what the policy expected to gain.
         reward: ``[*batch, steps]`` by how much the best value grew.
+        regret: ``[*batch, steps]`` what was missing after each step, see :attr:`Search.regret`: the other reward is
+            minus its logarithm, to which late and small gains count as much as the first large one.
         allowed: ``[*batch, steps, n]`` the points among which the choice was drawn.
     """
 
@@ -29,6 +31,7 @@ class Played(NamedTuple):
     log_prob: Float[Tensor, "*batch steps"]
     value: Float[Tensor, "*batch steps"]
     reward: Float[Tensor, "*batch steps"]
+    regret: Float[Tensor, "*batch steps"]
     allowed: Bool[Tensor, "*batch steps n"]
 
 
@@ -80,7 +83,7 @@ def play(
         generator: source of the draws.
 
     Returns:
-        States, log probabilities, values and rewards, for :func:`pullback.dynamics.ppo_loss`.
+        States, log probabilities, values, rewards and regrets, for :func:`pullback.dynamics.ppo_loss`.
 
     Raises:
         TypeError, ValueError: ``steps`` or ``top`` is no integer >= 1, or as :func:`decide`.
@@ -93,6 +96,8 @@ def play(
         >>> played = play(policy, search, 3)
         >>> played.reward.shape, torch.equal(gain + played.reward.sum(-1), search.best)
         (torch.Size([2, 3]), True)
+        >>> torch.equal(played.regret[:, -1], search.regret)
+        True
     """
     check_integer("steps", steps, 1)
     n = search.y.shape[-1]
@@ -104,10 +109,11 @@ def play(
         decision = decision._replace(logits=decision.logits.masked_fill(~allowed, -torch.inf))
         choice = policy.choose(decision, generator=generator)
         state = torch.stack([search.best, torch.full_like(search.best, step / steps)], -1)
-        found.append(Played(state, choice.log_prob, decision.value, search.step(choice.chosen), allowed))
-    states, log_probs, values, rewards, allowances = zip(*found, strict=True)
-    series = (torch.stack(part, -1) for part in (log_probs, values, rewards))
-    return Played(torch.stack(states, -2), *series, allowed=torch.stack(allowances, -2))
+        reward = search.step(choice.chosen)
+        found.append(Played(state, choice.log_prob, decision.value, reward, search.regret, allowed))
+    states, log_probs, values, rewards, regrets, allowances = zip(*found, strict=True)
+    log_prob, value, reward, regret = (torch.stack(part, -1) for part in (log_probs, values, rewards, regrets))
+    return Played(torch.stack(states, -2), log_prob, value, reward, regret, torch.stack(allowances, -2))
 
 
 def replay(policy: NeuralAcquisition, search: Search, played: Played) -> Decision:
