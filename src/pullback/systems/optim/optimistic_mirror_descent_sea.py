@@ -8,9 +8,10 @@ all, 64, 8 and 1, for four learners that know the same: the diameter of the doma
 is against the best fixed decision of the run, found by a convex solve.
 
 It pays where losses change slowly or seldom: steps stay large as long as the next gradient is like the last. On steady
-streams AdaGrad-norm and ``1 / sqrt t`` are as good or better, and where every gradient is the opposite of the last the
-hint costs a factor of two. Who knows how seldom a loss flips can scale the steps of all four to gain alike. Hourly
-temperatures of a year stand in for the load of a day; linear losses are simulated. Smaller than in the paper: short.
+streams AdaGrad-norm and ``1 / sqrt t`` are as good or better, with the best scale of each in hindsight (dotted) too,
+and where every gradient is the opposite of the last the hint costs a factor of two. Who knows how seldom a loss flips
+can scale the steps of all four to gain alike. Hourly temperatures of a year stand in for the load of a day; linear
+losses are simulated. Shorter than in the paper; the steps for curved losses are in the block, not in these streams.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy
 import scipy.optimize
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class Config:
     """Tumours in the loss of a round; 0: all."""
     radius: Annotated[float, above(0)] = 5.0
     """Of the ball of decisions."""
-    scales: Annotated[tuple[float, ...], above(0)] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    scales: Annotated[tuple[float, ...], above(0)] = tuple(2.0**k for k in range(-4, 8))
     """Of the step size; 1 is the theorem's."""
     flips: Annotated[tuple[int, ...], at_least(1)] = (1, 2, 5, 10, 20, 50, 100)
     """Rounds after which a loss changes its sign."""
@@ -89,11 +89,11 @@ def run(lab: Lab, config: Config) -> None:
         horizon["growth, all"] >= 1.9,
     )
     lab.claim(
-        "one tumour in a loss: it grows between 1.6 and 2.4 times, is at least five times that of all in the loss, "
-        "and at most 1.25 times that of AdaGrad-norm",
-        (ours["growth, 1"] >= 1.6) & (ours["growth, 1"] <= 2.4),
+        "one tumour in a loss: it grows between 1.7 and 2.4 times, is at least five times that of all in the loss, "
+        "and with the steps of the theorems at most 1.1 times that of AdaGrad-norm",
+        (ours["growth, 1"] >= 1.7) & (ours["growth, 1"] <= 2.4),
         ours["regret, 1"] >= 5 * ours["regret, all"],
-        ours["regret, 1"] <= 1.25 * adagrad["regret, 1"],
+        ours["regret, 1"] <= 1.1 * adagrad["regret, 1"],
     )
     gains = _flips(lab, config, arms)
     slow = f"gain, {config.flips[-3]}"
@@ -119,8 +119,7 @@ def _exact(lab: Lab) -> None:
     """Multiplicative weights in closed form; a Newton step and a comparator against scipy."""
     stream = lab.fork("exact")
     gradients = torch.rand(30, 6, generator=stream).double()
-    learner = OptimisticMirrorDescent(torch.ones(6).double() / 6, diameter=1.0, geometry="simplex", lr=0.4)
-    gap = 0.0
+    learner, gap = OptimisticMirrorDescent(torch.ones(6).double() / 6, diameter=1.0, geometry="simplex", lr=0.4), 0.0
     for t, gradient in enumerate(gradients):
         hinted = gradients[:t].sum(0) + (gradients[t - 1] if t else 0)
         gap = max(gap, float((learner.play() - torch.softmax(-0.4 * hinted, 0)).abs().max()))
@@ -128,11 +127,11 @@ def _exact(lab: Lab) -> None:
     root = torch.randn(4, 4, generator=stream).double()
     metric, point = root @ root.T + 0.1 * torch.eye(4), 3 * torch.randn(4, generator=stream).double()
     found = optim.projection_ball_in_metric(point, metric, 1.0)
-    told = _scipy(lambda p: float((p - point) @ metric @ (p - point)), found.numel(), 1.0)
+    told = _scipy(lambda p: (p - point) @ metric @ (p - point))
     rows = torch.randn(40, 4, generator=stream).double()
     loss = lambda u: softplus(-u @ rows.T).sum(-1)  # noqa: E731
     best = optim.online_regret(loss, rows.new_zeros(()), point * 0, radius=1.0, step=0.1)
-    also = _scipy(lambda u: float(loss(u)), 4, 1.0)
+    also = _scipy(loss)
     lab.claim(
         "on the simplex it is multiplicative weights with a hint to 1e-10; the projection in the norm of a matrix and "
         "the comparator are scipy's to 1e-6 and 1e-5",
@@ -146,15 +145,14 @@ def _exact(lab: Lab) -> None:
     )
 
 
-def _scipy(objective: Callable[[Tensor], float], size: int, radius: float) -> Tensor:
-    inside = {"type": "ineq", "fun": lambda p: radius**2 - p @ p}
-    value = lambda p: objective(torch.tensor(p))  # noqa: E731
-    result = scipy.optimize.minimize(value, numpy.full(size, 0.1), method="SLSQP", constraints=[inside], tol=1e-15)
-    return torch.tensor(result.x)
+def _scipy(objective: Callable[[Tensor], Any]) -> Tensor:
+    """Minimise in the unit ball of four dimensions."""
+    inside, value = {"type": "ineq", "fun": lambda p: 1 - p @ p}, lambda p: float(objective(torch.tensor(p)))
+    return torch.tensor(scipy.optimize.minimize(value, [0.1] * 4, method="SLSQP", constraints=[inside], tol=1e-15).x)
 
 
 def _tumours(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
-    """Report regrets with the step sizes of the theorems, and with the best scale for all groups together."""
+    """Report regrets with the step sizes of the theorems, and with the best scale for each group in hindsight."""
     table = data.breast_cancer(dtype=torch.float64)
     chosen = torch.randperm(len(table.target), generator=lab.fork("rows"))[: config.rows]
     rows = (table.features[chosen] - table.features.mean(0)) / table.features.std(0)
@@ -168,24 +166,23 @@ def _tumours(lab: Lab, config: Config, arms: dict[str, Arm]) -> None:
             total, incurred = torch.zeros(*batch[1:], len(rows)).double(), torch.zeros(batch).double()
             stream = lab.fork("tumours")
             for _ in arm.steps(rounds, learner, total, incurred, stream, name=f"tumours, {rounds}"):
-                share = _drawn(config, len(rows), stream)
-                margins = learner.play() @ rows.T
+                share, margins = _drawn(config, len(rows), stream), learner.play() @ rows.T
                 incurred += (share * softplus(-margins)).sum(-1)
                 total += share
                 learner.observe(-(share * torch.sigmoid(-margins)) @ rows)
-            best = optim.online_regret(
+            told = optim.online_regret(
                 lambda u, w=total / rounds: (w * softplus(-u @ rows.T)).sum(-1),  # type: ignore[misc]
                 torch.zeros(batch[1:]).double(),
                 torch.zeros(*batch[1:], rows.shape[1]).double(),
                 radius=config.radius,
                 tolerance=1e-7,
             )
-            found.append(incurred + rounds * best.regret)
+            found.append(incurred + rounds * told.regret)
         regrets = torch.stack(found)  # [lengths, scales, groups, replicates]
-        own = regrets[:, config.scales.index(1.0)]
-        scaled = regrets[1].mean(-1).clamp(min=1e-9).log().mean(-1)
-        arm.metric("best scale", config.scales[int(scaled.argmin())])
+        own, best = regrets[:, config.scales.index(1.0)], regrets[1].mean(-1).min(0)
         for place, size in enumerate(config.groups):
+            arm.metric(f"regret, {size or 'all'}, best scale", best.values[place], better="lower")
+            arm.metric(f"best scale, {size or 'all'}", config.scales[int(best.indices[place])])
             arm.metric(f"regret, {size or 'all'}", own[1, place], better="lower", replicated=True)
             arm.metric(f"growth, {size or 'all'}", own[1, place].mean() / own[0, place].mean(), better="lower")
 
@@ -239,9 +236,10 @@ def _bound(lab: Lab, config: Config, arm: Arm) -> Tensor:
     varied = (rounds * noises**2).sqrt() + (rounds * (2 * torch.sin(drifts / 2)) ** 2).sqrt()[:, None]
     used = ((regret - constant) / varied.clamp(min=1e-12))[varied > 0]
     lab.claim(
-        "turning and scattered linear losses: on every stream the regret is at most the diameter times the root of "
-        "the summed variances plus that of the summed squared drifts, plus that of the steady stream",
+        "turning and scattered linear losses: less that of the steady stream, at most the diameter itself, the regret "
+        "is at most the diameter times the sum of the roots of the summed variances and of the summed squared drifts",
         (largest := float(used.max())) <= 2 * config.radius,
+        constant <= 2 * config.radius,
         constant=constant,
         largest=largest,
     )
@@ -267,9 +265,10 @@ def _follow(lab: Lab, config: Config) -> tuple[Tensor, Tensor]:
         alone.observe(errors[1:, None] * rows[t])
     ensemble.metric("mean squared error", 800 * losses[0] / len(degrees), better="lower", unit="K^2")
     single.metric("mean squared error", 800 * losses[1:].min() / len(degrees), better="lower", unit="K^2")
+    single.metric("step size", config.steps[int(losses[1:].argmin())])
     lab.claim(
-        "temperatures: the mix loses at most 5 % more than the best of its step sizes, at most half of the median one",
-        ensemble["mean squared error"] <= 1.05 * single["mean squared error"],
+        "temperatures: the mix loses less than the best of its step sizes, at most half of the median one",
+        ensemble["mean squared error"] < single["mean squared error"],
         float(losses[0]) <= 0.5 * float(losses[1:].median()),
     )
     return 20 * told, 20 * degrees
@@ -283,17 +282,18 @@ def _figures(
     names = [str(size or "all") for size in config.groups]
     for name, arm in arms.items():
         axes[0].plot(names, [arm[f"regret, {of}"] for of in names], "o-", color=arm.colour, label=name)
+        axes[0].plot(names, [arm[f"regret, {of}, best scale"] for of in names], ":", color=arm.colour)
         axes[1].plot(config.flips, gains[name][config.scales.index(1.0)], "o-", color=arm.colour)
-    axes[0].set(yscale="log", xlabel="tumours in a loss", ylabel="regret")
-    axes[0].legend(fontsize=7)
+    axes[0].set(yscale="log", xlabel="tumours in a loss", ylabel="regret", ylim=(0.1, None))
+    axes[0].legend(fontsize=7, ncols=2, loc="lower right")
     axes[1].set(xscale="log", xlabel="rounds until the loss flips", ylabel="gain on the best fixed decision")
     varied, regret = bound.flatten(1)
     axes[2].scatter(varied, regret, color=arms["optimistic"].colour)
     axes[2].plot(varied.sort().values, 2 * config.radius * varied.sort().values, color="grey", linestyle="--")
-    axes[2].set(xlabel="root of variance + root of drift", ylabel="regret")
+    axes[2].set(xlabel="root of variance + root of drift", ylabel="regret", ylim=(-5, 1.4 * float(regret.max()) + 1))
     for values, name in zip(told, ("mix of step sizes", "measured"), strict=True):
         axes[3].plot(values[-240:], color=lab.colour(name), label=name, linewidth=1)
     axes[3].set(xlabel="hour", ylabel="temperature (C)", ylim=(0, 18))
     axes[3].legend(fontsize=7, loc="upper left")
-    caption = "Steps of the theorems. Dashed: the bound without its constant (gains count as 0). Right: ten days."
+    caption = "Steps of the theorems; dotted: best scales. Dashed: bound less its constant (gains: 0). Right: ten days."
     lab.figure("streams", figure, caption)
