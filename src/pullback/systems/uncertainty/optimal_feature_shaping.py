@@ -8,9 +8,10 @@ and zeroing (VRA), keeping the largest features (ASH) or weights (DICE), with pl
 
 Smaller than in the paper: garments of 28 x 28 pixels and four networks of at most 80 000 weights. The images are real,
 but for the noise. Not as in the paper: the level of every rival is chosen on noise and shuffled garments (there it is
-what each had published, for other networks), and with that clipping is as good; distances between features are better
-than all that shapes them. Shaping helps where features are averaged over the image after batch normalisation, with ReLU
-and with GELU; where layers are normalised (mixer, transformer) the energy of plain features is better.
+what each had published, for other networks), and with that ReAct is as good and VRA a little better; distances between
+features are better than all that shapes them. Shaping helps where features are averaged over the image after batch
+normalisation, as in the paper's residual networks, with ReLU and with GELU, not after plain convolutions; where layers
+are normalised (mixer, transformer) the energy of plain features is about as good or better.
 """
 
 from __future__ import annotations
@@ -106,10 +107,10 @@ def run(lab: Lab, config: Config) -> None:
     pooled = {name: sum(arm[AUROC[b]] for b in POOLED) / 2 for name, arm in arms.items()}
     mean = {name: sum(arm[a] for a in AUROC.values()) / 4 for name, arm in arms.items()}
     lab.claim(
-        "features averaged over the image: with nothing from outside its AUROC is at least 0.1 above that of energy, "
-        "largest logit and DICE, and 0.03 above that of ASH; the levels of DICE and ASH were chosen",
-        *(pooled[OURS] >= pooled[rival] + 0.1 for rival in ("energy", "largest logit", "DICE")),
-        pooled[OURS] >= pooled["ASH"] + 0.03,
+        "features averaged over the image: with nothing from outside its AUROC is at least 0.15 above that of "
+        "energy, largest logit and DICE, and 0.05 above that of ASH; the levels of DICE and ASH were chosen",
+        *(pooled[OURS] >= pooled[rival] + 0.15 for rival in ("energy", "largest logit", "DICE")),
+        pooled[OURS] >= pooled["ASH"] + 0.05,
     )
     lab.claim(
         "mean over the four networks: its AUROC is at least 0.05 above that of the first three, 0.02 above that of ASH",
