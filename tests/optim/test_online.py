@@ -119,16 +119,17 @@ def test_descent_takes_the_step_of_its_rule(rule: str) -> None:
         x = _clip(x - eta * slope, 1.5)
 
 
+STEPS = [0.1, 0.2, 0.4]
+
+
 def _ensemble() -> OnlineEnsemble:
-    grid = torch.tensor([0.1, 0.2, 0.4]).double()
-    return OnlineEnsemble(OptimisticMirrorDescent(torch.zeros(3, 2).double(), diameter=2.0, lr=grid), correction=0.3)
+    steps = torch.tensor(STEPS).double()
+    return OnlineEnsemble(OptimisticMirrorDescent(torch.zeros(3, 2).double(), diameter=2.0, lr=steps), correction=0.3)
 
 
 def test_the_mix_is_that_of_optimistic_hedge() -> None:
     slopes, ensemble = _slopes(8, 2), _ensemble()
-    twins = [
-        OptimisticMirrorDescent(torch.zeros(2).double(), diameter=2.0, lr=lr) for lr in ensemble.learners.lr.tolist()
-    ]
+    twins = [OptimisticMirrorDescent(torch.zeros(2).double(), diameter=2.0, lr=lr) for lr in STEPS]
     losses, surprise, hint, before = np.zeros(3), 0.0, np.zeros(2), np.zeros((3, 2))
     for slope in slopes.numpy():
         points = np.stack([twin.play().numpy() for twin in twins])
