@@ -83,6 +83,8 @@ def test_bad_records_are_refused() -> None:
     seen = Transitions(torch.ones(1, 2), torch.tensor([0]), torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([True]))
     with pytest.raises(ValueError, match="reward must be -1 or 0 for the bad end and 1 or 0 for the good one"):
         values.loss(seen._replace(reward=torch.tensor([[1.0, 0.0]])))
+    with pytest.raises(ValueError, match="reward must be 0 where done is False"):
+        values.loss(seen._replace(reward=torch.tensor([[-1.0, 0.0]]), done=torch.tensor([False])))
     with pytest.raises(ValueError, match=r"reward must have shape \(1, 2\)"):
         values.loss(seen._replace(reward=torch.zeros(1)))
     with pytest.raises(ValueError, match=r"action must be in 0\.\.1, got 2\.\.2"):

@@ -161,7 +161,7 @@ class DeadEndValues(nn.Module):
         """Return the smooth L1 loss of both networks on transitions whose rewards are ``[n, 2]``: (-1 | 0, 1 | 0).
 
         Raises:
-            ValueError: rewards of another shape or value, an action that is not there.
+            ValueError: rewards of another shape or value, or where the episode goes on; an action that is not there.
         """
         actions = self.actions
         if seen.reward.shape != (*seen.action.shape, 2):
@@ -170,6 +170,8 @@ class DeadEndValues(nn.Module):
             bad, good = seen.reward.detach().unbind(-1)
             if bool(((bad != 0) & (bad != -1) | (good != 0) & (good != 1)).any()):
                 raise ValueError("reward must be -1 or 0 for the bad end and 1 or 0 for the good one")
+            if bool((((bad != 0) | (good != 0)) & seen.done.logical_not()).any()):
+                raise ValueError("reward must be 0 where done is False: -1 and 1 are ends")
             if bool(((seen.action < 0) | (seen.action >= actions)).any()):
                 raise ValueError(f"action must be in 0..{actions - 1}, got {seen.action.min()}..{seen.action.max()}")
         total = seen.reward.new_zeros(())
