@@ -174,7 +174,11 @@ def test_autoencoder_unfolds_a_ring() -> None:
         vae.loss(y, x, beta=0.001, generator=generator).backward()
         optimizer.step()
     with torch.no_grad():
-        codes = vae.encode(y, x).mean
-        radius = vae.decode(codes, x).norm(dim=-1)
+        law = vae.encode(y, x)
+        radius = vae.decode(law.mean, x).norm(dim=-1)
+        draws = law.rsample(generator=_seeded(1))
     assert (radius - 1).abs().mean() < 0.15
-    assert codes.std(0).max() < 2
+    assert law.mean.std(0).max() < 2
+    deviation = (draws - law.mean) / law.scale
+    assert deviation.mean().abs() < 0.15
+    assert abs(deviation.std() - 1) < 0.1

@@ -27,6 +27,12 @@ class LatentLaw(NamedTuple):
     mean: Float[Tensor, "*batch latent"]
     scale: Float[Tensor, "*batch latent"]
 
+    def rsample(self, *, generator: torch.Generator | None = None) -> Float[Tensor, "*batch latent"]:
+        """Return a draw of each code, with the gradient of mean and scale."""
+        device = drawing_device(generator, self.mean)
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)
+        return self.mean + self.scale * noise.to(self.mean)
+
 
 class ConditionalVAE(nn.Module):
     r"""Encoder :math:`q(z \mid y, x)` and decoder :math:`y(z, x)`, trained by
@@ -34,7 +40,8 @@ class ConditionalVAE(nn.Module):
     .. math:: |y - y(z, x)|^2 / d + \beta\, \mathrm{KL}\big(q(z \mid y, x)\,\|\, N(0, I)\big), \qquad z \sim q
 
     With a small ``beta`` outcomes are kept and ``z`` given ``x`` is about Gaussian, however bent ``y`` given ``x`` is:
-    convex regions of ``z``, decoded, bend with ``y``.
+    convex regions of ``z``, decoded, bend with ``y``. That holds of draws of ``z``. Its means are flat where the
+    outcome needs fewer coordinates than the code has.
 
     Args:
         features: of ``x``.
@@ -108,10 +115,8 @@ class ConditionalVAE(nn.Module):
             generator: of the draws.
         """
         check_positive("beta", beta)
-        mean, scale = self.encode(y, x)
-        device = drawing_device(generator, mean)
-        noise = torch.randn(mean.shape, generator=generator, device=device, dtype=torch.float32).to(mean)
-        missed = (y - self.decode(mean + scale * noise, x)).square().mean(-1)
+        mean, scale = law = self.encode(y, x)
+        missed = (y - self.decode(law.rsample(generator=generator), x)).square().mean(-1)
         divergence = (mean.square() + scale.square() - 1).sum(-1) / 2 - scale.log().sum(-1)
         return (missed + beta * divergence).mean()
 

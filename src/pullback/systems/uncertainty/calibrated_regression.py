@@ -5,8 +5,8 @@ PCE. After training, a map of levels can be fitted to the PITs of held-out rows:
 prediction), a line through it, or a smooth one that keeps a density. During training, a term of the loss can pull PITs
 to uniform: the smoothed PCE, their distance to even spacing, their entropy. Over the paper's 57 tables maps win (Dheur,
 Ben Taieb, ICML 2023, arXiv 2306.02738). As many test rows of a perfect law have a PCE too: what counts is the excess
-above that. Claims are about the five tables that leave at least 299 rows for calibration; of the other three a map of
-59 to 76 rows errs as much as it mends.
+above that. On the three tables that leave 59 to 76 rows for calibration a map errs about as much as it mends: claims
+say more of the five that leave at least 299.
 
 Smaller than in the paper: eight real tables of at most 4 000 rows instead of 57, three splits, hidden layers of 48, and
 three weights for each term. All networks of a kind train at once. Those that need no calibration rows train on them.
@@ -63,7 +63,7 @@ class Config:
 NLL, SCORE, QUANTILES = "NLL", "CRPS", "quantiles"
 MAPS = {"empirical map": "empirical", "linear map": "linear", "smooth map": "kde"}
 TERMS = ("PCE-KDE", "PCE-Sort", "QR")
-EXCESS = "excess PCE of the larger tables"
+EXCESS, LARGE = "excess PCE", "excess PCE of the larger tables"
 COVERAGE = "deviation of the simulated coverage from its formula, in standard errors"
 
 
@@ -103,26 +103,27 @@ def run(lab: Lab, config: Config) -> None:
     plain, during = lab.arm(NLL), [lab.arm(f"{NLL}, {name}") for name in TERMS]
     after = [lab.arm(f"{NLL} + {name}") for name in MAPS]
     lab.claim(
-        "each map after training takes at least 30 % off the mean excess PCE of networks that train on its rows too",
-        *(arm[EXCESS] <= 0.7 * plain[EXCESS] for arm in after),
+        "each map takes 20 % off the excess PCE of networks that train on its rows too, on the larger tables 40 %",
+        *(arm[EXCESS] <= 0.8 * plain[EXCESS] for arm in after),
+        *(arm[LARGE] <= 0.6 * plain[LARGE] for arm in after),
     )
     lab.claim(
         "the smoothed PCE as a term of the loss takes off at least 15 %, at no more than 10 % more CRPS",
         during[0][EXCESS] <= 0.85 * plain[EXCESS],
         during[0]["CRPS"] <= 1.1 * plain["CRPS"],
     )
+    pairs = [(lab.arm(f"{SCORE} + linear map"), lab.arm(SCORE)), (lab.arm(f"{QUANTILES} + shifts"), lab.arm(QUANTILES))]
     lab.claim(
-        "a linear map behind the CRPS and shifts of quantiles take off at least 30 % too",
-        lab.arm(f"{SCORE} + linear map")[EXCESS] <= 0.7 * lab.arm(SCORE)[EXCESS],
-        lab.arm(f"{QUANTILES} + shifts")[EXCESS] <= 0.7 * lab.arm(QUANTILES)[EXCESS],
+        "a linear map behind the CRPS and shifts of quantiles take off at least 20 %, on the larger tables 25 %",
+        *(arm[EXCESS] <= 0.8 * bare[EXCESS] for arm, bare in pairs),
+        *(arm[LARGE] <= 0.75 * bare[LARGE] for arm, bare in pairs),
     )
-    gap = torch.tensor([a["PCE"].values for a in during]).mean(0) - torch.tensor([a["PCE"].values for a in after]).mean(
-        0
-    )
-    value = gap.mean() / (gap.std() / math.sqrt(len(gap)))
+    gap = torch.tensor([[arm["PCE"].values for arm in arms] for arms in (after, during)]).mean(1).diff(dim=0)
+    value = math.sqrt(gap.numel()) * gap.mean() / gap.std()
     errors = lab.metric("gap between terms and maps, in standard errors of paired differences", value)
-    statement = "averaged over the three of a kind, maps leave a smaller PCE than terms, by at least 2 standard errors"
-    lab.claim(statement, errors >= 2, scale="full")  # three splits of eight tables are too few to tell
+    lab.claim("on average maps leave less PCE than terms, by at least 2 standard errors", errors >= 2)
+    kinds = [sum((arm[LARGE] for arm in arms[1:]), arms[0][LARGE]) for arms in (after, during)]
+    lab.claim("on the larger tables they leave at most 0.9 of the excess PCE of terms", kinds[0] <= 0.9 * kinds[1])
     lab.bars("PCE", caption="Mean and spread over tables and splits. Of so few test rows a perfect law has a PCE too.")
     lab.bars("CRPS", caption="In standard deviations of the target.")
     _draw(lab, shown)
@@ -158,9 +159,8 @@ class Tables:
     def padded(self, parts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Return inputs, targets and the number of rows of all tables, for each part in turn."""
         rows = [p[part] for part in parts for p in self.parts]
-        pad = nn.utils.rnn.pad_sequence
-        xs, ys = [x for x, _ in rows], [y for _, y in rows]
-        return pad(xs, batch_first=True), pad(ys, batch_first=True), torch.tensor([len(y) for y in ys])
+        x, y = (nn.utils.rnn.pad_sequence(list(values), batch_first=True) for values in zip(*rows, strict=True))
+        return x, y, torch.tensor([len(target) for _, target in rows])
 
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -242,7 +242,8 @@ def study(lab: Lab, config: Config, tables: Tables, name: str, kind: Kind) -> di
     for label, found in results.items():
         arm = lab.arm(label, baseline=label == name)
         arm.metric("PCE", pce := torch.stack([f.pce for f in found]), better="lower", replicated=True)
-        arm.metric(EXCESS, (pce - tables.floor)[LARGER * config.splits :], better="lower", replicated=True)
+        arm.metric(EXCESS, excess := pce - tables.floor, better="lower", replicated=True)
+        arm.metric(LARGE, excess[LARGER * config.splits :], better="lower", replicated=True)
         arm.metric("CRPS", torch.stack([f.score for f in found]), better="lower", replicated=True)
     return {label: found[LARGER * config.splits].pit for label, found in results.items()}
 
@@ -274,9 +275,8 @@ def _fit(
 
 def _coverage(lab: Lab) -> None:
     """Simulate calibration sets of a wrong law: is what comes below its recalibrated quantile as often as it must?"""
-    draws, count = lab.fork("coverage"), 5000
-    levels = torch.tensor([0.05, 0.5, 0.9, 0.95], dtype=torch.float64)
-    worst = 0.0
+    draws, levels = lab.fork("coverage"), torch.tensor([0.05, 0.5, 0.9, 0.95], dtype=torch.float64)
+    worst, count = 0.0, 5000
     for n in (19, 60, 199):
         pit = torch.rand(count, n + 1, generator=draws, dtype=torch.float64) ** 3
         asked = Recalibrator("empirical").fit(pit[:, :n]).inverse_transform(levels.expand(count, -1))

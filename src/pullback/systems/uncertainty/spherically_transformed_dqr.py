@@ -1,14 +1,15 @@
 """Regions for several outcomes at once that bend with their law, and still cover what they promise.
 
 A half-space for each direction holds a share 1 - tau of the outcomes given x; together they bound a region, a convex
-one. Spherically transformed directional quantile regression (ST-DQR) first maps outcomes to codes by a conditional
+one. Spherically transformed directional quantile regression (ST-DQR) first draws codes of outcomes from a conditional
 variational autoencoder, whose law is about Gaussian at every x, bounds the codes, decodes points within the bounds, and
 calls the region what is near one of them. A conformal step grows or shrinks any of these regions until it covers, for
 every law of the data (Feldman, Bates, Romano, JMLR 2023, arXiv 2110.00816).
 
 The banana is the paper's with one input (simulated); the wind and the proteins are real pairs of ours. One network
 knows the quantiles of every level tau, so that the level whose region covers is found on validation rows without
-another training. Smaller than in the paper: 6 000 rows, fewer and narrower layers, no adversary of the autoencoder.
+another training. Step sizes, and the price of the divergence, are the best of three for the area at equal coverage on
+the banana's validation rows. Smaller than in the paper: 6 000 rows, fewer and narrower layers, no adversary.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pullback import data, uncertainty
-from pullback.lab import Arm, Lab, Measured, above, at_least, below, system
+from pullback.lab import Arm, Lab, above, at_least, below, system
 from pullback.uncertainty import BoxRegion, EllipsoidRegion, HalfspaceRegion, PointCloudRegion, Region
 
 
@@ -45,8 +46,10 @@ class Config:
     """Adam steps of each other network."""
     batch: Annotated[int, at_least(2)] = 256
     """Rows in a step."""
-    lr: Annotated[float, above(0)] = 3e-3
+    lr: Annotated[float, above(0)] = 1e-2
     """Step size at the beginning; it falls to zero as a cosine."""
+    direction_lr: Annotated[float, above(0)] = 3e-2
+    """The same, of directional quantiles."""
     directions: Annotated[int, at_least(2)] = 16
     """Random directions in a step; a region has 6 times as many."""
     cloud: Annotated[int, at_least(2)] = 200
@@ -65,7 +68,7 @@ TAUS = torch.logspace(-2.6, -0.7, 39)
 """Levels that are tried on validation rows."""
 Predict = Callable[[Tensor], Region]
 Bounds = Callable[[Tensor], HalfspaceRegion]
-Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+Drawn = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
 @system(
@@ -89,7 +92,7 @@ def run(lab: Lab, config: Config) -> None:
     lab.data("the wind at Sand Point three hours later; phosphorylated Erk and Akt of cells", origin="real")
     makers: dict[str, Callable[[Task, Arm], Predict]] = {
         BOX: _boxes,
-        DIRECTIONS: lambda task, arm: task.directional(arm, lambda x, y: y, task.dim),
+        DIRECTIONS: lambda task, arm: task.directional(arm, lambda x, y, draws: y, task.dim),
         CODES: _codes,
         ELLIPSE: _ellipses,
     }
@@ -100,40 +103,32 @@ def run(lab: Lab, config: Config) -> None:
             regions = {kind: task.judge(arm, makers[kind](task, arm)) for kind, arm in arms.items()}
             if name == "banana" and replicate == 0:
                 _draw(lab, task, regions, arms)
-    banana = {kind: arm[AREA.format("banana")] for kind, arm in arms.items()}
+    banana, worst = ({kind: arm[key.format("banana")] for kind, arm in arms.items()} for key in (AREA, WORST))
     lab.claim(
-        "banana: regions of codes have at most 0.8 of the area of boxes, 0.9 of that of half-spaces and of ellipses",
-        banana[CODES] <= 0.8 * banana[BOX],
-        banana[CODES] <= 0.9 * banana[DIRECTIONS],
-        banana[CODES] <= 0.9 * banana[ELLIPSE],
+        "banana: regions of codes have at most 0.6 of the area of boxes, 0.7 of that of half-spaces, 0.5 of ellipses",
+        *(banana[CODES] <= share * banana[kind] for kind, share in ((BOX, 0.6), (DIRECTIONS, 0.7), (ELLIPSE, 0.5))),
     )
-    worst = WORST.format("banana")
     lab.claim(
         "banana: the fifth covered least is covered 0.1 better than by ellipses, and by boxes at most 0.05 better",
-        arms[CODES][worst] >= arms[ELLIPSE][worst] + 0.1,
-        arms[CODES][worst] >= arms[BOX][worst] - 0.05,
+        *(worst[CODES] >= worst[kind] + more for kind, more in ((ELLIPSE, 0.1), (BOX, -0.05))),
     )
-    rows = round(0.2 * config.rows) * config.replicates
-    error = 4 * math.sqrt(2 * config.alpha * (1 - config.alpha) / rows)  # of calibration and of test rows
+    error = 4 * math.sqrt(
+        2 * config.alpha * (1 - config.alpha) / (0.2 * config.rows * config.replicates)
+    )  # of both parts
     lab.claim(
         "after calibration every kind of region covers 0.9 of each table, within 4 standard errors",
         *(abs(arm[COVERED.format(name)] - 1 + config.alpha) <= error for arm in arms.values() for name in TABLES),
     )
-    lab.claim(
-        "calibration at least halves the mean distance from 0.9, over all kinds and tables",
-        _missed(arms, config, COVERED) <= _missed(arms, config, RAW) / 2,
-    )
+    pairs = [(arm[RAW.format(name)], arm[COVERED.format(name)]) for arm in arms.values() for name in TABLES]
+    gaps = [[abs(share - 1 + config.alpha) for share in pair] for pair in pairs]
+    wrong = [pair for pair in gaps if float(pair[0]) > 0.02]  # the others' distances are those of few test rows
+    statement = "calibration at least halves the distance from 0.9 of what misses it by more than 0.02, on average"
+    lab.claim(statement, sum(after for _, after in wrong) <= 0.5 * sum(before for before, _ in wrong))
     lab.bars(
         *(AREA.format(name) for name in TABLES),
         caption="In units of both standard deviations, as far as within half a unit of the data.",
     )
     lab.bars(*(f.format("banana") for f in (RAW, COVERED, WORST)), caption="A fifth of the test rows is 240 of them.")
-
-
-def _missed(arms: dict[str, Arm], config: Config, key: str) -> Measured:
-    """Return the mean distance of a coverage from what it should be."""
-    gaps = [abs(arm[key.format(name)] - (1 - config.alpha)) for arm in arms.values() for name in TABLES]
-    return sum(gaps[1:], gaps[0]) / len(gaps)
 
 
 class Task:
@@ -149,10 +144,11 @@ class Task:
         self.low, self.high = self.train[1].amin(0) - 0.5, self.train[1].amax(0) + 0.5
         self.features, self.dim = x.shape[1], y.shape[1]
 
-    def fit(self, arm: Arm, model: nn.Module, loss: Loss, part: str) -> None:
+    def fit(self, arm: Arm, model: nn.Module, loss: Drawn, part: str) -> None:
         """Train a network on batches of training rows."""
         steps = self.config.code_steps if part == "codes" else self.config.steps
-        optimizer = torch.optim.Adam(model.parameters(), lr=self.config.lr)
+        lr = self.config.direction_lr if part == "quantiles" else self.config.lr
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         draws = self.lab.fork(f"{self.name} {part}")
         for _ in arm.steps(steps, model, optimizer, schedule, draws, name=f"{self.name} {part}"):
@@ -166,8 +162,7 @@ class Task:
         """Calibrate regions and measure them on test rows; return those of some."""
         x, y = self.test
         calibrated = uncertainty.conformalize_region(predict, *self.calibrate, level=1 - self.config.alpha)
-        raw = predict(x)
-        scores = raw.score(y[:, None]).squeeze(-1)
+        scores = predict(x).score(y[:, None]).squeeze(-1)
         covered = (scores <= calibrated.growth).float()
         fifths = covered[x[:, 0].argsort()].tensor_split(5)
         some = calibrated.region(x[: self.config.measured])
@@ -182,7 +177,7 @@ class Task:
         """Return inputs at which regions are drawn."""
         return self.test[0][self.test[0][:, 0].argsort()][:: max(1, len(self.test[0]) // 4)][:4]
 
-    def directional(self, arm: Arm, targets: Callable[[Tensor, Tensor], Tensor], dim: int) -> Bounds:
+    def directional(self, arm: Arm, targets: Drawn, dim: int) -> Bounds:
         """Learn the directional quantiles of targets at every level; return the half-spaces of that which covers."""
         with arm.weights("quantiles"):
             model = uncertainty.DirectionalQuantiles(self.features + 1, dim, hidden=40)
@@ -193,17 +188,17 @@ class Task:
 
         def loss(x: Tensor, y: Tensor, draws: torch.Generator) -> Tensor:
             tau = float(TAUS[torch.randint(len(TAUS), (), generator=draws)])
-            directions = uncertainty.unit_directions(self.config.directions, dim, generator=draws)
-            found = model(known(x, tau), directions)
+            u = uncertainty.unit_directions(self.config.directions, dim, generator=draws)
             scale = math.exp(-0.5 * torch.special.ndtri(torch.tensor(tau)).item() ** 2)  # small losses of rare events
-            return uncertainty.directional_quantile_loss(found, targets(x, y), directions, level=tau) / scale
+            found = model(known(x, tau), u)
+            return uncertainty.directional_quantile_loss(found, targets(x, y, draws), u, level=tau) / scale
 
         self.fit(arm, model, loss, "quantiles")
 
         def bounds(x: Tensor, tau: float) -> HalfspaceRegion:
             return HalfspaceRegion(everywhere, model(known(x, tau), everywhere))
 
-        codes = targets(*self.check)[:, None]
+        codes = targets(*self.check, self.lab.fork(f"{self.name} check"))[:, None]
         shares = [bounds(self.check[0], tau).contains(codes).float().mean() for tau in TAUS.tolist()]
         tau = float(TAUS[(torch.stack(shares) - 1 + self.config.alpha).abs().argmin()])
         arm.metric(f"{self.name}: tau", tau)
@@ -212,12 +207,12 @@ class Task:
 
 def _boxes(task: Task, arm: Arm) -> Predict:
     """Bound each coordinate by quantiles at levels of Bonferroni."""
-    d, levels = task.dim, torch.tensor([task.config.alpha / (2 * task.dim), 1 - task.config.alpha / (2 * task.dim)])
+    d, outer = task.dim, task.config.alpha / (2 * task.dim)
     with arm.weights():
         model = _perceptron(task.features, 2 * d)
 
     def loss(x: Tensor, y: Tensor, draws: torch.Generator) -> Tensor:
-        return uncertainty.pinball_loss(model(x).unflatten(-1, (d, 2)), y, levels)
+        return uncertainty.pinball_loss(model(x).unflatten(-1, (d, 2)), y, torch.tensor([outer, 1 - outer]))
 
     task.fit(arm, model, loss, "bounds")
     return lambda x: BoxRegion(*model(x).unflatten(-1, (d, 2)).sort(-1).values.unbind(-1))
@@ -238,7 +233,7 @@ def _codes(task: Task, arm: Arm) -> Predict:
     with arm.weights("codes"):
         vae = uncertainty.ConditionalVAE(task.features, task.dim, latent=task.config.latent)
     task.fit(arm, vae, lambda x, y, draws: vae.loss(y, x, beta=task.config.beta, generator=draws), "codes")
-    region = task.directional(arm, lambda x, y: vae.encode(y, x).mean, task.config.latent)
+    region = task.directional(arm, lambda x, y, draws: vae.encode(y, x).rsample(generator=draws), task.config.latent)
 
     def predict(x: Tensor) -> PointCloudRegion:
         codes = region(x).sample(task.config.cloud, steps=3, generator=torch.Generator().manual_seed(0))
@@ -265,9 +260,8 @@ def _wind(rows: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     year = data.weather("sand_point")
     angle = year.column("wind direction") * math.pi / 180
     east, north = (year.column("wind speed") * f(angle) for f in (torch.sin, torch.cos))
-    names = ("temperature", "dew point", "humidity", "pressure")
-    now = torch.stack([east, north, *(year.column(name) for name in names)], -1)
-    return now[:-3], torch.stack([east, north], -1)[3:]
+    now = [east, north, *(year.column(name) for name in ("temperature", "dew point", "humidity", "pressure"))]
+    return torch.stack(now, -1)[:-3], torch.stack([east, north], -1)[3:]
 
 
 def _proteins(rows: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -282,15 +276,20 @@ TABLES = {"banana": _banana, "wind": _wind, "proteins": _proteins}
 
 def _draw(lab: Lab, task: Task, regions: dict[str, Region], arms: dict[str, Arm]) -> None:
     figure, axes = lab.subplots(1, 4, figsize=(13, 3.6), sharex=True, sharey=True)
-    ticks = [low + (high - low) * torch.linspace(0, 1, 120) for low, high in zip(task.low, task.high, strict=True)]
+    ticks = (task.low + (task.high - task.low) * torch.linspace(0, 1, 120)[:, None]).T
     cells = torch.cartesian_prod(*ticks)
     x, y = task.test
     for k, axis in enumerate(axes):
         near = (x[:, 0] - task.shown()[k, 0]).abs().argsort()[: len(x) // 10]
         axis.plot(*y[near].T, ".", color="0.7", ms=2)
         for kind, region in regions.items():
-            inside = region.score(cells)[k].reshape(120, 120).T
-            axis.contour(*ticks, inside, levels=[0.0], colors=[arms[kind].colour], linewidths=1.5)
+            axis.contour(
+                *ticks,
+                region.score(cells)[k].reshape(120, 120).T,
+                levels=[0.0],
+                colors=[arms[kind].colour],
+                linewidths=1.5,
+            )
         axis.set_title(f"input {float(task.shown()[k, 0]):.1f}")
     for kind, arm in arms.items():
         axes[0].plot([], [], color=arm.colour, label=kind)
