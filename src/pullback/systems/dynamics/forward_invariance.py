@@ -6,9 +6,9 @@ change of those, found by a small quadratic program at every evaluation of the f
 Xiao, Wang, Hasani, Lechner, Ban, Gan, Rus, ICML 2023.
 
 Two of the paper's examples, simulated as there: a spiral field with discs in its way, and driving by lidar, where the
-filtered image is what the network should have seen. Smaller here: 50 and 64 hidden units, a rule as teacher. Other than
-in the authors' code: the derivative of tanh is 1 - tanh^2 (theirs: tanh^2), one relaxed row leads all inner weights
-back, all of a layer is freed (which columns of the last one are makes no difference to the states).
+filtered image is what the network should have seen. Here: 50 and 64 hidden units, a rule as teacher among discs, tests
+among thin posts. Other than in the authors' code: the derivative of tanh is 1 - tanh^2 (theirs: tanh^2), one relaxed
+row leads all inner weights back, all of a layer is freed (its choice changes no state), k = 4 by lidar (theirs 2).
 """
 
 from __future__ import annotations
