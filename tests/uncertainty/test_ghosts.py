@@ -119,6 +119,7 @@ def test_a_decoder_is_torchs_lstms_and_attention() -> None:
     found = decoder(words, 1)
     torch.testing.assert_close(found.action, action.context)
     torch.testing.assert_close(found.observation, seen.context)
+    torch.testing.assert_close(found.state, state[0])
 
 
 def test_every_weight_of_the_decoder_learns() -> None:
@@ -136,3 +137,19 @@ def test_words_write_the_filters() -> None:
     torch.testing.assert_close(network(place, torch.tensor([[5.0, 0, 2, 0]])), one)  # their direction counts
     with pytest.raises(ValueError, match="words must be a multiple of levels, got 3 and 2"):
         LingUNet(2, 3, 3)
+
+
+def test_one_map_is_read_for_many_words() -> None:
+    for normalize in (False, True):
+        network = LingUNet(2, 3, 4, outputs=2, normalize=normalize, generator=_g()).double()
+        place, words = _normal(2, 1, 2, 4, 4), _normal(2, 3, 4)
+        found = network(place, words)
+        torch.testing.assert_close(found, network(place.expand(-1, 3, -1, -1, -1), words))
+        torch.testing.assert_close(found[1, 2], network(place[1, 0], words[1, 2]))
+
+
+def test_normalised_maps_hide_their_contrast() -> None:
+    network = LingUNet(1, 3, 2, levels=1, normalize=True, generator=_g()).double()
+    torch.nn.init.zeros_(network.down[0].bias)
+    place, words = _normal(1, 8, 8), _normal(2)
+    torch.testing.assert_close(network(100 * place, words), network(10 * place, words), rtol=1e-3, atol=1e-3)

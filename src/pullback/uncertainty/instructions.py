@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pullback.core.checks import check_floating, check_integer, check_same_dtype, check_shape
+from pullback.core.checks import check_broadcast, check_floating, check_integer, check_same_dtype, check_shape
 from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.core.transforms import can_look
 
@@ -80,12 +80,14 @@ class DecodedSteps(NamedTuple):
     Attributes:
         action: ``[*batch, steps, 2 hidden]`` words about the motion.
         observation: ``[*batch, steps, 2 hidden]`` words about what is seen afterwards.
+        state: ``[*batch, steps, 2 hidden]`` of the decoder: how far the instruction is followed.
         action_weights: ``[*batch, steps, n]`` to which words the motion attends.
         observation_weights: ``[*batch, steps, n]``.
     """
 
     action: Float[Tensor, "*batch steps d"]
     observation: Float[Tensor, "*batch steps d"]
+    state: Float[Tensor, "*batch steps d"]
     action_weights: Float[Tensor, "*batch steps n"]
     observation_weights: Float[Tensor, "*batch steps n"]
 
@@ -162,7 +164,7 @@ class InstructionDecoder(nn.Module):
             action = attend(self.ask_action(hidden), keys, keys, mask)
             seen = attend(self.ask_observation(torch.cat([hidden, action.context], -1)), keys, keys, mask)
             given = torch.cat([action.context, seen.context], -1)
-            found.append((action.context, seen.context, action.weights, seen.weights))
+            found.append((action.context, seen.context, hidden, action.weights, seen.weights))
         stacked = (torch.stack(part, 1) for part in zip(*found, strict=True))
         return DecodedSteps(*(part.view(*batch, *part.shape[1:]) for part in stacked))
 
@@ -182,6 +184,8 @@ class LingUNet(nn.Module):
         words: features of the words, a multiple of ``levels``.
         outputs: channels of the result.
         levels: >= 1; the sides of a map are multiples of ``2 ** (levels - 1)``.
+        normalize: bring every channel of a map to mean 0 and variance 1 after each convolution, so that what is rare
+            on a map stands out; the smallest map then needs at least two cells.
         generator: of the initial weights; torch's own by default.
 
     Raises:
@@ -194,7 +198,7 @@ class LingUNet(nn.Module):
 
     References:
         Misra, Bennett, Blukis, Niklasson, Shatkhin, Artzi (2018), Mapping instructions to actions in 3D environments
-        with visual goal prediction, section 4.1.
+        with visual goal prediction, section 4.1. Anderson et al. (2019), Chasing ghosts, whose code normalises.
     """
 
     def __init__(
@@ -205,6 +209,7 @@ class LingUNet(nn.Module):
         *,
         outputs: int = 1,
         levels: int = 2,
+        normalize: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -214,6 +219,7 @@ class LingUNet(nn.Module):
         if words % levels:
             raise ValueError(f"words must be a multiple of levels, got {words} and {levels}")
         self.inputs, self.channels, self.words, self.levels = inputs, channels, words, levels
+        self.normalize = normalize
         self.down = nn.ModuleList(
             nn.Conv2d(inputs if not k else channels, channels, 3, padding=1) for k in range(levels)
         )
@@ -225,12 +231,12 @@ class LingUNet(nn.Module):
         _initialise(self, generator)
 
     def forward(
-        self, map_: Float[Tensor, "*batch inputs h w"], words: Float[Tensor, "*batch words"]
+        self, map_: Float[Tensor, "*#batch inputs h w"], words: Float[Tensor, "*#batch words"]
     ) -> Float[Tensor, "*batch outputs h w"]:
         """Read a map as the words say.
 
         Args:
-            map_: ``[*batch, inputs, h, w]``.
+            map_: ``[*batch, inputs, h, w]``; one map for many words is read once.
             words: ``[*batch, words]``.
 
         Raises:
@@ -241,28 +247,27 @@ class LingUNet(nn.Module):
         check_shape("map_", map_, (self.inputs, None, None))
         check_shape("words", words, (self.words,))
         least = 2 ** (self.levels - 1)
-        if map_.shape[:-3] != words.shape[:-1] or map_.shape[-1] % least or map_.shape[-2] % least or not map_.numel():
-            raise ValueError(
-                f"map_ must have the batch of words and sides that are multiples of {least}, got {tuple(map_.shape)} "
-                f"and {tuple(words.shape)}"
-            )
-        level, spoken = map_.flatten(0, -4) if map_.ndim > 3 else map_[None], words.reshape(-1, self.words)
-        normed = nn.functional.normalize(spoken.unflatten(-1, (self.levels, -1)), dim=-1)
-        filtered = []
+        if map_.shape[-1] % least or map_.shape[-2] % least or not map_.numel():
+            raise ValueError(f"map_ must have sides that are multiples of {least}, got {tuple(map_.shape)}")
+        batch = check_broadcast(map_=tuple(map_.shape[:-3]), words=tuple(words.shape[:-1]))
+        normed = nn.functional.normalize(words.unflatten(-1, (self.levels, -1)), dim=-1)
+        level, filtered = map_.reshape(-1, *map_.shape[-3:]), []
         for k, (conv, write) in enumerate(zip(self.down, self.write, strict=True)):
-            if k:
-                level = nn.functional.avg_pool2d(level, 2)
-            level = conv(level).relu()
-            mixed = write(normed[:, k]).view(-1, self.channels, self.channels) @ level.flatten(2)
-            filtered.append(mixed.view_as(level))
+            level = self._normal(conv(nn.functional.avg_pool2d(level, 2) if k else level).relu())
+            filters = write(normed[..., k, :]).unflatten(-1, (self.channels, self.channels))
+            mixed = filters @ level.flatten(2).view(*map_.shape[:-3], self.channels, -1)
+            filtered.append(mixed.view(-1, *level.shape[1:]))
         found: Tensor | None = None
         for part, conv in zip(filtered[::-1], self.up[::-1], strict=True):
             if found is not None:
                 found = found.repeat_interleave(2, -1).repeat_interleave(2, -2)
                 part = torch.cat([part, found], 1)
-            found = conv(part).relu()
+            found = self._normal(conv(part).relu())
         result: Tensor = self.readout(found)
-        return result.view(*map_.shape[:-3], *result.shape[1:])
+        return result.view(*batch, *result.shape[1:])
+
+    def _normal(self, maps: Tensor) -> Tensor:
+        return nn.functional.instance_norm(maps) if self.normalize else maps
 
 
 def _initialise(module: nn.Module, generator: torch.Generator | None) -> None:
