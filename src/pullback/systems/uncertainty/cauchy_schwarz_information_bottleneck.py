@@ -7,9 +7,9 @@ squared errors, alone and with the bottlenecks of Alemi et al. (variational), Ko
 al. (HSIC), with noise on the input and weight decay. Validation chooses the weight of every penalty and when to stop.
 
 Smaller than in the paper: four tables of 392 to 600 rows, networks of 64 units. The tables are real. Not as in the
-paper: all methods are within a few percent of each other; under attack noise on the input is best, and no bottleneck is
-clearly better than squared errors. With kernels of inputs as wide as their median distance the divergence does not fit;
-with narrow ones it hardly compresses: codes of the variational bottleneck forget most at the same error.
+paper: all methods are within a few percent of each other; attacked, noise on the input is best, this bottleneck no
+better than squared errors. Its loss, with targets' kernels of width 2, is nearly a squared error (with 1 it gives up
+the dearest houses); its compression, normalised as in the authors' script, does not make codes forget.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pullback.lab import Arm, Lab, above, at_least, system
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the run; step sizes and widths were chosen by validation on seeds 0 and 1."""
+    """Options of the run; step size and widths were chosen by validation on seeds 0 and 1."""
 
     splits: Annotated[int, at_least(2)] = 5
     """Ways to split each table into training (60 %), validation and test rows, each with its own initialisation."""
@@ -48,9 +48,9 @@ class Config:
     rows: Annotated[int, at_least(40)] = 600
     """Largest number of rows of a table."""
     widths: tuple[Annotated[float, above(0)], Annotated[float, above(0)], Annotated[float, above(0)]] = (0.5, 1.0, 2.0)
-    """Of the kernels of inputs, codes and targets, all of spread 1."""
-    attacks: tuple[Annotated[float, above(0)], ...] = (0.1, 0.2, 0.3)
-    """How far an attack may move each input, in standard deviations."""
+    """Of the kernels of inputs, codes and targets, whose numbers have spread 1; in the authors' script all are 1."""
+    attacks: tuple[Annotated[float, above(0)], Annotated[float, above(0)], Annotated[float, above(0)]] = (0.1, 0.2, 0.3)
+    """How far an attack may move each input, in standard deviations; claims are about the second."""
 
 
 class Method(NamedTuple):
@@ -64,7 +64,7 @@ class Method(NamedTuple):
 
 OURS, PLAIN = "Cauchy-Schwarz", "squared error"
 METHODS = {
-    OURS: Method("cs", "cs", (0, 1e-3, 1e-2, 1e-1)),
+    OURS: Method("cs", "cs", (0, 1e-2, 1e-1, 1)),
     PLAIN: Method("mse", None, (0,)),
     "variational": Method("mse", "vib", (1e-4, 1e-3, 1e-2, 1e-1)),
     "mixtures": Method("mse", "nib", (1e-4, 1e-3, 1e-2, 1e-1)),
@@ -74,7 +74,8 @@ METHODS = {
 }
 BOTTLENECKS = ("variational", "mixtures", "HSIC")
 TABLES, CRIMES = ("diabetes", "autompg", "boston", "crime"), "ViolentCrimesPerPop"
-ERROR, ATTACKED = "error, mean over tables", "error, moved by 0.2"
+ERROR, RATIO = "error, mean over tables", "error over that of squared errors"
+LEFT = "information left by the largest weight"
 Split = dict[str, tuple[Tensor, Tensor]]
 Planes = dict[str, dict[str, tuple[Tensor, Tensor]]]
 
@@ -93,7 +94,7 @@ class Network(un.InformationBottleneck):
     title="Cauchy-Schwarz Divergence Information Bottleneck for Regression",
     paper="Yu, Yu, Lokse, Jenssen, Principe, ICLR 2024, arXiv 2404.17951",
     config=Config,
-    smoke={"splits": 2, "steps": 10, "batch": 16, "rows": 80},
+    smoke={"splits": 2, "steps": 10, "batch": 8, "hidden": 8, "rows": 40},
     full={"splits": 20, "steps": 4000, "batch": 128, "hidden": 128, "rows": 2000},
     data=("regression", "diabetes", "fairness"),
     blocks=(
@@ -120,17 +121,23 @@ def run(lab: Lab, config: Config) -> None:
             picked = torch.stack([e.view(-1, config.splits).gather(0, chosen[None])[0] for e in found])
             arm.metric(f"error, {table}", picked[0], better="lower", replicated=True)
             errors[name].append(picked)
+    means = {name: torch.stack(found).log().mean(0).exp() for name, found in errors.items()}
+    labels = [ERROR, *(f"error, moved by {e:g}" for e in config.attacks), f"error, at once by {config.attacks[2]:g}"]
+    attacked = f"{RATIO}, moved by {config.attacks[1]:g}"
     for name, arm in arms.items():
-        mean = torch.stack(errors[name]).log().mean(0).exp()
-        arm.metric(ERROR, mean[0], better="lower", replicated=True)
-        moves = [*(f"moved by {epsilon:g}" for epsilon in config.attacks), f"moved at once by {config.attacks[-1]:g}"]
-        for move, row in zip(moves, mean[1:], strict=True):
-            arm.metric(f"error, {move}", row, better="lower", replicated=True)
-    ours, plain = arms[OURS], arms[PLAIN]
-    middle = sorted((arms[name][ERROR] for name in BOTTLENECKS), key=float)[1]
-    lab.claim("its error is at most 1.02 times that of squared errors alone", ours[ERROR] <= 1.02 * plain[ERROR])
-    lab.claim("and at most 1.02 times that of the middle one of the other bottlenecks", ours[ERROR] <= 1.02 * middle)
-    lab.claim("moved by 0.2, its error is at most that of squared errors alone", ours[ATTACKED] <= plain[ATTACKED])
+        against = means[name] / means[PLAIN]
+        for label, value in zip([*labels, RATIO, attacked], [*means[name], against[0], against[2]], strict=True):
+            arm.metric(label, value, better="lower", replicated=True)
+        if name in (OURS, *BOTTLENECKS):
+            known = torch.stack([planes[table][name][0].view(-1, config.splits) for table in TABLES])
+            arm.metric(LEFT, (known[:, -1] / known[:, 0]).log().mean(0).exp(), better="lower", replicated=True)
+    ours, middle = arms[OURS], sorted((arms[name][RATIO] for name in BOTTLENECKS), key=float)[1]
+    lab.claim("its error is at most 1.02 times that of squared errors alone", ours[RATIO] <= 1.02)
+    lab.claim("and at most 1.02 times that of the middle one of the other bottlenecks", ours[RATIO] <= 1.02 * middle)
+    lab.claim("attacked, its error is at most that of squared errors alone", ours[attacked] <= 1)
+    noise, rivals = arms["input noise"][attacked], [0.98 * arms[name][attacked] for name in (OURS, *BOTTLENECKS)]
+    lab.claim("attacked, noise on inputs beats all bottlenecks by 2 % or more", *(noise <= rival for rival in rivals))
+    lab.claim("its largest weight leaves codes at most 0.8 of what they know of inputs without", ours[LEFT] <= 0.8)
     _draw(lab, config, arms, planes)
 
 
@@ -227,7 +234,7 @@ def _errors(models: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _information(models: Stack, x: Tensor) -> Tensor:
-    """What each code, drawn where it is, knows of the input: with widths at the median distance, in [0, 1]."""
+    """What each code, drawn where it is, knows of the input, in nats, with widths at the median distance."""
     codes = models(x, "encoder.")
     if models.form.stochastic:
         mean, log_variance = codes.chunk(2, -1)
@@ -256,18 +263,13 @@ def _normal_laws(lab: Lab) -> None:
         beyond.append((exact(p, q) > kl_divergence(p, q)).double().mean())
         equal.append(((exact(p, shifted) - kl_divergence(p, shifted)) / (1 + kl_divergence(p, shifted))).abs().max())
     excess = arm.metric("largest excess over the mean of both Kullback-Leibler divergences", max(below), better="lower")
-    share, off = (
-        arm.metric("pairs above that from p to q", min(beyond)),
-        arm.metric("off for equal covariances", max(equal)),
-    )
-    lab.claim(
+    share = arm.metric("pairs above that from p to q", min(beyond))
+    off = arm.metric("off for equal covariances", max(equal))
+    statement = (
         "normal laws: at most the mean of both Kullback-Leibler divergences, at most that from p to q where means are "
-        "equal, equal to it where covariances are (1e-10), but above it in at least 10 % of all pairs",
-        excess <= 1e-10,
-        off <= 1e-10,
-        share >= 0.1,
-        scale="smoke",
+        "equal, equal to it where covariances are (1e-10), but above it in at least 10 % of all pairs"
     )
+    lab.claim(statement, excess <= 1e-10, off <= 1e-10, share >= 0.1, scale="smoke")
     errors, width = [], 0.5
     for r in (0.0, 0.3, 0.6, 0.9):
         x, other = torch.randn(2, 2000, 1, generator=g, dtype=torch.float64)
@@ -292,7 +294,5 @@ def _draw(lab: Lab, config: Config, arms: dict[str, Arm], planes: Planes) -> Non
         axes[-1].plot([0, *config.attacks], values, marker="o", color=arm.colour, label=name)
     axes[-1].set(title="all tables, attacked", xlabel="inputs moved by at most")
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
-    lab.figure(
-        "plane", figure, "Each point is a weight of the compression; on the right the chosen networks, attacked."
-    )
+    lab.figure("plane", figure, "A point for each weight of the compression; on the right chosen networks, attacked.")
     lab.bars(*(f"error, {table}" for table in TABLES), caption="On test rows, in standard deviations of the target.")
