@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from pullback import discrete
 from pullback.discrete.sorted_input import SortedInput
@@ -53,6 +53,13 @@ def test_hard_is_exact_and_has_the_soft_gradient(method: str, generator: torch.G
         expected_matrix = torch.nn.functional.one_hot(x.argsort(-1), 6).float()
         assert torch.equal(discrete.argsort(x, method=method, hard=True), expected_matrix)
         assert torch.equal(hard.permutation, expected_matrix)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cotangents_may_be_zero_tensors_without_memory(method: str) -> None:
+    """The second derivative of an absolute value is such a tensor."""
+    x = torch.tensor([0.3, -0.8, 1.1], dtype=torch.float64, requires_grad=True)
+    assert gradgradcheck(lambda x: discrete.sort(x, method=method).values.abs().mean(), (x,))
 
 
 def test_temperature_zero_is_torch(generator: torch.Generator) -> None:

@@ -141,7 +141,7 @@ def direct(
 
 
 def _rows_of(x: Tensor, n: int) -> np.ndarray:
-    rows = x.detach().resolve_neg().numpy()
+    rows = x.numpy(force=True)  # of lazily negated and of zero tensors too
     return np.ascontiguousarray(rows if rows.ndim == 2 else rows.reshape(-1, n))
 
 

@@ -73,7 +73,7 @@ def weighted(y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         [[2.0, 2.0]]
     """
     out, totals = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty(y.shape, dtype=torch.float64)
-    arrays = [y.contiguous().resolve_neg().numpy(), v.contiguous().resolve_neg().numpy()]
+    arrays = [y.contiguous().numpy(force=True), v.contiguous().numpy(force=True)]
     over_rows(_bands()[0], *arrays, _cut(y), out.numpy(), totals.numpy())  # type: ignore[index]
     return out, totals
 
@@ -135,7 +135,7 @@ def neuralsort_mean_gradient(
         return _gradient_plain(y, v, g)
     grad_y = torch.zeros_like(y, memory_format=torch.contiguous_format)
     grad_v = torch.zeros_like(v, memory_format=torch.contiguous_format)
-    arrays = [t.contiguous().resolve_neg().numpy() for t in (y, v, g, *(kept or weighted(y, v)))]
+    arrays = [t.contiguous().numpy(force=True) for t in (y, v, g, *(kept or weighted(y, v)))]
     over_rows(_bands()[1], *arrays, _cut(y), grad_y.numpy(), grad_v.numpy())  # type: ignore[index]
     return grad_y, grad_v
 
