@@ -103,6 +103,18 @@ def test_going_on_from_a_result_is_one_filter() -> None:
     torch.testing.assert_close(torch.stack(halves).mean(), kalman_evidence(model, _Y), rtol=0, atol=0.05)
 
 
+def test_weights_to_go_on_from_may_have_any_sum() -> None:
+    model = _model(torch.tensor(0.5, dtype=torch.float64))
+    first = particle_filter(model, _Y[:4], generator=torch.Generator().manual_seed(0))
+    told = [
+        particle_filter(
+            model, _Y[4:], start=(first.points, first.log_weights + c), generator=torch.Generator().manual_seed(1)
+        ).increments
+        for c in (0.0, 5.0)
+    ]
+    torch.testing.assert_close(*told)
+
+
 class _Blind(LinearGaussian):
     """Sees nothing of the second observation that could come from any state."""
 

@@ -13,7 +13,7 @@ from pullback.core.checks import check_choice, check_finite, check_floating, che
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import can_look
-from pullback.uncertainty.resampling import DegenerateWeights, check_particles, resample
+from pullback.uncertainty.resampling import DegenerateWeights, check_particles, check_weights, resample
 from pullback.uncertainty.weights import effective_sample_size
 
 __all__ = ["ParticleFiltered", "StateSpaceModel", "particle_filter"]
@@ -88,7 +88,7 @@ def particle_filter(
         particles: n >= 2 of each series.
         resampling: a method of :func:`resample`.
         threshold: in 0..1, the part of n below which the effective sample size makes a series resample; 1: always.
-        start: points ``[*batch, n, d]`` and log weights ``[*batch, n]`` to go on from, as of an earlier result; the
+        start: points ``[*batch, n, d]`` and log weights ``[*batch, n]`` (of any sum) to go on from, as of a result; the
             first observation is then that after theirs.
         degenerate: what to do where no particle has any weight: ``"raise"``, or ``"reset"`` to equal weights (the
             increment is then -inf).
@@ -145,6 +145,8 @@ def _filter(
         check_particles(points, log_weights)
         if points.shape[:-1] != (*batch, n):
             raise ValueError(f"start must have points of shape {(*batch, n, 'd')}, got {tuple(points.shape)}")
+        check_weights(log_weights, " of start")
+        log_weights = log_weights - log_weights.logsumexp(-1, keepdim=True)
     means, increments, sizes = [], [], []
     for t, now in enumerate(y.unbind(-2)):
         seen = now.unsqueeze(-2)
@@ -241,7 +243,10 @@ def _drawing(generator: torch.Generator | None, like: Tensor) -> Iterator[None]:
     seed = int(torch.randint(2**62, (), generator=generator, device=drawing_device(generator, like)))
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

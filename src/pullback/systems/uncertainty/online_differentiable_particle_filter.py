@@ -7,13 +7,15 @@ on what resampling does to it, so that is measured first, where the exact gradie
 
 Smaller than in the paper: 2 and 10 dimensions instead of up to 25, no images; the normalising flows are affine, and the
 offline stage is replaced by what it can reach at best: the true parameters before the change. Linear streams are
-simulated. The GPS ride is real; what changes in it is our doing: the logger keeps each third point from some point on.
-Without that, nothing is gained from going on to learn (reported). Step sizes were chosen on seeds 0 to 2.
+simulated: a rises from 0.2 to 0.6, in ten dimensions to 0.42 (from 0.43 on states would explode). The other way round,
+as in the paper, even Kalman's filter gains but 2 %. The GPS ride is real; what changes in it is our doing: the logger
+keeps each third point from some point on. Without that, nothing is gained from going on to learn, nor lost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -31,7 +33,8 @@ from pullback.uncertainty import (
     particle_filter,
 )
 
-RATIO, GRADIENT, FEW = "evidence / Kalman's", "gradient / exact", "stop-gradient, a tenth of the particles"
+RATIO, GRADIENT, SPREAD, BIAS = "evidence / Kalman's", "gradient / exact", "spread of the gradient", "error of gradient"
+FEW = "stop-gradient, a tenth of the particles"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Config:
     """Options of the run."""
 
     filters: Annotated[int, at_least(2)] = 400
-    """Filters of which the evidence and its gradient are averaged; a twentieth of them for transport."""
+    """Filters, of which evidence and gradient are averaged; a tenth of them for transport."""
+    series: Annotated[int, at_least(1)] = 10
+    """Series that they share."""
     particles: Annotated[int, at_least(2)] = 1000
     """Of each of these filters; a tenth of them for transport."""
     steps: Annotated[int, at_least(10)] = 2000
@@ -78,7 +83,7 @@ class _Linear(nn.Module):
         return c.exp(), r.exp(), odds.sigmoid(), spread.exp()
 
     def initial(self) -> Independent:
-        return _normal(self.a.new_zeros(len(self.a), self.dim), self.a.new_ones(1))
+        return _normal(torch.zeros(len(self.a), self.dim), torch.ones(1))
 
     def transition(self, x: Tensor) -> Independent:
         return _normal(x @ self.matrix().mT, x.new_ones(1))
@@ -130,7 +135,7 @@ class _Ride(nn.Module):
     title="Learning Differentiable Particle Filter on the Fly",
     paper="Li, Chen, Li, Asilomar 2023, arXiv 2312.05955",
     config=Config,
-    smoke={"filters": 60, "particles": 40, "steps": 40, "streams": 2, "followed": 10, "passes": 1, "known": 20},
+    smoke={"filters": 60, "series": 2, "particles": 40, "steps": 40, "streams": 2, "followed": 10, "known": 20},
     full={"filters": 4000, "steps": 5000, "streams": 20, "followed": 1000},
     data=("ride",),
     blocks=tuple(f"uncertainty.{name}" for name in ("particle_filter", "OnlineFilter", "resample", "kalman_evidence")),
@@ -150,92 +155,84 @@ def run(lab: Lab, config: Config) -> None:
 
 
 def _gradients(lab: Lab, config: Config) -> None:
-    """Compare evidence and gradient of many filters, at a = 0.42 where the truth is 0.6, with Kalman's."""
+    """Compare evidence and gradient of many filters, at a = 0.42 where the truth is 0.55, with Kalman's."""
     stream = lab.fork("evidence")
-    y = _simulate([_Linear(2, 1, a=0.6)] * 20, stream)[1]
-    at = _Linear(2, 1, a=0.42)
-    exact = kalman_evidence(at.exact(), y)
-    (slope,) = torch.autograd.grad(exact.sum(), at.a)
-    few, tenth = max(2, config.filters // 20), max(2, config.particles // 10)
-    many = (config.filters, config.particles)
-    compared = {"multinomial": many, "stop-gradient": many, "transport": (few, tenth), FEW: (config.filters, tenth)}
+    y = _simulate([_Linear(2, config.series, a=0.55)] * 20, stream)[1]
+    exact = kalman_evidence((at := _Linear(2, config.series, a=0.42)).exact(), y)
+    (slope,) = torch.autograd.grad(exact.sum(), at.a)  # of single series it may be near zero; its mean is not
+    many, tenth = max(2, config.filters // config.series), max(2, config.particles // 10)
+    plain = dict.fromkeys(("multinomial", "systematic", "soft", "stop-gradient"), (many, config.particles))
+    compared = plain | {"transport": (max(2, many // 10), tenth), FEW: (many, tenth)}
     for name, (count, particles) in compared.items():
-        arm, method = lab.arm(name, baseline=name == "multinomial"), name.partition(",")[0]
-        options = {"epsilon": 0.5} if method == "transport" else {}
-        words = {"particles": particles, "resampling": method, "threshold": 1.0, "generator": stream, **options}
-        model = _Linear(2, count, a=0.42)
-        found = particle_filter(model, y.expand(count, *y.shape[1:]), **words)
-        slopes = torch.autograd.grad(found.log_evidence.sum(), model.a)[0] / slope
-        ratio = (found.log_evidence - exact).detach().exp()
-        weight = torch.ones(count) if method == "transport" else ratio / ratio.mean()  # its evidence is biased
-        mean = (weight * slopes).mean()  # a ratio of means; its error is that of what is added up next
-        arm.metric(RATIO, ratio, replicated=True)
-        arm.metric(GRADIENT, mean + weight * (slopes - mean), replicated=True)
-        arm.metric("spread of the gradient", slopes.std())
-    plain, ours, plan, rival = (lab.arm(name) for name in compared)
-    error = config.filters**-0.5
+        arm, method = lab.arm(name, baseline=name in (*plain, FEW)[:3]), name.partition(",")[0]
+        words = {"particles": particles, "resampling": method, "threshold": 1.0, "generator": stream, "epsilon": 0.5}
+        ratios, slopes = torch.zeros(config.series, count), torch.zeros(config.series, count)
+        for i, series in enumerate(y):
+            model = _Linear(2, count, a=0.42)
+            found = particle_filter(model, series.expand(count, *series.shape), **words).log_evidence
+            slopes[i] = torch.autograd.grad(found.sum(), model.a)[0]
+            ratios[i] = (found.detach() - exact[i]).exp()
+        weight = torch.ones_like(ratios) if method == "transport" else ratios  # the evidence of transport is biased
+        mean = slopes.mean(1, keepdim=True)
+        error = mean + weight * (slopes - mean) - slope[:, None]
+        arm.metric(SPREAD, slopes.var(1).mean().sqrt() / slope.mean().abs())
+        arm.metric(BIAS, error.mean(1).norm() / slope.norm(), better="lower")  # of each series: signs do not cancel
+        if name != FEW:
+            arm.metric(RATIO, ratios.flatten(), replicated=True)
+            arm.metric(GRADIENT, (1 + error / slope.mean()).flatten(), replicated=True)
+    *biased, ours, plan, rival = (lab.arm(name) for name in compared)
+    error = (config.series * many) ** -0.5
     lab.claim(
         "the estimated evidence is unbiased: its mean ratio to Kalman's is 1 within 3 standard errors",
-        *(abs(arm[RATIO] - 1) <= 3 * error * arm[RATIO].spread for arm in (plain, ours)),
+        *(abs(arm[RATIO] - 1) <= 3 * error * arm[RATIO].spread for arm in (*biased, ours)),
     )
     lab.claim(
-        "stop-gradient resampling has the exact gradient within 3 standard errors; the plain one of the paper is off "
-        "by more than 5 %, and by more than 5 of them",
+        "stop-gradient resampling has the exact gradient within 3 standard errors; plain and soft ones are off by more "
+        "than 20 % of its root mean square over series, and by more than twice what stop-gradient's noise makes of it",
         abs(ours[GRADIENT] - 1) <= 3 * error * ours[GRADIENT].spread,
-        abs(plain[GRADIENT] - 1) > max(0.05, 5 * error * plain[GRADIENT].spread),
+        *(arm[BIAS] > max(0.2, 2 * ours[BIAS]) for arm in biased),
     )
-    lab.claim(
-        "transport's gradient is within 25 % of the exact one, and varies less than stop-gradient's of as many",
-        abs(plan[GRADIENT] - 1) <= 0.25,
-        plan["spread of the gradient"] < rival["spread of the gradient"],
-    )
-    lab.bars(GRADIENT, RATIO, caption="Mean and standard deviation of single filters (gradients weighed).")
+    words = "transport's gradient is within 25 % of the exact one, and varies less than stop-gradient's of as many"
+    lab.claim(words, plan[BIAS] <= 0.25, plan[SPREAD] < rival[SPREAD])
+    lab.bars(BIAS, RATIO, caption="Root mean square over series; mean and standard deviation of filters.")
 
 
 def _streams(lab: Lab, config: Config, dim: int) -> None:
     """Follow streams whose dynamics change; in ten dimensions observation and proposal are learned too."""
     guided, count, rmse = dim > 2, config.streams, f"RMSE in {dim} dimensions"
-    before = {"a": 0.2, "r": 2.0 if guided else 1.0}
-    after = before | {"a": 0.42 if guided else 0.6}
-    old, new = (_Linear(dim, count, **p, guided=guided) for p in (before, after))
+    old, new = (_Linear(dim, count, a=a, guided=guided) for a in (0.2, 0.42 if guided else 0.6))
     x, y = _simulate([old if t < config.steps // 10 else new for t in range(config.steps)], lab.fork(f"streams {dim}"))
+    late = lambda means: (means - x)[:, config.steps // 2 :].square().mean((1, 2)).sqrt()  # noqa: E731
     for name in ("online", "online, stop-gradient", "supervised online", "frozen"):
         arm = lab.arm(name, baseline=name in ("supervised online", "frozen"))
-        model = _Linear(dim, count, **before, guided=guided)
+        model = _Linear(dim, count, a=0.2, guided=guided)
         learned = [p for p in model.parameters() if p.requires_grad]
         optimizer = None if name == "frozen" else torch.optim.Adam(learned, lr=config.lr)
         draws, resampling = lab.fork(f"particles {dim}"), "stop-gradient" if "stop" in name else "systematic"
         words = {"particles": config.followed, "resampling": resampling, "threshold": 1.0, "generator": draws}
-        online = OnlineFilter(model, optimizer, **words)
-        means = torch.zeros_like(x)
+        online, means = OnlineFilter(model, optimizer, **words), torch.zeros_like(x)
         kept = [k for k in (model, optimizer, draws, online) if k is not None]
         for block in arm.steps(-(-config.steps // config.block), *kept, means, name=f"stream {dim}"):
             part = slice(block * config.block, (block + 1) * config.block)
-
-            def loss(found: ParticleFiltered, y: Tensor, part: slice = part) -> Tensor:
-                return (found.means - x[:, part]).square().mean((1, 2)).sum()
-
-            means[:, part] = online.update(y[:, part], loss if "supervised" in name else None).means
+            loss = partial(_error, x=x[:, part]) if "supervised" in name else None
+            means[:, part] = online.update(y[:, part], loss).means
             arm.record(f"squared error in {dim} dimensions", (means - x)[:, part].square().mean())
             arm.record(f"a in {dim} dimensions", model.a.detach().mean())
-        arm.metric(
-            rmse, (means - x)[:, config.steps // 2 :].square().mean((1, 2)).sqrt(), better="lower", replicated=True
-        )
-        arm.metric(f"error of a in {dim} dimensions", (model.a.detach() / after["a"] - 1).abs(), replicated=True)
-    for name, model in (("Kalman, true parameters", new), ("Kalman, old parameters", old)):
-        error = (
-            (kalman_filter(model.exact(), y).means.detach() - x)[:, config.steps // 2 :].square().mean((1, 2)).sqrt()
-        )
-        lab.arm(name, baseline=True).metric(rmse, error, better="lower", replicated=True)
-    ours, frozen, told = (lab.arm(name) for name in ("online", "frozen", "supervised online"))
-    part = 0.9 if guided else 0.8  # Kalman's filter with the true parameters: 0.84, 0.58
+        arm.metric(rmse, late(means), better="lower", replicated=True)
+        arm.metric(f"error of a in {dim} dimensions", (model.a / new.a - 1).detach().abs(), replicated=True)
+    exact = ("Kalman, true parameters", "Kalman, old parameters")
+    for name, model in zip(exact, (new, old), strict=True):
+        means = kalman_filter(model.exact(), y).means.detach()
+        lab.arm(name, baseline=True).metric(rmse, late(means), better="lower", replicated=True)
+    part = 0.92 if guided else 0.8  # Kalman's filter with the true parameters: 0.86, 0.6
+    bounds = {"frozen": part, exact[1]: part, "supervised online": 1.15, exact[0]: 1.05}
     lab.claim(
-        f"in {dim} dimensions, after the change: online RMSE <= {part} x frozen and <= 1.15 x supervised online",
-        ours[rmse] <= part * frozen[rmse],
-        ours[rmse] <= 1.15 * told[rmse],
+        f"in {dim} dimensions, after the change: online RMSE <= {part} x frozen and Kalman's with the old parameters, "
+        "<= 1.15 x supervised online, <= 1.05 x Kalman's with the true ones",
+        *(lab.arm("online")[rmse] <= times * lab.arm(name)[rmse] for name, times in bounds.items()),
     )
-    off = f"error of a in {dim} dimensions"
-    lab.claim(f"in {dim} dimensions a is found within 15 %, without any state", ours[off] <= 0.15)
+    found = lab.arm("online")[f"error of a in {dim} dimensions"]
+    lab.claim(f"in {dim} dimensions a is found within 15 %, without any state", found <= 0.15)
 
 
 def _ride(lab: Lab, config: Config) -> None:
@@ -253,11 +250,11 @@ def _ride(lab: Lab, config: Config) -> None:
         told = [learner.update(part).increments for part in first.split(config.block, 1)]
         frozen.record("log density of the beginning", torch.cat(told, 1).mean())
     density = "log density of the next point"
-    for name, steps, lr in (("", thinned, 0.03), (", not thinned", rest, 0.003)):
+    for name, steps in (("", thinned), (", not thinned", rest)):
         for arm in (frozen, online):
             model, draws = _Ride(config.streams), lab.fork("further ride")
             model.load_state_dict(start.state_dict())
-            learns = None if arm is frozen else torch.optim.Adam(model.parameters(), lr=lr)
+            learns = None if arm is frozen else torch.optim.Adam(model.parameters(), lr=0.03)
             follower = OnlineFilter(model, learns, generator=draws, **words)
             told, blocks = torch.zeros(steps.shape[:2]), steps.split(config.block, 1)
             kept = [k for k in (model, learns, draws, follower) if k is not None]
@@ -267,9 +264,10 @@ def _ride(lab: Lab, config: Config) -> None:
                 arm.record(density + name, found.mean())
             arm.metric(density + name, told.mean(1), better="higher", unit="nat", replicated=True)
     lab.claim(
-        "once the logger keeps each third point, the online filter forecasts the next one by at least 0.5 nat better "
-        "than the frozen one",
-        online[density] >= frozen[density] + 0.5,
+        "once the logger keeps each third point, the online filter forecasts the next one by at least 2 nat better "
+        "than the frozen one; with the same step size it loses at most 0.1 nat where all goes on as before",
+        online[density] >= frozen[density] + 2,
+        online[f"{density}, not thinned"] >= frozen[f"{density}, not thinned"] - 0.1,
     )
     figure, axes = lab.subplots(1, 1, figsize=(6, 5))
     axes.plot(*(0.03 * parts[2]).T, color="0.8", lw=1)
@@ -291,6 +289,10 @@ def _simulate(models: list[_Linear], stream: torch.Generator) -> tuple[Tensor, T
             states.append(x)
             seen.append(c * x + r * torch.randn(x.shape, generator=stream))
     return torch.stack(states, 1), torch.stack(seen, 1)
+
+
+def _error(found: ParticleFiltered, y: Tensor, x: Tensor) -> Tensor:
+    return (found.means - x).square().mean((1, 2)).sum()
 
 
 def _normal(mean: Tensor, scale: Tensor) -> Independent:
