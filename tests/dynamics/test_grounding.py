@@ -94,6 +94,38 @@ def test_the_policy_keeps_out_of_what_may_not_follow_and_arrives() -> None:
     assert torch.allclose(x, torch.tensor([[3.0, 0.0]]).expand(3, 2), atol=0.1)
 
 
+def test_a_demonstration_that_never_enters_a_mode_gives_no_target() -> None:
+    whole = torch.stack([torch.linspace(-1, 3, 41), torch.full((41,), 0.0)], -1)
+    idle = torch.tensor([-5.0, 0.0]).expand(41, 2)
+    table = dynamics.feasibility_matrix(["a", "b", "c"])
+    alone, both = (dynamics.ModePolicy(Strips(), torch.stack(d), table) for d in ([whole], [whole, idle]))
+    entered = alone.targets[0] - 0.3 * (alone.targets[1] - 0.3 * whole[-1]) / 0.7  # undo the step further in
+    again = both.targets[0] - 0.3 * (both.targets[1] - 0.3 * both.targets[2]) / 0.7
+    assert torch.allclose(entered, again, atol=1e-6)
+
+
+@pytest.mark.parametrize(("demos", "table"), [((0, 5, 2), (3, 3)), ((1, 5, 3), (3, 3)), ((1, 5, 2), (2, 2))])
+def test_the_policy_refuses_shapes_that_do_not_fit(demos: tuple[int, ...], table: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must (be|have)"):
+        dynamics.ModePolicy(Strips(), torch.zeros(demos), torch.zeros(table))
+
+
+def test_calling_everything_a_failure_does_not_pay() -> None:
+    """With the weights of the system: a success called a failure costs more than an explained failure gains."""
+    skipping = torch.full((4, 6, 1, 3), -30.0)
+    skipping[:, :3, 0, 0] = skipping[:, 3:, 0, 2] = 30.0  # from mode 0 to mode 2 at once, once
+    going = skipping.clone()
+    going[:, 2, 0] = torch.tensor([-30.0, 30.0, -30.0])
+    table = dynamics.feasibility_matrix(["a", "b", "c"])
+    losses = {
+        name: dynamics.grounding_loss(*pair, table, weights=(1.5 * 4 * 5, 4.0, 10.0)).guesses.item()
+        for name, pair in {"all fail": (skipping, skipping), "none": (going, going), "told": (going, skipping)}.items()
+    }
+    assert losses["told"] == pytest.approx(-4)
+    assert losses["none"] == pytest.approx(0, abs=1e-6)
+    assert losses["all fail"] == pytest.approx(2)
+
+
 def test_the_best_guess_carries_the_loss() -> None:
     g = torch.Generator().manual_seed(0)
     success, failure = (torch.randn(n, 5, 4, 3, generator=g) for n in (2, 3))

@@ -146,9 +146,9 @@ def mode_feasibility(
         )
     if tuple(feasibility.shape) != (modes, modes):
         raise ValueError(f"feasibility must be [{modes}, {modes}], got {tuple(feasibility.shape)}")
-    # small numbers of modes: element by element is exact for one-hot steps
-    ahead = (feasibility * probabilities[..., 1:, None, :]).sum(-1)
-    return (probabilities[..., :-1, :] * ahead).sum(-1)
+    dtype = torch.promote_types(probabilities.dtype, feasibility.dtype)
+    ahead = probabilities[..., :-1, :].to(dtype) @ feasibility.to(dtype)
+    return (ahead * probabilities[..., 1:, :]).sum(-1)
 
 
 class ModeClassifier(nn.Module):
@@ -292,6 +292,10 @@ class ModePolicy:
         margin: what is taken off the log odds, >= 0: how sure the classifier has to be.
         attract: the nominal velocity ``attract(x, target)``; default: straight to the target.
 
+    Raises:
+        TypeError: ``demonstrations`` is not floating, or ``attract`` cannot be called.
+        ValueError: shapes do not fit, or a number is out of range.
+
     Example:
         >>> world = [torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])]
         >>> classifier = ModeClassifier(2, 2, guesses=1)
@@ -319,16 +323,21 @@ class ModePolicy:
         check_positive("margin", margin, zero=True)
         if attract is not None:
             check_callable("attract", attract)
+        check_floating("demonstrations", demonstrations)
+        check_shape("demonstrations", demonstrations, (None, None, classifier.dim))
+        if demonstrations.ndim != 3 or demonstrations.numel() == 0:
+            raise ValueError(f"demonstrations must be [demos, time, dim], got {tuple(demonstrations.shape)}")
+        check_shape("feasibility", feasibility, (classifier.modes, classifier.modes))
         self.classifier, self.feasibility = classifier, feasibility
         self.speed, self.classk, self.margin, self.attract = float(speed), float(classk), float(margin), attract
         with torch.no_grad():
             mode = classifier.mode(demonstrations)
-            targets = []
+            goal, targets = demonstrations[:, -1].mean(0), []
             for k in range(1, classifier.modes):
-                entered = (mode >= k).int().argmax(1)  # the first step in it, or a later one
-                targets.append(demonstrations[torch.arange(len(mode)), entered].mean(0))
+                entered = mode >= k  # in it or a later one; demonstrations that never are do not count
+                first = demonstrations[torch.arange(len(mode)), entered.int().argmax(1)][entered.any(1)]
+                targets.append(first.mean(0) if len(first) else goal)
             # a step further in than the boundary itself
-            goal = demonstrations[:, -1].mean(0)
             inner = [(1 - 0.3) * a + 0.3 * b for a, b in zip(targets, [*targets[1:], goal], strict=True)]
         self.targets = torch.stack([*inner, goal])
 
