@@ -6,8 +6,10 @@ finds the boundaries between modes without one label of a state. A policy then r
 earlier one it goes on from there, and keeps out of those that may not follow. Wang, Wang, Mao, Hagenow, Shah, 2024.
 
 The paper's polygon worlds, simulated as there, with two to four regions; the demonstrations are a noisy planner's.
-Smaller here: 64 hidden units, 60 points a trajectory, mini-batches with weights 120, 4, 10 in place of
-1000, 1, 10 of full batches. The plan is the fixed text below; no language model is called. Left out: the robots.
+Here: 64 + 64 hidden units, 60 points a trajectory, 48 of them a step in place of full batches, the better of two
+starts. A success that counts as a failure costs 1.5 times what an explained failure gains (by the authors' weights
+1000, 1, 10 ten times): below 1 it pays to call everything a failure. The plan is the fixed text below; no language
+model is called. Left out: the robots.
 """
 
 from __future__ import annotations
@@ -45,8 +47,10 @@ class Config:
     """Successes and failures in training, each."""
     points: Annotated[int, at_least(10)] = 60
     """Of a trajectory."""
-    steps: Annotated[int, at_least(1)] = 800
-    """Adam steps of each classifier, of 24 successes and 24 failures."""
+    steps: Annotated[int, at_least(1)] = 550
+    """Adam steps from each start, of 24 successes and 24 failures."""
+    starts: Annotated[int, at_least(1)] = 2
+    """Initial weights that each classifier is trained from."""
     lr: Annotated[float, above(0)] = 4e-3
     """Step size."""
     clone_steps: Annotated[int, at_least(1)] = 600
@@ -88,7 +92,7 @@ def run(lab: Lab, config: Config) -> None:
         visited = torch.cat(seen)
         truth = world.mode(visited)
         for arm, others in ((ours, failure), (lesser, success)):
-            weights = (120.0, 4.0 if arm is ours else 0.0, 10.0)
+            weights = (1.5 * 4.0 * (config.points - 1), 4.0 if arm is ours else 0.0, 10.0)
             found = grounded(arm, lab, config, success, others, feasibility, weights)
             arm.metric("mode accuracy", (found.mode(visited) == truth).float().mean(), better="higher")
             with torch.no_grad():
@@ -129,8 +133,8 @@ def run(lab: Lab, config: Config) -> None:
         lesser["mode accuracy"] <= accuracy - 0.05,
     )
     sure = ours["success told from failure"]
-    statement = "the modes tell success from failure of unseen trajectories: 0.92 or more, 0.2 less without failures"
-    lab.claim(statement, sure >= 0.92, lesser["success told from failure"] <= sure - 0.2)
+    statement = "the modes tell success from failure of unseen trajectories: 0.92 or more, 0.3 less without failures"
+    lab.claim(statement, sure >= 0.92, lesser["success told from failure"] <= sure - 0.3)
     pushed, best = ours["success under pushes"], max(cloned["success under pushes"], nearest["success under pushes"])
     lab.claim("pushed midway, the mode policy succeeds 0.2 oftener than either imitation", pushed >= best + 0.2)
     table = dynamics.feasibility_matrix(ANSWER.splitlines())
@@ -154,20 +158,25 @@ def replayed(world: PolygonWorld, demos: Tensor, count: int, g: torch.Generator)
 def grounded(
     arm: Arm, lab: Lab, config: Config, success: Tensor, others: Tensor, table: Tensor, weights: tuple[float, ...]
 ) -> ModeClassifier:
-    """Train a classifier; its best guess is that of the least loss on all training trajectories."""
-    with arm.weights():
-        classifier = ModeClassifier(2, len(table), guesses=10, scale=SIZE)
-    optimizer, draws = torch.optim.Adam(classifier.parameters(), lr=config.lr), lab.fork("batches")
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps)
+    """Train a classifier from some starts; start and guess are those of the least loss on all training trajectories."""
+    found: list[tuple[float, int, ModeClassifier]] = []
     words: Any = {"weights": weights}
-    for _ in arm.steps(config.steps, classifier, optimizer, schedule, draws, name="classifier"):
-        some, more = torch.randint(config.perturbed, (2, 24), generator=draws)
-        loss = grounding_loss(classifier(success[some]), classifier(others[more]), table, **words)
-        arm.descend(loss.total, optimizer)
-        schedule.step()
-    with torch.no_grad():
-        classifier.best = grounding_loss(classifier(success), classifier(others), table, **words).best
-    return classifier
+    for start in range(config.starts):
+        with arm.weights(f"start {start}"):
+            classifier = ModeClassifier(2, len(table), guesses=10, scale=SIZE)
+        optimizer, draws = torch.optim.Adam(classifier.parameters(), lr=config.lr), lab.fork(f"batches {start}")
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps)
+        name = f"classifier {start}"
+        for _ in arm.steps(config.steps, classifier, optimizer, schedule, draws, name=name):
+            some, more = torch.randint(config.perturbed, (2, 24), generator=draws)
+            loss = grounding_loss(classifier(success[some]), classifier(others[more]), table, **words)
+            arm.descend(loss.total, optimizer, name=f"loss {start}")
+            schedule.step()
+        with torch.no_grad():
+            whole = grounding_loss(classifier(success), classifier(others), table, **words)
+        classifier.best = whole.best
+        found.append((whole.guesses.min().item(), start, classifier))
+    return min(found, key=lambda f: f[:2])[2]
 
 
 def segmented(points: Tensor, visited: Tensor, truth: Tensor) -> float:
@@ -181,13 +190,14 @@ def segmented(points: Tensor, visited: Tensor, truth: Tensor) -> float:
 
 
 def clone(arm: Arm, lab: Lab, config: Config, demos: Tensor) -> Callable[[Tensor], Tensor]:
-    """Behaviour cloning: the direction of the demonstrations by a network."""
+    """Behaviour cloning: the velocity of the demonstrations, at rest at their end, by a network."""
     with arm.weights():
         network = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
-    way, at = F.normalize(demos.diff(dim=1), dim=-1), demos[:, :-1] / SIZE
+    at = demos.flatten(0, 1)
+    way = follow(demos, at)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3, weight_decay=1e-3)
     for _ in arm.steps(config.clone_steps, network, optimizer, name="cloning"):
-        arm.descend((network(at) - way).square().mean(), optimizer)
+        arm.descend((network(at / SIZE) - way).square().mean(), optimizer)
     return lambda x: network(x / SIZE).detach()
 
 
@@ -202,15 +212,16 @@ def follow(demos: Tensor, x: Tensor) -> Tensor:
 def executed(
     velocity: Callable[[Tensor], Tensor], world: PolygonWorld, demos: Tensor, count: int, g: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Run a policy at speed 1; after 1 to 4 units of time a push carries it somewhere into free space."""
-    x, when = demos[torch.arange(count) % len(demos), 0], torch.randint(20, 80, (count,), generator=g)
+    """Run a policy until it enters the last region; after 1 to 4 units of time a push carries it into free space."""
+    x, when = demos[torch.arange(count) % len(demos), 0], torch.randint(10, 40, (count,), generator=g)
     places = 4 * (2 * torch.rand(count, 50, 2, generator=g) - 1)
     target = places[torch.arange(count), (world.mode(places) == 0).int().argmax(1)]
     path = []
-    for step in range(450):
+    for step in range(225):
         x = torch.where((when == step)[:, None], target, x)
         path.append(x)
-        x = x + 0.05 * velocity(x)
+        done = (world.mode(x) == len(world.vertices)) & (step > when)
+        x = torch.where(done[:, None], x, x + 0.1 * velocity(x))
     states = torch.stack(path, 1)
     return states, world.valid(states)
 
