@@ -28,7 +28,7 @@ def _to_levels(generator: torch.Generator) -> list[Call]:
 
 
 def _few_levels(generator: torch.Generator) -> list[Call]:
-    return [Call((pit[:4], levels[:3])) for pit, levels in (call.args for call in _to_levels(generator)[:1])]
+    return [Call((pit[:3], levels[:2])) for pit, levels in (call.args for call in _to_levels(generator)[:1])]
 
 
 def _counted(pit: Tensor, steepness: float | None = None, p: float = 1.0) -> Tensor:
@@ -344,9 +344,9 @@ CONTRACTS = [
     ),
     Contract(
         "uncertainty.pce_sort_loss[soft]",
-        lambda pit, **options: uncertainty.pce_sort_loss(pit, **{"temperature": 0.1, "p": 2.0, **options}),
+        lambda pit, **options: uncertainty.pce_sort_loss(pit, **{"temperature": 0.1, **options}),
         lambda generator: [Call((_pits(generator)[0].args[0][:4],))],
-        hard=lambda pit: uncertainty.pce_sort_loss(pit, p=2.0),
+        hard=uncertainty.pce_sort_loss,
         scalars={"temperature": 0.2},
         large=(),
         compile=False,
