@@ -332,7 +332,8 @@ class ModePolicy:
         self.speed, self.classk, self.margin, self.attract = float(speed), float(classk), float(margin), attract
         with torch.no_grad():
             mode = classifier.mode(demonstrations)
-            goal, targets = demonstrations[:, -1].mean(0), []
+            goal = demonstrations[:, -1].mean(0)
+            targets = []
             for k in range(1, classifier.modes):
                 entered = mode >= k  # in it or a later one; demonstrations that never are do not count
                 first = demonstrations[torch.arange(len(mode)), entered.int().argmax(1)][entered.any(1)]
