@@ -138,7 +138,7 @@ def extended_kalman_filter(model: NonlinearGaussian, y: Float[Tensor, "*#batch T
 
     def through(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], _Spread]:
         def spread(mean: Tensor, factor: Tensor) -> _Spread:
-            value, pull = torch.func.vjp(function, mean)
+            value, pull = torch.func.vjp(function, mean)  # type: ignore[misc]  # three only with has_aux
             each = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
             slopes = torch.stack([pull(row.expand(value.shape).contiguous())[0] for row in each], -2)
             return value, slopes @ factor, factor

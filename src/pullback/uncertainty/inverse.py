@@ -15,7 +15,6 @@ _STEPS = 64
 Function = Callable[[Tensor], Tensor]
 
 
-@torch.compiler.disable  # a loop of many steps that has no derivative
 @torch.no_grad()
 def search_level(cdf: Function, density: Function, level: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return where a cdf meets a level, between ``low`` and ``high``: Newton's steps, bisection where they leave."""
@@ -30,6 +29,11 @@ def search_level(cdf: Function, density: Function, level: Tensor, low: Tensor, h
             break
         y = torch.where(excess == 0, y, following)
     return y
+
+
+# A loop of many steps without a derivative: left to the interpreter, by the mark that torch.compiler.disable leaves
+# (which imports the compiler).
+search_level._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def with_derivatives(y: Tensor, residual: Function, density: Function) -> Tensor:
