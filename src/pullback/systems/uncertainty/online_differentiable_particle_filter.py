@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,7 @@ def _gradients(lab: Lab, config: Config) -> None:
     compared = plain | {"transport": (max(2, many // 10), tenth), FEW: (many, tenth)}
     for name, (count, particles) in compared.items():
         arm, method = lab.arm(name, baseline=name in (*plain, FEW)[:3]), name.partition(",")[0]
-        words = {"particles": particles, "resampling": method, "threshold": 1.0, "generator": stream, "epsilon": 0.5}
+        words = dict[str, Any](particles=particles, resampling=method, threshold=1.0, generator=stream, epsilon=0.5)
         ratios, slopes = torch.zeros(config.series, count), torch.zeros(config.series, count)
         for i, series in enumerate(y):
             model = _Linear(2, count, a=0.42)
@@ -192,8 +192,8 @@ def _gradients(lab: Lab, config: Config) -> None:
         abs(ours[GRADIENT] - 1) <= 3 * error * ours[GRADIENT].spread,
         *(arm[BIAS] > max(0.2, 2 * ours[BIAS]) for arm in biased),
     )
-    words = "transport's gradient is within 25 % of the exact one, and varies less than stop-gradient's of as many"
-    lab.claim(words, plan[BIAS] <= 0.25, plan[SPREAD] < rival[SPREAD])
+    said = "transport's gradient is within 25 % of the exact one, and varies less than stop-gradient's of as many"
+    lab.claim(said, plan[BIAS] <= 0.25, plan[SPREAD] < rival[SPREAD])
     lab.bars(BIAS, RATIO, caption="Root mean square over series; mean and standard deviation of filters.")
 
 
@@ -209,7 +209,7 @@ def _streams(lab: Lab, config: Config, dim: int) -> None:
         learned = [p for p in model.parameters() if p.requires_grad]
         optimizer = None if name == "frozen" else torch.optim.Adam(learned, lr=config.lr)
         draws, resampling = lab.fork(f"particles {dim}"), "stop-gradient" if "stop" in name else "systematic"
-        words = {"particles": config.followed, "resampling": resampling, "threshold": 1.0, "generator": draws}
+        words = dict[str, Any](particles=config.followed, resampling=resampling, threshold=1.0, generator=draws)
         online, means = OnlineFilter(model, optimizer, **words), torch.zeros_like(x)
         kept = [k for k in (model, optimizer, draws, online) if k is not None]
         for block in arm.steps(-(-config.steps // config.block), *kept, means, name=f"stream {dim}"):
@@ -224,10 +224,10 @@ def _streams(lab: Lab, config: Config, dim: int) -> None:
     for name, model in zip(exact, (new, old), strict=True):
         means = kalman_filter(model.exact(), y).means.detach()
         lab.arm(name, baseline=True).metric(rmse, late(means), better="lower", replicated=True)
-    part = 0.92 if guided else 0.8  # Kalman's filter with the true parameters: 0.86, 0.6
-    bounds = {"frozen": part, exact[1]: part, "supervised online": 1.15, exact[0]: 1.05}
+    least = 0.92 if guided else 0.8  # Kalman's filter with the true parameters: 0.86, 0.6
+    bounds: dict[str, float] = {"frozen": least, exact[1]: least, "supervised online": 1.15, exact[0]: 1.05}
     lab.claim(
-        f"in {dim} dimensions, after the change: online RMSE <= {part} x frozen and Kalman's with the old parameters, "
+        f"in {dim} dimensions, after the change: online RMSE <= {least} x frozen and Kalman's with the old parameters, "
         "<= 1.15 x supervised online, <= 1.05 x Kalman's with the true ones",
         *(lab.arm("online")[rmse] <= times * lab.arm(name)[rmse] for name, times in bounds.items()),
     )
@@ -242,13 +242,13 @@ def _ride(lab: Lab, config: Config) -> None:
     first, thinned, rest = (p.diff(dim=0).expand(config.streams, -1, -1) for p in parts)
     start, draws = _Ride(config.streams), lab.fork("ride")
     optimizer = torch.optim.Adam(start.parameters(), lr=0.03)
-    words = {"particles": 2 * config.followed, "clip": 20.0}
+    words: dict[str, Any] = {"particles": 2 * config.followed, "clip": 20.0}
     online, frozen = lab.arm("online"), lab.arm("frozen", baseline=True)
     for epoch in frozen.steps(config.passes, start, optimizer, draws, name="ride, offline"):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - epoch / config.passes)
         learner = OnlineFilter(start, optimizer, generator=draws, **words)
-        told = [learner.update(part).increments for part in first.split(config.block, 1)]
-        frozen.record("log density of the beginning", torch.cat(told, 1).mean())
+        heard = [learner.update(part).increments for part in first.split(config.block, 1)]
+        frozen.record("log density of the beginning", torch.cat(heard, 1).mean())
     density = "log density of the next point"
     for name, steps in (("", thinned), (", not thinned", rest)):
         for arm in (frozen, online):
