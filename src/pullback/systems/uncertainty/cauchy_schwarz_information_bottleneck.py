@@ -272,13 +272,14 @@ def _normal_laws(lab: Lab) -> None:
     lab.claim(statement, excess <= 1e-10, off <= 1e-10, share >= 0.1, scale="smoke")
     errors, width = [], 0.5
     for r in (0.0, 0.3, 0.6, 0.9):
-        x, other = torch.randn(2, 2000, 1, generator=g, dtype=torch.float64)
+        x, other = torch.randn(2, 8, 1000, 1, generator=g, dtype=torch.float64)
         t = r * x + (1 - r**2) ** 0.5 * other
         joint = torch.tensor([[1, r], [r, 1]], dtype=torch.float64) + width**2 / 2 * torch.eye(2)
         both, alone = (law(joint.new_zeros(2), c) for c in (joint, joint.diagonal().diag()))
-        errors.append((un.quadratic_mutual_information(x, t, bandwidths=(width, width)) - exact(both, alone)).abs())
+        found = un.quadratic_mutual_information(x, t, bandwidths=(width, width))
+        errors.append((found.mean() - exact(both, alone)).abs())
     error = arm.metric("error of the estimated information, nats", max(errors), better="lower")
-    lab.claim("the estimated dependence of two normal numbers is within 0.02 of its closed form", error <= 0.02)
+    lab.claim("eight estimates of the dependence of normal numbers are on average within 0.02 of it", error <= 0.02)
 
 
 def _draw(lab: Lab, config: Config, arms: dict[str, Arm], planes: Planes) -> None:
