@@ -75,6 +75,16 @@ def test_descend_is_the_four_lines_that_everybody_writes(inline: Lab) -> None:
     assert (weight - start).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
+def test_counts_are_metrics_as_they_come_back_from_a_record(inline: Lab) -> None:
+    arm = inline.arm("Cauchy")
+    for value in (3, torch.tensor(3), True):
+        arm.metric("found", value)
+        (metric,) = inline._recorder.result.metrics
+        assert type(metric.value) is float
+    result = inline._recorder.result
+    assert repr(RunResult.from_json(result.to_json()).metrics) == repr(result.metrics)
+
+
 def test_metrics_are_handles_that_reach_the_claim(inline: Lab) -> None:
     ours, base = inline.arm("Cauchy"), inline.arm("logistic", baseline=True)
     found = ours.metric("exact match", torch.tensor(0.75), better="higher")

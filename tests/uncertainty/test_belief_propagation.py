@@ -11,6 +11,7 @@ from torch import Tensor
 from pullback.uncertainty import (
     Beliefs,
     DegenerateWeights,
+    EdgePotential,
     gaussian_belief_propagation,
     nonparametric_belief_propagation,
 )
@@ -43,6 +44,13 @@ def _exact(graph: list[tuple[int, int]], n: int) -> tuple[Tensor, Tensor]:
     found = gaussian_belief_propagation(precision, pull, graph)
     torch.testing.assert_close(found.variances, torch.linalg.inv(precision).diagonal())
     return found.means, found.variances
+
+
+def test_any_object_that_weighs_and_draws_differences_is_a_potential() -> None:
+    spring: EdgePotential = _Spring(0.5, 1.0)
+    drawn = spring.sample((4000,), torch.Generator().manual_seed(0))
+    assert drawn.mean().item() == pytest.approx(1.0, abs=0.03)
+    assert spring.log_prob(drawn).mean().item() == pytest.approx(-0.5, abs=0.05)
 
 
 def _run(graph: list[tuple[int, int]], n: int, count: int, method: str, runs: int = 4) -> tuple[Tensor, Tensor]:

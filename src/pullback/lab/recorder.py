@@ -100,17 +100,17 @@ class Recorder:
         """Keep a measured number, in place of the former of that name, arm and replicate."""
         if better is not None:
             check_choice("better", better, ("higher", "lower"))
-        key = (name, of)
+        key = (name, of)  # an integer would come back as a number with a point from the record of a resumed run
         if replicated:
             if self.replicate is not None:
                 raise ValueError(f"{name} must be one number inside of lab.replicates, got replicated=True")
             self._replicated[key] = dict(enumerate(_numbers(name, value)))
         elif self.replicate is not None:
-            self._replicated.setdefault(key, {})[self.replicate] = number(name, value)
+            self._replicated.setdefault(key, {})[self.replicate] = float(number(name, value))
         else:
             self._replicated.pop(key, None)
         values = tuple(v for _, v in sorted(self._replicated.get(key, {}).items()))
-        single = sum(values) / len(values) if values else number(name, value)
+        single = sum(values) / len(values) if values else float(number(name, value))
         metric = Metric(name, single, of, better, unit, baseline, values)
         places = {(m.name, m.of): place for place, m in enumerate(self.result.metrics)}
         if key in places:
@@ -320,7 +320,7 @@ def _numbers(name: str, value: Any) -> list[float]:
         value = value.tolist()
     if not isinstance(value, Sequence) or len(value) == 0:
         raise TypeError(f"{name} must be a sequence of numbers with replicated=True, got {value!r}")
-    return [number(name, item) for item in value]
+    return [float(number(name, item)) for item in value]
 
 
 def _holds(statement: str, condition: Any) -> bool:

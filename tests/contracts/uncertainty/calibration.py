@@ -413,6 +413,6 @@ CONTRACTS = [
             Bad((torch.zeros(2, 3, 5),), {}, ValueError, r"x must have shape"),
         ],
     ),
-    Exempt("uncertainty.BestMembers", "a state beside a training loop", "uncertainty/test_ensembles.py"),
+    Exempt("uncertainty.BestMembers", "a state beside a training loop", "uncertainty/test_network_ensembles.py"),
     Exempt("uncertainty.RecalibratedDistribution", "a law made of a law and a map", "uncertainty/test_calibration.py"),
 ]

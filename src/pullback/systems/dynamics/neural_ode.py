@@ -98,15 +98,15 @@ def solvers(lab: Lab, config: Config) -> None:
     y0, gaps = torch.tensor([[1.2, 0.3]], dtype=torch.float64), []
     exact = odeint(dynamics.duffing, y0, [0.0, 2.0], rtol=1e-13, atol=1e-14).y[-1]
     for method, tableau in dynamics.METHODS.items():
-        # the asymptotic range: small steps, but for order 5 large enough to stay clear of rounding
-        steps = [0.1, 0.08, 0.05] if tableau.order == 5 else [0.08, 0.05, 0.04]
+        # the asymptotic range: small steps, but for high orders large enough to stay clear of rounding
+        steps = {5: [0.1, 0.08, 0.05], 6: [0.2, 0.16, 0.1], 8: [0.5, 0.4, 0.25]}.get(tableau.order, [0.08, 0.05, 0.04])
         ends = {h: odeint(dynamics.duffing, y0, [0.0, 2.0], method=method, step=h).y[-1] for h in steps}
         fit = dynamics.convergence_order(ends.__getitem__, exact, steps)
         gaps.append(abs(fit.order - tableau.order))
-        axes[1].loglog(steps, fit.errors, marker=".os^Dv"[tableau.order], label=f"{method} ({fit.order:.2f})")
+        axes[1].loglog(steps, fit.errors, marker=".os^DvP*X"[tableau.order], label=f"{method} ({fit.order:.2f})")
     axes[1].set(xlabel="step", ylabel="error, Duffing oscillator")
     axes[0].legend(fontsize=7)
-    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     lab.figure("solvers", figure, "Error against tolerance (left); orders of convergence (right: marker, in brackets).")
     lab.claim("fitted orders are within 0.15 of the nominal ones", max(gaps) <= 0.15, scale="smoke", largest=max(gaps))
 
