@@ -9,7 +9,14 @@ import pytest
 import torch
 from sklearn.linear_model import LinearRegression
 
-from pullback.uncertainty import conformal_quantile, conformalize_quantiles, pinball_loss, split_conformal
+from pullback.uncertainty import (
+    ConformalPredictor,
+    Interval,
+    conformal_quantile,
+    conformalize_quantiles,
+    pinball_loss,
+    split_conformal,
+)
 
 
 @pytest.mark.parametrize("n", [19, 60])
@@ -97,7 +104,9 @@ def test_intervals_around_models_of_scikit_learn(kind: object) -> None:
     plain = split_conformal(model, x[500:1500], kind(y[500:1500]))  # type: ignore[operator]
     scaled = split_conformal(model, x[500:1500], kind(y[500:1500]), scale=lambda x: x[:, 0] + 0.05)  # type: ignore[operator]
     for predictor in (plain, scaled):
+        assert isinstance(predictor, ConformalPredictor)
         bounds = predictor.interval(x[1500:])
+        assert isinstance(bounds, Interval)
         assert isinstance(bounds.lower, np.ndarray)
         assert abs(bounds.contains(y[1500:]).mean() - 0.9) < 0.03
     near, far = x[1500:, 0] < 0.2, x[1500:, 0] > 0.8

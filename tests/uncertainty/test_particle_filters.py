@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pullback.uncertainty import DegenerateWeights, LinearGaussian, kalman_evidence, kalman_filter, particle_filter
+from pullback.uncertainty import (
+    DegenerateWeights,
+    LinearGaussian,
+    StateSpaceModel,
+    kalman_evidence,
+    kalman_filter,
+    particle_filter,
+)
 
 _EYE = torch.eye(2, dtype=torch.float64)
 _Y = 1.5 * torch.randn(8, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64).cumsum(0)
@@ -15,6 +22,28 @@ _Y = 1.5 * torch.randn(8, 2, generator=torch.Generator().manual_seed(4), dtype=t
 def _model(a: Tensor) -> LinearGaussian:
     """States that keep the part a of themselves; ``a`` may have a batch."""
     return LinearGaussian(a[..., None, None] * _EYE, _EYE, _EYE, 0.5 * _EYE, torch.zeros(2, dtype=torch.float64), _EYE)
+
+
+class _Walk:
+    """A random walk seen through Laplace's law: what no Kalman filter takes."""
+
+    def initial(self) -> torch.distributions.Distribution:
+        return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(1), 1.0), 1)
+
+    def transition(self, x: Tensor) -> torch.distributions.Distribution:
+        return torch.distributions.Independent(torch.distributions.Normal(x, 0.5), 1)
+
+    def observation(self, x: Tensor) -> torch.distributions.Distribution:
+        return torch.distributions.Independent(torch.distributions.Laplace(x, 0.3), 1)
+
+
+def test_any_three_laws_are_a_model() -> None:
+    """The evidence of one observation is an integral over one state."""
+    model: StateSpaceModel = _Walk()
+    y, grid = torch.tensor([[0.7]]), torch.linspace(-8, 8, 4001)[:, None]
+    exact = torch.trapezoid((model.initial().log_prob(grid) + model.observation(grid).log_prob(y)).exp(), grid[:, 0])
+    found = particle_filter(model, y, particles=50_000, generator=torch.Generator().manual_seed(0))
+    assert found.log_evidence.exp().item() == pytest.approx(exact.item(), rel=0.02)
 
 
 def _runs(count: int, seed: int = 0, a: float = 0.5, **options: object) -> tuple[Tensor, Tensor]:

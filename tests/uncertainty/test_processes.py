@@ -21,6 +21,7 @@ from pullback.uncertainty import (
     Matern,
     NeuralAcquisition,
     Periodic,
+    Search,
     TransformerNeuralProcess,
     cholesky,
     decide,
@@ -241,6 +242,7 @@ def _begun(*choice: int) -> tuple[NeuralAcquisition, Any]:
 def test_decisions_come_again_at_every_step_of_a_search() -> None:
     policy, search = _begun(0, 4, 2)
     before = [decide(policy, search, 0.0)]
+    assert isinstance(search, Search)
     played = play(policy, search, 4, top=3, generator=_g())
     assert played.allowed.sum(-1).unique().tolist() == [3]
     assert bool(played.allowed.gather(-1, search.chosen[:, 1:, None]).all())

@@ -12,6 +12,7 @@ from scipy.stats import chi2
 from pullback.uncertainty import (
     BoxRegion,
     ConditionalVAE,
+    ConformalRegion,
     EllipsoidRegion,
     HalfspaceRegion,
     PointCloudRegion,
@@ -141,6 +142,7 @@ def test_grown_regions_cover_what_wrong_ones_miss(kind: str) -> None:
         return PointCloudRegion(centre[:, None] + 0.1 * _disc().directions, size)
 
     calibrated = conformalize_region(predict, x[:2000], y[:2000], level=0.8)
+    assert isinstance(calibrated, ConformalRegion)
     assert calibrated.bounded
     assert (calibrated.growth < 0) == (calibrated.raw_coverage > 0.8)
     covered = calibrated.region(x[2000:]).score(y[2000:, None]).le(0).double().mean()
