@@ -284,7 +284,7 @@ class GaussianProcess(nn.Module):
         >>> process.log_marginal(x, y).item()
         -3.7784...
         >>> process.predict(x, y, torch.tensor([[0.0], [9.0]])).variance.detach()
-        tensor([0.0881, 1.0000])
+        tensor([0.0869, 1.0000])
 
     References:
         Rasmussen, Williams (2006), Gaussian processes for machine learning, algorithm 2.1.
