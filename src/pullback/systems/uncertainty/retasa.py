@@ -7,7 +7,8 @@ the first kind, ill-posed, which Tikhonov's regularisation makes a linear system
 
 Smaller than in the paper: a few hundred rows. The tables are real; the shift of their responses is imposed, by keeping
 rows of the target with a known probability, so that the true weights are known, but for the weather, whose target is
-the summer. All methods see what a ridge regression, fitted on the source, predicts. For the weather, whose
+the summer; the rows that are judged are the target, whose features the weights were found with. All methods see what a
+ridge regression, fitted on the source, predicts. For the weather, whose
 humidity given the temperature is not the same all year, no weights help.
 """
 
