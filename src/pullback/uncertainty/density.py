@@ -11,7 +11,7 @@ from pullback.core.checks import check_broadcast, check_floating, check_positive
 from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import is_transformed, transform_running
 
-__all__ = ["kernel_density"]
+__all__ = ["gaussian_kernel", "kernel_density"]
 
 _BLOCK = 1 << 21
 """Entries of differences at a time."""
@@ -86,6 +86,16 @@ def kernel_density(
         for block in blocks
     ]
     return (torch.cat(found, -1) - norm).to(x.dtype)
+
+
+def gaussian_kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], width: Tensor) -> Float[Tensor, "n m"]:
+    """Return ``exp(-|(x_i - y_j) / width|^2 / 2)``.
+
+    Example:
+        >>> gaussian_kernel(torch.zeros(1, 1), torch.tensor([[0.0], [2.0]]), torch.tensor([1.0]))
+        tensor([[1.0000, 0.1353]])
+    """
+    return (-((x.unsqueeze(1) - y) / width).square().sum(-1) / 2).exp()
 
 
 def _log_sums(points: Tensor, log_weights: Tensor, x: Tensor, bandwidth: Tensor) -> Tensor:

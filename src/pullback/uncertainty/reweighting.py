@@ -15,7 +15,7 @@ from pullback.core.checks import (
 from pullback.core.numerics import solve
 from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.implicit import quadratic_program
-from pullback.uncertainty.density import kernel_density
+from pullback.uncertainty.density import gaussian_kernel, kernel_density
 from pullback.uncertainty.target_shift import conditional_expectation_matrix, reference_bandwidth
 
 __all__ = ["density_ratio", "kernel_mean_matching"]
@@ -89,7 +89,7 @@ def density_ratio(
         return (logs[0] - logs[1]).exp().to(query.dtype)
     h = q.std(0) / 2 if bandwidth is None else bandwidth.to(wide)
     at = p[:centres]
-    of_p, of_q, of_x = (_kernel(s, at, h) for s in (p, q, x))
+    of_p, of_q, of_x = (gaussian_kernel(s, at, h) for s in (p, q, x))
     square = of_q.mT @ of_q / len(q) + torch.as_tensor(ridge, dtype=wide, device=x.device) * torch.eye(
         len(at), dtype=wide, device=x.device
     )
@@ -159,7 +159,8 @@ def kernel_mean_matching(
     if width is not None:
         check_scalar("width", width)
     factor = x.shape[1] ** 0.5 if width is None else torch.as_tensor(width, dtype=wide, device=x.device)
-    own, cross = _kernel(x, x, factor * scale), _kernel(x, z, factor * scale).sum(1)
+    own, cross = (gaussian_kernel(x, other, factor * scale) for other in (x, z))
+    cross = cross.sum(1)
     eye = torch.eye(n, dtype=wide, device=x.device)
     mixing = eye
     if y_source is not None:
@@ -175,7 +176,3 @@ def kernel_mean_matching(
     limits = torch.cat([*ends, mean_ends])
     found = quadratic_program(quadratic, -(mixing.mT @ cross) / m, inequality=(rows, limits), check=True)
     return (mixing @ found.value).clamp(0, bound).to(source.dtype)
-
-
-def _kernel(x: Tensor, y: Tensor, width: Tensor) -> Tensor:
-    return (-((x.unsqueeze(1) - y) / width).square().sum(-1) / 2).exp()

@@ -26,7 +26,7 @@ from pullback.core.numerics import solve
 from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.core.transforms import can_look
 from pullback.implicit import linear_solve
-from pullback.uncertainty.density import kernel_density
+from pullback.uncertainty.density import gaussian_kernel, kernel_density
 from pullback.uncertainty.weights import effective_sample_size
 
 __all__ = [
@@ -383,7 +383,7 @@ def _chosen_alpha(u: Tensor, y: Tensor, v: Tensor) -> float:
         a, b = _Estimate.of(u[~held], y[~held], v[~held_target]), u[held]
         others = conditional_expectation_matrix(y[~held], y[held], bandwidth=reference_bandwidth(y[~held]))
         width = u.std(0) / 2
-        own, cross = _gaussian(b, b, width), _gaussian(b, v[held_target], width).mean(1)
+        own, cross = gaussian_kernel(b, b, width), gaussian_kernel(b, v[held_target], width).mean(1)
         product, pulled = a.back @ a.forward, (a.back @ a.ratio).unsqueeze(1)
         eye = torch.eye(len(product), dtype=u.dtype, device=u.device)
         for i, alpha in enumerate(ALPHAS):
@@ -393,10 +393,6 @@ def _chosen_alpha(u: Tensor, y: Tensor, v: Tensor) -> float:
             totals[i] += (weights @ own @ weights - 2 * weights @ cross) / _FOLDS
     near = totals <= totals.min() + 1 / len(u)  # what differs by less is noise: the largest of them varies least
     return ALPHAS[int(near.nonzero().max())]
-
-
-def _gaussian(x: Tensor, y: Tensor, width: Tensor) -> Tensor:
-    return (-((x.unsqueeze(1) - y) / width).square().sum(-1) / 2).exp()
 
 
 def _scalars(

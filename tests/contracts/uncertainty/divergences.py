@@ -208,6 +208,21 @@ _TWO = [
 ]
 _FAR = "the square of the largest numbers overflows"
 
+_ATTACK: dict[str, Any] = {
+    "samples": lambda g: [Call((_numbers(g, 4, 3), _numbers(g, 4, 1)), {"epsilon": 0.3})],
+    "given": _model,
+    "argument": "model",
+    "reference": lambda x, y, epsilon: (
+        x + epsilon * torch.sign(_model(x) - y) * torch.tensor([1.0, -1.0, 1.0]).double()
+    ),
+    "large": (),
+    **dict.fromkeys(
+        ("batched", "gradcheck", "gradgradcheck", "forward_mode", "vmap", "compile", "half"),
+        False,
+    ),
+    "why": "inputs without gradient, found by gradients",
+}
+
 CONTRACTS = [
     Contract(
         "uncertainty.cauchy_schwarz_divergence",
@@ -340,21 +355,7 @@ CONTRACTS = [
     HigherOrder(
         "uncertainty.pgd",
         un.pgd,
-        lambda g: [Call((_numbers(g, 4, 3), _numbers(g, 4, 1)), {"epsilon": 0.3})],
-        given=_model,
-        argument="model",
-        reference=lambda x, y, epsilon: (
-            x + epsilon * torch.sign(_model(x) - y) * torch.tensor([1.0, -1.0, 1.0]).double()
-        ),
-        large=(),
-        batched=False,
-        gradcheck=False,
-        gradgradcheck=False,
-        forward_mode=False,
-        vmap=False,
-        compile=False,
-        half=False,
-        why="inputs without gradient, found by gradients",
+        **_ATTACK,
         bad=[
             Bad((_X, _X), {"epsilon": -1.0}, ValueError, "epsilon must be >= 0"),
             Bad((_X, _X), {"epsilon": 0.1, "steps": 0}, ValueError, "steps must be an integer >= 1"),
@@ -367,21 +368,7 @@ CONTRACTS = [
     HigherOrder(
         "uncertainty.fgsm",
         un.fgsm,
-        lambda g: [Call((_numbers(g, 4, 3), _numbers(g, 4, 1)), {"epsilon": 0.3})],
-        given=_model,
-        argument="model",
-        reference=lambda x, y, epsilon: (
-            x + epsilon * torch.sign(_model(x) - y) * torch.tensor([1.0, -1.0, 1.0]).double()
-        ),
-        large=(),
-        batched=False,
-        gradcheck=False,
-        gradgradcheck=False,
-        forward_mode=False,
-        vmap=False,
-        compile=False,
-        half=False,
-        why="inputs without gradient, found by gradients",
+        **_ATTACK,
         bad=[
             Bad((_X, _X), {"epsilon": -1.0}, ValueError, "epsilon must be >= 0"),
             Bad((_X / 0, _X), {"epsilon": 0.1}, ValueError, "x must be finite"),
