@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "== installing pullback and its development extras into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,kernels,dist,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,kernels,chem,dist,dev]'
 	@touch $@
 
 $(BENCH): pyproject.toml constraints.txt
