@@ -172,6 +172,16 @@ def test_a_track_is_a_point_a_line() -> None:
         builders.ride({"track": b"a,b\n1,2\n"})
 
 
+def test_a_glucose_trace_is_a_reading_a_line() -> None:
+    trace = b"isig,datetime,glucose\n22.5,2010-03-24 09:51:30,258\n22.5,2010-03-25 00:01:00,260\n"
+    arrays = builders.glucose({"trace": trace, "patients": b"Name,BW\nb,60\na,70\n"})
+    assert arrays["minutes"].tolist() == [591.5, 1441.0]
+    assert arrays["glucose"].tolist() == [258.0, 260.0]
+    assert arrays["patients/values"].tolist() == [[1.0, 60.0], [0.0, 70.0]]
+    with pytest.raises(ValueError, match="columns isig, datetime, glucose, got a, b"):
+        builders.glucose({"trace": b"a,b\n1,2\n", "patients": b"Name\na\n"})
+
+
 def test_speech_keeps_the_recordings_that_have_a_text() -> None:
     def sound(samples: list[int]) -> bytes:
         file = io.BytesIO()
@@ -490,6 +500,19 @@ def _ride() -> None:
     assert track[-1].abs().max() < 300  # a lap
 
 
+def _glucose() -> None:
+    minutes, glucose = data.glucose_trace()
+    assert minutes.shape == glucose.shape == (52_281,)
+    steps = minutes.diff()
+    assert steps.min() >= 0
+    assert int(((steps - 5).abs() < 1.5).sum()) > 51_000
+    assert (glucose.min(), glucose.max()) == (40, 400)
+    patients = data.virtual_patients()
+    assert sorted({name.partition("#")[0] for name in patients.words["Name"]}) == ["adolescent", "adult", "child"]
+    assert len(patients.values) == 30
+    torch.testing.assert_close(patients.column("Ipb") / patients.column("Vi"), patients.column("Ib"))
+
+
 def _efficientnet() -> None:
     assert sum(v.numel() for v in data.efficientnet_lite0().values()) == 4_694_073
 
@@ -543,6 +566,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "liver": _livers,
     "roads": _road_network,
     "ride": _ride,
+    "glucose": _glucose,
     "weather": _weather,
     "solubility": _molecules,
     "efficientnet_lite0": _efficientnet,

@@ -39,12 +39,13 @@ from pullback.data.tables import (
     letters,
     liver,
     survival,
+    virtual_patients,
     weather,
     wine,
 )
 from pullback.data.text import Review, Verse, Vocabulary, bible, characters, film_reviews, sentiment_words, words
 from pullback.data.tints import Tinted, tinted
-from pullback.data.tracks import ride
+from pullback.data.tracks import glucose_trace, ride
 from pullback.data.views import image_views
 from pullback.data.voices import MovingVoices, moving_voices
 from pullback.data.walks import WALK_WORDS, Walks, instructed_walks
@@ -118,6 +119,7 @@ __all__ = [
     "fashion_mnist",
     "fetch",
     "film_reviews",
+    "glucose_trace",
     "image_fragments",
     "image_views",
     "instructed_walks",
@@ -155,6 +157,7 @@ __all__ = [
     "survival",
     "table_parts",
     "tinted",
+    "virtual_patients",
     "weather",
     "wine",
     "words",

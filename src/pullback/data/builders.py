@@ -138,6 +138,19 @@ def ride(members: Members) -> Arrays:
     return {"track": values}
 
 
+def glucose(members: Members) -> Arrays:
+    """Read a monitor's CSV (current, time of day, mg/dl) as minutes since its first midnight, and a patient a line."""
+    rows = formats.mixed_csv(members["trace"])
+    names = rows["columns"].tolist()
+    if names != ["isig", "datetime", "glucose"]:
+        raise ValueError(f"a glucose trace must have the columns isig, datetime, glucose, got {', '.join(names)}")
+    stamps = rows["words datetime"][rows["values"][:, 1].astype(np.int64)].astype("datetime64[s]")
+    minutes = (stamps - stamps[0].astype("datetime64[D]")) / np.timedelta64(60, "s")
+    patients = formats.mixed_csv(members["patients"])
+    named = {f"patients/{key}": value for key, value in patients.items()}
+    return {"minutes": minutes, "glucose": rows["values"][:, 2], **named}
+
+
 def opencv_digits(members: Members) -> Arrays:
     """Cut the sheet of 50 x 100 tiles: 20 x 20 pixels, five rows of tiles a digit."""
     sheet = geometry_formats.image(members["sheet"])

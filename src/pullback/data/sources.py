@@ -120,6 +120,9 @@ _MOMEPY = Package(
 _NILEARN = Package(
     "pip", "nilearn", "0.14.1", "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a", 11_509_444
 )
+_SIMGLUCOSE = Package(
+    "pip", "simglucose", "0.2.11", "e1313326a2ac595b17a3f3f898af999c951336eba7f0104551e8e4acad1376f7", 43_729
+)
 _BOKEH = Package(
     "pip",
     "bokeh-sampledata",
@@ -553,6 +556,23 @@ _TABLE = [
         members={"track": Member("bokeh-sampledata", "bokeh_sampledata/_data/obiszow_mtb_xcm.csv")},
         licences=(Member("bokeh-sampledata", "bokeh_sampledata-2026.1.dist-info/licenses/LICENSE.txt"),),
         build=builders.ride,
+    ),
+    Source(
+        "glucose",
+        "Half a year of one continuous glucose monitor, every 5 minutes; 30 virtual patients with type 1 diabetes",
+        (_BOKEH, _SIMGLUCOSE),
+        licence="BSD-3-Clause and MIT (packages)",
+        origin="CGM record, bokeh-sampledata 2026.1; UVA/Padova simulator of 2008, simglucose 0.2.11",
+        families=("dynamics",),
+        members={
+            "trace": Member("bokeh-sampledata", "bokeh_sampledata/_data/CGM.csv.gz"),
+            "patients": Member("simglucose", "simglucose/params/vpatient_params.csv"),
+        },
+        licences=(
+            Member("bokeh-sampledata", "bokeh_sampledata-2026.1.dist-info/licenses/LICENSE.txt"),
+            Member("simglucose", "simglucose-0.2.11.dist-info/LICENSE"),
+        ),
+        build=builders.glucose,
     ),
     Source(
         "bayesian_networks",

@@ -21,6 +21,7 @@ __all__ = [
     "letters",
     "liver",
     "survival",
+    "virtual_patients",
     "weather",
     "wine",
 ]
@@ -204,6 +205,22 @@ def liver() -> Columns:
         Murtaugh et al. (1994), Primary biliary cirrhosis: prediction of short-term survival, Hepatology 20.
     """
     return _columns("liver", "visits")
+
+
+def virtual_patients() -> Columns:
+    """Return the 30 virtual patients with type 1 diabetes of the UVA/Padova simulator of 2008, a line a patient.
+
+    ``Name`` is their name (``adolescent#001``, ``adult#...``, ``child#...``), ``BW`` the weight (kg), ``Gb`` and ``Ib``
+    basal glucose (mg/dl) and insulin (pmol/l), ``u2ss`` the infusion that keeps them (pmol/kg/min), ``Vg`` the volume
+    of glucose (dl/kg), the others constants of the simulator's 13 equations under its names.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+
+    References:
+        Dalla Man, Rizza, Cobelli (2007), Meal simulation model of the glucose-insulin system, IEEE TBME 54.
+    """
+    return _columns("glucose", "patients")
 
 
 def weather(station: str = "sand_point") -> Columns:
