@@ -34,10 +34,17 @@ from pullback.dynamics.networks import ConvolutionalField, NeuralField, Residual
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
 from pullback.dynamics.oscillators import duffing, lotka_volterra, van_der_pol
+from pullback.dynamics.pessimism import (
+    PessimisticValues,
+    Suboptimality,
+    pessimistic_value_iteration,
+    suboptimality,
+)
 from pullback.dynamics.planar_flow import PlanarFlow
 from pullback.dynamics.policy_gradient import Advantages, PolicyLoss, generalized_advantage, ppo_loss
 from pullback.dynamics.polygons import PolygonWorld, polygon_world
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
+from pullback.dynamics.regression import Regression, d2_divergence, estimate_variance, weighted_regression
 from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
 from pullback.dynamics.sde import SDESolution, sdeint
 from pullback.dynamics.tableaux import Tableau
@@ -81,14 +88,17 @@ __all__ = [
     "NeuralODE",
     "ODESolution",
     "OptimalValues",
+    "PessimisticValues",
     "PlanarFlow",
     "PolicyLoss",
     "PolygonWorld",
     "RandomRewards",
+    "Regression",
     "ResidualBlock",
     "SDESolution",
     "SecurityGap",
     "StepControl",
+    "Suboptimality",
     "TDField",
     "TDFlow",
     "Tableau",
@@ -97,11 +107,13 @@ __all__ = [
     "barrier_condition",
     "colliding_discs",
     "convergence_order",
+    "d2_divergence",
     "disc_ranges",
     "double_pendulum",
     "double_q_target",
     "duffing",
     "empirical_process",
+    "estimate_variance",
     "feasibility_matrix",
     "four_rooms",
     "generalized_advantage",
@@ -118,11 +130,13 @@ __all__ = [
     "odeint",
     "optimal_features",
     "perturb_trajectories",
+    "pessimistic_value_iteration",
     "polygon_world",
     "ppo_loss",
     "rk4_step",
     "sdeint",
     "security_gap",
+    "suboptimality",
     "subspace_alignment",
     "td_field",
     "td_flow",
@@ -130,4 +144,5 @@ __all__ = [
     "value_error",
     "van_der_pol",
     "vehicle",
+    "weighted_regression",
 ]

@@ -101,7 +101,7 @@ class MarkovDecisionProcess:
         Raises:
             ValueError: ``policy`` has another shape, or is no law.
         """
-        return MarkovChain(torch.einsum("...sa,...sat->...st", self._laws(policy), self.transition), self.discount)
+        return MarkovChain(torch.einsum("...sa,...sat->...st", self.laws(policy), self.transition), self.discount)
 
     def evaluate(self, policy: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch states"]:
         """Return the values of a policy, exactly: a linear solve, with a gradient for all it depends on.
@@ -109,7 +109,7 @@ class MarkovDecisionProcess:
         Raises:
             ValueError: ``policy`` has another shape, or is no law; the discount is 1 and the policy earns for ever.
         """
-        rewards = (self._laws(policy) * self.reward).sum(-1, keepdim=True)
+        rewards = (self.laws(policy) * self.reward).sum(-1, keepdim=True)
         return self.chain(policy).values(rewards)[..., 0]
 
     def action_values(self, values: Float[Tensor, "*#batch states"]) -> Float[Tensor, "*batch states actions"]:
@@ -208,7 +208,7 @@ class MarkovDecisionProcess:
         law = (~ends).to(p.dtype) if start is None else check_floating("start", start)
         if law.shape != (states,) or not bool((law >= 0).all()) or not float(law.sum()) > 0:
             raise ValueError(f"start must be a law over {states} states, some of which can be left")
-        choose, move = self._laws(policy).detach().cumsum(-1), p.cumsum(-1)
+        choose, move = self.laws(policy).detach().cumsum(-1), p.cumsum(-1)
         device = drawing_device(generator, p)
 
         def draw(cumulated: Tensor) -> Tensor:
@@ -232,8 +232,13 @@ class MarkovDecisionProcess:
             raise ValueError("start must have a state that can be left")
         return Transitions(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
 
-    def _laws(self, policy: Any) -> Tensor:
-        """The policy as ``[*batch, states, actions]``."""
+    def laws(self, policy: Any) -> Float[Tensor, "*batch states actions"]:
+        """Return the laws of a policy, one that is numbers of actions too.
+
+        Raises:
+            TypeError: ``policy`` is no tensor.
+            ValueError: it has another shape, an action that is not there, or is no law.
+        """
         if not isinstance(policy, Tensor):
             raise TypeError(f"policy must be a torch.Tensor, got {type(policy).__name__}")
         states, actions = self.reward.shape[-2:]
