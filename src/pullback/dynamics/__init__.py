@@ -28,6 +28,7 @@ from pullback.dynamics.invariance import InvariantODE, InvariantSolution
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
 from pullback.dynamics.linear_values import linear_td, lyapunov_value_error, optimal_features, value_error
 from pullback.dynamics.markov import MarkovChain, metropolis_walk
+from pullback.dynamics.mass_spring import MassSpring, SpringMotion, VoxelRobot, voxel_robot
 from pullback.dynamics.methods import METHODS
 from pullback.dynamics.min_norm import Filtered, min_norm_filter
 from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
@@ -97,12 +98,14 @@ __all__ = [
     "ResidualBlock",
     "SDESolution",
     "SecurityGap",
+    "SpringMotion",
     "StepControl",
     "Suboptimality",
     "TDField",
     "TDFlow",
     "Tableau",
     "Transitions",
+    "VoxelRobot",
     "avoid_dead_ends",
     "barrier_condition",
     "colliding_discs",
@@ -144,5 +147,6 @@ __all__ = [
     "value_error",
     "van_der_pol",
     "vehicle",
+    "voxel_robot",
     "weighted_regression",
 ]

@@ -1,0 +1,128 @@
+"""Contracts of the masses and springs of ``pullback.dynamics``, their robots, controllers and losses."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pullback import dynamics
+from tests.contracts.contract import DEVICE, Bad, Call, Contract, Measurement
+
+ANCHORS = torch.tensor([[0, 1], [1, 2], [2, 0]])
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+REST = torch.tensor([1.0, 1.2, 0.9])
+STATE = (torch.rand(3, 2) + 1, torch.zeros(3, 2), torch.zeros(4, 3))
+
+
+def _moved(friction: float | None) -> Callable[..., tuple[Tensor, ...]]:
+    body = dynamics.MassSpring(ANCHORS, REST, 20.0, 0.3, friction=friction, drag=0.2, dashpot=1.0)
+    bodies = {dtype: copy.deepcopy(body).to(DEVICE, dtype) for dtype in DTYPES}
+
+    def move(x: Tensor, *args: Tensor, **words: float) -> tuple[Tensor, ...]:
+        motion = bodies[x.dtype].simulate(x, *args, **{"dt": 0.05, **words})
+        x, v = motion.positions[-1], motion.velocities[-1]
+        return motion.positions[2], x, v, bodies[x.dtype].energy(x, v)
+
+    return move
+
+
+def _triangle(g: torch.Generator) -> list[Call]:
+    """One triangle in the air, one of which two masses fall to the ground within the three steps."""
+    corners = torch.tensor([[0.0, 0.13], [1.0, 0.16], [0.5, 0.9]], dtype=torch.float64)
+    x = torch.stack([corners + torch.tensor([0.0, 3.0]), corners])
+    v = 0.3 * torch.randn(2, 3, 2, generator=g, dtype=torch.float64)
+    v[..., 1] = -v[..., 1].abs() - 0.5
+    return [Call((x, v, torch.rand(3, 2, 3, generator=g, dtype=torch.float64)))]
+
+
+def _mass_by_mass(friction: float | None) -> Callable[..., tuple[Tensor, ...]]:
+    def run(positions: Tensor, velocities: Tensor, controls: Tensor) -> tuple[Tensor, ...]:
+        ends: tuple[list[Tensor], list[Tensor], list[float]] = ([], [], [])
+        for x, v, us in zip(positions.tolist(), velocities.tolist(), controls.unbind(1), strict=True):
+            path, speeds = [], []
+            for u in us.tolist():
+                force = [[0.0, -1.8] for _ in x]
+                for s, (a, b) in enumerate(ANCHORS.tolist()):
+                    length = math.dist(x[a], x[b])
+                    e = [(x[a][k] - x[b][k]) / length for k in (0, 1)]
+                    stretch = length - REST[s].item() * (1 + 0.3 * u[s])
+                    pull = 20 * stretch + sum((v[a][k] - v[b][k]) * e[k] for k in (0, 1))
+                    for k in (0, 1):
+                        force[a][k] -= pull * e[k]
+                        force[b][k] += pull * e[k]
+                new = [[v[i][k] * math.exp(-0.01) + 0.05 * force[i][k] for k in (0, 1)] for i in range(3)]
+                moved = [[x[i][k] + 0.05 * new[i][k] for k in (0, 1)] for i in range(3)]
+                for i in range(3):
+                    if moved[i][1] < 0.1 and new[i][1] < 0:
+                        time = max((0.1 - x[i][1]) / new[i][1], 0.0)
+                        lost = math.inf if friction is None else -friction * new[i][1]
+                        slid = math.copysign(max(abs(new[i][0]) - lost, 0.0), new[i][0])
+                        moved[i] = [x[i][0] + time * new[i][0] + (0.05 - time) * slid, min(x[i][1], 0.1)]
+                        new[i] = [slid, 0.0]
+                x, v = moved, new
+                path.append(x)
+                speeds.append(v)
+            springs = sum(
+                10 * (math.dist(x[a], x[b]) - r) ** 2 for (a, b), r in zip(ANCHORS.tolist(), REST.tolist(), strict=True)
+            )
+            energy = springs + sum(0.5 * (p * p + q * q) for p, q in v) + sum(1.8 * (y - 0.1) for _, y in x)
+            for out, value in zip(ends, (path, speeds, energy), strict=True):
+                out.append(value)
+        path, speeds, energy = (torch.tensor(out, dtype=torch.float64) for out in ends)
+        return path[:, 1], path[:, -1], speeds[:, -1], energy
+
+    return run
+
+
+def _lengths(mask: Tensor) -> Tensor:
+    """Of all pairs of corners of each cell, each pair once."""
+    pairs = set()
+    for row, column in mask.nonzero().tolist():
+        corners = [(row + i, column + j) for i in (0, 1) for j in (0, 1)]
+        pairs |= {tuple(sorted(pair)) for pair in itertools.combinations(corners, 2)}
+    return torch.tensor([0.05 * math.dist(*pair) for pair in pairs]).sort().values
+
+
+SPRINGS = "positions lie in a scene; numbers without bound leave any stable step"
+
+CONTRACTS = [
+    *(
+        Contract(
+            f"dynamics.MassSpring{suffix}",
+            _moved(friction),
+            _triangle,
+            reference=_mass_by_mass(friction),
+            tolerance=1e-6,
+            bad=[
+                Bad((STATE[0][:2], STATE[1][:2], STATE[2]), {}, ValueError, "the same masses, at least 3, got 2 and 2"),
+                Bad((*STATE[:2], torch.zeros(4, 2)), {}, ValueError, r"controls must have shape \(\.\.\., 3\), got"),
+                Bad((STATE[0], STATE[1].double(), STATE[2]), {}, TypeError, "must have the same dtype"),
+                Bad(STATE, {"dt": 0.0}, ValueError, "dt must be > 0"),
+                Bad(STATE, {"method": "numba"}, ValueError, "method must be"),
+                Bad((STATE[0] * math.nan, *STATE[1:]), {}, ValueError, "not finite from step 0 on, first at mass 0"),
+            ],
+            large=(),
+            why=SPRINGS,
+        )
+        for suffix, friction in (("", 0.4), ("[sticking]", None))
+    ),
+    Measurement(
+        "dynamics.voxel_robot",
+        lambda mask, **words: dynamics.voxel_robot(mask, **words).rest.sort().values,
+        lambda g: [Call((torch.rand(3, 5, generator=g) < 0.6,))],
+        reference=_lengths,
+        tolerance=1e-6,
+        bad=[
+            Bad((torch.zeros(2, 2).bool(),), {}, ValueError, "mask must be a matrix of booleans with a cell"),
+            Bad((torch.ones(2).bool(),), {}, ValueError, "mask must be a matrix"),
+            Bad((torch.ones(2, 2).bool(),), {"size": 0.0}, ValueError, "size must be > 0"),
+            Bad((torch.ones(2, 2).bool(),), {"actuated": "some"}, ValueError, "actuated must be"),
+            Bad((torch.ones(2, 2).bool(),), {"actuation": 1.5}, ValueError, "actuation must be in"),
+        ],
+    ),
+]

@@ -1,0 +1,112 @@
+"""Masses and springs against closed forms, the compiled steps against the plain ones, and what locomotion needs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pullback import dynamics
+from pullback.kernels.mass_spring import mass_spring
+
+
+def _robot(**words: float | None) -> tuple[dynamics.MassSpring, Tensor]:
+    robot = dynamics.voxel_robot(torch.tensor([[True, True, True], [True, False, True]]))
+    return dynamics.MassSpring(*robot[1:], **{"dashpot": 20.0, **words}).double(), robot.positions.double() + 0.1
+
+
+@pytest.mark.parametrize("friction", [0.4, None])
+def test_compiled_and_plain_steps_and_pullbacks_agree(friction: float | None) -> None:
+    if mass_spring() is None:
+        pytest.skip("numba is an option")
+    g = torch.Generator().manual_seed(0)
+    body, x = _robot(friction=friction, drag=0.3)
+    body.rest.requires_grad_()
+    body.stiffness.requires_grad_()
+    x = x + torch.tensor([0.0, 0.01])
+    v = 0.3 * torch.randn(3, *x.shape, generator=g, dtype=torch.float64)
+    u = 2 * torch.rand(100, 3, len(body.rest), generator=g, dtype=torch.float64) - 1
+    found = []
+    for method in ("compiled", "reference"):
+        given = [t.clone().requires_grad_() for t in (x, v, u)]
+        motion = body.simulate(*given, method=method)
+        assert bool((motion.positions[..., 1] == 0.1).any())
+        loss = motion.positions[-1, :, :, 0].mean() + motion.velocities[20].square().sum()
+        found.append([motion.positions, *torch.autograd.grad(loss, [*given, body.rest, body.stiffness])])
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_two_masses_swing_with_the_period_of_a_spring() -> None:
+    """Period 2 pi sqrt(m / 2k) to 0.1 %, energy to 1 % over fifty periods."""
+    spring = dynamics.MassSpring(torch.tensor([[0, 1]]), torch.ones(1), 40.0, gravity=0.0, ground=None).double()
+    x = torch.tensor([[0.0, 0.0], [1.1, 0.0]], dtype=torch.float64)
+    period = 2 * math.pi * math.sqrt(1 / 80)
+    dt = 0.002
+    steps = round(50 * period / dt)
+    motion = spring.simulate(x, torch.zeros_like(x), torch.zeros(steps, 1).double(), dt=dt)
+    stretch = motion.positions[:, 1, 0] - motion.positions[:, 0, 0] - 1
+    up = ((stretch[:-1] < 0) & (stretch[1:] >= 0)).nonzero().flatten()
+    at = up + stretch[up] / (stretch[up] - stretch[up + 1])
+    assert (at[-1] - at[0]).item() * dt / (len(at) - 1) == pytest.approx(period, rel=1e-3)
+    energy = spring.energy(motion.positions, motion.velocities)
+    assert (energy / energy[0] - 1).abs().max() < 0.01
+
+
+def test_a_gradient_through_an_impact_is_that_of_the_throw() -> None:
+    """A mass thrown flat lands after t = sqrt(2 h / 1.8) and slides v - mu g t; both are known."""
+    one = dynamics.MassSpring(torch.zeros(0, 2).long(), torch.zeros(0), 1.0, ground=0.0, friction=0.4).double()
+    x = torch.tensor([[0.0, 0.9]], dtype=torch.float64)
+    v = torch.tensor([[2.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    motion = one.simulate(x, v, torch.zeros(1200, 0).double(), dt=0.001)
+    fall = math.sqrt(2 * 0.9 / 1.8)
+    slid = 2.0 - 0.4 * 1.8 * fall
+    assert motion.velocities[1010, 0, 0].item() == pytest.approx(slid, abs=0.03)
+    far = motion.positions[1010, 0, 0]
+    (slope,) = torch.autograd.grad(far, v)
+    assert far.item() == pytest.approx(2 * fall + slid * 0.01, rel=2e-3)
+    assert slope[0, 0].item() == pytest.approx(1.01, rel=1e-6)
+
+
+def test_stable_step_bounds_steps_that_stay_bounded() -> None:
+    body, x = _robot(gravity=0.0, ground=None)
+    dt = body.stable_step(x)
+    start = x + 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    still = torch.zeros_like(x)
+    controls = torch.zeros(400, len(body.rest)).double()
+    calm = body.simulate(start, still, controls, dt=0.98 * dt)
+    wild = body.simulate(start, still, controls[:60], dt=1.1 * dt)
+    assert calm.velocities[200:].abs().max() < 1e-3
+    assert wild.velocities[-1].abs().max() > 10 * calm.velocities.abs().max()
+    with pytest.raises(ValueError, match=r"not finite from step \d+ on, first at mass \d+: dt = 1.0 is too long"):
+        body.simulate(start, still, controls, dt=1.0)
+
+
+def test_a_function_controls_as_its_commands_do() -> None:
+    body, x = _robot()
+    still = torch.zeros_like(x)
+    closed = body.simulate(
+        x, still, lambda t, x, v: torch.sin(x.new_full((len(body.rest),), 0.1 * t) + x[0, 0]), steps=30
+    )
+    opened = body.simulate(x, still, closed.controls)
+    torch.testing.assert_close(closed.positions, opened.positions, rtol=0, atol=1e-13)
+    x_next, v_next = body.step(closed.positions[3], closed.velocities[3], closed.controls[3])
+    torch.testing.assert_close(torch.stack([x_next, v_next]), torch.stack([closed.positions[4], closed.velocities[4]]))
+
+
+def test_a_body_refuses_wrong_parts(without_shape_checks: None) -> None:
+    pair, one = torch.tensor([[0, 1]]), torch.ones(1)
+    with pytest.raises(TypeError, match="anchors must be int64"):
+        dynamics.MassSpring(pair.float(), one, 1.0)
+    with pytest.raises(ValueError, match="two different masses"):
+        dynamics.MassSpring(pair * 0, one, 1.0)
+    with pytest.raises(ValueError, match=r"stiffness must have shape \(1,\), got \(2,\)"):
+        dynamics.MassSpring(pair, one, torch.ones(2))
+    with pytest.raises(ValueError, match="rest must be > 0"):
+        dynamics.MassSpring(pair, 0 * one, 1.0)
+    with pytest.raises(ValueError, match=r"actuation must be in \[0, 1\)"):
+        dynamics.MassSpring(pair, one, 1.0, 1.0)
+    with pytest.raises(ValueError, match="those of 3 steps, got steps = 4"):
+        dynamics.MassSpring(pair, one, 1.0).simulate(torch.ones(2, 2), torch.ones(2, 2), torch.zeros(3, 1), 4)
