@@ -83,6 +83,7 @@ __all__ = [
     "LifeGate",
     "MarkovChain",
     "MarkovDecisionProcess",
+    "MassSpring",
     "ModeClassifier",
     "ModePolicy",
     "NeuralField",
