@@ -9,10 +9,20 @@ from pullback.dynamics.brownian import BrownianPath
 from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, rk4_step
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
 from pullback.dynamics.control import StepControl
+from pullback.dynamics.controllers import BoundedPolicy, PIDController, PIDState
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.dead_ends import DeadEndValues, SecurityGap, avoid_dead_ends, double_q_target, security_gap
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions, empirical_process
 from pullback.dynamics.events import Event
+from pullback.dynamics.glucose import (
+    GlucoseEquilibrium,
+    GlucoseModel,
+    MealScenarios,
+    RiskIndex,
+    meal_scenarios,
+    risk_index,
+    time_in_range,
+)
 from pullback.dynamics.gridworlds import GridWorld, LifeGate, four_rooms, life_gate
 from pullback.dynamics.grounding import (
     GroundingLoss,
@@ -34,6 +44,16 @@ from pullback.dynamics.min_norm import Filtered, min_norm_filter
 from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
+from pullback.dynamics.operator_scores import (
+    FeatureCovariances,
+    covariances,
+    generator_covariance,
+    generator_score,
+    metric_distortion,
+    projection_score,
+    relaxed_score,
+    vamp2_score,
+)
 from pullback.dynamics.oscillators import duffing, lotka_volterra, van_der_pol
 from pullback.dynamics.pessimism import (
     PessimisticValues,
@@ -46,7 +66,9 @@ from pullback.dynamics.policy_gradient import Advantages, PolicyLoss, generalize
 from pullback.dynamics.polygons import PolygonWorld, polygon_world
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.regression import Regression, d2_divergence, estimate_variance, weighted_regression
+from pullback.dynamics.regulator import Regulator, lqr
 from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
+from pullback.dynamics.rollout import rollout
 from pullback.dynamics.sde import SDESolution, sdeint
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
@@ -62,6 +84,7 @@ __all__ = [
     "Backsolve",
     "BackwardsEncoder",
     "BarrierCondition",
+    "BoundedPolicy",
     "BrownianPath",
     "ContinuousFlow",
     "ConvergenceOrder",
@@ -70,9 +93,12 @@ __all__ = [
     "DiscRoad",
     "Event",
     "EvidenceLowerBound",
+    "FeatureCovariances",
     "Filtered",
     "FlowSample",
     "GatedField",
+    "GlucoseEquilibrium",
+    "GlucoseModel",
     "GridWorld",
     "GroundingLoss",
     "HistoryEncoder",
@@ -84,19 +110,24 @@ __all__ = [
     "MarkovChain",
     "MarkovDecisionProcess",
     "MassSpring",
+    "MealScenarios",
     "ModeClassifier",
     "ModePolicy",
     "NeuralField",
     "NeuralODE",
     "ODESolution",
     "OptimalValues",
+    "PIDController",
+    "PIDState",
     "PessimisticValues",
     "PlanarFlow",
     "PolicyLoss",
     "PolygonWorld",
     "RandomRewards",
     "Regression",
+    "Regulator",
     "ResidualBlock",
+    "RiskIndex",
     "SDESolution",
     "SecurityGap",
     "SpringMotion",
@@ -111,6 +142,7 @@ __all__ = [
     "barrier_condition",
     "colliding_discs",
     "convergence_order",
+    "covariances",
     "d2_divergence",
     "disc_ranges",
     "double_pendulum",
@@ -121,13 +153,18 @@ __all__ = [
     "feasibility_matrix",
     "four_rooms",
     "generalized_advantage",
+    "generator_covariance",
+    "generator_score",
     "grounding_loss",
     "lie_derivative",
     "life_gate",
     "linear_td",
     "lorenz",
     "lotka_volterra",
+    "lqr",
     "lyapunov_value_error",
+    "meal_scenarios",
+    "metric_distortion",
     "metropolis_walk",
     "min_norm_filter",
     "mode_feasibility",
@@ -137,7 +174,11 @@ __all__ = [
     "pessimistic_value_iteration",
     "polygon_world",
     "ppo_loss",
+    "projection_score",
+    "relaxed_score",
+    "risk_index",
     "rk4_step",
+    "rollout",
     "sdeint",
     "security_gap",
     "suboptimality",
@@ -145,7 +186,9 @@ __all__ = [
     "td_field",
     "td_flow",
     "td_loss",
+    "time_in_range",
     "value_error",
+    "vamp2_score",
     "van_der_pol",
     "vehicle",
     "voxel_robot",
