@@ -211,7 +211,8 @@ def suboptimality(process: MarkovDecisionProcess, policy: Shaped[Tensor, "..."],
             f"laws, got {tuple(policy.shape)}"
         )
     value = best = torch.zeros_like(process.reward[..., 0])
-    values, optimal = [], []
+    values: list[Tensor] = []
+    optimal: list[Tensor] = []
     for h in reversed(range(horizon)):
         value = (process.laws(policy.select(-3 if law else -2, h)) * process.action_values(value)).sum(-1)
         best = process.action_values(best).amax(-1)
