@@ -13,6 +13,14 @@ from pullback.dynamics.controllers import BoundedPolicy, PIDController, PIDState
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.dead_ends import DeadEndValues, SecurityGap, avoid_dead_ends, double_q_target, security_gap
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions, empirical_process
+from pullback.dynamics.environments import (
+    Environment,
+    EnvironmentStep,
+    cartpole,
+    double_integrator,
+    pendulum,
+    point_mass,
+)
 from pullback.dynamics.events import Event
 from pullback.dynamics.glucose import (
     GlucoseEquilibrium,
@@ -62,6 +70,14 @@ from pullback.dynamics.pessimism import (
     suboptimality,
 )
 from pullback.dynamics.planar_flow import PlanarFlow
+from pullback.dynamics.planning import (
+    Plan,
+    imagined_return,
+    plan_cem,
+    plan_gradient,
+    plan_mppi,
+    plan_random_shooting,
+)
 from pullback.dynamics.policy_gradient import Advantages, PolicyLoss, generalized_advantage, ppo_loss
 from pullback.dynamics.polygons import PolygonWorld, polygon_world
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
@@ -91,6 +107,8 @@ __all__ = [
     "ConvolutionalField",
     "DeadEndValues",
     "DiscRoad",
+    "Environment",
+    "EnvironmentStep",
     "Event",
     "EvidenceLowerBound",
     "FeatureCovariances",
@@ -120,6 +138,7 @@ __all__ = [
     "PIDController",
     "PIDState",
     "PessimisticValues",
+    "Plan",
     "PlanarFlow",
     "PolicyLoss",
     "PolygonWorld",
@@ -140,11 +159,13 @@ __all__ = [
     "VoxelRobot",
     "avoid_dead_ends",
     "barrier_condition",
+    "cartpole",
     "colliding_discs",
     "convergence_order",
     "covariances",
     "d2_divergence",
     "disc_ranges",
+    "double_integrator",
     "double_pendulum",
     "double_q_target",
     "duffing",
@@ -156,6 +177,7 @@ __all__ = [
     "generator_covariance",
     "generator_score",
     "grounding_loss",
+    "imagined_return",
     "lie_derivative",
     "life_gate",
     "linear_td",
@@ -170,8 +192,14 @@ __all__ = [
     "mode_feasibility",
     "odeint",
     "optimal_features",
+    "pendulum",
     "perturb_trajectories",
     "pessimistic_value_iteration",
+    "plan_cem",
+    "plan_gradient",
+    "plan_mppi",
+    "plan_random_shooting",
+    "point_mass",
     "polygon_world",
     "ppo_loss",
     "projection_score",
