@@ -45,3 +45,40 @@ def test_matrices_that_are_no_covariances_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         dynamics.projection_score(*matrices)
+
+
+def test_an_operator_on_indicators_is_the_matrix_of_counts() -> None:
+    states = torch.randint(3, (2, 400), generator=seeded())
+    counts = torch.zeros(3, 3, dtype=torch.float64)
+    for now, later in states.T.tolist():
+        counts[now, later] += 1
+    counts /= counts.sum(1, keepdim=True)
+    rewards = torch.tensor([1.0, -2.0, 5.0], dtype=torch.float64)
+    operator = dynamics.TransferOperator(lambda s: torch.eye(3)[s], ridge=0.0)
+    with pytest.raises(RuntimeError, match="fit must be called first"):
+        operator.eig()
+    operator.fit(states[0], states[1], rewards[states[1]][:, None])
+    found = operator.eig()
+    torch.testing.assert_close(found.values[0], torch.ones((), dtype=torch.complex128))
+    matrix = counts.to(torch.complex128)
+    torch.testing.assert_close(matrix @ found.right, found.right * found.values)
+    torch.testing.assert_close(found.left.mH @ matrix, found.values[:, None] * found.left.mH)
+    expected = torch.linalg.matrix_power(counts, 4) @ rewards
+    torch.testing.assert_close(operator.forecast(torch.arange(3), 4)[:, 0], expected)
+    one = operator.eigenfunctions(torch.arange(3))[:, 0]
+    torch.testing.assert_close(one / one[0], torch.ones(3, dtype=torch.complex128))
+
+
+def test_reduced_rank_has_the_least_loss_of_its_rank() -> None:
+    g = seeded()
+    x, y = (torch.randn(30, 4, generator=g, dtype=torch.float64) for _ in "xy")
+    operator = dynamics.TransferOperator(lambda z: z, ridge=0.0, rank=2, method="reduced_rank").fit(x, y)
+    assert int(torch.linalg.matrix_rank(operator.matrix)) == 2
+    full = torch.linalg.lstsq(x, y).solution
+    fitted = x @ full  # by Eckart-Young on the fitted values
+    u, s, v = torch.linalg.svd(fitted, full_matrices=False)
+    torch.testing.assert_close(x @ operator.matrix, u[:, :2] * s[:2] @ v[:2])
+    with pytest.raises(ValueError, match="rank must be at most the 4 features"):
+        dynamics.TransferOperator(lambda z: z, rank=5, method="reduced_rank").fit(x, y)
+    with pytest.raises(ValueError, match="rank must be given for"):
+        dynamics.TransferOperator(lambda z: z, rank=5)

@@ -88,6 +88,7 @@ from pullback.dynamics.rollout import rollout
 from pullback.dynamics.sde import SDESolution, sdeint
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
+from pullback.dynamics.transfer_operators import OperatorSpectrum, TransferOperator
 from pullback.dynamics.vehicles import DiscRoad, disc_ranges, vehicle
 
 __all__ = [
@@ -134,6 +135,7 @@ __all__ = [
     "NeuralField",
     "NeuralODE",
     "ODESolution",
+    "OperatorSpectrum",
     "OptimalValues",
     "PIDController",
     "PIDState",
@@ -155,6 +157,7 @@ __all__ = [
     "TDField",
     "TDFlow",
     "Tableau",
+    "TransferOperator",
     "Transitions",
     "VoxelRobot",
     "avoid_dead_ends",

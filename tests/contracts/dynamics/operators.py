@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pullback import dynamics
-from tests.contracts.contract import Bad, Call, Contract, HigherOrder
+from tests.contracts.contract import Bad, Call, Contract, HigherOrder, Learner
 
 SQUARES = "covariances are squares of features"
 NEAR = torch.eye(2).double()
@@ -74,6 +74,12 @@ def reversible_by_hand(x: Tensor, drift: Tensor, diffusion: Tensor) -> Tensor:
         slopes = torch.stack([torch.stack(row) for row in rows]) @ b
         total = total - slopes @ slopes.mT / 2
     return total / len(x)
+
+
+def planted(g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pairs of a linear map without noise, and the map."""
+    x, matrix = (torch.randn(n, 2, generator=g, dtype=torch.float64) for n in (20, 2))
+    return torch.stack([x, x @ matrix], 1), matrix
 
 
 CONTRACTS = [
@@ -223,5 +229,18 @@ CONTRACTS = [
         reference=lambda x, y: -torch.tensor(np.trace(moments(x, y)[1]) / np.linalg.norm(moments(x, y)[0], 2)),
         large_limit=100.0,
         why=SQUARES,
+    ),
+    Learner(
+        "dynamics.TransferOperator",
+        lambda data, generator: dynamics.TransferOperator(lambda x: x, ridge=0.0).fit(data[:, 0], data[:, 1]),
+        answer=lambda fitted: fitted.matrix,
+        planted=planted,
+        recovers=lambda found, truth: torch.allclose(found, truth.double(), atol=1e-6),
+        sets=lambda g: [torch.randn(9, 2, 2, generator=g) * s for s in (1e-3, 1.0, 1e3)],
+        bad=(
+            Bad((torch.ones(9, 2, 2), None), {}, ValueError, "features must be independent on 9 pairs"),
+            Bad((torch.randn(1, 2, 2), None), {}, ValueError, "features must be independent on 1 pairs"),
+            Bad((torch.full((9, 2, 2), torch.nan), None), {}, ValueError, "must be finite"),
+        ),
     ),
 ]
