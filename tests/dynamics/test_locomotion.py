@@ -110,3 +110,28 @@ def test_a_body_refuses_wrong_parts(without_shape_checks: None) -> None:
         dynamics.MassSpring(pair, one, 1.0, 1.0)
     with pytest.raises(ValueError, match="those of 3 steps, got steps = 4"):
         dynamics.MassSpring(pair, one, 1.0).simulate(torch.ones(2, 2), torch.ones(2, 2), torch.zeros(3, 1), 4)
+
+
+def test_goals_change_with_the_period_and_fill_their_ranges(without_shape_checks: None) -> None:
+    ranges = [(-0.08, 0.08), (0.1, 0.2)]
+    goals = dynamics.goal_schedule(400, 25, ranges=ranges, period=10, generator=torch.Generator().manual_seed(0))
+    assert goals.shape == (25, 400, 2)
+    changes = (goals[1:] != goals[:-1]).all(-1).all(-1).nonzero().flatten()
+    assert changes.tolist() == [9, 19]
+    for goal, (low, high) in zip(goals[[0, 10, 20]].unbind(-1), ranges, strict=True):
+        assert bool((goal >= low).all() and (goal <= high).all())
+        assert goal.mean().item() == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
+        assert goal.std().item() == pytest.approx((high - low) / math.sqrt(12), rel=0.05)
+    with pytest.raises(ValueError, match="ranges must be pairs"):
+        dynamics.goal_schedule(1, 1, ranges=[(1.0, 0.0)])
+
+
+def test_a_periodic_controller_is_periodic_and_hears_its_goal() -> None:
+    controller = dynamics.PeriodicController(40, 1, 6, period=50.0, generator=torch.Generator().manual_seed(0)).double()
+    state = torch.randn(20, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    goal = torch.zeros(20, 1, dtype=torch.float64)
+    torch.testing.assert_close(controller(7.0, state, goal), controller(7.0 + 50e4, state, goal))
+    assert (controller(7.0, state, goal) - controller(32.0, state, goal)).abs().max() > 0.1
+    deaf = dynamics.PeriodicController(40, 1, 6, repeat=1, generator=torch.Generator().manual_seed(0)).double()
+    heard, drowned = ((c(0.0, state, goal + 1) - c(0.0, state, goal)).square().mean() for c in (controller, deaf))
+    assert heard > 2 * drowned

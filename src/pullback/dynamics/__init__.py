@@ -45,6 +45,13 @@ from pullback.dynamics.history import HistoryEncoder
 from pullback.dynamics.invariance import InvariantODE, InvariantSolution
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
 from pullback.dynamics.linear_values import linear_td, lyapunov_value_error, optimal_features, value_error
+from pullback.dynamics.locomotion import (
+    PeriodicController,
+    actuation_loss,
+    goal_schedule,
+    height_loss,
+    velocity_loss,
+)
 from pullback.dynamics.markov import MarkovChain, metropolis_walk
 from pullback.dynamics.mass_spring import MassSpring, SpringMotion, VoxelRobot, voxel_robot
 from pullback.dynamics.methods import METHODS
@@ -139,6 +146,7 @@ __all__ = [
     "OptimalValues",
     "PIDController",
     "PIDState",
+    "PeriodicController",
     "PessimisticValues",
     "Plan",
     "PlanarFlow",
@@ -160,6 +168,7 @@ __all__ = [
     "TransferOperator",
     "Transitions",
     "VoxelRobot",
+    "actuation_loss",
     "avoid_dead_ends",
     "barrier_condition",
     "cartpole",
@@ -179,7 +188,9 @@ __all__ = [
     "generalized_advantage",
     "generator_covariance",
     "generator_score",
+    "goal_schedule",
     "grounding_loss",
+    "height_loss",
     "imagined_return",
     "lie_derivative",
     "life_gate",
@@ -222,6 +233,7 @@ __all__ = [
     "vamp2_score",
     "van_der_pol",
     "vehicle",
+    "velocity_loss",
     "voxel_robot",
     "weighted_regression",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pullback import dynamics
-from tests.contracts.contract import DEVICE, Bad, Call, Contract, Measurement
+from tests.contracts.contract import DEVICE, Bad, Call, Contract, Exempt, Measurement, Module
 
 ANCHORS = torch.tensor([[0, 1], [1, 2], [2, 0]])
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -88,6 +88,29 @@ def _lengths(mask: Tensor) -> Tensor:
     return torch.tensor([0.05 * math.dist(*pair) for pair in pairs]).sort().values
 
 
+def _waves(controller: dynamics.PeriodicController, state: Tensor, goal: Tensor) -> Tensor:
+    return controller(3.0, state, goal)
+
+
+def _series(g: torch.Generator) -> list[Call]:
+    return [Call((torch.randn(8, 2, generator=g, dtype=torch.float64), torch.rand(7, 2, generator=g).double()))]
+
+
+def _windows(center: Tensor, target: Tensor) -> Tensor:
+    """Windows of two steps in goals of three: those that end after steps 2, 3, 5 and 6 lie in one goal."""
+    return sum((center[t] - center[t - 2] - target[t - 1]) ** 2 for t in (2, 3, 5, 6)) / 4
+
+
+def _jumps(lowest: Tensor, target: Tensor) -> Tensor:
+    losses = []
+    for column, wanted in zip(lowest.T, target.T, strict=True):
+        terms = [
+            (max(column[a + 1 : a + 4].tolist()) - wanted[a].item()) ** 2 if wanted[a] > 0.3 else 0 for a in (0, 3, 6)
+        ]
+        losses.append(sum(terms) / 3)
+    return torch.tensor(losses, dtype=torch.float64)
+
+
 SPRINGS = "positions lie in a scene; numbers without bound leave any stable step"
 
 CONTRACTS = [
@@ -125,4 +148,65 @@ CONTRACTS = [
             Bad((torch.ones(2, 2).bool(),), {"actuation": 1.5}, ValueError, "actuation must be in"),
         ],
     ),
+    Module(
+        "dynamics.PeriodicController",
+        _waves,
+        lambda g: [Call(tuple(torch.randn(2, n, generator=g, dtype=torch.float64) for n in (3, 2)))],
+        build=lambda g: dynamics.PeriodicController(3, 2, 4, hidden=5, waves=3, period=10.0, repeat=2, generator=g),
+        bad=[
+            Bad((torch.zeros(2), torch.zeros(2)), {}, ValueError, r"state must have shape \(\.\.\., 3\)"),
+            Bad((torch.zeros(3), torch.zeros(3)), {}, ValueError, r"goal must have shape \(\.\.\., 2\)"),
+        ],
+        large=(),
+        why="the sine of a large number is another one in another dtype",
+    ),
+    Contract(
+        "dynamics.velocity_loss",
+        lambda *args, **words: dynamics.velocity_loss(*args, **{"window": 2, "period": 3, **words}),
+        _series,
+        reference=_windows,
+        bad=[
+            Bad((torch.zeros(3), torch.zeros(3)), {}, ValueError, "center must have shape"),
+            Bad((torch.zeros(4), torch.zeros(3)), {"window": 4}, ValueError, r"window must be in 1\.\.3, got 4"),
+            Bad((torch.zeros(2), torch.zeros(1)), {}, ValueError, "window must be at most the 1 steps, got 2"),
+        ],
+        batched=False,
+        vmap=False,
+        large=(),
+        why="time comes first and batches are in the samples; a square of a large number leaves the range",
+    ),
+    Contract(
+        "dynamics.height_loss",
+        lambda *args, **words: dynamics.height_loss(*args, **{"period": 3, "least": 0.3, **words}),
+        _series,
+        reference=_jumps,
+        bad=[
+            Bad((torch.zeros(3), torch.zeros(3)), {}, ValueError, "lowest must have shape"),
+            Bad((torch.zeros(4), torch.zeros(3)), {"period": 0}, ValueError, "period must be an integer >= 1"),
+            Bad((torch.zeros(4), torch.zeros(3)), {"least": math.nan}, ValueError, "least must be finite"),
+        ],
+        batched=False,
+        vmap=False,
+        large=(),
+        why="time comes first and batches are in the samples; a square of a large number leaves the range",
+    ),
+    Contract(
+        "dynamics.actuation_loss",
+        dynamics.actuation_loss,
+        lambda g: [
+            Call((2 * torch.randn(3, 2, 4, generator=g).double(), 0.1 * torch.randn(3, 2, generator=g).double()))
+        ],
+        reference=lambda u, v: (
+            sum(torch.relu(u[t, :, j].abs() - (v[t].abs() / 0.08) ** 0.5) for t in range(3) for j in range(4)) / 12
+        ),
+        bad=[
+            Bad((torch.zeros(3, 2), torch.zeros(2)), {}, ValueError, "controls must have shape"),
+            Bad((torch.zeros(3, 2), torch.zeros(3)), {"scale": 0.0}, ValueError, "scale must be > 0"),
+        ],
+        batched=False,
+        vmap=False,
+        large=(),
+        why="time comes first and batches are in the samples; a sum of large numbers leaves the range",
+    ),
+    Exempt("dynamics.goal_schedule", "draws goals", "dynamics/test_locomotion.py"),
 ]
