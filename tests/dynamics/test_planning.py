@@ -83,5 +83,5 @@ def test_a_policy_proposes_and_a_plan_goes_on() -> None:
         dynamics.plan_cem(lambda s, a: (s, s[..., 0] / 0), state, actions=1)
     with pytest.raises(ValueError, match="policy_samples needs a policy"):
         dynamics.plan_mppi(task.step, state, actions=1, policy_samples=1)
-    with pytest.raises(ValueError, match="give one reward a state"):
+    with pytest.raises(ValueError, match="give one number a state"):
         dynamics.plan_mppi(lambda s, a: (s, s), state, actions=1)

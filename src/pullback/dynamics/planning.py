@@ -62,7 +62,7 @@ def imagined_return(
 
     Raises:
         TypeError: ``step`` or ``value`` cannot be called, or a tensor is not floating.
-        ValueError: there are no actions, or a discount is out of range.
+        ValueError: there are no actions, a discount is out of range, or rewards or values are not one a state.
 
     Example:
         >>> imagined_return(lambda s, a: (s + a, s[..., 0]), torch.zeros(1), torch.ones(3, 1), discount=0.5)
@@ -82,7 +82,12 @@ def imagined_return(
     for action in actions:
         state, reward = step(state, action)
         total, weight = total + weight * reward, weight * discount
-    return total if value is None else total + weight * value(state)
+    total = total if value is None else total + weight * value(state)
+    if total.shape != actions.shape[1:-1]:
+        raise ValueError(
+            f"step and value must give one number a state, {tuple(actions.shape[1:-1])}, got {tuple(total.shape)}"
+        )
+    return total
 
 
 def plan_mppi(
@@ -439,11 +444,6 @@ class _Search:
     def score(self, sequences: Tensor, iteration: int) -> Tensor:
         state = self.state.expand(sequences.shape[1], *self.state.shape)
         returns = imagined_return(self.step, state, sequences, discount=self.discount, value=self.value)
-        if returns.shape != sequences.shape[1:-1]:
-            raise ValueError(
-                f"step and value must give one reward a state, {tuple(sequences.shape[1:-1])}, "
-                f"got {tuple(returns.shape)}"
-            )
         if can_look(returns) and not bool(returns.isfinite().all()):
             raise ValueError(f"the predicted return is not finite in iteration {iteration}")
         return returns
