@@ -182,6 +182,15 @@ def test_a_glucose_trace_is_a_reading_a_line() -> None:
         builders.glucose({"trace": b"a,b\n1,2\n", "patients": b"Name\na\n"})
 
 
+def test_a_trace_is_cut_at_its_gaps() -> None:
+    times = torch.tensor([0.0, 5, 10, 14, 40, 45, 45, 50, 55, 60])
+    windows = data.even_windows(times, torch.arange(10.0), step=5.0, length=3)
+    assert windows.tolist() == [[0, 1, 2], [6, 7, 8]]
+    assert data.even_windows(times, times, step=1.0, length=3).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"one shape \[n\]"):
+        data.even_windows(times, times[1:], step=5.0, length=3)
+
+
 def test_speech_keeps_the_recordings_that_have_a_text() -> None:
     def sound(samples: list[int]) -> bytes:
         file = io.BytesIO()

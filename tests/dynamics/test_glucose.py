@@ -118,5 +118,5 @@ def test_measures_of_control() -> None:
         risk = risk_index(torch.tensor([glucose]))
         assert (risk.low + risk.high).item() == pytest.approx(10 * f * f, rel=1e-5)
         assert bool(risk.low > 0) == (glucose < 112)
-    with pytest.raises(ValueError, match=r"mg/dl, got 5.5: multiply mmol/l by 18.016"):
+    with pytest.raises(ValueError, match=r"mg/dl, got at most 5.5: multiply mmol/l by 18.016"):
         risk_index(torch.tensor([5.5]))

@@ -94,6 +94,29 @@ def test_a_bounded_policy_never_leaves_its_bounds_and_starts_where_told() -> Non
             BoundedPolicy(2, 1, **words)
 
 
+def test_a_policy_trained_through_a_linear_plant_costs_little_more_than_the_regulator() -> None:
+    a, b = torch.tensor([[1.0, 0.1], [0.0, 1.0]]), torch.tensor([[0.005], [0.1]])
+    best, g = lqr(a, b, torch.eye(2), 0.1 * torch.eye(1), horizon=30), torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = BoundedPolicy(2, 1, low=-8.0, high=8.0)
+
+    def cost(x: Tensor) -> Tensor:
+        states, inputs = rollout(lambda s: (s[0] @ a.T + policy(s[0]) @ b.T, policy(s[0])), (x, x[:, :1]), steps=30)
+        return (states.square().sum((0, 2)) + 0.1 * inputs[1:].square().sum((0, 2))).mean()
+
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 150)
+    for _ in range(150):
+        optimizer.zero_grad()
+        cost(2 * torch.rand(64, 2, generator=g) - 1).backward()
+        optimizer.step()
+        schedule.step()
+    x = 2 * torch.rand(500, 2, generator=g) - 1
+    least = ((x @ best.values[0]) * x).sum(1).mean()
+    assert least <= cost(x) <= 1.05 * least
+
+
 def test_a_pid_controller_winds_up_no_further_than_its_limit_and_is_tuned_through_its_plant() -> None:
     pid = PIDController(0.0, 1.0, 0.0, low=-2.0, high=2.0)
     state = None

@@ -45,7 +45,7 @@ from pullback.data.tables import (
 )
 from pullback.data.text import Review, Verse, Vocabulary, bible, characters, film_reviews, sentiment_words, words
 from pullback.data.tints import Tinted, tinted
-from pullback.data.tracks import glucose_trace, ride
+from pullback.data.tracks import even_windows, glucose_trace, ride
 from pullback.data.views import image_views
 from pullback.data.voices import MovingVoices, moving_voices
 from pullback.data.walks import WALK_WORDS, Walks, instructed_walks
@@ -115,6 +115,7 @@ __all__ = [
     "dream4",
     "ecoli70",
     "efficientnet_lite0",
+    "even_windows",
     "fairness",
     "fashion_mnist",
     "fetch",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from pullback.core.checks import check_integer, check_positive
 from pullback.core.shapes import Float, Tensor
 from pullback.data.cache import load
 
-__all__ = ["glucose_trace", "ride"]
+__all__ = ["even_windows", "glucose_trace", "ride"]
 
 _DEGREE = 111_194.93
 """Metres of a degree of latitude, on a sphere of 6 371 km."""
@@ -42,3 +43,35 @@ def glucose_trace() -> tuple[Float[Tensor, "readings"], Float[Tensor, "readings"
     stored = load("glucose")
     order = np.argsort(stored["minutes"], kind="stable")
     return torch.from_numpy(stored["minutes"][order]), torch.from_numpy(stored["glucose"][order])
+
+
+def even_windows(
+    times: Float[Tensor, "n"], values: Float[Tensor, "n"], *, step: float, length: int
+) -> Float[Tensor, "windows length"]:
+    """Cut a trace into windows without gaps that do not overlap.
+
+    Within a window two readings are ``step`` apart, give or take 30 %; a longer or shorter way ends a run.
+
+    Args:
+        times: ``[n]`` in order.
+        values: ``[n]``.
+        step: > 0, in the units of times.
+        length: readings of a window, >= 1.
+
+    Returns:
+        ``[windows, length]`` in order of time; none where no run is long enough.
+
+    Raises:
+        ValueError: times and values of other shapes, a number out of range.
+
+    Example:
+        >>> even_windows(torch.tensor([0.0, 1, 2, 3, 9, 10, 11]), torch.arange(7.0), step=1.0, length=2).tolist()
+        [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    """
+    if times.ndim != 1 or times.shape != values.shape:
+        raise ValueError(f"times and values must have one shape [n], got {tuple(times.shape)}, {tuple(values.shape)}")
+    check_positive("step", step)
+    check_integer("length", length, 1)
+    ends = ((times.diff() - step).abs() > 0.3 * step).nonzero()[:, 0] + 1
+    runs = values.tensor_split(ends)
+    return torch.cat([run[: len(run) // length * length].reshape(-1, length) for run in runs])

@@ -292,7 +292,8 @@ def time_in_range(
 
     Raises:
         TypeError: ``glucose`` is not floating.
-        ValueError: no readings, bounds the wrong way round, or values below 25, which are mmol/l (times 18.016).
+        ValueError: no readings, bounds the wrong way round, none above 35, which are mmol/l (times 18.016), or one at or
+            below 1.
 
     Example:
         >>> time_in_range(torch.tensor([60.0, 100.0, 150.0, 200.0]))
@@ -330,7 +331,8 @@ def risk_index(glucose: Float[Tensor, "*batch n"]) -> RiskIndex:
 
     Raises:
         TypeError: ``glucose`` is not floating.
-        ValueError: no readings, or values below 25, which are mmol/l (times 18.016).
+        ValueError: no readings, none above 35, which are mmol/l (times 18.016), or one at or
+            below 1.
 
     Example:
         >>> risk_index(torch.tensor([112.5, 112.5])).high.item() < 1e-4
@@ -349,5 +351,9 @@ def risk_index(glucose: Float[Tensor, "*batch n"]) -> RiskIndex:
 def _check_glucose(glucose: Tensor) -> None:
     if check_floating("glucose", glucose).ndim < 1 or not glucose.shape[-1]:
         raise ValueError(f"glucose must have at least one reading along its last dimension, got {tuple(glucose.shape)}")
-    if can_look(glucose) and glucose.numel() and bool((glucose < 25).any()):
-        raise ValueError(f"glucose must be in mg/dl, got {glucose.min().item():g}: multiply mmol/l by 18.016")
+    if not can_look(glucose) or not glucose.numel():
+        return
+    if bool(glucose.amax() < 35):
+        raise ValueError(f"glucose must be in mg/dl, got at most {glucose.max().item():g}: multiply mmol/l by 18.016")
+    if bool((glucose <= 1).any()):
+        raise ValueError(f"glucose must be above 1 mg/dl, got {glucose.min().item():g}")

@@ -109,7 +109,7 @@ CONTRACTS = [
         dynamics.time_in_range,
         lambda g: [Call((120 + 60 * torch.rand(2, 20, generator=g, dtype=torch.float64),))],
         bad=[
-            Bad((torch.full((3,), 6.0),), {}, ValueError, "mg/dl, got 6: multiply mmol/l"),
+            Bad((torch.full((3,), 6.0),), {}, ValueError, "mg/dl, got at most 6: multiply mmol/l"),
             Bad((torch.empty(0),), {}, ValueError, "at least one reading"),
             Bad((torch.full((3,), 100.0),), {"low": 200.0}, ValueError, "low must be below high"),
         ],
