@@ -22,6 +22,7 @@ from pullback.dynamics.environments import (
     point_mass,
 )
 from pullback.dynamics.events import Event
+from pullback.dynamics.force_field import Harmonic, equilibrate_charges, mixture_to_harmonic, torsion_energy
 from pullback.dynamics.glucose import (
     GlucoseEquilibrium,
     GlucoseModel,
@@ -42,6 +43,7 @@ from pullback.dynamics.grounding import (
     perturb_trajectories,
 )
 from pullback.dynamics.history import HistoryEncoder
+from pullback.dynamics.internal_coordinates import bond_angles, dihedrals, pair_distances
 from pullback.dynamics.invariance import InvariantODE, InvariantSolution
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
 from pullback.dynamics.linear_values import linear_td, lyapunov_value_error, optimal_features, value_error
@@ -127,6 +129,7 @@ __all__ = [
     "GlucoseModel",
     "GridWorld",
     "GroundingLoss",
+    "Harmonic",
     "HistoryEncoder",
     "InvariantODE",
     "InvariantSolution",
@@ -171,17 +174,20 @@ __all__ = [
     "actuation_loss",
     "avoid_dead_ends",
     "barrier_condition",
+    "bond_angles",
     "cartpole",
     "colliding_discs",
     "convergence_order",
     "covariances",
     "d2_divergence",
+    "dihedrals",
     "disc_ranges",
     "double_integrator",
     "double_pendulum",
     "double_q_target",
     "duffing",
     "empirical_process",
+    "equilibrate_charges",
     "estimate_variance",
     "feasibility_matrix",
     "four_rooms",
@@ -203,9 +209,11 @@ __all__ = [
     "metric_distortion",
     "metropolis_walk",
     "min_norm_filter",
+    "mixture_to_harmonic",
     "mode_feasibility",
     "odeint",
     "optimal_features",
+    "pair_distances",
     "pendulum",
     "perturb_trajectories",
     "pessimistic_value_iteration",
@@ -229,6 +237,7 @@ __all__ = [
     "td_flow",
     "td_loss",
     "time_in_range",
+    "torsion_energy",
     "value_error",
     "vamp2_score",
     "van_der_pol",
