@@ -112,11 +112,12 @@ def test_measures_of_control() -> None:
     readings = torch.tensor([[50.0, 70.0, 180.0, 181.0], [100.0, 100.0, 100.0, 100.0]])
     assert time_in_range(readings).tolist() == [0.5, 1.0]
     assert time_in_range(readings, 0.0, 60.0).tolist() == [0.25, 0.0]
-    # Kovatchev's scale is symmetric: 20 and 600 mg/dl bear the risk 100.
-    for glucose in (26.0, 600.0):
+    for glucose in (36.0, 600.0):
         f = 1.509 * (math.log(glucose) ** 1.084 - 5.381)
         risk = risk_index(torch.tensor([glucose]))
         assert (risk.low + risk.high).item() == pytest.approx(10 * f * f, rel=1e-5)
         assert bool(risk.low > 0) == (glucose < 112)
+    with pytest.raises(ValueError, match="above 1 mg/dl, got 0"):
+        risk_index(torch.tensor([100.0, 0.0]))
     with pytest.raises(ValueError, match=r"mg/dl, got at most 5.5: multiply mmol/l by 18.016"):
         risk_index(torch.tensor([5.5]))

@@ -292,8 +292,8 @@ def time_in_range(
 
     Raises:
         TypeError: ``glucose`` is not floating.
-        ValueError: no readings, bounds the wrong way round, none above 35, which are mmol/l (times 18.016), or one at or
-            below 1.
+        ValueError: no readings, bounds the wrong way round, none above 35, which are mmol/l (times 18.016), or one that
+            is at most 1.
 
     Example:
         >>> time_in_range(torch.tensor([60.0, 100.0, 150.0, 200.0]))
@@ -331,8 +331,7 @@ def risk_index(glucose: Float[Tensor, "*batch n"]) -> RiskIndex:
 
     Raises:
         TypeError: ``glucose`` is not floating.
-        ValueError: no readings, none above 35, which are mmol/l (times 18.016), or one at or
-            below 1.
+        ValueError: no readings, none above 35, which are mmol/l (times 18.016), or one that is at most 1.
 
     Example:
         >>> risk_index(torch.tensor([112.5, 112.5])).high.item() < 1e-4
