@@ -81,6 +81,8 @@ def test_a_policy_proposes_and_a_plan_goes_on() -> None:
     assert longer.mean[:, 0].tolist() == pytest.approx([0.2, 0.3, 0.0, 0.0, 0.0], abs=1e-6)
     with pytest.raises(ValueError, match="not finite in iteration 0"):
         dynamics.plan_cem(lambda s, a: (s, s[..., 0] / 0), state, actions=1)
+    with pytest.raises(ValueError, match="must depend on the actions by a gradient"):
+        dynamics.plan_gradient(lambda s, a: (s, (s + a.detach())[..., 0]), state, actions=2)
     with pytest.raises(ValueError, match="policy_samples needs a policy"):
         dynamics.plan_mppi(task.step, state, actions=1, policy_samples=1)
     with pytest.raises(ValueError, match="give one number a state"):

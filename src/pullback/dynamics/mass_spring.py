@@ -32,6 +32,9 @@ _SOFTENING = 1e-4
 _FALLING = -1e-4
 """Speed above which a mass on the ground rests."""
 
+_SUNK = 1e-3
+"""By how much a start may be below the ground: masses that creep below it without falling, and rounding."""
+
 _KINDS = (torch.float32, torch.float64)
 
 METHODS = ("auto", "compiled", "reference")
@@ -105,7 +108,7 @@ class MassSpring(nn.Module):
         actuation: float | Float[Tensor, "m"] = 0.0,
         *,
         gravity: float = -1.8,
-        ground: float | None = 0.1,
+        ground: float | None = 0.0,
         friction: float | None = 0.4,
         drag: float = 0.0,
         dashpot: float = 0.0,
@@ -182,7 +185,8 @@ class MassSpring(nn.Module):
 
         Raises:
             RuntimeError: "compiled" cannot be had.
-            ValueError: shapes do not fit; a state is not finite (the step and the mass are named).
+            ValueError: shapes do not fit; masses start below the ground (listed); a state is not finite (the step and
+                the mass are named).
         """
         check_positive("dt", dt)
         check_choice("method", method, METHODS)
@@ -194,6 +198,9 @@ class MassSpring(nn.Module):
                 f"x and v must hold the same masses, at least {self._nodes}, got {x.shape[-2]} and {v.shape[-2]}"
             )
         check_same_dtype(x=x, v=v, rest=self.rest)
+        if can_look(x) and bool((x[..., 1] < self.ground - _SUNK).any()):
+            below = (x[..., 1] < self.ground - _SUNK).reshape(-1, x.shape[-2]).any(0).nonzero()[:, 0].tolist()
+            raise ValueError(f"masses must start at or above the ground at {self.ground:g}, these do not: {below}")
         if isinstance(controls, Tensor):
             check_floating("controls", controls)
             check_same_dtype(x=x, controls=controls)

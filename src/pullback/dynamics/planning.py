@@ -329,7 +329,8 @@ def plan_gradient(
 
     Raises:
         TypeError: a function cannot be called, or the state is not floating.
-        ValueError: a number or shape out of range, both a policy and a previous plan, or a return that is not finite.
+        ValueError: a number or shape out of range, both a policy and a previous plan, a return that is not finite or
+            that has no gradient in the actions.
 
     Example:
         >>> plan = plan_gradient(lambda s, a: (s + a, -(s + a).square().sum(-1)), torch.full((1,), 0.5), actions=1,
@@ -361,6 +362,8 @@ def plan_gradient(
             leaf = free.detach().requires_grad_()
             sequences = search.bounded(leaf)
             returns = search.score(sequences, k)
+            if not returns.requires_grad:
+                raise ValueError("the return must depend on the actions by a gradient: step detaches them (audit it)")
             slope = None if k == iterations else torch.autograd.grad(returns.sum(), leaf)[0]
         with torch.no_grad():
             top, index = returns.detach().max(0)

@@ -42,7 +42,8 @@ def lqr(
     .. math:: K_t = (R + B^T P_{t+1} B)^{-1} B^T P_{t+1} A, \quad
               P_t = Q + K_t^T R K_t + (A - B K_t)^T P_{t+1} (A - B K_t), \quad P_T = F .
 
-    The second form (Joseph's) keeps P positive semi-definite in rounding. Symmetric parts of Q, R and F count.
+    The second form (Joseph's) keeps P positive semi-definite in rounding. Symmetric parts of Q, R and F count, and all
+    is computed in double precision.
 
     Args:
         A: ``[*batch, n, n]``.

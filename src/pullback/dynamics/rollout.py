@@ -46,8 +46,8 @@ def rollout(
             through the velocities of a particle alone.
 
     Returns:
-        The states, ``[T + 1, ...]`` in each tensor, x_0 first (detached where ``truncate`` or ``detach`` did so for
-        what follows only: the states returned are attached).
+        The states, ``[T + 1, ...]`` in each tensor, x_0 first. ``truncate`` and ``detach`` change what a step starts
+        from, not the states that are returned: each of these carries the gradient of the step that made it.
 
     Raises:
         TypeError: ``step`` is not callable, or a leaf is not a tensor.

@@ -33,7 +33,7 @@ def _moved(friction: float | None) -> Callable[..., tuple[Tensor, ...]]:
 
 def _triangle(g: torch.Generator) -> list[Call]:
     """One triangle in the air, one of which two masses fall to the ground within the three steps."""
-    corners = torch.tensor([[0.0, 0.13], [1.0, 0.16], [0.5, 0.9]], dtype=torch.float64)
+    corners = torch.tensor([[0.0, 0.03], [1.0, 0.06], [0.5, 0.8]], dtype=torch.float64)
     x = torch.stack([corners + torch.tensor([0.0, 3.0]), corners])
     v = 0.3 * torch.randn(2, 3, 2, generator=g, dtype=torch.float64)
     v[..., 1] = -v[..., 1].abs() - 0.5
@@ -58,11 +58,11 @@ def _mass_by_mass(friction: float | None) -> Callable[..., tuple[Tensor, ...]]:
                 new = [[v[i][k] * math.exp(-0.01) + 0.05 * force[i][k] for k in (0, 1)] for i in range(3)]
                 moved = [[x[i][k] + 0.05 * new[i][k] for k in (0, 1)] for i in range(3)]
                 for i in range(3):
-                    if moved[i][1] < 0.1 and new[i][1] < 0:
-                        time = max((0.1 - x[i][1]) / new[i][1], 0.0)
+                    if moved[i][1] < 0 and new[i][1] < 0:
+                        time = max(-x[i][1] / new[i][1], 0.0)
                         lost = math.inf if friction is None else -friction * new[i][1]
                         slid = math.copysign(max(abs(new[i][0]) - lost, 0.0), new[i][0])
-                        moved[i] = [x[i][0] + time * new[i][0] + (0.05 - time) * slid, min(x[i][1], 0.1)]
+                        moved[i] = [x[i][0] + time * new[i][0] + (0.05 - time) * slid, min(x[i][1], 0.0)]
                         new[i] = [slid, 0.0]
                 x, v = moved, new
                 path.append(x)
@@ -70,7 +70,7 @@ def _mass_by_mass(friction: float | None) -> Callable[..., tuple[Tensor, ...]]:
             springs = sum(
                 10 * (math.dist(x[a], x[b]) - r) ** 2 for (a, b), r in zip(ANCHORS.tolist(), REST.tolist(), strict=True)
             )
-            energy = springs + sum(0.5 * (p * p + q * q) for p, q in v) + sum(1.8 * (y - 0.1) for _, y in x)
+            energy = springs + sum(0.5 * (p * p + q * q) for p, q in v) + sum(1.8 * y for _, y in x)
             for out, value in zip(ends, (path, speeds, energy), strict=True):
                 out.append(value)
         path, speeds, energy = (torch.tensor(out, dtype=torch.float64) for out in ends)
