@@ -148,6 +148,9 @@ class Contract:
         if not all((*laws, self.batched, self.layouts, everywhere)) and not self.why:
             raise ValueError(f"{self.name}: a law that is switched off needs a reason in `why`")
 
+    def prepare(self) -> None:
+        """Make what cannot be made inside of a transform."""
+
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Call the block as the laws do."""
         return self.block(*args, **kwargs)
@@ -210,9 +213,12 @@ class Module(Contract):
     def new(self, seed: int = 0) -> nn.Module:
         return self.build(torch.Generator().manual_seed(seed))
 
+    def prepare(self) -> None:
+        _ = self.modules
+
     @cached_property
     def modules(self) -> dict[tuple[str, torch.dtype], nn.Module]:
-        """Made beforehand: a module moved inside of a transform would keep tensors of that transform."""
+        """Made beforehand: a module cannot be moved inside of a transform, or would keep tensors of it."""
         dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
         devices = {"cpu", DEVICE.type}
         return {(device, dtype): self.new().to(device, dtype) for device in devices for dtype in dtypes}

@@ -70,6 +70,7 @@ def samples(contract: Contract) -> list[Call]:
 
 def calls(contract: Contract) -> list[Call]:
     """The same calls on the device."""
+    contract.prepare()
     return [Call(on_device(call.args), on_device(call.kwargs)) for call in samples(contract)]
 
 
