@@ -65,6 +65,7 @@ from pullback.implicit.soft_discs import soft_disc_energy
 from pullback.implicit.solution import Reason, Solution
 from pullback.implicit.solvers import find_root, fixed_point, minimize
 from pullback.implicit.sorption import retardation_factor, solve_diffusion_sorption, total_concentration
+from pullback.implicit.sparse_matrices import SparseMatrix, SparsePattern
 from pullback.implicit.spheres import (
     projection_l1_sphere,
     projection_l2_sphere,
@@ -111,6 +112,8 @@ __all__ = [
     "SmoothManifoldLearning",
     "SmoothState",
     "Solution",
+    "SparseMatrix",
+    "SparsePattern",
     "WorstCase",
     "average_vote",
     "counterfactual_gap",

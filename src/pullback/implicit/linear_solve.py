@@ -18,6 +18,7 @@ from pullback.implicit import krylov
 from pullback.implicit.arguments import check_function, check_number
 from pullback.implicit.iteration import Map, iterate, norm
 from pullback.implicit.solution import Reason, Solution, describe, raise_unless_converged
+from pullback.implicit.sparse_matrices import SparseMatrix, SparsePattern
 
 __all__ = ["DENSE_LIMIT", "LinearMethod", "LinearOptions", "Operator", "dense", "linear_solve"]
 
@@ -59,19 +60,25 @@ class LinearOptions:
 
 @dataclass(frozen=True)
 class Operator:
-    """A matrix that depends on tensors: ``at(*tensors)`` gives ``v -> A v``, ``adjoint_at`` gives ``w -> A^T w``."""
+    """A matrix that depends on tensors: ``at(*tensors)`` gives ``v -> A v``, ``adjoint_at`` gives ``w -> A^T w``.
+
+    Where the matrix has an elimination of its own, ``inverse_at(ridge, *tensors)`` gives ``b -> (A + ridge I)^{-1} b``,
+    and ``adjoint_inverse_at`` that of the transposed one.
+    """
 
     at: Callable[..., Map]
     adjoint_at: Callable[..., Map]
     symmetric: bool = False
+    inverse_at: Callable[..., Map] | None = None
+    adjoint_inverse_at: Callable[..., Map] | None = None
 
     def transposed(self) -> Operator:
         """Return the transposed matrix."""
-        return Operator(self.adjoint_at, self.at, self.symmetric)
+        return Operator(self.adjoint_at, self.at, self.symmetric, self.adjoint_inverse_at, self.inverse_at)
 
 
 def linear_solve(
-    matvec: Callable[..., Tensor] | Float[Tensor, "*batch n n"],
+    matvec: Callable[..., Tensor] | Float[Tensor, "*batch n n"] | SparseMatrix,
     b: Float[Tensor, "..."],
     *,
     method: str = "auto",
@@ -89,13 +96,16 @@ def linear_solve(
     ``dx = A^{-1} (db - dA x)``, ``b_bar = A^{-T} x_bar``, each found by one more solve of the same kind.
 
     Args:
-        matvec: ``A`` itself, ``[*batch, n, n]``, or a linear function ``v -> A v`` (called ``matvec(v, *parameters)``)
-            that keeps the shape of ``b``.
+        matvec: ``A`` itself, ``[*batch, n, n]`` or a :class:`SparseMatrix`, or a linear function ``v -> A v`` (called
+            ``matvec(v, *parameters)``) that keeps the shape of ``b``.
         b: right side. ``[*batch, n]`` for a matrix, both batches broadcast; any shape for a function.
         method: ``"cg"`` for symmetric positive (semi)definite ``A``; ``"normal_cg"`` (conjugate gradients on ``A^T A``,
             where ``ridge`` is added to ``A^T A``), ``"bicgstab"``, ``"gmres"`` for general ``A``; ``"lu"``: dense, up
-            to 512 unknowns, a function is then called under ``torch.func.vmap``. ``"auto"`` is ``"lu"`` up to 512, else
-            ``"gmres"``.
+            to 512 unknowns, a function is then called under ``torch.func.vmap``. A sparse matrix of any size is
+            eliminated block by block along the breadth-first levels of its pattern, which suits meshes of the plane;
+            pivots are chosen inside of a block alone: where those of a matrix that is neither definite nor dominated
+            by its diagonal fail, ``converged`` says so. ``"auto"`` is ``"lu"`` for a sparse matrix and up to 512
+            unknowns, else ``"gmres"``.
         tolerance: converged when ``|b - A x| <= tolerance * |b|``; default 1e-10 in float64, 1e-5 in float32.
         max_iterations: of a Krylov method; default ``10 n``.
         preconditioner: ``v -> M^{-1} v``, symmetric, approximating ``A^{-1}`` (``(A^T A)^{-1}`` for ``"normal_cg"``).
@@ -136,6 +146,14 @@ def linear_solve(
             batch_ndim = b.ndim - 1
         operator = _MATRIX
         tensors: tuple[Tensor, ...] = (matvec,)
+    elif isinstance(matvec, SparseMatrix):
+        if b.ndim == 0 or matvec.shape[-2:] != (b.shape[-1], b.shape[-1]):
+            raise ValueError(f"matvec must be [*batch, n, n] for b {tuple(b.shape)}, got {matvec.shape}")
+        check_same_dtype(matvec=matvec.values, b=b)
+        b = b.expand(*check_broadcast(matvec=matvec.shape[:-2], b=tuple(b.shape[:-1])), b.shape[-1])
+        if batch_ndim is None:
+            batch_ndim = b.ndim - 1
+        operator, tensors = _of_sparse(matvec.pattern), (matvec.values,)
     else:
         check_function("matvec", matvec)
         operator, tensors = _of_function(matvec), tuple(parameters)
@@ -209,6 +227,22 @@ _MATRIX = Operator(
     lambda matrix: lambda v: (matrix @ v[..., None])[..., 0],
     lambda matrix: lambda w: (matrix.mT @ w[..., None])[..., 0],
 )
+
+
+def _of_sparse(pattern: SparsePattern) -> Operator:
+    def inverse_at(transposed: bool) -> Callable[..., Map]:
+        def at(ridge: float, values: Tensor) -> Map:
+            factors = pattern.elimination.factorise(values, ridge)
+            return lambda v: pattern.elimination.solve(factors, v, transposed=transposed)
+
+        return at
+
+    return Operator(
+        lambda values: lambda v: SparseMatrix(pattern, values) @ v,
+        lambda values: lambda w: SparseMatrix(pattern, values).mT @ w,
+        inverse_at=inverse_at(False),
+        adjoint_inverse_at=inverse_at(True),
+    )
 
 
 class _LinearSolve(torch.autograd.Function):
@@ -285,7 +319,8 @@ def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple
         nothing = rows.per_row(torch.zeros(rows.count, dtype=torch.int64, device=b.device))
         return Solution(b.clone(), nothing.to(b.dtype), nothing, nothing)
     right, scale, length = _ordinary(right, torch.finfo(b.dtype).max)
-    method = resolve_method(options, rows.size, operator.symmetric)
+    direct = operator.inverse_at if options.method in ("auto", "lu") else None
+    method = "lu" if direct is not None else resolve_method(options, rows.size, operator.symmetric)
     product, adjoint = on_rows(operator.at(*tensors)), on_rows(operator.adjoint_at(*tensors))
     shift = 0.0 if method == "normal_cg" else options.ridge
     matvec = (lambda v: product(v) + shift * v) if shift else product
@@ -294,7 +329,12 @@ def _solve(operator: Operator, options: LinearOptions, b: Tensor, tensors: tuple
     limit = options.max_iterations if options.max_iterations is not None else 10 * rows.size
     precondition = on_rows(options.preconditioner) if options.preconditioner is not None else _identity
     if method == "lu":
-        x, iterations = _solve_dense(matvec, right), torch.ones(rows.count, dtype=torch.int64, device=b.device)
+        if direct is not None:
+            inverse = direct(shift, *(t.to(working) for t in tensors))
+            x = _solve_twice(matvec, lambda v: rows.pack(inverse(rows.unpack(v))), right)
+        else:
+            x = _solve_dense(matvec, right)
+        iterations = torch.ones(rows.count, dtype=torch.int64, device=b.device)
         stopped = iterations.new_full((rows.count,), Reason.STALLED)
     else:
         algorithm: krylov.KrylovMethod
@@ -385,3 +425,11 @@ def _solve_dense(matvec: Map, rows: Tensor) -> Tensor:
         wrong = ~(torch.isfinite(rows).all(1) & torch.isfinite(matrix).flatten(1).all(1))
         x = torch.where((found | wrong)[:, None], x, 0)
     return x
+
+
+def _solve_twice(matvec: Map, inverse: Map, rows: Tensor) -> Tensor:
+    """Eliminate, and once more for what rounding left: pivots inside of blocks are not the largest of all."""
+    x = inverse(rows)
+    x = x + inverse(rows - matvec(x))
+    wrong = ~(torch.isfinite(rows).all(1) & torch.isfinite(matvec(torch.ones_like(rows))).all(1))
+    return torch.where((torch.isfinite(x).all(1) | wrong)[:, None], x, 0)
