@@ -45,6 +45,7 @@ from pullback.dynamics.grounding import (
 from pullback.dynamics.history import HistoryEncoder
 from pullback.dynamics.internal_coordinates import bond_angles, dihedrals, pair_distances
 from pullback.dynamics.invariance import InvariantODE, InvariantSolution
+from pullback.dynamics.known_spectra import NoisyLogisticMap, four_well_potential, langevin_generator
 from pullback.dynamics.latent_ode import BackwardsEncoder, EvidenceLowerBound, LatentODE
 from pullback.dynamics.linear_values import linear_td, lyapunov_value_error, optimal_features, value_error
 from pullback.dynamics.locomotion import (
@@ -97,7 +98,7 @@ from pullback.dynamics.rollout import rollout
 from pullback.dynamics.sde import SDESolution, sdeint
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
-from pullback.dynamics.transfer_operators import OperatorSpectrum, TransferOperator
+from pullback.dynamics.transfer_operators import OperatorSingular, OperatorSpectrum, TransferOperator
 from pullback.dynamics.vehicles import DiscRoad, disc_ranges, vehicle
 
 __all__ = [
@@ -144,7 +145,9 @@ __all__ = [
     "ModePolicy",
     "NeuralField",
     "NeuralODE",
+    "NoisyLogisticMap",
     "ODESolution",
+    "OperatorSingular",
     "OperatorSpectrum",
     "OptimalValues",
     "PIDController",
@@ -191,6 +194,7 @@ __all__ = [
     "estimate_variance",
     "feasibility_matrix",
     "four_rooms",
+    "four_well_potential",
     "generalized_advantage",
     "generator_covariance",
     "generator_score",
@@ -198,6 +202,7 @@ __all__ = [
     "grounding_loss",
     "height_loss",
     "imagined_return",
+    "langevin_generator",
     "lie_derivative",
     "life_gate",
     "linear_td",

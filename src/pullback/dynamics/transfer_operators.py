@@ -18,7 +18,7 @@ from pullback.core.checks import (
 from pullback.core.shapes import Float, Shaped, Tensor
 from pullback.dynamics.operator_scores import covariances
 
-__all__ = ["OperatorSpectrum", "TransferOperator"]
+__all__ = ["OperatorSingular", "OperatorSpectrum", "TransferOperator"]
 
 
 class OperatorSpectrum(NamedTuple):
@@ -33,6 +33,20 @@ class OperatorSpectrum(NamedTuple):
     values: Tensor
     right: Tensor
     left: Tensor
+
+
+class OperatorSingular(NamedTuple):
+    """Singular values of an estimated operator, largest first.
+
+    Attributes:
+        values: ``[k]``; k is the rank, or the number of features.
+        left: ``[r, k]``, in columns the coefficients of functions u of the state now, with :math:`Tv=\\sigma u`.
+        right: ``[r, k]``, in columns the coefficients of functions v of the state one step later.
+    """
+
+    values: Tensor
+    left: Tensor
+    right: Tensor
 
 
 class TransferOperator:
@@ -115,20 +129,15 @@ class TransferOperator:
         size = now.shape[1]
         if self.rank is not None and self.rank > size:
             raise ValueError(f"rank must be at most the {size} features, got {self.rank}")
-        cx, _, cxy = covariances(now, later)
-        values, vectors = torch.linalg.eigh(cx)
-        values = values.clamp_min(0) + self.ridge
-        if not bool(values[0] > size * torch.finfo(values.dtype).eps * values[-1]):
-            raise ValueError(
-                f"features must be independent on {len(x)} pairs for ridge {self.ridge}: a ridge is needed"
-            )
-        root = vectors / values.sqrt() @ vectors.mT
+        cx, cy, cxy = covariances(now, later)
+        root = self._inverse_root(cx, f"{len(x)} pairs")
         if self.rank is not None:
             leading = torch.linalg.svd(root @ cxy).U[:, : self.rank]
             inverse = root @ leading @ leading.mT @ root
         else:
             inverse = root @ root
         self.matrix = inverse @ cxy
+        self._root, self._later = root, cy
         self.weights = inverse @ (now.mT @ seen.to(now) / len(x))
         return self
 
@@ -144,6 +153,22 @@ class TransferOperator:
         values, right = values[order], right[:, order]
         left = torch.linalg.pinv(right).mH
         return OperatorSpectrum(values, right, left)
+
+    def svd(self) -> OperatorSingular:
+        r"""Return singular values and functions, of the squared norms :math:`c^T(C+\rho I)c` before and after a step.
+
+        They are those of :math:`(C_x+\rho I)^{1/2}G(C_y+\rho I)^{-1/2}`; squared, they sum to the projection score of
+        the features (with the ridge, and where no rank is asked for). Functions of one side are orthonormal.
+
+        Raises:
+            RuntimeError: before :meth:`fit`.
+            ValueError: features that depend on each other one step later, without a ridge.
+        """
+        self._fitted()
+        later = self._inverse_root(self._later, "the states one step later")
+        u, values, v = torch.linalg.svd(torch.linalg.solve(self._root, self.matrix) @ later)
+        kept = slice(self.rank)
+        return OperatorSingular(values[kept], self._root @ u[:, kept], later @ v.mT[:, kept])
 
     @torch.no_grad()
     def eigenfunctions(self, x: Shaped[Tensor, "n ..."]) -> Tensor:
@@ -173,6 +198,14 @@ class TransferOperator:
         check_integer("steps", steps, 1)
         self._fitted()
         return self._features(x) @ torch.linalg.matrix_power(self.matrix, steps - 1) @ self.weights
+
+    def _inverse_root(self, c: Tensor, where: str) -> Tensor:
+        """``(c + ridge)^(-1/2)``, refused where there is none."""
+        values, vectors = torch.linalg.eigh(c)
+        values = values.clamp_min(0) + self.ridge
+        if not bool(values[0] > len(c) * torch.finfo(c.dtype).eps * values[-1]):
+            raise ValueError(f"features must be independent on {where} for ridge {self.ridge}: a ridge is needed")
+        return vectors / values.sqrt() @ vectors.mT
 
     def _features(self, x: Tensor) -> Tensor:
         found = check_floating("features(x)", self.features(x)).double()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pullback import dynamics
-from tests.contracts.contract import Bad, Call, Contract, HigherOrder, Learner
+from tests.contracts.contract import Bad, Call, Contract, Exempt, HigherOrder, Learner
 
 SQUARES = "covariances are squares of features"
 NEAR = torch.eye(2).double()
@@ -80,6 +80,23 @@ def planted(g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Pairs of a linear map without noise, and the map."""
     x, matrix = (torch.randn(n, 2, generator=g, dtype=torch.float64) for n in (20, 2))
     return torch.stack([x, x @ matrix], 1), matrix
+
+
+def rates(potential: Tensor, temperature: float = 1.5) -> Tensor:
+    """Rates between neighbours, one by one; the diagonal makes rows sum to 0."""
+    n = potential.shape[-1]
+    found = torch.zeros(*potential.shape, n, dtype=potential.dtype)
+    for i in range(n):
+        for j in {max(i - 1, 0), min(i + 1, n - 1)} - {i}:
+            rise = potential[..., j] - potential[..., i]
+            found[..., i, j] = rise / 0.25 / torch.expm1(rise / temperature)
+            found[..., i, i] -= found[..., i, j]
+    return found
+
+
+def symmetric_rates(potential: Tensor) -> Tensor:
+    half = torch.exp(-potential / 3)
+    return half[..., None] * rates(potential) / half[..., None, :]
 
 
 CONTRACTS = [
@@ -243,4 +260,41 @@ CONTRACTS = [
             Bad((torch.full((9, 2, 2), torch.nan), None), {}, ValueError, "must be finite"),
         ),
     ),
+    Contract(
+        "dynamics.four_well_potential",
+        dynamics.four_well_potential,
+        lambda g: [Call((torch.rand(2, 6, generator=g, dtype=torch.float64) * 2.4 - 1.2,))],
+        reference=lambda x: torch.from_numpy(
+            4 * x.numpy() ** 8
+            + 3.2 * np.exp(-80 * x.numpy() ** 2)
+            + 0.8 * np.exp(-80 * (x.numpy() - 0.5) ** 2)
+            + 2 * np.exp(-40 * (x.numpy() + 0.5) ** 2)
+        ),
+        large_limit=3.0,
+        why="an eighth power",
+        bad=(Bad((torch.ones(2, dtype=torch.long),), {}, TypeError, "x must be"),),
+    ),
+    Contract(
+        "dynamics.langevin_generator",
+        lambda u, **words: dynamics.langevin_generator(u, **{"spacing": 0.5, "temperature": 1.5, **words}),
+        lambda g: [Call((torch.randn(2, 4, generator=g, dtype=torch.float64),))],
+        reference=lambda u: rates(u),
+        scalars={"temperature": 1.5},
+        large_limit=1e4,
+        why="rates grow with the potential over a square",
+        bad=(
+            Bad((torch.ones(1),), {}, ValueError, "n >= 2"),
+            Bad((torch.ones(3),), {"spacing": 0.0}, ValueError, "spacing must be"),
+            Bad((torch.ones(3),), {"temperature": 0.0}, ValueError, "temperature must be"),
+        ),
+    ),
+    Contract(
+        "dynamics.langevin_generator[symmetric]",
+        lambda u: dynamics.langevin_generator(u, spacing=0.5, temperature=1.5, symmetric=True),
+        lambda g: [Call((torch.randn(2, 4, generator=g, dtype=torch.float64),))],
+        reference=symmetric_rates,
+        large_limit=1e4,
+        why="rates grow with the potential over a square",
+    ),
+    Exempt("dynamics.NoisyLogisticMap", "draws paths, and holds integrals of them", "dynamics/test_operators.py"),
 ]
