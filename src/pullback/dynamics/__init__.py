@@ -43,6 +43,7 @@ from pullback.dynamics.grounding import (
     perturb_trajectories,
 )
 from pullback.dynamics.history import HistoryEncoder
+from pullback.dynamics.imagination import ImaginationLoss, imagination_policy_loss
 from pullback.dynamics.internal_coordinates import bond_angles, dihedrals, pair_distances
 from pullback.dynamics.invariance import InvariantODE, InvariantSolution
 from pullback.dynamics.known_spectra import NoisyLogisticMap, four_well_potential, langevin_generator
@@ -93,13 +94,23 @@ from pullback.dynamics.polygons import PolygonWorld, polygon_world
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.regression import Regression, d2_divergence, estimate_variance, weighted_regression
 from pullback.dynamics.regulator import Regulator, lqr
+from pullback.dynamics.replay import ReplayBuffer, Sequences
 from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
 from pullback.dynamics.rollout import rollout
 from pullback.dynamics.sde import SDESolution, sdeint
+from pullback.dynamics.state_space import Beliefs, RecurrentStateSpaceModel, StateSpaceLoss
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
 from pullback.dynamics.transfer_operators import OperatorSingular, OperatorSpectrum, TransferOperator
 from pullback.dynamics.vehicles import DiscRoad, disc_ranges, vehicle
+from pullback.dynamics.world_models import (
+    ConsistencyLoss,
+    LatentWorldModel,
+    latent_consistency_loss,
+    latent_policy_loss,
+    truncated_normal,
+    update_average,
+)
 
 __all__ = [
     "ADJOINTS",
@@ -111,8 +122,10 @@ __all__ = [
     "Backsolve",
     "BackwardsEncoder",
     "BarrierCondition",
+    "Beliefs",
     "BoundedPolicy",
     "BrownianPath",
+    "ConsistencyLoss",
     "ContinuousFlow",
     "ConvergenceOrder",
     "ConvolutionalField",
@@ -132,10 +145,12 @@ __all__ = [
     "GroundingLoss",
     "Harmonic",
     "HistoryEncoder",
+    "ImaginationLoss",
     "InvariantODE",
     "InvariantSolution",
     "LatentODE",
     "LatentRNN",
+    "LatentWorldModel",
     "LifeGate",
     "MarkovChain",
     "MarkovDecisionProcess",
@@ -159,13 +174,17 @@ __all__ = [
     "PolicyLoss",
     "PolygonWorld",
     "RandomRewards",
+    "RecurrentStateSpaceModel",
     "Regression",
     "Regulator",
+    "ReplayBuffer",
     "ResidualBlock",
     "RiskIndex",
     "SDESolution",
     "SecurityGap",
+    "Sequences",
     "SpringMotion",
+    "StateSpaceLoss",
     "StepControl",
     "Suboptimality",
     "TDField",
@@ -201,8 +220,11 @@ __all__ = [
     "goal_schedule",
     "grounding_loss",
     "height_loss",
+    "imagination_policy_loss",
     "imagined_return",
     "langevin_generator",
+    "latent_consistency_loss",
+    "latent_policy_loss",
     "lie_derivative",
     "life_gate",
     "linear_td",
@@ -243,6 +265,8 @@ __all__ = [
     "td_loss",
     "time_in_range",
     "torsion_energy",
+    "truncated_normal",
+    "update_average",
     "value_error",
     "vamp2_score",
     "van_der_pol",

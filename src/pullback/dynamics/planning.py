@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_callable, check_floating, check_integer, check_positive, check_range
+from pullback.core.errors import ConvergenceError
 from pullback.core.random import drawing_device
-from pullback.core.shapes import Float
+from pullback.core.shapes import Float, Int
 from pullback.core.transforms import can_look
 
 __all__ = ["Plan", "imagined_return", "plan_cem", "plan_gradient", "plan_mppi", "plan_random_shooting"]
@@ -31,6 +32,7 @@ class Plan(NamedTuple):
         std: ``[H, *batch, m]`` of the proposal.
         value: ``[*batch]`` predicted return of ``actions``.
         history: ``[iterations, *batch]`` predicted return of the best sequence of each iteration.
+        dropped: ``[*batch]`` candidates that :func:`plan_gradient` left where return or gradient was not finite.
     """
 
     actions: Float[Tensor, "H *batch m"]
@@ -38,6 +40,7 @@ class Plan(NamedTuple):
     std: Float[Tensor, "H *batch m"]
     value: Float[Tensor, "*batch"]
     history: Float[Tensor, "iterations *batch"]
+    dropped: Int[Tensor, "*batch"]
 
 
 def imagined_return(
@@ -282,7 +285,7 @@ def plan_random_shooting(
         returns = search.score(drawn, 0)
         best, index = returns.max(0)
         chosen = _take(drawn, index[None])[:, 0]
-    return Plan(chosen, chosen, torch.zeros_like(chosen), best, best[None])
+    return Plan(chosen, chosen, torch.zeros_like(chosen), best, best[None], _none(best))
 
 
 def plan_gradient(
@@ -305,7 +308,8 @@ def plan_gradient(
 ) -> Plan:
     r"""Plan by the gradient of the return: Adam ascends :func:`imagined_return` in the actions, from several starts.
 
-    With a limit L the actions are :math:`a = L \tanh u` and u is what moves. The best sequence that was met wins.
+    With a limit L the actions are :math:`a = L \tanh u` and u is what moves. The best sequence that was met wins. A
+    candidate whose return or gradient is not finite stays where it was, and is counted.
 
     Args:
         step: the model, ``step(state, action)``, differentiable, gives next state and reward.
@@ -329,8 +333,9 @@ def plan_gradient(
 
     Raises:
         TypeError: a function cannot be called, or the state is not floating.
-        ValueError: a number or shape out of range, both a policy and a previous plan, a return that is not finite or
-            that has no gradient in the actions.
+        ValueError: a number or shape out of range, both a policy and a previous plan, or a return that has no gradient
+            in the actions.
+        ConvergenceError: no candidate has a finite return; it carries the plan.
 
     Example:
         >>> plan = plan_gradient(lambda s, a: (s + a, -(s + a).square().sum(-1)), torch.full((1,), 0.5), actions=1,
@@ -356,34 +361,39 @@ def plan_gradient(
         noise[:, 0] = 0
         free = search.free(mean[:, None]) + std * noise
     first, second = torch.zeros_like(free), torch.zeros_like(free)
-    best, chosen, history = None, mean, []
+    alive = torch.ones(free.shape[1:-1], dtype=torch.bool, device=free.device)
+    best, chosen, history = torch.full(mean.shape[1:-1], -torch.inf).to(mean), mean, []
     for k in range(iterations + 1):
         with torch.enable_grad():
             leaf = free.detach().requires_grad_()
             sequences = search.bounded(leaf)
-            returns = search.score(sequences, k)
+            returns = search.returns(sequences)
             if not returns.requires_grad:
                 raise ValueError("the return must depend on the actions by a gradient: step detaches them (audit it)")
             slope = None if k == iterations else torch.autograd.grad(returns.sum(), leaf)[0]
         with torch.no_grad():
-            top, index = returns.detach().max(0)
+            alive = alive & returns.isfinite()
+            top, index = returns.detach().where(alive, -torch.inf).max(0)
             found = _take(sequences.detach(), index[None])[:, 0]
-            better = torch.ones_like(top, dtype=torch.bool) if best is None else top > best
-            best = top if best is None else torch.where(better, top, best)
-            chosen = torch.where(better[..., None], found, chosen)
+            better = top > best
+            best, chosen = torch.where(better, top, best), torch.where(better[..., None], found, chosen)
             history.append(top)
             if slope is None:
                 break
+            alive = alive & slope.isfinite().all(-1).all(0)
+            slope = slope.where(alive[..., None], 0.0)  # it stays where it is from now on
             if clip is not None:
                 norm = slope.square().sum((0, -1), keepdim=True).sqrt()
                 slope = slope * (clip / norm.clamp_min(clip))
             first = 0.9 * first + 0.1 * slope
             second = 0.999 * second + 0.001 * slope.square()
             moved = (first / (1 - 0.9 ** (k + 1))) / ((second / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
-            free = free + lr * moved
-    assert best is not None
+            free = free + lr * moved.where(alive[..., None], 0.0)
     spread = sequences.detach().std(1, correction=0)
-    return Plan(chosen, chosen, spread, best, torch.stack(history[1:]))
+    plan = Plan(chosen, chosen, spread, best, torch.stack(history[1:]), (~alive).sum(0))
+    if can_look(best) and not bool(best.isfinite().all()):
+        raise ConvergenceError(f"no candidate of {candidates} has a finite return, for some state of the batch", plan)
+    return plan
 
 
 class _Search:
@@ -444,9 +454,12 @@ class _Search:
             state = self.step(state, taken[-1])[0]
         return torch.stack(taken)
 
-    def score(self, sequences: Tensor, iteration: int) -> Tensor:
+    def returns(self, sequences: Tensor) -> Tensor:
         state = self.state.expand(sequences.shape[1], *self.state.shape)
-        returns = imagined_return(self.step, state, sequences, discount=self.discount, value=self.value)
+        return imagined_return(self.step, state, sequences, discount=self.discount, value=self.value)
+
+    def score(self, sequences: Tensor, iteration: int) -> Tensor:
+        returns = self.returns(sequences)
         if can_look(returns) and not bool(returns.isfinite().all()):
             raise ValueError(f"the predicted return is not finite in iteration {iteration}")
         return returns
@@ -494,17 +507,23 @@ class _Search:
             history.append(top[0])
         if temperature is None:
             chosen = self.clamped(mean)
-            return Plan(chosen, mean, std, self.score(chosen[:, None], iterations)[0], torch.stack(history))
+            value = self.score(chosen[:, None], iterations)[0]
+            return Plan(chosen, mean, std, value, torch.stack(history), _none(value))
         device = drawing_device(self.generator, self.state)
         flat = share.flatten(1).T.to(device) if share.ndim > 1 else share[None].to(device)
         drawn_index = torch.multinomial(flat, 1, generator=self.generator).to(self.state.device)
         index = drawn_index.view(1, *share.shape[1:])
-        return Plan(_take(best, index)[:, 0], mean, std, top.gather(0, index)[0], torch.stack(history))
+        value = top.gather(0, index)[0]
+        return Plan(_take(best, index)[:, 0], mean, std, value, torch.stack(history), _none(value))
 
 
 def _take(sequences: Tensor, index: Tensor) -> Tensor:
     """``[H, k, *batch, m]`` of ``[H, samples, *batch, m]`` by ``[k, *batch]``."""
     return sequences.gather(1, index[None, ..., None].expand(len(sequences), *index.shape, sequences.shape[-1]))
+
+
+def _none(value: Tensor) -> Tensor:
+    return torch.zeros_like(value, dtype=torch.long)
 
 
 def _below_one(name: str, value: float) -> None:
