@@ -60,6 +60,24 @@ from pullback.dynamics.markov import MarkovChain, metropolis_walk
 from pullback.dynamics.mass_spring import MassSpring, SpringMotion, VoxelRobot, voxel_robot
 from pullback.dynamics.methods import METHODS
 from pullback.dynamics.min_norm import Filtered, min_norm_filter
+from pullback.dynamics.molecular_energy import (
+    COULOMB,
+    BondedEnergy,
+    ForceMatchingLoss,
+    bonded_energy,
+    force_matching_loss,
+    linear_torsions,
+    nonbonded_energy,
+)
+from pullback.dynamics.molecular_geometry import MinimizedGeometry, export_parameters, minimize_geometry
+from pullback.dynamics.molecular_graph import (
+    ATOM_FEATURES,
+    Topology,
+    join_topologies,
+    molecular_graph,
+    molecular_topology,
+)
+from pullback.dynamics.molecular_networks import ForceFieldNetwork, GraphSage, JanossyPooling, MoleculeParameters
 from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
@@ -114,6 +132,8 @@ from pullback.dynamics.world_models import (
 
 __all__ = [
     "ADJOINTS",
+    "ATOM_FEATURES",
+    "COULOMB",
     "METHODS",
     "Advantages",
     "AttemptedStep",
@@ -123,6 +143,7 @@ __all__ = [
     "BackwardsEncoder",
     "BarrierCondition",
     "Beliefs",
+    "BondedEnergy",
     "BoundedPolicy",
     "BrownianPath",
     "ConsistencyLoss",
@@ -138,9 +159,12 @@ __all__ = [
     "FeatureCovariances",
     "Filtered",
     "FlowSample",
+    "ForceFieldNetwork",
+    "ForceMatchingLoss",
     "GatedField",
     "GlucoseEquilibrium",
     "GlucoseModel",
+    "GraphSage",
     "GridWorld",
     "GroundingLoss",
     "Harmonic",
@@ -148,6 +172,7 @@ __all__ = [
     "ImaginationLoss",
     "InvariantODE",
     "InvariantSolution",
+    "JanossyPooling",
     "LatentODE",
     "LatentRNN",
     "LatentWorldModel",
@@ -156,8 +181,10 @@ __all__ = [
     "MarkovDecisionProcess",
     "MassSpring",
     "MealScenarios",
+    "MinimizedGeometry",
     "ModeClassifier",
     "ModePolicy",
+    "MoleculeParameters",
     "NeuralField",
     "NeuralODE",
     "NoisyLogisticMap",
@@ -190,6 +217,7 @@ __all__ = [
     "TDField",
     "TDFlow",
     "Tableau",
+    "Topology",
     "TransferOperator",
     "Transitions",
     "VoxelRobot",
@@ -197,6 +225,7 @@ __all__ = [
     "avoid_dead_ends",
     "barrier_condition",
     "bond_angles",
+    "bonded_energy",
     "cartpole",
     "colliding_discs",
     "convergence_order",
@@ -211,7 +240,9 @@ __all__ = [
     "empirical_process",
     "equilibrate_charges",
     "estimate_variance",
+    "export_parameters",
     "feasibility_matrix",
+    "force_matching_loss",
     "four_rooms",
     "four_well_potential",
     "generalized_advantage",
@@ -222,12 +253,14 @@ __all__ = [
     "height_loss",
     "imagination_policy_loss",
     "imagined_return",
+    "join_topologies",
     "langevin_generator",
     "latent_consistency_loss",
     "latent_policy_loss",
     "lie_derivative",
     "life_gate",
     "linear_td",
+    "linear_torsions",
     "lorenz",
     "lotka_volterra",
     "lqr",
@@ -236,8 +269,12 @@ __all__ = [
     "metric_distortion",
     "metropolis_walk",
     "min_norm_filter",
+    "minimize_geometry",
     "mixture_to_harmonic",
     "mode_feasibility",
+    "molecular_graph",
+    "molecular_topology",
+    "nonbonded_energy",
     "odeint",
     "optimal_features",
     "pair_distances",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pullback.core.checks import check_broadcast, check_floating, check_positive, check_same_dtype, check_shape
-from pullback.core.shapes import Float
+from pullback.core.shapes import Float, Int
 from pullback.core.transforms import can_look
 
 __all__ = ["Harmonic", "equilibrate_charges", "mixture_to_harmonic", "torsion_energy"]
@@ -50,7 +50,8 @@ def mixture_to_harmonic(log_weights: Float[Tensor, "*batch n"], centres: Float[T
         (4.0, 2.625)
 
     References:
-        Takaba et al. (2024), Machine-learned molecular mechanics force fields from large-scale quantum chemical data.
+        Takaba et al. (2024), Machine-learned molecular mechanics force fields from large-scale quantum chemical data
+        (centres 1.5 and 6 bohr for bonds, 0 and pi for angles).
     """
     check_floating("log_weights", log_weights)
     check_floating("centres", centres)
@@ -96,7 +97,9 @@ def torsion_energy(angles: Float[Tensor, "*batch"], amplitudes: Float[Tensor, "*
 def equilibrate_charges(
     electronegativity: Float[Tensor, "*#batch atoms"],
     hardness: Float[Tensor, "*#batch atoms"],
-    total: Float[Tensor, "*#batch"] | float = 0.0,
+    total: Float[Tensor, "*#charged"] | float = 0.0,
+    *,
+    molecule: Int[Tensor, "atoms"] | None = None,
 ) -> Float[Tensor, "*batch atoms"]:
     """Return the charges of least energy ``sum_i e_i q_i + s_i q_i^2 / 2`` that sum to ``total``.
 
@@ -107,14 +110,17 @@ def equilibrate_charges(
     Args:
         electronegativity: ``[*batch, atoms]`` energy by charge; a constant added to all changes nothing.
         hardness: ``[*batch, atoms]``, > 0, energy by squared charge; infinite hardness is not allowed.
-        total: charge of the molecule, a number or ``[*batch]``.
+        total: charge of the molecule, a number or ``[*batch]``; with ``molecule`` of each, ``[*batch, molecules]``.
+        molecule: ``[atoms]`` the molecule of each atom, where there are many: integers in ``0..molecules - 1``, none of
+            them without an atom. Charge stays within a molecule. One molecule by default.
 
     Returns:
         ``[*batch, atoms]`` charges, in the unit of ``total``.
 
     Raises:
-        TypeError: a tensor is not floating, dtypes differ, or ``total`` is neither a number nor a tensor.
-        ValueError: shapes do not broadcast, there is no atom, or a hardness is not > 0.
+        TypeError: a tensor is not floating, dtypes differ, ``total`` is neither a number nor a tensor, or ``molecule``
+            does not hold integers.
+        ValueError: shapes do not broadcast, there is no atom, a hardness is not > 0, or a molecule is out of range.
 
     Example:
         >>> q = equilibrate_charges(torch.tensor([1.0, 3.0, 1.0]), torch.tensor([2.0, 4.0, 2.0]))
@@ -135,12 +141,43 @@ def equilibrate_charges(
         check_positive("hardness", hardness)
     if isinstance(total, Tensor):
         check_same_dtype(electronegativity=electronegativity, total=check_floating("total", total))
-        check_broadcast(total=tuple(total.shape), electronegativity=tuple(shape[:-1]))
-        total = total[..., None]
     elif isinstance(total, bool) or not isinstance(total, int | float):
         raise TypeError(f"total must be a number or a tensor, got {type(total).__name__}")
+    if molecule is not None:
+        return _charges_of_many(electronegativity.expand(shape), hardness.expand(shape), total, molecule)
+    if isinstance(total, Tensor):
+        check_broadcast(total=tuple(total.shape), electronegativity=tuple(shape[:-1]))
+        total = total[..., None]
     softest = hardness.detach().amin(-1, keepdim=True)  # shares do not depend on it
     softness = (softest / hardness).expand(shape)  # in (0, 1], where reciprocals might overflow
     share = softness / softness.sum(-1, keepdim=True)
     mean = (share * electronegativity).sum(-1, keepdim=True)
     return share * total + (mean - electronegativity) / hardness
+
+
+def _charges_of_many(e: Tensor, hardness: Tensor, total: Tensor | float, molecule: Tensor) -> Tensor:
+    """The charges of molecules whose atoms stand one after another; sums run over the atoms of each."""
+    if molecule.is_floating_point() or molecule.is_complex() or molecule.dtype == torch.bool:
+        raise TypeError(f"molecule must hold integers, got {molecule.dtype}")
+    if tuple(molecule.shape) != tuple(e.shape[-1:]):
+        raise ValueError(f"molecule must have shape {tuple(e.shape[-1:])}, got {tuple(molecule.shape)}")
+    if not isinstance(total, Tensor) or not total.ndim:
+        raise ValueError("total must be a tensor of shape (..., molecules) beside molecule")
+    count, index = total.shape[-1], molecule.long()
+    check_broadcast(total=tuple(total.shape[:-1]), electronegativity=tuple(e.shape[:-1]))
+    if can_look(index) and not bool(((index >= 0) & (index < count)).all()):
+        raise ValueError(f"molecule must be in 0..{count - 1}, got {int(index.min())}..{int(index.max())}")
+    if can_look(index) and len(index.unique()) < count:
+        raise ValueError(f"molecule must give each of the {count} molecules an atom")
+
+    def each(x: Tensor) -> Tensor:
+        """Add up over molecules and hand the sums back to the atoms."""
+        return x.new_zeros(*x.shape[:-1], count).index_add(-1, index, x)[..., index]
+
+    least = hardness.detach()
+    lowest = least.new_full((*least.shape[:-1], count), torch.inf).scatter_reduce(
+        -1, index.expand(least.shape), least, "amin"
+    )
+    softness = lowest[..., index] / hardness
+    share = softness / each(softness)
+    return share * total[..., index] + (each(share * e) - e) / hardness
