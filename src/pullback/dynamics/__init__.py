@@ -22,6 +22,16 @@ from pullback.dynamics.environments import (
     point_mass,
 )
 from pullback.dynamics.events import Event
+from pullback.dynamics.finite_elements import (
+    FunctionSpace,
+    assemble,
+    evaluate,
+    finite_element_loss,
+    load_vector,
+    project,
+    prolongation,
+    solve_dirichlet,
+)
 from pullback.dynamics.force_field import Harmonic, equilibrate_charges, mixture_to_harmonic, torsion_energy
 from pullback.dynamics.glucose import (
     GlucoseEquilibrium,
@@ -120,6 +130,7 @@ from pullback.dynamics.state_space import Beliefs, RecurrentStateSpaceModel, Sta
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
 from pullback.dynamics.transfer_operators import OperatorSingular, OperatorSpectrum, TransferOperator
+from pullback.dynamics.triangulations import Located, Mesh, grid_mesh
 from pullback.dynamics.vehicles import DiscRoad, disc_ranges, vehicle
 from pullback.dynamics.world_models import (
     ConsistencyLoss,
@@ -161,6 +172,7 @@ __all__ = [
     "FlowSample",
     "ForceFieldNetwork",
     "ForceMatchingLoss",
+    "FunctionSpace",
     "GatedField",
     "GlucoseEquilibrium",
     "GlucoseModel",
@@ -177,10 +189,12 @@ __all__ = [
     "LatentRNN",
     "LatentWorldModel",
     "LifeGate",
+    "Located",
     "MarkovChain",
     "MarkovDecisionProcess",
     "MassSpring",
     "MealScenarios",
+    "Mesh",
     "MinimizedGeometry",
     "ModeClassifier",
     "ModePolicy",
@@ -222,6 +236,7 @@ __all__ = [
     "Transitions",
     "VoxelRobot",
     "actuation_loss",
+    "assemble",
     "avoid_dead_ends",
     "barrier_condition",
     "bond_angles",
@@ -240,8 +255,10 @@ __all__ = [
     "empirical_process",
     "equilibrate_charges",
     "estimate_variance",
+    "evaluate",
     "export_parameters",
     "feasibility_matrix",
+    "finite_element_loss",
     "force_matching_loss",
     "four_rooms",
     "four_well_potential",
@@ -249,6 +266,7 @@ __all__ = [
     "generator_covariance",
     "generator_score",
     "goal_schedule",
+    "grid_mesh",
     "grounding_loss",
     "height_loss",
     "imagination_policy_loss",
@@ -261,6 +279,7 @@ __all__ = [
     "life_gate",
     "linear_td",
     "linear_torsions",
+    "load_vector",
     "lorenz",
     "lotka_volterra",
     "lqr",
@@ -288,13 +307,16 @@ __all__ = [
     "point_mass",
     "polygon_world",
     "ppo_loss",
+    "project",
     "projection_score",
+    "prolongation",
     "relaxed_score",
     "risk_index",
     "rk4_step",
     "rollout",
     "sdeint",
     "security_gap",
+    "solve_dirichlet",
     "suboptimality",
     "subspace_alignment",
     "td_field",
