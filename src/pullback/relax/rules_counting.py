@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
+from pullback.kernels.prefix_counts import prefix_counts
 from pullback.relax.image import convolved
 from pullback.relax.law import distribution_of, law_of, only_jumps
 from pullback.relax.ordering import Ordering, permutation_rows
@@ -282,13 +283,7 @@ def positions_of_true(mask: SoftBool, found: int) -> Lazy[Any]:
         if known is not None and known.tied and known.values.ndim == 1 and known.probability.ndim == 2:
             return Distribution(_places_in_order(known, found).unsqueeze(1), tied=True)
         p = mask.probability
-        before = torch.zeros(found + 1, dtype=p.dtype, device=p.device)  # P(k are true so far)
-        before[0] = 1.0
-        columns = []
-        for one in p:
-            columns.append(one * before[:-1])
-            before = before * (1 - one) + torch.nn.functional.pad(columns[-1], (1, 0))
-        rows = torch.stack(columns, -1)
+        rows = (p.unsqueeze(1) * prefix_counts(p, found)).mT
         return Distribution(_complete(rows).unsqueeze(1), tied=True)
 
     late = lazy(distribution, mask)
