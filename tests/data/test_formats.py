@@ -553,6 +553,15 @@ def _molecules() -> None:
             assert len(heavy) == int((molecule.elements > 1).sum()), smiles
 
 
+def _hydrations() -> None:
+    found = data.hydration()
+    assert len(found.smiles) == len(found.names) == len(found.measured) == 642
+    benzene = found.smiles.index("c1ccccc1")
+    assert (found.names[benzene], round(float(found.measured[benzene]), 2)) == ("benzene", -0.90)
+    # The published simulations are right to about 1.5 kcal / mol.
+    assert 1.0 < (found.measured - found.computed).square().mean().sqrt() < 2.0
+
+
 FETCHED: dict[str, Callable[[], None]] = {
     "film_reviews": _reviews,
     "sentiment_words": _sentiment,
@@ -577,6 +586,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "ride": _ride,
     "glucose": _glucose,
     "weather": _weather,
+    "hydration": _hydrations,
     "solubility": _molecules,
     "efficientnet_lite0": _efficientnet,
     "resemblyzer": _speaker,

