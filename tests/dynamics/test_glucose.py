@@ -96,6 +96,11 @@ def test_meals_have_their_sizes_and_are_miscounted_within_bounds() -> None:
     assert meals.eaten.shape == meals.announced.shape == (400, 576)
     grams = 5 * meals.eaten.sum(1)
     assert grams.mean().item() == pytest.approx(380, rel=0.02)
+    assert bool((meals.meal[:, :50] == 0).all())
+    begins = (meals.eaten > 0) & (meals.eaten.roll(1, 1) == 0)
+    assert begins.sum() == 400 * 6
+    assert (meals.meal[begins].sum() / grams.sum()).item() == pytest.approx(1)  # each meal once
+    assert torch.allclose(meals.meal[meals.eaten > 0], 15 * meals.eaten[meals.eaten > 0], rtol=1e-4)
     ratio = (meals.announced / meals.eaten)[meals.eaten > 0]
     assert 0.6 <= ratio.min() < 0.65
     assert 1.35 < ratio.max() <= 1.4

@@ -102,6 +102,7 @@ from pullback.dynamics.operator_scores import (
     vamp2_score,
 )
 from pullback.dynamics.oscillators import duffing, lotka_volterra, van_der_pol
+from pullback.dynamics.padova import PadovaModel
 from pullback.dynamics.pessimism import (
     PessimisticValues,
     Suboptimality,
@@ -208,6 +209,7 @@ __all__ = [
     "OptimalValues",
     "PIDController",
     "PIDState",
+    "PadovaModel",
     "PeriodicController",
     "PessimisticValues",
     "Plan",

@@ -217,10 +217,12 @@ class MealScenarios(NamedTuple):
     Attributes:
         eaten: ``[count, steps]`` carbohydrates [g/min].
         announced: ``[count, steps]`` what the patient told: the same meals, miscounted.
+        meal: ``[count, steps]`` size of the meal that was begun last [g], 0 before the first.
     """
 
     eaten: Tensor
     announced: Tensor
+    meal: Tensor
 
 
 def meal_scenarios(
@@ -277,7 +279,8 @@ def meal_scenarios(
         rate = torch.zeros(count, round(a_day) * days, dtype=dtype, device=device)
         each = (amount / (long * minutes)).to(dtype)[..., None].expand(first.shape).flatten(1)
         rates.append(rate.scatter_add(1, place, each))
-    return MealScenarios(*rates)
+    change = size.flatten(1).to(dtype).diff(dim=1, prepend=rates[0].new_zeros(count, 1))
+    return MealScenarios(*rates, rates[0].new_zeros(rates[0].shape).scatter_add(1, place[:, ::long], change).cumsum(1))
 
 
 def time_in_range(

@@ -103,6 +103,7 @@ CONTRACTS = [
         build=lambda g: dynamics.PIDController(0.5, 0.1, 0.2, setpoint=0.1, bias=0.05, low=-4.0, high=4.0, step=0.5),
     ),
     Exempt("dynamics.GlucoseModel", "an object with a field", "dynamics/test_glucose.py"),
+    Exempt("dynamics.PadovaModel", "an object with a field", "dynamics/test_padova.py"),
     Exempt("dynamics.meal_scenarios", "draws scenarios", "dynamics/test_glucose.py"),
     Measurement(
         "dynamics.time_in_range",
