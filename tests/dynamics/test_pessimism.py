@@ -99,6 +99,35 @@ def test_records_of_several_at_once_are_those_of_each() -> None:
             torch.testing.assert_close(whole[i], alone)
 
 
+def test_a_class_of_functions_over_several_records_is_that_of_each() -> None:
+    def curve(params: Tensor, inputs: Tensor) -> Tensor:
+        return params[0] + params[1] * torch.sigmoid(inputs @ params[2:])
+
+    parts = [record(40, seed)[1] for seed in (0, 1, 2)]
+    both = Transitions(*(torch.stack(column) for column in zip(*parts, strict=True)))
+    features, start = torch.eye(2).double()[None], torch.tensor([0.0, 1.0, 0.1, 0.2]).double()
+    together = dynamics.pessimistic_value_iteration(both, features, function=curve, params=start)
+    assert bool(together.converged.all())
+    for i, part in enumerate(parts):
+        alone = dynamics.pessimistic_value_iteration(part, features, function=curve, params=start)
+        torch.testing.assert_close(together.values[i], alone.values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together.bonus[i], alone.bonus, rtol=1e-4, atol=1e-5)
+
+
+def test_means_of_equal_inputs_weigh_as_often_as_they_were_seen() -> None:
+    x, y = normal(3, 2).repeat_interleave(torch.tensor([5, 1, 4]), 0), normal(10, seed=1)
+    once, mean, count = [], [], []
+    for part, targets in zip(x.split([5, 1, 4]), y.split([5, 1, 4]), strict=True):
+        once.append(part[0])
+        mean.append(targets.mean())
+        count.append(len(targets))
+    weights = torch.tensor([*count, 0]).double()  # and one that was never seen
+    few = dynamics.weighted_regression(
+        torch.stack([*once, once[0]]), torch.stack([*mean, mean[0] + 9]), weights=weights
+    )
+    torch.testing.assert_close(few.params, dynamics.weighted_regression(x, y).params)
+
+
 def test_what_is_refused() -> None:
     points = torch.ones(2, 2)
     with pytest.raises(ValueError, match="with a function, got 'linear'"):

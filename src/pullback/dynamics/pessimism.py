@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from pullback.core.checks import check_floating, check_integer, check_positive
-from pullback.core.shapes import Float, Int, Shaped, Tensor
+from pullback.core.shapes import Bool, Float, Int, Shaped, Tensor
 from pullback.dynamics.decision_process import MarkovDecisionProcess, Transitions
-from pullback.dynamics.regression import d2_divergence, estimate_variance, weighted_regression
+from pullback.dynamics.regression import Regression, d2_divergence, estimate_variance, weighted_regression
 
 __all__ = ["PessimisticValues", "Suboptimality", "pessimistic_value_iteration", "suboptimality"]
 
@@ -24,6 +24,7 @@ class PessimisticValues(NamedTuple):
         policy: ``[*batch, horizon, states]``, the action of the largest one.
         bonus: ``[*batch, horizon, states, actions]``, what was taken off the fit: doubt.
         variance: ``[*batch, horizon, states, actions]`` of the targets, by which the regressions were weighted.
+        converged: ``[*batch]`` whether every regression did.
     """
 
     values: Float[Tensor, "*batch horizon states"]
@@ -31,6 +32,7 @@ class PessimisticValues(NamedTuple):
     policy: Int[Tensor, "*batch horizon states"]
     bonus: Float[Tensor, "*batch horizon states actions"]
     variance: Float[Tensor, "*batch horizon states actions"]
+    converged: Bool[Tensor, "*batch"]
 
 
 class Suboptimality(NamedTuple):
@@ -68,7 +70,9 @@ def pessimistic_value_iteration(
 
     with :math:`D` the root of :func:`~pullback.dynamics.d2_divergence`. The variance of the targets comes from the odd
     episodes (regressions of targets and of their squares, with values of their own, without weights), the rest from the
-    even ones, so that the weights do not depend on the noise they weigh.
+    even ones, so that the weights do not depend on the noise they weigh. The class should hold the squares too. What
+    the paper takes off the variance and off the values beyond this (terms that vanish as episodes grow) is 0 here.
+    Regressions are of the mean targets of states and actions, weighted by how often each was seen: the same minimum.
 
     Args:
         seen: of episodes of equally many steps: numbers of states and actions ``[*batch, episodes, horizon]``, rewards
@@ -81,7 +85,7 @@ def pessimistic_value_iteration(
             go into the regressions. A number weighs all alike. ``None``: estimated from the odd half.
         floor: > 0, the least estimated variance.
         function: ``f(params, inputs)``, values ``[n]`` of inputs ``[n, d]``: the class. By default linear in the
-            features; else there are no batch dimensions, regressions go by Levenberg and Marquardt and D by gradients.
+            features; else regressions go by Levenberg and Marquardt and D by gradients.
         params: ``[p]``, where they start.
 
     Returns:
@@ -125,25 +129,25 @@ def pessimistic_value_iteration(
         raise ValueError(f"seen must have at least 2 episodes to split where variance is None, got {episodes}")
     table = features.flatten(0, 1)
 
-    def regress(at: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    def regress(targets: Tensor, weights: Tensor) -> Tensor:
         """Values of all states and actions."""
-        inputs = table[at]
         if function is None:
-            fit = weighted_regression(inputs, targets, weights=weights, ridge=ridge)
+            fit = weighted_regression(table, targets, weights=weights, ridge=ridge)
             return (table @ fit.params[..., None])[..., 0]
         method = "levenberg_marquardt"
         fit = weighted_regression(
-            inputs, targets, function=function, params=params, weights=weights, ridge=ridge, method=method
+            table, targets, function=function, params=params, weights=weights, ridge=ridge, method=method
         )
-        fits.append(fit.params.detach())
-        return function(fit.params, table)
+        fits.append(fit)
+        return targets + fit.residual
 
-    def doubt(at: Tensor, noise: Tensor | None) -> Tensor:
+    def doubt(weights: Tensor) -> Tensor:
+        noise = weights.reciprocal()  # infinite where nothing was seen
         if function is None:
-            return d2_divergence(table, table[at], variance=noise, ridge=ridge)
-        last, inputs = fits[-1], table[at]
+            return d2_divergence(table, table, variance=noise, ridge=ridge)
+        last = fits[-1].params.detach()
         return d2_divergence(
-            table, inputs, function=function, params=last, variance=noise, ridge=ridge, method="gradient"
+            table, table, function=function, params=last, variance=noise, ridge=ridge, method="gradient"
         )
 
     def backwards(half: slice, noise: Tensor | None, moments: bool) -> tuple[list[Tensor], ...]:
@@ -153,20 +157,21 @@ def pessimistic_value_iteration(
         for h in reversed(range(horizon)):
             at = (state * cells[1] + action)[..., half, h]
             targets = reward[..., half, h] + values.gather(-1, following[..., half, h])
-            here = None if noise is None else noise[..., h, :, :].flatten(-2)
-            weighted = None if here is None else here.expand(*at.shape[:-1], -1).gather(-1, at)
-            mean = regress(at, targets, None if weighted is None else 1 / weighted)
-            bonus = beta * doubt(at, weighted).sqrt()
+            none = features.new_zeros(*at.shape[:-1], len(table))
+            count = none.scatter_add(-1, at, torch.ones_like(targets))
+            weights = count if noise is None else count / noise[..., h, :, :].flatten(-2)
+            mean = regress(none.scatter_add(-1, at, targets) / count.clamp_min(1), weights)
+            bonus = beta * doubt(weights).sqrt()
             if moments:
-                spread = estimate_variance(mean, regress(at, targets.square(), None), floor=floor)
-                found[2].insert(0, spread.unflatten(-1, cells))
+                squares = regress(none.scatter_add(-1, at, targets.square()) / count.clamp_min(1), weights)
+                found[2].insert(0, estimate_variance(mean, squares, floor=floor).unflatten(-1, cells))
             best = (mean - bonus).clamp(0, highest * (horizon - h)).unflatten(-1, cells)
             found[0].insert(0, best)
             found[1].insert(0, bonus.unflatten(-1, cells))
             values = best.amax(-1)
         return found
 
-    fits: list[Tensor] = []
+    fits: list[Regression] = []
     if known is None:
         known = torch.stack(backwards(slice(1, None, 2), None, True)[2], -3).detach()
         half = slice(0, None, 2)
@@ -175,7 +180,10 @@ def pessimistic_value_iteration(
     parts = backwards(half, known, False)
     action_values, bonus = (torch.stack(part, -3) for part in parts[:2])
     best = action_values.max(-1)
-    return PessimisticValues(best.values, action_values, best.indices, bonus, known.expand_as(action_values))
+    converged = torch.ones(action.shape[:-2], dtype=torch.bool, device=features.device)
+    for fit in fits:
+        converged = converged & fit.converged
+    return PessimisticValues(best.values, action_values, best.indices, bonus, known.expand_as(action_values), converged)
 
 
 def suboptimality(process: MarkovDecisionProcess, policy: Shaped[Tensor, "..."], horizon: int) -> Suboptimality:

@@ -11,7 +11,7 @@ from pullback.core.checks import check_broadcast, check_callable, check_floating
 from pullback.core.choices import check_choice
 from pullback.core.errors import ConvergenceError
 from pullback.core.numerics import solve
-from pullback.core.shapes import Float, Scalar, Tensor
+from pullback.core.shapes import Bool, Float, Scalar, Tensor
 from pullback.core.transforms import can_look
 
 __all__ = ["Regression", "d2_divergence", "estimate_variance", "weighted_regression"]
@@ -29,10 +29,12 @@ class Regression(NamedTuple):
     Attributes:
         params: ``[*batch, p]`` of the best function.
         residual: ``[*batch, n]``, its values less the targets.
+        converged: ``[*batch]`` whether the slope of the sum of squares is 0 there; a linear one always is.
     """
 
     params: Float[Tensor, "*batch p"]
     residual: Float[Tensor, "*batch n"]
+    converged: Bool[Tensor, "*batch"]
 
 
 def d2_divergence(
@@ -56,10 +58,10 @@ def d2_divergence(
         points: where to tell, ``[*batch, m, d]``.
         data: what was seen, ``[*batch, n, d]``, n >= 0.
         function: ``f(params, inputs)``, values ``[n]`` of inputs ``[n, d]``, by functions that torch can differentiate
-            under ``vmap``; by default linear, of which ``points`` and ``data`` are the features. With a function there
-            are no batch dimensions.
-        params: ``[p]`` of the fit (of a module: ``parameters_to_vector``), or ``[members, p]`` for an ensemble.
-        variance: > 0, ``[*batch, n]`` of the noise at the data; by default 1.
+            under ``vmap``; by default linear, of which ``points`` and ``data`` are the features.
+        params: ``[*batch, p]`` of the fit (of a module: ``parameters_to_vector``), or ``[members, p]`` for an ensemble.
+            ``"search"`` and ``"ensemble"`` have no batch dimensions.
+        variance: > 0, ``[*batch, n]`` of the noise at the data, infinite for none seen; by default 1.
         ridge: lambda >= 0.
         method: ``"linear"``: exact, without a function; ``"gradient"``: the same with the gradients of the function
             at ``params`` as features, exact where it is linear in its parameters; ``"search"``: the largest ratio
@@ -101,13 +103,15 @@ def d2_divergence(
             raise ValueError("method must be 'gradient', 'search' or 'ensemble' with a function, got 'linear'")
         return _elliptic(points, data, seen, ridge)[0]
     function, params = _checked(function, params, data, members=method == "ensemble")
-    if points.ndim != 2:
-        raise ValueError(f"points must have shape (m, d) with a function, got {tuple(points.shape)}")
+    if method != "gradient" and points.ndim + data.ndim + seen.ndim > 5:
+        raise ValueError(f"points and data must have shapes (m, d) and (n, d) for {method!r}, got batch dimensions")
     if method == "ensemble":
         here, there = (torch.stack([_values(function, p, x) for p in params]) for x in (points, data))
         first, second = torch.triu_indices(len(params), len(params), 1, device=params.device)
         gap = ((here[first] - here[second]).square(), ((there[first] - there[second]).square() / seen).sum(-1))
         return (gap[0] / (gap[1][:, None] + ridge)).amax(0)
+    if method == "search" and params.ndim != 1:
+        raise ValueError(f"params must have shape (p,) for 'search', got {tuple(params.shape)}")
     at, on = _jacobian(function, params, points), _jacobian(function, params, data)
     squares, directions = _elliptic(at, on, seen, ridge)
     if method == "gradient":
@@ -120,22 +124,23 @@ def weighted_regression(
     targets: Float[Tensor, "*#batch n"],
     *,
     function: Class | None = None,
-    params: Float[Tensor, "p"] | None = None,
+    params: Float[Tensor, "*#batch p"] | None = None,
     weights: Float[Tensor, "*#batch n"] | None = None,
     ridge: Scalar = 1.0,
     method: str = "linear",
 ) -> Regression:
     r"""Return the function of least weighted squares, :math:`\sum_k w_k(f(z_k)-y_k)^2+\lambda|\theta-\theta_0|^2`.
 
-    Weights are one over the variance of the noise. Derivatives are those of the solution.
+    Weights are one over the variance of the noise. Derivatives are those of the solution (those of Levenberg and
+    Marquardt in a weight exist where it is > 0).
 
     Args:
         inputs: ``[*batch, n, d]``.
         targets: ``[*batch, n]``.
-        function: ``f(params, inputs)``, values ``[n]`` of inputs ``[n, d]``; by default linear, of which ``inputs`` are
-            the features. With a function there are no batch dimensions.
-        params: theta_0 ``[p]``, where to start and what the ridge draws to; 0 without a function.
-        weights: > 0, ``[*batch, n]``; by default 1.
+        function: ``f(params, inputs)``, values ``[n]`` of inputs ``[n, d]``, under ``vmap`` where there are batch
+            dimensions; by default linear, of which ``inputs`` are the features.
+        params: theta_0 ``[*batch, p]``, where to start and what the ridge draws to; 0 without a function.
+        weights: >= 0, ``[*batch, n]``; by default 1.
         ridge: lambda >= 0.
         method: ``"linear"`` solves once: exact where the function is linear in its parameters;
             ``"levenberg_marquardt"`` for any other one.
@@ -162,26 +167,26 @@ def weighted_regression(
             f"{tuple(targets.shape)}"
         )
     check_broadcast(inputs=inputs.shape[:-2], targets=targets.shape[:-1])
-    precision = inputs.new_ones(inputs.shape[:-1]) if weights is None else _noise("weights", weights, inputs)
+    precision = inputs.new_ones(inputs.shape[:-1]) if weights is None else _noise("weights", weights, inputs, zero=True)
     if function is None:
         if method != "linear":
             raise ValueError(f"method must be 'linear' without a function, got {method!r}")
         found = _normal_equations(inputs, targets, precision, ridge)
-        return Regression(found, (inputs @ found[..., None])[..., 0] - targets)
+        return Regression(found, (inputs @ found[..., None])[..., 0] - targets, _always(found))
     function, start = _checked(function, params, inputs, members=False)
-    if targets.ndim != 1:
-        raise ValueError(f"targets must have shape (n,) with a function, got {tuple(targets.shape)}")
     if method == "linear":
         features = _jacobian(function, start, inputs)
         found = start + _normal_equations(features, targets - _values(function, start, inputs), precision, ridge)
-        return Regression(found, _values(function, found, inputs) - targets)
+        return Regression(found, _values(function, found, inputs) - targets, _always(found))
 
     def residual(theta: Tensor, inputs: Tensor, targets: Tensor, precision: Tensor, start: Tensor) -> list[Tensor]:
         fit = precision.sqrt() * (_values(function, theta, inputs) - targets)
         return [fit] if number == 0 else [fit, torch.as_tensor(ridge).to(theta).sqrt() * (theta - start)]
 
-    found = least_squares(residual, start, inputs, targets, precision, start).value
-    return Regression(found, _values(function, found, inputs) - targets)
+    batch = torch.broadcast_shapes(start.shape[:-1], inputs.shape[:-2], targets.shape[:-1], precision.shape[:-1])
+    start = start.expand(*batch, -1)
+    solution = least_squares(residual, start, inputs, targets, precision, start, batch_ndim=len(batch))
+    return Regression(solution.value, _values(function, solution.value, inputs) - targets, solution.converged)
 
 
 def estimate_variance(
@@ -210,15 +215,21 @@ def estimate_variance(
     return torch.maximum(spread, torch.as_tensor(floor, dtype=spread.dtype, device=spread.device))
 
 
-def _noise(name: str, value: Tensor, inputs: Tensor) -> Tensor:
-    """``value``, one positive number a row of the inputs."""
+def _always(params: Tensor) -> Bool[Tensor, "*batch"]:
+    return torch.ones(params.shape[:-1], dtype=torch.bool, device=params.device)
+
+
+def _noise(name: str, value: Tensor, inputs: Tensor, *, zero: bool = False) -> Tensor:
+    """``value``, one number a row of the inputs, none of them negative, or 0 unless ``zero``."""
     check_floating(name, value)
     check_same_dtype(data=inputs, **{name: value})
     if value.ndim < 1 or value.shape[-1] != inputs.shape[-2]:
         raise ValueError(f"{name} must have shape (..., {inputs.shape[-2]}), got {tuple(value.shape)}")
     check_broadcast(data=inputs.shape[:-2], **{name: value.shape[:-1]})
-    if can_look(value) and value.numel() and not float(value.detach().amin()) > 0:
-        raise ValueError(f"{name} must be > 0, got {value.detach().amin().item()}")
+    if can_look(value) and value.numel():
+        least = float(value.detach().amin())
+        if not (least >= 0 if zero else least > 0):
+            raise ValueError(f"{name} must be {'>=' if zero else '>'} 0, got {least}")
     return value
 
 
@@ -227,17 +238,20 @@ def _checked(
 ) -> tuple[Class, Float[Tensor, "..."]]:
     check_callable("function", function)
     params = check_floating("params", params)
-    if params.ndim != 1 + members or (members and len(params) < 2):
-        shape = "(members >= 2, p)" if members else "(p,)"
+    if params.ndim < 1 or (members and (params.ndim != 2 or len(params) < 2)):
+        shape = "(members >= 2, p)" if members else "(..., p)"
         raise ValueError(f"params must have shape {shape}, got {tuple(params.shape)}")
     check_same_dtype(params=params, inputs=inputs)
-    if inputs.ndim != 2:
-        raise ValueError(f"inputs must have shape (n, d) with a function, got {tuple(inputs.shape)}")
+    if not members:
+        check_broadcast(params=params.shape[:-1], inputs=inputs.shape[:-2])
     assert function is not None
     return function, params
 
 
 def _values(function: Class, params: Tensor, inputs: Tensor) -> Tensor:
+    """Values ``[*batch, n]``, checked."""
+    if params.ndim > 1 or inputs.ndim > 2:
+        return _over_batch(lambda p, x: _values(function, p, x), params, inputs)
     values = function(params, inputs)
     if not isinstance(values, Tensor):
         raise TypeError(f"function must return a torch.Tensor, got {type(values).__name__}")
@@ -246,8 +260,18 @@ def _values(function: Class, params: Tensor, inputs: Tensor) -> Tensor:
     return values
 
 
-def _jacobian(function: Class, params: Tensor, inputs: Tensor) -> Float[Tensor, "n p"]:
-    """The gradient of each value, in one pass backwards for the rows of the inputs."""
+def _over_batch(what: Callable[[Tensor, Tensor], Tensor], params: Tensor, inputs: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(params.shape[:-1], inputs.shape[:-2])
+    params = params.expand(*batch, -1).flatten(0, -2)
+    inputs = inputs.expand(*batch, -1, -1).flatten(0, -3)
+    found: Tensor = torch.func.vmap(what)(params, inputs)
+    return found.unflatten(0, batch)
+
+
+def _jacobian(function: Class, params: Tensor, inputs: Tensor) -> Float[Tensor, "*batch n p"]:
+    """The gradient of each value, ``[*batch, n, p]``, in one pass backwards for the rows of the inputs."""
+    if params.ndim > 1 or inputs.ndim > 2:
+        return _over_batch(lambda p, x: _jacobian(function, p, x), params, inputs)
 
     def one(params: Tensor, row: Tensor) -> Tensor:
         value = _values(function, params, row[None])[0]
