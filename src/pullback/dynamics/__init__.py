@@ -91,6 +91,7 @@ from pullback.dynamics.molecular_networks import ForceFieldNetwork, GraphSage, J
 from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
 from pullback.dynamics.neural_ode import NeuralODE
 from pullback.dynamics.odeint import ODESolution, odeint
+from pullback.dynamics.operator_networks import MeshProcessor, MultigridProcessor, StructurePreservingOperator
 from pullback.dynamics.operator_scores import (
     FeatureCovariances,
     covariances,
@@ -196,10 +197,12 @@ __all__ = [
     "MassSpring",
     "MealScenarios",
     "Mesh",
+    "MeshProcessor",
     "MinimizedGeometry",
     "ModeClassifier",
     "ModePolicy",
     "MoleculeParameters",
+    "MultigridProcessor",
     "NeuralField",
     "NeuralODE",
     "NoisyLogisticMap",
@@ -229,6 +232,7 @@ __all__ = [
     "SpringMotion",
     "StateSpaceLoss",
     "StepControl",
+    "StructurePreservingOperator",
     "Suboptimality",
     "TDField",
     "TDFlow",

@@ -1,0 +1,82 @@
+"""Contracts of operator networks on finite elements."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pullback.dynamics import (
+    FunctionSpace,
+    MeshProcessor,
+    MultigridProcessor,
+    StructurePreservingOperator,
+    grid_mesh,
+    load_vector,
+)
+from tests.contracts.contract import Bad, Call, Module
+
+COARSE = FunctionSpace(grid_mesh((1, 1)))
+SPACE = FunctionSpace(COARSE.mesh.refine())
+WIDE = FunctionSpace(grid_mesh((4, 2)))
+MOMENT = load_vector(lambda x: x[..., 0], WIDE)[None]
+
+
+def _fields(g: torch.Generator) -> list[Call]:
+    return [Call((torch.randn(2, 2, 9, generator=g, dtype=torch.float64),))]
+
+
+def _operator(g: torch.Generator) -> StructurePreservingOperator:
+    processor = MeshProcessor(WIDE, fields=2, channels=3, layers=1, generator=g)
+    return StructurePreservingOperator(
+        WIDE, WIDE, processor, dirichlet=True, constraint=(MOMENT, torch.tensor([0.5], dtype=torch.float64))
+    )
+
+
+def _held(operator: StructurePreservingOperator, inputs: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    u = operator(inputs, data)
+    return u, u @ MOMENT[0].to(u)
+
+
+_BAD = [
+    Bad((torch.ones(3, 9),), {}, ValueError, r"x must have shape \(\.\.\., 2, 9\)"),
+    Bad((torch.ones(2, 8),), {}, ValueError, r"x must have shape \(\.\.\., 2, 9\)"),
+]
+
+CONTRACTS = [
+    Module(
+        "dynamics.MeshProcessor",
+        lambda processor, x: processor(x),
+        _fields,
+        build=lambda g: MeshProcessor(SPACE, fields=2, channels=3, layers=1, generator=g),
+        bad=_BAD,
+        large_limit=1e4,
+        compile=False,
+        why="large: sums of the largest numbers leave the range; compile: arcs are listed by Python",
+    ),
+    Module(
+        "dynamics.MultigridProcessor",
+        lambda processor, x: processor(x),
+        _fields,
+        build=lambda g: MultigridProcessor([COARSE, SPACE], fields=2, channels=3, generator=g),
+        bad=_BAD,
+        large_limit=1e4,
+        compile=False,
+        why="large: sums of the largest numbers leave the range; compile: arcs are listed by Python",
+    ),
+    Module(
+        "dynamics.StructurePreservingOperator",
+        _held,
+        lambda g: [Call(tuple(torch.randn(2, *s, generator=g, dtype=torch.float64) for s in ((1, 15), (12,))))],
+        build=_operator,
+        bad=[
+            Bad((torch.ones(1, 8), torch.ones(12)), {}, ValueError, r"inputs must have shape \(\.\.\., any, 15\)"),
+            Bad((torch.ones(1, 15), torch.ones(9)), {}, ValueError, r"boundary must have shape \(\.\.\., 12\)"),
+            Bad((torch.ones(1, 15), torch.ones(12).double()), {}, TypeError, "inputs and boundary must have the same"),
+            Bad((torch.ones(2, 1, 15), torch.ones(3, 12)), {}, ValueError, "inputs and boundary must have shapes that"),
+        ],
+        large_limit=1e3,
+        compile=False,
+        half_tolerance=6e-2,
+        why="large: sums of the largest numbers leave the range; compile: arcs are listed by Python",
+    ),
+]

@@ -1,0 +1,237 @@
+"""Operator networks: one round by hand, what no numbering changes, what holds for every weight."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pullback.dynamics import (
+    FunctionSpace,
+    Mesh,
+    MeshProcessor,
+    MultigridProcessor,
+    StructurePreservingOperator,
+    assemble,
+    evaluate,
+    finite_element_loss,
+    grid_mesh,
+    load_vector,
+    project,
+    prolongation,
+)
+
+
+def moved(shape: tuple[int, int] = (3, 3)) -> Mesh:
+    """A grid whose inner vertices are displaced."""
+    grid = grid_mesh(shape)
+    shift = 0.1 * torch.rand(len(grid.vertices), 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Mesh(torch.where(grid.boundary[:, None], grid.vertices, grid.vertices + shift), grid.cells)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("kind", [("lagrange", 1), ("lagrange", 2), ("crouzeix_raviart", 1)], ids=str)
+def test_one_round_by_hand(kind: tuple[str, int]) -> None:
+    space = FunctionSpace(moved(), *kind)
+    processor = MeshProcessor(space, fields=1, channels=4, layers=1, generator=generator()).double()
+    x = torch.randn(1, space.size, generator=generator(), dtype=torch.float64)
+    points, boundary = space.dof_points, set(space.dirichlet_dofs.tolist())
+    beside: list[set[int]] = [set() for _ in range(space.size)]
+    for cell in space.dofs.tolist():
+        for i in cell:
+            beside[i] |= set(cell) - {i}
+    lengths = [torch.stack([(points[j] - points[i]).norm() for j in beside[i]]).mean() for i in range(space.size)]
+    mean = torch.stack(lengths).mean()
+    layer = processor.rounds[0]
+    h = [processor.lift(torch.stack([x[0, i], torch.tensor(float(i in boundary)).double()])) for i in range(space.size)]
+    out = []
+    for i in range(space.size):
+        messages = []
+        for j in beside[i]:
+            way = points[j] - points[i]
+            arc = torch.cat([way / lengths[i], (way.norm() / lengths[i])[None], (lengths[i] / mean).log()[None]])
+            messages.append(layer.message(F.relu(layer.receive(h[i]) + layer.send(h[j]) + layer.arc(arc))))
+        both = torch.cat([h[i], torch.stack(messages).mean(0)])
+        out.append(processor.head(h[i] + layer.out(F.gelu(layer.hidden(both))))[0])
+    torch.testing.assert_close(processor(x), torch.stack(out))
+
+
+def test_a_v_cycle_by_hand() -> None:
+    """With smoothers that double features: twice twice on the fine level around P (4 R h - R h)."""
+    mesh = moved((2, 2))
+    coarse, fine = FunctionSpace(mesh), FunctionSpace(mesh.refine())
+    processor = MultigridProcessor([coarse, fine], fields=1, channels=1, generator=generator()).double()
+
+    class Double(nn.Module):
+        def forward(self, h: Tensor, graph: object) -> Tensor:
+            return 2 * h
+
+    processor.rounds = nn.ModuleList(Double() for _ in processor.rounds)
+    x = torch.randn(1, fine.size, generator=generator(), dtype=torch.float64)
+    boundary = torch.zeros(fine.size, dtype=torch.float64)
+    boundary[fine.dirichlet_dofs] = 1
+    h = 2 * processor.lift(torch.stack([x[0], boundary], -1))
+    p = prolongation(coarse, fine).dense()
+    r = p.mT / p.sum(0)[:, None]
+    torch.testing.assert_close(r.sum(1), torch.ones(coarse.size).double())
+    torch.testing.assert_close(processor(x), processor.head(2 * (h + p @ (3 * (r @ h))))[:, 0])
+
+
+def test_numbering_place_and_size_do_not_matter() -> None:
+    mesh = moved()
+    order = torch.randperm(len(mesh.vertices), generator=generator())
+    where = order.argsort()
+    other = Mesh(
+        5 * mesh.vertices[order] - 3, where[mesh.cells][torch.randperm(len(mesh.cells), generator=generator())]
+    )
+    processor = MeshProcessor(FunctionSpace(mesh), fields=2, channels=5, layers=3, generator=generator()).double()
+    x = torch.randn(4, 2, len(order), generator=generator(), dtype=torch.float64)
+    again = processor.on(FunctionSpace(other))
+    torch.testing.assert_close(again(x[..., order]), processor(x)[..., order])
+    assert again.head.weight is processor.head.weight
+
+
+def test_a_round_goes_one_cell_far_and_a_cycle_everywhere() -> None:
+    meshes = [grid_mesh((2, 2))]
+    for _ in range(3):
+        meshes.append(meshes[-1].refine())
+    spaces = [FunctionSpace(mesh) for mesh in meshes]
+    fine = spaces[-1]
+    x = torch.randn(1, fine.size, generator=generator())
+    for processor, everywhere in (
+        (MeshProcessor(fine, fields=1, channels=8, layers=2, generator=generator()), False),
+        (MultigridProcessor(spaces, fields=1, channels=8, generator=generator()), True),
+    ):
+        slope = torch.autograd.functional.jacobian(processor, x)[0, 0]  # of the value at the first corner
+        reached = slope != 0
+        far = (fine.dof_points - fine.dof_points[0]).norm(dim=1)
+        assert bool(reached[far > 1.0].any()) == everywhere
+        assert bool(reached[far < 0.1].all())
+
+
+def test_deeper_hierarchies_use_the_parameters_of_the_finest_level() -> None:
+    meshes = [grid_mesh((2, 2))]
+    for _ in range(2):
+        meshes.append(meshes[-1].refine())
+    spaces = [FunctionSpace(mesh) for mesh in meshes]
+    processor = MultigridProcessor(spaces[:2], fields=1, channels=4, generator=generator())
+    deeper = processor.on(spaces)
+    deeper(torch.randn(1, spaces[2].size, generator=generator())).sum().backward()
+    assert all(p.grad is not None for p in processor.parameters())
+    with pytest.raises(ValueError, match="spaces must be at least the 2 of the processor, got 1"):
+        processor.on(spaces[:1])
+
+
+@pytest.mark.parametrize("kind", [("lagrange", 1), ("lagrange", 2), ("crouzeix_raviart", 1)], ids=str)
+def test_boundary_and_constraints_hold_for_every_weight(kind: tuple[str, int]) -> None:
+    space = FunctionSpace(moved(), *kind)
+    ones = torch.ones(len(space.mesh.cells), dtype=torch.float64)
+    functionals = torch.stack([load_vector(ones, space), load_vector(lambda x: x[..., 0], space)])
+    values = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    data = torch.randn(3, len(space.dirichlet_dofs), generator=generator(), dtype=torch.float64)
+    inputs = torch.randn(3, 1, space.size, generator=generator(), dtype=torch.float64)
+    for dirichlet in (True, False):
+        processor = MeshProcessor(space, fields=1 + dirichlet, channels=4, layers=1, generator=generator()).double()
+        operator = StructurePreservingOperator(
+            space, space, processor, dirichlet=dirichlet, constraint=(functionals, values)
+        )
+        for _ in range(2):
+            u = operator(inputs, data if dirichlet else None)
+            torch.testing.assert_close(u @ functionals.mT, values.expand(3, 2))
+            assert not dirichlet or torch.equal(u[:, space.dirichlet_dofs], data)
+            with torch.no_grad():
+                for p in processor.parameters():
+                    p.mul_(3)
+
+
+def test_the_projection_on_a_constraint_is_the_nearest_in_the_weights() -> None:
+    """Against the minimiser of sum_i M_ii (y_i - z_i)^2 by its KKT system."""
+    space = FunctionSpace(moved())
+    b = torch.randn(2, space.size, generator=generator(), dtype=torch.float64)
+    c = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    operator = StructurePreservingOperator(space, space, _First(), constraint=(b, c))
+    z = torch.randn(1, space.size, generator=generator(), dtype=torch.float64)
+    d = assemble("mass", space).diagonal()
+    kkt = torch.zeros(space.size + 2, space.size + 2, dtype=torch.float64)
+    kkt[: space.size, : space.size] = torch.diag(d)
+    kkt[: space.size, space.size :], kkt[space.size :, : space.size] = b.mT, b
+    wanted = torch.linalg.solve(kkt, torch.cat([d * z[0], c]))[: space.size]
+    torch.testing.assert_close(operator(z), wanted)
+
+
+class _First(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., 0, :]
+
+
+def test_encoding_is_the_projection_on_the_target_space() -> None:
+    """From means of cells, exactly what `project` makes of them; from a contained space, the same function."""
+    mesh = moved()
+    target = FunctionSpace(mesh, degree=2)
+    means = torch.randn(2, 1, len(mesh.cells), generator=generator(), dtype=torch.float64)
+    piecewise = StructurePreservingOperator(FunctionSpace(mesh, "discontinuous", 0), target, _First())
+    torch.testing.assert_close(piecewise(means), project(means[:, 0], target))
+    source = FunctionSpace(mesh)
+    nested = StructurePreservingOperator(source, target, _First())
+    c = torch.randn(1, source.size, generator=generator(), dtype=torch.float64)
+    points = torch.rand(50, 2, generator=generator(), dtype=torch.float64)
+    torch.testing.assert_close(evaluate(nested(c), target, points), evaluate(c[0], source, points))
+    assert nested(c.float()).dtype == torch.float32
+
+
+def test_it_learns_to_solve_and_is_saved() -> None:
+    """Harmonic extensions of linear data: the error falls to a fifth."""
+    mesh = grid_mesh((2, 2))
+    spaces = [FunctionSpace(mesh, "lagrange", 1), FunctionSpace(mesh.refine())]
+    space = spaces[1]
+    planes = torch.randn(32, 3, generator=generator())
+    u = planes @ torch.cat([space.dof_points, torch.ones(space.size, 1)], 1).mT.float()
+    processor = MultigridProcessor(spaces, fields=2, channels=16, generator=generator())
+    operator = StructurePreservingOperator(space, space, processor, dirichlet=True)
+    optimizer = torch.optim.Adam(operator.parameters(), lr=5e-3)
+    nothing, data = torch.zeros(32, 1, space.size), u[:, space.dirichlet_dofs]
+    losses = []
+    for _ in range(80):
+        loss = finite_element_loss((operator(nothing, data) - u).double(), space).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 25
+    twin = copy.deepcopy(operator)
+    for p in twin.parameters():
+        nn.init.zeros_(p)
+    twin.load_state_dict(operator.state_dict())
+    assert torch.equal(twin(nothing, data), operator(nothing, data))
+    assert math.isfinite(losses[-1])
+
+
+def test_wrong_use_is_refused(without_shape_checks: None) -> None:
+    mesh = grid_mesh((2, 2))
+    space, cells = FunctionSpace(mesh), FunctionSpace(mesh, "discontinuous", 0)
+    for one in (cells, FunctionSpace(mesh, "discontinuous", 1)):
+        with pytest.raises(ValueError, match="space must join its cells by coefficients at different points, got disc"):
+            MeshProcessor(one, fields=1)
+    with pytest.raises(ValueError, match="layers must be an integer >= 1, got 0"):
+        MeshProcessor(space, fields=1, layers=0)
+    with pytest.raises(ValueError, match="spaces must be at least 2, got 1"):
+        MultigridProcessor([space], fields=1)
+    with pytest.raises(ValueError, match="meshes must be nested"):
+        MultigridProcessor([space, FunctionSpace(grid_mesh((4, 4)))], fields=1)
+    with pytest.raises(ValueError, match="on one mesh"):
+        StructurePreservingOperator(space, FunctionSpace(grid_mesh((2, 2))), _First())
+    with pytest.raises(ValueError, match="target must have coefficients on the boundary, got discontinuous"):
+        StructurePreservingOperator(space, cells, _First(), dirichlet=True)
+    with pytest.raises(ValueError, match=r"constraint must have functionals \[k, 9\]"):
+        StructurePreservingOperator(space, space, _First(), constraint=(torch.ones(1, 8), torch.ones(1)))
+    with pytest.raises(ValueError, match="constraint must have a value for each functional"):
+        StructurePreservingOperator(space, space, _First(), constraint=(torch.ones(1, 9), torch.ones(2)))
+    with pytest.raises(ValueError, match="boundary must be None for an operator without Dirichlet data"):
+        StructurePreservingOperator(space, space, _First())(torch.ones(1, 9), torch.ones(8))
