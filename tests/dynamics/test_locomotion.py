@@ -95,6 +95,124 @@ def test_a_function_controls_as_its_commands_do() -> None:
     torch.testing.assert_close(torch.stack([x_next, v_next]), torch.stack([closed.positions[4], closed.velocities[4]]))
 
 
+def test_a_command_that_is_held_stands_for_its_steps() -> None:
+    body, x = _robot()
+    asked = []
+
+    def command(t: int, x: Tensor, v: Tensor) -> Tensor:
+        asked.append(t)
+        return x.new_full((len(body.rest),), math.sin(t))
+
+    held = body.simulate(x, torch.zeros_like(x), command, steps=10, hold=4)
+    assert asked == [0, 4, 8]
+    torch.testing.assert_close(held.controls[:, 0], torch.tensor([0, 4, 8]).sin().repeat_interleave(4)[:10].double())
+    opened = body.simulate(x, torch.zeros_like(x), held.controls)
+    torch.testing.assert_close(held.positions, opened.positions, rtol=0, atol=1e-14)
+    torch.testing.assert_close(held.velocities, opened.velocities, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", ["sin", "tanh"])
+def test_steering_compiled_and_plain_agree_with_all_gradients(activation: str) -> None:
+    """Through contacts and clipped commands, and with the controller called step by step."""
+    g = torch.Generator().manual_seed(0)
+    body, x = _robot(drag=0.2)
+    body.rest.requires_grad_()
+    body.stiffness.requires_grad_()
+    sizes = (2 * len(x), 2, len(body.rest))
+    controller = dynamics.PeriodicController(*sizes, hidden=16, activation=activation, generator=g).double()
+    x = (x + torch.tensor([0.0, 0.005])).expand(3, -1, -1)
+    v = 0.1 * torch.randn(x.shape, generator=g, dtype=torch.float64)
+    goals = torch.randn(83, 3, 2, generator=g, dtype=torch.float64)
+    noise = 0.4 * torch.randn(21, 3, sizes[-1], generator=g, dtype=torch.float64)
+    found = []
+    for method in ("compiled", "reference"):
+        given = [t.clone().requires_grad_() for t in (x, v, goals, noise)]
+        motion = dynamics.steer(body, controller, *given[:3], noise=given[3], hold=4, method=method)
+        assert bool((motion.positions[..., 1] == 0.0).any())
+        assert bool((motion.controls.abs() == 1).any())
+        loss = motion.positions[-1, ..., 0].sum() + motion.velocities[40].square().sum() + motion.controls.abs().mean()
+        wanted = [*given, *controller.parameters(), body.rest, body.stiffness]
+        found.append([motion.positions, motion.controls, *torch.autograd.grad(loss, wanted)])
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-11)
+
+    def command(t: int, x: Tensor, v: Tensor) -> Tensor:
+        return controller(float(t), ((x - x.mean(-2, keepdim=True)) / 0.2).flatten(-2), goals[t])
+
+    called = body.simulate(x, v, command, steps=83, hold=4)
+    torch.testing.assert_close(dynamics.steer(body, controller, x, v, goals, hold=4).positions, called.positions)
+
+
+def test_momentum_and_energy_are_those_of_the_forces() -> None:
+    """In the air springs and dashpots add no momentum and no spin; dashpots alone lose energy."""
+    g = torch.Generator().manual_seed(3)
+    start = 0.2 * torch.randn(12, 2, generator=g, dtype=torch.float64)
+    for dashpot in (0.0, 30.0):
+        body, x = _robot(gravity=0.0, ground=None, dashpot=dashpot)
+        x = x + 0.005 * torch.randn(x.shape, generator=g, dtype=torch.float64)
+        motion = body.simulate(x, start, torch.zeros(4000, len(body.rest)).double(), dt=0.0005)
+        momentum = motion.velocities.sum(1)
+        torch.testing.assert_close(momentum, momentum[:1].expand_as(momentum), rtol=0, atol=1e-11)
+        x, v = motion.positions, motion.velocities
+        spin = (x[..., 0] * v[..., 1] - x[..., 1] * v[..., 0]).sum(1)
+        torch.testing.assert_close(spin, spin[:1].expand_as(spin), rtol=0, atol=1e-11)
+        energy = body.energy(x, v)
+        if dashpot:
+            assert (energy[1:] <= energy[:-1] + 1e-4 * energy[0]).all()
+            assert energy[-1] < 0.95 * energy[0]
+        else:
+            assert (energy / energy[0] - 1).abs().max() < 0.02
+
+
+def test_gradients_of_a_gait_are_those_of_finite_differences() -> None:
+    """In the air to rounding; on the ground, where steps have kinks, in direction."""
+    for height, least in ((5.0, 0.999999), (0.0, 0.9)):
+        g = torch.Generator().manual_seed(1)
+        body, x = _robot(dashpot=50.0)
+        x = x + torch.tensor([0.0, height])
+        controller = dynamics.PeriodicController(2 * len(x), 1, len(body.rest), generator=g).double()
+        goals, offset = torch.ones(200, 1, dtype=torch.float64), controller.second.bias
+
+        def place(x: Tensor = x, body: dynamics.MassSpring = body, height: float = height) -> Tensor:
+            """Of the centre; in the air, where nothing moves it, of a mass."""
+            end = dynamics.steer(body, controller, x, torch.zeros_like(x), goals, hold=5).positions[-1]  # noqa: B023
+            return end[0].sum() if height else end[:, 0].mean()
+
+        (slope,) = torch.autograd.grad(place(), offset)
+        with torch.no_grad():
+            numeric = torch.zeros_like(slope)
+            for i in range(len(offset)):
+                ends = []
+                for side in (1e-6, -1e-6):
+                    offset[i] += side
+                    ends.append(place())
+                    offset[i] -= side
+                numeric[i] = (ends[0] - ends[1]) / 2e-6
+        assert torch.cosine_similarity(slope, numeric, dim=0) >= least
+
+
+def test_steering_refuses_what_does_not_fit(without_shape_checks: None) -> None:
+    body, x = _robot()
+    still, goals = torch.zeros_like(x), torch.zeros(4, 1, dtype=torch.float64)
+    controller = dynamics.PeriodicController(2 * len(x), 1, 3).double()
+    with pytest.raises(ValueError, match=f"controller must have {len(body.rest)} outputs, got 3"):
+        dynamics.steer(body, controller, x, still, goals)
+    with pytest.raises(TypeError, match="controller must be a PeriodicController, got Linear"):
+        dynamics.steer(body, torch.nn.Linear(2, 2), x, still, goals)
+    right = dynamics.PeriodicController(2 * len(x), 1, len(body.rest)).double()
+    with pytest.raises(ValueError, match=r"above the ground at 0, these do not: \[0, "):
+        dynamics.steer(body, right, x - 1.0, still, goals)
+    with pytest.raises(RuntimeError, match="compiled steps need numba"):
+        torch.func.jvp(lambda x: dynamics.steer(body, right, x, still, goals, method="compiled").positions, (x,), (x,))
+    with pytest.raises(ValueError, match="one entry for each of 3 times"):
+        right.drive([0, 1, 2], goals)
+
+
+def test_a_body_without_springs_takes_any_step() -> None:
+    one = dynamics.MassSpring(torch.zeros(0, 2).long(), torch.zeros(0), 1.0)
+    assert one.stable_step(torch.zeros(1, 2)) == math.inf
+
+
 def test_a_body_refuses_wrong_parts(without_shape_checks: None) -> None:
     pair, one = torch.tensor([[0, 1]]), torch.ones(1)
     with pytest.raises(TypeError, match="anchors must be int64"):

@@ -62,8 +62,10 @@ from pullback.dynamics.linear_values import linear_td, lyapunov_value_error, opt
 from pullback.dynamics.locomotion import (
     PeriodicController,
     actuation_loss,
+    crawl_loss,
     goal_schedule,
     height_loss,
+    pose_loss,
     velocity_loss,
 )
 from pullback.dynamics.markov import MarkovChain, metropolis_walk
@@ -129,6 +131,7 @@ from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards
 from pullback.dynamics.rollout import rollout
 from pullback.dynamics.sde import SDESolution, sdeint
 from pullback.dynamics.state_space import Beliefs, RecurrentStateSpaceModel, StateSpaceLoss
+from pullback.dynamics.steering import steer
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
 from pullback.dynamics.transfer_operators import OperatorSingular, OperatorSpectrum, TransferOperator
@@ -251,6 +254,7 @@ __all__ = [
     "colliding_discs",
     "convergence_order",
     "covariances",
+    "crawl_loss",
     "d2_divergence",
     "dihedrals",
     "disc_ranges",
@@ -312,6 +316,7 @@ __all__ = [
     "plan_random_shooting",
     "point_mass",
     "polygon_world",
+    "pose_loss",
     "ppo_loss",
     "project",
     "projection_score",
@@ -323,6 +328,7 @@ __all__ = [
     "sdeint",
     "security_gap",
     "solve_dirichlet",
+    "steer",
     "suboptimality",
     "subspace_alignment",
     "td_field",

@@ -19,7 +19,15 @@ from pullback.core.checks import (
 )
 from pullback.core.shapes import Float
 
-__all__ = ["PeriodicController", "actuation_loss", "goal_schedule", "height_loss", "velocity_loss"]
+__all__ = [
+    "PeriodicController",
+    "actuation_loss",
+    "crawl_loss",
+    "goal_schedule",
+    "height_loss",
+    "pose_loss",
+    "velocity_loss",
+]
 
 
 class PeriodicController(nn.Module):
@@ -92,14 +100,29 @@ class PeriodicController(nn.Module):
         check_shape("state", check_floating("state", state), (self.states,))
         check_shape("goal", check_floating("goal", goal), (self.goals,))
         check_same_dtype(state=state, goal=goal, weight=self.first.weight)
-        batch = check_broadcast(state=tuple(state.shape[:-1]), goal=tuple(goal.shape[:-1]))
-        # Angles in double precision: a clock may run for a million steps.
-        angles = [2 * math.pi * (math.fmod(t, self.period) / self.period + j / self.waves) for j in range(self.waves)]
-        phase = torch.tensor([math.sin(a) for a in angles], dtype=state.dtype, device=state.device)
-        told = goal.expand(*batch, self.goals).repeat_interleave(self.repeat, -1)
-        x = torch.cat([phase.expand(*batch, self.waves), state.expand(*batch, self.states), told], -1)
+        check_broadcast(state=tuple(state.shape[:-1]), goal=tuple(goal.shape[:-1]))
+        inward = self.first.weight[:, self.waves : self.waves + self.states]
         bend = torch.sin if self.activation == "sin" else torch.tanh
-        return bend(self.second(bend(self.first(x))))
+        return bend(self.second(bend(self.drive([t], goal[None])[0] + state @ inward.T)))
+
+    def drive(
+        self, times: Sequence[float], goals: Float[Tensor, "times *batch goals"]
+    ) -> Float[Tensor, "times *batch hidden"]:
+        """Return what clock, goal and bias add up to in each hidden unit, at all times at once.
+
+        The weights of a goal's copies are added before they meet it.
+        """
+        check_shape("goals", check_floating("goals", goals), (self.goals,))
+        if goals.ndim < 2 or len(goals) != len(times):
+            raise ValueError(f"goals must have one entry for each of {len(times)} times, got {tuple(goals.shape)}")
+        # Angles in double precision: a clock may run for a million steps.
+        turns = torch.tensor([math.fmod(t, self.period) / self.period for t in times], dtype=torch.float64)
+        angles = 2 * math.pi * (turns[:, None] + torch.arange(self.waves, dtype=torch.float64) / self.waves)
+        phases = angles.sin().to(goals)
+        clock, told = self.first.weight[:, : self.waves], self.first.weight[:, self.waves + self.states :]
+        ticks = phases @ clock.T + self.first.bias
+        ticks = ticks.reshape(len(goals), *[1] * (goals.ndim - 2), -1)
+        return ticks + goals @ told.reshape(len(told), self.goals, self.repeat).sum(-1).T
 
 
 def goal_schedule(
@@ -206,6 +229,69 @@ def height_loss(
     return torch.where(wanted > least, tops - wanted, 0.0).square().mean(0)
 
 
+def crawl_loss(
+    highest: Float[Tensor, "times *batch"], crawling: Float[Tensor, "steps *batch"], *, ceiling: float = 0.0
+) -> Float[Tensor, "*batch"]:
+    r"""Return the mean over the steps of :math:`c_t \max(y_{t+1} - y_0, 0)^2`: who crawls keeps its highest mass low.
+
+    Args:
+        highest: ``[steps + 1, *batch]`` height of the highest mass [m].
+        crawling: ``[steps, *batch]`` c in [0, 1], how much crawling is wanted.
+        ceiling: y_0 [m], below which no height is too much.
+
+    Raises:
+        ValueError: shapes do not fit, ``ceiling`` is not finite.
+
+    Example:
+        >>> crawl_loss(torch.tensor([0.0, 0.25, 0.75]), torch.ones(2), ceiling=0.25).item()
+        0.125
+    """
+    _check_pair("highest", highest, crawling, "crawling")
+    if not math.isfinite(ceiling):
+        raise ValueError(f"ceiling must be finite, got {ceiling}")
+    return (crawling * (highest[1:] - ceiling).clamp_min(0).square()).mean(0)
+
+
+def pose_loss(
+    positions: Float[Tensor, "times *batch n d"],
+    pose: Float[Tensor, "n d"],
+    *,
+    period: int = 500,
+    anchored: bool = False,
+) -> Float[Tensor, "*batch"]:
+    r"""Return the mean over whole periods of :math:`\sum_i |x_i - \bar x - (p_i - \bar p)|^2` at their ends.
+
+    A robot that is to jump again and again must come back to the pose from which it jumps.
+
+    Args:
+        positions: ``[steps + 1, *batch, n, d]`` of the masses [m].
+        pose: ``[n, d]``, p [m].
+        period: of the jumps, in 1..steps.
+        anchored: compare with the place of the pose too, not with its shape alone.
+
+    Raises:
+        ValueError: shapes do not fit, ``period`` is out of range.
+
+    Example:
+        >>> pose = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+        >>> moved = torch.stack([pose, pose, pose + 3.0])
+        >>> pose_loss(moved, pose, period=1).item(), pose_loss(moved, pose, period=2, anchored=True).item()
+        (0.0, 36.0)
+    """
+    check_floating("positions", positions)
+    check_same_dtype(positions=positions, pose=check_floating("pose", pose))
+    if pose.ndim != 2 or positions.ndim < 3 or len(positions) < 2 or positions.shape[-2:] != pose.shape:
+        raise ValueError(
+            "positions must have shape [steps + 1, *batch, n, d] and pose [n, d] with steps >= 1, "
+            f"got {tuple(positions.shape)} and {tuple(pose.shape)}"
+        )
+    check_integer("period", period, 1, len(positions) - 1)
+    off = positions[period::period] - pose
+    if not anchored:
+        off = off - off.mean(-2, keepdim=True)
+    return off.square().sum((-2, -1)).mean(0)
+
+
 def actuation_loss(
     controls: Float[Tensor, "steps *batch m"], target: Float[Tensor, "steps *batch"], *, scale: float = 0.08
 ) -> Float[Tensor, "*batch"]:
@@ -237,12 +323,11 @@ def actuation_loss(
     return (controls.abs() - free[..., None]).clamp_min(0).mean((0, -1))
 
 
-def _check_pair(name: str, value: Tensor, target: Tensor) -> int:
-    check_floating(name, value)
-    check_floating("target", target)
+def _check_pair(name: str, value: Tensor, target: Tensor, other: str = "target") -> int:
+    check_same_dtype(**{name: check_floating(name, value), other: check_floating(other, target)})
     if not target.ndim or not len(target) or value.shape != (len(target) + 1, *target.shape[1:]):
         raise ValueError(
-            f"{name} must have shape [steps + 1, *batch] and target [steps, *batch] with steps >= 1, "
+            f"{name} must have shape [steps + 1, *batch] and {other} [steps, *batch] with steps >= 1, "
             f"got {tuple(value.shape)} and {tuple(target.shape)}"
         )
     return len(target)

@@ -143,7 +143,7 @@ class MassSpring(nn.Module):
         self.gravity, self.drag, self.dashpot = gravity, drag, dashpot
         self.ground = -math.inf if ground is None else float(ground)
         self.friction = friction
-        self._nodes = int(anchors.max()) + 1 if anchors.numel() else 0
+        self.nodes = int(anchors.max()) + 1 if anchors.numel() else 0
 
     def step(
         self,
@@ -166,6 +166,7 @@ class MassSpring(nn.Module):
         steps: int | None = None,
         *,
         dt: float = 0.004,
+        hold: int = 1,
         method: str = "auto",
     ) -> SpringMotion:
         """Simulate from positions and velocities under controls.
@@ -177,6 +178,7 @@ class MassSpring(nn.Module):
                 returns ``[*batch, m]``.
             steps: their number, where ``controls`` is a function.
             dt: > 0 [s], below :meth:`stable_step`.
+            hold: steps for which each command of a function stands, >= 1: it is asked at 0, ``hold``, 2 ``hold`` ...
             method: "compiled" by numba (CPU, single or double precision, outside of transforms of torch.func),
                 "reference" in torch, equal to rounding; "auto" takes the former where it can.
 
@@ -190,17 +192,7 @@ class MassSpring(nn.Module):
         """
         check_positive("dt", dt)
         check_choice("method", method, METHODS)
-        for name, value in (("x", x), ("v", v)):
-            check_floating(name, value)
-            check_shape(name, value, (None, 2))
-        if x.shape[-2] < self._nodes or v.shape[-2] != x.shape[-2]:
-            raise ValueError(
-                f"x and v must hold the same masses, at least {self._nodes}, got {x.shape[-2]} and {v.shape[-2]}"
-            )
-        check_same_dtype(x=x, v=v, rest=self.rest)
-        if can_look(x) and bool((x[..., 1] < self.ground - _SUNK).any()):
-            below = (x[..., 1] < self.ground - _SUNK).reshape(-1, x.shape[-2]).any(0).nonzero()[:, 0].tolist()
-            raise ValueError(f"masses must start at or above the ground at {self.ground:g}, these do not: {below}")
+        check_start(self, x, v)
         if isinstance(controls, Tensor):
             check_floating("controls", controls)
             check_same_dtype(x=x, controls=controls)
@@ -213,9 +205,9 @@ class MassSpring(nn.Module):
         else:
             check_callable("controls", controls)
             check_integer("steps", steps, 1)
-            motion = self._closed(x, v, controls, steps or 0, dt, method)
-        if can_look(motion.positions):
-            self._refuse_overflow(motion, dt)
+            check_integer("hold", hold, 1)
+            motion = self._closed(x, v, controls, steps or 0, dt, hold, method)
+        check_motion(motion, dt)
         return motion
 
     def energy(self, x: Float[Tensor, "*#batch n 2"], v: Float[Tensor, "*#batch n 2"]) -> Float[Tensor, "*batch"]:
@@ -242,6 +234,8 @@ class MassSpring(nn.Module):
         rows[springs, self.anchors[:, 0]] = direction
         rows[springs, self.anchors[:, 1]] = -direction
         rows = rows.flatten(1)
+        if not len(rows):
+            return math.inf
         top = torch.linalg.eigvalsh(rows.T @ (self.stiffness.detach().double()[:, None] * rows))[-1].item()
         damping = self.dashpot * torch.linalg.eigvalsh(rows.T @ rows)[-1].item()
         return (math.sqrt(damping * damping + 4 * top) - damping) / top
@@ -253,19 +247,18 @@ class MassSpring(nn.Module):
         return apart / length[..., None], length
 
     def _closed(
-        self, x: Tensor, v: Tensor, controls: Callable[..., Tensor], steps: int, dt: float, method: str
+        self, x: Tensor, v: Tensor, controls: Callable[..., Tensor], steps: int, dt: float, hold: int, method: str
     ) -> SpringMotion:
-        positions, velocities, given = [x], [v], []
-        for t in range(steps):
+        positions, velocities, given = [], [], []
+        for t in range(0, steps, hold):
             u = controls(t, x, v)
             check_shape("the result of controls", u, (len(self.rest),))
-            moved = self._run(x, v, u[None], dt, method)
-            x, v = moved.positions[1], moved.velocities[1]
-            positions.append(x)
-            velocities.append(v)
-            given.append(u)
-        positions[0], velocities[0] = positions[0].expand_as(x), velocities[0].expand_as(v)
-        return SpringMotion(torch.stack(positions), torch.stack(velocities), torch.stack(given))
+            moved = self._run(x, v, u.expand(min(hold, steps - t), *u.shape), dt, method)
+            x, v = moved.positions[-1], moved.velocities[-1]
+            positions.append(moved.positions[bool(t) :])
+            velocities.append(moved.velocities[bool(t) :])
+            given.append(moved.controls)
+        return SpringMotion(torch.cat(positions), torch.cat(velocities), torch.cat(given))
 
     def _run(self, x: Tensor, v: Tensor, u: Tensor, dt: float, method: str) -> SpringMotion:
         batch = check_broadcast(x=tuple(x.shape[:-2]), v=tuple(v.shape[:-2]), controls=tuple(u.shape[1:-1]))
@@ -321,17 +314,6 @@ class MassSpring(nn.Module):
         landed = torch.stack([beside, below], -1)
         return torch.where(meets[..., None], landed, moved), torch.where(meets[..., None], after, v)
 
-    def _refuse_overflow(self, motion: SpringMotion, dt: float) -> None:
-        if bool(motion.positions.detach().sum().isfinite() & motion.velocities.detach().sum().isfinite()):
-            return
-        wrong = ~(motion.positions.isfinite() & motion.velocities.isfinite()).all(-1)
-        if bool(wrong.any()):
-            place = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"the state is not finite from step {place[0]} on, first at mass {place[-1]}: "
-                f"dt = {dt} is too long for these springs (see stable_step), or the start or controls are not finite"
-            )
-
 
 class _Compiled(torch.autograd.Function):
     """The compiled steps, and the plain ones where a second derivative is wanted."""
@@ -342,18 +324,12 @@ class _Compiled(torch.autograd.Function):
         assert kernels is not None
         positions, velocities = (t.new_empty(len(u) + 1, *t.shape) for t in (x, v))
         positions[0], velocities[0] = x, v
-        numbers = (
-            dt,
-            math.exp(-body.drag * dt),
-            body.gravity,
-            body.ground,
-            -1.0 if body.friction is None else body.friction,
-            body.dashpot,
-            _SOFTENING**2,
-        )
-        fixed = (*_arrays(u, *springs, body.actuation, body.anchors), tuple(map(float, numbers)))
-        kernels[0](*fixed, positions.numpy(), velocities.numpy())
-        ctx.body, ctx.dt, ctx.numbers = body, dt, fixed[-1]
+        network = arrays(*[u.new_empty(0, 0, 0), u.new_empty(0, 0), u.new_empty(0, 0), u.new_empty(0)])
+        network += arrays(*[u.new_empty(0, 0, 0)] * 3)
+        told, *rest = arrays(u, *springs, body.actuation, body.anchors)
+        ctx.fixed = (told, network, *rest, kernel_numbers(body, dt), (1, 0))
+        kernels[0](*ctx.fixed, positions.numpy(), velocities.numpy())
+        ctx.body, ctx.dt = body, dt
         ctx.save_for_backward(x, v, u, *springs, positions, velocities)
         return positions, velocities
 
@@ -373,12 +349,49 @@ class _Compiled(torch.autograd.Function):
         assert kernels is not None
         grads = [t.clone(memory_format=torch.contiguous_format) for t in cotangents]
         grads += [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (u, rest, stiffness)]
-        fixed = (*_arrays(u, rest, stiffness, body.actuation, body.anchors), ctx.numbers)
-        kernels[1](*fixed, *_arrays(positions, velocities, *grads))
+        of_x, of_v, of_u, *of_springs = arrays(*grads)
+        kernels[1](*ctx.fixed, *arrays(positions, velocities), of_x, of_v, of_u, *ctx.fixed[1][:4], *of_springs)
         return None, None, grads[0][0], grads[1][0], *grads[2:]
 
 
-def _arrays(*tensors: Tensor) -> tuple[Any, ...]:
+def check_start(body: MassSpring, x: Tensor, v: Tensor) -> None:
+    """Refuse states that are not those of the body's masses, above its ground."""
+    for name, value in (("x", x), ("v", v)):
+        check_floating(name, value)
+        check_shape(name, value, (None, 2))
+    if x.shape[-2] < body.nodes or v.shape[-2] != x.shape[-2]:
+        raise ValueError(
+            f"x and v must hold the same masses, at least {body.nodes}, got {x.shape[-2]} and {v.shape[-2]}"
+        )
+    check_same_dtype(x=x, v=v, rest=body.rest)
+    if can_look(x) and bool((x[..., 1] < body.ground - _SUNK).any()):
+        below = (x[..., 1] < body.ground - _SUNK).reshape(-1, x.shape[-2]).any(0).nonzero()[:, 0].tolist()
+        raise ValueError(f"masses must start at or above the ground at {body.ground:g}, these do not: {below}")
+
+
+def check_motion(motion: SpringMotion, dt: float) -> None:
+    """Refuse a motion that is not finite."""
+    x, v = motion.positions.detach(), motion.velocities.detach()
+    if not can_look(x) or bool(x.sum().isfinite() & v.sum().isfinite()):
+        return
+    wrong = ~(x.isfinite() & v.isfinite()).all(-1)
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"the state is not finite from step {place[0]} on, first at mass {place[-1]}: "
+            f"dt = {dt} is too long for these springs (see stable_step), or the start or controls are not finite"
+        )
+
+
+def kernel_numbers(body: MassSpring, dt: float, scale: float = 1.0) -> tuple[float, ...]:
+    """Return what the compiled steps take as ``numbers``."""
+    friction = -1.0 if body.friction is None else body.friction
+    given = (dt, math.exp(-body.drag * dt), body.gravity, body.ground, friction, body.dashpot, _SOFTENING**2, scale)
+    return tuple(map(float, given))
+
+
+def arrays(*tensors: Tensor) -> tuple[Any, ...]:
+    """Return tensors on the CPU as contiguous arrays."""
     return tuple(t.detach().resolve_neg().contiguous().numpy() for t in tensors)
 
 

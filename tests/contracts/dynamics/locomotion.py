@@ -79,6 +79,46 @@ def _mass_by_mass(friction: float | None) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
+def _driven() -> Callable[..., tuple[Tensor, ...]]:
+    """The triangle, its springs commanded by a network."""
+    body = dynamics.MassSpring(ANCHORS, REST, 20.0, 0.3, drag=0.2, dashpot=1.0)
+    words = {"hidden": 5, "waves": 3, "period": 4.0, "repeat": 2}
+    controller = dynamics.PeriodicController(6, 1, 3, generator=torch.Generator().manual_seed(0), **words)
+    pairs = {
+        dtype: [part.requires_grad_(False) for part in (copy.deepcopy(m).to(DEVICE, dtype) for m in (body, controller))]
+        for dtype in DTYPES
+    }
+
+    def drive(x: Tensor, v: Tensor, goals: Tensor, noise: Tensor | None = None, **words: float) -> tuple[Tensor, ...]:
+        motion = dynamics.steer(*pairs[x.dtype], x, v, goals, noise=noise, **{"dt": 0.05, "scale": 0.5, **words})
+        return motion.positions[-1], motion.velocities[-1], motion.controls[0], motion.controls[-1]
+
+    return drive
+
+
+def _by_function(x: Tensor, v: Tensor, goals: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    """Step after step, the controller called as the network it is."""
+    body = dynamics.MassSpring(ANCHORS, REST, 20.0, 0.3, drag=0.2, dashpot=1.0).double()
+    words = {"hidden": 5, "waves": 3, "period": 4.0, "repeat": 2}
+    network = dynamics.PeriodicController(6, 1, 3, generator=torch.Generator().manual_seed(0), **words).double()
+    xs, vs, us = [x], [v], []
+    for t, goal in enumerate(goals):
+        waves = torch.tensor([math.sin(2 * math.pi * (t / 4 + j / 3)) for j in range(3)]).double().expand(len(x), 3)
+        seen = ((xs[-1] - xs[-1].mean(1, keepdim=True)) / 0.5).flatten(1)
+        hidden = network.first(torch.cat([waves, seen, goal, goal], -1)).sin()
+        us.append((network.second(hidden).sin() + noise[t]).clamp(-1, 1))
+        found = body.step(xs[-1], vs[-1], us[-1], dt=0.05, method="reference")
+        xs.append(found[0])
+        vs.append(found[1])
+    return xs[-1], vs[-1], us[0], us[-1]
+
+
+def _steered(g: torch.Generator) -> list[Call]:
+    start = _triangle(g)[0].args
+    told = (torch.randn(2, 2, 1, generator=g, dtype=torch.float64), torch.randn(2, 2, 3, generator=g).double() / 4)
+    return [Call((*start[:2], *told))]
+
+
 def _lengths(mask: Tensor) -> Tensor:
     """Of all pairs of corners of each cell, each pair once."""
     pairs = set()
@@ -111,6 +151,8 @@ def _jumps(lowest: Tensor, target: Tensor) -> Tensor:
     return torch.tensor(losses, dtype=torch.float64)
 
 
+GOALS = torch.zeros(3, 1)
+
 SPRINGS = "positions lie in a scene; numbers without bound leave any stable step"
 
 CONTRACTS = [
@@ -133,6 +175,26 @@ CONTRACTS = [
             why=SPRINGS,
         )
         for suffix, friction in (("", 0.4), ("[sticking]", None))
+    ),
+    Contract(
+        "dynamics.steer",
+        _driven(),
+        _steered,
+        reference=_by_function,
+        tolerance=1e-6,
+        bad=[
+            Bad((STATE[0][:2], STATE[1][:2], GOALS), {}, ValueError, r"x must have shape \(\.\.\., 3, 2\)"),
+            Bad((*STATE[:2], torch.zeros(3, 2)), {}, ValueError, r"goals must have shape \(\.\.\., 1\)"),
+            Bad((*STATE[:2], GOALS[:0]), {}, ValueError, "with steps >= 1"),
+            Bad((*STATE[:2], GOALS, torch.zeros(2, 3)), {}, ValueError, "an entry for each of the 3 commands"),
+            Bad((*STATE[:2], GOALS), {"hold": 0}, ValueError, "hold must be an integer >= 1"),
+            Bad((*STATE[:2], GOALS), {"scale": 0.0}, ValueError, "scale must be > 0"),
+            Bad((*STATE[:2], GOALS), {"dt": 0.0}, ValueError, "dt must be > 0"),
+            Bad((*STATE[:2], GOALS), {"method": "numba"}, ValueError, "method must be"),
+            Bad((STATE[0] * math.nan, STATE[1], GOALS), {}, ValueError, "not finite from step 0 on, first at mass"),
+        ],
+        large=(),
+        why=SPRINGS,
     ),
     Measurement(
         "dynamics.voxel_robot",
@@ -189,6 +251,46 @@ CONTRACTS = [
         vmap=False,
         large=(),
         why="time comes first and batches are in the samples; a square of a large number leaves the range",
+    ),
+    Contract(
+        "dynamics.crawl_loss",
+        lambda *args, **words: dynamics.crawl_loss(*args, **{"ceiling": 0.2, **words}),
+        _series,
+        reference=lambda y, c: sum(c[t] * torch.relu(y[t + 1] - 0.2) ** 2 for t in range(7)) / 7,
+        bad=[
+            Bad((torch.zeros(3), torch.zeros(3)), {}, ValueError, "highest must have shape .* and crawling"),
+            Bad((torch.zeros(4), torch.zeros(3)), {"ceiling": math.inf}, ValueError, "ceiling must be finite"),
+        ],
+        batched=False,
+        vmap=False,
+        large=(),
+        why="time comes first and batches are in the samples; a square of a large number leaves the range",
+    ),
+    *(
+        Contract(
+            f"dynamics.pose_loss{suffix}",
+            lambda *args, anchored=anchored, **words: dynamics.pose_loss(
+                *args, anchored=anchored, **{"period": 3, **words}
+            ),
+            lambda g: [Call((torch.randn(8, 2, 4, 2, generator=g).double(), torch.randn(4, 2, generator=g).double()))],
+            reference=lambda x, p, anchored=anchored: (
+                sum(
+                    (x[t, :, i] - p[i] - (0 if anchored else x[t].mean(1) - p.mean(0))).square().sum(-1)
+                    for t in (3, 6)
+                    for i in range(4)
+                )
+                / 2
+            ),
+            bad=[
+                Bad((torch.zeros(3, 4, 2), torch.zeros(3, 2)), {}, ValueError, "positions must have shape"),
+                Bad((torch.zeros(3, 4, 2), torch.zeros(4, 2)), {"period": 3}, ValueError, r"period must be in 1\.\.2"),
+            ],
+            batched=False,
+            vmap=False,
+            large=(),
+            why="time comes first and batches are in the samples; a square of a large number leaves the range",
+        )
+        for suffix, anchored in (("", False), ("[anchored]", True))
     ),
     Contract(
         "dynamics.actuation_loss",
