@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pullback.dynamics import (
+    DeepOperatorNetwork,
+    FourierOperator,
     FunctionSpace,
     Mesh,
     MeshProcessor,
@@ -235,3 +237,31 @@ def test_wrong_use_is_refused(without_shape_checks: None) -> None:
         StructurePreservingOperator(space, space, _First(), constraint=(torch.ones(1, 9), torch.ones(2)))
     with pytest.raises(ValueError, match="boundary must be None for an operator without Dirichlet data"):
         StructurePreservingOperator(space, space, _First())(torch.ones(1, 9), torch.ones(8))
+
+
+def test_a_fourier_layer_is_a_periodic_convolution() -> None:
+    """Against sums over the grid with the kernel that the weights of its frequencies make."""
+    operator = FourierOperator(fields=1, channels=2, modes=2, layers=1, padding=0, generator=generator()).double()
+    x = torch.randn(1, 6, 5, generator=generator(), dtype=torch.float64)
+    h = operator.lift(x.permute(1, 2, 0))
+    weights = torch.view_as_complex(operator.spectral[0])
+    far = torch.zeros(6, 5, 2, dtype=torch.float64)
+    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
+    for k, a in enumerate((0, 1, -2, -1)):
+        for b in (0, 1):
+            wave = torch.exp(2j * math.pi * (a * rows / 6 + b * columns / 5)).to(torch.complex128)
+            seen = torch.einsum("ij,ijc->c", wave.conj(), h.to(torch.complex128)) / 30
+            told = torch.einsum("i,io->o", seen, weights[:, :, k, b])
+            # each frequency but those along the first side stands for its conjugate too
+            far += (1 if b == 0 else 2) * (wave[..., None] * told).real
+    wanted = operator.head(h + F.gelu(far + operator.local[0](h)))[..., 0]
+    torch.testing.assert_close(operator(x), wanted)
+    shifted = operator(x.roll((2, -1), (1, 2)))
+    torch.testing.assert_close(shifted, operator(x).roll((2, -1), (0, 1)))
+
+
+def test_a_deep_operator_network_is_a_sum_over_its_basis() -> None:
+    operator = DeepOperatorNetwork(3, dim=1, width=4, generator=generator()).double()
+    values, points = torch.randn(3, generator=generator()).double(), torch.rand(6, 1, generator=generator()).double()
+    wanted = [sum(operator.branch(values) * operator.trunk(x)) / 2 for x in points]
+    torch.testing.assert_close(operator(values, points), torch.stack(wanted))

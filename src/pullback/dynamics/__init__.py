@@ -92,6 +92,7 @@ from pullback.dynamics.molecular_graph import (
 from pullback.dynamics.molecular_networks import ForceFieldNetwork, GraphSage, JanossyPooling, MoleculeParameters
 from pullback.dynamics.networks import ConvolutionalField, NeuralField, ResidualBlock
 from pullback.dynamics.neural_ode import NeuralODE
+from pullback.dynamics.neural_operators import DeepOperatorNetwork, FourierOperator
 from pullback.dynamics.odeint import ODESolution, odeint
 from pullback.dynamics.operator_networks import MeshProcessor, MultigridProcessor, StructurePreservingOperator
 from pullback.dynamics.operator_scores import (
@@ -167,6 +168,7 @@ __all__ = [
     "ConvergenceOrder",
     "ConvolutionalField",
     "DeadEndValues",
+    "DeepOperatorNetwork",
     "DiscRoad",
     "Environment",
     "EnvironmentStep",
@@ -177,6 +179,7 @@ __all__ = [
     "FlowSample",
     "ForceFieldNetwork",
     "ForceMatchingLoss",
+    "FourierOperator",
     "FunctionSpace",
     "GatedField",
     "GlucoseEquilibrium",

@@ -70,7 +70,8 @@ class _Messages(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor, graph: _Graph) -> Tensor:
-        arcs = self.receive(h)[graph.receivers] + self.send(h)[graph.senders] + self.arc(graph.attributes)[:, None]
+        arcs = self.receive(h).index_select(0, graph.receivers) + self.send(h).index_select(0, graph.senders)
+        arcs = arcs + self.arc(graph.attributes)[:, None]
         total = torch.zeros_like(h).index_add(0, graph.receivers, F.relu(arcs))
         message = self.message(total * graph.shares)  # a linear layer of a mean is the mean of the linear layer
         return h + self.out(F.gelu(self.hidden(torch.cat([h, message], -1))))
@@ -386,7 +387,7 @@ class StructurePreservingOperator(nn.Module):
 def _times(matrix: SparseMatrix, h: Tensor) -> Tensor:
     """The product along the first dimension of ``[n, batch, channels]``, which keeps rows of features together."""
     rows, columns = matrix.pattern.rows.to(h.device), matrix.pattern.columns.to(h.device)
-    terms = matrix.values.to(h)[:, None, None] * h[columns]
+    terms = matrix.values.to(h)[:, None, None] * h.index_select(0, columns)
     return h.new_zeros(matrix.pattern.shape[0], *h.shape[1:]).index_add(0, rows, terms)
 
 
