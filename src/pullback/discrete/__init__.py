@@ -115,6 +115,13 @@ from pullback.discrete.relaxed_one_hot import RelaxedOneHot
 from pullback.discrete.result import Sorted
 from pullback.discrete.rounding import ceil, floor, fmod, frac, remainder, round, trunc
 from pullback.discrete.routing import Macs, Router, Routing, dispatch, expected_macs
+from pullback.discrete.rule_transition import (
+    MatchedActions,
+    RuleTransition,
+    RuleUpdate,
+    SymbolicAttributes,
+    match_actions,
+)
 from pullback.discrete.sampling import bernoulli, gumbel_noise, gumbel_softmax, multinomial, straight_through
 from pullback.discrete.schedules import temperature_schedule
 from pullback.discrete.score_function import BASELINES, score_function
@@ -142,6 +149,15 @@ from pullback.discrete.selection import (
 )
 from pullback.discrete.sequence_to_sequence import Decoded, Generated, SequenceDecoder, SequenceToSequence
 from pullback.discrete.set_scorer import SetScorer
+from pullback.discrete.slots import (
+    AssignedSlots,
+    DecodedSlots,
+    RetrievalMetrics,
+    SlotAutoencoder,
+    assign_slots,
+    object_crops,
+    retrieval_metrics,
+)
 from pullback.discrete.sorting import argsort, permutation_matrix, rank, sort, sort_by, topk
 from pullback.discrete.sparse import entmax, entmax15, sparsemax
 from pullback.discrete.steps import STEP_ERRORS, soft_step
@@ -164,6 +180,7 @@ __all__ = [
     "AdaptivePerturbation",
     "AlignmentCurve",
     "AmortizedSynthesizer",
+    "AssignedSlots",
     "AssignmentProblems",
     "BranchingLayer",
     "BranchingNetwork",
@@ -177,6 +194,7 @@ __all__ = [
     "CoordinateTokenizer",
     "Cumulative",
     "Decoded",
+    "DecodedSlots",
     "DetectionScores",
     "Detections",
     "DiscreteVAE",
@@ -199,6 +217,7 @@ __all__ = [
     "Line",
     "Macs",
     "MappingRank",
+    "MatchedActions",
     "Matching",
     "ModalityTokenizer",
     "NetworkCost",
@@ -217,8 +236,11 @@ __all__ = [
     "RelaxedOneHot",
     "RelaxedProgram",
     "ResponseForest",
+    "RetrievalMetrics",
     "Router",
     "Routing",
+    "RuleTransition",
+    "RuleUpdate",
     "RunningBaseline",
     "Sample",
     "Search",
@@ -227,12 +249,14 @@ __all__ = [
     "SequenceDecoder",
     "SequenceToSequence",
     "SetScorer",
+    "SlotAutoencoder",
     "SoftTree",
     "Sorted",
     "StructuredEnergy",
     "Subset",
     "SubsetMask",
     "Swap",
+    "SymbolicAttributes",
     "Tokenized",
     "Tokens",
     "TrackingLoss",
@@ -253,6 +277,7 @@ __all__ = [
     "argquantile",
     "argsort",
     "assign",
+    "assign_slots",
     "assignment_problems",
     "attach_gates",
     "average_precision",
@@ -333,6 +358,7 @@ __all__ = [
     "masked_attention",
     "masked_fill",
     "masked_mean",
+    "match_actions",
     "match_clusters",
     "max",
     "maximum",
@@ -347,6 +373,7 @@ __all__ = [
     "normalized_relative_gain",
     "normmax",
     "not_equal",
+    "object_crops",
     "one_hot",
     "opening_rates",
     "operator_table",
@@ -370,6 +397,7 @@ __all__ = [
     "relu",
     "remainder",
     "reordered_loss",
+    "retrieval_metrics",
     "rewind_and_repeat_log_prob",
     "round",
     "score_function",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pullback.dynamics.adjoints import ADJOINTS
 from pullback.dynamics.arguments import AttemptedStep, Backsolve
 from pullback.dynamics.barriers import BarrierCondition, barrier_condition, lie_derivative
+from pullback.dynamics.block_world import BlockState, BlockView, BlockWorld
 from pullback.dynamics.brownian import BrownianPath
 from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, rk4_step
 from pullback.dynamics.continuous_flow import ContinuousFlow, FlowSample, GatedField
@@ -160,6 +161,9 @@ __all__ = [
     "BackwardsEncoder",
     "BarrierCondition",
     "Beliefs",
+    "BlockState",
+    "BlockView",
+    "BlockWorld",
     "BondedEnergy",
     "BoundedPolicy",
     "BrownianPath",
