@@ -213,20 +213,19 @@ def latent_consistency_loss(
         going = torch.zeros_like(rewards, dtype=torch.bool)
         returns = double_q_target(rewards, -bootstrap, bootstrap, going, discount=discount)  # values the smaller one
     wanted, returns, rewards = wanted.detach(), returns.detach(), rewards.detach()
-    latents = [model.encode(observations[..., 0, :])]
-    for action in actions.unbind(-2)[:-1]:
-        latents.append(model.transition(torch.cat([latents[-1], action], -1)))
-    first = torch.stack(latents, -2)
-    values = model.values(first, actions)
-    after, predicted = model.step(first, actions)
+    unrolled = [model.encode(observations[..., 0, :])]
+    for action in actions.unbind(-2):
+        unrolled.append(model.transition(torch.cat([unrolled[-1], action], -1)))
+    latents = torch.stack(unrolled)
+    after, both = latents[1:].movedim(0, -2), torch.cat([latents[:-1].movedim(0, -2), actions], -1)
+    values, predicted = _present(model.twins, "value")(both, False), _present(model.reward, "reward")(both)[..., 0]
     errors = values - returns[..., None]
     each = weights[0] * (after - wanted).square().mean(-1) + weights[1] * (predicted - rewards).square()
     each = each + weights[2] * errors.square().sum(-1)
     fading = decay ** torch.arange(steps, dtype=each.dtype, device=each.device)
     each = (fading * each).sum(-1)
     total = each.mean() if importance is None else (importance * each).mean()
-    unrolled = torch.cat([first, after[..., -1:, :]], -2).movedim(-2, 0)
-    return ConsistencyLoss(total, each, errors.detach().abs().sum((-1, -2)), unrolled)
+    return ConsistencyLoss(total, each, errors.detach().abs().sum((-1, -2)), latents)
 
 
 def latent_policy_loss(
