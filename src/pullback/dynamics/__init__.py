@@ -14,6 +14,7 @@ from pullback.dynamics.controllers import BoundedPolicy, PIDController, PIDState
 from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.dead_ends import DeadEndValues, SecurityGap, avoid_dead_ends, double_q_target, security_gap
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions, empirical_process
+from pullback.dynamics.diffusion import DiffusionProblems, diffusion_problems, random_waves
 from pullback.dynamics.environments import (
     Environment,
     EnvironmentStep,
@@ -173,6 +174,7 @@ __all__ = [
     "ConvolutionalField",
     "DeadEndValues",
     "DeepOperatorNetwork",
+    "DiffusionProblems",
     "DiscRoad",
     "Environment",
     "EnvironmentStep",
@@ -263,6 +265,7 @@ __all__ = [
     "covariances",
     "crawl_loss",
     "d2_divergence",
+    "diffusion_problems",
     "dihedrals",
     "disc_ranges",
     "double_integrator",
@@ -328,6 +331,7 @@ __all__ = [
     "project",
     "projection_score",
     "prolongation",
+    "random_waves",
     "relaxed_score",
     "risk_index",
     "rk4_step",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pullback.dynamics import DeepOperatorNetwork, FourierOperator
-from tests.contracts.contract import Bad, Call, Module
+from tests.contracts.contract import Bad, Call, Exempt, Module
 
 
 def _operator(g: torch.Generator) -> FourierOperator:
@@ -40,4 +40,6 @@ CONTRACTS = [
         large_limit=1e4,
         why="batched: values and points have one batch; large: sums of the largest numbers leave the range",
     ),
+    Exempt("dynamics.random_waves", "draws functions", "dynamics/test_diffusion.py"),
+    Exempt("dynamics.diffusion_problems", "draws problems", "dynamics/test_diffusion.py"),
 ]
