@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pullback.dynamics import BlockState, BlockWorld
+from pullback.dynamics import AlignedTransition, BlockState, BlockWorld, GraphTransition
 
 STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
@@ -153,3 +153,23 @@ def test_wrong_use_is_named(without_shape_checks: None) -> None:
             call()
     with pytest.raises(TypeError, match="target must hold integers"):
         world.step(state, torch.tensor(0.5), zero)
+
+
+def test_transitions_move_with_the_order_of_slots() -> None:
+    torch.manual_seed(0)
+    slots, actions, order = torch.randn(5, 4, 3), torch.randn(5, 4, 2), torch.tensor([2, 0, 3, 1])
+    graph, aligned = GraphTransition(3, 2), AlignedTransition(4, 3, 2)
+    torch.testing.assert_close(graph(slots[:, order], actions[:, order]), graph(slots, actions)[:, order])
+    by_first = aligned(slots, actions, slots[..., 0].argsort(-1))
+    mixed = aligned(slots[:, order], actions[:, order], slots[:, order, 0].argsort(-1))
+    torch.testing.assert_close(mixed, by_first[:, order])
+
+
+def test_an_order_that_is_none_is_refused(without_shape_checks: None) -> None:
+    model, slots, actions = AlignedTransition(2, 1, 1), torch.zeros(1, 2, 1), torch.zeros(1, 2, 1)
+    with pytest.raises(ValueError, match=r"order must hold 0\.\.1, each once"):
+        model(slots, actions, torch.tensor([[1, 1]]))
+    with pytest.raises(ValueError, match="must be of 2 slots"):
+        model(torch.zeros(1, 3, 1), torch.zeros(1, 3, 1), torch.tensor([[0, 1, 2]]))
+    with pytest.raises(TypeError, match="order must hold integers"):
+        model(slots, actions, torch.zeros(1, 2))

@@ -133,6 +133,7 @@ from pullback.dynamics.replay import ReplayBuffer, Sequences
 from pullback.dynamics.representations import AuxiliaryValueHeads, RandomRewards, subspace_alignment
 from pullback.dynamics.rollout import rollout
 from pullback.dynamics.sde import SDESolution, sdeint
+from pullback.dynamics.slot_transitions import AlignedTransition, GraphTransition
 from pullback.dynamics.state_space import Beliefs, RecurrentStateSpaceModel, StateSpaceLoss
 from pullback.dynamics.steering import steer
 from pullback.dynamics.tableaux import Tableau
@@ -155,6 +156,7 @@ __all__ = [
     "COULOMB",
     "METHODS",
     "Advantages",
+    "AlignedTransition",
     "AttemptedStep",
     "AutoregressiveRNN",
     "AuxiliaryValueHeads",
@@ -191,6 +193,7 @@ __all__ = [
     "GlucoseEquilibrium",
     "GlucoseModel",
     "GraphSage",
+    "GraphTransition",
     "GridWorld",
     "GroundingLoss",
     "Harmonic",
