@@ -41,6 +41,27 @@ def test_charges_and_sizes_are_those_of_the_model() -> None:
     assert bool((field.epsilon > 0).all())
 
 
+def test_distances_between_conformations_do_not_see_motions_or_hydrogens(generator: torch.Generator) -> None:
+    from rdkit.Chem import rdMolAlign
+
+    field = ReferenceForceField("CC(N)C(=O)O")
+    x = field.embed(3, generator=generator)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=x.dtype)).Q
+    moved = x @ (turn * torch.linalg.det(turn)) + 3
+    assert float(field.heavy_rmsd(moved, x).max()) < 1e-6
+    assert float(field.heavy_rmsd(-x, x).min()) > 0.1  # a mirror image is another molecule
+    jittered = x + 0.2 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    placed = []
+    for y in (jittered[:1], x[:1]):
+        _, molecule = field._field(y)
+        placed.append(molecule)
+    heavy = [(i, i) for i, atom in enumerate(field.molecule.GetAtoms()) if atom.GetAtomicNum() > 1]
+    expected = rdMolAlign.AlignMol(*placed, atomMap=heavy)
+    assert float(field.heavy_rmsd(jittered, x)[0]) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="positions must have shape"):
+        field.heavy_rmsd(x[:, :3], x)
+
+
 def test_the_same_generator_gives_the_same_conformations() -> None:
     field = ReferenceForceField("CCCC")
     first, second, other = (field.embed(3, jitter=0.1, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))

@@ -134,6 +134,24 @@ class ReferenceForceField:
             found.append(positions.new_tensor(field.Positions()).reshape(row.shape))
         return torch.stack(found)
 
+    def heavy_rmsd(
+        self, positions: Float[Tensor, "conformers atoms 3"], onto: Float[Tensor, "conformers atoms 3"]
+    ) -> Float[Tensor, "conformers"]:
+        """Return how far the atoms other than hydrogen lie apart, root mean square, after each is laid onto the other.
+
+        Raises:
+            ValueError: the shapes differ or are not those of the molecule.
+        """
+        for name, value in (("positions", positions), ("onto", onto)):
+            if value.shape != (len(onto), self.molecule.GetNumAtoms(), 3):
+                raise ValueError(f"{name} must have shape {(len(onto), self.molecule.GetNumAtoms(), 3)}")
+        heavy = [atom.GetAtomicNum() > 1 for atom in self.molecule.GetAtoms()]
+        x, y = (v[:, heavy] - v[:, heavy].mean(1, keepdim=True) for v in (positions, onto))
+        u, _, v = torch.linalg.svd(x.mT @ y)
+        flip = torch.ones_like(x[:, 0])
+        flip[:, 2] = torch.linalg.det(u @ v).sign()
+        return (x @ (u * flip[:, None]) @ v - y).square().sum(-1).mean(-1).sqrt()
+
     def _field(self, positions: Tensor) -> tuple[Any, Any]:
         """The field of RDKit at the first of the conformations, and its molecule, which must live as long."""
         from rdkit import Chem

@@ -120,4 +120,5 @@ def _atoms(name: str, positions: Tensor, indices: Tensor, arity: int) -> tuple[T
     atoms = positions.shape[-2]
     if indices.numel() and can_look(indices) and not bool(((indices >= 0) & (indices < atoms)).all()):
         raise ValueError(f"{name} must be in 0..{atoms - 1}, got {int(indices.min())}..{int(indices.max())}")
-    return positions[..., indices.long(), :].unbind(-2)
+    flat = positions.index_select(-2, indices.long().flatten())
+    return flat.unflatten(-2, tuple(indices.shape)).unbind(-2)

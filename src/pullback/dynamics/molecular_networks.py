@@ -91,7 +91,7 @@ class GraphSage(nn.Module):
         degree = x.new_zeros(x.shape[-2]).index_add(0, target, torch.ones_like(target, dtype=x.dtype))
         share = 1 / degree.clamp(min=1)[:, None]
         for own, around in zip(self.own, self.around, strict=True):
-            near = around(x)[..., source, :]
+            near = around(x).index_select(-2, source)
             near = near.new_zeros(*near.shape[:-2], x.shape[-2], near.shape[-1]).index_add(-2, target, near)
             x = silu(own(x) + share * near)
         return x
@@ -150,7 +150,7 @@ class JanossyPooling(nn.Module):
         self.first = _linear(features, self.arity * hidden, self.arity * features, generator, bias=False)
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.inner = nn.ModuleList(_linear(hidden, hidden, hidden, generator) for _ in range(layers - 1))
-        self.last = _linear(hidden, out, hidden, generator)
+        self.last = _linear(hidden, out, hidden, generator, gain=1.0)
 
     def forward(
         self, h: Float[Tensor, "*batch atoms features"], terms: Int[Tensor, "n arity"]
@@ -160,10 +160,10 @@ class JanossyPooling(nn.Module):
         terms = _indices("terms", terms, self.arity, h.shape[-2])
         places = self.first(h).unflatten(-1, (self.arity, self.hidden)).unbind(-2)
         orders = [
-            torch.stack([place[..., terms[:, atom], :] for place, atom in zip(places, order, strict=True)]).sum(0)
+            sum((place.index_select(-2, terms[:, atom]) for place, atom in zip(places, order, strict=True)), self.bias)
             for order in _ORDERS[self.term]
         ]
-        x = silu(torch.stack(orders) + self.bias)
+        x = silu(torch.stack(orders))
         for layer in self.inner:
             x = silu(layer(x))
         result: Tensor = self.last(x.sum(0))
@@ -265,10 +265,13 @@ class ForceFieldNetwork(nn.Module):
         return Harmonic(read[..., 0].exp(), read[..., 1])
 
 
-def _linear(inputs: int, out: int, fan_in: int, generator: torch.Generator | None, *, bias: bool = True) -> nn.Linear:
-    """A layer with weights uniform in ``+-fan_in^-1/2`` and biases of 0."""
+def _linear(
+    inputs: int, out: int, fan_in: int, generator: torch.Generator | None, *, bias: bool = True, gain: float = 6.0
+) -> nn.Linear:
+    """A layer with weights uniform in ``+-(gain / fan_in)^1/2``, which keeps magnitudes for 6, and biases of 0."""
     layer = nn.Linear(inputs, out, bias=bias)
-    nn.init.uniform_(layer.weight, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    bound = (gain / fan_in) ** 0.5
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
