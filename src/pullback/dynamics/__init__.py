@@ -44,6 +44,7 @@ from pullback.dynamics.glucose import (
     risk_index,
     time_in_range,
 )
+from pullback.dynamics.glucose_loop import GlucoseDays, GlucoseLoop, LoopReading
 from pullback.dynamics.gridworlds import GridWorld, LifeGate, four_rooms, life_gate
 from pullback.dynamics.grounding import (
     GroundingLoss,
@@ -190,7 +191,9 @@ __all__ = [
     "FourierOperator",
     "FunctionSpace",
     "GatedField",
+    "GlucoseDays",
     "GlucoseEquilibrium",
+    "GlucoseLoop",
     "GlucoseModel",
     "GraphSage",
     "GraphTransition",
@@ -207,6 +210,7 @@ __all__ = [
     "LatentWorldModel",
     "LifeGate",
     "Located",
+    "LoopReading",
     "MarkovChain",
     "MarkovDecisionProcess",
     "MassSpring",

@@ -104,6 +104,7 @@ CONTRACTS = [
     ),
     Exempt("dynamics.GlucoseModel", "an object with a field", "dynamics/test_glucose.py"),
     Exempt("dynamics.PadovaModel", "an object with a field", "dynamics/test_padova.py"),
+    Exempt("dynamics.GlucoseLoop", "runs a controller against patients", "dynamics/test_glucose_loop.py"),
     Exempt("dynamics.meal_scenarios", "draws scenarios", "dynamics/test_glucose.py"),
     Measurement(
         "dynamics.time_in_range",
