@@ -325,3 +325,19 @@ def test_what_there_is_not_is_named() -> None:
         )
     with pytest.raises(ValueError, match=r"t must be a tensor \[times\]"):
         ours.odeint(lambda t, y: -y, y0, torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"options\['interp'\] must be one of 'linear', 'cubic', got 'quintic'"):
+        ours.odeint(lambda t, y: -y, y0, t, method="rk4", options={"step_size": 0.3, "interp": "quintic"})
+
+
+def test_scipys_solvers_take_a_tolerance_for_each_tensor_of_a_tuple() -> None:
+    def field(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return -y[0], -2 * y[1]
+
+    start, t = (torch.ones(2).double(), torch.ones(3).double()), torch.tensor([0.0, 1.0]).double()
+    errors = []
+    for tolerances in ((1e-10, 1e-10), (1e-3, 1e-10)):
+        words = {"rtol": tolerances, "atol": tolerances, "method": "scipy_solver", "options": {"solver": "RK45"}}
+        first, second = ours.odeint(field, start, t, **words)
+        assert second[-1].tolist() == pytest.approx([math.exp(-2)] * 3, rel=1e-6)
+        errors.append(abs(first[-1, 0].item() - math.exp(-1)))
+    assert errors[0] < 1e-8

@@ -8,7 +8,8 @@ Both differentiate the time of an event. The derivative in one of the times ``t`
 length of a discrete step.
 
 ``explicit_adams`` and ``implicit_adams`` are of fourth order, whatever ``max_order`` says. Not there: ``perturb=True``
-with adaptive steps, where ``jump_t`` does what is meant.
+with adaptive steps, where ``jump_t`` does what is meant. An event between two fixed steps is looked for on a cubic,
+whatever ``interp`` says.
 """
 
 from __future__ import annotations
@@ -279,6 +280,7 @@ class _Call:
         if unknown:
             warnings.warn(f"{name} does not use the options {unknown}", stacklevel=3)
         used = {key: value for key, value in options.items() if key in known}
+        check_choice("options['interp']", used.get("interp", "linear"), ("linear", "cubic"))
         return cls(func, y0, t, rtol, atol, own.name, used, scipy, _control(used, y0, t))
 
     def at_times(self) -> State:
@@ -409,9 +411,8 @@ class _Call:
         words: dict[str, Any] = {key: self.options[key] for key in ("min_step", "max_step") if key in self.options}
         if self.scipy != "LSODA":
             words.pop("min_step", None)
-        found = solve_ivp(
-            slope, (times[0], times[-1]), start, self.scipy, times, rtol=self.rtol, atol=self.atol, **words
-        )
+        rtol, atol = (_flat(tolerance, shapes) for tolerance in (self.rtol, self.atol))
+        found = solve_ivp(slope, (times[0], times[-1]), start, self.scipy, times, rtol=rtol, atol=atol, **words)
         if not found.success:
             raise ValueError(f"scipy's {self.scipy}: {found.message}")
         values = [unpack(row) for row in found.y.T]
@@ -482,6 +483,14 @@ def _each(tolerance: Any, y0: State) -> Any:
     if isinstance(tolerance, tuple | list) and isinstance(y0, tuple | list):
         return type(y0)(tolerance)
     return tolerance
+
+
+def _flat(tolerance: Any, shapes: Sequence[torch.Size]) -> Any:
+    """A tolerance of each number of the state, for scipy."""
+    if not isinstance(tolerance, tuple | list):
+        return float(tolerance) if isinstance(tolerance, Tensor) and tolerance.numel() == 1 else tolerance
+    parts = [torch.as_tensor(one).double().expand(shape.numel()) for one, shape in zip(tolerance, shapes, strict=True)]
+    return torch.cat(parts).numpy()
 
 
 def _callbacks(func: Any, suffix: str, adaptive: bool) -> Callable[[AttemptedStep], None] | None:
