@@ -87,7 +87,8 @@ def test_order_and_batch_of_blocks_do_not_matter(rules: str) -> None:
 def test_pictures_show_each_block_in_its_cell_and_colour() -> None:
     world = BlockWorld(4)
     state, _, _ = scenes(world, 50)
-    images, masks = world.render(state)
+    images, masks = view = world.render(state)
+    assert torch.equal(view.objects()[:, 2], torch.cat([images, masks[:, 2:3]], 1))
     assert images.shape == (50, 3, 32, 32)
     assert bool((images >= 0).all())
     assert bool((masks.sum(1) <= 1).all())

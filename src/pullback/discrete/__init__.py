@@ -152,6 +152,7 @@ from pullback.discrete.set_scorer import SetScorer
 from pullback.discrete.slots import (
     AssignedSlots,
     DecodedSlots,
+    ObjectScorer,
     RetrievalMetrics,
     SlotAutoencoder,
     assign_slots,
@@ -221,6 +222,7 @@ __all__ = [
     "Matching",
     "ModalityTokenizer",
     "NetworkCost",
+    "ObjectScorer",
     "OrderingMethod",
     "OrderingMetrics",
     "PairwiseScores",

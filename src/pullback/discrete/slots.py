@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from pullback.transport import assignment
 __all__ = [
     "AssignedSlots",
     "DecodedSlots",
+    "ObjectScorer",
     "RetrievalMetrics",
     "SlotAutoencoder",
     "assign_slots",
@@ -196,6 +198,84 @@ class SlotAutoencoder(nn.Module):
             mean = (share / share.sum(1, keepdim=True)).mT @ value
             slots = self.cell(mean.reshape(-1, self.dim), slots.reshape(-1, self.dim)).view_as(slots)
         return slots.reshape(*image.shape[:-3], self.slots, self.dim)
+
+
+class ObjectScorer(nn.Module):
+    r"""Score the values of attributes of an object, from a picture and the object's mask.
+
+    What the object is like is scored by the pixels around it: the first attribute by two convolutions, which see its
+    form, the others by one hidden layer. Where it is is scored by the profiles of the mask, its means over columns and
+    over rows, linearly.
+
+    Args:
+        like: numbers of values of each attribute of the object itself, at least two.
+        where: numbers of values of its row and of its column.
+        channels: of a picture, >= 1.
+        size: pixels of a side, >= 1.
+        side: pixels of a side of what is cut out around the object, even.
+        width: channels of the second convolution, even.
+
+    Raises:
+        TypeError: a number is no integer.
+        ValueError: it is out of range.
+
+    Example:
+        >>> scorer = ObjectScorer((5, 7), (4, 4), size=16)
+        >>> scorer(torch.rand(2, 3, 4, 16, 16)).shape
+        torch.Size([2, 3, 20])
+
+    References:
+        Sehgal et al. (2024), Neurosymbolic grounding for compositional world models, section 3: what a vision-language
+        model is asked there.
+    """
+
+    def __init__(
+        self,
+        like: Sequence[int],
+        where: tuple[int, int],
+        *,
+        channels: int = 3,
+        size: int = 32,
+        side: int = 8,
+        width: int = 48,
+    ) -> None:
+        super().__init__()
+        if len(like) < 2:
+            raise ValueError(f"like must have two numbers of values or more, got {like}")
+        for name, value in (("channels", channels), ("size", size), *(("values", n) for n in (*like, *where))):
+            check_integer(name, value, 1)
+        if check_integer("side", side, 2) % 2 or check_integer("width", width, 2) % 2:
+            raise ValueError(f"side and width must be even, got {side} and {width}")
+        self.channels, self.size, self.side = channels, size, side
+        self.form = nn.Sequential(
+            nn.Conv2d(channels, width // 2, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(width * (side // 2) ** 2, like[0]),
+        )
+        pixels = channels * side**2
+        self.tint = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 32), nn.ReLU(), nn.Linear(32, sum(like[1:])))
+        self.row, self.column = nn.Linear(size, where[0]), nn.Linear(size, where[1])
+
+    def forward(self, objects: Float[Tensor, "*batch channels_and_mask size size"]) -> Float[Tensor, "*batch values"]:
+        """Return logits of the values of all attributes, those of the place last.
+
+        Args:
+            objects: ``[*batch, channels + 1, size, size]`` the picture and, as last channel, the mask of the object.
+
+        Raises:
+            TypeError: ``objects`` is not floating.
+            ValueError: its shape does not fit.
+        """
+        frame = (self.channels + 1, self.size, self.size)
+        if check_floating("objects", objects).ndim < 3 or tuple(objects.shape[-3:]) != frame:
+            raise ValueError(f"objects must have shape (..., {', '.join(map(str, frame))}), got {tuple(objects.shape)}")
+        flat = objects.reshape(-1, *frame)
+        crop, mask = object_crops(flat[:, :-1], flat[:, -1:], self.side)[:, 0], flat[:, -1]
+        joined = torch.cat([self.form(crop), self.tint(crop), self.row(mask.mean(2)), self.column(mask.mean(1))], -1)
+        return joined.reshape(*objects.shape[:-3], joined.shape[-1])
 
 
 def assign_slots(a: Float[Tensor, "*#batch slots dim"], b: Float[Tensor, "*#batch slots dim"]) -> AssignedSlots:

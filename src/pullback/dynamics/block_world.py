@@ -46,6 +46,11 @@ class BlockView(NamedTuple):
     images: Float[Tensor, "*batch 3 size size"]
     masks: Float[Tensor, "*batch objects size size"]
 
+    def objects(self) -> Float[Tensor, "*batch objects 4 size size"]:
+        """Return the picture once for every block, with its mask as the last channel."""
+        shown = self.images[..., None, :, :, :].expand(*self.masks.shape[:-2], *self.images.shape[-3:])
+        return torch.cat([shown, self.masks[..., None, :, :]], -3)
+
 
 @dataclass(frozen=True)
 class BlockWorld:

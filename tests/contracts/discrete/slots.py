@@ -66,6 +66,12 @@ def _cropped_by_hand(image: Tensor) -> Tensor:
     return torch.stack([wide[..., r + 2 : r + 5, c + 2 : c + 5] for r, c in middles], -4)
 
 
+def _scored(scorer: Any, image: Tensor) -> Tensor:
+    rows, columns = (torch.arange(4, device=image.device) // 2 == k for k in (0, 1))
+    mask = (rows[:, None] & columns).to(image)
+    return scorer(torch.cat([image, mask.expand(*image.shape[:-2], 4, 4)], -3))
+
+
 def _soft(model: Any, *args: Tensor) -> tuple[Tensor, ...]:
     slots, *others = args
     others = [x.expand(*slots.shape[:-1], x.shape[-1]) for x in others]
@@ -213,6 +219,15 @@ CONTRACTS = [
             Bad((torch.zeros(1, 5, 7),), {}, ValueError, "masks must be of the pictures"),
             Bad((torch.zeros(1, 5, 6),), {"side": 0}, ValueError, "side must be an integer >= 1"),
         ],
+    ),
+    Module(
+        "discrete.ObjectScorer",
+        _scored,
+        lambda g: [Call((normal(g, 2, 1, 4, 4),))],
+        build=seeded(lambda: discrete.ObjectScorer((2, 3), (2, 2), channels=1, size=4, side=2, width=4)),
+        large_limit=100.0,
+        why=RANGE,
+        bad=[Bad((torch.zeros(2, 2, 4, 4),), {}, ValueError, "objects must have shape")],
     ),
     Exempt("discrete.retrieval_metrics", "gives Python numbers", "discrete/test_slots.py"),
     Module(
