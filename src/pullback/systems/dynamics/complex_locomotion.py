@@ -6,7 +6,7 @@ and fro of a gait costs nothing, and its gradient goes through springs, impacts 
 (Fang, Liu, Zhang, Zhang, Ma, Li, Hu, Jiang, Liu, 2022). Each part is left out in turn, at equal simulated steps;
 evolution strategies and proximal policy optimisation get as many simulated steps as the longest training.
 
-Smaller than in the paper: one robot in the plane (the authors' "stool"), a hundred steps of Adam with a larger rate in
+Smaller than in the paper: one robot in the plane (the authors' "stool"), eighty steps of Adam with a larger rate in
 place of ten thousand, goals for one second instead of two, no crawling; a command stands for five steps. Simulated.
 """
 
@@ -28,7 +28,7 @@ from pullback.lab import Arm, Lab, above, at_least, system
 SPEED, HEIGHT, WINDOW, HOLD = 0.08, 0.04, 100, 5  # [m] in a window, [m], [steps], [steps]
 ERROR, LOSS, RIGHT = "velocity error", "validation loss", "right directions"
 ONCE, NAIVE, TANH, ONE, SGD = "goal told once", "distance at the end", "tanh", "batch of one", "SGD"
-ES_RATE, ES_SMOOTHING = 0.03, 0.1
+ES_RATE, ES_SMOOTHING, SGD_RATE, RATE_OF_ONE = 0.01, 0.05, 0.3, 5e-4  # the best found on other seeds
 PPO_RATE, PPO_SPREAD, PPO_DISCOUNT, PPO_EPOCHS = 1e-3, 0.3, 0.99, 4
 
 
@@ -36,9 +36,9 @@ PPO_RATE, PPO_SPREAD, PPO_DISCOUNT, PPO_EPOCHS = 1e-3, 0.3, 0.99, 4
 class Config:
     """Options of the run."""
 
-    iterations: Annotated[int, at_least(2)] = 100
+    iterations: Annotated[int, at_least(2)] = 80
     """Steps of Adam of the full method; evolution and PPO simulate as much."""
-    compared: Annotated[int, at_least(1)] = 30
+    compared: Annotated[int, at_least(1)] = 20
     """After how many of them each part is left out."""
     batch: Annotated[int, at_least(4)] = 16
     """Robots simulated at once, each with its goals."""
@@ -46,8 +46,6 @@ class Config:
     """Steps of 4 ms for which a goal stands; a simulation has two."""
     lr: Annotated[float, above(0)] = 2e-3
     """Of Adam."""
-    sgd: Annotated[float, above(0)] = 0.3
-    """Rate of SGD, the best of 0.03, 0.1, 0.3, 1 and 3."""
     replicates: Annotated[int, at_least(1)] = 2
     """Initial weights and streams of goals."""
     unseen: Annotated[int, at_least(4)] = 32
@@ -130,13 +128,14 @@ def run(lab: Lab, config: Config) -> None:
         ours[ERROR] <= 0.5 * ours[f"{ERROR} before"],
         ours[RIGHT] >= 0.95,
     )
-    for arm in lesser[:2]:
-        statement = f"{arm.name}: at equal simulated steps the velocity error is at least 15 % above the full method's"
-        lab.claim(statement, arm[at] >= 1.15 * ours[at])
+    statement = f"{NAIVE}: at equal simulated steps the velocity error is at least 15 % above the full method's"
+    lab.claim(statement, lab.arm(NAIVE)[at] >= 1.15 * ours[at])
     for arm in searched:
         statement = f"{arm.name}, with as many simulated steps, ends at twice the validation loss or more"
         lab.claim(statement, arm[LOSS] >= 2 * ours[LOSS])
-    lab.note("So early in training tanh, single robots and SGD at its best rate are no worse: shown, not claimed.")
+    lab.note(
+        "So early in training the other parts matter less than the weights that one starts from: shown, not claimed."
+    )
     lab.curves(ERROR, xlabel="batches of 16", caption="On unseen pairs of goals, each replicate.")
     lab.bars(at, LOSS)
 
@@ -172,10 +171,11 @@ def trained(arm: Arm, lab: Lab, task: Task, iterations: int) -> PeriodicControll
     with arm.weights():
         bend, repeat = "tanh" if arm.name == TANH else "sin", 1 if arm.name == ONCE else 30
         controller = PeriodicController(*task.sizes, repeat=repeat, activation=bend)
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(controller.parameters(), lr=config.lr, betas=(0.9, 0.9))
+    size, rate = (1, RATE_OF_ONE) if arm.name == ONE else (config.batch, config.lr)
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(controller.parameters(), lr=rate, betas=(0.9, 0.9))
     if arm.name == SGD:
-        optimizer = torch.optim.SGD(controller.parameters(), lr=config.sgd)
-    size, stream = 1 if arm.name == ONE else config.batch, lab.fork("goals")
+        optimizer = torch.optim.SGD(controller.parameters(), lr=SGD_RATE)
+    stream = lab.fork("goals")
     times = config.batch // size  # as many more steps of a smaller batch
     arm.metric(f"{ERROR} before", task.validate(controller)[ERROR])
     for step in arm.steps(iterations * times, controller, optimizer, stream):
@@ -231,8 +231,9 @@ def reinforce(arm: Arm, lab: Lab, task: Task, controller: PeriodicController) ->
     time = torch.stack([turn / turn[-1], turn.sin(), turn.cos()], -1)[:, None].expand(-1, size, -1)
 
     def law(told: Tensor, seen: Tensor, chosen: Tensor) -> Normal:
-        hidden = controller.drive(clock, told) + seen @ controller.first.weight[:, inward].T
-        return Normal(controller.second(hidden.flatten(0, 1)[chosen].sin()).sin(), spread.exp())
+        rows = [t.flatten(0, 1)[chosen] for t in (controller.drive(clock, told), seen)]
+        hidden = rows[0] + rows[1] @ controller.first.weight[:, inward].T
+        return Normal(controller.second(hidden.sin()).sin(), spread.exp())
 
     for _ in arm.steps(task.config.iterations, learned, optimizer, stream):
         goals = task.goals(stream, size)
