@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pullback.dynamics import odeint, sdeint
+from pullback.dynamics import MassSpring, PeriodicController, odeint, sdeint, steer, voxel_robot
 from pullback.lab.bench import Case
 
 
@@ -140,8 +140,49 @@ SDE_CASES = [
     )
 ]
 
+
+class Robots(NamedTuple):
+    body: MassSpring
+    controller: PeriodicController
+    positions: Tensor
+    controls: Tensor
+    goals: Tensor
+
+
+def robots(steps: int, batch: int) -> Robots:
+    """Of six cells, 14 masses and 31 springs."""
+    generator = torch.Generator().manual_seed(0)
+    robot = voxel_robot(torch.tensor([[True, True, True, True], [True, False, False, True]]))
+    controller = PeriodicController(robot.positions.numel(), 2, len(robot.rest), generator=generator)
+    controls = 2 * torch.rand(steps, batch, len(robot.rest), generator=generator) - 1
+    body, goals = MassSpring(*robot[1:], dashpot=50.0), torch.ones(steps, batch, 2)
+    return Robots(body, controller, robot.positions.expand(batch, -1, -1), controls.requires_grad_(), goals)
+
+
+def commanded(given: Robots, method: str) -> None:
+    still = torch.zeros_like(given.positions)
+    given.body.simulate(given.positions, still, given.controls, method=method).positions[-1].mean().backward()
+
+
+def steered(given: Robots, method: str) -> None:
+    still = torch.zeros_like(given.positions)
+    motion = steer(given.body, given.controller, given.positions, still, given.goals, method=method)
+    motion.positions[-1].mean().backward()
+
+
+SPRING_CASES = [
+    Case(
+        f"{name} forward+backward, 500 steps x 16 robots of 31 springs",
+        partial(robots, 500, 16),
+        partial(act, method="compiled"),
+        {"eager torch": partial(act, method="reference")},
+    )
+    for name, act in (("MassSpring.simulate", commanded), ("steer", steered))
+]
+
 CASES = [
     *SDE_CASES,
+    *SPRING_CASES,
     Case(
         "odeint, 10^5 oscillators with steps of their own",
         partial(oscillators, 100_000),
