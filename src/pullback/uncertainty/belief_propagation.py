@@ -88,11 +88,15 @@ def nonparametric_belief_propagation(
     which tends to belief propagation as M grows, hence to the exact marginals of a tree.
 
     ``"pull"``: as published for articulated bodies. Each message has M / neighbours points of its own, drawn at the
-    receiver and weighed by what the sender's side says of them: the mean of :math:`\phi_t` at ``samples`` draws of
-    where the sender would be, times, for each other neighbour u of t, the mean of :math:`\psi_{tu}` between such a
-    place and the points of u. The belief is their union, weighed by :math:`\phi_s` too. The proposal is not taken off
-    and neighbours add instead of multiplying: beliefs are too narrow, in the limit too (inner nodes of chains have .5
-    to .8 of the exact variance, and less where iterations go on).
+    receiver and weighed by what the sender's side says of them,
+
+    .. math:: w_i\propto\frac1L\sum_{l\le L}\phi_t(\mu_i+\delta_l)\ \prod_{u\ne s}\sum_jw_{ut}^j\,
+        \psi_{ts}(\mu_{ut}^j-\mu_i),\quad\delta_l\sim\psi_{ts},\ L=\mathtt{samples},
+
+    with the points :math:`\mu_{ut}` of the last messages into the sender (in the first iteration there are none). The
+    belief is the union of its messages, each weighed by :math:`\phi_s` too. The proposal is not taken off, neighbours
+    add instead of multiplying, and each iteration weighs the last belief again: beliefs are too narrow, also in the
+    limit (after six iterations the ends of a chain of five have .2 of the exact variance, its inner nodes .7 to 1).
 
     Args:
         unary: ``(node, x)``, log potentials ``[*batch, M]`` of points ``[*batch, M, d]``; -inf where it is none.
@@ -178,6 +182,7 @@ class _Step:
         self.explore, self.bandwidth, self.generator = explore, bandwidth, generator
         self.neighbours = [[b if a == s else a for a, b in factors if s in (a, b)] for s in range(nodes)]
         self.senders: list[tuple[Tensor, Tensor, dict[int, Tensor]]] = []
+        self.pulled: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def exact(self, beliefs: Beliefs, iteration: int) -> Beliefs:
         """Return beliefs at new points, by messages from the points of the last iteration."""
@@ -206,6 +211,7 @@ class _Step:
     def pull(self, beliefs: Beliefs, iteration: int) -> Beliefs:
         """Return unions of the messages that each receiver draws and its neighbours weigh."""
         found = []
+        pulled: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for s, around in enumerate(self.neighbours):
             x, log_q = self._proposed(beliefs.points[..., s, :, :], beliefs.log_weights[..., s, :])
             score = self._score(s, x)
@@ -217,13 +223,14 @@ class _Step:
                 flat = there.flatten(-3, -2)
                 told = self._score(t, flat).view(there.shape[:-1]).logsumexp(-1) - math.log(self.samples)
                 for u in self.neighbours[t]:
-                    if u != s:
-                        others = beliefs.points[..., u, :, :]
-                        place = there[..., 0, :]
-                        apart = self._pair(t, u, place.unsqueeze(-2) - others.unsqueeze(-3))
-                        told = told + (beliefs.log_weights[..., u, None, :] + apart).logsumexp(-1)
+                    if u != s and (u, t) in self.pulled:
+                        others, weights = self.pulled[u, t]
+                        apart = self._pair(t, s, others.unsqueeze(-3) - mine.unsqueeze(-2))
+                        told = told + (weights.unsqueeze(-2) + apart).logsumexp(-1)
+                pulled[t, s] = (mine, _normalised(told, s, iteration))
                 pieces.append(_normalised(score[..., part] + told, s, iteration) - math.log(len(around)))
             found.append((x, torch.cat(pieces, -1) if pieces else _normalised(score - log_q, s, iteration)))
+        self.pulled = pulled
         return Beliefs(torch.stack([x for x, _ in found], -3), torch.stack([w for _, w in found], -2))
 
     def _proposed(self, points: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
