@@ -45,13 +45,13 @@ class Config:
     """Conformations a molecule."""
     jitter: Annotated[float, above(0)] = 0.05
     """Normal noise on every coordinate [Å]."""
-    steps: Annotated[int, at_least(1)] = 300
+    steps: Annotated[int, at_least(1)] = 280
     """Adam steps of each arm."""
     batch: Annotated[int, at_least(1)] = 30
     """Molecules a step, in four of their conformations."""
     hidden: Annotated[int, at_least(1)] = 64
     """Width of the network."""
-    lr: Annotated[float, above(0)] = 1e-2
+    lr: Annotated[float, above(0)] = 5e-3
     """Highest step size of the networks."""
     table_lr: Annotated[float, above(0)] = 5e-2
     """Highest step size of the table; the best of 0.05, 0.1 and 0.2."""
@@ -235,7 +235,7 @@ def fit(arm: Arm, lab: Lab, config: Config, model: nn.Module, train: list[Exampl
         p = model(batch.graph, *([[shares[i] for i in which]] if shares else []))
         waves = torch.cat([p.propers.flatten(), p.impropers.flatten()]).square().mean()
         charges = (p.charges - batch.charges).square().mean()
-        arm.descend(batch.loss(p).total + WEIGHTS[1] * charges + WEIGHTS[2] * waves, optimizer)
+        arm.descend(batch.loss(p).total + WEIGHTS[1] * charges + WEIGHTS[2] * waves, optimizer, clip=100)
         schedule.step()
 
 
