@@ -27,8 +27,42 @@ def test_a_free_pendulum_and_a_free_cartpole_keep_their_energy() -> None:
     torch.testing.assert_close(energy(task.step(state, idle).state), energy(state), rtol=1e-6, atol=1e-9)
 
 
+def test_two_free_rods_keep_their_energy_and_fall_as_the_lagrangian_says() -> None:
+    """Energies from the places of the rods' points, by quadrature along them: nothing of the equations is used."""
+    mass, length = 0.7, 0.8
+    part = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000 * length
+
+    def energy(s: Tensor, gravity: float) -> Tensor:
+        first, second, slow, fast = s
+        y = torch.stack([part * first.cos(), length * first.cos() + part * second.cos()])
+
+        def places(a: Tensor, b: Tensor) -> Tensor:
+            far = length * a.sin() + part * b.sin(), length * a.cos() + part * b.cos()
+            return torch.stack([part * a.sin(), part * a.cos(), *far])
+
+        moving = torch.autograd.functional.jvp(places, (first, second), (slow, fast))[1]
+        return mass / 2000 * (moving.square().sum() / 2 + gravity * y.sum())
+
+    state = torch.tensor([2.0, 1.2, 0.4, -0.8], dtype=torch.float64)
+    task = dynamics.acrobot(mass=mass, length=length, dt=0.002, repeat=500)
+    after = task.step(state, torch.zeros(1, dtype=torch.float64)).state
+    assert float((after - state).abs().max()) > 0.5
+    torch.testing.assert_close(energy(after, 9.81), energy(state, 9.81), rtol=1e-6, atol=1e-6)
+    arm = dynamics.reacher(mass=mass, length=length, damping=0.0, dt=0.002, repeat=500)
+    state = torch.cat([state, torch.tensor([0.1, 0.2]).double()])
+    after = arm.step(state, torch.zeros(2, dtype=torch.float64)).state
+    torch.testing.assert_close(energy(after[:4], 0.0), energy(state[:4], 0.0), rtol=1e-6, atol=1e-9)
+    assert torch.equal(after[4:], state[4:])
+    momentum, share = [], torch.tensor([11 / 6, 5 / 6], dtype=torch.float64)
+    for push in ([0.0, 1.0], [1.0, 0.0]):  # the elbow's torque turns the rods against each other, the shoulder's both
+        rates = arm.field(torch.zeros(6).double(), torch.tensor(push).double())[2:4]
+        momentum.append(float(mass * length**2 * (rates * share).sum()))
+    assert momentum == pytest.approx([0.0, 1.0], abs=1e-9)
+
+
 def test_tasks_start_between_their_bounds_and_refuse_actions_outside() -> None:
-    for task in (dynamics.pendulum(), dynamics.cartpole(), dynamics.double_integrator(), dynamics.point_mass()):
+    names = ("pendulum", "cartpole", "double_integrator", "point_mass", "acrobot", "reacher")
+    for task in (getattr(dynamics, name)() for name in names):
         state = task.reset(50, generator=torch.Generator().manual_seed(0))
         assert bool((state >= torch.tensor(task.low)).all() and (state <= torch.tensor(task.high)).all())
         assert task.observe(state).shape == (50, task.observation_size)

@@ -141,6 +141,7 @@ from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
 from pullback.dynamics.transfer_operators import OperatorSingular, OperatorSpectrum, TransferOperator
 from pullback.dynamics.triangulations import Located, Mesh, grid_mesh
+from pullback.dynamics.two_links import acrobot, reacher
 from pullback.dynamics.vehicles import DiscRoad, disc_ranges, vehicle
 from pullback.dynamics.world_models import (
     ConsistencyLoss,
@@ -260,6 +261,7 @@ __all__ = [
     "TransferOperator",
     "Transitions",
     "VoxelRobot",
+    "acrobot",
     "actuation_loss",
     "assemble",
     "avoid_dead_ends",
@@ -339,6 +341,7 @@ __all__ = [
     "projection_score",
     "prolongation",
     "random_waves",
+    "reacher",
     "relaxed_score",
     "risk_index",
     "rk4_step",

@@ -20,13 +20,13 @@ def _moved(task: dynamics.Environment) -> Callable[[Tensor, Tensor], tuple[Tenso
     return lambda state, action: tuple(task.step(state, action.tanh()))
 
 
-def _task(name: str, limit: float, bad: dict[str, Any], match: str) -> Contract:
+def _task(name: str, limit: float, bad: dict[str, Any], match: str, rows: int = 2) -> Contract:
     make = getattr(dynamics, name)
     task = make(repeat=1)
     return Contract(
         f"dynamics.{name}",
         lambda state, action, **options: _moved(make(**options) if options else task)(state, action),
-        lambda g: [Call((normal(g, 2, task.state_size), normal(g, 2, task.action_size)))],
+        lambda g: [Call((normal(g, rows, task.state_size), normal(g, rows, task.action_size)))],
         bad=[
             Bad((torch.zeros(task.state_size), torch.zeros(task.action_size)), bad, ValueError, match),
             Bad((torch.zeros(task.state_size + 1), torch.zeros(task.action_size)), {}, ValueError, "state must have"),
@@ -84,6 +84,8 @@ CONTRACTS = [
     _task("cartpole", 1e1, {"pole": -1.0}, "pole must be > 0"),
     _task("double_integrator", 1e4, {"force": 0.0}, "force must be > 0"),
     _task("point_mass", 1e4, {"width": 0.0}, "width must be > 0"),
+    _task("acrobot", 1e1, {"torque": 0.0}, "torque must be > 0", rows=1),
+    _task("reacher", 1e1, {"width": 0.0}, "width must be > 0", rows=1),
     Exempt("dynamics.Environment", "an object with functions", "dynamics/test_planning.py"),
     HigherOrder(
         "dynamics.imagined_return",
