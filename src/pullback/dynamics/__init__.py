@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pullback.dynamics.adapters import Adapter, FrozenBackbone, action_kl, feature_alignment_loss
 from pullback.dynamics.adjoints import ADJOINTS
 from pullback.dynamics.arguments import AttemptedStep, Backsolve
 from pullback.dynamics.barriers import BarrierCondition, barrier_condition, lie_derivative
@@ -157,6 +158,7 @@ __all__ = [
     "ATOM_FEATURES",
     "COULOMB",
     "METHODS",
+    "Adapter",
     "Advantages",
     "AlignedTransition",
     "AttemptedStep",
@@ -190,6 +192,7 @@ __all__ = [
     "ForceFieldNetwork",
     "ForceMatchingLoss",
     "FourierOperator",
+    "FrozenBackbone",
     "FunctionSpace",
     "GatedField",
     "GlucoseDays",
@@ -262,6 +265,7 @@ __all__ = [
     "Transitions",
     "VoxelRobot",
     "acrobot",
+    "action_kl",
     "actuation_loss",
     "assemble",
     "avoid_dead_ends",
@@ -287,6 +291,7 @@ __all__ = [
     "evaluate",
     "export_parameters",
     "feasibility_matrix",
+    "feature_alignment_loss",
     "finite_element_loss",
     "force_matching_loss",
     "four_rooms",
