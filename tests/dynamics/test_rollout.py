@@ -84,6 +84,23 @@ def test_the_regulator_of_a_long_horizon_solves_the_algebraic_equation() -> None
         lqr(a, b, 0 * q, 0 * r, horizon=1)
 
 
+def test_a_regulator_takes_a_batch_of_any_of_its_matrices() -> None:
+    one = torch.eye(2, dtype=torch.float64)
+    costs = torch.stack([one, 2 * one, 3 * one])
+    for place in range(5):
+        matrices = [one] * 5
+        matrices[place] = costs
+        for horizon in (1, 3):
+            *given, final = matrices
+            found = lqr(*given, horizon=horizon, final=final)
+            assert found.gains.shape == (horizon, 3, 2, 2)
+            assert found.values.shape == (horizon + 1, 3, 2, 2)
+            alone = [m[1] if m.ndim == 3 else m for m in matrices]
+            single = lqr(*alone[:4], horizon=horizon, final=alone[4])
+            torch.testing.assert_close(found.gains[:, 1], single.gains)
+            torch.testing.assert_close(found.values[:, 1], single.values)
+
+
 def test_a_bounded_policy_never_leaves_its_bounds_and_starts_where_told() -> None:
     policy = BoundedPolicy(2, 2, low=(0.0, -1.0), high=(1.0, 3.0), start=0.25)
     assert torch.allclose(policy(torch.zeros(2)), torch.tensor([0.25, 0.0]), atol=0.05)

@@ -78,7 +78,7 @@ def lqr(
         if value.shape[-2:] != (size, size) or not size:
             raise ValueError(f"{name} must have shape [*batch, {size}, {size}], got {tuple(value.shape)}")
     check_same_dtype(**tensors)
-    check_broadcast(**{name: tuple(value.shape[:-2]) for name, value in tensors.items()})
+    batch = check_broadcast(**{name: tuple(value.shape[:-2]) for name, value in tensors.items()})
     check_integer("horizon", horizon, 1)
     dtype = A.dtype
     A, B = A.double(), B.double()  # squares of squares, and torch has no Cholesky factors of half precision
@@ -96,9 +96,9 @@ def lqr(
         value = _symmetric(state + gain.mT @ effort @ gain + closed.mT @ value @ closed)
         gains.append(gain)
         values.append(value)
-    shape = torch.broadcast_shapes(*(v.shape for v in values))
-    stacked = torch.stack([v.expand(shape) for v in values[::-1]])
-    return Regulator(torch.stack(gains[::-1]).to(dtype), stacked.to(dtype))
+    # The last ones have not met every matrix yet, nor its batch.
+    every = [torch.stack([part.expand(*batch, *part.shape[-2:]) for part in parts[::-1]]) for parts in (gains, values)]
+    return Regulator(every[0].to(dtype), every[1].to(dtype))
 
 
 def _symmetric(x: Tensor) -> Tensor:
