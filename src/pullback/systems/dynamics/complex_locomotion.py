@@ -29,7 +29,7 @@ SPEED, HEIGHT, WINDOW, HOLD = 0.08, 0.04, 100, 5  # [m] in a window, [m], [steps
 ERROR, LOSS, RIGHT = "velocity error", "validation loss", "right directions"
 ONCE, NAIVE, TANH, ONE, SGD = "goal told once", "distance at the end", "tanh", "batch of one", "SGD"
 ES_RATE, ES_SMOOTHING, SGD_RATE, RATE_OF_ONE = 0.01, 0.05, 0.3, 5e-4  # the best found on other seeds
-PPO_RATE, PPO_SPREAD, PPO_DISCOUNT, PPO_EPOCHS = 1e-3, 0.3, 0.99, 4
+PPO_RATE, PPO_SPREAD, PPO_DISCOUNT, PPO_EPOCHS = 3e-3, 0.3, 0.99, 4
 
 
 @dataclass(frozen=True)
