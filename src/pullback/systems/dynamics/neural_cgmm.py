@@ -41,7 +41,7 @@ class Config:
     tested: Annotated[int, at_least(6)] = 96
     """Of a day in tests, from midnight on."""
     lr: Annotated[tuple[float, float], above(0)] = (3e-2, 1e-1)
-    """Step sizes of networks, and of the gains of controllers."""
+    """Step sizes of networks, and of the gains of controllers, the largest of a cycle."""
     days: Annotated[int, at_least(1)] = 4
     """Tested, of every unseen patient."""
     iterations: Annotated[int, at_least(1)] = 8
@@ -177,7 +177,7 @@ def judge(lab: Lab, config: Config, team: Team, unseen: GlucoseLoop) -> None:
         ours[BELOW] <= 0.7 * plain[BELOW],
     )
     lab.claim(
-        "against a PID that is told of meals as the policy is and covers a tuned share of them: at most 0.7 of its time "
+        "against a PID that is told of meals as the policy is and covers a tuned share: at most 0.7 of its time "
         "below 70, with at most 3 points less time in range",
         ours[BELOW] <= 0.7 * boluses[BELOW],
         ours[SHARE] >= boluses[SHARE] - 3,
@@ -206,13 +206,13 @@ def judge(lab: Lab, config: Config, team: Team, unseen: GlucoseLoop) -> None:
         for arm in shown:
             axis.plot(hours, paths[arm][:, patient * config.days], color=arm.colour, label=arm.name)
         for begin in hours[days.eaten[:, patient * config.days] > 0]:
-            axis.axvline(begin - MINUTES / 60, color="0.85", zorder=0)
+            axis.axvline(begin - MINUTES / 60, color="0.6", lw=1, ls="--", zorder=0)
         for bound in USUAL:
             axis.axhline(bound, color="0.4", lw=0.8, ls=":")
         axis.set(xlabel="hour of the day", title=f"an unseen {name}", ylim=(40, 520))
     axes[0].set(ylabel="glucose [mg/dl]")
     axes[0].legend(fontsize="small", loc="upper left", ncols=2)
-    lab.figure("days", figure, "The first tested day of two unseen patients. Grey: meals; dotted: the usual bounds.")
+    lab.figure("days", figure, "The first tested day of two unseen patients. Dashed: meals; dotted: the usual bounds.")
 
 
 def predictive(lab: Lab, config: Config, team: Team, unseen: GlucoseLoop) -> tuple[Tensor, Tensor]:
