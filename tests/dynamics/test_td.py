@@ -148,3 +148,18 @@ def test_auxiliary_heads_add_the_loss_of_td_of_their_rewards() -> None:
     torch.testing.assert_close(heads(states, phi, after, done), expected)
     with pytest.raises(ValueError, match=r"features must have shape \(\.\.\., 3\)"):
         heads.values(torch.ones(2, 2))
+
+
+def test_given_weights_need_no_solution_of_linear_td() -> None:
+    """Features that depend on each other, or are zero, have no single one; the flow from given weights exists."""
+    chain = dynamics.MarkovChain(torch.full((2, 2), 0.5, dtype=torch.float64), 0.5)
+    rewards, t = torch.tensor([[1.0], [3.0]], dtype=torch.float64), torch.tensor([0.0, 0.01]).double()
+    for features in (torch.zeros(2, 1), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.zeros(3, 2, 1)):
+        phi, weights = features.double(), torch.ones(features.shape[-1], 1, dtype=torch.float64)
+        flow = dynamics.td_flow(chain, rewards, phi, weights=weights, fast=False, t=t)
+        step = dynamics.td_field(chain, rewards, phi, weights)
+        torch.testing.assert_close(flow.features[1], phi + 0.01 * step.features, rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            flow.weights[1] - weights, (0.01 * step.weights).expand_as(flow.weights[1]), rtol=0, atol=1e-3
+        )
+        assert bool((flow.energy[1] < flow.energy[0]).all())

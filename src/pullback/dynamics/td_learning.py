@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pullback.core.checks import check_broadcast, check_floating, check_same_dtype, check_scalar
+from pullback.core.checks import check_floating, check_same_dtype, check_scalar
 from pullback.core.shapes import Bool, Float, Scalar, Tensor
 from pullback.dynamics.linear_values import linear_td, predicted, prepare, solution
 from pullback.dynamics.markov import MarkovChain
@@ -120,7 +120,7 @@ def td_flow(
     Raises:
         TypeError: a tensor of another kind.
         ValueError: shapes that do not fit; ``weights`` with ``fast``; a stationary law that is not unique.
-        ConvergenceError: of :func:`linear_td`, or of the solver.
+        ConvergenceError: of :func:`linear_td`, where no weights are given, or of the solver.
 
     Example:
         >>> chain = MarkovChain(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), 0.5)
@@ -136,13 +136,12 @@ def td_flow(
     d, applied = prepare(chain, rewards, features, law)
     if fast and weights is not None:
         raise ValueError("weights must be None where fast=True: they are those of linear TD at all times")
-    start = linear_td(chain, rewards, features, law=law)
-    if weights is not None:
-        check_same_dtype(features=features, weights=check_floating("weights", weights))
-        if weights.ndim < 2 or weights.shape[-2:] != start.shape[-2:]:
-            raise ValueError(f"weights must have shape {tuple(start.shape)}, got {tuple(weights.shape)}")
-        check_broadcast(weights=weights.shape[:-2], rewards=start.shape[:-2])
-        start = weights.expand(torch.broadcast_shapes(weights.shape, start.shape))
+    if weights is None:
+        start = linear_td(chain, rewards, features, law=law)
+    else:  # which need no solution of linear TD: features may be zero, or depend on each other
+        told = predicted(features, weights, rewards)
+        sides = (d, chain.transition, rewards, told)
+        start = weights.expand(*torch.broadcast_shapes(*(x.shape[:-2] for x in sides)), *weights.shape[-2:])
     batch = start.shape[:-2]
     phi = features.expand(*batch, *features.shape[-2:])
     # a copy, which the law d does not lead back to: a step is differentiated for each by itself
