@@ -39,6 +39,7 @@ from pullback.uncertainty.divergences import (
     quadratic_mutual_information,
 )
 from pullback.uncertainty.ensembles import BestMembers, MLPEnsemble
+from pullback.uncertainty.factors import PairwiseFactor, UnaryFactor
 from pullback.uncertainty.gaussian_beliefs import GaussianBeliefs, gaussian_belief_propagation
 from pullback.uncertainty.gaussian_evidence import kalman_evidence
 from pullback.uncertainty.gaussian_filters import (
@@ -151,6 +152,7 @@ __all__ = [
     "OnlineFilter",
     "OnlineStep",
     "OutlierState",
+    "PairwiseFactor",
     "ParticleFiltered",
     "Periodic",
     "Played",
@@ -169,6 +171,7 @@ __all__ = [
     "Tikhonov",
     "TransformerNeuralProcess",
     "TreeCircuit",
+    "UnaryFactor",
     "attend",
     "belief_loss",
     "calibration_error",

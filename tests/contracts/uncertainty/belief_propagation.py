@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pullback import uncertainty
 from pullback.uncertainty import kernel_density
-from tests.contracts.contract import Bad, Call, Contract, Exempt, HigherOrder
+from tests.contracts.contract import Bad, Call, Contract, Exempt, HigherOrder, Module
 from tests.contracts.law import seeded
 
 _TREE = [(0, 1), (2, 1), (1, 3)]
@@ -106,6 +106,11 @@ def _one_by_one(points: Tensor, log_weights: Tensor) -> Tensor:
     return last[1]
 
 
+def _drawn(*sizes: tuple[int, ...]) -> Any:
+    return lambda g: [Call(tuple(torch.randn(*size, generator=g, dtype=torch.float64) for size in sizes))]
+
+
+_SAMPLER = [f"sampler.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]
 _P, _W = torch.zeros(3, 6, 1), torch.full((3, 6), -math.log(6))
 
 CONTRACTS = [
@@ -160,6 +165,25 @@ CONTRACTS = [
         half=False,
         large=(),
         why="points are drawn, and constant: potentials are differentiated (tests/uncertainty)",
+    ),
+    Module(
+        "uncertainty.PairwiseFactor",
+        lambda module, x: module.log_prob(x),
+        _drawn((5, 2)),
+        build=lambda g: uncertainty.PairwiseFactor(2, hidden=8, noise=4, generator=g),
+        idle=_SAMPLER,
+        bad=[Bad((torch.zeros(5, 3),), {}, ValueError, r"difference must have shape \[\*batch, 2\], got \(5, 3\)")],
+    ),
+    Module(
+        "uncertainty.UnaryFactor",
+        lambda module, x, seen: module(x, seen),
+        _drawn((4, 2), (3,)),
+        build=lambda g: uncertainty.UnaryFactor(2, 3, hidden=8, generator=g),
+        bad=[
+            Bad((torch.zeros(4, 3), torch.zeros(3)), {}, ValueError, r"x must have shape \[\*batch, points, 2\]"),
+            Bad((torch.zeros(4, 2), torch.zeros(2)), {}, ValueError, r"features must have shape \[\*batch, 3\]"),
+            Bad((torch.zeros(4, 2), torch.zeros(3).long()), {}, TypeError, "features must be a floating tensor"),
+        ],
     ),
     Exempt("uncertainty.Beliefs", "a result", "uncertainty/test_belief_propagation.py"),
     Exempt("uncertainty.EdgePotential", "a protocol", "uncertainty/test_belief_propagation.py"),
