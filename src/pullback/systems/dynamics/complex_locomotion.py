@@ -157,8 +157,7 @@ def physics(lab: Lab) -> None:
     controller = PeriodicController(start.numel(), 1, len(robot.rest), generator=lab.fork("check")).double()
     ends = []
     for method in ("compiled", "reference"):
-        told = torch.ones(200, 1).double()
-        motion = steer(body, controller, start, torch.zeros_like(start), told, hold=HOLD, method=method)
+        motion = steer(body, controller, start, 0 * start, torch.ones(200, 1).double(), hold=HOLD, method=method)
         slopes = torch.autograd.grad(motion.positions[-1].mean(0)[0], list(controller.parameters()))
         ends.append(torch.cat([motion.positions.flatten(), *(s.flatten() / s.abs().max() for s in slopes)]))
     same = lab.metric("compiled against plain, states and gradients", (ends[0] - ends[1]).abs().max(), better="lower")
@@ -180,7 +179,8 @@ def trained(arm: Arm, lab: Lab, task: Task, iterations: int) -> PeriodicControll
     arm.metric(f"{ERROR} before", task.validate(controller)[ERROR])
     for step in arm.steps(iterations * times, controller, optimizer, stream):
         goals = task.goals(stream, size)
-        arm.descend(100 * sum(task.loss(task.move(controller, goals), goals, arm.name == NAIVE)), optimizer)
+        parts = task.loss(task.move(controller, goals), goals, arm.name == NAIVE)
+        arm.descend(100 * torch.stack(parts).sum(), optimizer)
         done, part = divmod(step + 1, times)
         if not part and (done % 10 == 0 or done == config.compared):
             error = task.validate(controller)[ERROR]
@@ -266,7 +266,8 @@ def reinforce(arm: Arm, lab: Lab, task: Task, controller: PeriodicController) ->
 
 def reward(motion: SpringMotion, goals: Tensor, period: int) -> Tensor:
     """``[asked, count]``: how much nearer each step comes to where the places of the last window are to lead."""
-    centre, lowest, found = motion.positions[..., 0].mean(-1), motion.positions[..., 1].amin(-1), []
+    centre, lowest = motion.positions[..., 0].mean(-1), motion.positions[..., 1].amin(-1)
+    found: list[Tensor] = []
     for begin in range(0, len(goals), period):
         c, (wanted, height) = centre[begin : begin + period + 1], goals[begin].unbind(-1)
         first = (torch.arange(1, period + 1) - WINDOW).clamp_min(0)
@@ -294,6 +295,5 @@ def draw(lab: Lab, task: Task, controller: PeriodicController) -> None:
         lower.plot(*lines.T, color=lab.arm("full method").colour, lw=1)
         lower.text(0.25 * place, -0.04, f"{100 * (centre[t] - centre[0])[chosen]:.0f} cm", ha="center", fontsize=8)
     lower.axhline(0, color="black", lw=0.8)
-    title = f"one robot every {every} steps, and how far it has come"
-    lower.set(aspect="equal", xticks=[], yticks=[], ylim=(-0.06, 0.16), title=title)
+    lower.set(aspect="equal", xticks=[], yticks=[], ylim=(-0.06, 0.16), title=f"one robot, every {every} steps")
     lab.figure("goals", figure, "The full method on goals that it never saw; they switch in the middle.")
