@@ -30,7 +30,7 @@ class Config:
 
     torque: Annotated[float, above(0)] = 6.0
     """Of the motor [N m]; to hold the pendulum level takes 9.81."""
-    rounds: Annotated[int, at_least(3)] = 10
+    rounds: Annotated[int, at_least(2)] = 10
     """Of episodes and updates; the first acts at random."""
     episodes: Annotated[int, at_least(1)] = 8
     """A round, side by side."""
@@ -71,7 +71,7 @@ BLOCKS = "pendulum LatentWorldModel latent_consistency_loss latent_policy_loss p
     title="Temporal Difference Learning for Model Predictive Control",
     paper="Hansen, Wang, Su, ICML 2022, arXiv 2203.04955",
     config=Config,
-    smoke={"rounds": 3, "episodes": 2, "decisions": 6, "updates": 2, "samples": 8, "tests": 2},
+    smoke={"rounds": 2, "episodes": 2, "decisions": 6, "updates": 2, "samples": 8, "iterations": 1, "tests": 2},
     full={"hidden": 512, "latent": 50, "horizon": 5, "samples": 512, "iterations": 6, "rounds": 100, "replicates": 5},
     data=(),
     blocks=tuple(f"dynamics.{name}" for name in f"{BLOCKS} truncated_normal double_q_target lqr".split()),
@@ -230,6 +230,8 @@ def exact(lab: Lab, config: Config) -> None:
         task.step,
         start,
         actions=1,
+        samples=128,
+        elites=16,
         iterations=12,
         temperature=0.02,
         noise_floor=0.0,
