@@ -82,7 +82,7 @@ class PairwiseFactor(nn.Module):
             shape: of the draws.
             generator: of the noise.
         """
-        like = self.sampler[0].weight
+        like = next(self.sampler.parameters())
         z = torch.randn(*shape, self.noise, generator=generator, device=drawing_device(generator, like))
         found: Tensor = self.scale * self.sampler(z.to(like))
         return found
