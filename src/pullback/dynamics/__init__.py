@@ -140,6 +140,13 @@ from pullback.dynamics.state_space import Beliefs, RecurrentStateSpaceModel, Sta
 from pullback.dynamics.steering import steer
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td_loss
+from pullback.dynamics.trajectories import (
+    Trajectory,
+    TrajectoryAdjoint,
+    muller_brown,
+    trajectory_adjoint,
+    underdamped_langevin,
+)
 from pullback.dynamics.transfer_operators import OperatorSingular, OperatorSpectrum, TransferOperator
 from pullback.dynamics.triangulations import Located, Mesh, grid_mesh
 from pullback.dynamics.two_links import acrobot, reacher
@@ -261,6 +268,8 @@ __all__ = [
     "TDFlow",
     "Tableau",
     "Topology",
+    "Trajectory",
+    "TrajectoryAdjoint",
     "TransferOperator",
     "Transitions",
     "VoxelRobot",
@@ -327,6 +336,7 @@ __all__ = [
     "mode_feasibility",
     "molecular_graph",
     "molecular_topology",
+    "muller_brown",
     "nonbonded_energy",
     "odeint",
     "optimal_features",
@@ -362,7 +372,9 @@ __all__ = [
     "td_loss",
     "time_in_range",
     "torsion_energy",
+    "trajectory_adjoint",
     "truncated_normal",
+    "underdamped_langevin",
     "update_average",
     "value_error",
     "vamp2_score",

@@ -241,7 +241,7 @@ def _digits(lab: Lab, config: Config) -> None:
         panel.plot(HORIZON, [arm[RIGHT + str(k)] for k in HORIZON], "o-", color=arm.colour, label=arm.name)
     panel.axhline(0.2, color="k", linestyle=":", label="chance")
     panel.set(xscale="log", xlabel="steps", ylabel="part that is right", ylim=(0, 1.02))
-    panel.legend(loc="lower left")
+    panel.legend(loc="center left")
     lab.figure("digits", figure, "Unseen digits; the expected image is read as the class with the nearest mean.")
 
 

@@ -1,0 +1,42 @@
+"""Contracts of paths of masses and of the potential of Mueller and Brown."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pullback import dynamics
+from tests.contracts.contract import Bad, Call, Contract, Exempt
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    point, total = x.numpy(), 0.0
+    for height, a, b, c, u, w in (
+        (-200, -1, 0, -10, 1, 0),
+        (-100, -1, 0, -10, 0, 0.5),
+        (-170, -6.5, 11, -6.5, -0.5, 1.5),
+        (15, 0.7, 0.6, 0.7, -1, 1),
+    ):
+        off = point - np.array([u, w])
+        total = total + height * np.exp(np.einsum("ni,ij,nj->n", off, np.array([[a, b / 2], [b / 2, c]]), off))
+    return torch.from_numpy(total)
+
+
+CONTRACTS = [
+    Contract(
+        "dynamics.muller_brown",
+        dynamics.muller_brown,
+        lambda g: [Call((torch.rand(4, 2, generator=g, dtype=torch.float64) * 1.5 - 0.5,))],
+        reference=_by_rows,
+        large_limit=2.0,
+        half_tolerance=0.1,
+        why="the exponential of a square",
+        bad=(
+            Bad((torch.ones(3),), {}, ValueError, r"x must have shape \(\.\.\., 2\)"),
+            Bad((torch.full((2,), 1e4),), {}, ValueError, "x must be where the potential is finite"),
+        ),
+    ),
+    Exempt("dynamics.underdamped_langevin", "draws noise along a path", "dynamics/test_trajectories.py"),
+    Exempt("dynamics.trajectory_adjoint", "is a gradient, and has none", "dynamics/test_trajectories.py"),
+]
