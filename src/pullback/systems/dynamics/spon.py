@@ -170,7 +170,7 @@ class Free(nn.Module):
         return self.network(grid.unflatten(2, (self.side, -1))).flatten(1)[:, self.at]
 
 
-ARMS = {"multigrid": 1.0, "single level": 1.0, "Fourier": 0.3, "DeepONet": 0.1, "dense": 0.1}
+ARMS = {"multigrid": 1.0, "single level": 1.0, "Fourier": 1.0, "DeepONet": 0.1, "dense": 0.1}
 """Arms, and their step size as a part of that of the graph networks."""
 
 
