@@ -296,4 +296,4 @@ def draw(lab: Lab, task: Task, controller: PeriodicController) -> None:
         lower.text(0.25 * place, -0.04, f"{100 * (centre[t] - centre[0])[chosen]:.0f} cm", ha="center", fontsize=8)
     lower.axhline(0, color="black", lw=0.8)
     lower.set(aspect="equal", xticks=[], yticks=[], ylim=(-0.06, 0.16), title=f"one robot, every {every} steps")
-    lab.figure("goals", figure, "The full method on goals that it never saw; they switch in the middle. Below, how far it has come.")
+    lab.figure("goals", figure, "The full method on unseen goals; they switch midway. Below: how far it has come.")
