@@ -127,3 +127,20 @@ def test_adjoints_that_cannot_be_are_refused(
     given = {"force": torch.neg, "positions": torch.ones(5, 1, 2), "cotangent": torch.ones(1, 2), "start": 4}
     with pytest.raises(error, match=message):
         dynamics.trajectory_adjoint(**{**given, "steps": 2, "step": 0.1, **words})
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_grid_of_gaussians_is_the_sum_of_its_gaussians(axes: int) -> None:
+    bias = dynamics.GaussianGridBias((0.0,) * axes, (2.0,) * axes, resolution=3, width=0.7).double()
+    g = seeded()
+    bias.heights.data = torch.randn(bias.heights.shape, generator=g, dtype=torch.float64)
+    x = 2 * torch.rand(5, axes, generator=g, dtype=torch.float64)
+    total, pushed = torch.zeros(5, dtype=torch.float64), torch.zeros(5, axes, dtype=torch.float64)
+    for index in torch.cartesian_prod(*[torch.arange(3)] * axes).reshape(-1, axes):
+        off = x - index
+        one = bias.heights.detach()[tuple(index)] * torch.exp(-off.square().sum(-1) / (2 * 0.49))
+        total, pushed = total + one, pushed + one[:, None] * off / 0.49
+    torch.testing.assert_close(bias(x), total)
+    torch.testing.assert_close(bias.force(x), pushed)
+    with pytest.raises(ValueError, match="high must be above low"):
+        dynamics.GaussianGridBias((0.0,), (0.0,), resolution=3, width=1.0)

@@ -6,6 +6,7 @@ from pullback.dynamics.adapters import Adapter, FrozenBackbone, action_kl, featu
 from pullback.dynamics.adjoints import ADJOINTS
 from pullback.dynamics.arguments import AttemptedStep, Backsolve
 from pullback.dynamics.barriers import BarrierCondition, barrier_condition, lie_derivative
+from pullback.dynamics.bias import GaussianGridBias
 from pullback.dynamics.block_world import BlockState, BlockView, BlockWorld
 from pullback.dynamics.brownian import BrownianPath
 from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, rk4_step
@@ -202,6 +203,7 @@ __all__ = [
     "FrozenBackbone",
     "FunctionSpace",
     "GatedField",
+    "GaussianGridBias",
     "GlucoseDays",
     "GlucoseEquilibrium",
     "GlucoseLoop",

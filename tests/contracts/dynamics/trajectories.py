@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pullback import dynamics
-from tests.contracts.contract import Bad, Call, Contract, Exempt
+from tests.contracts.contract import Bad, Call, Contract, Exempt, Module
 
 
 def _by_rows(x: Tensor) -> Tensor:
@@ -36,6 +36,13 @@ CONTRACTS = [
             Bad((torch.ones(3),), {}, ValueError, r"x must have shape \(\.\.\., 2\)"),
             Bad((torch.full((2,), 1e4),), {}, ValueError, "x must be where the potential is finite"),
         ),
+    ),
+    Module(
+        "dynamics.GaussianGridBias",
+        lambda module, x: module(x),
+        lambda g: [Call((2 * torch.rand(4, 2, generator=g, dtype=torch.float64),))],
+        build=lambda g: dynamics.GaussianGridBias((0.0, 0.0), (2.0, 2.0), resolution=3, width=0.5, height=0.7),
+        bad=(Bad((torch.ones(3),), {}, ValueError, r"x must have shape \(\.\.\., 2\)"),),
     ),
     Exempt("dynamics.underdamped_langevin", "draws noise along a path", "dynamics/test_trajectories.py"),
     Exempt("dynamics.trajectory_adjoint", "is a gradient, and has none", "dynamics/test_trajectories.py"),
