@@ -101,9 +101,9 @@ def run(lab: Lab, config: Config) -> None:
                 each.metric("return", rewards.sum(1).mean(), better="higher")
                 paths[each.name] = torch.atan2(observed[..., 1], observed[..., 0]).abs()
     lab.note(
-        "Shown, not claimed: the policy of TD-MPC alone, as the planner can be good long before its policy is, and"
+        "Shown, not claimed: the policy of TD-MPC alone, as the planner can be good long before its policy is, and the "
+        "return after the last update, as values still swing from round to round at so few episodes."
     )
-    lab.note("the return after the last update, as values still swing from round to round at so few episodes.")
     earned = "mean return over training"
     lab.claim(
         "the planner's return of the last four rounds is 10 of 40 or more; its first round above 8 is one of the first "
