@@ -157,14 +157,16 @@ def export_parameters(
         symbol, mass = _ELEMENTS[element] if element < len(_ELEMENTS) else ("", 0.0)
         if not symbol:
             raise ValueError(f"elements must be known, up to {len(_ELEMENTS) - 1}, got {element}")
-        ElementTree.SubElement(types, "Type", name=names[i], **{"class": names[i]}, element=symbol, mass=str(mass))
+        ElementTree.SubElement(
+            types, "Type", {"name": names[i], "class": names[i], "element": symbol, "mass": str(mass)}
+        )
         ElementTree.SubElement(residue, "Atom", name=names[i], type=names[i])
     for a, b in topology.bonds.tolist():
         ElementTree.SubElement(residue, "Bond", atomName1=names[a], atomName2=names[b])
 
     def term(parent: ElementTree.Element, tag: str, atoms: Sequence[int], **values: float) -> None:
         called = {f"type{n}": names[i] for n, i in enumerate(atoms, 1)}
-        ElementTree.SubElement(parent, tag, **called, **{key: f"{value!r}" for key, value in values.items()})
+        ElementTree.SubElement(parent, tag, called | {key: f"{value!r}" for key, value in values.items()})
 
     def listed(x: Tensor, factor: float = 1.0) -> list[Any]:
         rounded: list[Any] = _rounded((x.detach().double() * factor).tolist())
@@ -193,7 +195,7 @@ def export_parameters(
     sizes = zip(listed(parameters.charges), listed(sigma, _NANOMETRES), listed(epsilon, _KILOJOULES), strict=True)
     for name, (charge, size, depth) in zip(names, sizes, strict=True):
         values = {"charge": charge, "sigma": size, "epsilon": depth}
-        ElementTree.SubElement(force, "Atom", type=name, **{key: repr(value) for key, value in values.items()})
+        ElementTree.SubElement(force, "Atom", {"type": name} | {key: repr(value) for key, value in values.items()})
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 

@@ -81,7 +81,7 @@ class Batch(NamedTuple):
     @classmethod
     def of(cls, examples: list[Example], shown: Tensor) -> Batch:
         """Join the molecules: their atoms one after another."""
-        x, forces = (torch.cat([e[n] for e in examples], 1)[shown] for n in (2, 4))
+        x, forces = (torch.cat(parts, 1)[shown] for parts in ([e.x for e in examples], [e.forces for e in examples]))
         energies = torch.stack([e.energies for e in examples], 1)[shown]
         graph = dynamics.join_topologies([e.graph for e in examples])
         return cls(graph, x, energies, forces, torch.cat([e.field.charges for e in examples]))
@@ -249,7 +249,7 @@ def relax(lab: Lab, config: Config, network: nn.Module, test: list[Example]) -> 
             p = copy.deepcopy(network).double()(graph)
 
         def energy(x: Tensor, g: Topology = graph, p: Any = p, wells: Any = wells) -> Tensor:
-            across = dynamics.nonbonded_energy(x, p.charges, *wells, g, scale14=(1.0, 0.75))  # those of MMFF94
+            across = dynamics.nonbonded_energy(x, p.charges, wells[0], wells[1], g, scale14=(1.0, 0.75))  # of MMFF94
             return (bonded_energy(x, g, p).total + across)[..., 0]
 
         found = dynamics.minimize_geometry(energy, start, steps=min(300, 10 * config.steps), tolerance=0.05)
