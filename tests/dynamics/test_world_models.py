@@ -80,6 +80,40 @@ def test_the_consistency_loss_is_its_sum_and_leaves_the_target_alone() -> None:
     assert found.latents.shape == (4, 6, 4)
 
 
+def test_noise_goes_to_the_actions_of_the_policy_in_targets_and_in_its_own_loss() -> None:
+    model, target = shaken(), shaken(1)
+    s, a, r = sequences(5, 1)
+    words = {"weights": (0.0, 0.0, 1.0), "discount": 0.9, "noise": 0.2}
+    found = dynamics.latent_consistency_loss(model, target, s, a, r, **words, generator=drawn(4))  # type: ignore[arg-type]
+    with torch.no_grad():
+        seen = model.encode(s[:, 1:])
+        moved = dynamics.truncated_normal(model.act(seen), 0.2, generator=drawn(4))
+        goal = r + 0.9 * target.values(seen, moved).amin(-1)
+        assert not torch.equal(moved, model.act(seen))
+    expected = (model.values(model.encode(s[:, 0]), a[:, 0]) - goal).square().sum(-1)
+    torch.testing.assert_close(found.each, expected)
+    z = seen[:, 0]
+    moved = dynamics.truncated_normal(model.act(z), 0.2, generator=drawn(4))
+    torch.testing.assert_close(
+        dynamics.latent_policy_loss(model, z[None], noise=0.2, generator=drawn(4)), -model.values(z, moved).amin(-1)
+    )
+    torch.testing.assert_close(model.state_value(z, 0.2, generator=drawn(4)), model.values(z, moved).amin(-1))
+    with pytest.raises(ValueError, match="noise must be >= 0"):
+        dynamics.latent_policy_loss(model, z[None], noise=-1.0)
+    with pytest.raises(ValueError, match="noise must be >= 0"):
+        dynamics.latent_consistency_loss(model, target, s, a, r, noise=-0.1)
+
+
+def test_weights_start_orthogonal_and_values_at_zero() -> None:
+    model = LatentWorldModel(3, 1, latent=4, hidden=6)
+    assert model.twins is not None
+    for weight in (*(p for p in model.policy.parameters() if p.ndim == 2), *model.twins.weights[1]):  # type: ignore[union-attr]
+        short = weight.T if weight.shape[0] > weight.shape[1] else weight
+        torch.testing.assert_close(short @ short.T, torch.eye(len(short)), atol=1e-5, rtol=0)
+    assert not torch.equal(*model.twins.weights[1])
+    assert model.state_value(model.encode(torch.randn(5, 3, generator=drawn()))).tolist() == [0.0] * 5
+
+
 def test_targets_of_a_chain_of_three_states_are_those_worked_out() -> None:
     chain_q = torch.tensor([[1.0, 3.0], [2.5, 0.5], [4.0, 4.0]], dtype=torch.float64)
     reward = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
@@ -237,7 +271,7 @@ def test_a_state_space_model_learns_a_hidden_velocity() -> None:
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
-        losses.append(float(loss.observation + loss.reward))
+        losses.append(float((loss.observation + loss.reward).detach()))
     assert losses[-1] < 0.1 * losses[0]
     z = model.initial(64)
     for t in range(5):

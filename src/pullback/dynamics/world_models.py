@@ -41,7 +41,8 @@ class LatentWorldModel(nn.Module):
     .. math:: z = h(s), \quad z' = d(z, a), \quad r = R(z, a), \quad Q_1, Q_2(z, a), \quad \pi(z) = \tanh(\cdot)
 
     ``model.step`` is the model of every planner of this family, ``model.state_value`` closes its horizon. Each
-    perceptron but the encoder has two hidden layers with ELU; the last layers of R and Q start at zero.
+    perceptron but the encoder has two hidden layers with ELU. Weights start orthogonal and biases at zero, the last
+    layers of R and Q all at zero.
 
     Args:
         observation: o, size of an observation s.
@@ -74,7 +75,7 @@ class LatentWorldModel(nn.Module):
         for head in heads:
             check_choice("heads", head, _HEADS)
         self.sizes = observation, action, latent
-        self.encoder = nn.Sequential(nn.Linear(observation, hidden), nn.ELU(), nn.Linear(hidden, latent))
+        self.encoder = nn.Sequential(_linear(observation, hidden), nn.ELU(), _linear(hidden, latent))
         self.transition = _perceptron(latent + action, hidden, latent)
         self.reward = _perceptron(latent + action, hidden, 1, zero=True) if "reward" in heads else None
         self.twins = _Twins(latent + action, hidden) if "value" in heads else None
@@ -108,9 +109,11 @@ class LatentWorldModel(nn.Module):
         mean = _present(self.policy, "policy")(z).tanh()
         return truncated_normal(mean, std, generator=generator) if std else mean
 
-    def state_value(self, z: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch"]:
-        """Return the smaller Q of the policy's action."""
-        return self.values(z, self.act(z)).amin(-1)
+    def state_value(
+        self, z: Float[Tensor, "*batch latent"], std: float = 0.0, *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*batch"]:
+        """Return the smaller Q of the policy's action, with noise as :meth:`act` adds it."""
+        return self.values(z, self.act(z, std, generator=generator)).amin(-1)
 
     def _joined(self, z: Tensor, action: Tensor) -> Tensor:
         check_shape("z", check_floating("z", z), (self.sizes[2],))
@@ -148,6 +151,8 @@ def latent_consistency_loss(
     weights: tuple[float, float, float] = (2.0, 0.5, 0.1),
     discount: float = 0.99,
     importance: Float[Tensor, "*batch"] | None = None,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> ConsistencyLoss:
     r"""Return how far a model that sees the first observation alone goes astray in the H steps of a sequence.
 
@@ -168,6 +173,9 @@ def latent_consistency_loss(
         weights: c >= 0 of latent, reward and value.
         discount: gamma in [0, 1].
         importance: ``[*batch]`` weight of each sequence in ``total``.
+        noise: standard deviation >= 0 of what is added to the policy's actions in targets, as
+            :func:`truncated_normal` draws it: a value then holds around an action, and not at it alone.
+        generator: of this noise.
 
     Returns:
         The loss, and with it what a prioritised memory and :func:`latent_policy_loss` need.
@@ -184,7 +192,8 @@ def latent_consistency_loss(
         1.9375
 
     References:
-        Hansen, Wang, Su (2022), arXiv 2203.04955, equations 8 to 11; the mean over coordinates is that of their code.
+        Hansen, Wang, Su (2022), arXiv 2203.04955, equations 8 to 11; the mean over coordinates and
+        the noise are those of their code.
     """
     check_floating("rewards", rewards)
     check_shape("observations", check_floating("observations", observations), (None, model.sizes[0]))
@@ -199,6 +208,7 @@ def latent_consistency_loss(
     check_positive("decay", decay)
     check_range("decay", decay, 0, 1)
     check_range("discount", discount, 0, 1)
+    check_positive("noise", noise, zero=True)
     if len(weights) != 3:
         raise ValueError(f"weights must be three numbers, of latent, reward and value, got {weights}")
     for weight in weights:
@@ -209,7 +219,7 @@ def latent_consistency_loss(
     with torch.no_grad():
         later = observations[..., 1:, :]
         wanted, seen = target.encode(later), model.encode(later)
-        bootstrap = target.values(seen, model.act(seen))
+        bootstrap = target.values(seen, model.act(seen, noise, generator=generator))
         going = torch.zeros_like(rewards, dtype=torch.bool)
         returns = double_q_target(rewards, -bootstrap, bootstrap, going, discount=discount)  # values the smaller one
     wanted, returns, rewards = wanted.detach(), returns.detach(), rewards.detach()
@@ -229,7 +239,12 @@ def latent_consistency_loss(
 
 
 def latent_policy_loss(
-    model: LatentWorldModel, latents: Float[Tensor, "steps *batch latent"], *, decay: float = 0.5
+    model: LatentWorldModel,
+    latents: Float[Tensor, "steps *batch latent"],
+    *,
+    decay: float = 0.5,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*batch"]:
     r"""Return :math:`-\sum_t \rho^t \min_j Q_j(z_t, \pi(z_t))`: its gradient moves the policy alone.
 
@@ -237,6 +252,8 @@ def latent_policy_loss(
         model: with value and policy.
         latents: z, ``[steps, *batch, latent]``, such as those of :func:`latent_consistency_loss`; they are held fixed.
         decay: rho in (0, 1].
+        noise: standard deviation >= 0 of what is added to its actions, as :func:`truncated_normal` draws it.
+        generator: of this noise.
 
     Returns:
         ``[*batch]``.
@@ -257,8 +274,9 @@ def latent_policy_loss(
         raise ValueError(f"latents must have shape [steps, *batch, latent], got {tuple(latents.shape)}")
     check_positive("decay", decay)
     check_range("decay", decay, 0, 1)
+    check_positive("noise", noise, zero=True)
     z = latents.detach()
-    values = model.values(z, model.act(z), frozen=True).amin(-1)
+    values = model.values(z, model.act(z, noise, generator=generator), frozen=True).amin(-1)
     fading = decay ** torch.arange(len(z), dtype=z.dtype, device=z.device)
     return -(fading.view(-1, *[1] * (values.ndim - 1)) * values).sum(0)
 
@@ -357,8 +375,10 @@ class _Twins(nn.Module):
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         sizes = ((inputs, hidden), (hidden, hidden))
-        self.weights = nn.ParameterList((2 * torch.rand(2, *size) - 1) / size[0] ** 0.5 for size in sizes)
-        self.biases = nn.ParameterList((2 * torch.rand(2, 1, size[1]) - 1) / size[0] ** 0.5 for size in sizes)
+        self.weights = nn.ParameterList(
+            torch.stack([nn.init.orthogonal_(torch.empty(*size)) for _ in range(2)]) for size in sizes
+        )
+        self.biases = nn.ParameterList(torch.zeros(2, 1, size[1]) for size in sizes)
         self.weights.append(torch.zeros(2, hidden, 1))
         self.biases.append(torch.zeros(2, 1, 1))
 
@@ -373,12 +393,18 @@ class _Twins(nn.Module):
         return found[..., 0].T.reshape(*x.shape[:-1], 2)
 
 
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def _perceptron(inputs: int, hidden: int, outputs: int, *, zero: bool = False) -> nn.Sequential:
-    last = nn.Linear(hidden, outputs)
+    last = _linear(hidden, outputs)
     if zero:
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU(), last)
+    return nn.Sequential(_linear(inputs, hidden), nn.ELU(), _linear(hidden, hidden), nn.ELU(), last)
 
 
 def _present(head: nn.Module | None, name: str) -> nn.Module:

@@ -12,13 +12,13 @@ from pullback.dynamics import LatentWorldModel, RecurrentStateSpaceModel
 from tests.contracts.contract import Bad, Call, Contract, Exempt, HigherOrder, Module
 from tests.contracts.dynamics.models import RANGE, seeded
 
-_SEEN = torch.linspace(-1, 1, 9, dtype=torch.float64).sin().view(1, 3, 3)
-_EARNED = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+_SEEN = torch.linspace(-1, 1, 4, dtype=torch.float64).sin().view(1, 2, 2)
+_EARNED = torch.tensor([[0.5]], dtype=torch.float64)
 
 
 def _model() -> nn.Module:
     """With last layers that are not zero."""
-    model = LatentWorldModel(3, 1, latent=2, hidden=3)
+    model = LatentWorldModel(2, 1, latent=2, hidden=2)
     for p in model.parameters():
         nn.init.uniform_(p, -0.7, 0.7)
     return model
@@ -43,7 +43,7 @@ def _loss(model: LatentWorldModel, first: Tensor, actions: Tensor, **words: Any)
 
 
 def _bad(change: dict[str, Any], match: str) -> Bad:
-    return Bad((torch.zeros(1, 3), torch.zeros(1, 2, 1)), change, ValueError, match)
+    return Bad((torch.zeros(1, 2), torch.zeros(1, 1, 1)), change, ValueError, match)
 
 
 def _space() -> nn.Module:
@@ -93,20 +93,20 @@ CONTRACTS = [
     Module(
         "dynamics.LatentWorldModel",
         _everything,
-        _normal((2, 3), (2, 1)),
+        _normal((2, 2), (2, 1)),
         build=seeded(_model),
         batched=False,
         large_limit=100.0,
         why=f"observation and action have one batch: the law enlarges the first alone; {RANGE}",
         bad=[
-            Bad((torch.zeros(2, 4), torch.zeros(2, 1)), {}, ValueError, "observation must have shape"),
-            Bad((torch.zeros(2, 3), torch.zeros(2, 2)), {}, ValueError, "action must have shape"),
+            Bad((torch.zeros(2, 3), torch.zeros(2, 1)), {}, ValueError, "observation must have shape"),
+            Bad((torch.zeros(2, 2), torch.zeros(2, 2)), {}, ValueError, "action must have shape"),
         ],
     ),
     Module(
         "dynamics.latent_consistency_loss",
         _loss,
-        _normal((1, 3), (1, 2, 1)),
+        _normal((1, 2), (1, 1, 1)),
         build=seeded(_model),
         idle=[f"policy.{place}.{kind}" for place in (0, 2, 4) for kind in ("weight", "bias")],
         batched=False,
@@ -116,9 +116,10 @@ CONTRACTS = [
         bad=[
             _bad({"decay": 0.0}, "decay must be > 0"),
             _bad({"discount": 1.5}, "discount must be in"),
+            _bad({"noise": -1.0}, "noise must be >= 0"),
             _bad({"weights": (1.0, -1.0, 0.0)}, "weights must be >= 0"),
             _bad({"importance": torch.ones(3)}, r"importance must have shape \(1,\)"),
-            Bad((torch.zeros(1, 3), torch.zeros(1, 3, 1)), {}, ValueError, "actions must have shape"),
+            Bad((torch.zeros(1, 2), torch.zeros(1, 3, 1)), {}, ValueError, "actions must have shape"),
         ],
     ),
     Module(
