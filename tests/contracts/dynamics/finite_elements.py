@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pullback import dynamics
 from tests.contracts.contract import DEVICE, Bad, Call, Contract, Exempt
@@ -86,8 +87,9 @@ def _planes(coefficients: Tensor, points: Tensor) -> Tensor:
 
 
 def _poisson(c: Tensor, load: Tensor) -> Tensor:
-    """On the mesh refined once, so that there are coefficients inside."""
+    """On the mesh refined once, so that there are two coefficients inside; three cells share what they are made of."""
     space = FINE[c.device.type, c.dtype]
+    c, load = c[..., SHARED], F.pad(load, (6, 0))
     matrix = dynamics.assemble("stiffness", space, coefficient=1 + c.square())
     edge = torch.linspace(-1, 1, len(space.dirichlet_dofs), dtype=c.dtype, device=c.device)
     return dynamics.solve_dirichlet(matrix, load, space, boundary=edge)
@@ -99,6 +101,7 @@ FINE = {key: dynamics.FunctionSpace(space.mesh.refine()) for key, space in SPACE
 def _poisson_dense(c: Tensor, load: Tensor) -> Tensor:
     space = FINE["cpu", torch.float64]
     fixed, free = space.dirichlet_dofs, space.free_dofs
+    c, load = c[..., SHARED], F.pad(load, (6, 0))
     matrix = dynamics.assemble("stiffness", space, coefficient=1 + c.square()).dense()
     u = torch.zeros(space.size, dtype=torch.float64)
     u[fixed] = torch.linspace(-1, 1, len(fixed), dtype=torch.float64)
@@ -106,6 +109,7 @@ def _poisson_dense(c: Tensor, load: Tensor) -> Tensor:
     return u
 
 
+SHARED = torch.arange(12) % 3
 SQUARES = "squares leave the range"
 
 CONTRACTS = [
@@ -180,18 +184,11 @@ CONTRACTS = [
     Contract(
         "dynamics.solve_dirichlet",
         _poisson,
-        lambda g: [
-            Call(
-                (
-                    torch.randn(12, generator=g, dtype=torch.float64),
-                    torch.randn(FINE["cpu", torch.float64].size, generator=g, dtype=torch.float64),
-                )
-            )
-        ],
+        lambda g: [Call(tuple(torch.randn(n, generator=g, dtype=torch.float64) for n in (3, 6)))],
         reference=_poisson_dense,
         bad=[
-            Bad((torch.ones(12), torch.ones(3)), {}, ValueError, r"load must have shape"),
-            Bad((torch.ones(12), torch.ones(12).double()), {}, TypeError, "matrix and load must have the same dtype"),
+            Bad((torch.ones(3), torch.ones(3)), {}, ValueError, r"load must have shape \(\.\.\., 12\), got \(9,\)"),
+            Bad((torch.ones(3), torch.ones(6).double()), {}, TypeError, "matrix and load must have the same dtype"),
         ],
         large=(1,),
         large_limit=1e4,

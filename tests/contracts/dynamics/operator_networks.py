@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pullback.dynamics import (
     FunctionSpace,
@@ -17,7 +18,7 @@ from tests.contracts.contract import Bad, Call, Module
 
 COARSE = FunctionSpace(grid_mesh((1, 1)))
 SPACE = FunctionSpace(COARSE.mesh.refine())
-WIDE = FunctionSpace(grid_mesh((4, 2)))
+WIDE = FunctionSpace(grid_mesh((3, 2)))
 MOMENT = load_vector(lambda x: x[..., 0], WIDE)[None]
 
 
@@ -26,14 +27,14 @@ def _fields(g: torch.Generator) -> list[Call]:
 
 
 def _operator(g: torch.Generator) -> StructurePreservingOperator:
-    processor = MeshProcessor(WIDE, fields=2, channels=3, layers=1, generator=g)
+    processor = MeshProcessor(WIDE, fields=2, channels=2, layers=1, generator=g)
     return StructurePreservingOperator(
         WIDE, WIDE, processor, dirichlet=True, constraint=(MOMENT, torch.tensor([0.5], dtype=torch.float64))
     )
 
 
 def _held(operator: StructurePreservingOperator, inputs: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-    u = operator(inputs, data)
+    u = operator(F.pad(inputs, (0, 8)), F.pad(data, (0, 7)))
     return u, u @ MOMENT[0].to(u)
 
 
@@ -66,13 +67,13 @@ CONTRACTS = [
     Module(
         "dynamics.StructurePreservingOperator",
         _held,
-        lambda g: [Call(tuple(torch.randn(2, *s, generator=g, dtype=torch.float64) for s in ((1, 15), (12,))))],
+        lambda g: [Call(tuple(torch.randn(2, *s, generator=g, dtype=torch.float64) for s in ((1, 4), (3,))))],
         build=_operator,
         bad=[
-            Bad((torch.ones(1, 8), torch.ones(12)), {}, ValueError, r"inputs must have shape \(\.\.\., any, 15\)"),
-            Bad((torch.ones(1, 15), torch.ones(9)), {}, ValueError, r"boundary must have shape \(\.\.\., 12\)"),
-            Bad((torch.ones(1, 15), torch.ones(12).double()), {}, TypeError, "inputs and boundary must have the same"),
-            Bad((torch.ones(2, 1, 15), torch.ones(3, 12)), {}, ValueError, "inputs and boundary must have shapes that"),
+            Bad((torch.ones(1, 8), torch.ones(3)), {}, ValueError, r"inputs must have shape \(\.\.\., any, 12\)"),
+            Bad((torch.ones(1, 4), torch.ones(9)), {}, ValueError, r"boundary must have shape \(\.\.\., 10\)"),
+            Bad((torch.ones(1, 4), torch.ones(3).double()), {}, TypeError, "inputs and boundary must have the same"),
+            Bad((torch.ones(2, 1, 4), torch.ones(3, 3)), {}, ValueError, "inputs and boundary must have shapes that"),
         ],
         large_limit=1e3,
         compile=False,

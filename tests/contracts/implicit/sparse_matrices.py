@@ -24,9 +24,18 @@ def _written_out(values: Tensor) -> Tensor:
     return dense
 
 
+FILLED = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, 1, 2, 0]])  # elimination fills the place (2, 1)
+FILLING = implicit.SparsePattern(*FILLED.to(DEVICE), (3, 3))
+
+
+def _filled(values: Tensor) -> Tensor:
+    flat = values.new_zeros(*values.shape[:-1], 9)
+    return flat.index_copy(-1, 3 * FILLED[0] + FILLED[1], values).unflatten(-1, (3, 3))
+
+
 def _regular(values: Tensor) -> Tensor:
     """No row with less on the diagonal than beside it."""
-    return values.tanh() + 2.5 * (ROWS == COLUMNS).to(values)
+    return values.tanh() + 2.5 * (FILLED[0] == FILLED[1]).to(values)
 
 
 def _drawn(g: torch.Generator) -> list[Call]:
@@ -57,12 +66,12 @@ CONTRACTS = [
     ),
     Contract(
         "implicit.linear_solve[sparse]",
-        lambda values, b: implicit.linear_solve(_matrix(_regular(values)), b).value,
-        _drawn,
-        reference=lambda values, b: torch.linalg.solve(_written_out(_regular(values)), b),
+        lambda values, b: implicit.linear_solve(implicit.SparseMatrix(FILLING, _regular(values)), b).value,
+        lambda g: [Call(tuple(torch.randn(2, n, generator=g).double() for n in (6, 3)))],
+        reference=lambda values, b: torch.linalg.solve(_filled(_regular(values)), b),
         bad=[
-            Bad((torch.ones(9), torch.ones(3)), {}, ValueError, r"matvec must be \[\*batch, n, n\] for b \(3,\)"),
-            Bad((torch.ones(9), torch.ones(4).double()), {}, TypeError, "matvec and b must have the same dtype"),
+            Bad((torch.ones(6), torch.ones(4)), {}, ValueError, r"matvec must be \[\*batch, n, n\] for b \(4,\)"),
+            Bad((torch.ones(6), torch.ones(3).double()), {}, TypeError, "matvec and b must have the same dtype"),
         ],
         large=(1,),
         compile=False,
