@@ -172,6 +172,9 @@ def test_a_copy_follows_a_module() -> None:
     for before, p, goal in zip(start, slow.parameters(), fast.parameters(), strict=True):
         torch.testing.assert_close(p.detach(), goal.detach() + 0.9**5 * (before - goal.detach()))
     assert slow[1].running_mean.tolist() == [3.0] * 3  # type: ignore[operator, union-attr]
+    slow[0].weight.data.fill_(math.inf)  # type: ignore[operator, union-attr]
+    dynamics.update_average(slow, fast, decay=0.0)
+    assert all(torch.equal(p, goal) for p, goal in zip(slow.parameters(), fast.parameters(), strict=True))
     with pytest.raises(ValueError, match="same names and shapes"):
         dynamics.update_average(slow, nn.Linear(2, 3), decay=0.5)
 

@@ -313,7 +313,9 @@ def update_average(target: nn.Module, source: nn.Module, *, decay: float) -> Non
     held, found = ({n: value.shape for n, value in m.state_dict(keep_vars=True).items()} for m in (target, source))
     if held != found:
         raise ValueError("target and source must have parameters and buffers of the same names and shapes")
-    if slow:  # not torch._foreach_lerp_: it rounds the weight to single precision
+    if slow and decay == 0:  # zero times what is not finite would stay
+        torch._foreach_copy_(list(slow.values()), list(fast.values()))
+    elif slow:  # not torch._foreach_lerp_: it rounds the weight to single precision
         torch._foreach_mul_(list(slow.values()), decay)
         torch._foreach_add_(list(slow.values()), list(fast.values()), alpha=1 - decay)
     for name, buffer in kept.items():
