@@ -253,8 +253,9 @@ class RuleTransition(nn.Module):
 
     with embeddings :math:`e_r` and networks :math:`f_r` of the rules. A slot is primary once at most, and a context is
     seen as it was before the first step: so all changes are computed side by side, and the gradient of a choice that
-    was not made is that of its own change. Slots that choose for themselves, ``symbols=slots``, make it a neural
-    production system.
+    was not made is that of its own change. Permuted slots with their symbols and actions are predicted permuted, but
+    where two are exactly as likely, as with equal symbols and actions: there the first is chosen. Slots that choose for
+    themselves, ``symbols=slots``, make it a neural production system.
 
     Args:
         slot: numbers of a slot, >= 1.
