@@ -7,7 +7,8 @@ and fro of a gait costs nothing, and its gradient goes through springs, impacts 
 evolution strategies and proximal policy optimisation get as many simulated steps as the longest training.
 
 Smaller than in the paper: one robot in the plane (the authors' "stool"), eighty steps of Adam with a larger rate in
-place of ten thousand, goals for one second instead of two, no crawling; a command stands for five steps. Simulated.
+place of ten thousand, goals for one second instead of two, each simulation from rest; no crawling, nor the losses that
+hold back commands and bring back the pose; a command stands for five steps. Simulated.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Config:
 
     iterations: Annotated[int, at_least(2)] = 80
     """Steps of Adam of the full method; evolution and PPO simulate as much."""
-    compared: Annotated[int, at_least(1)] = 20
+    compared: Annotated[int, at_least(1)] = 30
     """After how many of them each part is left out."""
     batch: Annotated[int, at_least(4)] = 16
     """Robots simulated at once, each with its goals."""
@@ -87,7 +88,7 @@ class Task:
         """Errors on unseen goals."""
         run, jump = self.loss(motion := self.move(controller, goals := self.unseen), goals)
         centre = motion.positions[..., 0].mean(-1)
-        ran = centre[self.period :: self.period] - centre[WINDOW :: self.period][:2]
+        ran = centre[self.period :: self.period] - centre[self.period - WINDOW :: self.period][:2]
         wanted = goals[:: self.period, :, 0]
         right = (ran.sign() == wanted.sign())[wanted.abs() >= SPEED / 10].float().mean()
         return {ERROR: run.sqrt() / (2 * SPEED), RIGHT: right, "height error": jump.sqrt(), LOSS: 100 * (run + jump)}
@@ -112,7 +113,7 @@ def run(lab: Lab, config: Config) -> None:
     ours, *lesser = (lab.arm(n, baseline=n != "full method") for n in ("full method", ONCE, NAIVE, TANH, ONE, SGD))
     searched = {lab.arm("evolution", baseline=True): evolve, lab.arm("PPO", baseline=True): reinforce}
     for _ in lab.replicates(config.replicates):
-        controller = trained(ours, lab, task, config.iterations)
+        report(ours, task, controller := trained(ours, lab, task, config.iterations))
         for arm in lesser:
             trained(arm, lab, task, config.compared)
         for arm, search in searched.items():
@@ -122,10 +123,10 @@ def run(lab: Lab, config: Config) -> None:
             report(arm, task, found)
     draw(lab, task, controller)
     lab.claim(
-        "on unseen pairs of goals the velocity is off by at most 0.15 of its range, 0.5 of what it was untrained, and "
+        "on unseen pairs of goals the velocity is off by at most 0.15 of its range, 0.4 of what it was untrained, and "
         "95 % of the goals above a tenth of the top speed go the right way",
         ours[ERROR] <= 0.15,
-        ours[ERROR] <= 0.5 * ours[f"{ERROR} before"],
+        ours[ERROR] <= 0.4 * ours[f"{ERROR} before"],
         ours[RIGHT] >= 0.95,
     )
     statement = f"{NAIVE}: at equal simulated steps the velocity error is at least 15 % above the full method's"
@@ -133,9 +134,10 @@ def run(lab: Lab, config: Config) -> None:
     for arm in searched:
         statement = f"{arm.name}, with as many simulated steps, ends at twice the validation loss or more"
         lab.claim(statement, arm[LOSS] >= 2 * ours[LOSS])
-    lab.note(
-        "So early in training the other parts matter less than the weights that one starts from: shown, not claimed."
-    )
+    listed = ", ".join(f"{arm.name} {arm[at]:.3f}" for arm in (ours, *lesser))
+    lab.note(f"{at} batches: {listed}. But for {NAIVE}, the order changes with the initial weights: not claimed.")
+    still, low = (task.unseen[..., k].square().mean().sqrt().item() for k in (0, 1))
+    lab.note(f"Standing still errs by {still / 2 / SPEED:.2f} and {low:.4f} m, here {ours['height error']:.4f} m.")
     lab.curves(ERROR, xlabel="batches of 16", caption="On unseen pairs of goals, each replicate.")
     lab.bars(at, LOSS)
 
@@ -174,12 +176,10 @@ def trained(arm: Arm, lab: Lab, task: Task, iterations: int) -> PeriodicControll
     optimizer: torch.optim.Optimizer = torch.optim.Adam(controller.parameters(), lr=rate, betas=(0.9, 0.9))
     if arm.name == SGD:
         optimizer = torch.optim.SGD(controller.parameters(), lr=SGD_RATE)
-    stream = lab.fork("goals")
-    times = config.batch // size  # as many more steps of a smaller batch
+    stream, times = lab.fork("goals"), config.batch // size  # as many more steps of a smaller batch
     arm.metric(f"{ERROR} before", task.validate(controller)[ERROR])
     for step in arm.steps(iterations * times, controller, optimizer, stream):
-        goals = task.goals(stream, size)
-        parts = task.loss(task.move(controller, goals), goals, arm.name == NAIVE)
+        parts = task.loss(task.move(controller, goals := task.goals(stream, size)), goals, arm.name == NAIVE)
         arm.descend(100 * torch.stack(parts).sum(), optimizer)
         done, part = divmod(step + 1, times)
         if not part and (done % 10 == 0 or done == config.compared):
@@ -188,7 +188,6 @@ def trained(arm: Arm, lab: Lab, task: Task, iterations: int) -> PeriodicControll
             if done == config.compared:
                 arm.record(at, error, done)
     arm.metric(at, arm.last(at), better="lower")
-    report(arm, task, controller)
     return controller
 
 
@@ -218,7 +217,7 @@ def evolve(arm: Arm, lab: Lab, task: Task, controller: PeriodicController) -> No
 
 
 def reinforce(arm: Arm, lab: Lab, task: Task, controller: PeriodicController) -> None:
-    """Proximal policy optimisation of the authors' reward; the critic sees velocities and the last window too."""
+    """Proximal policy optimisation of the authors' reward, heights weighed less; the critic sees velocities too."""
     steps, size, outputs = 2 * task.period, task.config.batch, task.sizes[2]
     with arm.weights("critic"):
         critic = nn.Sequential(nn.Linear(2 * task.sizes[0] + 6, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
@@ -231,8 +230,8 @@ def reinforce(arm: Arm, lab: Lab, task: Task, controller: PeriodicController) ->
     time = torch.stack([turn / turn[-1], turn.sin(), turn.cos()], -1)[:, None].expand(-1, size, -1)
 
     def law(told: Tensor, seen: Tensor, chosen: Tensor) -> Normal:
-        rows = [t.flatten(0, 1)[chosen] for t in (controller.drive(clock, told), seen)]
-        hidden = rows[0] + rows[1] @ controller.first.weight[:, inward].T
+        hidden = controller.drive([clock[t] for t in (chosen // size).tolist()], told.flatten(0, 1)[chosen])
+        hidden = hidden + seen.flatten(0, 1)[chosen] @ controller.first.weight[:, inward].T
         return Normal(controller.second(hidden.sin()).sin(), spread.exp())
 
     for _ in arm.steps(task.config.iterations, learned, optimizer, stream):
@@ -242,8 +241,7 @@ def reinforce(arm: Arm, lab: Lab, task: Task, controller: PeriodicController) ->
             motion = task.move(controller, goals, noise=noise)
             rewards, x, told = reward(motion, goals, task.period), motion.positions[::HOLD], goals[::HOLD]
             told = told / torch.tensor([SPEED, HEIGHT])
-            middle = x.mean(-2, keepdim=True)
-            seen = ((x - middle) / 0.2).flatten(-2)
+            seen = ((x - (middle := x.mean(-2, keepdim=True))) / 0.2).flatten(-2)
             back = (middle - middle[(torch.arange(len(x)) - WINDOW // HOLD).clamp_min(0)])[..., 0, :1] / SPEED
             state = [seen, motion.velocities[::HOLD].flatten(-2), back, torch.cat([told, told[-1:]]), time]
             states = torch.cat(state, -1)
@@ -281,8 +279,8 @@ def reward(motion: SpringMotion, goals: Tensor, period: int) -> Tensor:
 def draw(lab: Lab, task: Task, controller: PeriodicController) -> None:
     """Goals and what became of them, and the robot between two of them."""
     with torch.no_grad():
-        motion = task.move(controller, task.unseen)
-    centre, wanted = motion.positions[..., 0].mean(-1), 100 * task.unseen[..., 0]
+        centre = (motion := task.move(controller, task.unseen)).positions[..., 0].mean(-1)
+    wanted = 100 * task.unseen[..., 0]
     figure, (upper, lower) = lab.subplots(2, 1, figsize=(9, 5.5), height_ratios=(3, 1))
     for i in range(4):
         upper.plot(range(WINDOW, len(centre)), 100 * (centre[WINDOW:] - centre[:-WINDOW])[:, i], color=f"C{i}")
@@ -293,7 +291,8 @@ def draw(lab: Lab, task: Task, controller: PeriodicController) -> None:
         x = motion.positions[t, chosen] + torch.stack([0.25 * place - centre[t, chosen], torch.zeros(())])
         lines = nn.functional.pad(x[task.body.anchors], (0, 0, 0, 1), value=math.nan).flatten(0, 1)
         lower.plot(*lines.T, color=lab.arm("full method").colour, lw=1)
-        lower.text(0.25 * place, -0.04, f"{100 * (centre[t] - centre[0])[chosen]:.0f} cm", ha="center", fontsize=8)
+        came = round(100 * (centre[t] - centre[0])[chosen].item())
+        lower.text(0.25 * place, -0.04, f"{came} cm", ha="center", fontsize=8)
     lower.axhline(0, color="black", lw=0.8)
     lower.set(aspect="equal", xticks=[], yticks=[], ylim=(-0.06, 0.16), title=f"one robot, every {every} steps")
     lab.figure("goals", figure, "The full method on unseen goals; they switch midway. Below: how far it has come.")
