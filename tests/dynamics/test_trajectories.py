@@ -99,7 +99,8 @@ def test_wells_and_passes_of_the_potential_are_those_of_the_literature() -> None
         ({"mass": torch.ones(3)}, ValueError, r"mass must be a number or have shape \(2,\)"),
         ({"save_every": 3}, ValueError, "save_every must divide steps 4, got 3"),
         ({"force": lambda x: x.sum()}, ValueError, r"force must return a tensor of shape \(1, 2\), got \(\)"),
-        ({"force": lambda x: 1e30 * x}, ValueError, "step must be smaller: positions became NaN or infinite"),
+        ({"force": lambda x: 1e30 * x}, ValueError, "step must be smaller: the path became NaN or infinite"),
+        ({"force": lambda x: torch.inf * x, "steps": 1}, ValueError, "step must be smaller: the path became NaN"),
         ({"velocity": torch.zeros(1, 3)}, ValueError, "velocity must have the shape of position"),
     ],
 )
@@ -142,5 +143,8 @@ def test_a_grid_of_gaussians_is_the_sum_of_its_gaussians(axes: int) -> None:
         total, pushed = total + one, pushed + one[:, None] * off / 0.49
     torch.testing.assert_close(bias(x), total)
     torch.testing.assert_close(bias.force(x), pushed)
-    with pytest.raises(ValueError, match="high must be above low"):
-        dynamics.GaussianGridBias((0.0,), (0.0,), resolution=3, width=1.0)
+    for high in (0.0, torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="high must be above low and both finite"):
+            dynamics.GaussianGridBias((0.0,), (high,), resolution=3, width=1.0)
+    with pytest.raises(ValueError, match="height must be finite, got nan"):
+        dynamics.GaussianGridBias((0.0,), (1.0,), resolution=3, width=1.0, height=torch.nan)

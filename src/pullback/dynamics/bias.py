@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -48,10 +49,12 @@ class GaussianGridBias(nn.Module):
         super().__init__()
         if len(low) != len(high) or not low:
             raise ValueError(f"low and high must have one number an axis, got {len(low)} and {len(high)}")
-        if any(not a < b for a, b in zip(low, high, strict=True)):
-            raise ValueError(f"high must be above low, got {tuple(low)} and {tuple(high)}")
+        if any(not a < b for a, b in zip(low, high, strict=True)) or not all(map(math.isfinite, (*low, *high))):
+            raise ValueError(f"high must be above low and both finite, got {tuple(low)} and {tuple(high)}")
         check_integer("resolution", resolution, 2)
         check_positive("width", width)
+        if not math.isfinite(height):
+            raise ValueError(f"height must be finite, got {height}")
         self.width = float(width)
         rows = [torch.linspace(a, b, resolution) for a, b in zip(low, high, strict=True)]
         self.register_buffer("centres", torch.stack(rows))

@@ -88,7 +88,7 @@ def underdamped_langevin(
 
     Raises:
         TypeError: the force cannot be called; tensors that are not floating, or of two dtypes.
-        ValueError: shapes that do not fit, an option out of range, or positions that became NaN or infinite.
+        ValueError: shapes that do not fit, an option out of range, or a path that became NaN or infinite.
 
     Example:
         >>> x, v = torch.ones(1, 2), torch.zeros(1, 2)
@@ -127,8 +127,8 @@ def underdamped_langevin(
         if number % save_every == 0:
             frames.append((x, v))
     found = Trajectory(*(torch.stack(part) for part in zip(*frames, strict=True)))
-    if can_look(found.positions) and not bool(torch.isfinite(found.positions[-1]).all()):
-        raise ValueError(f"step must be smaller: positions became NaN or infinite with {step}")
+    if can_look(found.positions) and not all(bool(torch.isfinite(part[-1]).all()) for part in found):
+        raise ValueError(f"step must be smaller: the path became NaN or infinite with {step}")
     return found
 
 
