@@ -4,9 +4,10 @@ Two networks look at a state and at the one after it; where their covariances ma
 leading singular functions of the transfer operator, and least squares on the first gives eigenvalues and forecasts
 (Kostic, Novelli, Grazzi, Lounici, Pontil, ICLR 2024). The projection score holds an inverse, whose gradient grows
 without bound as features begin to depend on each other; the relaxed one has none. Judged by exact expectations on a
-noisy map of known spectrum, on real digits that follow each other in a circle, and, for the generator of a diffusion
-in four wells, against a matrix on 2 000 cells. Smaller than in the paper: no protein, no flow of a fluid; digits of
-14 x 14 pixels. Map and wells are simulated, the digits are real.
+noisy map, on digits that follow each other in a circle, and for a diffusion in four wells against 2 000 cells. Where
+features stay apart little is won: on the map VAMP-2 spans far more of the leading functions after as many steps, and
+VAMP-2 and 500 radial functions forecast digits better. Map and wells are simulated, the digits real, of 14 x 14 pixels;
+smaller than in the paper: no protein, no flow of a fluid.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from matplotlib.axes import Axes
 from scipy.linalg import eigh, eigh_tridiagonal
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, normalize
 
 from pullback import data, dynamics, transport
 from pullback.dynamics import FeatureCovariances, TransferOperator
@@ -57,7 +58,8 @@ MAP = {"relaxed": (0.1, 3e-3), "projection": (1.0, 1e-3), "VAMP-2": (0.0, 1e-3)}
 DIGITS = {"relaxed": (0.1, 1e-2), "VAMP-2": (0.0, 3e-3)}
 BLOCKS = "covariances relaxed_score projection_score metric_distortion TransferOperator NoisyLogisticMap"
 GENERATOR = "four_well_potential langevin_generator generator_covariance generator_score"
-ERROR, RIGHT, HORIZON = "largest error of three eigenvalues", "digits that are right after ", (1, 2, 4, 8, 16)
+ERROR, UNITY = "largest error of three eigenvalues", "largest error of five roots of unity"
+CONDITION, RIGHT, HORIZON = "condition number of the features", "digits that are right after ", (1, 2, 4, 8, 16)
 
 
 @system(
@@ -66,7 +68,7 @@ ERROR, RIGHT, HORIZON = "largest error of three eigenvalues", "digits that are r
     title="Learning invariant representations of time-homogeneous stochastic dynamical systems",
     paper="Kostic, Novelli, Grazzi, Lounici, Pontil, ICLR 2024, arXiv 2307.09912",
     config=Config,
-    smoke={"replicates": 2, "length": 200, "steps": 2, "batch": 60, "pairs": 40, "particles": 200},
+    smoke={"replicates": 1, "length": 200, "steps": 2, "batch": 60, "pairs": 40, "particles": 200},
     full={"replicates": 20, "steps": 3000, "batch": 8192, "particles": 200_000},
     data=("mnist",),
     blocks=("transport.langevin", *(f"dynamics.{name}" for name in f"{BLOCKS} {GENERATOR}".split())),
@@ -114,11 +116,10 @@ def _gradients(lab: Lab, panel: Axes) -> None:
 def _fit(arm: Arm, nets: nn.ModuleList, pairs: tuple[Tensor, Tensor], config: Config, draws: torch.Generator) -> None:
     """Maximise the score of an arm: the first network sees the state now, the last one the state after it."""
     kind, (gamma, lr) = ("map", MAP[arm.name]) if len(nets) == 2 else ("digits", DIGITS[arm.name])
-    batch = config.batch if kind == "map" else config.batch // 3
     optimizer = torch.optim.Adam(nets.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for _ in arm.steps(config.steps, nets, optimizer, schedule, draws, name=kind):
-        i = torch.randint(len(pairs[0]), (batch,), generator=draws)
+        i = torch.randint(len(pairs[0]), (config.batch // (1 if kind == "map" else 3),), generator=draws)
         c = dynamics.covariances(nets[0](pairs[0][i]), nets[-1](pairs[1][i]), center=arm.name == "VAMP-2")
         apart = dynamics.metric_distortion(c.cx) + dynamics.metric_distortion(c.cy)
         arm.descend(gamma * apart - SCORES[arm.name](c), optimizer, name=f"loss, {kind}")
@@ -142,8 +143,7 @@ def _leading(operator: Tensor, count: int) -> Tensor:
 
 
 def _off(truth: Tensor, found: Tensor) -> Tensor:
-    """The largest distance from a true value to the nearest one that was found."""
-    return (truth[:, None] - found).abs().amin(1).max()
+    return (truth[:, None] - found).abs().amin(1).max()  # from a true value to the nearest one that was found
 
 
 def _layers(*widths: int, bias: bool = True) -> nn.Sequential:
@@ -166,7 +166,7 @@ def _map(lab: Lab, config: Config, panel: Axes) -> None:
         c, pair = (chain.covariances(features, then, nodes=1024) for then in (features, later))
         found = _leading(torch.linalg.solve(c.cx, c.cxy), 3)
         arm.metric(ERROR, _off(truth, found), better="lower")
-        arm.metric("condition number of the features", torch.linalg.cond(c.cx), better="lower")
+        arm.metric(CONDITION, torch.linalg.cond(c.cx), better="lower")
         arm.metric("score that is missed", best - dynamics.projection_score(*pair, ridge=1e-10), better="lower")
         panel.plot(found.real, found.imag, "x", color=arm.colour, label=arm.name)
 
@@ -183,17 +183,15 @@ def _map(lab: Lab, config: Config, panel: Axes) -> None:
     median = {arm.name: sorted(arm[ERROR].values)[config.replicates // 2] for arm in (ours, *others)}
     lab.claim(
         f"relaxed score, {r} functions, median of replicates: three leading eigenvalues to 0.08, and at most half the "
-        "error of as many Chebyshev polynomials",
+        "error of as many Chebyshev polynomials (no win over other scores: VAMP-2 misses less of the best score)",
         median["relaxed"] <= 0.08,
         median["relaxed"] <= 0.5 * median["Chebyshev"],
         **{f"median_{name.replace('-', '_')}": value for name, value in median.items()},
     )
-    key = "condition number of the features"
     lab.claim(
-        "its features are nearly orthonormal (condition number at most 3), those of VAMP-2, whose score is the same "
-        "for all bases, have 20 times that number",
-        ours[key] <= 3,
-        others[1][key] >= 20 * ours[key],
+        "its features are orthonormal to a condition number of 3, those of VAMP-2, blind to bases, to 20 times that",
+        ours[CONDITION] <= 3,
+        others[1][CONDITION] >= 20 * ours[CONDITION],
     )
     panel.set(xlabel="real part", ylabel="imaginary part", xlim=(-0.7, 1.1), ylim=(-0.4, 0.4))
     panel.legend(handles=panel.lines[:5], loc="center right", bbox_to_anchor=(0.9, 0.5), fontsize="small")
@@ -205,8 +203,8 @@ def _digits(lab: Lab, config: Config) -> None:
     (x, label), (unseen, true) = ((avg_pool2d(i[n < 5], 2).flatten(1), n[n < 5]) for i, n in parts)
     means = torch.stack([x[label == c].mean(0) for c in range(5)]).double()
     roots, ours = torch.exp(2j * torch.pi * torch.arange(5, dtype=torch.float64) / 5), lab.arm("relaxed")
-    others = [lab.arm(name, baseline=True) for name in ("VAMP-2", "linear on pixels", "500 radial functions")]
-    whitened, linear, kernel = others
+    names = ("VAMP-2", "linear on pixels", "500 radial functions")
+    whitened, linear, kernel = others = [lab.arm(name, baseline=True) for name in names]
     shown: dict[str, list[Tensor]] = {}
     for _ in lab.replicates(config.replicates):
         draws = lab.fork("digits")
@@ -216,7 +214,7 @@ def _digits(lab: Lab, config: Config) -> None:
         centres = now[torch.randperm(len(now), generator=draws)[:500]]
         double = 2 * (torch.cdist(centres, centres).median() / 2).square()
         radial = lambda z, c=centres, w=double: torch.exp(-torch.cdist(z, c).square() / w)  # noqa: E731
-        given = {linear.name: (nn.Identity(), 1e-4), kernel.name: (radial, 1e-6)}  # ridges: the best of 1e-6 to 1e-2
+        given = {linear.name: (nn.ConstantPad1d((0, 1), 1.0), 1e-4), kernel.name: (radial, 1e-6)}  # of 1e-6 to 1e-2
         for arm in (ours, whitened):
             with arm.weights("digits"):
                 net = nn.ModuleList([_layers(196, 64, 64, 5 - (arm is whitened))])
@@ -224,25 +222,27 @@ def _digits(lab: Lab, config: Config) -> None:
             given[arm.name] = (_learned(arm, net[0]), 1e-4)
         for arm in (ours, *others):
             fitted = TransferOperator(given[arm.name][0], ridge=given[arm.name][1]).fit(now, then)
-            arm.metric("largest error of five roots of unity", _off(roots, _leading(fitted.matrix, 5)), better="lower")
+            arm.metric(UNITY, _off(roots, _leading(fitted.matrix, 5)), better="lower")
             for k in HORIZON:
-                read = torch.cdist(fitted.forecast(unseen, k), means).argmin(1)
-                arm.metric(RIGHT + str(k), (read == (true + k) % 5).double().mean(), better="higher")
-            shown[arm.name] = [fitted.forecast(unseen[:1], k)[0].view(14, 14).float() for k in HORIZON]
+                new, goal = fitted.forecast(unseen, k), (true + k) % 5
+                arm.metric(RIGHT + str(k), (torch.cdist(new, means).argmin(1) == goal).double().mean(), better="higher")
+            turned = ((new - new.mean(0)) @ normalize(means - means.mean(0)).mT).argmax(1) == goal
+            arm.metric("directions that are right after 16", turned.double().mean(), better="higher")
+            shown[arm.name] = [fitted.forecast(unseen[:1], k)[0].view(14, 14).float() for k in HORIZON[::2]]
     lab.claim(
-        "five learned functions foretell 0.9 of the unseen digits after 1 and after 4 steps; after 8 steps 0.2 more "
-        "than a linear model of pixels, after 16 steps 0.4 more",
-        *(ours[RIGHT + str(k)] >= 0.9 for k in (1, 4)),
-        *(ours[RIGHT + str(k)] >= linear[RIGHT + str(k)] + more for k, more in ((8, 0.2), (16, 0.4))),
+        "five learned functions foretell 0.9 of the unseen digits after 1 and after 4 steps, and their eigenvalues are "
+        "off by at most 0.6 of those of a linear model of pixels, whose forecasts fade: after 16 steps 0.4 fewer are "
+        "right (though not in direction; VAMP-2 and radial functions fade less, and no win over them is claimed)",
+        *(ours[RIGHT + str(k)] >= least for k, least in ((1, 0.9), (4, 0.9), (16, linear[RIGHT + "16"] + 0.4))),
+        ours[UNITY] <= 0.6 * linear[UNITY],
     )
-    lab.images(shown, titles=[f"after {k}" for k in HORIZON], name="forecasts", caption="What one 0 is followed by.")
+    lab.images(shown, titles=[f"after {k}" for k in HORIZON[::2]], name="forecasts", caption="What follows one 0.")
     figure, panel = lab.subplots()
     for arm in (ours, *others):
         panel.plot(HORIZON, [arm[RIGHT + str(k)] for k in HORIZON], "o-", color=arm.colour, label=arm.name)
-    panel.axhline(0.2, color="k", linestyle=":", label="chance")
     panel.set(xscale="log", xlabel="steps", ylabel="part that is right", ylim=(0, 1.02))
     panel.legend(loc="center left")
-    lab.figure("digits", figure, "Unseen digits; the expected image is read as the class with the nearest mean.")
+    lab.figure("digits", figure, "Unseen digits; the class of the nearest mean is read. Chance is 0.2.")
 
 
 def _wells(lab: Lab, config: Config) -> None:
@@ -261,8 +261,8 @@ def _wells(lab: Lab, config: Config) -> None:
         even = (torch.arange(config.particles) + torch.rand(config.particles, generator=draws)) / config.particles
         states = [grid[torch.searchsorted(law.cumsum(0), even.double()).clamp_max(1999)][:, None].float()]
         for _ in range(4):
-            with torch.no_grad():
-                states.append(transport.langevin(energy, states[-1], step=2e-4, steps=50, generator=draws).theta)
+            walk = transport.langevin(energy, states[-1], step=1e-3, steps=10, adjusted=True, generator=draws)
+            states.append(walk.theta)
         x, wide = torch.cat(states[1:]), torch.full((4 * config.particles, 1, 1), 2**0.5)
         with ours.weights():
             layers = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3))
@@ -287,9 +287,9 @@ def _wells(lab: Lab, config: Config) -> None:
                 sign = (law * exact[:, number] * functions[:, number]).sum().sign()
                 panel.plot(grid, sign * functions[:, number], color=arm.colour, linewidth=0.8, label=arm.name)
     lab.claim(
-        "the three leading rates of the generator are within 0.12 of those of 2 000 cells, and off by at most a "
+        "the three leading rates of the generator are within 0.08 of those of 2 000 cells, and off by at most a "
         "quarter of what as many Chebyshev polynomials are off",
-        ours[off] <= 0.12,
+        ours[off] <= 0.08,
         ours[off] <= 0.25 * base[off],
     )
     for number, panel in enumerate(panels):
