@@ -192,7 +192,8 @@ class ForceFieldNetwork(nn.Module):
 
     Raises:
         TypeError: a size is no integer.
-        ValueError: a size, stiffness or rest is out of range, ``springs`` is unknown.
+        ValueError: a size, stiffness or rest is out of range, ``springs`` is unknown; features so large that a
+            stiffness or a hardness, an exponential, is not finite.
 
     Example:
         >>> from pullback.dynamics import molecular_topology
@@ -262,7 +263,7 @@ class ForceFieldNetwork(nn.Module):
     def _spring(self, read: Tensor, centres: Tensor) -> Harmonic:
         if self.springs == "mixture":
             return mixture_to_harmonic(read, centres)
-        return Harmonic(read[..., 0].exp(), read[..., 1])
+        return Harmonic(mixture_to_harmonic(read[..., :1], centres[:1]).stiffness, read[..., 1])
 
 
 def _linear(

@@ -118,17 +118,16 @@ def _losses_by_hand(x: Tensor, energies: Tensor, forces: Tensor) -> tuple[Tensor
 
 
 def _rest(x: Tensor, length: Tensor) -> Tensor:
-    """Atoms 0, 1, 2 pairwise at the lengths given."""
-    pairs = [(0, 1), (1, 2), (2, 0)]
-    return sum(((x[..., a, :] - x[..., b, :]).norm(dim=-1) - length[..., n]) ** 2 for n, (a, b) in enumerate(pairs))
+    """A spring between two atoms."""
+    return ((x[..., 0, :] - x[..., 1, :]).norm(dim=-1) - length[..., 0]) ** 2
 
 
 def _relaxed(energy: Any, length: Tensor, **words: Any) -> Tensor:
-    start = torch.tensor([[0.0, 0.1, 0.0], [1.1, 0.0, 0.0], [0.4, 0.9, 0.0]], dtype=length.dtype, device=length.device)
-    start = start.expand(*length.shape[:-1], 3, 3)
+    start = torch.tensor([[0.0, 0.1, 0.0], [1.1, 0.0, 0.0]], dtype=length.dtype, device=length.device)
+    start = start.expand(*length.shape[:-1], 2, 3)
     tolerance = 1e-11 if length.dtype == torch.float64 else 1e-5
     found = dynamics.minimize_geometry(energy, start, length, **{"tolerance": tolerance, "ridge": 1e-9} | words)
-    return dynamics.pair_distances(found.positions, torch.tensor([[0, 1], [1, 2], [2, 0]], device=length.device))
+    return dynamics.pair_distances(found.positions, torch.tensor([[0, 1]], device=length.device))
 
 
 _X = torch.rand(5, 3)
@@ -139,10 +138,10 @@ _PAIRED = (torch.zeros(5), torch.ones(5), torch.ones(5))
 def _bad_indices(name: str, rows: list[int]) -> list[Bad]:
     good = torch.tensor([rows])
     return [
-        Bad((torch.rand(5, 3),), {}, ValueError, r"must have shape \(\.\.\., any, 4\)"),
-        Bad((torch.rand(5, 4),), {"indices": good + 5}, ValueError, rf"{name} must be in 0\.\.4"),
-        Bad((torch.rand(5, 4),), {"indices": good.float()}, TypeError, f"{name} must hold integers"),
-        Bad((torch.rand(5, 4),), {"indices": good[0]}, ValueError, f"{name} must have shape"),
+        Bad((torch.rand(5, 3),), {}, ValueError, r"must have shape \(\.\.\., any, 2\)"),
+        Bad((torch.rand(5, 2),), {"indices": good + 5}, ValueError, rf"{name} must be in 0\.\.4"),
+        Bad((torch.rand(5, 2),), {"indices": good.float()}, TypeError, f"{name} must hold integers"),
+        Bad((torch.rand(5, 2),), {"indices": good[0]}, ValueError, f"{name} must have shape"),
     ]
 
 
@@ -157,17 +156,25 @@ def _pool(term: str, indices: Tensor) -> Module:
     return Module(
         f"dynamics.JanossyPooling[{term}]",
         run,
-        lambda g: [Call((torch.randn(2, 5, 4, generator=g, dtype=torch.float64),))],
-        build=lambda g: dynamics.JanossyPooling(4, 5, 2, term, layers=2, generator=g),  # type: ignore[arg-type]
+        lambda g: [Call((torch.randn(5, 2, generator=g, dtype=torch.float64),))],
+        build=lambda g: dynamics.JanossyPooling(2, 3, 2, term, layers=2, generator=g),  # type: ignore[arg-type]
         bad=_bad_indices("terms", indices[0].tolist()),
         large=(),
         why="activations grow with their input",
     )
 
 
+POOLED = ("first.weight", "bias", "inner.0.weight", "inner.0.bias", "last.weight", "last.bias")
+# With four atoms: a chain has a torsion, a centre of three neighbours an improper.
+FOUR = {
+    "mixture": dynamics.molecular_topology(ELEMENTS[:4], torch.tensor([[0, 1], [1, 2], [2, 3]])),
+    "direct": dynamics.molecular_topology(ELEMENTS[:4], BONDS[:3]),
+}
+
+
 def _all_parameters(module: dynamics.ForceFieldNetwork, features: Tensor) -> tuple[Tensor, ...]:
-    found = module(_here(SMALL, features)._replace(features=features))
-    return (*found.bonds, *found.angles, *found[2:])
+    found = module(_here(FOUR[module.springs], features)._replace(features=features))
+    return tuple(value for value in (*found.bonds, *found.angles, *found[2:]) if value.numel())
 
 
 CONTRACTS = [
@@ -231,20 +238,20 @@ CONTRACTS = [
     HigherOrder(
         "dynamics.minimize_geometry",
         _relaxed,
-        lambda g: [Call((torch.tensor([1.0, 1.2, 0.9]).double() + 0.1 * torch.randn(3, generator=g).double(),))],
+        lambda g: [Call((1.2 + 0.1 * torch.randn(1, generator=g, dtype=torch.float64),))],
         given=_rest,
         argument="energy",
         reference=lambda length: length,
         bad=[
-            Bad((torch.ones(3),), {"steps": 0}, ValueError, "steps must be an integer >= 1"),
-            Bad((torch.ones(3),), {"tolerance": 0.0}, ValueError, "tolerance must be > 0"),
-            Bad((torch.ones(3),), {"ridge": 0.0}, ValueError, "ridge must be > 0"),
+            Bad((torch.ones(1),), {"steps": 0}, ValueError, "steps must be an integer >= 1"),
+            Bad((torch.ones(1),), {"tolerance": 0.0}, ValueError, "tolerance must be > 0"),
+            Bad((torch.ones(1),), {"ridge": 0.0}, ValueError, "ridge must be > 0"),
         ],
         batched=False,
         compile=False,
         half=False,
         large=(),
-        why="an iteration that ends by its residual; lengths of a triangle",
+        why="an iteration that ends by its residual",
     ),
     Measurement(
         "dynamics.linear_torsions",
@@ -264,8 +271,8 @@ CONTRACTS = [
     Module(
         "dynamics.GraphSage",
         _embed,
-        lambda g: [Call((torch.randn(5, 4, generator=g, dtype=torch.float64),))],
-        build=lambda g: dynamics.GraphSage(4, 5, 2, generator=g),
+        lambda g: [Call((torch.randn(5, 2, generator=g, dtype=torch.float64),))],
+        build=lambda g: dynamics.GraphSage(2, 3, 2, generator=g),
         bad=_bad_indices("edges", [0, 1]),
         large=(),
         why="activations grow with their input",
@@ -279,9 +286,13 @@ CONTRACTS = [
         Module(
             f"dynamics.ForceFieldNetwork[{springs}]",
             _all_parameters,
-            lambda g: [Call((torch.rand(5, 2, generator=g, dtype=torch.float64),))],
-            build=lambda g, springs=springs: dynamics.ForceFieldNetwork(2, 4, 1, springs=springs, generator=g),
-            bad=[Bad((torch.rand(5, 3),), {}, ValueError, r"x must have shape \(\.\.\., any, 2\)")],
+            lambda g: [Call((torch.rand(4, 1, generator=g, dtype=torch.float64),))],
+            build=lambda g, springs=springs: dynamics.ForceFieldNetwork(1, 3, 1, springs=springs, generator=g),
+            bad=[
+                Bad((torch.rand(4, 3),), {}, ValueError, r"x must have shape \(\.\.\., any, 1\)"),
+                Bad((torch.full((4, 1), 1e30),), {}, ValueError, "must"),
+            ],
+            idle=[f"heads.{'improper' if springs == 'mixture' else 'proper'}." + part for part in POOLED],
             batched=False,
             vmap=False,
             large=(),
