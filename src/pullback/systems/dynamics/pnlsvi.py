@@ -5,9 +5,11 @@ Value iteration on records believes what it has seen too rarely. A bound that ta
 a regression weighted by the variance of its targets, estimated on one half of the episodes, needs fewer of them where
 noise is uneven (Di, Zhao, He, Gu, ICLR 2024). The paper is theory; here its bounds are watched in decision processes
 whose values are known: 64 actions whose rewards and transitions are linear in six bits, half of them noisy; and doses
-whose benefit saturates, for a class of sigmoids. All data is simulated. Constants: the variance is at least 0.05, the
-terms of the paper that vanish as episodes grow are 0, and each method has the best of five weights of its doubt; the
-class of sigmoids has weight 2, a variance of at least 0.02, and is compared with classes that have their best weight.
+whose benefit saturates, for a class of sigmoids. There the class helps and weights do not: with sigmoids, unweighted
+regressions of all records lose less than PNLSVI at both lengths, and a table of all doses about as much. All data is
+simulated. Constants: the variance is at least 0.05, the terms of the paper that vanish as episodes grow are 0, and each
+method has the best of five weights of its doubt; sigmoids have weight 2, weighted or not, a variance of at least 0.02,
+and are compared with classes that have their best weight.
 """
 
 from __future__ import annotations
@@ -196,12 +198,15 @@ def _linear(lab: Lab, config: Config) -> None:
     plain, even, ours, true = arms.values()
     at = {(case, count): f"{GAP}, {case}, {count} episodes" for case in CASES for count in (few, many)}
     less, more, equal, rare = (at[case, many] for case in CASES)
+    first, second = (at[case, few] for case in CASES[:2])
     lab.claim(
         "uneven noise, 400 episodes: PNLSVI loses at most 0.4 of what the unweighted method does if loud actions pay "
-        "less, 0.75 if they pay more, though it regresses on half of them; with 50 it takes off a fifth at most",
+        "less, 0.75 if they pay more, though it regresses on half of them; with 50 the half costs what weights gain: "
+        "in both cases together it loses 0.8 to 1.25 times as much",
         ours[less] <= 0.4 * even[less],
         ours[more] <= 0.75 * even[more],
-        *(ours[at[case, few]] >= 0.8 * even[at[case, few]] for case in CASES[:2]),
+        ours[first] + ours[second] >= 0.8 * (even[first] + even[second]),
+        ours[first] + ours[second] <= 1.25 * (even[first] + even[second]),
     )
     lab.claim(
         "equal noise: true variances change the loss by at most 0.02 of 4.5; with estimated ones, on half the records, "
@@ -250,6 +255,7 @@ def _doses(lab: Lab, config: Config) -> None:
     problem = Problem(process, features, torch.zeros(2, 9).double(), behaviour, spread, config.stages)
     start = torch.tensor([0.0, 0, 0, 1, 0, 0, 0, 2]).double()
     square = torch.cat([features, features[..., 2:].square()], -1)
+    classes = {"linear class": features, "quadratic class": square, "table": torch.eye(18).double().view(2, 9, 18)}
     figure, panels = lab.subplots(1, len(config.doses), figsize=(10, 4.5), squeeze=False)
     arms = {name: lab.arm(name, baseline=name in (PLAIN, EVEN)) for name in (PLAIN, EVEN, OURS, TRUE)}
     for episodes, panel in zip(config.doses, panels[0], strict=True):
@@ -257,13 +263,13 @@ def _doses(lab: Lab, config: Config) -> None:
         seen = seen._replace(reward=seen.next_state - COST * DOSES[seen.action])  # who gets well earns 1
         where = f"doses, {episodes} episodes"
         panel.plot(DOSES, process.action_values(after[0])[0], "k--", label="true")
-        for name, inputs in (("linear class", features), ("quadratic class", square)):
+        for name, inputs in classes.items():
             words: dict[str, Any] = {"variance": 0.25, "ridge": 0.1}
             tried = [dynamics.pessimistic_value_iteration(seen, inputs, beta=b, **words) for b in config.betas]
             gap, found = min(((_judge(problem, f)[0], f) for f in tried), key=lambda pair: float(pair[0].mean()))
             arm = lab.arm(name, baseline=True)
             arm.metric(f"{GAP}, {where}", gap, better="lower", replicated=True)
-            panel.plot(DOSES, found.action_values[:, 0, 0].mean(0), "-", color=arm.colour, label=f"{name}, best bound")
+            panel.plot(DOSES, found.action_values[:, 0, 0].mean(0), "-", color=arm.colour, label=f"{name}, best weight")
         for name, arm in arms.items():
             words = {"beta": 0.0 if name == PLAIN else 2.0, "variance": {OURS: None, TRUE: spread}.get(name, 0.25)}
             found = dynamics.pessimistic_value_iteration(
@@ -276,16 +282,17 @@ def _doses(lab: Lab, config: Config) -> None:
             panel.plot(DOSES, found.action_values[:, 0, 0].mean(0), "o-", ms=3, color=arm.colour, label=name)
         panel.set(title=f"{episodes} episodes", xlabel="first dose of an ill patient", ylabel="value", ylim=(0, 2.8))
         panel.bar(DOSES, behaviour[0], width=0.06, color="0.85", zorder=0)
+        losses = (f"{name} {lab.arm(name)[f'{GAP}, {where}']:.3f}" for name in (*classes, *arms))
+        lab.note(f"Doses, {episodes} episodes, {GAP}: {', '.join(losses)}.")
     panels[0, 0].legend(fontsize="small", ncols=2, loc="upper left")
     lab.figure("doses", figure, "Values that are believed, mean of records; bars: how often each dose was given.")
-    where = f"doses, {config.doses[-1]} episodes"
+    loss, bound = (f"{what}, doses, {config.doses[-1]} episodes" for what in (GAP, BOUND))
     lab.claim(
         "doses, 1 600 episodes: with sigmoids PNLSVI loses at most 0.5 of what linear and quadratic classes lose with "
-        "their best weight of doubt; its values are lower bounds in 0.9 of the records, without doubt in at most 0.3",
-        *(
-            arms[OURS][f"{GAP}, {where}"] <= 0.5 * lab.arm(f"{c} class")[f"{GAP}, {where}"]
-            for c in ("linear", "quadratic")
-        ),
-        arms[OURS][f"{BOUND}, {where}"] >= 0.9,
-        arms[PLAIN][f"{BOUND}, {where}"] <= 0.3,
+        "their best weight of doubt, and has lower bounds in 0.9 of the records, without doubt in at most 0.3; but "
+        "unweighted sigmoids lose no more than it does, with lower bounds as often: the class gains here, not weights",
+        *(arms[OURS][loss] <= 0.5 * lab.arm(name)[loss] for name in ("linear class", "quadratic class")),
+        arms[PLAIN][bound] <= 0.3,
+        *(arms[name][bound] >= 0.9 for name in (OURS, EVEN)),
+        arms[EVEN][loss] <= arms[OURS][loss],
     )
