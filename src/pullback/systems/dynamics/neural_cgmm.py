@@ -3,10 +3,11 @@
 Differentiable predictive control: an explicit policy reads a sensor and what the patient tells of meals, and is trained
 offline through the closed loop over sampled scenarios, with penalties for leaving bounds. The bounds are inputs: one
 policy serves bounds that it never saw (Wasi, 2024; Drgona, Tuor, Vrabie, 2022). The paper's plant is a model of a
-building's heat under other names; here it is the UVA/Padova simulator with its 30 published virtual patients, twenty to
-learn from and ten unseen. Low glucose weighs 30 times as much as high. Smaller than in the paper: 32 days an update, of
-64 decisions, one every 15 minutes. These patients, their meals and the noise of their sensors are simulated. Half a
-year of a real sensor, whose meals and doses nobody kept, is filtered by the minimal model with a supply that drifts.
+building's heat under other names; here it is the UVA/Padova simulator, twenty published virtual patients to learn from
+and ten unseen, with simulated meals and noise. Smaller than in the paper: 32 days an update, of 64 decisions, one every
+15 minutes. A PID that is told of meals is level in time in range: the policy's gain on it is fewer lows. The run-time
+filter looks an hour ahead, insulin acts for several: it changes next to nothing. Half a year of a real sensor, whose
+meals and doses nobody kept, is filtered by the minimal model with a drifting supply: no better than a regression.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Config:
     """Adam steps of all policies and controllers, on the same days."""
     batch: Annotated[int, at_least(2)] = 32
     """Days of an update, each of one patient."""
-    decisions: Annotated[int, at_least(6)] = 64
+    decisions: Annotated[int, at_least(4)] = 64
     """Of a day in training, from 5 o'clock on."""
-    tested: Annotated[int, at_least(6)] = 96
+    tested: Annotated[int, at_least(4)] = 96
     """Of a day in tests, from midnight on."""
     lr: Annotated[tuple[float, float], above(0)] = (3e-2, 1e-1)
     """Step sizes of networks, and of the gains of controllers, the largest of a cycle."""
@@ -62,7 +63,7 @@ SHARE, BELOW, FOUR, MORNING = "time in range", "time below 70", "penalty, four p
     title="Neural Control System for Continuous Glucose Monitoring and Maintenance",
     paper="Wasi, 2024, arXiv 2402.13852",
     config=Config,
-    smoke={"updates": 2, "batch": 2, "decisions": 6, "tested": 6, "days": 1, "iterations": 1, "fits": 2},
+    smoke={"updates": 2, "batch": 2, "decisions": 4, "tested": 4, "days": 1, "iterations": 1, "fits": 2},
     full={"updates": 600, "batch": 256, "days": 30, "iterations": 30, "fits": 1000},
     data=("glucose",),
     blocks=(*(f"dynamics.{name}" for name in BLOCKS.split()), "uncertainty.kalman_evidence"),
@@ -177,16 +178,13 @@ def judge(lab: Lab, config: Config, team: Team, unseen: GlucoseLoop) -> None:
         ours[BELOW] <= 0.7 * plain[BELOW],
     )
     lab.claim(
-        "against a PID that is told of meals as the policy is and covers a tuned share: at most 0.7 of its time "
-        "below 70, with at most 3 points less time in range",
+        "level in time in range (at most 3 points less) with a PID that is told of meals as the policy is and covers a "
+        "tuned share, and at most 0.7 of its time below 70",
         ours[BELOW] <= 0.7 * boluses[BELOW],
         ours[SHARE] >= boluses[SHARE] - 3,
     )
-    lab.claim(
-        "the filter lengthens the time below 70 by at most 0.1 points, and costs at most 1 point of time in range",
-        filtered[BELOW] <= ours[BELOW] + 0.1,
-        filtered[SHARE] >= ours[SHARE] - 1,
-    )
+    lab.claim("with the filter, patients never seen are below 70 at most 1 % of the time", filtered[BELOW] <= 1)
+    lab.note(f"The filter alone: time below 70 from {ours[BELOW]:.2f} to {filtered[BELOW]:.2f} % of the policy's days.")
     lab.claim(
         "told the bounds, one policy has at most 1.3 times the penalty of one trained for the usual bounds alone, "
         "and over four pairs 0.6 times that of one trained for their mean",
@@ -195,7 +193,7 @@ def judge(lab: Lab, config: Config, team: Team, unseen: GlucoseLoop) -> None:
     )
     lab.claim(
         "its penalty of a morning is at most twice that of predictive control, which plans five hours ahead every half "
-        "hour and knows each patient's equations and state",
+        "hour by a few steps of Adam from its last plan, and knows each patient's equations and state",
         ours[MORNING] <= 2 * horizon[MORNING],
     )
     shown = [ours, boluses, plain, basal]
@@ -284,7 +282,8 @@ def sensor(lab: Lab, config: Config) -> None:
     wanted, now = later[:, 17:], later[:, 11:-6]
     design, target = past.unfold(1, 12, 1)[:, :-6], past[:, 17:]
     centre = past.mean()
-    weights = torch.linalg.lstsq((design - centre).flatten(0, 1), (target - centre).reshape(-1, 1)).solution[:, 0]
+    rows = (design - centre).flatten(0, 1)
+    weights = torch.linalg.solve(rows.T @ rows, rows.T @ (target - centre).flatten())
     guesses = {ours: ahead[:, 11:-6], last: now, linear: centre + (later.unfold(1, 12, 1)[:, :-6] - centre) @ weights}
     error = "error half an hour ahead"
     for arm, guess in guesses.items():
@@ -293,7 +292,8 @@ def sensor(lab: Lab, config: Config) -> None:
         ours.metric(f"{name} [1/min]", value)
     lab.claim(
         "the real sensor, later months: half an hour ahead the minimal model with a drifting supply, identified by its "
-        "evidence, errs at most 0.9 of the last value, and within 3 % of a regression on an hour of readings",
+        "evidence, errs at most 0.9 of the last value; it is no better than a regression on an hour of readings, "
+        "and at most 3 % worse",
         ours[error] <= 0.9 * last[error],
         ours[error] <= 1.03 * linear[error],
     )
