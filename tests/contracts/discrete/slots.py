@@ -110,7 +110,7 @@ def _updated_by_hand(model: Any, slots: Tensor, symbols: Tensor, actions: Tensor
 
 
 def _rules(g: torch.Generator) -> nn.Module:
-    return seeded(lambda: discrete.RuleTransition(3, 2, 2, rules=2, steps=2, width=3, hidden=4))(g)
+    return seeded(lambda: discrete.RuleTransition(2, 1, 1, rules=2, steps=2, width=2, hidden=3))(g)
 
 
 def _by_hand(slots: Tensor, symbols: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
@@ -187,7 +187,7 @@ CONTRACTS = [
     Contract(
         "discrete.assign_slots",
         discrete.assign_slots,
-        lambda g: [Call((normal(g, 2, 3, 2), normal(g, 2, 3, 2)))],
+        lambda g: [Call((normal(g, 1, 3, 2), normal(g, 1, 3, 2)))],
         reference=_assigned_by_hand,
         outputs=lambda result: (result.slots, result.distance),
         edges=Edges(
@@ -223,7 +223,7 @@ CONTRACTS = [
     Module(
         "discrete.ObjectScorer",
         _scored,
-        lambda g: [Call((normal(g, 2, 1, 4, 4),))],
+        lambda g: [Call((normal(g, 1, 1, 4, 4),))],
         build=seeded(lambda: discrete.ObjectScorer((2, 3), (2, 2), channels=1, size=4, side=2, width=4)),
         large_limit=100.0,
         why=RANGE,
@@ -248,13 +248,13 @@ CONTRACTS = [
     Module(
         "discrete.RuleTransition",
         _soft,
-        lambda g: [Call((normal(g, 1, 3, 3), normal(g, 1, 3, 2), normal(g, 1, 3, 2)))],
+        lambda g: [Call((normal(g, 1, 3, 2), normal(g, 1, 3, 1), normal(g, 1, 3, 1)))],
         reference=_by_hand,
         build=_rules,
         large=(),
         why="choices by logits of any size jump, their products leave the range of half",
         bad=[
-            Bad((torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 2)), {}, ValueError, r"symbols must have shape")
+            Bad((torch.zeros(2, 2), torch.zeros(2, 3), torch.zeros(2, 1)), {}, ValueError, r"symbols must have shape")
         ],
     ),
     *(

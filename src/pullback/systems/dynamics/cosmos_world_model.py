@@ -4,8 +4,9 @@ Every object of a scene becomes a slot, a vector that a decoder can draw, and fo
 The words alone choose which object is updated, by which learned rule and with a look at which other one; the slots
 alone are computed with (Sehgal, Grayeli, Sun, Chaudhuri, ICLR 2024). An action moves all objects of a colour; models
 learn from some combinations of shape and colour and are judged on the others. Smaller than in the paper: scenes of 32 x
-32 pixels, four objects whose masks are known; for CLIP a network trained on single objects before other backgrounds and
-in tints without a name; slots learned before the transitions. The scenes are simulated, as the paper's are.
+32 simulated pixels, four objects whose masks are known; for CLIP a network trained on single objects before other
+backgrounds and in tints without a name; slots learned first, then transitions by the error of slots, updates side by
+side. Greedy plans, which miss a quarter of the goals even with the world itself, hardly gain on slots that choose.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from pullback import discrete
-from pullback.discrete import RuleTransition
 from pullback.dynamics import AlignedTransition, BlockState, BlockView, BlockWorld, GraphTransition
 from pullback.lab import Arm, Lab, above, at_least, system
 
@@ -48,6 +48,7 @@ BLOCKS = """dynamics.BlockWorld dynamics.GraphTransition dynamics.AlignedTransit
 discrete.SymbolicAttributes discrete.ObjectScorer discrete.SlotAutoencoder discrete.match_actions discrete.assign_slots
 discrete.retrieval_metrics"""
 NAMES, TRAINED, UNSEEN = "shape colour row column".split(), "error, trained combinations", "error, unseen combinations"
+GOALS, WORLD, BELONG = "goals reached", "the world itself", "chosen objects of the team, or pushed"
 
 
 class Seen(NamedTuple):
@@ -70,7 +71,7 @@ class Seen(NamedTuple):
     title="Neurosymbolic Grounding for Compositional World Models",
     paper="Sehgal, Grayeli, Sun, Chaudhuri, ICLR 2024, arXiv 2310.12690",
     config=Config,
-    smoke={"triples": 40, "seeing": (2, 2), "steps": 2, "goals": 2, "replicates": 1, "image_weight": 0.1},
+    smoke={"triples": 20, "seeing": (2, 2), "steps": 2, "goals": 1, "replicates": 1, "image_weight": 0.1},
     full={"triples": 50_000, "seeing": (5000, 20_000), "steps": 50_000, "image_weight": 1.0},
     blocks=tuple(BLOCKS.split()),
 )
@@ -180,8 +181,8 @@ def _learn(lab: Lab, config: Config, world: BlockWorld, unseen: Tensor, eyes: _E
     """Four transitions of as many parameters learn from the same triples, by as many steps, and plan."""
     words, train = seen[0].symbols.shape[-1], seen[0]
     build = {
-        "symbols choose": lambda: RuleTransition(16, words, 4),
-        "slots choose": lambda: RuleTransition(16, 16, 4),
+        "symbols choose": lambda: discrete.RuleTransition(16, words, 4),
+        "slots choose": lambda: discrete.RuleTransition(16, 16, 4),
         "graph network": lambda: GraphTransition(16, 4, 97),
         "aligned network": lambda: AlignedTransition(4, 16, 4, 104),
     }
@@ -200,38 +201,34 @@ def _learn(lab: Lab, config: Config, world: BlockWorld, unseen: Tensor, eyes: _E
                 after = _next(arm.name, model, part)
                 loss = (after - part.following).square().mean()
                 if config.image_weight:
-                    loss = (
-                        loss + config.image_weight * (eyes.decode(after) - eyes.decode(part.following)).square().mean()
-                    )
+                    shown = eyes.decode(after) - eyes.decode(part.following)
+                    loss = loss + config.image_weight * shown.square().mean()
                 arm.descend(loss, optimizer)
                 schedule.step()
             with torch.no_grad():
                 _judge(arm, model, (some, seen[1]), lab.fork("other symbols"))
-                arm.metric("goals reached", _planned(arm, model, lab, config, world, unseen, eyes), better="higher")
-    ours, aligned = arms[0], arms[-1]
+                arm.metric(GOALS, _planned(arm.name, model, lab, config, world, unseen, eyes), better="higher")
+        lab.arm(WORLD).metric(GOALS, _planned(WORLD, None, lab, config, world, unseen, eyes), better="higher")
+    ours, loose, _, aligned = arms
     lab.claim(
         "on unseen combinations its error is at most 0.8 of that of rules that slots choose, of the graph network and "
-        "of the aligned network, and has grown less than the last one's from the combinations of training",
+        "of the aligned network; from the combinations of training it has grown by less than with slots and aligned",
         *(ours[UNSEEN] <= 0.8 * arm[UNSEEN] for arm in arms[1:]),
-        ours[UNSEEN] - ours[TRAINED] <= aligned[UNSEEN] - aligned[TRAINED],
+        *(ours[UNSEEN] - ours[TRAINED] <= arm[UNSEEN] - arm[TRAINED] for arm in (loose, aligned)),
     )
     lab.claim(
-        "0.9 of the objects that move are chosen, 0.75 of those chosen are of the team or pushed; with symbols of "
-        "other scenes its error at least doubles",
+        "0.9 of the objects that move are chosen; of those chosen 0.05 more are of the team or pushed than where slots "
+        "choose; with symbols of other scenes its error at least doubles",
         ours["moved objects that are chosen"] >= 0.9,
-        ours["chosen objects of the team, or pushed"] >= 0.75,
+        ours[BELONG] >= loose[BELONG] + 0.05,
         ours["error with symbols of other scenes"] >= 2 * ours[UNSEEN],
     )
-    lab.claim(
-        "objects permuted with symbols and actions: predictions permuted, to 1e-5; what is chosen is exactly 0 or 1",
-        ours["largest difference when permuted"] <= 1e-5,
-        ours["largest p (1 - p) of a choice"] <= 0.0,
-    )
-    lab.claim(
-        "plans by its predictions reach 0.1 more of the goals than those of the aligned network",
-        ours["goals reached"] >= aligned["goals reached"] + 0.1,
-    )
-    lab.bars(TRAINED, UNSEEN, "goals reached", caption="Errors are shares of those of a model in which nothing moves.")
+    lab.claim("objects permuted with symbols and actions: predictions permuted, to 1e-5; choices are 0 or 1",
+              ours["largest difference when permuted"] <= 1e-5, ours["largest p (1 - p) of a choice"] <= 0)  # fmt: skip
+    lab.claim("plans by its predictions reach 0.1 more of the goals than those of the aligned network",
+              ours[GOALS] >= aligned[GOALS] + 0.1)  # fmt: skip
+    words = "Errors: shares of those of a model in which nothing moves. Goals: the aligned network alone is far below."
+    lab.bars(TRAINED, UNSEEN, GOALS, caption=words)
     _draw(lab, eyes, world, seen[1], models)
 
 
@@ -239,29 +236,27 @@ def _judge(arm: Arm, model: Any, seen: tuple[Seen, Seen], generator: torch.Gener
     """Errors on combinations of training and on unseen ones; what was chosen, and what symbols matter."""
     after, test = [_next(arm.name, model, x) for x in seen], seen[1]
     still = [(x.slots - x.following).square().mean() for x in seen]
-    for name, found, x, all_of_it in zip((TRAINED, UNSEEN), after, seen, still, strict=True):
-        arm.metric(name, (found - x.following).square().mean() / all_of_it, better="lower")
+    errors = [(a - x.following).square().mean() / moving for a, x, moving in zip(after, seen, still, strict=True)]
+    for name, error in zip((TRAINED, UNSEEN), errors, strict=True):
+        arm.metric(name, error, better="lower")
+    arm.metric("error, unseen to trained", errors[1] / errors[0], better="lower")
     arm.metric("scenes ranked first", discrete.retrieval_metrics(after[1], test.following).hits, better="higher")
-    if isinstance(model, RuleTransition):
+    if isinstance(model, discrete.RuleTransition):
         words = test.symbols if arm.name == "symbols choose" else test.slots
         update = model(test.slots, words, test.actions)
         chosen, belong = update.primary.sum(-2) > 0.5, test.team | test.moved
-        found, right = (
-            (chosen & a).sum() / b.sum().clamp_min(1) for a, b in ((test.moved, test.moved), (belong, chosen))
-        )
-        arm.metric("moved objects that are chosen", found, better="higher")
-        arm.metric("chosen objects of the team, or pushed", right, better="higher")
-        mixed = words[torch.randperm(len(chosen), generator=generator)]
-        wrong = (model(test.slots, mixed, test.actions).slots - test.following).square().mean()
-        arm.metric("error with symbols of other scenes", wrong / still[1])
+        found, right = (chosen & test.moved).sum() / test.moved.sum(), (belong & chosen).sum() / chosen.sum()
+        arm.metric("moved objects that are chosen", found.nan_to_num(0.0), better="higher")
+        arm.metric(BELONG, right.nan_to_num(0.0), better="higher")
+        mixed = model(test.slots, words[torch.randperm(len(words), generator=generator)], test.actions).slots
+        arm.metric("error with symbols of other scenes", (mixed - test.following).square().mean() / still[1])
         order, exact = torch.randperm(4, generator=generator), copy.deepcopy(model).double()
         same, other = (exact(*(x[:, o].double() for x in (test.slots, words, test.actions))) for o in (range(4), order))
         arm.metric("largest difference when permuted", (other.slots - same.slots[:, order]).abs().max(), better="lower")
-        unsure = max(float((x * (1 - x)).abs().max()) for x in update[1:])
-        arm.metric("largest p (1 - p) of a choice", unsure, better="lower")
+        arm.metric("largest p (1 - p) of a choice", max((x * (1 - x)).abs().max() for x in update[1:]), better="lower")
 
 
-def _planned(arm: Arm, model: Any, lab: Lab, config: Config, world: BlockWorld, unseen: Tensor, eyes: _Eyes) -> float:
+def _planned(name: str, model: Any, lab: Lab, config: Config, world: BlockWorld, unseen: Tensor, eyes: _Eyes) -> float:
     """Share of goals, four random actions away, that four greedy ones reach, to the slots nearest to its own."""
     draws = lab.fork("goals")
     state = goal = _tried(world, config.goals, unseen, draws)[0]
@@ -270,10 +265,14 @@ def _planned(arm: Arm, model: Any, lab: Lab, config: Config, world: BlockWorld, 
     wanted, none = eyes.encode(world.render(goal)), torch.zeros(2, config.goals, dtype=torch.int64)
     tries = torch.cartesian_prod(torch.arange(4), torch.arange(4))
     for _ in range(4):
-        seen, many = eyes.look(world, state, *none), BlockState(*(x.repeat_interleave(16, 0) for x in state))
+        seen, moves = eyes.look(world, state, *none), tries.repeat(config.goals, 1).T
+        many = BlockState(*(x.repeat_interleave(16, 0) for x in state))
         slots, symbols = (x.repeat_interleave(16, 0) for x in (seen.slots, seen.symbols))
-        actions = eyes.match(slots, world.actions(many, *tries.repeat(config.goals, 1).T), True).actions
-        after = _next(arm.name, model, seen._replace(slots=slots, symbols=symbols, actions=actions))
+        if name == WORLD:
+            after = eyes.encode(world.render(world.step(many, *moves)))
+        else:
+            actions = eyes.match(slots, world.actions(many, *moves), True).actions
+            after = _next(name, model, seen._replace(slots=slots, symbols=symbols, actions=actions))
         least, best = discrete.assign_slots(wanted[:, None], after.unflatten(0, (-1, 16))).distance.min(-1)
         closer = least < discrete.assign_slots(wanted, seen.slots).distance
         cells = world.step(state, *tries[best].T).cells
@@ -283,17 +282,18 @@ def _planned(arm: Arm, model: Any, lab: Lab, config: Config, world: BlockWorld, 
 
 def _draw(lab: Lab, eyes: _Eyes, world: BlockWorld, test: Seen, models: dict[str, Any]) -> None:
     """Predicted pictures, and what each rule is for."""
-    (acted, team, moved), some = test[2:5], torch.topk(test.moved.sum(-1), 5).indices
-    part = Seen(*test[:2], *(x[some] for x in test[2:]))
-    pictures = [world.render(BlockState(*(x[some] for x in state))).images for state in test[:2]]
+    (acted, team, moved), some = test[2:5], torch.topk(test.moved.sum(-1) % 4, 5).indices
+    part = Seen(*(BlockState(*(x[some] for x in state)) for state in test[:2]), *(x[some] for x in test[2:]))
+    pictures = [world.render(state).images for state in part[:2]]
     with torch.no_grad():
-        pictures += [eyes.decode(_next(name, model, part)).clamp(0, 1) for name, model in models.items()]
+        slots = [part.following, *(_next(name, model, part) for name, model in models.items())]
+        pictures += [eyes.decode(x).clamp(0, 1) for x in slots]
         update = models["symbols choose"](test.slots, test.symbols, test.actions)
-    rows = zip(["before", "after", *models], (list(x.permute(0, 2, 3, 1)) for x in pictures), strict=True)
-    lab.images(dict(rows), name="predictions", caption="Unseen combinations: what is, and what is predicted.")
+    rows = zip(["before", "after", "after, decoded", *models], (list(x.movedim(1, -1)) for x in pictures), strict=True)
+    words = "Three of four objects move, of unseen combinations: pictures, then true and predicted slots decoded."
+    lab.images(dict(rows), name="predictions", caption=words)
     kinds = {"acted on": acted, "same colour": team & ~acted, "pushed": moved & ~team, "others": ~(moved | team)}
     chosen = torch.einsum("btk,btr->bkr", update.primary, update.rule)
-    share = torch.stack([chosen[of].sum(0) / of.sum().clamp_min(1) for of in kinds.values()])
-    table = [[name, *(f"{x:.2f}" for x in row)] for name, row in zip(kinds, share, strict=True)]
+    table = [[name, *(f"{x:.2f}" for x in chosen[of].sum(0) / of.sum().clamp_min(1))] for name, of in kinds.items()]
     words = "Share of the objects of unseen combinations that each rule updates, by what they truly do."
-    lab.table("rules", ["objects", *(f"rule {rule + 1}" for rule in range(share.shape[1]))], table, words)
+    lab.table("rules", ["objects", *(f"rule {rule + 1}" for rule in range(chosen.shape[-1]))], table, words)
