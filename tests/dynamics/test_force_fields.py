@@ -243,6 +243,21 @@ def test_charges_of_many_molecules_are_those_of_each(generator: torch.Generator,
         equilibrate_charges(e, s.exp(), total, molecule=molecule.double())
 
 
+def test_parameters_may_be_a_batch_of_their_own(generator: torch.Generator) -> None:
+    """Two stiffnesses of bonds, one of all else: the energies are those of either."""
+    ethanol = molecular_graph("CCO")
+    one, x = _network(generator)(ethanol), _places(len(ethanol.elements), generator)[0]
+    both = torch.stack([one.bonds.stiffness, 2 * one.bonds.stiffness])
+    found = bonded_energy(x, ethanol, one._replace(bonds=one.bonds._replace(stiffness=both)))
+    for n in range(2):
+        single = bonded_energy(x, ethanol, one._replace(bonds=one.bonds._replace(stiffness=both[n])))
+        for a, b in zip(found, single, strict=True):
+            torch.testing.assert_close(a[n], b)
+    three = one.angles._replace(rest=one.angles.rest.expand(3, -1))
+    with pytest.raises(ValueError, match=r"parameters\.angles\.rest"):
+        bonded_energy(x, ethanol, one._replace(bonds=one.bonds._replace(stiffness=both), angles=three))
+
+
 def test_forces_are_finite_where_a_torsion_lies_on_a_line() -> None:
     chain = molecular_topology(torch.ones(4, dtype=torch.long), torch.tensor([[0, 1], [1, 2], [2, 3]]))
     one = torch.ones(3)

@@ -94,7 +94,7 @@ def bonded_energy(
     Args:
         positions: ``[*batch, atoms, 3]`` places of the atoms of all molecules, for instance ``[conformers, atoms, 3]``.
         topology: the terms.
-        parameters: of the terms.
+        parameters: of the terms; each may have batch dimensions, which broadcast against the others and ``positions``.
         terms: which are added: ``"bonds"``, ``"angles"``, ``"propers"``, ``"impropers"``.
 
     Returns:
@@ -140,6 +140,7 @@ def bonded_energy(
     sums = [
         _by_molecule(found[name], topology, getattr(topology, name)[:, 0]) if name in found else none for name in _TERMS
     ]
+    sums = list(torch.broadcast_tensors(*sums))  # parameters may be a batch where positions are none
     return BondedEnergy(torch.stack(sums).sum(0), *sums)
 
 
@@ -318,14 +319,15 @@ def _check_parameters(positions: Tensor, topology: Topology, parameters: Molecul
         for field in Harmonic._fields
     }
     waves = {name: (name, getattr(parameters, name)) for name in _TERMS[2:]}
+    batches = {"positions": tuple(positions.shape[:-2])}
     for label, (name, value) in (springs | waves).items():
         check_same_dtype(
             **{"positions": positions, f"parameters.{label}": check_floating(f"parameters.{label}", value)}
         )
         wanted = (len(getattr(topology, name)), *([None] if label in waves else []))
         check_shape(f"parameters.{label}", value, wanted)
-        batch = tuple(value.shape[: value.ndim - len(wanted)])
-        check_broadcast(**{f"parameters.{label}": batch, "positions": tuple(positions.shape[:-2])})
+        batches[f"parameters.{label}"] = tuple(value.shape[: value.ndim - len(wanted)])
+    check_broadcast(**batches)
 
 
 def _check_atoms(positions: Tensor, topology: Topology) -> None:

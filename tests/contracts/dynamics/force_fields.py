@@ -17,6 +17,7 @@ from tests.contracts.contract import Bad, Call, Contract, Exempt, HigherOrder, M
 ELEMENTS = torch.tensor([6, 8, 1, 7, 1])
 BONDS = torch.tensor([[0, 1], [0, 2], [0, 3], [3, 4]])
 SMALL = dynamics.molecular_topology(ELEMENTS, BONDS, features=torch.eye(2)[[0, 1, 1, 0, 1]])
+_COUNTS = (4, 4, 4, 4, 2, 1)
 SHAPE = torch.tensor(
     [[0.0, 0.0, 0.0], [1.2, 0.1, 0.0], [-0.6, -0.9, 0.1], [-0.7, 1.1, 0.2], [-0.2, 2.0, 0.3]], dtype=torch.float64
 )
@@ -26,7 +27,15 @@ def _here(topology: Topology, x: Tensor) -> Topology:
     return Topology(*(t.to(x.device) for t in topology))
 
 
+def _spread(*numbers: Tensor) -> list[Tensor]:
+    """Numbers of all terms of a kind from one, each term another."""
+    kinds = [*numbers[:4], numbers[4].mT, numbers[5]]
+    rows = [n * torch.linspace(1, 1.5, c, dtype=n.dtype, device=n.device) for n, c in zip(kinds, _COUNTS, strict=True)]
+    return [*rows[:4], rows[4].mT, rows[5]]
+
+
 def _energy(x: Tensor, *numbers: Tensor, **words: Any) -> Tensor:
+    numbers = tuple(_spread(*numbers) if numbers[0].shape[-1] == 1 else numbers)
     parameters = MoleculeParameters(Harmonic(*numbers[:2]), Harmonic(*numbers[2:4]), *numbers[4:6], x.new_zeros(5))
     return dynamics.bonded_energy(x, _here(SMALL, x), parameters, **words).total
 
@@ -39,7 +48,7 @@ def _numbers(g: torch.Generator) -> list[Tensor]:
     def drawn(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=g, dtype=torch.float64) + 0.5
 
-    return [drawn(4), drawn(4), drawn(4), drawn(4), drawn(2, 3), drawn(1, 2)]
+    return [drawn(1), drawn(1), drawn(1), drawn(1), drawn(1, 2), drawn(1, 2)]
 
 
 def _dihedral(x: Tensor, i: int, j: int, k: int, l: int) -> float:  # noqa: E741
@@ -51,6 +60,7 @@ def _dihedral(x: Tensor, i: int, j: int, k: int, l: int) -> float:  # noqa: E741
 
 def _by_hand(x: Tensor, *numbers: Tensor) -> Tensor:
     """Terms found by trying all tuples of atoms."""
+    numbers = tuple(_spread(*numbers))
     joined = {frozenset(pair) for pair in BONDS.tolist()}
 
     def path(*atoms: int) -> bool:
