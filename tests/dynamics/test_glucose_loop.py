@@ -111,3 +111,12 @@ def test_days_are_drawn_as_told_and_bad_input_is_refused_by_name() -> None:
     small = GlucoseLoop(patient(2), 10.0)
     with pytest.raises(ValueError, match="steps must be"):
         small.draw(None, first=100, steps=50)
+
+
+def test_what_a_controller_returns_has_the_shape_that_was_asked_for() -> None:
+    loop = GlucoseLoop(patient(2), 10.0)
+    days = loop.draw(torch.Generator().manual_seed(0), steps=2)
+    with pytest.raises(ValueError, match=r"infusions that control returns must have shape \(..., 3, 2\), got \(3, 1\)"):
+        loop.run(lambda seen, memory: (torch.ones(3, 1).double(), memory), *bounds(3, 2), days)
+    with pytest.raises(ValueError, match=r"memory that control returns must have shape \(..., 3, 2, 2\)"):
+        loop.run(lambda seen, memory: (torch.ones(3, 2).double(), memory[..., :1]), *bounds(3, 2), days)

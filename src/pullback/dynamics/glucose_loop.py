@@ -174,7 +174,7 @@ class GlucoseLoop:
 
         Raises:
             TypeError: ``control`` cannot be called, or dtypes differ.
-            ValueError: shapes do not fit.
+            ValueError: shapes do not fit, those that ``control`` returns included.
         """
         check_callable("control", control)
         check_same_dtype(low=low, high=high, **days._asdict(), basal=self.basal)
@@ -204,6 +204,8 @@ class GlucoseLoop:
             features = torch.stack(torch.broadcast_tensors(*course), -1)
             reading = LoopReading(features, error / hour, 60 * told * rise / hour)
             infusion, kept = control(reading, now.memory)
+            check_shape("infusions that control returns", infusion, (arms, count))
+            check_shape("memory that control returns", kept, (arms, count, memory))
             dose = now.dose + minutes * basal * (infusion - 1)
             acting = decay * (now.acting + minutes / _ACTION * dose)
             arriving = empty * (now.arriving + _ABSORPTION * minutes * food)
