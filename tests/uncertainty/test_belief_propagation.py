@@ -130,6 +130,28 @@ def test_pulled_messages_look_at_the_sender_and_at_the_points_of_messages_into_i
     torch.testing.assert_close(second.log_weights[0].exp(), expected / expected.sum())
 
 
+def test_pulled_messages_come_from_all_neighbours_and_beliefs_sum_to_one() -> None:
+    star, g = [(0, 1), (0, 2), (0, 3)], torch.Generator().manual_seed(0)
+    asked: list[tuple[int, int]] = []
+
+    def unary(node: int, x: Tensor) -> Tensor:
+        asked.append((node, len(x)))
+        return -x[..., 0].square()
+
+    for count in (4, 5, 3):  # parts of equal size would leave the last neighbour of node 0 without points
+        asked.clear()
+        start = Beliefs(torch.rand(4, count, 1, generator=g), torch.full((4, count), -math.log(count)))
+        words = {"method": "pull", "samples": 1, "generator": g}
+        found = nonparametric_belief_propagation(unary, _Spring(0.7, 0.3), star, start, **words)  # type: ignore[arg-type]
+        torch.testing.assert_close(found.log_weights.exp().sum(-1), torch.ones(4))
+        told = dict(asked[1:4])  # of node 0 itself first, then of the senders
+        assert sorted(told) == [1, 2, 3]
+        assert sum(told.values()) == count
+    few = Beliefs(torch.rand(4, 2, 1, generator=g), torch.full((4, 2), -math.log(2)))
+    with pytest.raises(ValueError, match="points must have M >= 3, one for each neighbour of a node, got 2"):
+        nonparametric_belief_propagation(unary, _Spring(0.7, 0.3), star, few, method="pull", generator=g)
+
+
 def test_means_are_right_on_a_loop_and_variances_too_small() -> None:
     precision = torch.tensor([[2.0, -0.5, -0.5], [-0.5, 2.0, -0.5], [-0.5, -0.5, 2.0]])
     found = gaussian_belief_propagation(

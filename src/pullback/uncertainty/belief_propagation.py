@@ -87,8 +87,9 @@ def nonparametric_belief_propagation(
 
     which tends to belief propagation as M grows, hence to the exact marginals of a tree.
 
-    ``"pull"``: as published for articulated bodies. Each message has M / neighbours points of its own, drawn at the
-    receiver and weighed by what the sender's side says of them,
+    ``"pull"``: as published for articulated bodies. Each message has M / neighbours points of its own (M >= neighbours;
+    the first messages have one more where it leaves a rest), drawn at the receiver and weighed by what the sender's
+    side says of them,
 
     .. math:: w_i\propto\frac1L\sum_{l\le L}\phi_t(\mu_i+\delta_l)\ \prod_{u\ne s}\sum_jw_{ut}^j\,
         \psi_{ts}(\mu_{ut}^j-\mu_i),\quad\delta_l\sim\psi_{ts},\ L=\mathtt{samples},
@@ -115,7 +116,8 @@ def nonparametric_belief_propagation(
 
     Raises:
         TypeError: ``unary`` is not callable, a potential lacks a method, points are no floating tensors.
-        ValueError: shapes do not fit, an edge names an unknown node, an option is out of range, fewer than 2 points.
+        ValueError: shapes do not fit, an edge names an unknown node, an option is out of range, fewer than 2 points,
+            or for ``"pull"`` than neighbours of a node.
         DegenerateWeights: no point of a node has any weight; node and iteration are named.
 
     Example:
@@ -159,6 +161,9 @@ def nonparametric_belief_propagation(
     check_range("explore", explore, 0.0, 1.0)
     check_positive("bandwidth", bandwidth)
     step = _Step(unary, dict(zip(edges, factors, strict=True)), nodes, samples, explore, bandwidth, generator)
+    most = max((len(around) for around in step.neighbours), default=0)
+    if method == "pull" and points.shape[-2] < most:
+        raise ValueError(f"points must have M >= {most}, one for each neighbour of a node, got {points.shape[-2]}")
     sweep = step.exact if method == "exact" else step.pull
     for iteration in range(iterations):
         beliefs = sweep(beliefs, iteration)
@@ -216,8 +221,8 @@ class _Step:
             x, log_q = self._proposed(beliefs.points[..., s, :, :], beliefs.log_weights[..., s, :])
             score = self._score(s, x)
             pieces = []
-            parts = torch.arange(x.shape[-2], device=x.device).chunk(max(1, len(around)))
-            for t, part in zip(around, parts, strict=False):
+            parts = torch.arange(x.shape[-2], device=x.device).tensor_split(len(around)) if around else ()
+            for t, part in zip(around, parts, strict=True):
                 mine = x[..., part, :]
                 there = mine.unsqueeze(-2) - self._drawn(s, t, tuple(mine.shape[:-1]), x)
                 flat = there.flatten(-3, -2)
