@@ -227,8 +227,8 @@ def _learn(lab: Lab, config: Config, world: BlockWorld, unseen: Tensor, eyes: _E
               ours["largest difference when permuted"] <= 1e-5, ours["largest p (1 - p) of a choice"] <= 0)  # fmt: skip
     lab.claim("plans by its predictions reach 0.1 more of the goals than those of the aligned network",
               ours[GOALS] >= aligned[GOALS] + 0.1)  # fmt: skip
-    words = "Errors: shares of those of a model in which nothing moves. Goals: the aligned network alone is far below."
-    lab.bars(TRAINED, UNSEEN, GOALS, caption=words)
+    below = "Errors: shares of those of a model in which nothing moves. Goals: the aligned network alone is far below."
+    lab.bars(TRAINED, UNSEEN, GOALS, caption=below)
     _draw(lab, eyes, world, seen[1], models)
 
 
