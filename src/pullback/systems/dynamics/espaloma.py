@@ -8,8 +8,9 @@ an ordinary force field (Wang et al. 2022; Takaba et al., espaloma-0.3, 2024).
 The molecules are real (FreeSolv, 2 to 12 heavy atoms). Their energies are a stand-in for quantum chemistry: the bonded
 terms of MMFF94, whose stretches are not harmonic and coupled with angles, which no arm can copy. Smaller: 3 layers of
 64, not 512, no dropout, 8 conformations a molecule. Lennard-Jones keeps the sizes of MMFF94. All arms start at the same
-springs. Impropers pool over all six orders of their neighbours: with the paper's three, parameters depend on how atoms
-are numbered. Energies are in kcal/mol, lengths in Angstrom (the paper's centres of springs are in bohr).
+springs; from there mixtures gain a tenth on springs read directly, and bonds at minima come no nearer than the table's.
+Impropers pool over all six orders of their neighbours: with the paper's three, parameters depend on how atoms are
+numbered. Energies are in kcal/mol, lengths in Angstrom (the paper's centres of springs are in bohr).
 """
 
 from __future__ import annotations
@@ -190,10 +191,8 @@ def run(lab: Lab, config: Config) -> None:
     statement = "unseen molecules: force error at most 0.85 of the table's, energy error at most the table's"
     lab.claim(statement, ours[FORCE] <= 0.85 * table[FORCE], ours[ENERGY] <= table[ENERGY])
     lab.claim("unseen molecules: energy error at most half of UFF's", ours[ENERGY] <= 0.5 * shipped[ENERGY])
-    statement = (
-        "bonds and angles at minima of unseen molecules: at most 0.85 as far from those of MMFF94 as the table's"
-    )
-    lab.claim(statement, ours[LENGTH] <= 0.85 * table[LENGTH], ours[ANGLE] <= 0.85 * table[ANGLE])
+    for name in (LENGTH, ANGLE):
+        lab.claim(f"{name}, unseen molecules: error at most 0.85 of the table's", ours[name] <= 0.85 * table[name])
     statement = "springs as mixtures train to at most 0.8 of the loss of springs read directly, from the same start"
     lab.claim(statement, ours["final loss"] <= 0.8 * direct["final loss"])
     exact(lab, network, test)
