@@ -222,7 +222,7 @@ def _operators(lab: Lab, config: Config) -> None:
         *(arm["error"] >= 1.25 * ours["error"] for arm in dense),
     )
     lab.claim(
-        "the Fourier operators, with the data written over theirs, have 1.5 times the error in the first layer of cells",
+        "Fourier operators, with the data written over theirs, have 1.5 times its error in the first layer of cells",
         *(arm["error, first cells"] >= 1.5 * ours["error, first cells"] for arm in fourier),
     )
     for size, arm in zip(("20 times its parameters", "about as many parameters"), fourier, strict=True):
