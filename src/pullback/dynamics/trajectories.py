@@ -211,7 +211,7 @@ def trajectory_adjoint(
             places.append(x)
             if back < steps:
                 with torch.enable_grad():
-                    _, pull = func.vjp(lambda z: _force(force, z), x)
+                    pull = func.vjp(lambda z: _force(force, z), x)[1]
                 turned = step * pull(a)[0].detach()
                 r = turned if partial else r + turned
                 a = (1 - friction * step) * a + step / weight * r
