@@ -46,12 +46,12 @@ def by_rows(inputs: Tensor, targets: Tensor, logits: Tensor) -> tuple[Tensor, Te
 
 
 def bent(params: Tensor, inputs: Tensor) -> Tensor:
-    return torch.tanh(inputs @ params[:2]) + params[2]
+    return torch.tanh(inputs @ params[:-1]) + params[-1]
 
 
 def gradients_by_hand(params: Tensor, points: Tensor, data: Tensor, logits: Tensor) -> Tensor:
     def rows(x: Tensor) -> Tensor:
-        slope = 1 - torch.tanh(x @ params[:2]) ** 2
+        slope = 1 - torch.tanh(x @ params[:-1]) ** 2
         return torch.cat([slope[:, None] * x, torch.ones(len(x), 1).double()], 1)
 
     return ellipse(rows(points), rows(data), logits)
@@ -232,7 +232,7 @@ CONTRACTS = [
                 x, y, function=f, params=0.3 * params, weights=noise(logits), method="levenberg_marquardt"
             )[:2]
         ),
-        tensors((3,), (2, 2), (2,), (2,), calls=1),
+        tensors((2,), (2, 1), (2,), (2,), calls=1),
         reference=by_scipy,
         tolerance=1e-6,
         given=bent,

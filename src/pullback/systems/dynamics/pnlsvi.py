@@ -72,7 +72,7 @@ CASES = ("loud actions pay less", "loud actions pay more", "equal noise", "rare 
     smoke={
         "episodes": (50,),
         "records": 2,
-        "doses": (200,),
+        "doses": (20_000,),
         "stages": 1,
         "patients": 2,
         "betas": (0.0, 2),
