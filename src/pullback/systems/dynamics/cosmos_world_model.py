@@ -283,8 +283,8 @@ def _planned(name: str, model: Any, lab: Lab, config: Config, world: BlockWorld,
 def _draw(lab: Lab, eyes: _Eyes, world: BlockWorld, test: Seen, models: dict[str, Any]) -> None:
     """Predicted pictures, and what each rule is for."""
     (acted, team, moved), some = test[2:5], torch.topk(test.moved.sum(-1) % 4, 5).indices
-    part = Seen(*(BlockState(*(x[some] for x in state)) for state in test[:2]), *(x[some] for x in test[2:]))
-    pictures = [world.render(state).images for state in part[:2]]
+    part = Seen(*test[:2], *(x[some] for x in test[2:]))
+    pictures = [world.render(BlockState(*(x[some] for x in state))).images for state in test[:2]]
     with torch.no_grad():
         slots = [part.following, *(_next(name, model, part) for name, model in models.items())]
         pictures += [eyes.decode(x).clamp(0, 1) for x in slots]
