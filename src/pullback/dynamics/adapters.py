@@ -175,7 +175,7 @@ class Adapter(nn.Module):
             return x + moved
         check_shape("x", x, (None, self.channels, None, None))
         check_shape("side", side, (None, self.side, None, None))
-        seen = F.adaptive_avg_pool2d(self.look(side), x.shape[-2:])
+        seen = F.adaptive_avg_pool2d(self.look(side), (x.shape[-2], x.shape[-1]))
         inner = self.inner(torch.cat([x, seen], 1))
         squeezed = 0.5 * inner.mean((2, 3)) + 0.5 * inner.amax((2, 3))
         moved = self.last(inner * self.excite(squeezed).sigmoid()[..., None, None])

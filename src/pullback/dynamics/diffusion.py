@@ -59,11 +59,13 @@ def random_waves(
     """
     check_integer("count", count, 1)
     device = generator.device if generator is not None else torch.device("cpu")
-    drawn = {"generator": generator, "dtype": dtype, "device": device}
     waves = torch.arange(3, dtype=dtype, device=device)
-    size = torch.randn(count, 3, 3, **drawn) / (1 + waves[:, None] ** 2 + waves**2) ** 0.75
+    size = (
+        torch.randn(count, 3, 3, generator=generator, dtype=dtype, device=device)
+        / (1 + waves[:, None] ** 2 + waves**2) ** 0.75
+    )
     size = 2 * size / size.square().sum((1, 2), keepdim=True).sqrt()
-    phases = 2 * math.pi * torch.rand(2, count, 1, 3, **drawn)
+    phases = 2 * math.pi * torch.rand(2, count, 1, 3, generator=generator, dtype=dtype, device=device)
 
     def value(x: Tensor) -> Tensor:
         flat = x.reshape(-1, 2)

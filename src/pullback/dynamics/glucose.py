@@ -280,7 +280,8 @@ def meal_scenarios(
         each = (amount / (long * minutes)).to(dtype)[..., None].expand(first.shape).flatten(1)
         rates.append(rate.scatter_add(1, place, each))
     change = size.flatten(1).to(dtype).diff(dim=1, prepend=rates[0].new_zeros(count, 1))
-    return MealScenarios(*rates, rates[0].new_zeros(rates[0].shape).scatter_add(1, place[:, ::long], change).cumsum(1))
+    meal = torch.zeros_like(rates[0]).scatter_add(1, place[:, ::long], change).cumsum(1)
+    return MealScenarios(rates[0], rates[1], meal)
 
 
 def time_in_range(

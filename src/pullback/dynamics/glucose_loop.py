@@ -147,11 +147,11 @@ class GlucoseLoop:
         weight = (self.model.constants["BW"] / 70).clamp(max=1.2)
         count = len(weight)
         drawn = meal_scenarios(count, minutes=self.minutes, duration=20.0, generator=generator, dtype=weight.dtype)
-        meals = [(part.to(weight.device) * weight[:, None])[:, first : first + steps].T for part in drawn]
+        size, told, meal = ((part.to(weight.device) * weight[:, None])[:, first : first + steps].T for part in drawn)
         device = drawing_device(generator, weight)
         errors = torch.randn(steps, count, generator=generator, device=device)
         start = torch.rand(count, generator=generator, device=device)
-        return GlucoseDays(*meals, noise * errors.to(weight), 0.75 + 0.6 * start.to(weight))
+        return GlucoseDays(size, told, meal, noise * errors.to(weight), 0.75 + 0.6 * start.to(weight))
 
     def run(
         self,

@@ -134,7 +134,7 @@ class DeepOperatorNetwork(nn.Module):
         """Return values at points ``[*batch, p, d]`` from those at the sensors ``[*batch, n]``."""
         check_shape("values", check_floating("values", values), (self.sensors,))
         check_shape("points", check_floating("points", points), (None, self.dim))
-        check_same_dtype(values=values, points=points, weight=self.branch[0].weight)
+        check_same_dtype(values=values, points=points, weight=next(self.branch.parameters()))
         check_broadcast(values=values.shape[:-1], points=points.shape[:-2])
         told, basis = self.branch(values), self.trunk(points)
         return (basis @ told[..., None])[..., 0] / basis.shape[-1] ** 0.5

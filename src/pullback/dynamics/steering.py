@@ -126,7 +126,7 @@ def steer(
         raise RuntimeError("compiled steps need numba, the CPU, single or double precision and no transform")
     options = (steps, dt, hold, scale, controller.activation == "sin")
     if method == "reference" or not possible:
-        found = _plain(body, options, *rows, *network)
+        found = _plain(body, options, rows[0], rows[1], *network)
     else:
         found = _Steered.apply(body, options, *given)
     positions, velocities, u = (t.reshape(len(t), *batch, *t.shape[2:]) for t in found)

@@ -81,8 +81,8 @@ class BlockElimination:
         def block(of: int, with_: int) -> _Block:
             entries = found[of, with_ - of + 1]
             places = position[i[entries]] * sizes[with_] + position[j[entries]]
-            tensors = (torch.from_numpy(a).to(rows.device) for a in (entries, places))
-            return _Block(*tensors, int(sizes[of]), int(sizes[with_]))
+            own, inside = (torch.from_numpy(a).to(rows.device) for a in (entries, places))
+            return _Block(own, inside, int(sizes[of]), int(sizes[with_]))
 
         key = 3 * group[i] + group[j] - group[i] + 1
         sorted_entries = np.argsort(key, kind="stable")

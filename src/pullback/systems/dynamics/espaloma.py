@@ -243,10 +243,10 @@ def relax(config: Config, test: list[Example], graph: Topology, fields: dict[Arm
     true = [data.ReferenceForceField(e.field.smiles).minimize(e.x[:1].double()) for e in test]
     there = [data.ReferenceForceField(e.field.smiles, "uff").minimize(x) for e, x in zip(test, true, strict=True)]
     start, minima, gaps = torch.cat(true, 1), {uff: torch.cat(there, 1)}, {}
-    wells = [torch.cat([getattr(e.field, name).double() for e in test]) for name in ("epsilon", "sigma")]
+    depth, width = (torch.cat([getattr(e.field, name).double() for e in test]) for name in ("epsilon", "sigma"))
 
     def energy(x: Tensor, p: MoleculeParameters) -> Tensor:
-        across = dynamics.nonbonded_energy(x, p.charges, *wells, graph, scale14=(1.0, 0.75))  # of MMFF94
+        across = dynamics.nonbonded_energy(x, p.charges, depth, width, graph, scale14=(1.0, 0.75))  # of MMFF94
         return (bonded_energy(x, graph, p).total + across).sum(-1)
 
     for arm, p in fields.items():

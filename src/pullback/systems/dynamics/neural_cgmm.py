@@ -116,7 +116,10 @@ def train(lab: Lab, config: Config, team: Team, known: GlucoseLoop) -> None:
     """All five on the same days; the first policy is told bounds at random, the others have their own."""
     names = ["policy", "policy of usual bounds", "policy of mean bounds", "PID with boluses", "PID"]
     arms, draws = [lab.arm(name, baseline=name != "policy") for name in names], lab.fork("days")
-    groups = [{"params": team.policies.parameters()}, {"params": [*team.controllers.parameters(), team.bolus]}]
+    groups: list[dict[str, Any]] = [
+        {"params": team.policies.parameters()},
+        {"params": [*team.controllers.parameters(), team.bolus]},
+    ]
     optimizer = torch.optim.Adam(groups)
     pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, [*config.lr], total_steps=config.updates + 1, pct_start=0.15)
     own = torch.tensor([USUAL, MEAN, USUAL, USUAL]).T[..., None].expand(-1, -1, config.batch)

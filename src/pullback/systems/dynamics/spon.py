@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from skimage.measure import points_in_poly
@@ -179,13 +179,13 @@ def _operators(lab: Lab, config: Config) -> None:
             arm = lab.arm(name, baseline=name != "multigrid")
             with arm.weights():
                 if name == "multigrid":
-                    network = dynamics.MultigridProcessor(below, fields=3, channels=width)
+                    network: Any = dynamics.MultigridProcessor(below, fields=3, channels=width)
                 elif name == "single level":
                     network = dynamics.MeshProcessor(space, fields=3, channels=width, layers=2 * config.levels)
                 else:
                     network = Free(space, name, width)
-            model, ours = network, not isinstance(network, Free)
-            if ours:
+            model, kept = network, not isinstance(network, Free)
+            if kept:
                 networks[name], model = network, held(space, network)
                 with torch.no_grad():
                     off = (model(unseen.inputs, unseen.boundary)[:, fixed] - unseen.boundary).abs().max()
@@ -200,14 +200,14 @@ def _operators(lab: Lab, config: Config) -> None:
             arm.metric("error", relative(found, unseen.solution, space), better="lower")
             arm.metric("error, first cells", relative(written, unseen.solution, space, rim), better="lower")
             elsewhere = (("finer mesh", spaces, finer), ("building", house[:-1], there))
-            for label, other, given in elsewhere if ours else ():
+            for label, other, given in elsewhere if kept else ():
                 moved = network.on(other if name == "multigrid" else other[-1])
                 with torch.no_grad():
                     found = held(other[-1], moved)(*given[:2])
                 arm.metric(f"error, {label}", relative(found, given.solution, other[-1]), better="lower")
     lab.curves("loss", arms=[lab.arm(name) for name in ARMS], caption="Squared L2 error of a batch.")
     x = torch.cat([unseen.inputs, torch.zeros_like(unseen.inputs[:, :1])], 1)[: config.batch]
-    race = lab.race({name: lambda n=n: n(x) for name, n in networks.items()})
+    race = lab.race({name: partial(n, x) for name, n in networks.items()})
     ours, single, *others = (lab.arm(name) for name in ARMS)
     fourier, dense = others[:2], others[2:]
     lab.claim(
