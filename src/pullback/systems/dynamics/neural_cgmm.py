@@ -116,11 +116,8 @@ def train(lab: Lab, config: Config, team: Team, known: GlucoseLoop) -> None:
     """All five on the same days; the first policy is told bounds at random, the others have their own."""
     names = ["policy", "policy of usual bounds", "policy of mean bounds", "PID with boluses", "PID"]
     arms, draws = [lab.arm(name, baseline=name != "policy") for name in names], lab.fork("days")
-    groups: list[dict[str, Any]] = [
-        {"params": team.policies.parameters()},
-        {"params": [*team.controllers.parameters(), team.bolus]},
-    ]
-    optimizer = torch.optim.Adam(groups)
+    parts: tuple[Any, Any] = (team.policies.parameters(), [*team.controllers.parameters(), team.bolus])
+    optimizer = torch.optim.Adam([{"params": part} for part in parts])
     pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, [*config.lr], total_steps=config.updates + 1, pct_start=0.15)
     own = torch.tensor([USUAL, MEAN, USUAL, USUAL]).T[..., None].expand(-1, -1, config.batch)
     for _ in arms[0].steps(config.updates, team, optimizer, pace, draws):
