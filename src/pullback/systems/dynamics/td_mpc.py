@@ -6,10 +6,9 @@ policy that the value needs also proposes sequences to the planner (Hansen, Wang
 
 The task is the swing-up of a pendulum whose motor holds 0.6 of its weight, simulated. Smaller than in the paper: 64
 hidden units, 16 latent ones, a horizon of 3, 64 samples in 3 iterations, 80 episodes of 40 decisions, a quarter of an
-update a decision, Adam at 3e-3; temperature 1/2 in returns, as a decision earns at most 1 and not 4. At so few episodes
-luck in exploration decides: on one of three seeds the planner never started. The baseline without a model is an actor-
-critic with two Q: its encoder learns from the value alone, it has twice the updates and explores as widely as the
-planner's first samples.
+update a decision, Adam at 3e-3; temperature 1/2, as a decision earns at most 1, not 4. Luck in exploration decides at
+so few: on one of three seeds the planner never started. The baseline without a model is an actor-critic with two Q: its
+encoder learns from the value alone, it has twice the updates and explores as widely.
 """
 
 from __future__ import annotations
