@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pullback.core.transforms import can_look, is_transformed, physical, transform_running
+from pullback.core.transforms import can_look, is_transformed, kept_property, physical, transform_running
 
 
 def _dual(ask: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -65,3 +65,20 @@ def test_the_physical_tensor_is_below_all_levels() -> None:
 def test_compiled_code_is_transformed() -> None:
     answers = torch.compile(lambda x: x + (2 * is_transformed(x) + can_look(x)), backend="eager")(torch.zeros(1))
     assert answers.item() == 2
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_what_is_kept_outlives_the_transform_that_asks_for_it_first(run: Callable[..., Any]) -> None:
+    class Grid:
+        @kept_property
+        def places(self) -> Tensor:
+            return torch.arange(3).flip(0)
+
+    grid = Grid()
+    run(lambda x: x * grid.places[0], torch.ones(3))
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(grid.places)
+    inner = Grid()
+    torch.func.jvp(
+        lambda x: torch.func.jvp(lambda y: y[inner.places], (x,), (x,))[1], (torch.ones(3),), (torch.ones(3),)
+    )
+    assert inner.places.tolist() == [2, 1, 0]

@@ -6,7 +6,6 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -14,6 +13,7 @@ from pullback.causal.graphs import check_square, topological_order
 from pullback.core.checks import check_floating, check_integer, check_positive, check_shape, check_tensor
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Bool, Float, Int, Shaped, Tensor
+from pullback.core.transforms import kept_property
 
 __all__ = ["BayesianNetwork", "random_bayesian_network"]
 
@@ -122,7 +122,7 @@ class BayesianNetwork:
         """Of the variables, in the order of samples."""
         return tuple(self.states)
 
-    @cached_property
+    @kept_property
     def adjacency(self) -> Bool[Tensor, "d d"]:
         """``[d, d]`` true at ``[parent, child]``."""
         arcs = torch.zeros(len(self.states), len(self.states), dtype=torch.bool)

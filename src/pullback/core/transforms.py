@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["below_transforms", "can_look", "is_transformed", "physical", "transform_running"]
+__all__ = ["below_transforms", "can_look", "is_transformed", "kept_property", "physical", "transform_running"]
+
+T = TypeVar("T")
 
 
 def transform_running() -> bool:
@@ -68,6 +72,32 @@ def below_transforms() -> Any:
         [3.0, 3.0]
     """
     return torch._C._DisableFuncTorch()
+
+
+class kept_property(cached_property[T]):
+    """A :class:`functools.cached_property` of indices or constants that outlives the transform which asks for it first.
+
+    Inside of ``torch.func`` every new tensor belongs to the transform that runs; kept beyond it, it would be a wrapper
+    without content. Here it is computed below all transforms.
+
+    Example:
+        >>> class Grid:
+        ...     @kept_property
+        ...     def places(self):
+        ...         return torch.arange(3)
+        >>> grid = Grid()
+        >>> _ = torch.func.jvp(lambda x: x * grid.places, (torch.ones(3),), (torch.ones(3),))
+        >>> grid.places.tolist()
+        [0, 1, 2]
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        @wraps(compute)
+        def below(self: Any) -> T:
+            with below_transforms():
+                return compute(self)
+
+        super().__init__(below)
 
 
 def _in_functorch() -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -20,7 +19,7 @@ from pullback.core.checks import (
     check_shape,
 )
 from pullback.core.shapes import Float, Int, Tensor
-from pullback.core.transforms import below_transforms, can_look, physical
+from pullback.core.transforms import can_look, kept_property
 from pullback.dynamics.triangulations import Mesh
 from pullback.implicit import SparseMatrix, SparsePattern, linear_solve
 
@@ -97,7 +96,7 @@ class FunctionSpace:
         if check_integer("degree", self.degree) not in _DEGREES[self.family]:
             raise ValueError(f"degree must be one of {_DEGREES[self.family]} for {self.family}, got {self.degree}")
 
-    @cached_property
+    @kept_property
     def dofs(self) -> Int[Tensor, "m l"]:
         """``[m, l]`` int64, the numbers of the coefficients of each cell: corners first, then edges opposite them."""
         mesh = self.mesh
@@ -110,12 +109,12 @@ class FunctionSpace:
             return mesh.cells
         return torch.cat([mesh.cells, len(mesh.vertices) + mesh.cell_edges], 1)
 
-    @cached_property
+    @kept_property
     def size(self) -> int:
         """Number of coefficients."""
         return int(self.dofs.max()) + 1
 
-    @cached_property
+    @kept_property
     def local_points(self) -> Float[Tensor, "l 3"]:
         """``[l, 3]`` barycentric, where the coefficients of a cell are values."""
         corners, middles = torch.eye(3, dtype=torch.float64), (1 - torch.eye(3, dtype=torch.float64)) / 2
@@ -132,14 +131,14 @@ class FunctionSpace:
         points = self.local_points.to(corners) @ corners
         return points.flatten(0, 1)[self._first]
 
-    @cached_property
+    @kept_property
     def _first(self) -> Tensor:
         """``[size]``, of each coefficient one place in the flattened :attr:`dofs`."""
         flat = self.dofs.flatten()
         places = torch.arange(len(flat), device=flat.device).flip(0)
         return torch.empty(self.size, dtype=torch.int64, device=flat.device).scatter_(0, flat.flip(0), places)
 
-    @cached_property
+    @kept_property
     def dirichlet_dofs(self) -> Int[Tensor, "b"]:
         """``[b]`` int64, the coefficients on the boundary, in order; none for a discontinuous space."""
         mesh = self.mesh
@@ -150,25 +149,23 @@ class FunctionSpace:
         vertices = mesh.boundary.nonzero()[:, 0]
         return vertices if self.degree == 1 else torch.cat([vertices, len(mesh.vertices) + mesh.boundary_edges])
 
-    @cached_property
+    @kept_property
     def free_dofs(self) -> Int[Tensor, "f"]:
         """``[size - b]`` int64, the coefficients that are not on the boundary, in order."""
         free = torch.ones(self.size, dtype=torch.bool, device=self.dofs.device)
         free[self.dirichlet_dofs] = False
         return free.nonzero()[:, 0]
 
-    @cached_property
+    @kept_property
     def pattern(self) -> SparsePattern:
         """Pairs of coefficients that share a cell, in order of rows: the pattern of its matrices."""
         return self._coupling[0]
 
-    @cached_property
+    @kept_property
     def _coupling(self) -> tuple[SparsePattern, Tensor]:
-        with below_transforms():  # kept: it outlives the transform in which it is first asked for
-            dofs = physical(self.dofs)
-            key = (dofs[:, :, None] * self.size + dofs[:, None, :]).flatten()
-            pairs, places = key.unique(return_inverse=True)
-            return SparsePattern(pairs // self.size, pairs % self.size, (self.size, self.size)), places
+        key = (self.dofs[:, :, None] * self.size + self.dofs[:, None, :]).flatten()
+        pairs, places = key.unique(return_inverse=True)
+        return SparsePattern(pairs // self.size, pairs % self.size, (self.size, self.size)), places
 
     def tabulate(self, barycentric: Float[Tensor, "*batch 3"]) -> tuple[Tensor, Tensor]:
         """Return the basis of a cell at points given by barycentric coordinates.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from pullback.core.checks import (
     check_tensor,
 )
 from pullback.core.shapes import Bool, Float, Int, Tensor
+from pullback.core.transforms import kept_property
 
 __all__ = ["Located", "Mesh", "grid_mesh"]
 
@@ -113,7 +113,7 @@ class Mesh:
                     f"cells must have no hanging vertices, got vertex {int(some[at])} inside the edge {whole}"
                 )
 
-    @cached_property
+    @kept_property
     def _all_edges(self) -> tuple[Tensor, Tensor]:
         pairs = torch.stack([self.cells[:, list(ends)] for ends in _CORNERS], 1).sort(-1).values
         edges, places = pairs.flatten(0, 1).unique(dim=0, return_inverse=True)
@@ -129,12 +129,12 @@ class Mesh:
         """``[m, 3]`` int64, of each cell the edges opposite its corners."""
         return self._all_edges[1]
 
-    @cached_property
+    @kept_property
     def boundary_edges(self) -> Int[Tensor, "b"]:
         """``[b]`` int64, the edges that lie in one cell alone."""
         return (torch.bincount(self.cell_edges.flatten(), minlength=len(self.edges)) == 1).nonzero()[:, 0]
 
-    @cached_property
+    @kept_property
     def boundary(self) -> Bool[Tensor, "n"]:
         """``[n]`` bool, whether a vertex lies on the boundary."""
         on = torch.zeros(len(self.vertices), dtype=torch.bool, device=self.vertices.device)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
 from pullback.core.checks import check_broadcast, check_floating, check_integer, check_same_dtype, check_tensor
 from pullback.core.shapes import Float, Int, Tensor
-from pullback.core.transforms import below_transforms, physical
+from pullback.core.transforms import kept_property, physical
 from pullback.implicit.elimination import BlockElimination
 
 __all__ = ["SparseMatrix", "SparsePattern"]
@@ -59,11 +58,10 @@ class SparsePattern:
         """Return the pattern of the transposed matrix."""
         return SparsePattern(self.columns, self.rows, self.shape[::-1])
 
-    @cached_property
+    @kept_property
     def elimination(self) -> BlockElimination:
         """The order in which a square matrix of this pattern is eliminated."""
-        with below_transforms():  # it is kept: it outlives the transform in which it is first asked for
-            return BlockElimination.of(self.rows, self.columns, self.shape[0])
+        return BlockElimination.of(self.rows, self.columns, self.shape[0])
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 
 from pullback.core.checks import check_choice, check_floating, check_shape, check_tensor
 from pullback.core.shapes import Float, Int, Tensor
+from pullback.core.transforms import kept_property
 from pullback.topology.cycles import check_edges
 
 __all__ = ["CellComplex"]
@@ -93,7 +93,7 @@ class CellComplex:
         object.__setattr__(self, "cell_batch", batch[self.cycles[:, 0]] if self.cycles.numel() else self.cycles[:, 0])
         _ = self.sides  # a cycle along what is no edge is refused here
 
-    @cached_property
+    @kept_property
     def sides(self) -> tuple[Tensor, Tensor, Tensor]:
         """The sides of all polygons in a list: ``[sides]`` its edge, its polygon, and +1 or -1 for its direction."""
         present = self.cycles >= 0
