@@ -233,7 +233,8 @@ class RecurrentStateSpaceModel(nn.Module):
         check_same_dtype(observations=observations, rewards=rewards)
         seen = (self.observation(beliefs.states) - observations).square().sum(-1).mean() / 2
         earned = (self.reward(beliefs.states[..., 1:, :]) - rewards).square().mean() / 2
-        before, after = Normal(beliefs.prior_mean, beliefs.prior_std), Normal(beliefs.mean, beliefs.std)
+        laws = ((beliefs.prior_mean, beliefs.prior_std), (beliefs.mean, beliefs.std))
+        before, after = (Normal(*law, validate_args=False) for law in laws)  # NaN in, NaN out
         divergence = kl_divergence(after, before).sum(-1).mean()
         return StateSpaceLoss(seen + earned + divergence.clamp_min(free_nats), seen, earned, divergence)
 
