@@ -127,7 +127,14 @@ from pullback.dynamics.planning import (
     plan_mppi,
     plan_random_shooting,
 )
-from pullback.dynamics.policy_gradient import Advantages, PolicyLoss, generalized_advantage, ppo_loss
+from pullback.dynamics.policy_gradient import (
+    Advantages,
+    PolicyLoss,
+    PolicyUpdates,
+    generalized_advantage,
+    ppo_loss,
+    ppo_update,
+)
 from pullback.dynamics.polygons import PolygonWorld, polygon_world
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.regression import Regression, d2_divergence, estimate_variance, weighted_regression
@@ -250,6 +257,7 @@ __all__ = [
     "Plan",
     "PlanarFlow",
     "PolicyLoss",
+    "PolicyUpdates",
     "PolygonWorld",
     "RandomRewards",
     "RecurrentStateSpaceModel",
@@ -354,6 +362,7 @@ __all__ = [
     "polygon_world",
     "pose_loss",
     "ppo_loss",
+    "ppo_update",
     "project",
     "projection_score",
     "prolongation",

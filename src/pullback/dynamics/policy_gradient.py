@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from pullback.core.checks import check_finite, check_floating, check_range, check_same_dtype
+from pullback.core.checks import (
+    check_callable,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_positive,
+    check_range,
+    check_same_dtype,
+)
+from pullback.core.random import drawing_device
 from pullback.core.shapes import Bool, Float, Tensor
 from pullback.core.transforms import can_look
 
-__all__ = ["Advantages", "PolicyLoss", "generalized_advantage", "ppo_loss"]
+__all__ = ["Advantages", "PolicyLoss", "PolicyUpdates", "generalized_advantage", "ppo_loss", "ppo_update"]
+
+Judge = Callable[[Tensor], tuple[Tensor, ...]]
+
 
 _FARTHEST = 20.0
 """Largest logarithm of a ratio: no single action makes the loss overflow."""
@@ -174,3 +187,142 @@ def ppo_loss(
     spread = log_prob.new_zeros(()) if entropy is None else entropy.mean()
     clipped = ((ratio.detach() - 1).abs() > clip).to(log_prob).mean()
     return PolicyLoss(policy + value_weight * error - entropy_weight * spread, policy, error, spread, clipped)
+
+
+class PolicyUpdates(NamedTuple):
+    """What the steps on one batch of experience did; nothing of it has a gradient.
+
+    Attributes:
+        total: ``[steps]`` loss before each step, of its minibatch.
+        policy: ``[steps]`` minus the clipped surrogate.
+        value: ``[steps]`` mean squared error of the values.
+        entropy: ``[steps]``, 0 where none was given.
+        clipped: ``[steps]`` share of the ratios outside of the interval.
+        divergence: ``[steps]`` estimate of KL(old policy, policy), never negative.
+        stopped: whether the divergence ended the epochs before their time.
+    """
+
+    total: Float[Tensor, " steps"]
+    policy: Float[Tensor, " steps"]
+    value: Float[Tensor, " steps"]
+    entropy: Float[Tensor, " steps"]
+    clipped: Float[Tensor, " steps"]
+    divergence: Float[Tensor, " steps"]
+    stopped: bool
+
+
+def ppo_update(
+    judge: Judge,
+    optimizer: torch.optim.Optimizer,
+    old_log_prob: Float[Tensor, " n"],
+    advantage: Float[Tensor, " n"],
+    target: Float[Tensor, " n"],
+    *,
+    epochs: int = 4,
+    minibatches: int = 4,
+    clip: float = 0.2,
+    value_weight: float = 1.0,
+    entropy_weight: float = 0.0,
+    normalize: bool = True,
+    max_norm: float | None = 0.5,
+    max_divergence: float | None = None,
+    generator: torch.Generator | None = None,
+) -> PolicyUpdates:
+    r"""Take the steps of proximal policy optimisation on one batch of experience.
+
+    Every epoch deals all n actions anew into minibatches, and each of these takes one step of the optimizer down
+    :func:`ppo_loss`. The estimate of how far the policy has gone, whose sign is sure, is
+
+    .. math:: \mathrm{KL}(\pi_{\mathrm{old}}, \pi) \approx \overline{\rho - 1 - \log \rho},
+              \qquad \rho = \pi / \pi_{\mathrm{old}} .
+
+    Args:
+        judge: ``judge(chosen)`` with indices ``[k]`` into the batch gives what policy and critic say now of these
+            actions: log-probabilities and values, and as a third the entropies where they count; each ``[k]``.
+        optimizer: of all parameters that are to learn, those of the critic too.
+        old_log_prob: ``[n]`` of the actions when they were taken.
+        advantage: ``[n]``, such as :func:`generalized_advantage` gives them.
+        target: ``[n]`` of the values.
+        epochs: >= 1.
+        minibatches: of an epoch, in 1..n, equal to one action.
+        clip: epsilon in [0, 1].
+        value_weight: >= 0.
+        entropy_weight: >= 0; above 0 ``judge`` must give entropies.
+        normalize: bring the advantages of the batch to mean 0 and standard deviation 1 (at least 1e-6 before).
+        max_norm: > 0, of the gradient of all parameters together; ``None`` for no bound.
+        max_divergence: > 0; a minibatch whose divergence is larger takes no step, and ends the epochs.
+        generator: of the order.
+
+    Returns:
+        What every step saw, in order.
+
+    Raises:
+        TypeError: ``judge`` cannot be called, ``optimizer`` is none, or a tensor is not floating.
+        ValueError: shapes do not fit, a number is out of range, an advantage, a target or the loss is not finite.
+
+    Example:
+        >>> mean = torch.nn.Parameter(torch.zeros(()))
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> for _ in range(60):  # rewards are highest at 2
+        ...     action = mean.detach() + torch.randn(64, generator=draws)
+        ...     def judge(chosen):
+        ...         return -(action[chosen] - mean).square() / 2, torch.zeros(len(chosen))
+        ...     old = judge(torch.arange(64))[0].detach()
+        ...     reward = -(action - 2).square()
+        ...     _ = ppo_update(judge, torch.optim.SGD([mean], 0.1), old, reward, torch.zeros(64), generator=draws)
+        >>> bool((mean - 2).abs() < 0.2)
+        True
+
+    References:
+        Schulman, Wolski, Dhariwal, Radford, Klimov (2017), Proximal policy optimization algorithms, algorithm 1;
+        Schulman (2020), Approximating KL divergence, for the estimate.
+    """
+    check_callable("judge", judge)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
+    given = {"old_log_prob": old_log_prob, "advantage": advantage, "target": target}
+    for name, tensor in given.items():
+        if check_floating(name, tensor).ndim != 1 or tensor.shape != old_log_prob.shape or not tensor.numel():
+            raise ValueError(f"{name} must have shape [n] with n >= 1 as the others, got {tuple(tensor.shape)}")
+        check_finite(name, tensor)
+    check_same_dtype(**given)
+    check_integer("epochs", epochs, 1)
+    check_integer("minibatches", minibatches, 1, len(target))
+    for name, bound in (("max_norm", max_norm), ("max_divergence", max_divergence)):
+        if bound is not None:
+            check_positive(name, bound)
+    old, advantage, target = old_log_prob.detach(), advantage.detach(), target.detach()
+    if normalize:
+        advantage = (advantage - advantage.mean()) / advantage.std(correction=0).clamp_min(1e-6)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    seen: list[Tensor] = []
+    for _ in range(epochs):
+        order = torch.randperm(len(target), generator=generator, device=drawing_device(generator, target))
+        for chosen in order.to(target.device).tensor_split(minibatches):
+            log_prob, value, *rest = judge(chosen)
+            if entropy_weight and not rest:
+                raise ValueError(f"judge must give entropies as a third where entropy_weight is {entropy_weight}")
+            loss = ppo_loss(
+                log_prob,
+                old[chosen],
+                advantage[chosen],
+                value,
+                target[chosen],
+                clip=clip,
+                value_weight=value_weight,
+                entropy=rest[0] if rest else None,
+                entropy_weight=entropy_weight,
+            )
+            if not bool(loss.total.detach().isfinite()):
+                raise ValueError(f"the loss must be finite, got {float(loss.total.detach())} in step {len(seen)}")
+            change = (log_prob.detach() - old[chosen]).clamp_max(_FARTHEST)
+            divergence = (change.expm1() - change).mean()
+            seen.append(torch.stack([*(part.detach() for part in loss), divergence]))
+            if max_divergence is not None and float(divergence) > max_divergence:
+                return PolicyUpdates(*torch.stack(seen).unbind(1), True)
+            optimizer.zero_grad()
+            loss.total.backward()
+            if max_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+            optimizer.step()
+    return PolicyUpdates(*torch.stack(seen).unbind(1), False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pullback.core.checks import check_integer, check_tensor
+from pullback.core.checks import check_choice, check_integer, check_tensor
 from pullback.gradients.perturbed import check_perturbed, directions, each
 
 __all__ = ["EvolutionGradient", "evolution_gradient"]
@@ -21,7 +21,7 @@ class EvolutionGradient:
     """An estimate of the gradient of a Gaussian-smoothed loss.
 
     Attributes:
-        gradient: name to estimate, shaped like the parameter.
+        gradient: name to estimate, shaped like the parameter; with ranks in place of losses a direction without unit.
         standard_error: name to standard error of each element.
         value: estimate of the smoothed loss.
         evaluations: number of calls of the loss.
@@ -42,12 +42,17 @@ def evolution_gradient(
     generator: torch.Generator,
     chunk: int | None = None,
     data: Any = None,
+    shaping: str = "none",
 ) -> EvolutionGradient:
     r"""Estimate the gradient of ``E_e L(p + s e)``, ``e ~ N(0, I)``, by antithetic pairs.
 
     ``g = 1 / (2 s K) sum_k (L(p + s e_k) - L(p - s e_k)) e_k``. It needs no derivative of ``L``, is unbiased for the
     smoothed loss, and however chaotic ``L`` is, the variance of one pair, summed over the ``n`` elements of all
     parameters, is at most ``n (range of L)^2 / (4 s^2)``.
+
+    With ``shaping="ranks"`` the ``2 K`` losses are replaced by their ranks, spread evenly over ``[-1/2, 1/2]``: equal
+    losses share theirs. The estimate is then the same for every increasing function of the loss, and no outlier rules
+    it; it is no longer the gradient, and is for optimizers that look at directions alone, such as Adam.
 
     Args:
         loss: maps parameters by name, and ``data`` of the pair where there is some, to a scalar.
@@ -59,14 +64,15 @@ def evolution_gradient(
             which takes any Python function. The directions are the same.
         data: any nesting of tensors ``[pairs, ...]``: both losses of a pair see its entry, such as samples of its own,
             so that a stochastic loss is compared on equal samples.
+        shaping: "none" or "ranks".
 
     Returns:
         An :class:`EvolutionGradient`.
 
     Raises:
         TypeError: ``loss`` is not callable, or a parameter is not floating.
-        ValueError: ``smoothing``, ``pairs`` or ``chunk`` is out of range, there are no parameters, ``data`` has not
-            ``pairs`` entries, or the loss is not a finite scalar.
+        ValueError: ``smoothing``, ``pairs`` or ``chunk`` is out of range, ``shaping`` is unknown, there are no
+            parameters, ``data`` has not ``pairs`` entries, or the loss is not a finite scalar.
 
     Example:
         >>> p = {"x": torch.tensor([3.0], dtype=torch.float64)}
@@ -78,12 +84,14 @@ def evolution_gradient(
     References:
         Nesterov, Spokoiny (2017), Random gradient-free minimization of convex functions.
         Metz, Freeman, Schoenholz, Kachman (2021), Gradients are not all you need, section 4.
+        Salimans, Ho, Chen, Sidor, Sutskever (2017), Evolution strategies as a scalable alternative to reinforcement
+        learning, sections 2 and 2.1, for pairs and ranks.
     """
     check_perturbed(loss, parameters, smoothing, chunk)
     check_integer("pairs", pairs, 2)
+    check_choice("shaping", shaping, ("none", "ranks"))
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    mean = 0.0
 
     leaves, structure = pytree.tree_flatten(() if data is None else data)
     for leaf in leaves:
@@ -97,23 +105,45 @@ def evolution_gradient(
             raise ValueError(f"loss must return a scalar, got shape {tuple(found.shape)}")
         return found.reshape(())
 
+    def add(noise: dict[str, Tensor], slope: Tensor) -> None:
+        for name, direction in noise.items():
+            estimates = slope.reshape(-1, *(1,) * parameters[name].ndim).to(direction) * direction
+            total[name] += estimates.sum(0) / pairs
+            squares[name] += estimates.square().sum(0) / pairs
+
+    losses: list[Tensor] = []
+    again = torch.Generator(generator.device)
+    again.set_state(generator.get_state())  # ranks are known after the last loss: the directions are drawn once more
     with torch.no_grad():
         for noise in directions(dict(parameters), pairs, chunk, generator):
             count = len(next(iter(noise.values())))
             seen = [leaf[done : done + count] for leaf in leaves]
             done += count
-            plus, minus = (
+            both = [
                 _finite(each(value, chunk, {name: p + side * noise[name] for name, p in parameters.items()}, *seen))
                 for side in (smoothing, -smoothing)
-            )
-            mean += float((plus + minus).sum()) / (2 * pairs)
-            slope = (plus - minus) / (2 * smoothing)
-            for name, direction in noise.items():
-                estimates = slope.reshape(-1, *(1,) * parameters[name].ndim).to(direction) * direction
-                total[name] += estimates.sum(0) / pairs
-                squares[name] += estimates.square().sum(0) / pairs
+            ]
+            losses.append(torch.stack(both))
+            if shaping == "none":
+                add(noise, (both[0] - both[1]) / (2 * smoothing))
+        found = torch.cat(losses, 1)
+        if shaping == "ranks":
+            plus, minus = _centred_ranks(found)
+            for noise in directions(dict(parameters), pairs, chunk, again):
+                count = len(next(iter(noise.values())))
+                add(noise, (plus[:count] - minus[:count]) / (2 * smoothing))
+                plus, minus = plus[count:], minus[count:]
     error = {name: ((squares[name] - total[name].square()).clamp_min(0) / (pairs - 1)).sqrt() for name in parameters}
-    return EvolutionGradient(total, error, mean, 2 * pairs)
+    return EvolutionGradient(total, error, float(found.double().mean()), 2 * pairs)
+
+
+def _centred_ranks(losses: Tensor) -> Tensor:
+    """Ranks of all entries from -1/2 to 1/2, in the mean over ties."""
+    flat = losses.flatten()
+    ordered = flat.sort().values
+    lowest, above = (torch.searchsorted(ordered, flat, right=right) for right in (False, True))
+    ranks = (lowest + above - 1).to(losses) / 2
+    return (ranks / (flat.numel() - 1) - 0.5).view_as(losses)
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ CONTRACTS = [
         bad=[
             Bad((torch.ones(2),), {"pairs": 1}, ValueError, "pairs must be an integer >= 2"),
             Bad((torch.ones(2),), {"smoothing": 0.0}, ValueError, "smoothing must be > 0"),
+            Bad((torch.ones(2),), {"shaping": "rank"}, ValueError, "shaping must be"),
             Bad((torch.ones(2).long(),), {}, TypeError, "must be a floating tensor, got torch.int64"),
             Bad((torch.ones(2),), {"loss": lambda p: p["x"]}, ValueError, "loss must return a scalar"),
         ],
