@@ -135,6 +135,66 @@ def test_the_policy_loss_moves_the_policy_alone_and_uphill() -> None:
     assert float(dynamics.latent_policy_loss(model, z).mean().detach()) < float(loss.mean().detach())
 
 
+def test_replicates_side_by_side_are_models_of_their_own() -> None:
+    stacked, aside = (LatentWorldModel(3, 2, latent=4, hidden=5, replicates=3).double() for _ in range(2))
+    alone, others = ([shaken(k + start) for k in range(3)] for start in (0, 10))
+    for several, single in ((stacked, alone), (aside, others)):
+        for name in ("encoder", "transition", "reward", "policy"):
+            for place in range(2 if name == "encoder" else 3):
+                layers = [getattr(model, name)[2 * place] for model in single]
+                getattr(several, name).weights[place].data = torch.stack([layer.weight.detach().T for layer in layers])
+                getattr(several, name).biases[place].data = torch.stack([layer.bias.detach()[None] for layer in layers])
+        for place in range(3):
+            for kind in ("weights", "biases"):
+                rows = [getattr(model.twins, kind)[place].detach() for model in single]
+                getattr(several.twins, kind)[place].data = torch.cat(rows)
+    g = drawn(3)
+    s = torch.randn(2, 6, 3, 4, 3, generator=g, dtype=torch.float64)  # two batch dimensions before the replicates
+    a, r = torch.rand(2, 6, 3, 3, 2, generator=g).double() * 2 - 1, torch.randn(2, 6, 3, 3, generator=g).double()
+    weight = torch.rand(2, 6, 3, generator=g).double()
+    z = stacked.encode(s[..., 0, :])
+    words = {"discount": 0.9}
+    found = dynamics.latent_consistency_loss(stacked, aside, s, a, r, importance=weight, **words)  # type: ignore[arg-type]
+    policy = dynamics.latent_policy_loss(stacked, found.latents)
+    (found.total + policy.mean((0, 1)).sum()).backward()
+    total = torch.zeros((), dtype=torch.float64)
+    for k, (model, target) in enumerate(zip(alone, others, strict=True)):
+        own = model.encode(s[:, :, k, 0])
+        torch.testing.assert_close(z[:, :, k], own)
+        for ours, other in zip(stacked.step(z, a[..., 0, :]), model.step(own, a[:, :, k, 0]), strict=True):
+            torch.testing.assert_close(ours[:, :, k], other)
+        torch.testing.assert_close(stacked.state_value(z)[:, :, k], model.state_value(own))
+        torch.testing.assert_close(
+            stacked.values(z, a[..., 0, :], frozen=True)[:, :, k], model.values(own, a[:, :, k, 0])
+        )
+        one = dynamics.latent_consistency_loss(
+            model,
+            target,
+            s[:, :, k],
+            a[:, :, k],
+            r[:, :, k],
+            importance=weight[:, :, k],
+            **words,  # type: ignore[arg-type]
+        )
+        torch.testing.assert_close(found.each[:, :, k], one.each)
+        torch.testing.assert_close(found.priority[:, :, k], one.priority)
+        (one.total + dynamics.latent_policy_loss(model, one.latents).mean()).backward()
+        total = total + one.total
+        for name in ("encoder", "transition", "reward", "policy"):
+            slope = getattr(stacked, name).weights[1].grad[k].T
+            torch.testing.assert_close(slope, getattr(model, name)[2].weight.grad)
+        assert model.twins is not None
+        assert stacked.twins is not None
+        torch.testing.assert_close(stacked.twins.weights[0].grad[2 * k : 2 * k + 2], model.twins.weights[0].grad)
+    torch.testing.assert_close(found.total, total)
+    plan = dynamics.plan_mppi(stacked.step, z[0], actions=2, horizon=2, samples=8, elites=2, generator=drawn())
+    assert plan.actions.shape == (2, 6, 3, 2)
+    with pytest.raises(ValueError, match=r"observation must have shape \(\.\.\., 3, 3\)"):
+        stacked.encode(s[0, 0, :2, 0])
+    with pytest.raises(ValueError, match="replicates must be an integer >= 1, got 0"):
+        LatentWorldModel(3, 1, replicates=0)
+
+
 def test_heads_that_are_missing_are_named() -> None:
     model = LatentWorldModel(3, 1, latent=2, hidden=4, heads=("reward",))
     z = model.encode(torch.zeros(3))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -50,9 +52,12 @@ class LatentWorldModel(nn.Module):
         latent: size of z.
         hidden: size of every hidden layer.
         heads: those of ``"reward"``, ``"value"`` and ``"policy"`` that the model has.
+        replicates: how many such models with weights of their own to hold side by side, in batched products. They are
+            the last batch dimension of all that is given and returned: ``[*batch, replicates, n]``.
 
     Raises:
-        ValueError: a size below 1, an unknown head, or a method is called whose head is missing.
+        ValueError: a size below 1, an unknown head, a method is called whose head is missing, or the last batch
+            dimension is not that of the replicates.
 
     Example:
         >>> model = LatentWorldModel(3, 1, latent=8, hidden=16)
@@ -67,23 +72,32 @@ class LatentWorldModel(nn.Module):
     """
 
     def __init__(
-        self, observation: int, action: int, *, latent: int = 50, hidden: int = 512, heads: Sequence[str] = _HEADS
+        self,
+        observation: int,
+        action: int,
+        *,
+        latent: int = 50,
+        hidden: int = 512,
+        heads: Sequence[str] = _HEADS,
+        replicates: int | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("observation", observation), ("action", action), ("latent", latent), ("hidden", hidden)):
             check_integer(name, size, 1)
         for head in heads:
             check_choice("heads", head, _HEADS)
-        self.sizes = observation, action, latent
-        self.encoder = nn.Sequential(_linear(observation, hidden), nn.ELU(), _linear(hidden, latent))
-        self.transition = _perceptron(latent + action, hidden, latent)
-        self.reward = _perceptron(latent + action, hidden, 1, zero=True) if "reward" in heads else None
-        self.twins = _Twins(latent + action, hidden) if "value" in heads else None
-        self.policy = _perceptron(latent, hidden, action) if "policy" in heads else None
+        self.sizes, self.replicates = (observation, action, latent), replicates
+        self._copies = () if replicates is None else (check_integer("replicates", replicates, 1),)
+        both, hid = latent + action, (hidden, hidden)
+        self.encoder = _perceptron(replicates, observation, hidden, latent)
+        self.transition = _perceptron(replicates, both, *hid, latent)
+        self.reward = _perceptron(replicates, both, *hid, 1, zero=True) if "reward" in heads else None
+        self.twins = _Stacked(replicates, 2, (both, *hid, 1), zero=True) if "value" in heads else None
+        self.policy = _perceptron(replicates, latent, *hid, action) if "policy" in heads else None
 
     def encode(self, observation: Float[Tensor, "*batch o"]) -> Float[Tensor, "*batch latent"]:
         """Return z of an observation."""
-        check_shape("observation", check_floating("observation", observation), (self.sizes[0],))
+        check_shape("observation", check_floating("observation", observation), (*self._copies, self.sizes[0]))
         z: Tensor = self.encoder(observation)
         return z
 
@@ -98,14 +112,14 @@ class LatentWorldModel(nn.Module):
         self, z: Float[Tensor, "*batch latent"], action: Float[Tensor, "*batch m"], *, frozen: bool = False
     ) -> Float[Tensor, "*batch two"]:
         """Return Q1 and Q2 of an action; ``frozen`` lets no gradient into their weights."""
-        found: Tensor = _present(self.twins, "value")(self._joined(z, action), frozen)
+        found: Tensor = _present(self.twins, "value")(self._joined(z, action), frozen)[..., 0]
         return found
 
     def act(
         self, z: Float[Tensor, "*batch latent"], std: float = 0.0, *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "*batch m"]:
         """Return the action of the policy, with noise as :func:`truncated_normal` draws it where ``std`` > 0."""
-        check_shape("z", check_floating("z", z), (self.sizes[2],))
+        check_shape("z", check_floating("z", z), (*self._copies, self.sizes[2]))
         mean = _present(self.policy, "policy")(z).tanh()
         return truncated_normal(mean, std, generator=generator) if std else mean
 
@@ -116,8 +130,8 @@ class LatentWorldModel(nn.Module):
         return self.values(z, self.act(z, std, generator=generator)).amin(-1)
 
     def _joined(self, z: Tensor, action: Tensor) -> Tensor:
-        check_shape("z", check_floating("z", z), (self.sizes[2],))
-        check_shape("action", check_floating("action", action), (self.sizes[1],))
+        check_shape("z", check_floating("z", z), (*self._copies, self.sizes[2]))
+        check_shape("action", check_floating("action", action), (*self._copies, self.sizes[1]))
         check_same_dtype(z=z, action=action)
         if z.shape[:-1] != action.shape[:-1]:
             raise ValueError(f"action must have the batch of z, {tuple(z.shape[:-1])}, got {tuple(action.shape[:-1])}")
@@ -128,7 +142,8 @@ class ConsistencyLoss(NamedTuple):
     """What the unrolled model gets wrong.
 
     Attributes:
-        total: mean of ``each``, weighted where weights were given.
+        total: mean of ``each``, weighted where weights were given; of replicates side by side the sum of their means,
+            so that each has the gradient that it would have alone.
         each: ``[*batch]`` loss of every sequence.
         priority: ``[*batch]`` sum of the sizes of the errors of both Q over the steps, without gradient.
         latents: ``[H + 1, *batch, latent]`` that the model predicts from the first observation.
@@ -216,26 +231,27 @@ def latent_consistency_loss(
     if importance is not None and check_floating("importance", importance).shape != rewards.shape[:-1]:
         raise ValueError(f"importance must have shape {tuple(batch)}, got {tuple(importance.shape)}")
 
+    observed, acted, rewards = observations.movedim(-2, 0), actions.movedim(-2, 0), rewards.movedim(-1, 0)
     with torch.no_grad():
-        later = observations[..., 1:, :]
+        later = observed[1:]
         wanted, seen = target.encode(later), model.encode(later)
         bootstrap = target.values(seen, model.act(seen, noise, generator=generator))
         going = torch.zeros_like(rewards, dtype=torch.bool)
         returns = double_q_target(rewards, -bootstrap, bootstrap, going, discount=discount)  # values the smaller one
     wanted, returns, rewards = wanted.detach(), returns.detach(), rewards.detach()
-    unrolled = [model.encode(observations[..., 0, :])]
-    for action in actions.unbind(-2):
+    unrolled = [model.encode(observed[0])]
+    for action in acted:
         unrolled.append(model.transition(torch.cat([unrolled[-1], action], -1)))
     latents = torch.stack(unrolled)
-    after, both = latents[1:].movedim(0, -2), torch.cat([latents[:-1].movedim(0, -2), actions], -1)
-    values, predicted = _present(model.twins, "value")(both, False), _present(model.reward, "reward")(both)[..., 0]
+    after, both = latents[1:], torch.cat([latents[:-1], acted], -1)
+    values, predicted = model.values(latents[:-1], acted), _present(model.reward, "reward")(both)[..., 0]
     errors = values - returns[..., None]
     each = weights[0] * (after - wanted).square().mean(-1) + weights[1] * (predicted - rewards).square()
     each = each + weights[2] * errors.square().sum(-1)
     fading = decay ** torch.arange(steps, dtype=each.dtype, device=each.device)
-    each = (fading * each).sum(-1)
-    total = each.mean() if importance is None else (importance * each).mean()
-    return ConsistencyLoss(total, each, errors.detach().abs().sum((-1, -2)), latents)
+    each = (fading.view(-1, *[1] * len(batch)) * each).sum(0)
+    total = (each if importance is None else importance * each).mean() * (model.replicates or 1)
+    return ConsistencyLoss(total, each, errors.detach().abs().sum((0, -1)), latents)
 
 
 def latent_policy_loss(
@@ -371,42 +387,58 @@ def truncated_normal(
     return replace_gradient(moved.clamp(-limit, limit), moved)
 
 
-class _Twins(nn.Module):
-    """Two perceptrons side by side in batched products."""
+class _Stacked(nn.Module):
+    """Perceptrons of one shape side by side: ``heads`` of them for every input, of each replicate."""
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    def __init__(self, replicates: int | None, heads: int, sizes: tuple[int, ...], *, zero: bool = False) -> None:
         super().__init__()
-        sizes = ((inputs, hidden), (hidden, hidden))
-        self.weights = nn.ParameterList(
-            torch.stack([nn.init.orthogonal_(torch.empty(*size)) for _ in range(2)]) for size in sizes
-        )
-        self.biases = nn.ParameterList(torch.zeros(2, 1, size[1]) for size in sizes)
-        self.weights.append(torch.zeros(2, hidden, 1))
-        self.biases.append(torch.zeros(2, 1, 1))
+        self.replicates, self.heads, count = replicates, heads, heads * (replicates or 1)
+        pairs = list(pairwise(sizes))
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for inputs, outputs in pairs:
+            drawn = torch.stack([nn.init.orthogonal_(torch.empty(inputs, outputs)) for _ in range(count)])
+            self.weights.append(drawn)
+            self.biases.append(torch.zeros(count, 1, outputs))
+        if zero:
+            nn.init.zeros_(self.weights[-1])
 
-    def forward(self, x: Tensor, frozen: bool) -> Tensor:
-        """``[*batch, 2]``."""
-        found = x.reshape(-1, x.shape[-1]).expand(2, -1, -1)
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """``[*batch, heads, outputs]``; with replicates ``[*batch, replicates, heads, outputs]``."""
+        *batch, inputs = x.shape
+        own = self.replicates or 1
+        rows = math.prod(batch) // own
+        found = x.reshape(rows, own, inputs).transpose(0, 1)
+        found = found[:, None].expand(own, self.heads, rows, inputs).reshape(own * self.heads, rows, inputs)
         for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             found = F.elu(found) if place else found
             found = (
                 torch.baddbmm(bias.detach(), found, weight.detach()) if frozen else torch.baddbmm(bias, found, weight)
             )
-        return found[..., 0].T.reshape(*x.shape[:-1], 2)
+        outputs = found.shape[-1]
+        return found.view(own, self.heads, rows, outputs).permute(2, 0, 1, 3).reshape(*batch, self.heads, outputs)
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+class _Side(_Stacked):
+    """One perceptron for each replicate."""
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """``[*batch, replicates, outputs]``."""
+        return super().forward(x, frozen)[..., 0, :]
 
 
-def _perceptron(inputs: int, hidden: int, outputs: int, *, zero: bool = False) -> nn.Sequential:
-    last = _linear(hidden, outputs)
+def _perceptron(replicates: int | None, *sizes: int, zero: bool = False) -> nn.Module:
+    """ELU between linear layers that start orthogonal, the last at zero where that is asked for."""
+    if replicates is not None:
+        return _Side(replicates, 1, sizes, zero=zero)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layer = nn.Linear(inputs, outputs)
+        nn.init.orthogonal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.ELU()]
     if zero:
-        nn.init.zeros_(last.weight)
-    return nn.Sequential(_linear(inputs, hidden), nn.ELU(), _linear(hidden, hidden), nn.ELU(), last)
+        nn.init.zeros_(layer.weight)
+    return nn.Sequential(*layers[:-1])
 
 
 def _present(head: nn.Module | None, name: str) -> nn.Module:

@@ -16,9 +16,9 @@ _SEEN = torch.linspace(-1, 1, 4, dtype=torch.float64).sin().view(1, 2, 2)
 _EARNED = torch.tensor([[0.5]], dtype=torch.float64)
 
 
-def _model() -> nn.Module:
+def _model(**words: Any) -> nn.Module:
     """With last layers that are not zero."""
-    model = LatentWorldModel(2, 1, latent=2, hidden=2)
+    model = LatentWorldModel(2, 1, latent=2, hidden=2, **words)
     for p in model.parameters():
         nn.init.uniform_(p, -0.7, 0.7)
     return model
@@ -102,6 +102,16 @@ CONTRACTS = [
             Bad((torch.zeros(2, 3), torch.zeros(2, 1)), {}, ValueError, "observation must have shape"),
             Bad((torch.zeros(2, 2), torch.zeros(2, 2)), {}, ValueError, "action must have shape"),
         ],
+    ),
+    Module(
+        "dynamics.LatentWorldModel[replicates]",
+        _everything,
+        _normal((1, 2, 2), (1, 2, 1)),
+        build=seeded(lambda: _model(replicates=2)),
+        batched=False,
+        large_limit=100.0,
+        why=f"observation and action have one batch: the law enlarges the first alone; {RANGE}",
+        bad=[Bad((torch.zeros(2, 3, 2), torch.zeros(2, 3, 1)), {}, ValueError, "observation must have shape")],
     ),
     Module(
         "dynamics.latent_consistency_loss",
