@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.optimize
 import torch
 from torch import Tensor
 
 from pullback.core.errors import ConvergenceError
-from pullback.implicit import Reason, find_bracketed_root, find_root, least_squares, minimize
+from pullback.implicit import Reason, find_bracketed_root, find_root, least_squares, linear_least_squares, minimize
 
 
 def _decay(p: Tensor, times: Tensor, values: Tensor) -> Tensor:
@@ -181,3 +182,41 @@ def test_broyden_comes_back_from_a_step_that_is_far_too_long() -> None:
     found = find_root(lambda x: x**3 - cubes, torch.ones(4, 1).double(), method="broyden", batch_ndim=1, tolerance=1e-5)
     assert found.converged.all()
     torch.testing.assert_close(found.value, torch.tensor([[1.0], [100.0], [1000.0], [2.0]]).double())
+
+
+@pytest.mark.parametrize("method", ["qr", "svd"])
+@pytest.mark.parametrize("shape", [(6, 3), (3, 3), (3, 6)])
+def test_linear_least_squares_is_scipys(method: str, shape: tuple[int, int], generator: torch.Generator) -> None:
+    a = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    b = torch.randn(shape[0], 2, generator=generator, dtype=torch.float64)
+    found = linear_least_squares(a, b, method=method, columns=True, check=True)
+    torch.testing.assert_close(found.value, torch.from_numpy(scipy.linalg.lstsq(a, b)[0]))
+    assert found.residual.shape == (2,)
+    assert float(found.residual.max()) < 1e-12
+
+
+def test_linear_least_squares_without_full_rank(generator: torch.Generator) -> None:
+    left, right = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((5, 2), (2, 4)))
+    a, b = (left @ right).requires_grad_(), torch.randn(5, generator=generator, dtype=torch.float64)
+    shortest = linear_least_squares(a, b, method="svd")
+    torch.testing.assert_close(shortest.value.detach(), torch.from_numpy(scipy.linalg.lstsq(a.detach(), b)[0]))
+    told = linear_least_squares(a, b)
+    assert int(told.reason) == Reason.STALLED
+    assert told.value.eq(0).all()
+    (slope,) = torch.autograd.grad(told.value.sum(), a)
+    assert slope.eq(0).all()  # not NaN
+    with pytest.raises(ConvergenceError, match="linear_least_squares: the system did not converge"):
+        linear_least_squares(a, b, check=True)
+    # In the direction of matrices of the same rank the derivative is that of the pseudo-inverse.
+    turn = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    (slope,) = torch.autograd.grad(shortest.value.sum(), a)
+    ends = [torch.linalg.pinv(left @ (right + s * turn)) @ b for s in (1e-6, -1e-6)]
+    assert float((slope * (left @ turn)).sum()) == pytest.approx(float((ends[0] - ends[1]).sum() / 2e-6), rel=1e-5)
+
+
+def test_a_number_that_is_none_stays_in_its_own_problem() -> None:
+    a = torch.eye(2).expand(2, 2, 2).clone()
+    a[0, 0, 0] = torch.nan
+    found = linear_least_squares(a, torch.ones(2, 2))
+    assert found.value.isnan().tolist() == [[True, True], [False, False]]
+    assert found.reason.tolist() == [Reason.DIVERGED, Reason.CONVERGED]

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from pullback.core.errors import ConvergenceError
-from pullback.implicit import Reason, find_root, fixed_point, linear_solve, minimize, prox_lasso
+from pullback.implicit import (
+    Reason,
+    SparseMatrix,
+    SparsePattern,
+    find_root,
+    fixed_point,
+    linear_solve,
+    minimize,
+    prox_lasso,
+)
 
 
 def rosenbrock(x: Tensor, a: Tensor) -> Tensor:
@@ -365,3 +374,71 @@ def test_conjugate_gradients_go_on_when_the_slope_has_all_but_vanished(scale: fl
         lambda x: (weight * (x - 1) ** 2).sum(), torch.zeros(4).double(), method="nonlinear_cg", check=True
     )
     assert found.iterations <= 8
+
+
+def test_several_right_sides_are_scipys_and_share_a_factorisation(generator: torch.Generator) -> None:
+    a = torch.randn(3, 5, 5, generator=generator, dtype=torch.float64) + 4 * torch.eye(5)
+    b = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64)
+    found = linear_solve(a, b, columns=True)
+    torch.testing.assert_close(found.value, torch.from_numpy(np.linalg.solve(a.numpy(), b.numpy())))
+    assert found.residual.shape == (3, 2)
+    pattern = SparsePattern(torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 0]), (3, 3))
+    values = torch.randn(4, 6, generator=generator, dtype=torch.float64) + torch.tensor([3.0, 0, 3, 0, 3, 0])
+    right = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64)
+    for chosen in (values, values[0]):  # a batch of matrices, one for all
+        sparse = SparseMatrix(pattern, chosen)
+        expected = torch.linalg.solve(sparse.dense(), right)
+        torch.testing.assert_close(linear_solve(sparse, right, columns=True).value, expected)
+    with pytest.raises(ValueError, match="columns=True is for a matrix"):
+        linear_solve(lambda v: v, right, columns=True)
+
+
+def test_block_coordinates_of_very_different_scale_take_fewer_sweeps(generator: torch.Generator) -> None:
+    scale = torch.tensor([1.0, 0.2, 20.0], dtype=torch.float64)
+    a = torch.randn(20, 3, generator=generator, dtype=torch.float64) * scale
+    y = torch.randn(20, generator=generator, dtype=torch.float64)
+
+    def objective(x: Tensor, weight: Tensor) -> Tensor:
+        return ((a @ x - y) ** 2).sum() / 2
+
+    def soft(v: Tensor, step: float, weight: Tensor) -> Tensor:
+        return prox_lasso(v, step * weight)
+
+    weight, start = torch.tensor(0.3, dtype=torch.float64, requires_grad=True), torch.zeros(3, dtype=torch.float64)
+    options: dict[str, Any] = {"prox": soft, "tolerance": 1e-4, "max_iterations": 20_000, "check": True}
+    blocks = minimize(objective, start, weight, method="block_coordinate", **options)
+    whole = minimize(objective, start, weight, **options)
+    assert int(blocks.iterations) < 0.2 * int(whole.iterations)
+    torch.testing.assert_close(blocks.value, whole.value, atol=1e-4, rtol=1e-4)
+    slope = torch.autograd.grad(blocks.value.sum(), weight)[0]
+    torch.testing.assert_close(slope, torch.autograd.grad(whole.value.sum(), weight)[0], atol=1e-6, rtol=1e-4)
+
+
+def test_blocks_are_the_tensors_of_a_nesting(generator: torch.Generator) -> None:
+    target = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+
+    def objective(x: dict[str, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+        gap = x["row"][:, None, :] * x["level"][:, None, None] - target[:, None, :]
+        return (gap**2).sum((1, 2)) + ((x["level"] - 2) ** 2), gap
+
+    init = {"row": torch.zeros(2, 3, dtype=torch.float64), "level": torch.ones(2, dtype=torch.float64)}
+    found = minimize(objective, init, target, method="block_coordinate", batch_ndim=1, has_aux=True, check=True)
+    torch.testing.assert_close(found.value["row"], target / 2)
+    torch.testing.assert_close(found.aux, torch.zeros_like(found.aux), atol=1e-7, rtol=0)
+
+
+def test_aux_must_be_the_second_of_two() -> None:
+    with pytest.raises(ValueError, match=r"function must return a pair \(value, aux\) with has_aux=True, got Tensor"):
+        find_root(lambda x: x, torch.ones(2), has_aux=True)
+    with pytest.raises(ValueError, match=r"map must return a pair \(value, aux\) with has_aux=True, got 3 values"):
+        fixed_point(lambda x: (x, 1, 2), torch.ones(2), has_aux=True)
+    assert fixed_point(lambda x: (x / 2, "half"), torch.ones(2), has_aux=True).aux == "half"
+
+
+def test_aux_has_the_derivatives_of_the_solution_and_of_its_own() -> None:
+    def square(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        return x**2 - a, 3 * x + a
+
+    a = torch.tensor([4.0, 9.0], dtype=torch.float64, requires_grad=True)
+    found = find_root(square, torch.ones(2, dtype=torch.float64), a, has_aux=True)
+    torch.testing.assert_close(torch.autograd.grad(found.aux.sum(), a)[0], 1 + 1.5 / a.detach().sqrt())

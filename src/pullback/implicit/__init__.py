@@ -23,6 +23,7 @@ from pullback.implicit.hypergradients import Hypergradient, hypergradient
 from pullback.implicit.hyperparameters import Hyperparameter, Hyperparameters, dropout_by_example
 from pullback.implicit.inverse_hessian import inverse_hessian_product
 from pullback.implicit.least_squares import least_squares
+from pullback.implicit.linear_least_squares import linear_least_squares
 from pullback.implicit.linear_solve import linear_solve
 from pullback.implicit.multiclass_svm import MulticlassSVM
 from pullback.implicit.multipliers import InfeasibleError, Multipliers
@@ -136,6 +137,7 @@ __all__ = [
     "kl_worst_case",
     "knapsack_layer",
     "least_squares",
+    "linear_least_squares",
     "linear_solve",
     "majority_vote",
     "minimize",

@@ -17,7 +17,7 @@ from pullback.implicit.arguments import check_function, check_number
 from pullback.implicit.iteration import Map, Method, State, backtrack, dot, norm
 from pullback.implicit.linear_solve import dense
 from pullback.implicit.roots import custom_root
-from pullback.implicit.running import Function, Run, jacobian_of
+from pullback.implicit.running import Function, Run, jacobian_of, value_alone, with_aux
 from pullback.implicit.solution import Solution
 
 __all__ = ["least_squares"]
@@ -36,6 +36,7 @@ def least_squares(
     solve: str = "auto",
     ridge: float = 0.0,
     batch_ndim: int = 0,
+    has_aux: bool = False,
     check: bool = False,
 ) -> Solution:
     r"""Minimise :math:`\tfrac12 |r(x, \theta)|^2`.
@@ -57,6 +58,7 @@ def least_squares(
         solve: linear solver of the derivative, see :func:`~pullback.implicit.linear_solve`.
         ridge: >= 0, added to its diagonal: for directions that the residual does not decide.
         batch_ndim: number of leading dimensions of ``x`` that are independent problems.
+        has_aux: whether ``residual`` returns a pair ``(value, aux)``; ``aux`` at the solution is in the result.
         check: raise when a problem did not converge.
 
     Returns:
@@ -79,6 +81,7 @@ def least_squares(
         Marquardt (1963); Nielsen (1999), Damping parameter in Marquardt's method; Pineda et al. (2022), Theseus.
     """
     check_function("residual", residual)
+    pair, residual = residual, value_alone(residual, "residual", has_aux)
     check_choice("method", method, get_args(LeastSquaresMethod))
     check_number("damping", damping)
     run = Run("least_squares", tolerance, max_iterations, check, loosen=100.0)
@@ -98,8 +101,7 @@ def least_squares(
         chosen: Method = LevenbergMarquardt(on_rows, damping) if method != "gauss_newton" else GaussNewton(on_rows)
         return run(chosen, rows, init)
 
-    result: Solution = solver(init, *theta)
-    return result
+    return with_aux(solver(init, *theta), pair, theta, "residual", has_aux)
 
 
 def _pack(value: Any, rows: Rows) -> Float[Tensor, "count m"]:

@@ -88,6 +88,7 @@ def linear_solve(
     ridge: float = 0.0,
     parameters: Sequence[Float[Tensor, "..."]] = (),
     batch_ndim: int | None = None,
+    columns: bool = False,
     check: bool = False,
 ) -> Solution:
     r"""Solve ``(A + ridge I) x = b``; only products with ``A`` are needed.
@@ -113,13 +114,15 @@ def linear_solve(
         parameters: every tensor that the function ``matvec`` uses and that needs a derivative.
         batch_ndim: number of leading dimensions of ``b`` that are independent systems; default: all but the last for a
             matrix, 0 for a function (one system over all entries).
+        columns: whether ``b`` holds ``k`` right sides of each matrix, ``[*batch, n, k]``; the matrix is then factorised
+            once for all. A function takes them as leading dimensions, with ``batch_ndim``.
         check: raise when a system did not converge.
 
     Returns:
-        ``Solution``: ``value`` like ``b``, ``residual [*batch]`` (2-norm of ``b - (A + ridge I) x``; of the normal
-        equations for ``"normal_cg"`` with a ridge), ``iterations`` (products; 1 for ``"lu"``), ``reason`` and
-        ``converged``. A singular ``A`` without ridge shows as ``converged`` false; ``value`` is then the last
-        finite point, 0 where elimination breaks down, and derivatives warn.
+        ``Solution``: ``value`` like ``b``; ``residual [*batch]`` (``[*batch, k]`` with ``columns``), the 2-norm of
+        ``b - (A + ridge I) x``, of the normal equations for ``"normal_cg"`` with a ridge; ``iterations`` (products; 1
+        for ``"lu"``), ``reason`` and ``converged``. A singular ``A`` without ridge shows as ``converged`` false;
+        ``value`` is then the last finite point, 0 where elimination breaks down, and derivatives warn.
 
     Raises:
         TypeError: ``b`` is no floating tensor, the matrix has another dtype, or ``matvec`` is no function.
@@ -137,25 +140,16 @@ def linear_solve(
         Blondel et al. (2022), Efficient and modular implicit differentiation, section 2.1; Saad (2003).
     """
     check_floating("b", b)
-    if isinstance(matvec, Tensor):
-        if b.ndim == 0 or matvec.ndim < 2 or matvec.shape[-2:] != (b.shape[-1], b.shape[-1]):
-            raise ValueError(f"matvec must be [*batch, n, n] for b {tuple(b.shape)}, got {tuple(matvec.shape)}")
-        check_same_dtype(matvec=matvec, b=b)
-        b = b.expand(*check_broadcast(matvec=tuple(matvec.shape[:-2]), b=tuple(b.shape[:-1])), b.shape[-1])
+    if isinstance(matvec, Tensor | SparseMatrix):
+        values, b = _aligned(matvec, b, columns)
         if batch_ndim is None:
             batch_ndim = b.ndim - 1
-        operator = _MATRIX
-        tensors: tuple[Tensor, ...] = (matvec,)
-    elif isinstance(matvec, SparseMatrix):
-        if b.ndim == 0 or matvec.shape[-2:] != (b.shape[-1], b.shape[-1]):
-            raise ValueError(f"matvec must be [*batch, n, n] for b {tuple(b.shape)}, got {matvec.shape}")
-        check_same_dtype(matvec=matvec.values, b=b)
-        b = b.expand(*check_broadcast(matvec=matvec.shape[:-2], b=tuple(b.shape[:-1])), b.shape[-1])
-        if batch_ndim is None:
-            batch_ndim = b.ndim - 1
-        operator, tensors = _of_sparse(matvec.pattern), (matvec.values,)
+        operator = _of_sparse(matvec.pattern) if isinstance(matvec, SparseMatrix) else _COLUMNS if columns else _MATRIX
+        tensors: tuple[Tensor, ...] = (values,)
     else:
         check_function("matvec", matvec)
+        if columns:
+            raise ValueError("columns=True is for a matrix; a function takes right sides as leading dimensions of b")
         operator, tensors = _of_function(matvec), tuple(parameters)
         _try(operator, b, tensors)
     options = LinearOptions(
@@ -169,9 +163,24 @@ def linear_solve(
     if options.batch_ndim > b.ndim:
         raise ValueError(f"batch_ndim must be in [0, {b.ndim}] for b {tuple(b.shape)}, got {batch_ndim}")
     solution = solve_system(operator, b, tensors, options)
+    if columns:
+        solution = solution._replace(value=solution.value.mT)
     if check:
         raise_unless_converged("linear_solve", solution)
     return solution
+
+
+def _aligned(matrix: Tensor | SparseMatrix, b: Tensor, columns: bool) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the matrix and the right sides as rows, with batches that broadcast."""
+    values, shape = (matrix.values, matrix.shape) if isinstance(matrix, SparseMatrix) else (matrix, matrix.shape)
+    rows = b.mT if columns and b.ndim > 1 else b
+    if b.ndim < 1 + columns or len(shape) < 2 or tuple(shape[-2:]) != (rows.shape[-1], rows.shape[-1]):
+        raise ValueError(f"matvec must be [*batch, n, n] for b {tuple(b.shape)}, got {tuple(shape)}")
+    check_same_dtype(matvec=values, b=b)
+    batch = check_broadcast(matvec=tuple(shape[:-2]), b=tuple(rows.shape[: rows.ndim - 1 - columns]))
+    if columns and isinstance(matrix, SparseMatrix) and len(shape) > 2:
+        values = values.unsqueeze(-2)
+    return values, rows.expand(*batch, *rows.shape[rows.ndim - 1 - columns :])
 
 
 def _try(operator: Operator, b: Tensor, tensors: tuple[Tensor, ...]) -> None:
@@ -229,6 +238,24 @@ _MATRIX = Operator(
 )
 
 
+def _factorised(transposed: bool) -> Callable[..., Map]:
+    def at(ridge: float, matrix: Tensor) -> Map:
+        shifted = matrix + ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(shifted)
+        return lambda v: torch.linalg.lu_solve(factors, pivots, v.mT, adjoint=transposed).mT
+
+    return at
+
+
+_COLUMNS = Operator(
+    lambda matrix: lambda v: v @ matrix.mT,
+    lambda matrix: lambda w: w @ matrix,
+    inverse_at=_factorised(False),
+    adjoint_inverse_at=_factorised(True),
+)
+"""``A`` on right sides ``[*batch, k, n]``."""
+
+
 def _of_sparse(pattern: SparsePattern) -> Operator:
     def inverse_at(transposed: bool) -> Callable[..., Map]:
         def at(ridge: float, values: Tensor) -> Map:
@@ -251,7 +278,7 @@ class _LinearSolve(torch.autograd.Function):
     @staticmethod
     def forward(operator: Operator, options: LinearOptions, b: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return tuple(_solve(operator, options, b, tensors))
+            return tuple(_solve(operator, options, b, tensors)[:4])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

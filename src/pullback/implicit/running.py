@@ -16,7 +16,7 @@ from pullback.implicit.iteration import Map, Method, iterate
 from pullback.implicit.linear_solve import Operator, default_tolerance
 from pullback.implicit.solution import Solution, raise_unless_converged
 
-__all__ = ["Function", "Run", "jacobian_of", "on_rows"]
+__all__ = ["Function", "Run", "jacobian_of", "on_rows", "value_alone", "with_aux"]
 
 Function = Callable[..., Any]
 
@@ -77,3 +77,26 @@ def jacobian_of(function: Map, symmetric: bool = False) -> Operator:
         return lambda v: push(v)[0]
 
     return Operator(at, adjoint_at, symmetric)
+
+
+def value_alone(function: Function, name: str, has_aux: bool) -> Function:
+    """Return the function called ``name`` without what it returns beside its value."""
+    if not has_aux:
+        return function
+
+    def value(*arguments: Any) -> Any:
+        return _pair(function(*arguments), name)[0]
+
+    return value
+
+
+def with_aux(solution: Solution, function: Function, theta: tuple[Any, ...], name: str, has_aux: bool) -> Solution:
+    """Return the solution with what the function returns beside its value there."""
+    return solution._replace(aux=_pair(function(solution.value, *theta), name)[1]) if has_aux else solution
+
+
+def _pair(found: Any, name: str) -> tuple[Any, Any]:
+    if not isinstance(found, tuple) or len(found) != 2:
+        got = f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
+        raise ValueError(f"{name} must return a pair (value, aux) with has_aux=True, got {got}")
+    return found

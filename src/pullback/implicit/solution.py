@@ -36,16 +36,18 @@ class Solution(NamedTuple):
     """What a solver returns.
 
     Attributes:
-        value: the solution, shaped like the initial guess or the right side; the only part with derivatives.
+        value: the solution, shaped like the initial guess or the right side; with its derivatives.
         residual: ``[*batch]`` norm of what should be zero.
         iterations: ``[*batch]`` int64, iterations (for Krylov methods: products with the matrix).
         reason: ``[*batch]`` int64, why each problem stopped: the numbers of :class:`Reason`.
+        aux: with ``has_aux`` what the function returned beside its value at the solution, with derivatives.
     """
 
     value: Any
     residual: Float[Tensor, "*batch"]
     iterations: Int[Tensor, "*batch"]
     reason: Int[Tensor, "*batch"]
+    aux: Any = ()
 
     @property
     def converged(self) -> Bool[Tensor, "*batch"]:

@@ -6,6 +6,7 @@ exact solution in ``theta`` (reverse, forward, every order, ``vmap``); the memor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -18,20 +19,30 @@ from pullback.core.shapes import Tensor
 from pullback.implicit import optimality
 from pullback.implicit.arguments import check_function, check_number
 from pullback.implicit.bounds import bounds_like
-from pullback.implicit.descent import FIRE, NewtonMinimum, NonlinearCG, Objective, ProximalGradient
+from pullback.implicit.descent import (
+    FIRE,
+    BlockCoordinate,
+    NewtonMinimum,
+    NonlinearCG,
+    Objective,
+    ProximalGradient,
+    Slope,
+)
 from pullback.implicit.iteration import Map, Method
 from pullback.implicit.linear_solve import LinearOptions
 from pullback.implicit.quasi_newton import BFGS, LBFGS, BoundedLBFGS
 from pullback.implicit.root_finding import Anderson, Broyden, NewtonRoot, Picard
 from pullback.implicit.roots import custom_fixed_point, custom_root
-from pullback.implicit.running import Function, Run, jacobian_of, on_rows
+from pullback.implicit.running import Function, Run, jacobian_of, on_rows, value_alone, with_aux
 from pullback.implicit.solution import Solution
 
 __all__ = ["find_root", "fixed_point", "minimize"]
 
 FixedPointMethod = Literal["picard", "anderson", "newton"]
 RootMethod = Literal["newton", "broyden"]
-MinimizeMethod = Literal["lbfgs", "bfgs", "newton", "nonlinear_cg", "gradient", "fire", "proximal_gradient", "lbfgsb"]
+MinimizeMethod = Literal[
+    "lbfgs", "bfgs", "newton", "nonlinear_cg", "gradient", "fire", "proximal_gradient", "block_coordinate", "lbfgsb"
+]
 
 
 def find_root(
@@ -44,6 +55,7 @@ def find_root(
     solve: str = "auto",
     ridge: float = 0.0,
     batch_ndim: int = 0,
+    has_aux: bool = False,
     check: bool = False,
 ) -> Solution:
     r"""Solve ``function(x, *theta) = 0`` by Newton's or Broyden's method, with backtracking.
@@ -59,6 +71,7 @@ def find_root(
         solve: linear solver of the Newton steps and of the derivative, see :func:`~pullback.implicit.linear_solve`.
         ridge: >= 0, added to the diagonal of the Jacobian in both.
         batch_ndim: number of leading dimensions of ``x`` that are independent problems: their linear systems are small.
+        has_aux: whether ``function`` returns a pair ``(value, aux)``; ``aux`` at the solution is in the result.
         check: raise when a problem did not converge.
 
     Returns:
@@ -81,6 +94,7 @@ def find_root(
         and 8.
     """
     check_function("function", function)
+    pair, function = function, value_alone(function, "function", has_aux)
     check_choice("method", method, get_args(RootMethod))
     run = Run("find_root", tolerance, max_iterations, check)
     linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
@@ -93,8 +107,7 @@ def find_root(
         chosen: Method = Broyden(gap, jacobian) if method == "broyden" else NewtonRoot(gap, jacobian, linear)
         return run(chosen, rows, init)
 
-    result: Solution = solver(init, *theta)
-    return result
+    return with_aux(solver(init, *theta), pair, theta, "function", has_aux)
 
 
 def fixed_point(
@@ -109,6 +122,7 @@ def fixed_point(
     solve: str = "auto",
     ridge: float = 0.0,
     batch_ndim: int = 0,
+    has_aux: bool = False,
     check: bool = False,
 ) -> Solution:
     r"""Solve ``map(x, *theta) = x``.
@@ -126,6 +140,7 @@ def fixed_point(
         solve: linear solver of the derivative (and of ``"newton"``).
         ridge: >= 0, added to its diagonal.
         batch_ndim: number of leading dimensions of ``x`` that are independent problems.
+        has_aux: whether ``map`` returns a pair ``(value, aux)``; ``aux`` at the solution is in the result.
         check: raise when a problem did not converge.
 
     Returns:
@@ -146,6 +161,7 @@ def fixed_point(
         Anderson (1965); Walker, Ni (2011); Bai, Kolter, Koltun (2019), Deep equilibrium models.
     """
     check_function("map", map)
+    pair, map = map, value_alone(map, "map", has_aux)
     check_choice("method", method, get_args(FixedPointMethod))
     check_number("damping", damping)
     if damping > 1:
@@ -169,8 +185,7 @@ def fixed_point(
         }
         return run(methods[method], rows, init)
 
-    result: Solution = solver(init, *theta)
-    return result
+    return with_aux(solver(init, *theta), pair, theta, "map", has_aux)
 
 
 def minimize(
@@ -186,6 +201,7 @@ def minimize(
     solve: str = "auto",
     ridge: float = 0.0,
     batch_ndim: int = 0,
+    has_aux: bool = False,
     check: bool = False,
 ) -> Solution:
     r"""Minimise ``objective(x, *theta)``, between bounds, or ``objective + g`` with the proximal operator of ``g``.
@@ -200,7 +216,10 @@ def minimize(
         method: ``"lbfgs"`` (default), ``"bfgs"`` (dense, for few unknowns), ``"newton"`` (few unknowns, fast near the
             minimum), ``"nonlinear_cg"`` (least memory), ``"gradient"`` (accelerated, step found by backtracking),
             ``"fire"`` (inertial relaxation of molecular dynamics: for rough potentials); with ``prox``
-            ``"proximal_gradient"`` (accelerated); with ``bounds`` ``"lbfgsb"``.
+            ``"proximal_gradient"`` (accelerated); with ``prox`` or without it ``"block_coordinate"``: one block after
+            another by a step of its own length, for blocks of very different scale (the tensors of ``init``; of one
+            tensor the slices of its first dimension behind the batch; ``prox`` must act on each block by itself); with
+            ``bounds`` ``"lbfgsb"``.
         prox: ``prox(y, step, *theta)`` of ``step * g``, such as ``lambda y, step, lam: prox_lasso(y, step * lam)``, or
             a projection.
         bounds: ``(low, high)``, each a number or like ``init`` (a tensor that broadcasts, or the same nesting); may be
@@ -213,6 +232,7 @@ def minimize(
         solve: linear solver of the derivative (and of ``"newton"``).
         ridge: >= 0, added to its diagonal, for a flat minimum.
         batch_ndim: number of leading dimensions of ``x`` that are independent problems.
+        has_aux: whether ``objective`` returns a pair ``(value, aux)``; ``aux`` at the solution is in the result.
         check: raise when a problem did not converge.
 
     Returns:
@@ -234,19 +254,22 @@ def minimize(
 
     References:
         Nocedal, Wright (2006); Byrd et al. (1995); Hager, Zhang (2005); Beck, Teboulle (2009); Bitzek et al. (2006);
-        Blondel et al. (2022) for the derivatives.
+        Beck, Tetruashvili (2013); Blondel et al. (2022) for the derivatives.
     """
     check_function("objective", objective)
-    special = {"proximal_gradient": prox, "lbfgsb": bounds}
-    chosen = method or next((name for name, given in special.items() if given is not None), "lbfgs")
+    pair, objective = objective, value_alone(objective, "objective", has_aux)
+    chosen = method or ("proximal_gradient" if prox is not None else "lbfgs" if bounds is None else "lbfgsb")
     check_choice("method", chosen, get_args(MinimizeMethod))
-    for name, given in special.items():
-        if (given is not None) != (chosen == name):
-            word = "prox" if name == "proximal_gradient" else "bounds"
-            raise ValueError(f"method {chosen!r} and {word} do not go together: {name!r} takes it, the others do not")
+    if prox is not None and chosen not in ("proximal_gradient", "block_coordinate"):
+        raise ValueError(f"prox and method {chosen!r} do not go together: 'proximal_gradient', 'block_coordinate' do")
+    if prox is None and chosen == "proximal_gradient":
+        raise ValueError("method 'proximal_gradient' needs prox")
+    if (bounds is not None) != (chosen == "lbfgsb"):
+        raise ValueError(f"method {chosen!r} and bounds do not go together: 'lbfgsb' takes them, the others do not")
     if prox is not None:
         check_function("prox", prox)
     check_number("step", step)
+    arguments = theta
     run = Run("minimize", tolerance, max_iterations, check, loosen=100.0)
     linear = LinearOptions(method=solve, ridge=ridge, batch_ndim=1, argument="solve")
     if prox is not None:
@@ -277,13 +300,15 @@ def minimize(
             "nonlinear_cg": lambda: NonlinearCG(evaluate),
             "gradient": lambda: ProximalGradient(evaluate, near),
             "proximal_gradient": lambda: ProximalGradient(evaluate, near),
+            "block_coordinate": lambda: BlockCoordinate(
+                evaluate, _partial(objective, rows, given), near, _blocks(rows)
+            ),
             "fire": lambda: FIRE(evaluate, step),
             "lbfgsb": lambda: BoundedLBFGS(evaluate, limits[0], limits[1]),
         }
         return run(methods[chosen](), rows, init)
 
-    result: Solution = solver(init, *theta)
-    return result
+    return with_aux(solver(init, *theta), pair, arguments, "objective", has_aux)
 
 
 def _between(objective: Function) -> Function:
@@ -318,6 +343,32 @@ def _objective(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> Objec
         return value.detach(), slope
 
     return evaluate
+
+
+def _partial(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> Callable[[Tensor, slice], Slope]:
+    """Return value and gradient in one block of columns."""
+    total = _total(objective, rows, theta)
+
+    def evaluate(x: Tensor, block: slice) -> Slope:
+        with torch.enable_grad():
+            part = x[:, block].detach().requires_grad_()
+            sum_of_all, value = total(torch.cat([x[:, : block.start], part, x[:, block.stop :]], 1))
+            if not sum_of_all.requires_grad:  # constant in this block
+                return Slope(value, torch.zeros_like(part))
+            (slope,) = torch.autograd.grad(sum_of_all, part, materialize_grads=True)
+        return Slope(value.detach(), slope)
+
+    return evaluate
+
+
+def _blocks(rows: Rows) -> list[slice]:
+    """Return the columns of each tensor, of a single one those of each slice of its first dimension."""
+    sizes = list(rows.sizes)
+    if rows.single and rows.shapes[0]:
+        count = rows.shapes[0][0]
+        sizes = [rows.size // count] * count if count else []
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _total(objective: Function, rows: Rows, theta: tuple[Any, ...]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

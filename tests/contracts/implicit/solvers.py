@@ -227,6 +227,21 @@ CONTRACTS = [
         why=_LARGE,
     ),
     HigherOrder(
+        "implicit.minimize[block_coordinate]",
+        lambda objective, a: implicit.minimize(
+            objective, torch.zeros_like(a), a, prox=_soft, method="block_coordinate", **_exact(a, {})
+        ),
+        _samples,
+        given=_distance,
+        argument="objective",
+        reference=lambda a: implicit.prox_lasso(a, 0.3),
+        outputs=lambda solution: solution.value,
+        large_limit=1e4,
+        compile=False,
+        half=False,
+        why=_LARGE,
+    ),
+    HigherOrder(
         "implicit.minimize[prox]",
         lambda prox, a: implicit.minimize(_distance, torch.zeros_like(a), a, prox=prox, **_exact(a, {})),
         _samples,
