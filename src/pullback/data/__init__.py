@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pullback.data.archives import DataFetchError
+from pullback.data.bodies import BODY_COLOURS, BodyClips, body_clips
 from pullback.data.byte_pairs import BytePairs
 from pullback.data.cache import DataMissingError, cache_root, is_present, load, missing, origin
 from pullback.data.clips import ObjectClips, object_clips
@@ -52,9 +53,11 @@ from pullback.data.voices import MovingVoices, moving_voices
 from pullback.data.walks import WALK_WORDS, Walks, instructed_walks
 
 __all__ = [
+    "BODY_COLOURS",
     "SOURCES",
     "WALK_WORDS",
     "Body",
+    "BodyClips",
     "BuildingTiles",
     "BytePairs",
     "Calibration",
@@ -101,6 +104,7 @@ __all__ = [
     "bayesian_network",
     "bible",
     "body",
+    "body_clips",
     "boston",
     "breast_cancer",
     "building_tiles",

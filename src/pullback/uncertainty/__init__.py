@@ -5,7 +5,7 @@ from __future__ import annotations
 from pullback.uncertainty.acquisition import expected_improvement
 from pullback.uncertainty.attacks import fgsm, pgd
 from pullback.uncertainty.bar_distribution import BarDistribution
-from pullback.uncertainty.belief_propagation import Beliefs, EdgePotential, nonparametric_belief_propagation
+from pullback.uncertainty.belief_propagation import nonparametric_belief_propagation
 from pullback.uncertainty.black_box import BlackBoxTasks, Search
 from pullback.uncertainty.bottleneck import BottleneckLoss, InformationBottleneck
 from pullback.uncertainty.calibration import (
@@ -75,11 +75,13 @@ from pullback.uncertainty.instructions import Attended, DecodedSteps, Instructio
 from pullback.uncertainty.integral_circuit import IntegralCircuit
 from pullback.uncertainty.leave_one_out import leave_one_out_residuals
 from pullback.uncertainty.log_einsum import log_einsum_exp
+from pullback.uncertainty.messages import Beliefs, EdgePotential, PulledMessages, pull_messages
 from pullback.uncertainty.mixtures import MixtureOfGaussians
 from pullback.uncertainty.neural_process import Choice, Decision, NeuralAcquisition, TransformerNeuralProcess
 from pullback.uncertainty.online import OnlineFilter, OnlineStep, online_adapt
 from pullback.uncertainty.outliers import OutlierState, fit_ood_score, linear_head, ood_score
 from pullback.uncertainty.particle_filters import ParticleFiltered, StateSpaceModel, particle_filter
+from pullback.uncertainty.proposals import propose_points
 from pullback.uncertainty.quadrature import Quadrature, quadrature
 from pullback.uncertainty.recalibration import RecalibratedDistribution, Recalibrator
 from pullback.uncertainty.region_calibration import ConformalRegion, conformalize_region, region_area
@@ -158,6 +160,7 @@ __all__ = [
     "Played",
     "PointCloudRegion",
     "Prediction",
+    "PulledMessages",
     "Quadrature",
     "RecalibratedDistribution",
     "Recalibrator",
@@ -223,6 +226,8 @@ __all__ = [
     "pgd",
     "pinball_loss",
     "play",
+    "propose_points",
+    "pull_messages",
     "quadratic_mutual_information",
     "quadrature",
     "quantile_calibration_error",

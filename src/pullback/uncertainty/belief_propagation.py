@@ -4,60 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
 
 import torch
 
-from pullback.core.checks import (
-    check_callable,
-    check_choice,
-    check_finite,
-    check_floating,
-    check_integer,
-    check_positive,
-    check_range,
-    check_same_dtype,
-)
+from pullback.core.checks import check_callable, check_choice, check_integer, check_positive, check_range
 from pullback.core.random import drawing_device
-from pullback.core.shapes import Float, Tensor
-from pullback.core.transforms import can_look
+from pullback.core.shapes import Tensor
 from pullback.uncertainty.density import kernel_density
-from pullback.uncertainty.gaussian_beliefs import Edges, check_graph
-from pullback.uncertainty.resampling import DegenerateWeights, ancestors, check_weights
+from pullback.uncertainty.gaussian_beliefs import Edges
+from pullback.uncertainty.messages import Beliefs, EdgePotential, Factors, PulledMessages, check_beliefs, normalised
+from pullback.uncertainty.resampling import ancestors
 
-__all__ = ["Beliefs", "EdgePotential", "nonparametric_belief_propagation"]
+__all__ = ["nonparametric_belief_propagation"]
 
 _PAIRS = 1 << 22
 """Differences of points at a time."""
-
-
-class EdgePotential(Protocol):
-    """What is known of the difference of two nodes: its density, and draws of it."""
-
-    def log_prob(self, difference: Tensor) -> Tensor:
-        """Return the log density (up to a constant) of ``x_s - x_t`` ``[..., d]`` of an edge (s, t)."""
-        ...
-
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        """Draw differences ``[*shape, d]``."""
-        ...
-
-
-class Beliefs(NamedTuple):
-    """Weighted points of each node.
-
-    Attributes:
-        points: ``[*batch, nodes, M, d]``.
-        log_weights: ``[*batch, nodes, M]`` of sum one in each node.
-    """
-
-    points: Float[Tensor, "*batch nodes M d"]
-    log_weights: Float[Tensor, "*batch nodes M"]
-
-    @property
-    def means(self) -> Tensor:
-        """Weighted means ``[*batch, nodes, d]``."""
-        return (self.log_weights.exp().unsqueeze(-1) * self.points).sum(-2)
 
 
 def nonparametric_belief_propagation(
@@ -87,9 +48,9 @@ def nonparametric_belief_propagation(
 
     which tends to belief propagation as M grows, hence to the exact marginals of a tree.
 
-    ``"pull"``: as published for articulated bodies. Each message has M / neighbours points of its own (M >= neighbours;
-    the first messages have one more where it leaves a rest), drawn at the receiver and weighed by what the sender's
-    side says of them,
+    ``"pull"``: as published for articulated bodies (:func:`pull_messages` is one iteration). Each message has
+    M / neighbours points of its own (M >= neighbours; the first messages have one more where it leaves a rest), drawn
+    at the receiver and weighed by what the sender's side says of them,
 
     .. math:: w_i\propto\frac1L\sum_{l\le L}\phi_t(\mu_i+\delta_l)\ \prod_{u\ne s}\sum_jw_{ut}^j\,
         \psi_{ts}(\mu_{ut}^j-\mu_i),\quad\delta_l\sim\psi_{ts},\ L=\mathtt{samples},
@@ -137,33 +98,16 @@ def nonparametric_belief_propagation(
         (pull). Opipari, Pavlasek, Chen, Wang, Desingh, Jenkins (2023), DNBP, algorithms 1 and 2.
     """
     check_callable("unary", unary)
-    points, log_weights = beliefs
-    if check_floating("points", points).ndim < 3 or points.shape[-2] < 2:
-        raise ValueError(f"points must have shape [*batch, nodes, M, d] with M >= 2, got {tuple(points.shape)}")
-    if check_floating("log_weights", log_weights).shape != points.shape[:-1]:
-        raise ValueError(f"log_weights must have shape {tuple(points.shape[:-1])}, got {tuple(log_weights.shape)}")
-    check_same_dtype(points=points, log_weights=log_weights)
-    if can_look(points):
-        check_finite("points", points)
-    check_weights(log_weights)
-    nodes = points.shape[-3]
-    edges = check_graph(graph, nodes)
-    factors = list(pairwise) if isinstance(pairwise, Sequence) else [pairwise] * len(edges)
-    if len(factors) != len(edges):
-        raise ValueError(f"pairwise must have a factor for each of {len(edges)} edges, got {len(factors)}")
-    for factor in factors:
-        for name in ("log_prob", "sample"):
-            if not callable(getattr(factor, name, None)):
-                raise TypeError(f"pairwise must have a method {name}, got {type(factor).__name__}")
+    check_beliefs(beliefs, "beliefs")
+    check_integer("samples", samples, 1)
+    factors = Factors(unary, pairwise, graph, beliefs.points.shape[-3], samples, generator)
     check_integer("iterations", iterations, 1)
     check_choice("method", method, ("exact", "pull"))
-    check_integer("samples", samples, 1)
     check_range("explore", explore, 0.0, 1.0)
     check_positive("bandwidth", bandwidth)
-    step = _Step(unary, dict(zip(edges, factors, strict=True)), nodes, samples, explore, bandwidth, generator)
-    most = max((len(around) for around in step.neighbours), default=0)
-    if method == "pull" and points.shape[-2] < most:
-        raise ValueError(f"points must have M >= {most}, one for each neighbour of a node, got {points.shape[-2]}")
+    step = _Step(factors, explore, bandwidth)
+    if method == "pull":
+        factors.check_count(beliefs.points.shape[-2])
     sweep = step.exact if method == "exact" else step.pull
     for iteration in range(iterations):
         beliefs = sweep(beliefs, iteration)
@@ -173,31 +117,21 @@ def nonparametric_belief_propagation(
 class _Step:
     """What stays the same over iterations, and the messages of the last one."""
 
-    def __init__(
-        self,
-        unary: Callable[[int, Tensor], Tensor],
-        factors: dict[tuple[int, int], EdgePotential],
-        nodes: int,
-        samples: int,
-        explore: float,
-        bandwidth: float,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.unary, self.factors, self.samples = unary, factors, samples
-        self.explore, self.bandwidth, self.generator = explore, bandwidth, generator
-        self.neighbours = [[b if a == s else a for a, b in factors if s in (a, b)] for s in range(nodes)]
+    def __init__(self, factors: Factors, explore: float, bandwidth: float) -> None:
+        self.factors, self.explore, self.bandwidth = factors, explore, bandwidth
+        self.generator = factors.generator
         self.senders: list[tuple[Tensor, Tensor, dict[int, Tensor]]] = []
-        self.pulled: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.pulled: PulledMessages | None = None
 
     def exact(self, beliefs: Beliefs, iteration: int) -> Beliefs:
         """Return beliefs at new points, by messages from the points of the last iteration."""
         found, senders = [], []
-        for s, around in enumerate(self.neighbours):
+        for s, around in enumerate(self.factors.neighbours):
             x, log_q = self._proposed(beliefs.points[..., s, :, :], beliefs.log_weights[..., s, :])
             told = {t: self._message(t, s, x) for t in around} if self.senders else {}
-            base = self._score(s, x) - log_q
+            base = self.factors.score(s, x) - log_q
             total = base + sum(told.values()) if told else base
-            found.append((x, _normalised(total, s, iteration)))
+            found.append((x, normalised(total, s, f" in iteration {iteration}")))
             senders.append((x, total, told))
         self.senders = senders
         return Beliefs(torch.stack([x for x, _ in found], -3), torch.stack([w for _, w in found], -2))
@@ -208,35 +142,29 @@ class _Step:
         log_w = torch.log_softmax(total - told[s] if s in told else total, -1)
         rows = max(1, _PAIRS // max(1, points.numel()))
         parts = [
-            torch.logsumexp(log_w.unsqueeze(-2) + self._pair(s, t, block.unsqueeze(-2) - points.unsqueeze(-3)), -1)
+            torch.logsumexp(
+                log_w.unsqueeze(-2) + self.factors.pair(s, t, block.unsqueeze(-2) - points.unsqueeze(-3)), -1
+            )
             for block in x.split(rows, -2)
         ]
         return torch.cat(parts, -1)
 
     def pull(self, beliefs: Beliefs, iteration: int) -> Beliefs:
         """Return unions of the messages that each receiver draws and its neighbours weigh."""
-        found = []
-        pulled: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        for s, around in enumerate(self.neighbours):
-            x, log_q = self._proposed(beliefs.points[..., s, :, :], beliefs.log_weights[..., s, :])
-            score = self._score(s, x)
-            pieces = []
-            parts = torch.arange(x.shape[-2], device=x.device).tensor_split(len(around)) if around else ()
-            for t, part in zip(around, parts, strict=True):
-                mine = x[..., part, :]
-                there = mine.unsqueeze(-2) - self._drawn(s, t, tuple(mine.shape[:-1]), x)
-                flat = there.flatten(-3, -2)
-                told = self._score(t, flat).view(there.shape[:-1]).logsumexp(-1) - math.log(self.samples)
-                for u in self.neighbours[t]:
-                    if u != s and (u, t) in self.pulled:
-                        others, weights = self.pulled[u, t]
-                        apart = self._pair(t, s, others.unsqueeze(-3) - mine.unsqueeze(-2))
-                        told = told + (weights.unsqueeze(-2) + apart).logsumexp(-1)
-                pulled[t, s] = (mine, _normalised(told, s, iteration))
-                pieces.append(_normalised(score[..., part] + told, s, iteration) - math.log(len(around)))
-            found.append((x, torch.cat(pieces, -1) if pieces else _normalised(score - log_q, s, iteration)))
-        self.pulled = pulled
-        return Beliefs(torch.stack([x for x, _ in found], -3), torch.stack([w for _, w in found], -2))
+        where, unary = f" in iteration {iteration}", self.factors.unary
+        proposed = [
+            self._proposed(beliefs.points[..., s, :, :], beliefs.log_weights[..., s, :])
+            for s in range(len(self.factors.neighbours))
+        ]
+        into = self.pulled.told if self.pulled is not None else None
+        self.pulled = self.factors.pull(torch.stack([x for x, _ in proposed], -3), into, None, unary, where)
+        weights = [
+            w if around else normalised(w - log_q, s, where)
+            for s, (around, w, (_, log_q)) in enumerate(
+                zip(self.factors.neighbours, self.pulled.log_weights.unbind(-2), proposed, strict=True)
+            )
+        ]
+        return Beliefs(self.pulled.points, torch.stack(weights, -2))
 
     def _proposed(self, points: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Draw as many points of a node as it has, and return the log density of the law that they come from."""
@@ -259,30 +187,3 @@ class _Step:
         flat = torch.where(inside, math.log(self.explore or 1) - box.log().sum(-1), -torch.inf)
         dense = kernel_density(points, log_weights, x, bandwidth=h) + math.log1p(-min(self.explore, 1 - 1e-12))
         return x, torch.logaddexp(flat, dense) if self.explore else dense
-
-    def _score(self, node: int, x: Tensor) -> Tensor:
-        score = self.unary(node, x)
-        if not isinstance(score, Tensor) or score.shape != x.shape[:-1]:
-            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"unary must return a tensor of shape {tuple(x.shape[:-1])}, got {got}")
-        return score
-
-    def _pair(self, s: int, t: int, difference: Tensor) -> Tensor:
-        """Return the log density of ``x_s - x_t``, of whichever order the edge has."""
-        if (s, t) in self.factors:
-            return self.factors[s, t].log_prob(difference)
-        return self.factors[t, s].log_prob(-difference)
-
-    def _drawn(self, s: int, t: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Draw ``samples`` differences ``x_s - x_t`` for each point."""
-        edge, sign = ((s, t), 1) if (s, t) in self.factors else ((t, s), -1)
-        return sign * self.factors[edge].sample((*shape, self.samples), generator=self.generator).to(like)
-
-
-def _normalised(log_weights: Tensor, node: int, iteration: int) -> Tensor:
-    if can_look(log_weights) and not bool(log_weights.detach().amax(-1).isfinite().all()):
-        raise DegenerateWeights(
-            f"no point of node {node} has any weight in iteration {iteration}: a larger explore or bandwidth, or "
-            "points over a wider box, may reach where the weight is"
-        )
-    return torch.log_softmax(log_weights, -1)

@@ -106,6 +106,68 @@ def _one_by_one(points: Tensor, log_weights: Tensor) -> Tensor:
     return last[1]
 
 
+def _pulled(unary: Any, points: Tensor, *into: Tensor, **options: Any) -> Any:
+    words: dict[str, Any] = {"pairwise": _Rest(), "graph": [(0, 1), (2, 1)], "generator": seeded(1)} | options
+    pairwise, graph = words.pop("pairwise"), words.pop("graph")
+    if into:
+        words["into"] = uncertainty.Beliefs(*into)
+    found = uncertainty.pull_messages(unary, pairwise, graph, points, **words)
+    return found.log_weights, found.log_unary, found.log_sender, found.log_neighbours
+
+
+class _Rest(_Spring):
+    """Draws are at the middle: what is said of a point is a smooth function of it."""
+
+    def __init__(self) -> None:
+        super().__init__(0.7)
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        return torch.zeros(*shape, 1)
+
+
+def _told(generator: torch.Generator) -> list[Call]:
+    points, into = torch.randn(2, 3, 4, 1, generator=generator, dtype=torch.float64).unbind(0)
+    return [Call((points, into, torch.randn(3, 4, generator=generator, dtype=torch.float64).log_softmax(-1)))]
+
+
+def _pulled_by_pairs(points: Tensor, into: Tensor, log_weights: Tensor) -> tuple[Tensor, ...]:
+    """The chain 0 - 1 - 2: each end hears of the other by what it told the middle."""
+    x, y = points[..., 0], into[..., 0]
+    own = torch.stack([_unary(s, points[s]) for s in range(3)])
+    first, last = slice(0, 2), slice(2, 4)
+    middle = torch.cat([_unary(0, points[1, first]), _unary(2, points[1, last])])
+    sent = torch.stack([_unary(1, points[0]), middle, _unary(1, points[2])])
+    rows = []
+    for s, part in ((0, last), (2, first)):
+        pairs = (-((x[s][:, None] - y[1, part]) / 0.7).square() / 2).exp()
+        rows.append((pairs @ log_weights[1, part].softmax(0)).log())
+    said = torch.stack([rows[0], torch.zeros_like(rows[0]), rows[1]])
+
+    def normal(w: Tensor) -> Tensor:
+        halves = [w[1, part].log_softmax(0) - math.log(2) for part in (first, last)]
+        return torch.stack([w[0].log_softmax(0), torch.cat(halves), w[2].log_softmax(0)])
+
+    return normal(own + sent + said), normal(own), normal(sent), normal(said)
+
+
+def _proposed(move: Any, points: Tensor, log_weights: Tensor, **options: Any) -> Any:
+    box = {"low": torch.zeros(1, dtype=points.dtype), "high": torch.ones(1, dtype=points.dtype)}
+    words: dict[str, Any] = {"kept": 0.5, **box, "generator": seeded(1)} | options
+    return uncertainty.propose_points(uncertainty.Beliefs(points, log_weights), move, **words).points
+
+
+def _moved(x: Tensor) -> Tensor:
+    return x + 10
+
+
+def _certain(generator: torch.Generator) -> list[Call]:
+    """One point has all the weight."""
+    points = torch.randn(3, 6, 1, generator=generator, dtype=torch.float64)
+    sure = torch.full((3, 6), -math.inf, dtype=torch.float64)
+    sure[:, 2] = 0.0
+    return [Call((points, sure))]
+
+
 def _drawn(*sizes: tuple[int, ...]) -> Any:
     return lambda g: [Call(tuple(torch.randn(*size, generator=g, dtype=torch.float64) for size in sizes))]
 
@@ -166,6 +228,57 @@ CONTRACTS = [
         large=(),
         why="points are drawn, and constant: potentials are differentiated (tests/uncertainty)",
     ),
+    HigherOrder(
+        "uncertainty.pull_messages",
+        _pulled,
+        _told,
+        given=_unary,
+        argument="unary",
+        reference=_pulled_by_pairs,
+        bad=[
+            Bad((_P.long(),), {}, TypeError, "points must be a floating tensor"),
+            Bad((_P[0],), {}, ValueError, r"points must have shape \[\*batch, nodes, M, d\]"),
+            Bad((_P[:, :1],), {}, ValueError, "points must have M >= 2, one for each neighbour"),
+            Bad((_P, _P, _W[:2]), {}, ValueError, "log_weights of into must have shape"),
+            Bad((_P, _P[:, :1], _W[:, :1]), {}, ValueError, "points of into must have"),
+            Bad((_P, _P, _W), {"truth": _P[:, 0]}, ValueError, "into and truth must not both be given"),
+            Bad((_P,), {"truth": _P}, ValueError, "truth must have shape"),
+            Bad((_P,), {"graph": [(0, 3)]}, ValueError, "graph must join nodes in"),
+            Bad((_P,), {"pairwise": [_Spring(1.0)]}, ValueError, "a factor for each of 2 edges, got 1"),
+            Bad((_P,), {"pairwise": 3}, TypeError, "pairwise must have a method log_prob"),
+            Bad((_P,), {"samples": 0}, ValueError, "samples must be an integer >= 1"),
+            Bad((_P,), {"sender": 3}, TypeError, "sender must be callable"),
+        ],
+        batched=False,
+        half=False,
+        large=(),
+        why="nodes are a dimension of their own, and unary factors tell them apart by number",
+    ),
+    HigherOrder(
+        "uncertainty.propose_points",
+        _proposed,
+        _certain,
+        given=_moved,
+        argument="move",
+        outputs=lambda found: found,
+        bad=[
+            Bad((_P.long(), _W), {}, TypeError, "points must be a floating tensor"),
+            Bad((_P, _W[:2]), {}, ValueError, "log_weights must have shape"),
+            Bad((_P, _W), {"kept": 1.5}, ValueError, "kept must be in"),
+            Bad((_P, _W), {"low": torch.zeros(2)}, ValueError, "low must broadcast against"),
+            Bad((_P, _W), {"high": -torch.ones(1)}, ValueError, "low must be at most high"),
+            Bad((_P, _W), {"count": 1}, ValueError, "count must be an integer >= 2"),
+        ],
+        gradcheck=False,
+        gradgradcheck=False,
+        forward_mode=False,
+        batched=False,
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        why="points are drawn, and constant: only the motion is differentiated (tests/uncertainty/test_proposals.py)",
+    ),
     Module(
         "uncertainty.PairwiseFactor",
         lambda module, x: module.log_prob(x),
@@ -186,5 +299,6 @@ CONTRACTS = [
         ],
     ),
     Exempt("uncertainty.Beliefs", "a result", "uncertainty/test_belief_propagation.py"),
+    Exempt("uncertainty.PulledMessages", "a result", "uncertainty/test_messages.py"),
     Exempt("uncertainty.EdgePotential", "a protocol", "uncertainty/test_belief_propagation.py"),
 ]
