@@ -19,6 +19,7 @@ from pullback.implicit import (
     Hyperparameters,
     dropout_by_example,
     hypergradient,
+    replace_with_best_response,
     self_tuning_training,
 )
 
@@ -223,3 +224,48 @@ def test_wrong_arguments_are_refused(wrong: dict[str, Any], error: type[Exceptio
     }
     with pytest.raises(error, match=match):
         self_tuning_training(**{**given, **optimizers, **wrong})
+
+
+def test_a_replaced_network_is_the_network_where_it_does_not_answer(generator: torch.Generator) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Sequential(nn.Linear(64, 5))
+    )
+    before = deepcopy(network.state_dict())
+    answering = replace_with_best_response(network, 2, generator=generator)
+    assert answering.replaced == ["0", "3.0"]
+    x = torch.randn(6, 3, 4, 4, generator=generator)
+    network.eval(), answering.eval()
+    torch.testing.assert_close(answering(x, h=torch.zeros(2)), network(x))
+    h = torch.randn(2, generator=generator, requires_grad=True)
+    plain = torch.func.functional_call(network, answering.at(h), x)
+    torch.testing.assert_close(answering(x, h=h.expand(6, 2)), plain)
+    assert float(torch.autograd.grad(plain.square().sum(), h)[0].norm()) > 0
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_linear_layers_of_sequences_answer_by_example(generator: torch.Generator) -> None:
+    answering = replace_with_best_response(nn.Linear(3, 2), 4, generator=generator)
+    x, h = torch.randn(5, 7, 3, generator=generator), torch.randn(5, 4, generator=generator)
+    expected = torch.stack([answering(x[i], h=h[i]) for i in range(5)])
+    torch.testing.assert_close(answering(x, h=h), expected)
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "message"),
+    [
+        (nn.Sequential(nn.ReLU()), ValueError, "model must have a Linear or Conv2d"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), ValueError, "layer '0' must have equal sides"),
+        (nn.Sequential(nn.Conv2d(4, 4, (3, 1))), ValueError, "layer '0' must have equal sides"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, padding="same")), ValueError, "layer '0' must have equal sides"),
+        (torch.zeros(3), TypeError, "model must be a torch.nn.Module, got Tensor"),
+    ],
+)
+def test_what_cannot_answer_is_named(network: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        replace_with_best_response(network, 2)
+
+
+def test_a_best_response_layer_answers_inside_its_model_alone() -> None:
+    answering = replace_with_best_response(nn.Sequential(nn.Linear(3, 2)), 1)
+    with pytest.raises(RuntimeError, match="call that"):
+        answering.model(torch.zeros(1, 3))

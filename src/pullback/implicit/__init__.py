@@ -5,6 +5,7 @@ from __future__ import annotations
 from pullback.implicit import optimality
 from pullback.implicit.averaged_multipliers import AveragedMultipliers, MultiplierState, kkt_residual
 from pullback.implicit.best_response import BestResponse, BestResponseConv2d, BestResponseLinear
+from pullback.implicit.best_response_model import BestResponseModel, replace_with_best_response
 from pullback.implicit.bilevel import BilevelDescent, BilevelProblem, BilevelState
 from pullback.implicit.bracketed import find_bracketed_root
 from pullback.implicit.constrained import AugmentedLagrangian, ConstrainedProblem, DualAscent, DualState
@@ -83,6 +84,7 @@ __all__ = [
     "BestResponse",
     "BestResponseConv2d",
     "BestResponseLinear",
+    "BestResponseModel",
     "BilevelDescent",
     "BilevelProblem",
     "BilevelState",
@@ -172,6 +174,7 @@ __all__ = [
     "prox_non_negative_ridge",
     "prox_ridge",
     "quadratic_program",
+    "replace_with_best_response",
     "retardation_factor",
     "root_jvp",
     "root_vjp",

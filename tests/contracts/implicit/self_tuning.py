@@ -29,6 +29,29 @@ def _opened(layer: Any) -> nn.Module:
     return layer.double()
 
 
+def _network(generator: torch.Generator) -> nn.Module:
+    """A convolution and a layer behind something that has parameters of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        plain = nn.Sequential(nn.Conv2d(1, 2, 2), nn.GroupNorm(1, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2)).double()
+    answering = implicit.replace_with_best_response(plain, 2, generator=generator)
+    with torch.no_grad():
+        for name in answering.replaced:
+            answering.model.get_submodule(name).layer.gate.mul_(50)
+    return answering
+
+
+def _network_by_example(x: Tensor, h: Tensor) -> Tensor:
+    answering: Any = _network(torch.Generator().manual_seed(0))
+    outputs = []
+    for image, row in zip(x, h, strict=True):
+        weights = answering.at(row)
+        hidden = conv2d(image[None], weights["0.weight"], weights["0.bias"])
+        hidden = nn.functional.group_norm(hidden, 1, weights["1.weight"], weights["1.bias"]).tanh()
+        outputs.append(linear(hidden.flatten(1), weights["4.weight"], weights["4.bias"]))
+    return torch.cat(outputs).detach()
+
+
 def _examples(generator: torch.Generator, *shapes: tuple[int, ...]) -> list[Call]:
     return [Call(tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes))]
 
@@ -132,6 +155,23 @@ CONTRACTS = [
         vmap=False,
         **{**_LARGE, "why": "torch's convolution takes one batch dimension, which is here; sums overflow"},
     ),
+    Module(
+        "implicit.BestResponseModel",
+        lambda model, x, h: model(x, h=h),
+        lambda g: _examples(g, (2, 1, 3, 3), (2, 2)),
+        _network_by_example,
+        build=_network,
+        batched=False,
+        vmap=False,
+        large=(),
+        compile=False,
+        why="torch's convolution takes one batch dimension, which is here; settings are handed on by attributes",
+        bad=[
+            Bad((torch.zeros(2, 1, 3, 3), torch.zeros(2, 3)), {}, ValueError, "h must"),
+            Bad((torch.zeros(2, 1, 3, 3), torch.zeros(3, 2)), {}, ValueError, "h must have one row an image"),
+        ],
+    ),
+    Exempt("implicit.replace_with_best_response", "takes and returns modules", "implicit/test_self_tuning.py"),
     *(
         Contract(
             f"implicit.Hyperparameter[{name}]",
