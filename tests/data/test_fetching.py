@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,6 +155,28 @@ esac
     assert archives.download(package, tmp_path / "b").read_bytes() == b"archive"
     calls = (tmp_path / "calls").read_text().splitlines()
     assert sum("update" in call for call in calls) == 1, "the lists are brought once"
+
+
+def test_a_source_archive_is_read_and_asked_for_by_its_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    asked: list[list[str]] = []
+
+    def brought(command: list[str], folder: Path, package: data.Package) -> None:
+        asked.append(command)
+        with tarfile.open(folder / "planted-1.0.tar.gz", "w:gz") as tar:
+            info = tarfile.TarInfo("planted-1.0/numbers.csv")
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"1,2"))
+
+    monkeypatch.setattr(archives, "_run", brought)
+    monkeypatch.setattr(archives, "_check_hash", lambda path, package: None)
+    archive = archives.download(data.Package("sdist", "planted", "1.0", "ab" * 32, 7), tmp_path / "a")
+    assert "--require-hashes" in asked[0]
+    assert Path(asked[0][-1]).read_text() == f"planted==1.0 --hash=sha256:{'ab' * 32}\n"
+    path = "planted-1.0/numbers.csv"
+    assert archives.read_members(archive, [path]) == {path: b"1,2"}
+    with pytest.raises(data.DataFetchError, match=r"planted-1.0.tar.gz has no member planted-1.0/other"):
+        archives.read_members(archive, ["planted-1.0/other"])
 
 
 def test_without_apt_the_need_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

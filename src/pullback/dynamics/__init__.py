@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pullback.dynamics.adapters import Adapter, FrozenBackbone, action_kl, feature_alignment_loss
 from pullback.dynamics.adjoints import ADJOINTS
+from pullback.dynamics.amber import AmberForceField, amber_energy, read_prmtop
 from pullback.dynamics.arguments import AttemptedStep, Backsolve
 from pullback.dynamics.barriers import BarrierCondition, barrier_condition, lie_derivative
-from pullback.dynamics.bias import GaussianGridBias
+from pullback.dynamics.basins import Approach, Basin, FreeEnergy, approach, basin, free_energy
+from pullback.dynamics.bias import GaussianGridBias, NeuralBias
 from pullback.dynamics.block_world import BlockState, BlockView, BlockWorld
 from pullback.dynamics.brownian import BrownianPath
 from pullback.dynamics.chaotic import colliding_discs, double_pendulum, lorenz, rk4_step
@@ -75,6 +77,7 @@ from pullback.dynamics.locomotion import (
 )
 from pullback.dynamics.markov import MarkovChain, metropolis_walk
 from pullback.dynamics.mass_spring import MassSpring, SpringMotion, VoxelRobot, voxel_robot
+from pullback.dynamics.metadynamics import HillBias, Metadynamics, metadynamics
 from pullback.dynamics.methods import METHODS
 from pullback.dynamics.min_norm import Filtered, min_norm_filter
 from pullback.dynamics.molecular_energy import (
@@ -151,7 +154,9 @@ from pullback.dynamics.td_learning import TDField, TDFlow, td_field, td_flow, td
 from pullback.dynamics.trajectories import (
     Trajectory,
     TrajectoryAdjoint,
+    minibatch_parameter_gradient,
     muller_brown,
+    muller_brown_force,
     trajectory_adjoint,
     underdamped_langevin,
 )
@@ -176,12 +181,15 @@ __all__ = [
     "Adapter",
     "Advantages",
     "AlignedTransition",
+    "AmberForceField",
+    "Approach",
     "AttemptedStep",
     "AutoregressiveRNN",
     "AuxiliaryValueHeads",
     "Backsolve",
     "BackwardsEncoder",
     "BarrierCondition",
+    "Basin",
     "Beliefs",
     "BlockState",
     "BlockView",
@@ -207,6 +215,7 @@ __all__ = [
     "ForceFieldNetwork",
     "ForceMatchingLoss",
     "FourierOperator",
+    "FreeEnergy",
     "FrozenBackbone",
     "FunctionSpace",
     "GatedField",
@@ -220,6 +229,7 @@ __all__ = [
     "GridWorld",
     "GroundingLoss",
     "Harmonic",
+    "HillBias",
     "HistoryEncoder",
     "ImaginationLoss",
     "InvariantODE",
@@ -237,11 +247,13 @@ __all__ = [
     "MealScenarios",
     "Mesh",
     "MeshProcessor",
+    "Metadynamics",
     "MinimizedGeometry",
     "ModeClassifier",
     "ModePolicy",
     "MoleculeParameters",
     "MultigridProcessor",
+    "NeuralBias",
     "NeuralField",
     "NeuralODE",
     "NoisyLogisticMap",
@@ -286,9 +298,12 @@ __all__ = [
     "acrobot",
     "action_kl",
     "actuation_loss",
+    "amber_energy",
+    "approach",
     "assemble",
     "avoid_dead_ends",
     "barrier_condition",
+    "basin",
     "bond_angles",
     "bonded_energy",
     "cartpole",
@@ -315,6 +330,7 @@ __all__ = [
     "force_matching_loss",
     "four_rooms",
     "four_well_potential",
+    "free_energy",
     "generalized_advantage",
     "generator_covariance",
     "generator_score",
@@ -338,15 +354,18 @@ __all__ = [
     "lqr",
     "lyapunov_value_error",
     "meal_scenarios",
+    "metadynamics",
     "metric_distortion",
     "metropolis_walk",
     "min_norm_filter",
+    "minibatch_parameter_gradient",
     "minimize_geometry",
     "mixture_to_harmonic",
     "mode_feasibility",
     "molecular_graph",
     "molecular_topology",
     "muller_brown",
+    "muller_brown_force",
     "nonbonded_energy",
     "odeint",
     "optimal_features",
@@ -368,6 +387,7 @@ __all__ = [
     "prolongation",
     "random_waves",
     "reacher",
+    "read_prmtop",
     "relaxed_score",
     "risk_index",
     "rk4_step",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, func, nn
+from torch.nn.functional import silu
 
-from pullback.core.checks import check_floating, check_integer, check_positive, check_shape
+from pullback.core.checks import check_callable, check_floating, check_integer, check_positive, check_shape
 from pullback.core.shapes import Float
 
-__all__ = ["GaussianGridBias"]
+__all__ = ["GaussianGridBias", "NeuralBias"]
 
 
 class GaussianGridBias(nn.Module):
@@ -62,16 +63,95 @@ class GaussianGridBias(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """Return the bias at ``x``: ``[*batch, d]`` to ``[*batch]``, in the units of the heights."""
-        axes = len(self.centres)
-        check_shape("x", check_floating("x", x), (axes,))
-        off = ((x[..., None] - self.centres) / self.width).clamp(-40, 40)  # further away a Gaussian is 0 in any dtype
-        along = torch.exp(-off.square() / 2)
-        total = along[..., 0, :] @ self.heights.flatten(1) if axes > 1 else along[..., 0, :] @ self.heights
-        for axis in range(1, axes):
-            rest = total.unflatten(-1, (self.centres.shape[1], -1))
-            total = (along[..., axis, :, None] * rest).sum(-2)
-        return total if axes == 1 else total.squeeze(-1)
+        along = torch.exp(-self._off(x).square() / 2)
+        return self._sum(list(along.unbind(-2)))
 
     def force(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return minus the gradient at ``x``, differentiable in ``x`` and in the heights."""
-        return -torch.func.grad(lambda z: self(z).sum())(x)
+        off = self._off(x)
+        along = torch.exp(-off.square() / 2)
+        plain, turned = along.unbind(-2), (off * along / self.width).unbind(-2)
+        rows = [[*plain[:axis], slope, *plain[axis + 1 :]] for axis, slope in enumerate(turned)]
+        return torch.stack([self._sum(factors) for factors in rows], -1)
+
+    def _off(self, x: Tensor) -> Tensor:
+        check_shape("x", check_floating("x", x), (len(self.centres),))
+        return ((x[..., None] - self.centres) / self.width).clamp(-40, 40)  # further away a Gaussian is 0 in any dtype
+
+    def _sum(self, factors: list[Tensor]) -> Tensor:
+        """The heights, each times the product of its factors of all axes, added up."""
+        if len(factors) == 1:
+            return factors[0] @ self.heights
+        total = factors[0] @ self.heights.flatten(1)
+        for factor in factors[1:]:
+            total = (factor[..., None] * total.unflatten(-1, (factor.shape[-1], -1))).sum(-2)
+        return total.squeeze(-1)
+
+
+class NeuralBias(nn.Module):
+    r"""A network of descriptors as a bias: :math:`B(x)=w\cdot h_L`, :math:`h_{l+1}=\mathrm{SiLU}(W_lh_l+b_l)`.
+
+    :math:`h_0` are the descriptors of x, for molecules such ones as do not change when the molecule is moved or turned.
+    The network needs them of order 1.
+
+    Args:
+        descriptors: from ``[*batch, *state]`` to ``[*batch, features]``, differentiable.
+        features: how many descriptors there are, >= 1.
+        hidden: width of the layers, >= 1.
+        layers: how many, >= 1.
+
+    Raises:
+        TypeError: ``descriptors`` cannot be called, or another option is no integer.
+        ValueError: an option out of range.
+
+    Example:
+        >>> bias = NeuralBias(torch.cos, 2, hidden=8)
+        >>> bias(torch.zeros(5, 2)).shape, bias.force(torch.zeros(5, 2)).shape
+        (torch.Size([5]), torch.Size([5, 2]))
+
+    References:
+        Sipka, Dietschreit, Grajciar, Gomez-Bombarelli (2023), Differentiable simulations for enhanced sampling of rare
+        events, arXiv 2301.03480, section 4.2 (three layers of 150).
+    """
+
+    def __init__(
+        self, descriptors: Callable[[Tensor], Tensor], features: int, *, hidden: int = 150, layers: int = 3
+    ) -> None:
+        super().__init__()
+        check_callable("descriptors", descriptors)
+        check_integer("features", features, 1)
+        check_integer("hidden", hidden, 1)
+        check_integer("layers", layers, 1)
+        self.descriptors = descriptors
+        self.features = features
+        self.hidden = nn.ModuleList(nn.Linear(hidden if layer else features, hidden) for layer in range(layers))
+        self.outward = nn.Parameter((2 * torch.rand(hidden) - 1) / math.sqrt(hidden))
+
+    def forward(self, x: Float[Tensor, "*state"]) -> Float[Tensor, "*batch"]:
+        """Return the bias at states ``x``: ``[*batch, *state]`` to ``[*batch]``."""
+        h = self._described(x)
+        for layer in self.hidden:
+            h = silu(layer(h))
+        return h @ self.outward
+
+    def force(self, x: Float[Tensor, "*state"]) -> Float[Tensor, "*state"]:
+        """Return minus the gradient at ``x``, of its shape, differentiable in ``x`` and in the weights."""
+        h, pull = func.vjp(self._described, x)
+        slopes = []
+        for layer in self.hidden:
+            z = layer(h)
+            gate = torch.sigmoid(z)
+            slopes.append((layer.weight, gate * (1 + z * (1 - gate))))
+            h = z * gate
+        back = self.outward
+        for weight, slope in reversed(slopes):
+            back = (back * slope) @ weight
+        pushed: Tensor = pull(-back)[0]
+        return pushed
+
+    def _described(self, x: Tensor) -> Tensor:
+        found = self.descriptors(check_floating("x", x))
+        if not isinstance(found, Tensor) or found.ndim < 1 or found.shape[-1] != self.features:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"descriptors must return a tensor of shape (..., {self.features}), got {got}")
+        return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,24 @@ from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Int, Tensor
 from pullback.core.transforms import can_look
 
-__all__ = ["Trajectory", "TrajectoryAdjoint", "muller_brown", "trajectory_adjoint", "underdamped_langevin"]
+__all__ = [
+    "Trajectory",
+    "TrajectoryAdjoint",
+    "minibatch_parameter_gradient",
+    "muller_brown",
+    "muller_brown_force",
+    "trajectory_adjoint",
+    "underdamped_langevin",
+]
+
+
+_NARROW, _AT_ONCE = 8, 64
+_MULLER_BROWN = (  # height, a, b, c, centre
+    (-200.0, -1.0, 0.0, -10.0, 1.0, 0.0),
+    (-100.0, -1.0, 0.0, -10.0, 0.0, 0.5),
+    (-170.0, -6.5, 11.0, -6.5, -0.5, 1.5),
+    (15.0, 0.7, 0.6, 0.7, -1.0, 1.0),
+)
 
 
 class Trajectory(NamedTuple):
@@ -153,7 +170,8 @@ def trajectory_adjoint(
 
     where :math:`r_{i+1}` is left out for ``partial``, which is the gradient of the path with ``detach_position``. The
     gradient in parameters of the force is that of :math:`\sum_iF(x_i)\cdot a_i` with x and a as constants. No graph is
-    kept: the memory is that of the result.
+    kept: the memory is that of the result. The frames are known before a is: of up to 8 coordinates J is taken at 64
+    frames at once, so that what goes back step by step are small products.
 
     Args:
         force: F of :func:`underdamped_langevin`.
@@ -203,19 +221,83 @@ def trajectory_adjoint(
         )
     with torch.no_grad():
         a, r = step**2 * cotangent / weight, step * cotangent
-        adjoints, places = [], []
-        for back in range(1, steps + 1):
-            index = (frame - back)[None, ..., None].expand(1, *cotangent.shape)
-            x = positions.detach().gather(0, index)[0]
+        back = torch.arange(1, steps + 1, device=positions.device).reshape(-1, *[1] * frame.ndim)
+        places = positions.detach().gather(0, (frame - back)[..., None].expand(steps, *cotangent.shape))
+        narrow, adjoints = cotangent.shape[-1] <= _NARROW, []
+        for number in range(steps):
             adjoints.append(a)
-            places.append(x)
-            if back < steps:
+            if number == steps - 1:
+                break
+            if narrow:
+                if number % _AT_ONCE == 0:
+                    jacobians = _jacobians(force, places[number : min(number + _AT_ONCE, steps - 1)])
+                turned = step * (a[..., None, :] @ jacobians[number % _AT_ONCE]).squeeze(-2)
+            else:
                 with torch.enable_grad():
-                    pull = func.vjp(lambda z: _force(force, z), x)[1]
+                    pull = func.vjp(lambda z: _force(force, z), places[number])[1]
                 turned = step * pull(a)[0].detach()
-                r = turned if partial else r + turned
-                a = (1 - friction * step) * a + step / weight * r
-    return TrajectoryAdjoint(torch.stack(adjoints), torch.stack(places))
+            r = turned if partial else r + turned
+            a = (1 - friction * step) * a + step / weight * r
+    return TrajectoryAdjoint(torch.stack(adjoints), places)
+
+
+def minibatch_parameter_gradient(
+    force: Callable[[Tensor], Tensor],
+    positions: Float[Tensor, "steps *batch d"],
+    adjoints: Float[Tensor, "steps *batch d"],
+    *,
+    batch: int,
+    generator: torch.Generator | None = None,
+) -> Iterator[Float[Tensor, ""]]:
+    r"""Yield losses whose gradients are shares of that of a path: one pass over its trajectories, in random order.
+
+    Of a random subset of the n trajectories the loss is :math:`\frac nm\sum_iF(x_i)\cdot a_i`, m of them in the subset,
+    with x and a as constants: the mean of its gradients is that of all. Each is evaluated when it is asked for, so that
+    an optimizer may step in between and many steps are taken with one simulation.
+
+    Args:
+        force: F with parameters, of the positions, each row by itself; forces without parameters may be left out.
+        positions: ``[steps, *batch, d]`` of :func:`trajectory_adjoint`.
+        adjoints: of the same shape.
+        batch: m >= 1 trajectories at once, at most as many as there are.
+        generator: of the order.
+
+    Returns:
+        An iterator over ``ceil(n / m)`` losses, tensors without dimensions.
+
+    Raises:
+        TypeError: the force cannot be called; tensors that are not floating, or of two dtypes.
+        ValueError: shapes differ, or ``batch`` is out of range.
+
+    Example:
+        >>> stiffness = torch.tensor(2.0, requires_grad=True)
+        >>> x, a = torch.ones(3, 4, 1), torch.full((3, 4, 1), 0.5)
+        >>> for loss in minibatch_parameter_gradient(lambda x: -stiffness * x, x, a, batch=2):
+        ...     print(loss.item(), torch.autograd.grad(loss, stiffness)[0].item())
+        -12.0 -6.0
+        -12.0 -6.0
+
+    References:
+        Sipka, Dietschreit, Grajciar, Gomez-Bombarelli (2023), arXiv 2301.03480, section 3 (graph mini-batching).
+    """
+    check_callable("force", force)
+    check_same_dtype(positions=check_floating("positions", positions), adjoints=check_floating("adjoints", adjoints))
+    if positions.ndim < 3 or adjoints.shape != positions.shape:
+        raise ValueError(
+            "positions and adjoints must have one shape (steps, *batch, d), got "
+            f"{tuple(positions.shape)} and {tuple(adjoints.shape)}"
+        )
+    x, a = positions.detach().flatten(1, -2), adjoints.detach().flatten(1, -2)
+    check_integer("batch", batch, 1, x.shape[1])
+    device = drawing_device(generator, positions)
+    order = torch.randperm(x.shape[1], generator=generator, device=device).to(x.device)
+
+    def losses() -> Iterator[Tensor]:
+        for chosen in order.split(batch):
+            given = x[:, chosen]
+            yield len(order) / len(chosen) * (_force(force, given) * a[:, chosen]).sum()
+
+    return losses()
 
 
 def muller_brown(x: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
@@ -243,21 +325,61 @@ def muller_brown(x: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
         procedure.
     """
     check_shape("x", check_floating("x", x), (2,))
-    rows = (
-        (-200.0, -1.0, 0.0, -10.0, 1.0, 0.0),
-        (-100.0, -1.0, 0.0, -10.0, 0.0, 0.5),
-        (-170.0, -6.5, 11.0, -6.5, -0.5, 1.5),
-        (15.0, 0.7, 0.6, 0.7, -1.0, 1.0),
-    )
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     terms = []
-    for height, a, b, c, x_k, y_k in rows:
+    for height, a, b, c, x_k, y_k in _MULLER_BROWN:
         u, w = wide[..., 0] - x_k, wide[..., 1] - y_k
         terms.append(height * torch.exp(a * u * u + b * u * w + c * w * w))
     total = (terms[0] + terms[1] + terms[2] + terms[3]).to(x.dtype)
     if can_look(total) and not bool(torch.isfinite(total).all()):
         raise ValueError(f"x must be where the potential is finite in {x.dtype}, got up to {x.abs().max().item()}")
     return total
+
+
+def muller_brown_force(x: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 2"]:
+    r"""Return minus the gradient of :func:`muller_brown`, in closed form: a fraction of the time of its derivative.
+
+    With :math:`e_k` the k-th term of the potential, u and w the distances from its centre,
+    :math:`F=-\sum_ke_k\,(2a_ku+b_kw,\;b_ku+2c_kw)`.
+
+    Args:
+        x: ``[*batch, 2]``, as for the potential.
+
+    Returns:
+        ``[*batch, 2]``.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+        ValueError: ``x`` has another shape, or the force is too large there for its dtype.
+
+    Example:
+        >>> bool(muller_brown_force(torch.tensor([0.623, 0.028])).norm() < 0.5)
+        True
+
+    References:
+        Mueller, Brown (1979), Location of saddle points and minimum energy paths by a constrained simplex optimization
+        procedure.
+    """
+    check_shape("x", check_floating("x", x), (2,))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    height, a, b, c, x_k, y_k = torch.tensor(_MULLER_BROWN, dtype=wide.dtype, device=x.device).unbind(1)
+    u, w = wide[..., :1] - x_k, wide[..., 1:] - y_k
+    slope_u, slope_w = 2 * a * u + b * w, b * u + 2 * c * w
+    term = -height * torch.exp((slope_u * u + slope_w * w) / 2)
+    found = torch.stack([(term * slope_u).sum(-1), (term * slope_w).sum(-1)], -1).to(x.dtype)
+    if can_look(found) and not bool(torch.isfinite(found).all()):
+        raise ValueError(f"x must be where the force is finite in {x.dtype}, got up to {x.abs().max().item()}")
+    return found
+
+
+def _jacobians(force: Callable[[Tensor], Tensor], places: Tensor) -> Tensor:
+    """``[frames, *batch, d, d]`` derivative of each component of the force (rows) in each coordinate."""
+    with torch.enable_grad():
+        pushed, pull = func.vjp(lambda z: _force(force, z), places)
+        rows = [
+            pull(torch.eye(pushed.shape[-1]).to(pushed)[d].expand(pushed.shape))[0] for d in range(pushed.shape[-1])
+        ]
+    return torch.stack([row.detach() for row in rows], -2)
 
 
 def _mass(mass: float | Tensor, like: Tensor) -> Tensor:

@@ -23,6 +23,13 @@ def _by_rows(x: Tensor) -> Tensor:
     return torch.from_numpy(total)
 
 
+def _network(g: torch.Generator) -> dynamics.NeuralBias:
+    module = dynamics.NeuralBias(torch.sin, 2, hidden=4, layers=2)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=g)
+    return module
+
+
 CONTRACTS = [
     Contract(
         "dynamics.muller_brown",
@@ -44,6 +51,35 @@ CONTRACTS = [
         build=lambda g: dynamics.GaussianGridBias((0.0, 0.0), (2.0, 2.0), resolution=3, width=0.5, height=0.7),
         bad=(Bad((torch.ones(3),), {}, ValueError, r"x must have shape \(\.\.\., 2\)"),),
     ),
+    Contract(
+        "dynamics.muller_brown_force",
+        dynamics.muller_brown_force,
+        lambda g: [Call((torch.rand(4, 2, generator=g, dtype=torch.float64) * 1.5 - 0.5,))],
+        reference=lambda x: -torch.func.grad(lambda z: dynamics.muller_brown(z).sum())(x),
+        large_limit=2.0,
+        half_tolerance=0.1,
+        why="the exponential of a square",
+        bad=(
+            Bad((torch.ones(3),), {}, ValueError, r"x must have shape \(\.\.\., 2\)"),
+            Bad((torch.full((2,), 1e4),), {}, ValueError, "x must be where the force is finite"),
+        ),
+    ),
+    Module(
+        "dynamics.NeuralBias",
+        lambda module, x: (module(x), module.force(x)),
+        lambda g: [Call((torch.randn(4, 2, generator=g, dtype=torch.float64),))],
+        build=_network,
+        bad=(Bad((torch.ones(3),), {}, ValueError, r"descriptors must return a tensor of shape \(\.\.\., 2\)"),),
+    ),
+    Exempt("dynamics.minibatch_parameter_gradient", "yields losses in random order", "dynamics/test_rare_events.py"),
+    Exempt("dynamics.Basin", "a result, with its two questions", "dynamics/test_rare_events.py"),
+    Exempt("dynamics.basin", "an inverse covariance in double precision", "dynamics/test_rare_events.py"),
+    Exempt("dynamics.approach", "looks for frames, and has no gradient", "dynamics/test_rare_events.py"),
+    Exempt("dynamics.free_energy", "counts samples in boxes", "dynamics/test_rare_events.py"),
+    Exempt("dynamics.HillBias", "a table that hills are added to", "dynamics/test_rare_events.py"),
+    Exempt("dynamics.metadynamics", "draws noise along a path", "dynamics/test_rare_events.py"),
+    Exempt("dynamics.amber_energy", "takes the force field of a file", "dynamics/test_amber.py"),
+    Exempt("dynamics.read_prmtop", "reads a file", "dynamics/test_amber.py"),
     Exempt("dynamics.underdamped_langevin", "draws noise along a path", "dynamics/test_trajectories.py"),
     Exempt("dynamics.trajectory_adjoint", "is a gradient, and has none", "dynamics/test_trajectories.py"),
 ]
