@@ -19,6 +19,9 @@ from pullback.dynamics.convergence import ConvergenceOrder, convergence_order
 from pullback.dynamics.dead_ends import DeadEndValues, SecurityGap, avoid_dead_ends, double_q_target, security_gap
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions, empirical_process
 from pullback.dynamics.diffusion import DiffusionProblems, diffusion_problems, random_waves
+from pullback.dynamics.driving import bicycle_step, intelligent_driver
+from pullback.dynamics.driving_town import DrivingState
+from pullback.dynamics.driving_world import DrivingEvents, DrivingWorld, RoadAhead
 from pullback.dynamics.environments import (
     Environment,
     EnvironmentStep,
@@ -205,6 +208,9 @@ __all__ = [
     "DeepOperatorNetwork",
     "DiffusionProblems",
     "DiscRoad",
+    "DrivingEvents",
+    "DrivingState",
+    "DrivingWorld",
     "Environment",
     "EnvironmentStep",
     "Event",
@@ -278,6 +284,7 @@ __all__ = [
     "ReplayBuffer",
     "ResidualBlock",
     "RiskIndex",
+    "RoadAhead",
     "SDESolution",
     "SecurityGap",
     "Sequences",
@@ -304,6 +311,7 @@ __all__ = [
     "avoid_dead_ends",
     "barrier_condition",
     "basin",
+    "bicycle_step",
     "bond_angles",
     "bonded_energy",
     "cartpole",
@@ -340,6 +348,7 @@ __all__ = [
     "height_loss",
     "imagination_policy_loss",
     "imagined_return",
+    "intelligent_driver",
     "join_topologies",
     "langevin_generator",
     "latent_consistency_loss",
