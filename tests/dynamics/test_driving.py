@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pullback.dynamics import DrivingState, DrivingWorld, bicycle_step, intelligent_driver
+from pullback.dynamics import DrivingCamera, DrivingState, DrivingWorld, bicycle_step, intelligent_driver
 from pullback.dynamics.driving_town import walkers_at
 
 WORLD = DrivingWorld()
@@ -140,7 +140,7 @@ def test_masks_show_bodies_where_they_are() -> None:
 def test_boards_stand_where_a_pinhole_sees_them_and_houses_hide_them() -> None:
     """A vehicle whose rear is ten metres ahead, and one behind a house."""
     state = scenes(1)
-    plain = torch.full((3, 16, 16), 0.5)
+    camera = DrivingCamera(torch.full((3, 16, 16), 0.5), noise=0.0)
     ego = torch.tensor([[24.0, -2.0, 0.0, 0.0]])  # along a street, towards +x
     others = torch.zeros(1, 8, 4)
     others[:, :, :2] = torch.tensor([-30.0, 24.0])  # out of sight
@@ -151,7 +151,7 @@ def test_boards_stand_where_a_pinhole_sees_them_and_houses_hide_them() -> None:
     paint[0, 0] = torch.tensor([1.0, 0.0, 1.0])
     state = state._replace(ego=ego, vehicles=others, walkers=away, paint=paint)
     state = state._replace(stops=torch.full((1, 3), -50.0))
-    seen = (WORLD.render_camera(state, plain, noise=0.0)[0] - paint[0, 0][:, None, None]).abs().sum(0) < 1e-6
+    seen = (camera(state)[0] - paint[0, 0][:, None, None]).abs().sum(0) < 1e-6
     rows, columns = seen.nonzero(as_tuple=True)
     wide = 48 * 0.95 / 10
     assert abs(columns.min() + 0.5 - (48 - wide)) <= 1
@@ -160,7 +160,7 @@ def test_boards_stand_where_a_pinhole_sees_them_and_houses_hide_them() -> None:
     assert abs(rows.min() + 0.5 - (16 + 48 * (2.5 - 1.6) / 10)) <= 1
     hidden = others.clone()
     hidden[0, 0] = torch.tensor([24.0 + 14.0, -2.0 + 18.0, 0.0, 0.0])  # 14 m ahead, behind the house on the left
-    behind = WORLD.render_camera(state._replace(vehicles=hidden), plain, noise=0.0)[0]
+    behind = camera(state._replace(vehicles=hidden))[0]
     assert not bool(((behind - paint[0, 0][:, None, None]).abs().sum(0) < 1e-6).any())
 
 
@@ -170,7 +170,7 @@ def test_cells_of_the_map_are_found_in_the_picture() -> None:
     state = state._replace(vehicles=torch.full((1, 8, 4), 24.0), walkers=torch.full((1, 3, 5), 24.0))
     state = state._replace(stops=torch.full((1, 3), -50.0))
     textures = torch.stack([torch.ones(16, 16), torch.zeros(16, 16), torch.zeros(16, 16)])
-    picture, grid = WORLD.render_camera(state, textures, noise=0.0), WORLD.ground_pixels()
+    picture, grid = DrivingCamera(textures, noise=0.0)(state), DrivingCamera.ground()
     found = torch.nn.functional.grid_sample(picture, grid[None], align_corners=False)[0, 2] > 0.3
     seen = (grid.abs() < 0.95).all(-1)
     seen[:8] = False  # beyond 16 m a pixel is more than a cell
@@ -277,7 +277,7 @@ def test_draws_depend_on_the_generator_alone() -> None:
     one, two = scenes(5, seed=3), scenes(5, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     textures = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    pictures = [WORLD.render_camera(one, textures, generator=torch.Generator().manual_seed(k)) for k in (0, 0, 1)]
+    pictures = [DrivingCamera(textures)(one, generator=torch.Generator().manual_seed(k)) for k in (0, 0, 1)]
     assert torch.equal(pictures[0], pictures[1])
     assert not torch.equal(pictures[0], pictures[2])
     assert bool((pictures[0] >= 0).all())
@@ -294,8 +294,8 @@ def test_wrong_use_of_the_town_is_named(without_shape_checks: None) -> None:
         (r"action must be in \[-1, 1\]", lambda: WORLD.step(state, action + 2)),
         ("action must have shape", lambda: WORLD.step(state, action[:1])),
         (r"state.vehicles must have shape", lambda: DrivingWorld(vehicles=3).step(state, action)),
-        (r"textures must have shape", lambda: WORLD.render_camera(state, torch.zeros(2, 8, 8))),
-        ("noise must be", lambda: WORLD.render_camera(state, torch.zeros(3, 8, 8), noise=-1.0)),
+        (r"textures must have shape", lambda: DrivingCamera(torch.zeros(2, 8, 8))),
+        ("noise must be", lambda: DrivingCamera(torch.zeros(3, 8, 8), noise=-1.0)),
     ]
     for match, call in calls:
         with pytest.raises(ValueError, match=match):

@@ -21,6 +21,7 @@ from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalVal
 from pullback.dynamics.diffusion import DiffusionProblems, diffusion_problems, random_waves
 from pullback.dynamics.driving import bicycle_step, intelligent_driver
 from pullback.dynamics.driving_town import DrivingState
+from pullback.dynamics.driving_views import DrivingCamera
 from pullback.dynamics.driving_world import DrivingEvents, DrivingWorld, RoadAhead
 from pullback.dynamics.environments import (
     Environment,
@@ -80,6 +81,7 @@ from pullback.dynamics.locomotion import (
 )
 from pullback.dynamics.markov import MarkovChain, metropolis_walk
 from pullback.dynamics.mass_spring import MassSpring, SpringMotion, VoxelRobot, voxel_robot
+from pullback.dynamics.material_points import MaterialMotion, MaterialPoints
 from pullback.dynamics.metadynamics import HillBias, Metadynamics, metadynamics
 from pullback.dynamics.methods import METHODS
 from pullback.dynamics.min_norm import Filtered, min_norm_filter
@@ -208,6 +210,7 @@ __all__ = [
     "DeepOperatorNetwork",
     "DiffusionProblems",
     "DiscRoad",
+    "DrivingCamera",
     "DrivingEvents",
     "DrivingState",
     "DrivingWorld",
@@ -250,6 +253,8 @@ __all__ = [
     "MarkovChain",
     "MarkovDecisionProcess",
     "MassSpring",
+    "MaterialMotion",
+    "MaterialPoints",
     "MealScenarios",
     "Mesh",
     "MeshProcessor",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pullback.core.checks import check_floating, check_positive
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float
 from pullback.dynamics.driving_town import (
@@ -14,6 +15,7 @@ from pullback.dynamics.driving_town import (
     HALF,
     NOSE,
     SPACING,
+    TOWN,
     WALL,
     YELLOW,
     DrivingState,
@@ -26,14 +28,15 @@ from pullback.dynamics.driving_town import (
     walkers_at,
 )
 
-__all__ = ["ground_pixels", "render_masks", "render_picture"]
+__all__ = ["DrivingCamera", "render_masks"]
 
 _GRID = 32
 _FRONT = 24  # rows of the map in front of the ego vehicle
 _HIGH, _FOCAL, _HORIZON = 2.5, 48.0, 16.0  # camera: metres, pixels, row
 _ROWS, _COLUMNS = 48, 96
-_BILLBOARDS = 8  # nearest things that the camera draws
-_TEXELS = 4  # a metre
+_BILLBOARDS = 6  # nearest things that the camera draws
+_SIDE = 256  # texels of a block and of a wall's texture, a power of 2
+_TEXELS = _SIDE / BLOCK  # a metre
 
 
 def render_masks(state: DrivingState) -> Float[Tensor, "batch 8 32 32"]:
@@ -77,69 +80,106 @@ def render_masks(state: DrivingState) -> Float[Tensor, "batch 8 32 32"]:
     return masks[:, :-1].view(count, -1, _GRID, _GRID)
 
 
-def render_picture(
-    state: DrivingState,
-    textures: Float[Tensor, "3 size size"],
-    *,
-    noise: float = 0.05,
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, "batch 3 48 96"]:
-    """Return what the camera sees, see :meth:`DrivingWorld.render_camera`."""
-    state = DrivingState(*(value.detach() for value in state))
-    device, count = state.ego.device, len(state.ego)
-    ground, wall = _ground(textures).to(device), textures[2].reshape(-1, 1).to(device)
-    wall = wall * wall.new_tensor([1.0, 0.6, 0.5])
-    boards, colours = _boards(state)
-    plain = colours.new_tensor([[0.7, 0.85, 1.0], [0.2, 0.2, 0.2]])  # sky, dirt
-    table = torch.cat([ground, wall, plain, colours.flatten(0, 1)])
-    first_wall, sky = len(ground), len(ground) + len(wall)
-    row = (torch.arange(_ROWS, device=device) + 0.5 - _HORIZON) / _FOCAL
-    column = (torch.arange(_COLUMNS, device=device) + 0.5 - _COLUMNS / 2) / _FOCAL
-    ahead, right = axes(state.ego[:, 2])
-    ray = ahead[:, None] + column[:, None] * right[:, None]  # [batch, columns, 2]
-    depth = torch.arange(2.0, 46.0, device=device)
-    x, y = (state.ego[:, None, None, i] + ray[..., i, None] * depth for i in (0, 1))
-    hit = (from_street(x).abs() > WALL) & (from_street(y).abs() > WALL)
-    house = torch.where(hit, depth, 1e3).amin(-1)[:, None]  # [batch, 1, columns]
-    floor = torch.where(row > 0.02, _HIGH / row.clamp(min=0.02), 1e3)[:, None]  # [rows, 1]
-    far = torch.minimum(floor, house)
-    x, y = (state.ego[:, None, None, i] + ray[:, None, :, i] * far for i in (0, 1))
-    label = _texel(x, BLOCK) * int(BLOCK * _TEXELS) + _texel(y, BLOCK)
-    size = textures.shape[-1] / _TEXELS
-    height = _HIGH - row[:, None] * house
-    brick = first_wall + _texel(x + y, size) * textures.shape[-1] + _texel(height, size)
-    upright = floor >= house
-    label = torch.where(upright, brick, label)
-    label = torch.where((far >= 1e3) | (upright & (height > 8)), sky, label)
-    first = sky + 2 + colours.shape[1] * torch.arange(count, dtype=torch.int32, device=device)[:, None, None]
-    for k in range(colours.shape[1]):  # the furthest first
-        d, left, edge, low, high = (value[:, None, None] for value in boards[:, k].unbind(-1))
-        rows = (row[:, None] < (_HIGH - low) / d) & (row[:, None] > (_HIGH - high) / d)
-        label = torch.where(rows & ((column > left) & (column < edge) & (d < house)), first + k, label)
-    if noise:
-        drawn = drawing_device(generator, device)
-        dirt = torch.rand(count, 4, generator=generator, device=drawn).to(device)
-        rows = (torch.arange(_ROWS, device=device) - _ROWS * dirt[:, :1]).abs() < 4 * dirt[:, 2:3]
-        columns = (torch.arange(_COLUMNS, device=device) - _COLUMNS * dirt[:, 1:2]).abs() < 8 * dirt[:, 3:]
-        label = torch.where(rows[:, :, None] & columns[:, None], sky + 1, label)
-    image = table.index_select(0, label.flatten()).view(*label.shape, 3)
-    if noise:
-        grain = torch.randn(label.shape, generator=generator, device=drawn)
-        image += noise * grain.to(device)[..., None]
-    return image.clamp_(0, 1).permute(0, 3, 1, 2)
+class DrivingCamera:
+    """What a camera over the bonnet sees of a town: 90 degrees wide, 2.5 m high, 48 x 96 pixels.
 
+    Streets, verges and houses wear textures, houses hide what is behind them; vehicles, walkers and the light beyond
+    the next crossing are boards that face the camera. A random patch of each picture is dirty.
 
-def ground_pixels() -> Float[Tensor, "32 32 2"]:
-    """Return where in the picture of the camera the cells of the map lie on the ground, as ``grid_sample`` has it.
+    Args:
+        textures: ``[3, size, size]`` grey in [0, 1], 16 pixels on 3 metres: of street, verge and wall.
+        noise: standard deviation of the grain of pixels, >= 0; 0 leaves out the dirt too.
 
-    Outside of [-1, 1] where the camera does not see them.
+    Raises:
+        TypeError: the textures are not floating.
+        ValueError: textures of another shape, or ``noise`` < 0.
+
+    Example:
+        >>> from pullback.dynamics import DrivingWorld
+        >>> state = DrivingWorld().sample(2, generator=torch.Generator().manual_seed(0))
+        >>> DrivingCamera(torch.rand(3, 64, 64))(state).shape
+        torch.Size([2, 3, 48, 96])
     """
-    line = torch.arange(_GRID) + 0.5
-    ahead, right = torch.meshgrid(_FRONT - line, line - _GRID / 2, indexing="ij")
-    seen = ahead > 1.0
-    depth = ahead.clamp(min=1.0)
-    column = torch.where(seen, 2 * _FOCAL * right / depth / _COLUMNS, 9.0)
-    return torch.stack([column, 2 * (_HORIZON + _FOCAL * _HIGH / depth) / _ROWS - 1], -1)
+
+    def __init__(self, textures: Float[Tensor, "3 size size"], *, noise: float = 0.05) -> None:
+        shape = check_floating("textures", textures).shape
+        if len(shape) != 3 or shape[0] != 3 or not shape[1] == shape[2] > 0:
+            raise ValueError(f"textures must have shape [3, size, size], got {tuple(shape)}")
+        check_positive("noise", noise, zero=True)
+        self.noise = float(noise)
+        self.surfaces = torch.cat(_surfaces(textures))
+
+    def __call__(
+        self, state: DrivingState, *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch 3 48 96"]:
+        """Return pictures in [0, 1], without derivatives.
+
+        Args:
+            state: ``[batch]`` scenes.
+            generator: of noise and dirt.
+        """
+        state = DrivingState(*(value.detach() for value in state))
+        device, count = state.ego.device, len(state.ego)
+        boards, colours = _boards(state)
+        plain = colours.new_tensor([[0.7, 0.85, 1.0], [0.2, 0.2, 0.2]])  # sky, dirt
+        table = torch.cat([self.surfaces.to(colours), plain, colours.flatten(0, 1)])
+        sky = len(self.surfaces)
+        row = (torch.arange(_ROWS, device=device) + 0.5 - _HORIZON) / _FOCAL
+        column = (torch.arange(_COLUMNS, device=device) + 0.5 - _COLUMNS / 2) / _FOCAL
+        ahead, right = axes(state.ego[:, 2])
+        ray = ahead[:, None] + column[:, None] * right[:, None]  # [batch, columns, 2]
+        house = _walls(state.ego[:, None, :2], ray)[:, None]  # [batch, 1, columns]
+        floor = torch.where(row > 0.02, _HIGH / row.clamp(min=0.02), 1e3)[:, None]  # [rows, 1]
+        far, upright = torch.minimum(floor, house), floor >= house
+        start = (state.ego[:, None, None, :2] + 16 * TOWN) * _TEXELS  # above 0: an integer is the floor
+        x, y = ((start[..., i] + _TEXELS * ray[:, None, :, i] * far).int() for i in (0, 1))
+        height = _HIGH - row[:, None] * house
+        brick = _SIDE**2 + ((x + y) & (_SIDE - 1)) * _SIDE + ((height * _TEXELS).int() & (_SIDE - 1))
+        brick = torch.where(height > 8, sky, brick)
+        label = torch.where(upright, brick, (x & (_SIDE - 1)) * _SIDE + (y & (_SIDE - 1)))
+        label = torch.where(far >= 1e3, sky, label)
+        first = sky + 2 + colours.shape[1] * torch.arange(count, dtype=torch.int32, device=device)[:, None, None]
+        for k in range(colours.shape[1]):  # the furthest first
+            d, left, edge, low, high = (value[:, None, None] for value in boards[:, k].unbind(-1))
+            rows = (row[:, None] < (_HIGH - low) / d) & (row[:, None] > (_HIGH - high) / d)
+            label = torch.where(rows & ((column > left) & (column < edge) & (d < house)), first + k, label)
+        if self.noise:
+            drawn = drawing_device(generator, device)
+            dirt = torch.rand(count, 4, generator=generator, device=drawn).to(device)
+            rows = (torch.arange(_ROWS, device=device) - _ROWS * dirt[:, :1]).abs() < 4 * dirt[:, 2:3]
+            columns = (torch.arange(_COLUMNS, device=device) - _COLUMNS * dirt[:, 1:2]).abs() < 8 * dirt[:, 3:]
+            label = torch.where(rows[:, :, None] & columns[:, None], sky + 1, label)
+        image = table.index_select(0, label.flatten()).view(*label.shape, 3)
+        if self.noise:
+            grain = torch.rand(label.shape, generator=generator, device=drawn).to(device) - 0.5
+            image += (12**0.5 * self.noise) * grain[..., None]
+        return image.clamp_(0, 1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def ground() -> Float[Tensor, "32 32 2"]:
+        """Return where in the picture the cells of the map lie on the ground, as ``grid_sample`` has places.
+
+        Outside of [-1, 1] where the camera does not see them.
+        """
+        line = torch.arange(_GRID) + 0.5
+        ahead, right = torch.meshgrid(_FRONT - line, line - _GRID / 2, indexing="ij")
+        depth = ahead.clamp(min=1.0)
+        column = torch.where(ahead > 1.0, 2 * _FOCAL * right / depth / _COLUMNS, 9.0)
+        return torch.stack([column, 2 * (_HORIZON + _FOCAL * _HIGH / depth) / _ROWS - 1], -1)
+
+
+def _walls(start: Tensor, ray: Tensor) -> Tensor:
+    """Metres along rays to the first house, of the next two walls each way; 1000 where there is none."""
+    found = []
+    for i in (0, 1):
+        slope = torch.where(ray[..., i].abs() > 1e-6, ray[..., i], 1e-6)
+        before = slope.sign() * start[..., i]
+        wall = WALL + BLOCK * ((before - WALL) / BLOCK).ceil()
+        for face in (wall, wall + BLOCK):
+            way = (face - before) / slope.abs()
+            other = from_street(start[..., 1 - i] + way * ray[..., 1 - i]).abs()
+            found.append(torch.where((other > WALL) & (way < 60), way, 1e3))
+    return torch.stack(found).amin(0)
 
 
 def _boards(state: DrivingState) -> tuple[Tensor, Tensor]:
@@ -166,22 +206,16 @@ def _boards(state: DrivingState) -> tuple[Tensor, Tensor]:
     return boards.gather(1, order.expand(-1, -1, 5)), colours.gather(1, order.expand(-1, -1, 3))
 
 
-def _ground(textures: Tensor) -> Tensor:
-    """Colours of a block from above, from one crossing to the next, a texel a row: street, verge, lines."""
-    line = (torch.arange(int(BLOCK * _TEXELS), device=textures.device) + 0.5) / _TEXELS
+def _surfaces(textures: Tensor) -> tuple[Tensor, Tensor]:
+    """Colours of a block from above, from one crossing to the next, a texel a row, and those of a wall."""
+    line = (torch.arange(_SIDE, device=textures.device) + 0.5) / _TEXELS
     x, y = torch.meshgrid(line, line, indexing="ij")
     off = torch.stack([from_street(x).abs(), from_street(y).abs()])
     near, far = off.amin(0), off.amax(0)
-    at = [(_TEXELS * v).long() % textures.shape[-1] for v in (x, y)]
-    street, verge = textures[0][at[0], at[1]], textures[1][at[0], at[1]]
-    street = street[..., None] * street.new_tensor([0.55, 0.55, 0.6])
-    verge = verge[..., None] * street.new_tensor([0.5, 0.85, 0.4])
+    place = torch.arange(_SIDE, device=textures.device) % textures.shape[-1]
+    street, verge, wall = textures[:, place][:, :, place][..., None]
     painted = ((near < 0.25) & (far > BOX)) | (((off - BOX).abs().amin(0) < 0.4) & (near < HALF))
+    street, verge = street * street.new_tensor([0.55, 0.55, 0.6]), verge * verge.new_tensor([0.5, 0.85, 0.4])
     colours = torch.where((near < HALF)[..., None], street, verge)
-    return torch.where(painted[..., None], 0.9, colours).flatten(0, 1)
-
-
-def _texel(x: Tensor, period: float) -> Tensor:
-    """Number of the texel of a texture that repeats itself after some metres."""
-    share = x / period
-    return ((share - share.floor()) * (period * _TEXELS)).int().clamp_(max=int(period * _TEXELS) - 1)
+    colours = torch.where(painted[..., None], 0.9, colours)
+    return colours.flatten(0, 1), (wall * wall.new_tensor([1.0, 0.6, 0.5])).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""A town of square blocks to drive through: traffic, walkers and lights, seen from above and by a camera."""
+"""A town of square blocks to drive through: traffic, walkers and lights, seen from above."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pullback.dynamics.driving_town import (
     walkers_at,
     wrap,
 )
-from pullback.dynamics.driving_views import ground_pixels, render_masks, render_picture
+from pullback.dynamics.driving_views import render_masks
 
 __all__ = ["DrivingEvents", "DrivingWorld", "RoadAhead"]
 
@@ -95,8 +95,8 @@ class DrivingWorld:
         >>> world = DrivingWorld()
         >>> state = world.sample(2, generator=torch.Generator().manual_seed(0))
         >>> after = world.step(state, torch.zeros(2, 2))
-        >>> world.render_bev(after).shape, world.render_camera(after, torch.rand(3, 64, 64)).shape
-        (torch.Size([2, 8, 32, 32]), torch.Size([2, 3, 48, 96]))
+        >>> world.render_bev(after).shape, world.road_ahead(after).light.shape
+        (torch.Size([2, 8, 32, 32]), torch.Size([2]))
 
     References:
         Zhang et al. (2021), End-to-end urban driving by imitating a reinforcement learning coach, arXiv 2108.08265,
@@ -271,47 +271,6 @@ class DrivingWorld:
         """
         self._check(state)
         return render_masks(state)
-
-    def render_camera(
-        self,
-        state: DrivingState,
-        textures: Float[Tensor, "3 size size"],
-        *,
-        noise: float = 0.05,
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "batch 3 48 96"]:
-        """Return what a camera sees over the bonnet, in [0, 1]: 90 degrees wide, 2.5 m high.
-
-        Streets, verges and houses wear textures, houses hide what is behind them; vehicles, walkers and the light
-        beyond the next crossing are boards that face the camera. A random patch of the picture is dirty. No
-        derivatives.
-
-        Args:
-            state: ``[batch]`` scenes.
-            textures: ``[3, size, size]`` grey in [0, 1], a quarter of a metre a pixel: of street, verge and wall.
-            noise: standard deviation of the grain of pixels, >= 0; 0 leaves out the dirt too.
-            generator: of noise and dirt.
-
-        Raises:
-            TypeError: the textures are not floating.
-            ValueError: textures of another shape, or ``noise`` < 0.
-        """
-        self._check(state)
-        if (
-            check_floating("textures", textures).ndim != 3
-            or textures.shape[0] != 3
-            or not textures.shape[1] == textures.shape[2] > 0
-        ):
-            raise ValueError(f"textures must have shape [3, size, size], got {tuple(textures.shape)}")
-        check_positive("noise", noise, zero=True)
-        return render_picture(state, textures, noise=noise, generator=generator)
-
-    def ground_pixels(self) -> Float[Tensor, "32 32 2"]:
-        """Return where in the picture of the camera the cells of the map lie on the ground, as ``grid_sample`` has it.
-
-        Outside of [-1, 1] where the camera does not see them.
-        """
-        return ground_pixels()
 
     def _traffic(self, ego: Tensor, route: Tensor, rand: Callable[..., Tensor]) -> Tensor:
         """Places in lanes, 12 m apart and not beside the ego vehicle, those on its route more often."""
