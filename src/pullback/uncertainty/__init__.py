@@ -81,6 +81,7 @@ from pullback.uncertainty.neural_process import Choice, Decision, NeuralAcquisit
 from pullback.uncertainty.online import OnlineFilter, OnlineStep, online_adapt
 from pullback.uncertainty.outliers import OutlierState, fit_ood_score, linear_head, ood_score
 from pullback.uncertainty.particle_filters import ParticleFiltered, StateSpaceModel, particle_filter
+from pullback.uncertainty.potentials import DistancePotential, NormalPotential
 from pullback.uncertainty.proposals import propose_points
 from pullback.uncertainty.quadrature import Quadrature, quadrature
 from pullback.uncertainty.recalibration import RecalibratedDistribution, Recalibrator
@@ -130,6 +131,7 @@ __all__ = [
     "DegenerateWeights",
     "Detection",
     "DirectionalQuantiles",
+    "DistancePotential",
     "EdgePotential",
     "EllipsoidRegion",
     "Filtered",
@@ -151,6 +153,7 @@ __all__ = [
     "MixtureOfGaussians",
     "NeuralAcquisition",
     "NonlinearGaussian",
+    "NormalPotential",
     "OnlineFilter",
     "OnlineStep",
     "OutlierState",

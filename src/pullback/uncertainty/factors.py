@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -148,10 +149,12 @@ class UnaryFactor(nn.Module):
             raise ValueError(f"features must have shape [*batch, {self.features}], got {tuple(features.shape)}")
         check_same_dtype(x=x, features=features)
         check_broadcast(x=x.shape[:-2], features=features.shape[:-1])
-        batch = torch.broadcast_shapes(x.shape[:-2], features.shape[:-1])
-        x, features = (x / self.scale).expand(*batch, *x.shape[-2:]), features.unsqueeze(-2)
-        seen = features.expand(*batch, x.shape[-2], self.features)
-        return _above(self.floor, self.density(torch.cat([x, seen], -1))[..., 0])
+        first, *rest = cast("list[nn.Linear]", list(self.density.children()))
+        seen = nn.functional.linear(features, first.weight[:, self.dim :], first.bias)  # once for all points
+        hidden = nn.functional.linear(x / self.scale, first.weight[:, : self.dim]) + seen.unsqueeze(-2)
+        for layer in rest:
+            hidden = layer(hidden)
+        return _above(self.floor, hidden[..., 0])
 
 
 def _check_range(scale: float, floor: float) -> None:

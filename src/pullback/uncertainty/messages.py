@@ -48,6 +48,11 @@ class Beliefs(NamedTuple):
         """Weighted means ``[*batch, nodes, d]``."""
         return (self.log_weights.exp().unsqueeze(-1) * self.points).sum(-2)
 
+    @property
+    def variances(self) -> Tensor:
+        """Weighted variances ``[*batch, nodes, d]``."""
+        return (self.log_weights.exp().unsqueeze(-1) * (self.points - self.means.unsqueeze(-2)).square()).sum(-2)
+
 
 class PulledMessages(NamedTuple):
     """Messages into each node, one after the other along M, and apart what their points are weighed by.
