@@ -251,3 +251,55 @@ def test_metadynamics_that_cannot_be_is_refused(
     given |= {"height": 1.0, "width": 0.5, "every": 2, "steps": 4, "step": 0.1}
     with pytest.raises(error, match=message):
         dynamics.metadynamics(**{**given, **words})
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_crossings_are_taken_back_like_the_gradient_of_their_losses(described: bool) -> None:
+    g = seeded()
+    bias = dynamics.GaussianGridBias((-1.0, -1.0), (3.0, 3.0), resolution=3, width=1.0).double()
+    bias.heights.data = torch.randn(3, 3, generator=g, dtype=torch.float64)
+    descriptors = (lambda x: torch.stack([x[..., 0] ** 3, x.sum(-1)], -1)) if described else None
+    wells = [dynamics.Basin(torch.full((2,), m).double(), 20 * torch.eye(2).double()) for m in (0.0, 1.0)]
+    origin = torch.tensor([0, 1, 0, 1, 0])
+    start = torch.stack([well.mean for well in wells])[origin]
+    words = {"step": 0.1, "friction": 0.2, "mass": torch.tensor([1.0, 2.0], dtype=torch.float64)}
+    way = {"temperature": 0.3, "steps": 30, "detach_position": True, "generator": g, **words}
+    path = dynamics.underdamped_langevin(bias.force, start, torch.zeros_like(start), **way).positions
+    found = dynamics.crossing_adjoints(
+        bias.force, path, wells, origin, 1 - origin, steps=8, descriptors=descriptors, **words
+    )
+    seen = path if descriptors is None else descriptors(path)
+    assert bool((found.home.frame[found.there.frame < 30] > found.there.frame[found.there.frame < 30]).all())
+    assert 0 < int(found.there.arrived.sum()) < 5
+    got = (bias.force(found.positions) * found.adjoints).sum((0, 2))
+    for n in range(5):
+        for part, (near, well) in enumerate(((found.there, wells[1 - origin[n]]), (found.home, wells[origin[n]]))):
+            frame = int(near.frame[n])
+            if bool(near.arrived[n]) or (part and not bool(found.there.arrived[n])):
+                assert not found.adjoints[:, n + 5 * part].any()
+                continue
+            at = path[frame, n].detach().requires_grad_()
+            loss = ((at if descriptors is None else descriptors(at)) - well.mean).square().sum()
+            assert float(loss.detach()) == pytest.approx(float((seen[frame, n] - well.mean).square().sum()))
+            pull = torch.autograd.grad(loss, at)[0]
+            one = dynamics.trajectory_adjoint(bias.force, path[:, n], pull, start=frame, steps=8, **words)
+            torch.testing.assert_close(one.adjoints, found.adjoints[:, n + 5 * part])
+            torch.testing.assert_close((bias.force(one.positions) * one.adjoints).sum(), got[n + 5 * part])
+    assert int(found.there.frame.min()) > 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"steps": 4}, "steps must be below the number of frames after the first, 4, got 4"),
+        ({"positions": torch.zeros(5, 3)}, r"positions must have shape \(frames, n, d\)"),
+        ({"positions": torch.full((5, 1, 3), torch.nan).double()}, "positions must be finite"),
+        ({"goal": torch.tensor([7])}, r"which must be in 0\.\.1"),
+        ({"step": 0.0}, "step must be"),
+    ],
+)
+def test_crossings_that_cannot_be_are_refused(words: dict, message: str, without_shape_checks: None) -> None:
+    given = {"positions": torch.zeros(5, 1, 3).double(), "origin": torch.tensor([0]), "goal": torch.tensor([1])}
+    given |= {"basins": [dynamics.basin(POINTS), dynamics.basin(POINTS + 50)], "steps": 2, "step": 0.1}
+    with pytest.raises(ValueError, match=message):
+        dynamics.crossing_adjoints(torch.neg, **{**given, **words})

@@ -144,6 +144,7 @@ from pullback.dynamics.policy_gradient import (
     ppo_update,
 )
 from pullback.dynamics.polygons import PolygonWorld, polygon_world
+from pullback.dynamics.rare_events import CrossingAdjoints, crossing_adjoints
 from pullback.dynamics.recurrent import AutoregressiveRNN, LatentRNN
 from pullback.dynamics.regression import Regression, d2_divergence, estimate_variance, weighted_regression
 from pullback.dynamics.regulator import Regulator, lqr
@@ -206,6 +207,7 @@ __all__ = [
     "ContinuousFlow",
     "ConvergenceOrder",
     "ConvolutionalField",
+    "CrossingAdjoints",
     "DeadEndValues",
     "DeepOperatorNetwork",
     "DiffusionProblems",
@@ -324,6 +326,7 @@ __all__ = [
     "convergence_order",
     "covariances",
     "crawl_loss",
+    "crossing_adjoints",
     "d2_divergence",
     "diffusion_problems",
     "dihedrals",
