@@ -136,3 +136,12 @@ def test_harm_is_refused_in_the_sandbox(deed: str, tmp_path: Path) -> None:
 def test_changes_apply_from_the_bottom_up_and_once() -> None:
     changes = [Change(3, 0, "new\n"), Change(1, 1, "A\nA2\n"), Change(4, 1, ""), Change(1, 1, "other\n")]
     assert applied("a\nb\nc\nd", changes) == "A\nA2\nb\nnew\nc\n"
+
+
+def test_layers_in_a_plain_list_are_registered_where_the_constructor_keeps_them() -> None:
+    path = Path(__file__).parent / "zoo" / "scripts" / "layers_in_a_list.py"
+    report = remedies_of_script(audit_script(path, steps=3), path)
+    (finding,) = (f for f in report.findings if f.code == "cut.unregistered")
+    assert finding.evidence["kept in"] == "Net.blocks"
+    patched = applied(path.read_text(), finding.remedies[0].changes)
+    assert "self.blocks = torch.nn.ModuleList([nn.Linear(5, 5) for _ in range(2)])" in patched

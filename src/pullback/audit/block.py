@@ -46,7 +46,7 @@ class AuditedBlock:
         self._target = target
         self._ignore = tuple(ignore)
         self._tracer = Tracer(libraries=libraries)
-        self._optimizers = Optimizers(libraries)
+        self._optimizers = Optimizers(libraries, lambda: self._tracer.sampling.passes)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:

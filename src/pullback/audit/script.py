@@ -66,7 +66,7 @@ def audit_script(
         raise ValueError(f"steps must be >= 1 or None, got {steps}")
     run, folder = _module(os.fspath(path)) if module else _file(Path(path))
     tracer = Tracer(libraries=libraries, steps=steps, sample=True)
-    optimizers = Optimizers(libraries)
+    optimizers = Optimizers(libraries, lambda: tracer.sampling.passes)
     error: str | None = None
     notes: list[str] = []
     joined = _has_joined()

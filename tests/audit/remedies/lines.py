@@ -378,6 +378,12 @@ def equal_eigenvalues(m, v):
 # Departures.
 
 
+@line(lambda: (trained(1), data(8)), "(alpha * (score + 1.0).detach()).mean()")
+def temperature_as_a_number(log_alpha, score):
+    alpha = log_alpha.exp()
+    return -(alpha.item() * (score + 1.0).detach()).mean()
+
+
 @line(lambda: (trained(4), trained(4)), " + 0.1 * penalty\n")
 def number_in_a_sum(a, b):
     penalty = b.abs().sum()

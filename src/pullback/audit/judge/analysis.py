@@ -13,7 +13,7 @@ from pullback.audit.judge.exits import find_branches, find_exits
 from pullback.audit.judge.flow import flow_findings
 from pullback.audit.judge.ledger import SILENT, Ledger
 from pullback.audit.judge.names import names_of
-from pullback.audit.judge.starved import find_cleared, find_stale, find_starved
+from pullback.audit.judge.starved import find_cleared, find_stale, find_starved, find_unregistered
 from pullback.audit.judge.stops import find_stops
 from pullback.audit.judge.values import find_kinks, find_not_finite, find_zeros
 from pullback.audit.judge.verdicts import Verdicts
@@ -80,6 +80,7 @@ def _report(ledger: Ledger, target: str, notes: Iterable[str], error: str | None
     find_branches(ledger)
     if ledger.optimizers is not None:
         find_stale(ledger, ledger.optimizers)
+        find_unregistered(ledger, ledger.optimizers)
         find_cleared(ledger, ledger.optimizers)
     if not any(f.kind == "nan" for f in ledger.found):
         find_starved(ledger)

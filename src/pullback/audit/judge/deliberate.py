@@ -76,6 +76,7 @@ STOPS: dict[str, StopKind] = {
     "cut.operation": StopKind(),
     "cut.optimizer": StopKind(),
     "cut.unstepped": StopKind(),
+    "cut.unregistered": StopKind(),
 }
 """By code; ``zero.*`` (a step: the path is there, its derivative is zero) has a row of its own below."""
 

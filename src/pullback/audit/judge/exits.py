@@ -25,6 +25,8 @@ def find_exits(ledger: Ledger) -> None:
     graph = ledger.graph
     lost = [e for e in graph.events if not e.live and not ledger.nodes[e.node].origins]  # type: ignore[index]
     lost += [e for e in ledger.tracer.events if e.node is None]
+    # `torch.tensor(number, requires_grad=True).backward()`: a tensor of its own, which nobody trains
+    lost += [e for e in graph.events if e.node in ledger.tracer.leaves and e.node not in ledger.trained]
     constants = () if ledger.verdicts.exits else [i for e in graph.events for i in graph.summands(e)]
     rebuilt = [i for i in constants if ledger.nodes[i].constant]  # a term of the loss that came from nowhere
     for exit_ in ledger.tracer.exits:

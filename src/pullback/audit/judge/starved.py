@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dis
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from types import CodeType
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pullback.audit.judge.ledger import Ledger
 from pullback.audit.trace.optimizers import Held, Optimizers
 from pullback.audit.trace.records import Leaf
 from pullback.audit.trace.sites import Site
 
-__all__ = ["find_cleared", "find_stale", "find_starved"]
+__all__ = ["find_cleared", "find_stale", "find_starved", "find_unregistered"]
 
 
 def find_stale(ledger: Ledger, optimizers: Optimizers) -> None:
@@ -62,6 +65,57 @@ def _replacements(ledger: Ledger, optimizers: Optimizers, newer: list[Leaf]) -> 
         site, leaves = max(sites.values(), key=lambda entry: len(entry[1]))
         evidence = {"tensors": [_described(ledger, leaf) for leaf in leaves][:20]}
         ledger.add("cut.unstepped", site, "Parameter", "warning", evidence)
+
+
+def find_unregistered(ledger: Ledger, optimizers: Optimizers) -> None:
+    """Find layers in a plain list of a module that is trained: they get gradients, and ``parameters()`` lacks them.
+
+    One that was put into evaluation is hidden there on purpose.
+    """
+    orphans: dict[int, Leaf] = {}
+    for leaf in ledger.tracer.leaves.values():
+        tensor = leaf.reference()
+        if tensor is not None and leaf.norm and not leaf.frozen and not optimizers.is_held(tensor):
+            orphans[id(tensor)] = leaf
+    sites: dict[tuple[CodeType, int], tuple[Site, str, list[Leaf]]] = {}
+    for root in optimizers.modules.values() if orphans else ():
+        if not any(optimizers.is_held(p) for p in root.parameters()):
+            continue
+        for owner in root.modules():
+            for name, container in vars(owner).items():
+                for tensor in _in_plain(container) if not name.startswith("_") else ():
+                    found = orphans.pop(id(tensor), None)
+                    site = None if found is None else _assigned(owner, name) or optimizers.made_at(tensor)
+                    if found is not None and site is not None:
+                        entry = sites.setdefault((site.code, site.line), (site, f"{type(owner).__name__}.{name}", []))
+                        entry[2].append(found)
+    for site, where, leaves in sites.values():
+        evidence = {"kept in": where, "tensors": [_described(ledger, leaf) for leaf in leaves][:20]}
+        ledger.add("cut.unregistered", site, "Parameter", "error", evidence, name=where)
+
+
+def _assigned(owner: nn.Module, name: str) -> Site | None:
+    """Return the line of the constructor that first assigns an attribute."""
+    code = getattr(type(owner).__init__, "__code__", None)
+    for step in dis.get_instructions(code) if code is not None else ():
+        if step.opname == "STORE_ATTR" and step.argval == name and step.positions and step.positions.lineno:
+            return Site(code, step.offset, step.positions.lineno, None)
+    return None
+
+
+def _in_plain(container: Any) -> Iterator[Tensor]:
+    """Yield the trained tensors of the modules in a list, tuple or dictionary, and those that it holds itself."""
+    if isinstance(container, dict):
+        container = list(container.values())
+    if not isinstance(container, list | tuple):
+        return
+    for item in container:
+        if isinstance(item, nn.Module):
+            yield from item.parameters()
+        elif isinstance(item, nn.Parameter):
+            yield item
+        else:
+            yield from _in_plain(item)
 
 
 def find_cleared(ledger: Ledger, optimizers: Optimizers) -> None:

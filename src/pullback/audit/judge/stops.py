@@ -34,6 +34,8 @@ def find_stops(ledger: Ledger) -> None:
         key = (origin.code, region) if region else (origin.code, origin.site.code, origin.site.instruction)
         groups[key].append(index)
     starving = {i for i in flowing if _leaves_of(ledger, [i]) & ledger.dead}
+    followers = {i for i in starving if _follows(ledger, ledger.tracer.origins[i])}
+    starving -= followers if ledger.dead <= _leaves_of(ledger, sorted(starving - followers)) else set()
     for members in groups.values():
         _stop(ledger, members, dead_losses, terms, starving)
 
@@ -55,9 +57,19 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
     meant = "" if fatal else intended(graph, members, starved=bool(dead) and ledger.certain)
     if dead and not fatal and not meant and _lost_elsewhere(ledger, members, dead, starving):
         meant = intended(graph, members, starved=False)
+    if dead and not fatal and not meant and kind.said and _not_stepped(ledger, members, dead, starving):
+        meant = "the pass of another optimizer"
     if dead and not fatal and not meant and _stored(ledger, members, dead, starving):
         meant = "stored"
+    if dead and not fatal and not meant and starving.isdisjoint(members):
+        meant = "moving average"
     term = any(_is_term(ledger, m, events, starving) for m in members for events in terms)
+    if dead and not fatal and not meant and not term and kind.said:
+        constant = {
+            i for i in starving - set(members) if any(_is_term(ledger, i, events, starving) for events in terms)
+        }
+        if constant and dead <= _leaves_of(ledger, sorted(constant)):
+            meant = "a constant term of the loss takes the gradient"
     if code.startswith("zero.") and not fatal:
         visited = [ledger.nodes[ledger.tracer.origins[m].node] for m in members]
         if not any(n.cotangent for n in visited) and not dead:
@@ -136,6 +148,33 @@ def _lost_elsewhere(ledger: Ledger, members: list[int], dead: set[int], starving
         if ledger.tracer.origins[rival].site != ledger.tracer.origins[members[0]].site and not dead <= found:
             found |= set() if intended(graph, [rival], starved=False) else _leaves_of(ledger, [rival])
     return dead <= found
+
+
+def _follows(ledger: Ledger, origin: Origin) -> bool:
+    """Whether a stop only writes trained tensors into another one in place: a teacher that follows its student."""
+    if any(ledger.nodes[s].leaf is None for s in origin.sources):
+        return False
+    made = [origin.op] if origin.op.endswith("_") else [ledger.nodes[c].op for c in ledger.graph.children[origin.node]]
+    return bool(made) and all(op.endswith("_") and not op.endswith("__") for op in made)
+
+
+def _not_stepped(ledger: Ledger, members: list[int], dead: set[int], starving: set[int]) -> bool:
+    """Whether no pass that a stop enters steps what it starves, and another stop enters those that do."""
+    graph, nodes = ledger.graph, ledger.nodes
+    if ledger.optimizers is None:
+        return False
+    rivals = starving - set(members)
+    explained: set[int] = set()
+    for event in graph.events:
+        stepped = ledger.optimizers.stepped_after(event.number)
+        if stepped is None or event.node is None:
+            return False
+        wanted = {leaf for leaf in dead if id(ledger.tracer.leaves[leaf].reference()) in stepped}
+        if wanted and set(members) & nodes[event.node].origins:
+            return False
+        for rival in rivals & nodes[event.node].origins:
+            explained |= wanted & _leaves_of(ledger, [rival])
+    return dead <= explained
 
 
 def _stored(ledger: Ledger, members: list[int], dead: set[int], starving: set[int]) -> bool:

@@ -39,15 +39,16 @@ def stay(draft: Draft, node: ast.AST) -> None:
 
 
 def _kept(place: Place) -> Iterator[Draft]:
-    """``x.item()``, ``float(x)``, ``x.tolist()``: the tensor itself, on this line; then in the whole function."""
+    """``x.item()``, ``float(x)``, ``x.tolist()``: the tensor itself, here; on the whole line; in the whole function."""
     source = place.source
     statement = source.statement(place.node)
     if isinstance(statement, ast.If | ast.While | ast.For | ast.With | ast.FunctionDef):
         return
-    draft = Draft(source)
-    stay(draft, statement)
-    if not draft.empty:
-        yield draft
+    for part in (place.node, statement):
+        draft = Draft(source)
+        stay(draft, part)
+        if not draft.empty:
+            yield draft
     whole = Draft(source)
     _all_stay(whole, source.scope(place.node))
     if not whole.empty:

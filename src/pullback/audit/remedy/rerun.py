@@ -78,7 +78,7 @@ class Rerun:
         after = random_state()
         set_random_state(self.state)
         tracer = Tracer(libraries=self.libraries)
-        optimizers = Optimizers(self.libraries)
+        optimizers = Optimizers(self.libraries, lambda: tracer.sampling.passes)
         try:
             with (
                 requiring_grad(self.opened),

@@ -90,6 +90,20 @@ def _root(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
+def _registered(place: Place) -> Iterator[Draft]:
+    """A plain list of layers, or a dictionary, as an attribute of a module: the container that registers them."""
+    source = place.source
+    statement = source.statement(place.node)
+    if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+        return
+    of_names = isinstance(statement.value, ast.Dict | ast.DictComp) or called(statement.value) == "dict"
+    value = statement.value
+    for container in ("ModuleDict", "ParameterDict") if of_names else ("ModuleList", "ParameterList"):
+        draft = Draft(source)
+        draft.put(value, lambda d=draft, c=container: f"{d.module('torch')}.nn.{c}({d.old(value)})")  # type: ignore[misc]
+        yield draft
+
+
 def _cleared_first(place: Place) -> Iterator[Draft]:
     """``zero_grad`` between ``backward`` and ``step``: above ``backward``."""
     source = place.source
@@ -275,6 +289,14 @@ TEMPLATES = {
         "optimizer = torch.optim.SGD([angles], lr=0.1)\nangles = torch.randn(2).requires_grad_()",
         _same_leaf,
         ANY,
+    ),
+    "registered": Template(
+        "torch.nn.ModuleList",
+        "Layers in a module's list are among its parameters(), so that the optimizer steps them.",
+        ("cut.unregistered",),
+        ("ModuleList", "ModuleDict", "ParameterList", "list", "register", "parameters"),
+        "self.blocks = [torch.nn.Linear(4, 4) for _ in range(3)]",
+        _registered,
     ),
     "zero_grad": Template(
         "torch.optim.Optimizer.zero_grad",

@@ -22,6 +22,8 @@ _CUT = {
     "optimizer": "{count} tensors of {op} get no gradient: they were replaced after it was built, and the new ones "
     "are not stepped",
     "unstepped": "what is made here gets the gradient, but the optimizer was built before and steps what it replaces",
+    "unregistered": "what is made here gets a gradient and is not stepped: {name} is a plain container, whose tensors "
+    "parameters() does not list",
     "operation": "{op} has no derivative, and the loss depends on its result",
 }
 _OTHER = {

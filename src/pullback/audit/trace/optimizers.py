@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -53,6 +53,7 @@ class Stepped:
         born: its place in the order in which optimizers and parameters were made.
         steps: how many it took.
         held: its tensors by id.
+        after: how many backward passes had ended at each of its steps.
     """
 
     optimizer: Optimizer
@@ -61,6 +62,7 @@ class Stepped:
     born: int = 0
     steps: int = 0
     held: dict[int, Held] = field(default_factory=dict)
+    after: set[int] = field(default_factory=set)
 
     def starved(self) -> list[Held]:
         """Return what it steps in vain: never with a gradient, or no longer in the last two of at least three steps."""
@@ -73,10 +75,12 @@ class Optimizers:
 
     Args:
         libraries: name lines inside installed libraries instead of the user's line that called them.
+        passes: says how many backward passes have ended.
     """
 
-    def __init__(self, libraries: bool = False) -> None:
+    def __init__(self, libraries: bool = False, passes: Callable[[], int] | None = None) -> None:
         self.libraries = libraries
+        self._passes = passes
         self.stepped: list[Stepped] = []
         self.tensors: dict[str, Tensor] = {}
         self.modules: dict[str, nn.Module] = {}
@@ -132,6 +136,16 @@ class Optimizers:
         """Return the ids of tensors that an optimizer steps and never had a gradient for."""
         return {key for s in self.stepped for key, held in s.held.items() if not held.fed}
 
+    def stepped_after(self, number: int) -> set[int] | None:
+        """Return the ids of the tensors that are stepped next after a backward pass; ``None`` where that is not known.
+
+        A pass of a discriminator leaves gradients in its generator too, which nobody asked for.
+        """
+        next_step = min((p for s in self.stepped for p in s.after if p >= number), default=None)
+        if next_step is None:
+            return None
+        return {key for s in self.stepped if next_step in s.after for key in s.held}
+
     def by_hand(self) -> set[int]:
         """Return the ids of tensors that the program changes itself, as codes that follow moving averages."""
         return {key for s in self.stepped for key, held in s.held.items() if held.written}
@@ -160,6 +174,8 @@ class Optimizers:
                     held = known.held.setdefault(id(tensor), Held(tensor))
                     _note(held, known.steps)
         known.steps += 1
+        if self._passes is not None:
+            known.after.add(self._passes())
 
     def _find_names(self, frame: FrameType | None) -> None:
         """Note the modules and tensors that the user's frames have names for, the innermost frame first."""

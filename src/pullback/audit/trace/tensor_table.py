@@ -47,6 +47,7 @@ class TensorTable:
         self._shared: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], str]] = {}
         self._handles: list[Any] = []
         self._eval: dict[int, bool] = {}
+        self._reborn: set[tuple[Any, int, frozenset[int]]] = set()
 
     def new_node(self, name: str, site: Site | None, parents: tuple[int, ...]) -> Node:
         """Append a node."""
@@ -152,13 +153,32 @@ class TensorTable:
             self.remember(owner, node.index, inplace=True)
 
     def reborn(self, parameter: Tensor, data: Tensor, frame: Any) -> None:
-        """Record a parameter made from a value that was computed from data: its gradient ends there."""
+        """Record a parameter made from a value that was computed from data, or at every step: its gradient ends there.
+
+        One that is made once from another is a new start for it.
+        """
         index, live = self.lookup(data)
-        if index is None or not live or self.nodes[index].leaf is not None or not self.nodes[index].has_data:
+        if index is None or not live or self.nodes[index].leaf is not None:
+            return
+        site = locate(frame, self.libraries)
+        made = (site.code, site.instruction, self._leaves_above(index))
+        if not self.nodes[index].has_data and made not in self._reborn:
+            self._reborn.add(made)
             return
         leaf = self.new_leaf(parameter, index)
-        self.origins.append(Origin(leaf, "cut.rebuild", "Parameter", locate(frame, self.libraries), (index,)))
+        self.origins.append(Origin(leaf, "cut.rebuild", "Parameter", site, (index,)))
         self.nodes[leaf].origins = self.nodes[leaf].origins | {len(self.origins) - 1}
+
+    def _leaves_above(self, index: int) -> frozenset[int]:
+        """Return the trained tensors that a value was computed from."""
+        seen: set[int] = set()
+        stack = [index]
+        while stack:
+            current = stack.pop()
+            if current not in seen:
+                seen.add(current)
+                stack += self.nodes[current].parents
+        return frozenset(seen & self.leaves.keys())
 
     def new_leaf(self, tensor: Tensor, parent: int | None = None) -> int:
         """Make a node for a trained tensor, whose gradient is measured from now on."""
