@@ -41,6 +41,7 @@ from pullback.causal.least_squares import interventional_moments, least_squares_
 from pullback.causal.logistic import LogisticSCM
 from pullback.causal.mechanisms import MaskedMechanisms
 from pullback.causal.notears import NOTEARS, notears
+from pullback.causal.order_search import OrderSearch, insertion_scores, order_search
 from pullback.causal.orders import fit_order, score_order
 from pullback.causal.orientation import cosine_temperature, orientation
 from pullback.causal.parallel import ParallelStructureLearner, beta_subsets, consensus_penalty
@@ -77,6 +78,7 @@ __all__ = [
     "MaskedMechanisms",
     "ModelPosterior",
     "NonlinearSCM",
+    "OrderSearch",
     "ParallelStructureLearner",
     "Particles",
     "SampledDAGMA",
@@ -114,6 +116,7 @@ __all__ = [
     "find_cycle",
     "fit_order",
     "greedy_design",
+    "insertion_scores",
     "intervention_discrepancy",
     "interventional_moments",
     "is_acyclic",
@@ -125,6 +128,7 @@ __all__ = [
     "next_target",
     "notears",
     "optimize_design",
+    "order_search",
     "orientation",
     "random_bayesian_network",
     "random_dag",

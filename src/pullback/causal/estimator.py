@@ -14,6 +14,7 @@ from pullback.causal.dagma import dagma
 from pullback.causal.distances import varsortability
 from pullback.causal.least_squares import second_moments
 from pullback.causal.notears import notears
+from pullback.causal.order_search import order_search
 from pullback.causal.structure import StructureResult
 from pullback.causal.swaps import topological_swaps
 from pullback.core.checks import check_choice, check_floating, check_scalar
@@ -23,6 +24,7 @@ __all__ = ["StructureEstimator"]
 
 METHODS: dict[str, Callable[..., StructureResult]] = {
     "swaps": topological_swaps,
+    "order": order_search,
     "dagma": dagma,
     "notears": notears,
     "cosmo": cosmo,
@@ -36,7 +38,8 @@ class StructureEstimator:
     """Learn a causal graph as scikit-learn estimators are fitted.
 
     Args:
-        method: ``"swaps"`` (:func:`topological_swaps`), ``"dagma"``, ``"notears"`` or ``"cosmo"``.
+        method: ``"swaps"`` (:func:`topological_swaps`), ``"order"`` (:func:`order_search`, the fastest),
+            ``"dagma"``, ``"notears"`` or ``"cosmo"``.
         threshold: ``|weight|`` above it is an arc, >= 0, in the unit of the weights.
         standardise: whether to divide every column by its standard deviation. As a check: what the learner still finds
             then was not read off the variances.

@@ -110,7 +110,11 @@ def order_weights(covariance: Tensor, order: Tensor) -> Tensor:
 
 def _factor(covariance: Tensor, order: Tensor) -> Tensor:
     """Return the Cholesky factor in the order, in at least single precision."""
-    ordered = permuted(covariance, order).to(torch.promote_types(covariance.dtype, torch.float32))
+    return checked_factor(permuted(covariance, order).to(torch.promote_types(covariance.dtype, torch.float32)))
+
+
+def checked_factor(ordered: Tensor) -> Tensor:
+    """Return the Cholesky factor of a matrix of at least single precision, or say that it is singular."""
     factor, definite = factorised(ordered)
     if not bool(definite.all()):
         raise ValueError("covariance is singular; add a ridge (covariance + 1e-6 I)")

@@ -52,7 +52,8 @@ def topological_swaps(
     at most ``large_searches`` times. Starting from the order of another learner, the search only improves it.
 
     With ``candidates="gradient"`` few swaps are needed, since nodes change places that are far apart; beyond about 40
-    nodes it gets stuck unless ``small`` grows too. ``"nearest"`` takes small steps, more of them, and is stuck later.
+    nodes it gets stuck unless ``small`` grows too (:func:`order_search` does not). ``"nearest"`` takes small steps,
+    more of them, and is stuck later.
 
     Args:
         data: ``[n, d]`` samples, ``n > d`` unless there is a penalty, or ``[d, d]`` covariance, positive definite.

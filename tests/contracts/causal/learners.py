@@ -107,6 +107,10 @@ def _swaps(data: Tensor, generator: torch.Generator, **options: Any) -> causal.S
     return causal.topological_swaps(data, **{"generator": generator, **options})
 
 
+def _search(data: Tensor, generator: torch.Generator, **options: Any) -> causal.StructureResult:
+    return causal.order_search(data, **{"generator": generator, **options})
+
+
 _WEIGHTS: dict[str, Any] = {"answer": lambda result: result.weights, "planted": _planted, "recovers": _recovers}
 
 CONTRACTS = [
@@ -194,9 +198,33 @@ CONTRACTS = [
             ),
         ],
     ),
+    Learner(
+        "causal.order_search",
+        _search,
+        **_WEIGHTS,
+        sets=lambda g: _enough(_sets(g)),
+        bad=[
+            Bad((_X[:3], torch.Generator()), {}, ValueError, "more samples than nodes"),
+            *_bad_data(
+                *_whole("restarts", 1),
+                *_whole("moves", 1),
+                *_number("penalty"),
+                ({"order": torch.tensor([0, 1, 1])}, ValueError, r"missing \[2\]"),
+                ({"order": torch.tensor([0.0, 1.0, 2.0])}, TypeError, "order must be an integer tensor"),
+                ({"targets": torch.ones(20, 3).bool()}, ValueError, "targets must leave every node free"),
+                *KNOWLEDGE,
+                (
+                    {"order": torch.arange(3), "required": _CYCLE.tril()},
+                    ValueError,
+                    "order must have every required arc forward",
+                ),
+            ),
+        ],
+    ),
     Exempt("causal.COSMO", "causal.cosmo runs it to its end", "causal/test_learners.py"),
     Exempt("causal.DAGMA", "causal.dagma runs it to its end", "causal/test_learners.py"),
     Exempt("causal.NOTEARS", "causal.notears runs it to its end", "causal/test_learners.py"),
+    Exempt("causal.OrderSearch", "causal.order_search runs it to its end", "causal/test_order_search.py"),
     Exempt("causal.StructureEstimator", "fits the learners, which have entries", "causal/test_estimator.py"),
     Exempt("causal.StructureLearner", "abstract: the loop of the learners", "causal/test_learners.py"),
     Exempt(

@@ -53,6 +53,17 @@ def _method(name: str) -> object:
     return lambda weights, **kwargs: causal.acyclicity(weights, **{"method": name, **kwargs})
 
 
+def _each_move(covariance: Tensor) -> Tensor:
+    """The order's score and those of all moves of one node, each from a factorisation of its own."""
+    rows = []
+    for source in range(len(_ORDER)):
+        for target in range(len(_ORDER)):
+            order = _ORDER.tolist()
+            order.insert(target, order.pop(source))
+            rows.append(causal.score_order(covariance, torch.tensor(order)))
+    return torch.stack(rows, -1).unflatten(-1, (len(_ORDER), len(_ORDER)))
+
+
 def _along_order(x: Tensor) -> Tensor:
     """Each node regressed on the ones before it, one least-squares problem a node."""
     centred, weights = x - x.mean(0), x.new_zeros(4, 4)
@@ -198,6 +209,20 @@ CONTRACTS = [
         lambda g: [Call((_covariance(g),))],
         reference=lambda c: causal.least_squares_score(causal.fit_order(c, _ORDER, covariance=True), c),
         bad=[Bad((torch.zeros(4, 4),), {}, ValueError, "covariance is singular")],
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        why="it looks at its factorisation and says where that fails; rounding to half makes a matrix singular",
+    ),
+    Contract(
+        "causal.insertion_scores",
+        lambda c: causal.insertion_scores(0.5 * (c + c.mT), _ORDER),
+        lambda g: [Call((_covariance(g),))],
+        reference=lambda c: _each_move(c),
+        bad=[
+            Bad((torch.zeros(4, 4),), {}, ValueError, "covariance is singular"),
+        ],
         vmap=False,
         compile=False,
         half=False,
