@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -41,63 +42,148 @@ def generator() -> torch.Generator:
 
 @pytest.mark.parametrize("kind", [("lagrange", 1), ("lagrange", 2), ("crouzeix_raviart", 1)], ids=str)
 def test_one_round_by_hand(kind: tuple[str, int]) -> None:
+    """With integrals cell by cell: the slope of at most quadratic functions has its mean at the centre."""
     space = FunctionSpace(moved(), *kind)
-    processor = MeshProcessor(space, fields=1, channels=4, layers=1, generator=generator()).double()
-    x = torch.randn(1, space.size, generator=generator(), dtype=torch.float64)
-    points, boundary = space.dof_points, set(space.dirichlet_dofs.tolist())
-    beside: list[set[int]] = [set() for _ in range(space.size)]
-    for cell in space.dofs.tolist():
-        for i in cell:
-            beside[i] |= set(cell) - {i}
-    lengths = [torch.stack([(points[j] - points[i]).norm() for j in beside[i]]).mean() for i in range(space.size)]
-    mean = torch.stack(lengths).mean()
-    layer = processor.rounds[0]
-    h = [processor.lift(torch.stack([x[0, i], torch.tensor(float(i in boundary)).double()])) for i in range(space.size)]
-    out = []
-    for i in range(space.size):
-        messages = []
-        for j in beside[i]:
-            way = points[j] - points[i]
-            arc = torch.cat([way / lengths[i], (way.norm() / lengths[i])[None], (lengths[i] / mean).log()[None]])
-            messages.append(layer.message(F.relu(layer.receive(h[i]) + layer.send(h[j]) + layer.arc(arc))))
-        both = torch.cat([h[i], torch.stack(messages).mean(0)])
-        out.append(processor.head(h[i] + layer.out(F.gelu(layer.hidden(both))))[0])
-    torch.testing.assert_close(processor(x), torch.stack(out))
+    processor = MeshProcessor(space, coefficients=1, sources=1, channels=3, layers=1, generator=generator()).double()
+    x = torch.randn(2, space.size, generator=generator(), dtype=torch.float64)
+    centres, areas = space.mesh.vertices[space.mesh.cells].mean(1), space.mesh.areas
+    stiffness = assemble("stiffness", space).dense()
+
+    def around(c: Tensor) -> Tensor:
+        """Mean, slopes and stencil of one function at each coefficient ``[n, 4]``."""
+        slopes = torch.autograd.functional.jacobian(lambda p: evaluate(c, space, p).sum(), centres, create_graph=False)
+        local = c[space.dofs][:, 3:] if kind == ("lagrange", 2) else c[space.dofs]  # corners integrate to 0
+        each = torch.cat([local.mean(1, keepdim=True), slopes], 1)
+        rows = []
+        for i in range(space.size):
+            cells = (space.dofs == i).any(1)
+            length = (areas[cells].sum() / stiffness[i, i]).sqrt()
+            mean = (areas[cells, None] * each[cells]).sum(0) / areas[cells].sum()
+            rows.append(torch.cat([mean[:1], length * mean[1:], -(stiffness[i] @ c / stiffness[i, i])[None]]))
+        return torch.stack(rows)
+
+    area = torch.stack([areas[(space.dofs == i).any(1)].sum() / stiffness[i, i] for i in range(space.size)])
+    flags = torch.zeros(space.size, 1, dtype=torch.float64)
+    flags[space.dirichlet_dofs] = 1
+    layer, data = processor.rounds[0], (x[1] * area / area.mean())[:, None]
+    seen = F.gelu(processor.look[0](torch.cat([x[:1].mT, around(x[0]), flags], 1)))
+    h = processor.lift(data)
+    stencils = torch.stack([around(column) for column in h.detach().mT], 2)  # [n, 4, channels]
+    messages = torch.einsum("nkc,kco->no", stencils, layer.messages)
+    inner, outer = (1 + layer.gates(seen).tanh()).chunk(2, 1)
+    h = h + outer * layer.out(inner * (messages + layer.own(torch.cat([h, data], 1))))
+    torch.testing.assert_close(processor(x), processor.head(h)[:, 0])
 
 
 def test_a_v_cycle_by_hand() -> None:
     """With smoothers that double features: twice twice on the fine level around P (4 R h - R h)."""
     mesh = moved((2, 2))
     coarse, fine = FunctionSpace(mesh), FunctionSpace(mesh.refine())
-    processor = MultigridProcessor([coarse, fine], fields=1, channels=1, generator=generator()).double()
+    processor = MultigridProcessor([coarse, fine], boundary=True, channels=1, generator=generator()).double()
 
     class Double(nn.Module):
-        def forward(self, h: Tensor, graph: object) -> Tensor:
+        def forward(self, h: Tensor, *others: object) -> Tensor:
             return 2 * h
 
     processor.rounds = nn.ModuleList(Double() for _ in processor.rounds)
-    x = torch.randn(1, fine.size, generator=generator(), dtype=torch.float64)
-    boundary = torch.zeros(fine.size, dtype=torch.float64)
-    boundary[fine.dirichlet_dofs] = 1
-    h = 2 * processor.lift(torch.stack([x[0], boundary], -1))
+    g = torch.randn(fine.size, generator=generator(), dtype=torch.float64)
+    g[fine.free_dofs] = 0
     p = prolongation(coarse, fine).dense()
+    lift = torch.where(g == 0, p @ g[: coarse.size], g)  # what the coarse level has, carried inside
+    h = 2 * processor.lift(lift[:, None])
     r = p.mT / p.sum(0)[:, None]
     torch.testing.assert_close(r.sum(1), torch.ones(coarse.size).double())
-    torch.testing.assert_close(processor(x), processor.head(2 * (h + p @ (3 * (r @ h))))[:, 0])
+    inner = processor.head(2 * (h + p @ (3 * (r @ h))))[:, 0]
+    torch.testing.assert_close(processor(g[None]), torch.where(g == 0, lift + inner, g))
 
 
-def test_numbering_place_and_size_do_not_matter() -> None:
+def test_numbering_and_place_do_not_matter_and_sources_count_by_area() -> None:
     mesh = moved()
     order = torch.randperm(len(mesh.vertices), generator=generator())
     where = order.argsort()
     other = Mesh(
         5 * mesh.vertices[order] - 3, where[mesh.cells][torch.randperm(len(mesh.cells), generator=generator())]
     )
-    processor = MeshProcessor(FunctionSpace(mesh), fields=2, channels=5, layers=3, generator=generator()).double()
+    processor = MeshProcessor(
+        FunctionSpace(mesh), coefficients=1, sources=1, channels=5, layers=3, generator=generator()
+    ).double()
     x = torch.randn(4, 2, len(order), generator=generator(), dtype=torch.float64)
     again = processor.on(FunctionSpace(other))
-    torch.testing.assert_close(again(x[..., order]), processor(x)[..., order])
+    smaller = x * torch.tensor([1, 1 / 25], dtype=torch.float64)[:, None]
+    torch.testing.assert_close(again(smaller[..., order]), processor(x)[..., order])
     assert again.head.weight is processor.head.weight
+
+
+def test_what_arrives_of_a_linear_function_does_not_depend_on_the_cells() -> None:
+    """Inside, the stencil of the stiffness matrix is zero and slopes are exact, on any mesh."""
+    space = FunctionSpace(moved((4, 4)))
+    level = MeshProcessor(space, sources=1, channels=1, layers=1).level
+    h = (space.dof_points @ torch.tensor([2.0, -3.0], dtype=torch.float64) + 1)[:, None, None]
+    mean, along, up, stencil = (level.apart @ h).view(4, -1)[:, space.free_dofs]
+    lengths = level.area.sqrt()[space.free_dofs]
+    torch.testing.assert_close(stencil, torch.zeros_like(stencil), atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.stack([along, up]), torch.stack([2 * lengths, -3 * lengths]))
+    centres, areas = h[space.dofs, 0, 0].mean(1), space.mesh.areas  # the mean over cells is the value at their centre
+    patches = [(space.dofs == i).any(1) for i in space.free_dofs]
+    torch.testing.assert_close(mean, torch.stack([(areas[p] @ centres[p]) / areas[p].sum() for p in patches]))
+
+
+def test_it_is_linear_in_sources_and_boundary_alone() -> None:
+    mesh = moved((2, 2))
+    spaces = [FunctionSpace(mesh), FunctionSpace(mesh.refine())]
+    n = spaces[1].size
+    kinds = {"coefficients": 1, "sources": 2, "boundary": True, "channels": 4, "generator": generator()}
+    for processor in (MeshProcessor(spaces[1], **kinds), MultigridProcessor(spaces, **kinds)):
+        processor.double()
+        q, x, y = torch.randn(3, 4, n, generator=generator(), dtype=torch.float64)
+        x[0] = y[0] = q[0]
+        both = torch.cat([q[:1], (2 * x - 3 * y)[1:]])
+        torch.testing.assert_close(processor(both), 2 * processor(x) - 3 * processor(y))
+        more = torch.cat([2 * q[:1], x[1:]])
+        assert bool((processor(more) - 2 * processor(x)).abs().max() > 1e-3)
+    general = MultigridProcessor(spaces, coefficients=1, channels=4, generator=generator()).double()
+    assert bool(general(torch.zeros(1, n, dtype=torch.float64)).abs().max() > 1e-3)
+    large = general(1e6 * q[:1])  # gates are bounded
+    assert bool(large.abs().max() < 1e6)
+
+
+def test_a_level_sees_the_same_from_any_finer_mesh() -> None:
+    """Projections of projections: against dense solutions on the coarse meshes, also where they are iterated."""
+    meshes = [moved((2, 2))]
+    for _ in range(2):
+        meshes.append(meshes[-1].refine())
+    for degree in (1, 2):
+        spaces = [FunctionSpace(mesh, degree=degree) for mesh in meshes]
+        processor = MultigridProcessor(spaces, sources=1, channels=2, generator=generator())
+        x = torch.randn(spaces[2].size, 3, 1, generator=generator(), dtype=torch.float64)
+        told = processor._inputs(x)
+        for transfer in processor.transfers:
+            transfer.whole = None
+        again = processor._inputs(x)
+        for k in (0, 1):
+            p, mass = prolongation(spaces[k], spaces[2]).dense(), assemble("mass", spaces[2]).dense()
+            wanted = torch.linalg.solve(assemble("mass", spaces[k]).dense(), p.mT @ mass @ x[..., 0])
+            torch.testing.assert_close(told[k][..., 0], wanted, atol=1e-3, rtol=0)
+            torch.testing.assert_close(again[k], told[k])
+
+
+def test_products_with_large_stencils_pass_through_transforms() -> None:
+    space = FunctionSpace(grid_mesh((10, 10)))
+    stencil = MeshProcessor(space, sources=1, channels=1, layers=1).level.stencil
+    dense = stencil.matrix.dense()
+    assert dense.numel() > 2**15
+    h, w = torch.randn(2, 4 * space.size, 2, generator=generator(), dtype=torch.float64)
+
+    def energy(h: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
+        return by(h).square().sum() + by(h).sum()
+
+    ours, theirs = (lambda h: stencil @ h), (lambda h: dense @ h)
+    torch.testing.assert_close(torch.func.grad(energy)(h, ours), torch.func.grad(energy)(h, theirs))
+    torch.testing.assert_close(torch.func.jvp(ours, (h,), (h,))[1], dense @ h)
+    many = torch.stack([w, 2 * w, -w], 1)
+    torch.testing.assert_close(torch.func.vmap(ours, in_dims=1)(many), torch.func.vmap(theirs, in_dims=1)(many))
+    twice = torch.func.grad(lambda h: torch.func.grad(energy)(h, ours).square().sum())(h)
+    torch.testing.assert_close(twice, torch.func.grad(lambda h: torch.func.grad(energy)(h, theirs).square().sum())(h))
 
 
 def test_a_round_goes_one_cell_far_and_a_cycle_everywhere() -> None:
@@ -108,8 +194,8 @@ def test_a_round_goes_one_cell_far_and_a_cycle_everywhere() -> None:
     fine = spaces[-1]
     x = torch.randn(1, fine.size, generator=generator())
     for processor, everywhere in (
-        (MeshProcessor(fine, fields=1, channels=8, layers=2, generator=generator()), False),
-        (MultigridProcessor(spaces, fields=1, channels=8, generator=generator()), True),
+        (MeshProcessor(fine, sources=1, channels=8, layers=2, generator=generator()), False),
+        (MultigridProcessor(spaces, sources=1, channels=8, generator=generator()), True),
     ):
         slope = torch.autograd.functional.jacobian(processor, x)[0, 0]  # of the value at the first corner
         reached = slope != 0
@@ -118,14 +204,25 @@ def test_a_round_goes_one_cell_far_and_a_cycle_everywhere() -> None:
         assert bool(reached[far < 0.1].all())
 
 
-def test_deeper_hierarchies_use_the_parameters_of_the_finest_level() -> None:
-    meshes = [grid_mesh((2, 2))]
+def test_on_a_deeper_hierarchy_it_is_the_same_operator() -> None:
+    """Told on a finer mesh: the same function, embedded, but for the boundary data that only the finer mesh has."""
+    meshes = [moved((2, 2))]
     for _ in range(2):
         meshes.append(meshes[-1].refine())
     spaces = [FunctionSpace(mesh) for mesh in meshes]
-    processor = MultigridProcessor(spaces[:2], fields=1, channels=4, generator=generator())
-    deeper = processor.on(spaces)
-    deeper(torch.randn(1, spaces[2].size, generator=generator())).sum().backward()
+    processor = MultigridProcessor(
+        spaces[:2], coefficients=1, boundary=True, channels=4, generator=generator()
+    ).double()
+    x = torch.randn(2, spaces[1].size, generator=generator(), dtype=torch.float64)
+    x[1, spaces[1].free_dofs] = 0
+    embed, deeper = prolongation(spaces[1], spaces[2]), processor.on(spaces)
+    fine = embed @ x
+    fine[1, spaces[2].free_dofs] = 0
+    torch.testing.assert_close(deeper(fine), embed @ processor(x), atol=1e-3, rtol=1e-3)
+    fixed = spaces[2].dirichlet_dofs
+    fine[1, fixed] += torch.randn(len(fixed), generator=generator(), dtype=torch.float64)
+    assert torch.equal(deeper(fine)[fixed], fine[1, fixed])
+    deeper(fine).sum().backward()
     assert all(p.grad is not None for p in processor.parameters())
     with pytest.raises(ValueError, match="spaces must be at least the 2 of the processor, got 1"):
         processor.on(spaces[:1])
@@ -140,7 +237,9 @@ def test_boundary_and_constraints_hold_for_every_weight(kind: tuple[str, int]) -
     data = torch.randn(3, len(space.dirichlet_dofs), generator=generator(), dtype=torch.float64)
     inputs = torch.randn(3, 1, space.size, generator=generator(), dtype=torch.float64)
     for dirichlet in (True, False):
-        processor = MeshProcessor(space, fields=1 + dirichlet, channels=4, layers=1, generator=generator()).double()
+        processor = MeshProcessor(
+            space, sources=1, boundary=dirichlet, channels=4, layers=1, generator=generator()
+        ).double()
         operator = StructurePreservingOperator(
             space, space, processor, dirichlet=dirichlet, constraint=(functionals, values)
         )
@@ -195,7 +294,7 @@ def test_it_learns_to_solve_and_is_saved() -> None:
     space = spaces[1]
     planes = torch.randn(32, 3, generator=generator())
     u = planes @ torch.cat([space.dof_points, torch.ones(space.size, 1)], 1).mT.float()
-    processor = MultigridProcessor(spaces, fields=2, channels=16, generator=generator())
+    processor = MultigridProcessor(spaces, sources=1, boundary=True, channels=16, generator=generator())
     operator = StructurePreservingOperator(space, space, processor, dirichlet=True)
     optimizer = torch.optim.Adam(operator.parameters(), lr=5e-3)
     nothing, data = torch.zeros(32, 1, space.size), u[:, space.dirichlet_dofs]
@@ -220,13 +319,17 @@ def test_wrong_use_is_refused(without_shape_checks: None) -> None:
     space, cells = FunctionSpace(mesh), FunctionSpace(mesh, "discontinuous", 0)
     for one in (cells, FunctionSpace(mesh, "discontinuous", 1)):
         with pytest.raises(ValueError, match="space must join its cells by coefficients at different points, got disc"):
-            MeshProcessor(one, fields=1)
+            MeshProcessor(one, sources=1)
     with pytest.raises(ValueError, match="layers must be an integer >= 1, got 0"):
-        MeshProcessor(space, fields=1, layers=0)
+        MeshProcessor(space, sources=1, layers=0)
+    with pytest.raises(ValueError, match="coefficients, sources and boundary must be at least 1 field together"):
+        MeshProcessor(space)
+    with pytest.raises(ValueError, match="sources must be an integer >= 0, got -1"):
+        MeshProcessor(space, coefficients=2, sources=-1)
     with pytest.raises(ValueError, match="spaces must be at least 2, got 1"):
-        MultigridProcessor([space], fields=1)
+        MultigridProcessor([space], sources=1)
     with pytest.raises(ValueError, match="meshes must be nested"):
-        MultigridProcessor([space, FunctionSpace(grid_mesh((4, 4)))], fields=1)
+        MultigridProcessor([space, FunctionSpace(grid_mesh((4, 4)))], sources=1)
     with pytest.raises(ValueError, match="on one mesh"):
         StructurePreservingOperator(space, FunctionSpace(grid_mesh((2, 2))), _First())
     with pytest.raises(ValueError, match="target must have coefficients on the boundary, got discontinuous"):

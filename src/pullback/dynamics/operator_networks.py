@@ -7,9 +7,11 @@ state of the network, trained or not.
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,160 +19,299 @@ from torch.nn import functional as F
 
 from pullback.core.checks import check_broadcast, check_floating, check_integer, check_same_dtype, check_shape
 from pullback.core.shapes import Float, Tensor
+from pullback.core.transforms import below_transforms
 from pullback.dynamics.finite_elements import FunctionSpace, assemble, prolongation
 from pullback.implicit import SparseMatrix, SparsePattern, linear_solve, projection_affine
 
 __all__ = ["MeshProcessor", "MultigridProcessor", "StructurePreservingOperator"]
 
-_ATTRIBUTES = 4
+_GATES = 5  # what gates see of a coefficient field: itself and what the four integrals say of it
+_PROJECTIONS = 12  # steps of Chebyshev's iteration for a mass matrix: an error of 1e-4 of the right side
+_SMALL = 2**20  # numbers up to which the projection is kept as a matrix
+_DENSE = 2**15  # and up to which a product with a stencil costs less with its zeros
+_SPECTRUM = (0.35, 2.1)  # of diag(M)^-1 M on triangles, of degree 1 (1/2 to 2) and 2 (0.39 to 2.06) (Wathen, 1987)
 
 
-class _Graph(NamedTuple):
-    """Coefficients that share a cell: arcs from ``senders`` to ``receivers``, their geometry, and 1 / arcs of each."""
+class _Stencil:
+    """A constant matrix with few entries, for features along the first dimension."""
 
-    senders: Tensor
-    receivers: Tensor
-    attributes: Tensor
-    shares: Tensor
-    boundary: Tensor
+    def __init__(self, matrix: SparseMatrix) -> None:
+        self.matrix = SparseMatrix(matrix.pattern, matrix.values.detach())
+        self._kept: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    def __deepcopy__(self, memo: object) -> _Stencil:
+        return self  # nothing of it changes
+
+    def at(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The matrix and its transpose, by rows where they are large, kept for each dtype and device."""
+        key = (like.dtype, like.device)
+        if key not in self._kept:
+            with below_transforms(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+                pattern, values = self.matrix.pattern, self.matrix.values
+                whole = torch.sparse_coo_tensor(
+                    torch.stack([pattern.rows, pattern.columns]), values, pattern.shape, check_invariants=False
+                )
+                whole = whole.to(device=like.device, dtype=like.dtype).coalesce()
+                pair = (whole, whole.mT.coalesce())
+                dense = math.prod(pattern.shape) <= _DENSE
+                self._kept[key] = tuple(part.to_dense() if dense else part.to_sparse_csr() for part in pair)
+        return self._kept[key]
+
+    def __matmul__(self, h: Tensor) -> Tensor:
+        wide = h.to(torch.promote_types(h.dtype, torch.float32))
+        matrix, turned = self.at(wide)
+        if matrix.layout == torch.strided:
+            product = matrix @ wide.flatten(1)
+        else:
+            product = _Product.apply(_Opaque(matrix), _Opaque(turned), wide.flatten(1))
+        return product.view(len(matrix), *h.shape[1:]).to(h.dtype)
+
+
+class _Opaque:
+    """A tensor that transforms do not look into."""
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+
+class _Product(torch.autograd.Function):
+    """Constant sparse rows times a matrix: linear, so that each of its derivatives is such a product."""
 
     @staticmethod
-    def of(space: FunctionSpace) -> _Graph:
+    def forward(matrix: _Opaque, turned: _Opaque, h: Tensor) -> Tensor:
+        return matrix.held @ h
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[_Opaque, _Opaque, Tensor], output: Tensor) -> None:
+        ctx.matrix, ctx.turned, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+        return None, None, _Product.apply(ctx.turned, ctx.matrix, grad.contiguous())
+
+    @staticmethod
+    def jvp(ctx: Any, matrix: None, turned: None, tangent: Tensor) -> Tensor:  # type: ignore[override]
+        return _Product.apply(ctx.matrix, ctx.turned, tangent)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[None, None, int], matrix: _Opaque, turned: _Opaque, h: Tensor) -> Any:
+        wide = h.movedim(in_dims[2], -1)
+        return _Product.apply(matrix, turned, wide.flatten(1)).unflatten(1, wide.shape[1:]), 2
+
+
+class _Level:
+    r"""Integrals around each coefficient of a space, in units of its own length, and what else a round needs.
+
+    Row i of the stencil holds, one after another, for the patch :math:`\omega_i` of the cells that have i: the mean,
+    the mean of the slopes times :math:`\ell_i`, and :math:`-K_{ij}/K_{ii}`, with :math:`\ell_i^2=|\omega_i|/K_{ii}`.
+    """
+
+    def __init__(self, space: FunctionSpace) -> None:
         if space.size != len(space.dof_points.unique(dim=0)) or len(space.dofs[0]) == 1:
             raise ValueError(f"space must join its cells by coefficients at different points, got {space.family}")
         with torch.no_grad():
-            apart = space.pattern.rows != space.pattern.columns
-            receivers, senders = space.pattern.rows[apart], space.pattern.columns[apart]
-            points = space.dof_points
-            way = points[senders] - points[receivers]
-            length = way.norm(dim=1)
-            shares = 1 / torch.bincount(receivers, minlength=space.size).to(length)
-            near = length.new_zeros(space.size).index_add(0, receivers, length) * shares
-            relative = torch.cat([way, length[:, None]], 1) / near[receivers, None]
-            size = (near / near.mean()).log()[receivers, None]
-            boundary = points.new_zeros(space.size, 1)
-            boundary[space.dirichlet_dofs] = 1
-        return _Graph(senders, receivers, torch.cat([relative, size], 1), shares[:, None, None], boundary)
+            n, mesh = space.size, space.mesh
+            areas, stiffness = mesh.areas, assemble("stiffness", space)
+            weights, values, derivatives = space._tables(mesh.vertices)
+            patch = areas.new_zeros(n).index_add(0, space.dofs.flatten(), areas.repeat_interleave(len(space.dofs[0])))
+            diagonal = stiffness.diagonal()
+            self.area = patch / diagonal
+            slopes = torch.einsum("q,qja,mak->kmj", weights, derivatives, mesh.slopes) * areas[:, None]
+            local = torch.cat([(areas[:, None] * (weights @ values))[None], slopes])
+            rows = space.dofs[:, :, None].expand(-1, -1, space.dofs.shape[1]).flatten()
+            columns = space.dofs[:, None, :].expand(-1, space.dofs.shape[1], -1).flatten()
+            scale = torch.stack([1 / patch, *[self.area.sqrt() / patch] * 2])
+            parts = [
+                (rows, columns + k * n, (one[:, None].expand(-1, space.dofs.shape[1], -1).flatten() * of[rows]))
+                for k, (one, of) in enumerate(zip(local, scale, strict=True))
+            ]
+            pattern = stiffness.pattern
+            parts.append((pattern.rows, pattern.columns + 3 * n, -stiffness.values / diagonal[pattern.rows]))
+            rows, columns, entries = (torch.cat(part) for part in zip(*parts, strict=True))
+            self.stencil = _Stencil(SparseMatrix(SparsePattern(rows, columns, (n, 4 * n)), entries))
+            each = SparsePattern(columns // n * n + rows, columns % n, (4 * n, n))
+            self.apart = _Stencil(SparseMatrix(each, entries))
+            self.boundary = areas.new_zeros(n, 1, 1)
+            self.boundary[space.dirichlet_dofs] = 1
 
-    def like(self, h: Tensor) -> _Graph:
-        """The graph where the features ``h`` are, in their dtype."""
-        return _Graph(self.senders.to(h.device), self.receivers.to(h.device), *(part.to(h) for part in self[2:]))
+
+class _Transfer:
+    """Between nested spaces: the embedding, means of what it meets, the projection, and values at common points."""
+
+    def __init__(self, coarse: FunctionSpace, fine: FunctionSpace) -> None:
+        with torch.no_grad():
+            embedding = prolongation(coarse, fine)
+            rows, columns, values = embedding.pattern.rows, embedding.pattern.columns, embedding.values
+            turned = embedding.mT
+            total = turned @ values.new_ones(fine.size)
+            self.up = _Stencil(embedding)
+            self.down = _Stencil(SparseMatrix(turned.pattern, turned.values / total[turned.pattern.rows]))
+            self.restrict = _Stencil(turned)
+            self.fine, self.coarse = (_Stencil(assemble("mass", space)) for space in (fine, coarse))
+            self.diagonal = self.coarse.matrix.diagonal()[:, None, None]
+            same = (values - 1).abs() < 1e-6
+            self.places = columns.new_empty(coarse.size)
+            self.places[columns[same]] = rows[same]
+            self.whole: Tensor | None = None
+            if coarse.size * fine.size <= _SMALL:
+                self.whole = self.project(torch.eye(fine.size).to(values)[:, :, None])[..., 0]
+
+    def project(self, x: Tensor) -> Tensor:
+        """The functions of the coarse space nearest in the mean square, to 1e-4: Chebyshev's iteration."""
+        if self.whole is not None:
+            return (self.whole.to(x) @ x.flatten(1)).view(len(self.whole), *x.shape[1:])
+        low, high = _SPECTRUM
+        centre, half = (high + low) / 2, (high - low) / 2
+        right, diagonal = self.restrict @ (self.fine @ x), self.diagonal.to(x)
+        step, found = right / diagonal / centre, torch.zeros_like(right)
+        ratio = half / centre
+        for _ in range(_PROJECTIONS):
+            found = found + step
+            nextly = 1 / (2 * centre / half - ratio)
+            residual = (right - self.coarse @ found) / diagonal
+            step, ratio = nextly * ratio * step + 2 * nextly / half * residual, nextly
+        return found
 
 
-class _Messages(nn.Module):
-    """One round: a message of every arc, their mean, a residual update. Features are ``[n, batch, channels]``."""
+class _Round(nn.Module):
+    """One round: messages in the cells, their integrals, an update. Features are ``[n, batch, channels]``."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, data: int) -> None:
         super().__init__()
-        self.receive = nn.Linear(channels, channels, bias=False)
-        self.send = nn.Linear(channels, channels, bias=False)
-        self.arc = nn.Linear(_ATTRIBUTES, channels)
-        self.message = nn.Linear(channels, channels)
-        self.hidden = nn.Linear(2 * channels, channels)
-        self.out = nn.Linear(channels, channels)
+        self.messages = nn.Parameter(torch.empty(4, channels, channels))
+        self.own = nn.Linear(channels + data, channels, bias=False)
+        self.out = nn.Linear(channels, channels, bias=False)
+        self.gates = nn.Linear(channels, 2 * channels)
 
-    def forward(self, h: Tensor, graph: _Graph) -> Tensor:
-        arcs = self.receive(h).index_select(0, graph.receivers) + self.send(h).index_select(0, graph.senders)
-        arcs = arcs + self.arc(graph.attributes)[:, None]
-        total = torch.zeros_like(h).index_add(0, graph.receivers, F.relu(arcs))
-        message = self.message(total * graph.shares)  # a linear layer of a mean is the mean of the linear layer
-        return h + self.out(F.gelu(self.hidden(torch.cat([h, message], -1))))
+    def forward(self, h: Tensor, data: Tensor, seen: Tensor, level: _Level) -> Tensor:
+        n, batch, channels = h.shape
+        told = (h.reshape(1, n * batch, channels) @ self.messages).view(4 * n, batch, channels)
+        inner, outer = (1 + self.gates(seen).tanh()).chunk(2, -1)
+        return h + outer * self.out(inner * (level.stencil @ told + self.own(torch.cat([h, data], -1))))
 
 
 class _Processor(nn.Module):
     """Features from fields and back: what both processors share."""
 
-    def __init__(self, fields: int, channels: int, rounds: int) -> None:
+    def __init__(self, kinds: tuple[int, int, int], channels: int, levels: int, rounds: int) -> None:
         super().__init__()
-        self.fields = check_integer("fields", fields, 1)
+        self.kinds = [check_integer("coefficients", kinds[0], 0), check_integer("sources", kinds[1], 0), kinds[2]]
+        if not sum(self.kinds):
+            raise ValueError("coefficients, sources and boundary must be at least 1 field together, got 0")
         check_integer("channels", channels, 1)
-        self.lift = nn.Linear(fields + 1, channels)
-        self.rounds = nn.ModuleList(_Messages(channels) for _ in range(rounds))
-        self.head = nn.Linear(channels, 1)
+        data = self.kinds[1] + self.kinds[2] or 1
+        self.lift = nn.Linear(data, channels, bias=False)
+        self.look = nn.ModuleList(nn.Linear(_GATES * self.kinds[0] + 1, channels) for _ in range(levels))
+        self.rounds = nn.ModuleList(_Round(channels, data) for _ in range(rounds))
+        self.head = nn.Linear(channels, 1, bias=False)
 
     def _draw(self, generator: torch.Generator | None) -> None:
         with torch.no_grad():
-            for layer in self.modules():
-                if isinstance(layer, nn.Linear):
-                    bound = layer.in_features**-0.5
-                    layer.weight.uniform_(-bound, bound, generator=generator)
-                    if layer.bias is not None:
-                        layer.bias.uniform_(-bound, bound, generator=generator)
+            for name, p in self.named_parameters():
+                owner = self.get_submodule(name.rpartition(".")[0]) if "." in name else self
+                fan = owner.in_features if isinstance(owner, nn.Linear) else p.shape[1]
+                if isinstance(owner, _Round) or name.endswith("own.weight"):
+                    fan = 5 * self.head.in_features + self.lift.in_features  # they add up
+                p.uniform_(-(fan**-0.5), fan**-0.5, generator=generator)
 
-    def _enter(self, x: Tensor, graph: _Graph) -> Tensor:
-        """``[*batch, fields, n]`` to features ``[n, batch, channels]``."""
-        check_shape("x", check_floating("x", x), (self.fields, len(graph.shares)))
-        check_same_dtype(x=x, weight=self.lift.weight)
+    def _enter(self, x: Tensor) -> Tensor:
+        """``[*batch, fields, n]`` to ``[n, batch, fields]``."""
         nodes = x.flatten(0, -3).permute(2, 0, 1) if x.ndim > 2 else x.mT[:, None]
-        flags = graph.boundary[:, None].expand(-1, nodes.shape[1], 1)
-        return self.lift(torch.cat([nodes, flags], -1))
+        return nodes.contiguous()
 
-    def _leave(self, h: Tensor, x: Tensor) -> Tensor:
-        return self.head(h)[..., 0].mT.reshape(*x.shape[:-2], x.shape[-1])
+    def _check(self, x: Tensor, size: int) -> None:
+        check_shape("x", check_floating("x", x), (sum(self.kinds), size))
+        check_same_dtype(x=x, weight=self.head.weight)
+
+    def _told(self, x: Tensor, level: _Level, of: int, reference: float) -> tuple[Tensor, Tensor]:
+        """What rounds on a level take in linearly, and what their gates see."""
+        q, f, g = x.split(self.kinds, -1)
+        flags = level.boundary.to(x).expand(-1, x.shape[1], 1)
+        around = (level.apart @ q).view(4, *q.shape) if q.shape[-1] else q.expand(4, *q.shape)
+        seen = F.gelu(self.look[of](torch.cat([q, *around, flags], -1)))
+        if not sum(self.kinds[1:]):
+            return torch.ones_like(flags), seen
+        return torch.cat([f * (level.area / reference).to(x)[:, None, None], g], -1), seen
+
+    def _found(self, h: Tensor, data: Tensor, level: _Level) -> Tensor:
+        """The output as a field: the boundary data carried inside, and a function that is zero at the boundary."""
+        found = self.head(h)
+        return data[..., -1:] + (1 - level.boundary.to(found)) * found if self.kinds[2] else found
 
 
 class MeshProcessor(_Processor):
-    r"""A graph network on the coefficients of a space, whose edges are the pattern of its matrices.
+    r"""Rounds of messages between the coefficients that share a cell, added up as integrals over the cells.
 
     .. math::
-        m_{ij} = W\,\mathrm{ReLU}\left(A h_i + B h_j + C e_{ij} + c\right) + w, \qquad
-        h_i \leftarrow h_i + \mathrm{MLP}\Big(h_i,\ \tfrac{1}{|N(i)|}\sum_{j\in N(i)} m_{ij}\Big)
+        m_i = \frac{1}{|\omega_i|}\int_{\omega_i}\big(W_0 h + \ell_i W_1\partial_x h + \ell_i W_2\partial_y h\big)
+        - \frac{1}{K_{ii}}\sum_j K_{ij} W_3 h_j, \qquad
+        h_i \leftarrow h_i + b_i\odot U\big(a_i\odot(m_i + V h_i + T d_i)\big)
 
-    with arcs :math:`e_{ij}=(x_j-x_i,\ |x_j-x_i|)/\ell_i` and :math:`\log\ell_i/\bar\ell`, where :math:`\ell_i` is the
-    mean length of the arcs at i. Nothing depends on the numbering, the place or the size of the mesh, so that the same
-    weights go on any mesh (:meth:`on`); a round of messages goes one cell far.
+    where :math:`\omega_i` are the cells that have i, :math:`\ell_i^2=|\omega_i|/K_{ii}` and K is the stiffness matrix:
+    each message has a weight from the mesh, and what arrives is that of the functions, however cells are cut. Inputs
+    are of three kinds. *Coefficients* of an equation are seen by the gates :math:`a, b\in(0, 2)` alone, networks of
+    their values, means, slopes and stencils; output is linear in the others, :math:`d`: in *sources*, which count in
+    proportion to the area :math:`\ell_i^2`, and in values at the *boundary*, which the output has there. Without either
+    d is the number one, and the output any function of the coefficients. A round of messages goes one cell far.
 
     Args:
         space: whose coefficients are at different points, in one piece: Lagrange or Crouzeix-Raviart.
-        fields: functions that go in, >= 1.
+        coefficients: fields that come first, >= 0.
+        sources: fields that follow, >= 0.
+        boundary: whether the last field is what the output is at the boundary, zero inside.
         channels: width, >= 1.
         layers: rounds of messages, >= 1.
         generator: of the weights, uniform within one over the root of the fan in.
 
     Raises:
         TypeError: a size is no integer, ``space`` no :class:`FunctionSpace`.
-        ValueError: a size is out of range, or the space does not fit.
+        ValueError: a size is out of range, there is no field, or the space does not fit.
 
     Example:
         >>> from pullback.dynamics import grid_mesh
         >>> space = FunctionSpace(grid_mesh((3, 3)))
-        >>> processor = MeshProcessor(space, fields=2, channels=8, layers=2)
+        >>> processor = MeshProcessor(space, coefficients=1, sources=1, channels=8, layers=2)
         >>> processor(torch.randn(5, 2, 16)).shape
         torch.Size([5, 16])
         >>> processor.on(FunctionSpace(grid_mesh((5, 4))))(torch.randn(2, 30)).shape
         torch.Size([30])
 
     References:
-        Bouziani, Boulle (2024), Structure-preserving operator learning, arXiv 2410.01065, section 3. Battaglia et al.
-        (2018), Relational inductive biases, arXiv 1806.01261.
+        Bouziani, Boulle (2024), Structure-preserving operator learning, arXiv 2410.01065, section 3. Jiang et al.
+        (2019), Spherical CNNs on unstructured grids, arXiv 1901.02039: differential operators as filters.
     """
 
     def __init__(
         self,
         space: FunctionSpace,
         *,
-        fields: int,
+        coefficients: int = 0,
+        sources: int = 0,
+        boundary: bool = False,
         channels: int = 32,
         layers: int = 4,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(fields, channels, check_integer("layers", layers, 1))
-        self.graph = _Graph.of(_checked(space, "space"))
+        super().__init__((coefficients, sources, int(boundary)), channels, 1, check_integer("layers", layers, 1))
+        self.level = _Level(_checked(space, "space"))
+        self.reference = float(self.level.area.mean())
         self._draw(generator)
 
     def on(self, space: FunctionSpace) -> MeshProcessor:
         """Return a processor with the same parameters (not a copy of them) on another space."""
         other = copy.copy(self)
-        other.graph = _Graph.of(_checked(space, "space"))
+        other.level = _Level(_checked(space, "space"))
         return other
 
     def forward(self, x: Float[Tensor, "*batch fields n"]) -> Float[Tensor, "*batch n"]:
         """Return coefficients ``[*batch, n]`` from those of the fields."""
-        graph = self.graph.like(self.lift.weight)
-        h = self._enter(x, graph)
+        self._check(x, len(self.level.area))
+        data, seen = self._told(self._enter(x), self.level, 0, self.reference)
+        h = self.lift(data)
         for layer in self.rounds:
-            h = layer(h, graph)
-        return self._leave(h, x)
+            h = layer(h, data, seen, self.level)
+        return _leave(self._found(h, data, self.level), x)
 
 
 class MultigridProcessor(_Processor):
@@ -179,28 +320,32 @@ class MultigridProcessor(_Processor):
     On each level some rounds (as in :class:`MeshProcessor`), the correction of the next coarser level
     :math:`h\leftarrow h+P\,(V(Rh)-Rh)`, and as many rounds again. P is the exact embedding of the coarse space
     (:func:`prolongation`), R its transpose with rows of sum one. The coarsest level has all its rounds at once. Every
-    level has parameters of its own, as many as ``2 * smoothing`` rounds.
+    level has parameters of its own, as many as ``2 * smoothing`` rounds, and its own view of the inputs: coefficients
+    and sources by projection in the mean square, so that a level sees the same on whatever finer mesh they are told;
+    values at the boundary as they are there, carried inside from the coarser level by P.
 
     Args:
         spaces: Lagrange spaces from the coarsest to the finest, nested, at least 2.
-        fields: functions that go in, >= 1.
+        coefficients: fields that come first, >= 0, as for :class:`MeshProcessor`.
+        sources: fields that follow, >= 0.
+        boundary: whether the last field is what the output is at the boundary, zero inside.
         channels: width, >= 1.
         smoothing: rounds before and after the correction, >= 1.
         generator: of the weights, as for :class:`MeshProcessor`.
 
     Raises:
         TypeError: a size is no integer, a space no :class:`FunctionSpace`.
-        ValueError: a size is out of range, or spaces are not nested.
+        ValueError: a size is out of range, there is no field, or spaces are not nested.
 
     Example:
         >>> from pullback.dynamics import grid_mesh
         >>> mesh = grid_mesh((2, 2))
         >>> spaces = [FunctionSpace(mesh), FunctionSpace(mesh.refine()), FunctionSpace(mesh.refine())]
-        >>> MultigridProcessor(spaces, fields=1)
+        >>> MultigridProcessor(spaces, sources=1)
         Traceback (most recent call last):
         ValueError: meshes must be nested: ...
         >>> fine = mesh.refine()
-        >>> processor = MultigridProcessor([FunctionSpace(mesh), FunctionSpace(fine)], fields=1, channels=8)
+        >>> processor = MultigridProcessor([FunctionSpace(mesh), FunctionSpace(fine)], sources=1, channels=8)
         >>> processor(torch.randn(5, 1, 25)).shape
         torch.Size([5, 25])
 
@@ -212,55 +357,73 @@ class MultigridProcessor(_Processor):
         self,
         spaces: Sequence[FunctionSpace],
         *,
-        fields: int,
+        coefficients: int = 0,
+        sources: int = 0,
+        boundary: bool = False,
         channels: int = 32,
         smoothing: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(fields, channels, 2 * check_integer("smoothing", smoothing, 1) * len(spaces))
-        self.levels, self.smoothing = len(spaces), smoothing
+        rounds = 2 * check_integer("smoothing", smoothing, 1) * len(spaces)
+        super().__init__((coefficients, sources, int(boundary)), channels, len(spaces), rounds)
+        self.smoothing = smoothing
         self._place(spaces)
+        self.references = [float(level.area.mean()) for level in self.levels]
         self._draw(generator)
 
     def _place(self, spaces: Sequence[FunctionSpace]) -> None:
         if len(spaces) < 2:
             raise ValueError(f"spaces must be at least 2, got {len(spaces)}")
-        self.graphs = [_Graph.of(_checked(space, "spaces")) for space in spaces]
-        self.up, self.down = [], []
-        for coarse, fine in pairwise(spaces):
-            embedding = prolongation(coarse, fine)
-            turned = embedding.mT
-            total = turned @ embedding.values.new_ones(fine.size)
-            self.up.append(embedding)
-            self.down.append(SparseMatrix(turned.pattern, turned.values / total[turned.pattern.rows]))
+        self.levels = [_Level(_checked(space, "spaces")) for space in spaces]
+        self.transfers = [_Transfer(*pair) for pair in pairwise(spaces)]
 
     def on(self, spaces: Sequence[FunctionSpace]) -> MultigridProcessor:
         """Return a processor with the same parameters (not a copy of them) on other spaces.
 
-        Levels are matched from the coarsest; those beyond have the parameters of the finest that was trained.
+        Levels are matched from the coarsest. Those beyond add no rounds: the function that is found is embedded, and
+        takes the boundary data of the finer mesh, so that it is the same operator between functions.
 
         Raises:
             ValueError: ``spaces`` are fewer than the processor has levels, or not nested.
         """
-        if len(spaces) < self.levels:
-            raise ValueError(f"spaces must be at least the {self.levels} of the processor, got {len(spaces)}")
+        if len(spaces) < len(self.references):
+            raise ValueError(f"spaces must be at least the {len(self.references)} of the processor, got {len(spaces)}")
         other = copy.copy(self)
         other._place(spaces)
         return other
 
     def forward(self, x: Float[Tensor, "*batch fields n"]) -> Float[Tensor, "*batch n"]:
         """Return coefficients ``[*batch, n]`` of the finest space from those of the fields."""
-        graphs = [graph.like(self.lift.weight) for graph in self.graphs]
-        return self._leave(self._cycle(self._enter(x, graphs[-1]), graphs, len(graphs) - 1), x)
+        self._check(x, len(self.levels[-1].area))
+        inputs, last = self._inputs(self._enter(x)), len(self.references) - 1
+        told = [self._told(inputs[k], self.levels[k], k, reference) for k, reference in enumerate(self.references)]
+        found = self._found(self._cycle(self.lift(told[last][0]), told, last), told[last][0], self.levels[last])
+        for k in range(last, len(self.transfers)):
+            edge = self.levels[k + 1].boundary.to(found) if self.kinds[2] else 0
+            found = edge * inputs[k + 1][..., -1:] + (1 - edge) * (self.transfers[k].up @ found)
+        return _leave(found, x)
 
-    def _cycle(self, h: Tensor, graphs: list[_Graph], level: int) -> Tensor:
-        first = 2 * self.smoothing * min(level, self.levels - 1)
-        layers = [self.rounds[first + k] for k in range(2 * self.smoothing)]
-        for k, layer in enumerate(layers):
+    def _inputs(self, x: Tensor) -> list[Tensor]:
+        """The inputs on every level, from the coarsest."""
+        inner = self.kinds[0] + self.kinds[1]
+        inputs, edges = [x[..., :inner]], [x[..., inner:]]
+        for transfer in reversed(self.transfers):
+            inputs.insert(0, transfer.project(inputs[0]) if inner else inputs[0][transfer.places])
+            edges.insert(0, edges[0][transfer.places])
+        if self.kinds[2]:
+            for k, transfer in enumerate(self.transfers):
+                inside = 1 - self.levels[k + 1].boundary.to(x)
+                edges[k + 1] = edges[k + 1] + inside * (transfer.up @ edges[k])
+        return [torch.cat(pair, -1) for pair in zip(inputs, edges, strict=True)]
+
+    def _cycle(self, h: Tensor, told: list[tuple[Tensor, Tensor]], level: int) -> Tensor:
+        first = 2 * self.smoothing * level
+        for k in range(2 * self.smoothing):
             if level and k == self.smoothing:
-                below = _times(self.down[level - 1], h)
-                h = h + _times(self.up[level - 1], self._cycle(below, graphs, level - 1) - below)
-            h = layer(h, graphs[level])
+                transfer = self.transfers[level - 1]
+                below = transfer.down @ h
+                h = h + transfer.up @ (self._cycle(below, told, level - 1) - below)
+            h = self.rounds[first + k](h, *told[level], self.levels[level])
         return h
 
 
@@ -292,7 +455,7 @@ class StructurePreservingOperator(nn.Module):
         >>> from pullback.dynamics import grid_mesh, load_vector
         >>> space = FunctionSpace(grid_mesh((3, 3)))
         >>> mean = load_vector(lambda x: torch.ones_like(x[..., 0]), space)[None]
-        >>> processor = MeshProcessor(space, fields=2, channels=8)
+        >>> processor = MeshProcessor(space, sources=1, boundary=True, channels=8)
         >>> operator = StructurePreservingOperator(
         ...     space, space, processor, dirichlet=True, constraint=(mean, torch.tensor([0.5]))
         ... )
@@ -384,11 +547,9 @@ class StructurePreservingOperator(nn.Module):
         return y.index_copy(-1, free, inner)
 
 
-def _times(matrix: SparseMatrix, h: Tensor) -> Tensor:
-    """The product along the first dimension of ``[n, batch, channels]``, which keeps rows of features together."""
-    rows, columns = matrix.pattern.rows.to(h.device), matrix.pattern.columns.to(h.device)
-    terms = matrix.values.to(h)[:, None, None] * h.index_select(0, columns)
-    return h.new_zeros(matrix.pattern.shape[0], *h.shape[1:]).index_add(0, rows, terms)
+def _leave(found: Tensor, x: Tensor) -> Tensor:
+    """``[n, batch, 1]`` in the shape of ``[*batch, fields, n]`` without its fields."""
+    return found[..., 0].mT.reshape(*x.shape[:-2], x.shape[-1])
 
 
 def _mixed_mass(source: FunctionSpace, target: FunctionSpace) -> SparseMatrix:

@@ -27,7 +27,7 @@ def _fields(g: torch.Generator) -> list[Call]:
 
 
 def _operator(g: torch.Generator) -> StructurePreservingOperator:
-    processor = MeshProcessor(WIDE, fields=2, channels=2, layers=1, generator=g)
+    processor = MeshProcessor(WIDE, sources=1, boundary=True, channels=2, layers=2, generator=g)
     return StructurePreservingOperator(
         WIDE, WIDE, processor, dirichlet=True, constraint=(MOMENT, torch.tensor([0.5], dtype=torch.float64))
     )
@@ -48,7 +48,7 @@ CONTRACTS = [
         "dynamics.MeshProcessor",
         lambda processor, x: processor(x),
         _fields,
-        build=lambda g: MeshProcessor(SPACE, fields=2, channels=3, layers=1, generator=g),
+        build=lambda g: MeshProcessor(SPACE, coefficients=1, sources=1, channels=3, layers=1, generator=g),
         bad=_BAD,
         large_limit=1e4,
         compile=False,
@@ -58,7 +58,7 @@ CONTRACTS = [
         "dynamics.MultigridProcessor",
         lambda processor, x: processor(x),
         _fields,
-        build=lambda g: MultigridProcessor([COARSE, SPACE], fields=2, channels=3, generator=g),
+        build=lambda g: MultigridProcessor([COARSE, SPACE], coefficients=1, sources=1, channels=3, generator=g),
         bad=_BAD,
         large_limit=1e4,
         compile=False,

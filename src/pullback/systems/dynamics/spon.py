@@ -4,9 +4,11 @@ Inputs become coefficients by projection, a network maps coefficients to inner c
 the data: what comes out is continuous and has the right values there for any weights. A V-cycle over nested meshes with
 message passing as its smoother carries news across the domain at linear cost (Bouziani, Boulle, 2024). Here
 -div(a grad u) = f with u = g on the boundary, on an L-shape; truth is our own solver on a mesh twice as fine.
-Smaller than in the paper: 225 unknowns and a minute of training. Beside it stand two Fourier operators, one as large
-and one with 20 times the parameters, on the grid that fits this domain exactly; they neither hold a boundary nor leave
-the grid. Problems are simulated; a domain to which trained weights are carried over is the outline of a real building.
+Messages are weighed by integrals over cells, and the network is linear in f and g with gates that look at a, as is the
+equation. The paper leaves the network open; sizes and data are ours, and small: 225 unknowns, a minute of training.
+Beside it stand two Fourier operators, one as large and one with 15 times the parameters, on the grid that fits this
+domain exactly; they neither hold a boundary nor leave the grid. Linear in f and g in the same way, the larger one was
+no better (.120 for .118, at one step size). Problems are simulated; a domain to which weights are carried is real.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Config:
     """Problems to learn from."""
     test: Annotated[int, at_least(2)] = 50
     """Unseen problems."""
-    steps: Annotated[int, at_least(1)] = 180
+    steps: Annotated[int, at_least(1)] = 200
     """Adam steps of each network."""
     batch: Annotated[int, at_least(1)] = 8
     """Problems a step."""
@@ -47,10 +49,11 @@ class Config:
     lr: Annotated[float, above(0)] = 2e-2
     """Largest step size of the V-cycle; those of the others are parts of it."""
     replicates: Annotated[int, at_least(1)] = 2
-    """Initialisations of each network, twice as many on the graded mesh."""
+    """Initialisations of each network, one more on the graded mesh."""
 
 
 Loss = Callable[[Tensor], Tensor]
+KINDS: dict[str, Any] = {"coefficients": 1, "sources": 1, "boundary": True}  # log a, f, and g
 BUILDING = 0
 BLOCKS = "Mesh grid_mesh FunctionSpace assemble load_vector project prolongation solve_dirichlet finite_element_loss "
 LEARNING = "MeshProcessor MultigridProcessor StructurePreservingOperator FourierOperator DeepOperatorNetwork"
@@ -142,7 +145,7 @@ class Free(nn.Module):
             self.at = at[:, 0] * self.side + at[:, 1]
             mask = torch.zeros(1, self.side**2).index_fill(1, self.at, 1)
             self.place = torch.cat([torch.cartesian_prod(*[torch.linspace(-1, 1, self.side)] * 2).mT, mask])
-            size = (channels, min(8, self.side // 2 + 4)) if kind == "Fourier" else (1 + channels * 10 // 24, 4)
+            size = (channels, min(8, self.side // 2 + 4)) if kind == "Fourier" else (channels // 2, 4)
             self.network: nn.Module = dynamics.FourierOperator(fields=6, channels=size[0], modes=size[1])
         elif kind == "DeepONet":
             self.network = dynamics.DeepOperatorNetwork(3 * n)
@@ -168,20 +171,20 @@ ARMS = {"multigrid": 1.0, "single level": 0.5, "Fourier": 1.0, "small Fourier": 
 def _operators(lab: Lab, config: Config) -> None:
     """Six operators on the L-shape; then ours on a finer mesh and on a building."""
     *below, fine = spaces = spaces_on(corner(config.cells), config.levels)
-    space, house = below[-1], spaces_on(footprint(config.cells), config.levels)
+    space, house, width = below[-1], spaces_on(footprint(config.cells), config.levels), config.channels
     seen, unseen = drawn(lab, "train", config.train, space, fine), drawn(lab, "test", config.test, space, fine)
     finer, there = drawn(lab, "test", config.test, fine, fine), drawn(lab, "building", config.test, *house[-2:])
     rim, fixed = space.mesh.boundary[space.mesh.cells].any(1).double(), space.dirichlet_dofs
-    shown, width = {"truth": unseen.solution[0]}, config.channels
+    shown = {"truth": unseen.solution[0]}
     for _ in lab.replicates(config.replicates):
         networks: dict[str, nn.Module] = {}
         for name, part in ARMS.items():
             arm = lab.arm(name, baseline=name != "multigrid")
             with arm.weights():
                 if name == "multigrid":
-                    network: Any = dynamics.MultigridProcessor(below, fields=3, channels=width)
+                    network: Any = dynamics.MultigridProcessor(below, **KINDS, channels=width)
                 elif name == "single level":
-                    network = dynamics.MeshProcessor(space, fields=3, channels=width, layers=2 * config.levels)
+                    network = dynamics.MeshProcessor(space, **KINDS, channels=width, layers=2 * config.levels)
                 else:
                     network = Free(space, name, width)
             model, kept = network, not isinstance(network, Free)
@@ -225,18 +228,18 @@ def _operators(lab: Lab, config: Config) -> None:
         "Fourier operators, with the data written over theirs, have 1.5 times its error in the first layer of cells",
         *(arm["error, first cells"] >= 1.5 * ours["error, first cells"] for arm in fourier),
     )
-    for size, arm in zip(("20 times its parameters", "about as many parameters"), fourier, strict=True):
-        statement = f"the error of the V-cycle is at most that of the Fourier operator with {size}"
-        lab.claim(statement, ours["error"] <= arm["error"])
+    for size, arm in zip(("15 times its parameters", "about as many parameters"), fourier, strict=True):
+        statement = f"the error of the V-cycle is at most 0.7 of that of the Fourier operator with {size}"
+        lab.claim(statement, ours["error"] <= 0.7 * arm["error"])
     lab.claim(
-        "the V-cycle has at most 0.8 of the error of rounds on one level, with as many parameters; a forward pass "
-        "takes at most 1.5 times as long",
+        "the V-cycle has at most 0.8 of the error of rounds on one level, with 1.02 times the parameters at most; a "
+        "forward pass takes at most 1.5 times as long",
         ours["error"] <= 0.8 * single["error"],
-        ours["parameters"] == single["parameters"],
+        ours["parameters"] <= 1.02 * single["parameters"],
         race.ratio("multigrid", "single level") <= 1.5,
     )
-    statement = "on the next finer mesh, without training, the error is at most twice that on its own"
-    lab.claim(statement, ours["error, finer mesh"] <= 2 * ours["error"])
+    statement = "on the next finer mesh, without training, the error is at most 1.5 times that on its own"
+    lab.claim(statement, ours["error, finer mesh"] <= 1.5 * ours["error"])
     lab.bars("error", "error, first cells", arms=[lab.arm(name) for name in ARMS])
     figure, axes = lab.subplots(1, 4, figsize=(14, 3.4))
     points, (low, high) = space.dof_points.T, shown["truth"].aminmax()
@@ -258,10 +261,10 @@ def _graded(lab: Lab, config: Config) -> None:
     }
     embed = dynamics.prolongation(space, fine)
     arms = [lab.arm(name, baseline=name == "coefficients") for name in losses]
-    for _ in lab.replicates(2 * config.replicates):
+    for _ in lab.replicates(config.replicates + 1):
         for arm, loss in zip(arms, losses.values(), strict=True):
             with arm.weights():
-                network = dynamics.MultigridProcessor(levels[:-1], fields=3, channels=config.channels)
+                network = dynamics.MultigridProcessor(levels[:-1], **KINDS, channels=config.channels)
             model = held(space, network)
             trained(arm, lab, config, model, seen, loss, config.lr)
             with torch.no_grad():
