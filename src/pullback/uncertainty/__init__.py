@@ -75,7 +75,7 @@ from pullback.uncertainty.instructions import Attended, DecodedSteps, Instructio
 from pullback.uncertainty.integral_circuit import IntegralCircuit
 from pullback.uncertainty.leave_one_out import leave_one_out_residuals
 from pullback.uncertainty.log_einsum import log_einsum_exp
-from pullback.uncertainty.messages import Beliefs, EdgePotential, PulledMessages, pull_messages
+from pullback.uncertainty.messages import Beliefs, EdgePotential, FactorLosses, PulledMessages, pull_messages
 from pullback.uncertainty.mixtures import MixtureOfGaussians
 from pullback.uncertainty.neural_process import Choice, Decision, NeuralAcquisition, TransformerNeuralProcess
 from pullback.uncertainty.online import OnlineFilter, OnlineStep, online_adapt
@@ -107,6 +107,7 @@ from pullback.uncertainty.target_shift import (
     target_shift_weights,
     tikhonov_solve,
 )
+from pullback.uncertainty.tracking import BeliefTracker
 from pullback.uncertainty.tree_circuit import CircuitWeights, TreeCircuit, circuit_em_step
 from pullback.uncertainty.weights import effective_sample_size
 
@@ -114,6 +115,7 @@ __all__ = [
     "RBF",
     "Attended",
     "BarDistribution",
+    "BeliefTracker",
     "Beliefs",
     "BestMembers",
     "BlackBoxTasks",
@@ -134,6 +136,7 @@ __all__ = [
     "DistancePotential",
     "EdgePotential",
     "EllipsoidRegion",
+    "FactorLosses",
     "Filtered",
     "FilteredBeliefs",
     "GaussianBeliefs",

@@ -11,10 +11,20 @@ import torch
 from pullback.core.checks import check_callable, check_finite, check_floating, check_integer, check_same_dtype
 from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import can_look
+from pullback.uncertainty.density import kernel_density
 from pullback.uncertainty.gaussian_beliefs import Edges, check_graph
 from pullback.uncertainty.resampling import DegenerateWeights, check_weights
 
-__all__ = ["Beliefs", "EdgePotential", "Factors", "PulledMessages", "check_beliefs", "normalised", "pull_messages"]
+__all__ = [
+    "Beliefs",
+    "EdgePotential",
+    "FactorLosses",
+    "Factors",
+    "PulledMessages",
+    "check_beliefs",
+    "normalised",
+    "pull_messages",
+]
 
 _Unary = Callable[[int, Tensor], Tensor]
 
@@ -54,6 +64,20 @@ class Beliefs(NamedTuple):
         return (self.log_weights.exp().unsqueeze(-1) * (self.points - self.means.unsqueeze(-2)).square()).sum(-2)
 
 
+class FactorLosses(NamedTuple):
+    """One loss for each kind of factor.
+
+    Attributes:
+        unary: of the unary factors.
+        sender: of the samplers of the edges.
+        neighbours: of the densities of the edges.
+    """
+
+    unary: Float[Tensor, ""]
+    sender: Float[Tensor, ""]
+    neighbours: Float[Tensor, ""]
+
+
 class PulledMessages(NamedTuple):
     """Messages into each node, one after the other along M, and apart what their points are weighed by.
 
@@ -90,6 +114,16 @@ class PulledMessages(NamedTuple):
             rows.append(torch.cat([normalised(part, s, "") - math.log(len(parts)) for part in parts], -1))
         return Beliefs(self.points, torch.stack(rows, -2))
 
+    def losses(self, truth: Float[Tensor, "*batch nodes d"], *, bandwidth: float) -> FactorLosses:
+        r"""Return :math:`-\log\sum_iw_iN(x;\mu_i,\sigma^2I)` by each kind of weights alone, mean over batch and nodes.
+
+        Args:
+            truth: true places x.
+            bandwidth: sigma > 0.
+        """
+        place, kinds = truth.unsqueeze(-2), (self.log_unary, self.log_sender, self.log_neighbours)
+        return FactorLosses(*(-kernel_density(self.points, w, place, bandwidth=bandwidth).mean() for w in kinds))
+
 
 def pull_messages(
     unary: _Unary,
@@ -111,8 +145,8 @@ def pull_messages(
     .. math:: w_i\propto\phi_s(\mu_i)\;\frac1L\sum_{l\le L}\phi_t(\mu_i+\delta_l)\;
         \prod_{u\ne s}\sum_jw_{ut}^j\,\psi_{ts}(\mu_{ut}^j-\mu_i),\quad\delta_l\sim\psi_{ts},\ L=\mathtt{samples}
 
-    and the three factors are returned apart too: each kind of factor can be learned by a loss of its own, such as
-    :math:`-\log\sum_iw_iN(x;\mu_i,\sigma^2I)` (:func:`kernel_density`) with its weights alone.
+    and the three factors are returned apart too: each kind of factor can be learned by a loss of its own
+    (:meth:`PulledMessages.losses`).
 
     Args:
         unary: ``(node, x)``, log potentials ``[*batch, m]`` of points ``[*batch, m, d]``; -inf where it is none.
