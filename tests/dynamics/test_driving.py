@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from pullback.dynamics import DrivingCamera, DrivingState, DrivingWorld, bicycle_step, intelligent_driver
+from pullback.dynamics import (
+    ActionLaw,
+    DrivingCamera,
+    DrivingPlanner,
+    DrivingState,
+    DrivingWorld,
+    FrozenBackbone,
+    GroundPerception,
+    bicycle_step,
+    intelligent_driver,
+)
 from pullback.dynamics.driving_town import walkers_at
 
 WORLD = DrivingWorld()
@@ -273,6 +283,78 @@ def test_the_gradient_of_a_drive_is_that_of_differences() -> None:
     assert torch.autograd.gradcheck(end, first.requires_grad_())
 
 
+def test_a_drive_ends_where_something_is_hit_and_counts_red_lights() -> None:
+    state = scenes(30)
+    full = WORLD.drive(state, lambda s: torch.tensor([1.0, 0.0]).expand(30, 2), decisions=50, way=50.0)
+    by_hand, ends = [], []
+    for b in range(30):
+        now, factor, reached = DrivingState(*(x[b : b + 1] for x in state)), 1.0, 0.0
+        for _ in range(50):
+            after = WORLD.step(now, torch.tensor([[1.0, 0.0]]))
+            hit, run_over, red, lost = (bool(x) for x in WORLD.events(now, after))
+            factor *= 0.6**hit * 0.5**run_over * 0.7**red
+            reached, now = float(after.progress), after
+            if hit or run_over or lost:
+                break
+        by_hand.append(100 * min(reached / 50.0, 1.0) * factor)
+        ends.append(reached)
+    torch.testing.assert_close(full.score, torch.tensor(by_hand), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(full.progress, torch.tensor(ends))
+    assert float(full.mishaps[[0, 1, 3]].sum(0).min()) >= 1, "full throttle straight on ends badly"
+    assert float(full.mishaps[2].sum()) > 3
+
+
+def test_action_laws_have_the_moments_of_beta_laws() -> None:
+    law = ActionLaw(torch.tensor([20.0, 27.0]), torch.tensor([15.0, 30.0]))
+    exact = torch.distributions.Beta(law.alpha, law.beta)
+    torch.testing.assert_close(law.mean, 2 * exact.mean - 1)
+    many = ActionLaw(*(x.expand(100_000, 2) for x in law)).draw(generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(many.std(0), 2 * exact.stddev, rtol=0.02, atol=0)
+    assert bool((many.abs() <= 1).all())
+
+
+def test_new_adapters_of_a_planner_change_nothing_and_fit_every_layer() -> None:
+    torch.manual_seed(0)
+    planner, masks, side = DrivingPlanner(3), torch.rand(2, 3, 32, 32), torch.rand(2, 5, 16, 16)
+    plain, by_layers = planner(masks), masks
+    frozen = FrozenBackbone(planner.stages)
+    adapters = DrivingPlanner.adapters(5)
+    assert list(adapters) == list(DrivingPlanner.LAYERS)
+    adapted = frozen(masks, dict(adapters.items()), side)
+    for name, stage in planner.stages.items():
+        by_layers = stage(by_layers)
+        assert torch.equal(plain[name], by_layers)
+        torch.testing.assert_close(adapted[name], plain[name])
+        assert plain[name].shape[1] == {**DrivingPlanner.LAYERS, "law": 4}[name]
+    assert bool((planner.law(plain).alpha > 1).all())
+
+
+def test_perception_learns_what_lies_on_the_ground_and_what_hangs_above_it() -> None:
+    """The street ahead from its texture, and a light from the picture's upper half, told as a whole map."""
+    torch.manual_seed(0)
+    world, g = DrivingWorld(vehicles=1, walkers=1), torch.Generator().manual_seed(0)
+    camera = DrivingCamera(torch.stack([torch.ones(8, 8), torch.zeros(8, 8), torch.full((8, 8), 0.5)]))
+    see = GroundPerception(DrivingCamera.ground(), channels=3, masks=2)
+    optimizer = torch.optim.Adam(see.parameters(), lr=5e-3)
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        state = world.sample(count, generator=g)
+        on = torch.rand(count, generator=g) < 0.5
+        images = camera(state, generator=g)
+        images[on, :, 2:6, 40:46] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+        return images, torch.stack([world.render_bev(state)[:, 0], on.float()[:, None, None].expand(-1, 32, 32)], 1)
+
+    for _ in range(50):
+        images, true = draw(16)
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(see(images).logits, true).backward()
+        optimizer.step()
+    images, true = draw(64)
+    right = ((see(images).logits > 0) == true.bool()).double().mean((0, 2, 3))
+    assert float(right[0]) > 0.85
+    assert float(right[1]) > 0.9
+
+
 def test_draws_depend_on_the_generator_alone() -> None:
     one, two = scenes(5, seed=3), scenes(5, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -295,6 +377,15 @@ def test_wrong_use_of_the_town_is_named(without_shape_checks: None) -> None:
         ("action must have shape", lambda: WORLD.step(state, action[:1])),
         (r"state.vehicles must have shape", lambda: DrivingWorld(vehicles=3).step(state, action)),
         (r"textures must have shape", lambda: DrivingCamera(torch.zeros(2, 8, 8))),
+        ("decisions must be", lambda: WORLD.drive(state, lambda s: action, decisions=0, way=1.0)),
+        ("way must be", lambda: WORLD.drive(state, lambda s: action, decisions=1, way=0.0)),
+        ("channels must be", lambda: DrivingPlanner(0)),
+        ("masks must have shape", lambda: DrivingPlanner(2)(torch.zeros(1, 3, 32, 32))),
+        ("ground must have shape", lambda: GroundPerception(torch.zeros(4, 4, 2), channels=3, masks=2)),
+        (
+            "images must have shape",
+            lambda: GroundPerception(DrivingCamera.ground(), channels=1, masks=1)(torch.zeros(1, 1, 6, 8)),
+        ),
         ("noise must be", lambda: DrivingCamera(torch.zeros(3, 8, 8), noise=-1.0)),
     ]
     for match, call in calls:

@@ -20,9 +20,10 @@ from pullback.dynamics.dead_ends import DeadEndValues, SecurityGap, avoid_dead_e
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions, empirical_process
 from pullback.dynamics.diffusion import DiffusionProblems, diffusion_problems, random_waves
 from pullback.dynamics.driving import bicycle_step, intelligent_driver
+from pullback.dynamics.driving_networks import ActionLaw, DrivingPlanner, GroundPerception, GroundView
 from pullback.dynamics.driving_town import DrivingState
 from pullback.dynamics.driving_views import DrivingCamera
-from pullback.dynamics.driving_world import DrivingEvents, DrivingWorld, RoadAhead
+from pullback.dynamics.driving_world import DrivingEvents, DrivingScores, DrivingWorld, RoadAhead
 from pullback.dynamics.environments import (
     Environment,
     EnvironmentStep,
@@ -184,6 +185,7 @@ __all__ = [
     "ATOM_FEATURES",
     "COULOMB",
     "METHODS",
+    "ActionLaw",
     "Adapter",
     "Advantages",
     "AlignedTransition",
@@ -214,6 +216,8 @@ __all__ = [
     "DiscRoad",
     "DrivingCamera",
     "DrivingEvents",
+    "DrivingPlanner",
+    "DrivingScores",
     "DrivingState",
     "DrivingWorld",
     "Environment",
@@ -238,6 +242,8 @@ __all__ = [
     "GraphSage",
     "GraphTransition",
     "GridWorld",
+    "GroundPerception",
+    "GroundView",
     "GroundingLoss",
     "Harmonic",
     "HillBias",

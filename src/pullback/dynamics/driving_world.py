@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.core.checks import check_floating, check_integer, check_positive, check_shape
+from pullback.core.checks import check_callable, check_floating, check_integer, check_positive, check_shape
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Bool, Float
 from pullback.core.transforms import can_look
@@ -40,7 +40,7 @@ from pullback.dynamics.driving_town import (
 )
 from pullback.dynamics.driving_views import render_masks
 
-__all__ = ["DrivingEvents", "DrivingWorld", "RoadAhead"]
+__all__ = ["DrivingEvents", "DrivingScores", "DrivingWorld", "RoadAhead"]
 
 
 class RoadAhead(NamedTuple):
@@ -71,6 +71,20 @@ class DrivingEvents(NamedTuple):
     walker: Bool[Tensor, "batch"]
     light: Bool[Tensor, "batch"]
     route: Bool[Tensor, "batch"]
+
+
+class DrivingScores(NamedTuple):
+    """How drives went, ``[batch]`` each.
+
+    Attributes:
+        score: percent of the way, times 0.6, 0.5 or 0.7 for a vehicle or walker that was hit or for each red light.
+        progress: metres of the route, up to where a drive ended.
+        mishaps: ``[4, batch]`` how often each of :class:`DrivingEvents` happened; but for red lights, a drive ends so.
+    """
+
+    score: Float[Tensor, "batch"]
+    progress: Float[Tensor, "batch"]
+    mishaps: Float[Tensor, "4 batch"]
 
 
 @dataclass(frozen=True)
@@ -263,6 +277,34 @@ class DrivingWorld:
         stop, red = next_stop(before, 0.0)
         passed = after.progress - before.progress > stop
         return DrivingEvents(touched, run_over, passed & red, self.deviation(after)[:, 0].abs() > 3.0)
+
+    def drive(
+        self, state: DrivingState, act: Callable[[DrivingState], Tensor], *, decisions: int, way: float
+    ) -> DrivingScores:
+        """Drive and count what goes wrong, as CARLA does.
+
+        Args:
+            state: ``[batch]`` scenes.
+            act: ``act(state)`` gives the action, ``[batch, 2]``.
+            decisions: steps, >= 1.
+            way: metres that make a whole drive, > 0.
+
+        Raises:
+            TypeError: ``act`` cannot be called.
+            ValueError: a number out of range, or an action that :meth:`step` refuses.
+        """
+        check_callable("act", act)
+        check_integer("decisions", decisions, 1)
+        check_positive("way", way)
+        mishaps = state.progress.new_zeros(4, len(state.ego))
+        goes, reached = torch.ones_like(state.progress, dtype=torch.bool), state.progress
+        for _ in range(decisions):
+            after = self.step(state, act(state))
+            what = torch.stack(self.events(state, after)) & goes
+            reached, state = torch.where(goes, after.progress, reached), after
+            mishaps, goes = mishaps + what, goes & ~what[[0, 1, 3]].any(0)
+        kept = mishaps.new_tensor([[0.6], [0.5], [0.7], [1.0]]).pow(mishaps).prod(0)
+        return DrivingScores(100 * (reached / way).clamp(max=1) * kept, reached, mishaps)
 
     def render_bev(self, state: DrivingState) -> Float[Tensor, "batch 8 32 32"]:
         """Return masks, 0 or 1, of what is around the ego vehicle, a metre a cell; it drives upwards from row 24.
