@@ -203,6 +203,12 @@ def test_heads_that_are_missing_are_named() -> None:
         model.values(z, torch.zeros(1))
     with pytest.raises(ValueError, match="no policy"):
         model.act(z)
+    s, a, r = torch.zeros(2, 4, 3), torch.zeros(2, 3, 1), torch.ones(2, 3)
+    found = dynamics.latent_consistency_loss(model, model, s, a, r, weights=(1.0, 0.5, 0.0))
+    assert found.total.item() == pytest.approx(0.5 * 1.75)  # all is where it was, and rewards are predicted as 0
+    assert found.priority.tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="no policy"):
+        dynamics.latent_consistency_loss(model, model, s, a, r)
     with pytest.raises(ValueError, match="heads must be one of"):
         LatentWorldModel(3, 1, heads=("rewards",))
 

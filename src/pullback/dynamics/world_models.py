@@ -145,7 +145,8 @@ class ConsistencyLoss(NamedTuple):
         total: mean of ``each``, weighted where weights were given; of replicates side by side the sum of their means,
             so that each has the gradient that it would have alone.
         each: ``[*batch]`` loss of every sequence.
-        priority: ``[*batch]`` sum of the sizes of the errors of both Q over the steps, without gradient.
+        priority: ``[*batch]`` sum of the sizes of the errors of both Q over the steps, without gradient; 0 where values
+            have no weight.
         latents: ``[H + 1, *batch, latent]`` that the model predicts from the first observation.
     """
 
@@ -185,7 +186,7 @@ def latent_consistency_loss(
         actions: a, ``[*batch, H, m]``.
         rewards: r, ``[*batch, H]``.
         decay: rho in (0, 1].
-        weights: c >= 0 of latent, reward and value.
+        weights: c >= 0 of latent, reward and value; the head of a term whose weight is 0 is not asked, nor needed.
         discount: gamma in [0, 1].
         importance: ``[*batch]`` weight of each sequence in ``total``.
         noise: standard deviation >= 0 of what is added to the policy's actions in targets, as
@@ -232,26 +233,31 @@ def latent_consistency_loss(
         raise ValueError(f"importance must have shape {tuple(batch)}, got {tuple(importance.shape)}")
 
     observed, acted, rewards = observations.movedim(-2, 0), actions.movedim(-2, 0), rewards.movedim(-1, 0)
-    with torch.no_grad():
-        later = observed[1:]
-        wanted, seen = target.encode(later), model.encode(later)
-        bootstrap = target.values(seen, model.act(seen, noise, generator=generator))
-        going = torch.zeros_like(rewards, dtype=torch.bool)
-        returns = double_q_target(rewards, -bootstrap, bootstrap, going, discount=discount)  # values the smaller one
-    wanted, returns, rewards = wanted.detach(), returns.detach(), rewards.detach()
+    later, rewards = observed[1:].detach(), rewards.detach()
     unrolled = [model.encode(observed[0])]
     for action in acted:
         unrolled.append(model.transition(torch.cat([unrolled[-1], action], -1)))
     latents = torch.stack(unrolled)
-    after, both = latents[1:], torch.cat([latents[:-1], acted], -1)
-    values, predicted = model.values(latents[:-1], acted), _present(model.reward, "reward")(both)[..., 0]
-    errors = values - returns[..., None]
-    each = weights[0] * (after - wanted).square().mean(-1) + weights[1] * (predicted - rewards).square()
-    each = each + weights[2] * errors.square().sum(-1)
+    each, priority = torch.zeros_like(latents[1:, ..., 0]), torch.zeros_like(latents[0, ..., 0]).detach()
+    if weights[0]:
+        with torch.no_grad():
+            wanted = target.encode(later)
+        each = each + weights[0] * (latents[1:] - wanted.detach()).square().mean(-1)
+    if weights[1]:
+        predicted = _present(model.reward, "reward")(torch.cat([latents[:-1], acted], -1))[..., 0]
+        each = each + weights[1] * (predicted - rewards).square()
+    if weights[2]:
+        with torch.no_grad():
+            seen = model.encode(later)
+            bootstrap = target.values(seen, model.act(seen, noise, generator=generator))
+            going = torch.zeros_like(rewards, dtype=torch.bool)
+            returns = double_q_target(rewards, -bootstrap, bootstrap, going, discount=discount)  # the smaller one's
+        errors = model.values(latents[:-1], acted) - returns.detach()[..., None]
+        each, priority = each + weights[2] * errors.square().sum(-1), errors.detach().abs().sum((0, -1))
     fading = decay ** torch.arange(steps, dtype=each.dtype, device=each.device)
     each = (fading.view(-1, *[1] * len(batch)) * each).sum(0)
     total = (each if importance is None else importance * each).mean() * (model.replicates or 1)
-    return ConsistencyLoss(total, each, errors.detach().abs().sum((0, -1)), latents)
+    return ConsistencyLoss(total, each, priority, latents)
 
 
 def latent_policy_loss(
