@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from pullback import causal
+from pullback import ConvergenceError, causal
 
 
 def _planted(nodes: int, arcs: int, samples: int, seed: int) -> Tensor:
@@ -164,3 +164,47 @@ def test_everything_allowed_is_the_search_without_a_mask() -> None:
     masked = causal.topological_swaps(x, order=start, allowed=torch.ones(6, 6, dtype=torch.bool))
     torch.testing.assert_close(masked.history["score"], free.history["score"], rtol=1e-10, atol=0)
     torch.testing.assert_close(masked.weights, free.weights, rtol=1e-8, atol=1e-10)
+
+
+def _counts(seed: int, samples: int = 3000) -> Tensor:
+    """Counts of a chain 2 -> 0 -> 3 with a shortcut, and of a node 1 by itself, rate ``exp(x W)``."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.zeros(samples, 4, dtype=torch.float64)
+    x[:, 2] = torch.poisson(torch.ones(samples).double(), generator=g)
+    x[:, 1] = torch.poisson(torch.ones(samples).double(), generator=g)
+    x[:, 0] = torch.poisson((0.5 * x[:, 2]).exp(), generator=g)
+    x[:, 3] = torch.poisson((0.3 * x[:, 2] - 0.6 * x[:, 0]).exp(), generator=g)
+    return x
+
+
+def test_counts_are_searched_with_poisson_regressions() -> None:
+    x = _counts(0)
+    order = torch.tensor([3, 1, 0, 2])
+    a, y = x[:, [3, 1, 0]].numpy(), x[:, 2].numpy()
+    loss = lambda w: (np.exp(a @ w) - y * (a @ w)).mean()  # noqa: E731
+    peer = minimize(loss, np.zeros(3), method="BFGS", options={"gtol": 1e-8})
+    np.testing.assert_allclose(causal.fit_order(x, order, model="poisson")[order[:3], 2].numpy(), peer.x, atol=1e-5)
+
+    found = causal.topological_swaps(x, model="poisson", order=order)
+    truth = torch.zeros(4, 4, dtype=torch.bool)
+    truth[2, 0] = truth[2, 3] = truth[0, 3] = True
+    assert torch.equal(found.graph(0.15), truth)
+    np.testing.assert_allclose(found.weights[truth].numpy(), [-0.6, 0.5, 0.3], atol=0.06)
+    fitted = (x @ found.weights).numpy()
+    assert found.score.item() == pytest.approx((np.exp(fitted) - x.numpy() * fitted).mean(), rel=1e-9)
+    held = torch.ones(4, 4, dtype=torch.bool)
+    held[2, 0] = False
+    assert causal.topological_swaps(x, model="poisson", allowed=held).weights[2, 0] == 0
+
+
+def test_poisson_regressions_that_have_no_answer_say_so_and_those_of_large_counts_end() -> None:
+    x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 0.0], [0.0, 2.0]])  # nothing is counted where the first is positive
+    with pytest.raises(ConvergenceError, match="the Poisson regression of node 1 has no finite answer"):
+        causal.fit_order(x, torch.tensor([0, 1]), model="poisson")
+    assert causal.fit_order(x, torch.tensor([0, 1]), model="poisson", penalty=0.1)[0, 1] < 0
+    large = 300 * _counts(1, 50)
+    weights = causal.fit_order(large, torch.tensor([2, 1, 0, 3]), model="poisson", penalty=1.0)
+    slope = large.mT @ ((large @ weights).exp() - large) / 50 + weights
+    assert slope.triu(1)[2, 0].abs() < 1e-3
+    with pytest.raises(ValueError, match="whole numbers >= 0"):
+        causal.topological_swaps(x - 1, model="poisson")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import torch
 
 from pullback.causal.graphs import check_square, find_cycle, is_acyclic
-from pullback.core.checks import check_finite, check_floating, check_tensor
+from pullback.core.checks import check_broadcast, check_finite, check_floating, check_tensor
 from pullback.core.shapes import Bool, Float, Int, Num, Tensor
 
 __all__ = ["edge_auprc", "structural_intervention_distance", "varsortability"]
 
+_LARGEST = 2**23
+"""Entries of the table of walks that are held at once."""
+
 
 def structural_intervention_distance(
-    truth: Num[Tensor, "d d"] | Bool[Tensor, "d d"], estimate: Num[Tensor, "d d"] | Bool[Tensor, "d d"]
-) -> Int[Tensor, ""]:
+    truth: Num[Tensor, "*#batch d d"] | Bool[Tensor, "*#batch d d"],
+    estimate: Num[Tensor, "*#batch d d"] | Bool[Tensor, "*#batch d d"],
+) -> Int[Tensor, "*batch"]:
     r"""Count the ordered pairs ``(i, j)`` for which the estimate answers "what does setting ``i`` do to ``j``" wrongly.
 
     The estimate answers by adjusting for its parents of ``i``, and "nothing" where ``j`` is one of them. The first is
@@ -22,10 +26,11 @@ def structural_intervention_distance(
     ``i``.
 
     Args:
-        truth, estimate: ``[d, d]`` acyclic, non-zero where there is an arc.
+        truth, estimate: ``[*batch, d, d]`` acyclic, non-zero where there is an arc; the batches broadcast.
 
     Returns:
-        A whole number in ``0 .. d (d - 1)``; 0 for the truth itself and for every graph that has its arcs and more.
+        ``[*batch]`` whole numbers in ``0 .. d (d - 1)``; 0 for the truth itself and for every graph that has its arcs
+        and more.
 
     Raises:
         ValueError: shapes differ, a graph has a cycle (it is named).
@@ -41,70 +46,65 @@ def structural_intervention_distance(
     """
     graphs = []
     for name, graph in (("truth", truth), ("estimate", estimate)):
-        check_square(name, check_tensor(name, graph), batch=False)
-        if not bool(is_acyclic(graph)):
-            raise ValueError(f"{name} has the cycle {' -> '.join(map(str, find_cycle(graph) or []))}")
-        graphs.append((graph != 0).cpu())
-    if graphs[0].shape != graphs[1].shape:
+        nodes = check_square(name, check_tensor(name, graph))
+        acyclic = is_acyclic(graph)
+        if not bool(acyclic.all()):
+            first = graph.reshape(-1, nodes, nodes)[int((~acyclic.reshape(-1)).nonzero()[0])]
+            raise ValueError(f"{name} has the cycle {' -> '.join(map(str, find_cycle(first) or []))}")
+        graphs.append(graph != 0)
+    if truth.shape[-1] != estimate.shape[-1]:
         raise ValueError(
-            f"truth and estimate must have one shape, got {tuple(truth.shape)} and {tuple(estimate.shape)}"
+            f"truth and estimate must have one number of nodes, got {tuple(truth.shape)} and {tuple(estimate.shape)}"
         )
-    arcs, guess = graphs
-    nodes = len(arcs)
-    descends = _reachable(arcs)
-    children = [arcs[node].nonzero()[:, 0].tolist() for node in range(nodes)]
-    parents = [arcs[:, node].nonzero()[:, 0].tolist() for node in range(nodes)]
-    wrong = 0
-    for i in range(nodes):
-        adjusted = guess[:, i]
-        held = set(adjusted.nonzero()[:, 0].tolist())
-        for j in range(nodes):
-            if j == i:
-                continue
-            if j in held:
-                wrong += bool(descends[i, j])
-                continue
-            between = descends[i] & descends[:, j]
-            between[i] = False  # descendants of i from which j is reached, j itself among them
-            forbidden = descends[between].any(0)
-            if bool((forbidden & adjusted).any()):
-                wrong += 1
-                continue
-            first = {int(node) for node in between.nonzero()[:, 0] if arcs[i, node]}
-            wrong += j in _connected(i, held, children, parents, first, descends)
-    return torch.tensor(wrong, device=truth.device)
+    batch = check_broadcast(truth=tuple(truth.shape[:-2]), estimate=tuple(estimate.shape[:-2]))
+    arcs, guess = (graph.expand(*batch, nodes, nodes).reshape(-1, nodes, nodes) for graph in graphs)
+    together = max(1, _LARGEST // max(1, 4 * nodes**3))
+    parts = zip(arcs.split(together), guess.to(arcs.device).split(together), strict=True)
+    wrong = [_wrong_answers(*part) for part in parts]
+    return torch.cat(wrong).view(batch) if wrong else torch.zeros(batch, dtype=torch.int64, device=arcs.device)
 
 
-def _reachable(arcs: Tensor) -> Tensor:
-    """Say from which node a directed walk leads to which, no step included."""
-    nodes = len(arcs)
-    reached = arcs.float() + torch.eye(nodes)
-    for _ in range(max(nodes - 1, 1).bit_length()):
+def _wrong_answers(arcs: Tensor, guess: Tensor) -> Tensor:
+    """Count the pairs ``(i, j)`` that graphs ``guess [b, d, d]`` answer wrongly; indices are ``b``, ``i``, ``j``."""
+    nodes = arcs.shape[-1]
+    descends = _closed(arcs)
+    held = guess.mT  # what i is adjusted for
+    itself = torch.eye(nodes, dtype=torch.bool, device=arcs.device)
+    # Descendants of i from which j is reached, j itself among them; what descends from these must not be adjusted for.
+    between = descends.unsqueeze(-2) & descends.mT.unsqueeze(-3) & ~itself.unsqueeze(-2)
+    forbidden = _follow(between, descends.unsqueeze(-3))
+    clash = (forbidden & held.unsqueeze(-2)).any(-1)
+    # A walk from i that is not causal, as states: a node and whether it was reached along an arc's direction.
+    opened = _follow(held, descends.mT)  # as colliders
+    goes = ~held & ~itself
+    turns = opened & ~itself
+    forward, back = arcs.unsqueeze(-3), arcs.mT.unsqueeze(-3)
+    steps = torch.cat(
+        [
+            torch.cat([goes.unsqueeze(-1) & forward, turns.unsqueeze(-1) & back], -1),
+            torch.cat([goes.unsqueeze(-1) & forward, goes.unsqueeze(-1) & back], -1),
+        ],
+        -2,
+    )
+    starts = torch.cat([arcs.unsqueeze(-2) & ~between, arcs.mT.unsqueeze(-2).expand_as(between)], -1)
+    seen = _follow(starts, _closed(steps)).unflatten(-1, (2, nodes)).any(-2)
+    connected = seen.diagonal(dim1=-2, dim2=-1)
+    wrong = torch.where(held, descends, clash | connected) & ~itself
+    return wrong.sum((-2, -1))
+
+
+def _follow(sets: Tensor, leads: Tensor) -> Tensor:
+    """Return what the members of sets ``[*, m, k]`` lead to by ``leads [*, k, l]``."""
+    return sets.float() @ leads.float() > 0
+
+
+def _closed(steps: Tensor) -> Tensor:
+    """Say from which of ``k`` states a walk leads to which, no step included."""
+    states = steps.shape[-1]
+    reached = steps.float() + torch.eye(states, device=steps.device)
+    for _ in range(max(states - 1, 1).bit_length()):
         reached = (reached @ reached).clamp(max=1)
     return reached > 0
-
-
-def _connected(
-    start: int, held: set[int], children: list[list[int]], parents: list[list[int]], cut: set[int], descends: Tensor
-) -> set[int]:
-    """Return what is d-connected to ``start`` given ``held``, with the arcs from it to ``cut`` removed."""
-    opened = {node for node in range(len(children)) if any(descends[node, h] for h in held)}  # as colliders
-    seen: set[tuple[int, bool]] = set()
-    # A state is a node and whether the walk came to it along an arc's direction.
-    waiting = [(node, True) for node in children[start] if node not in cut] + [(node, False) for node in parents[start]]
-    while waiting:
-        node, forward = waiting.pop()
-        if (node, forward) in seen or node == start:
-            continue
-        seen.add((node, forward))
-        if forward:
-            if node not in held:
-                waiting += [(child, True) for child in children[node]]
-            if node in opened:
-                waiting += [(parent, False) for parent in parents[node]]
-        elif node not in held:
-            waiting += [(child, True) for child in children[node]] + [(parent, False) for parent in parents[node]]
-    return {node for node, _ in seen} - held
 
 
 def edge_auprc(

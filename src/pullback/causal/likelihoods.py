@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import softplus
 
-from pullback.causal.logistic import check_binary
+from pullback.causal.logistic import check_binary, check_counts
 from pullback.core.checks import check_tensor
 from pullback.core.shapes import Float, Tensor
 
@@ -18,8 +18,8 @@ def check_observations(model: str, data: Tensor) -> None:
     """Refuse data of which a model has no density."""
     if model == "logistic":
         check_binary(data)
-    elif model == "poisson" and not bool(((data >= 0) & (data == data.round())).all()):
-        raise ValueError("data of a Poisson model must be whole numbers >= 0")
+    elif model == "poisson":
+        check_counts(data)
 
 
 def check_targets(data: Tensor, targets: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Logistic models of nodes in {0, 1}: their loss, and regressions along orders by Newton's method, all at once."""
+"""Models of bits and of counts: their losses, and regressions along orders by Newton's method, all at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import physical
 from pullback.implicit import custom_root, optimality
 
-__all__ = ["LogisticSCM"]
+__all__ = ["LogisticSCM", "check_binary", "check_counts", "fit_regressions", "node_losses", "regression_weights"]
+
+MODELS = {"logistic": "logistic", "poisson": "Poisson"}
 
 STEPS = 100
 """Newton steps at most: where the predecessors separate the values of a node they never end."""
@@ -70,13 +72,30 @@ def check_binary(data: Tensor) -> None:
         raise ValueError("data of a logistic model must be 0 or 1")
 
 
-def node_losses(weights: Tensor, data: Tensor, penalty: float | Tensor) -> Tensor:
-    """Return what every node adds to the loss, ``[*batch, d]``."""
-    logits = data @ weights
-    return (softplus(logits) - data * logits).mean(-2) + 0.5 * penalty * weights.square().sum(-2)
+def check_counts(data: Tensor) -> None:
+    """Refuse samples of which a Poisson model has no density."""
+    check_shape("data", check_floating("data", data), (None, None))
+    check_finite("data", data)
+    if not bool(((data >= 0) & (data == data.round())).all()):
+        raise ValueError("data of a Poisson model must be whole numbers >= 0")
 
 
-def logistic_weights(data: Tensor, order: Tensor, penalty: float | Tensor) -> Tensor:
+def node_losses(weights: Tensor, data: Tensor, penalty: float | Tensor, model: str = "logistic") -> Tensor:
+    """Return what every node adds to the loss, ``[*batch, d]``: negative log-likelihoods, and the ridge."""
+    fitted = data @ weights
+    losses = (softplus(fitted) if model == "logistic" else fitted.exp()) - data * fitted
+    return losses.mean(-2) + 0.5 * penalty * weights.square().sum(-2)
+
+
+def expected_values(fitted: Tensor, model: str) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of nodes whose logits or log-rates are ``fitted``."""
+    if model == "poisson":
+        return fitted.exp(), fitted.exp()
+    probability = torch.sigmoid(fitted)
+    return probability, probability * (1 - probability)
+
+
+def regression_weights(data: Tensor, order: Tensor, penalty: float | Tensor, model: str = "logistic") -> Tensor:
     """Regress all nodes of all orders ``[*batch, d]``; differentiable in data and penalty by the implicit function."""
     order = physical(order)  # a constant, which the optimality may hold beyond the transform that wraps it
     batch = check_broadcast(data=tuple(data.shape[:-2]), order=tuple(order.shape[:-1]))
@@ -84,11 +103,11 @@ def logistic_weights(data: Tensor, order: Tensor, penalty: float | Tensor) -> Te
     def losses(columns: Tensor, data: Tensor, strength: Tensor) -> Tensor:
         weights, allowed = columns.mT, _allowed(order).to(data)
         forbidden = (weights * (1 - allowed)).square().sum(-2)  # holds them at zero
-        return node_losses(weights * allowed, data, strength) + forbidden
+        return node_losses(weights * allowed, data, strength, model) + forbidden
 
     @custom_root(optimality.stationary(losses), batch_ndim=len(batch) + 1)
     def columns(init: None, data: Tensor, strength: Tensor) -> Tensor:
-        return fit_logistic(data, order, strength).mT
+        return fit_regressions(data, order, strength, model=model).mT
 
     strength = torch.as_tensor(penalty, dtype=data.dtype, device=data.device)
     return columns(None, data, strength).mT * _allowed(order).to(data)
@@ -99,7 +118,9 @@ def _allowed(order: Tensor) -> Tensor:
     return place.unsqueeze(-1) < place.unsqueeze(-2)
 
 
-def fit_logistic(data: Tensor, order: Tensor, penalty: float | Tensor, possible: Tensor | None = None) -> Tensor:
+def fit_regressions(
+    data: Tensor, order: Tensor, penalty: float | Tensor, possible: Tensor | None = None, model: str = "logistic"
+) -> Tensor:
     """Minimise the loss of every node over its predecessors, halving steps that do not lower it; no derivatives.
 
     ``possible``, ``[d, d]`` booleans, says which of them may be its causes.
@@ -110,36 +131,37 @@ def fit_logistic(data: Tensor, order: Tensor, penalty: float | Tensor, possible:
     fixed = torch.diag_embed((1 - allowed).mT)
     pairs = (allowed.mT.unsqueeze(-1) * allowed.mT.unsqueeze(-2)).expand(*weights.shape, size)
     products = (data.unsqueeze(-1) * data.unsqueeze(-2)).flatten(-2)  # [n, d * d]
-    loss = node_losses(weights, data, penalty)
+    loss = node_losses(weights, data, penalty, model)
+    # Rounding of the slopes, which are sums of products of two columns.
+    unit = (data.abs().mT @ data.abs() / data.shape[-2]).amax().clamp(min=1)
     small = 1e4 * torch.finfo(data.dtype).eps
     for _ in range(STEPS):
-        probability = torch.sigmoid(data @ weights)
-        slope = (data.mT @ (probability - data) / data.shape[-2] + penalty * weights) * allowed
-        spread = probability * (1 - probability)
+        mean, spread = expected_values(data @ weights, model)
+        slope = (data.mT @ (mean - data) / data.shape[-2] + penalty * weights) * allowed
         curvature = (spread.mT @ products / data.shape[-2]).unflatten(-1, (size, size))
         curvature = (curvature + penalty * torch.eye(size).to(data)) * pairs + fixed
         floor = torch.finfo(data.dtype).eps * torch.eye(size).to(data)  # a flat direction takes a long step, not none
         step = torch.linalg.solve(curvature + floor, slope.mT.unsqueeze(-1)).squeeze(-1).mT
-        if bool((slope.abs() <= small).all()):
+        if bool((slope.abs() <= small * unit).all()):
             break
         length = torch.ones_like(loss)
         for _ in range(30):
             tried = weights - length.unsqueeze(-2) * step
-            new = node_losses(tried, data, penalty)
-            worse = new > loss + small * loss.abs()
+            new = node_losses(tried, data, penalty, model)
+            worse = ~(new <= loss + small * loss.abs())
             if not bool(worse.any()):
                 break
             length = torch.where(worse, length / 2, length)
         weights, loss = tried, new
-    # Separated values drive the logits to infinity, and the slope to zero with them: Newton's steps add one to a logit
-    # each, however flat it is there, while near a finite answer they vanish.
+    # Separated values drive the logits (log-rates) to infinity, and the slope to zero with them: Newton's steps add one
+    # to a logit each, however flat it is there, while near a finite answer they vanish.
     moving = (data @ step).abs().amax(-2, keepdim=True) > 0.1
-    endless = (slope.abs() > small) | moving
+    endless = (slope.abs() > small * unit) | moving
     if bool(endless.any()):
         node = int(endless.any(-2).nonzero()[0, -1])
         raise ConvergenceError(
-            f"the logistic regression of node {node} has no finite answer: its predecessors separate its values; give "
-            "a penalty > 0",
+            f"the {MODELS[model]} regression of node {node} has no finite answer: its predecessors separate its "
+            "values; give a penalty > 0",
             weights,
         )
     return weights

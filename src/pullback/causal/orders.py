@@ -6,13 +6,12 @@ import torch
 
 from pullback.causal.graphs import check_square
 from pullback.causal.least_squares import factorised, second_moments
-from pullback.causal.logistic import check_binary, logistic_weights
+from pullback.causal.likelihoods import MODELS, check_observations
+from pullback.causal.logistic import regression_weights
 from pullback.core.checks import check_choice, check_floating, check_scalar
 from pullback.core.shapes import Float, Int, Shaped, Tensor
 
 __all__ = ["fit_order", "score_order"]
-
-MODELS = ("least-squares", "logistic")
 
 
 def score_order(covariance: Float[Tensor, "*#batch d d"], order: Int[Tensor, "*#batch d"]) -> Float[Tensor, "*batch"]:
@@ -57,21 +56,23 @@ def fit_order(
       nodes.
     * ``"logistic"``, of nodes in {0, 1} with :math:`P(x_j = 1) = \sigma(Xw_j)`, minimises the mean of
       :math:`\log(1 + e^{Xw_j}) - x_j Xw_j`. As in the paper there is no intercept, and the data are not centred.
+    * ``"poisson"``, of counts with rate :math:`e^{Xw_j}`, minimises the mean of :math:`e^{Xw_j} - x_j Xw_j` likewise.
 
     Args:
         data: ``[*batch, n, d]`` samples or ``[*batch, d, d]`` covariance.
         order: ``[*batch, d]`` causes first.
         covariance: whether ``data`` is a covariance (least squares only).
-        model: of the two.
-        penalty: ``lambda >= 0``; of logistic regressions > 0 where the predecessors separate the two values of a node.
+        model: of the three.
+        penalty: ``lambda >= 0``; of logistic and Poisson regressions > 0 where the predecessors separate the values of
+            a node.
 
     Returns:
         ``[*batch, d, d]`` weights, zero wherever the order forbids an arc; differentiable in the data.
 
     Raises:
         ValueError: bad data (see :func:`second_moments`), an order that is not a permutation, a singular covariance;
-            nodes of a logistic model that are not 0 or 1.
-        ConvergenceError: a logistic regression without a finite answer.
+            nodes of a logistic model that are not 0 or 1, of a Poisson model that are no whole numbers >= 0.
+        ConvergenceError: a logistic or Poisson regression without a finite answer.
 
     Example:
         >>> fit_order(torch.tensor([[1.0, 0.5], [0.5, 1.0]]), torch.tensor([1, 0]), covariance=True)
@@ -83,12 +84,12 @@ def fit_order(
     """
     check_choice("model", model, MODELS)
     check_scalar("penalty", penalty, zero=True)
-    if model == "logistic":
+    if model != "least-squares":
         if covariance:
-            raise ValueError("model 'logistic' needs samples; a covariance has the second moments alone")
-        check_binary(data)
+            raise ValueError(f"model {model!r} needs samples; a covariance has the second moments alone")
+        check_observations(model, data)
         order = checked_order(data, order)
-        return logistic_weights(data.double(), order, penalty).to(data.dtype)
+        return regression_weights(data.double(), order, penalty, model).to(data.dtype)
     moments = second_moments(data, covariance=covariance)
     order = checked_order(moments, order)
     return order_weights(moments + penalty * torch.eye(moments.shape[-1]).to(moments), order)

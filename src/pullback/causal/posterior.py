@@ -127,9 +127,9 @@ def expected_sid(
     for problem, graph in enumerate(truth.reshape(-1, *truth.shape[-2:])):
         different, place = graphs[problem].unique(dim=0, return_inverse=True)
         share = torch.zeros_like(weights[problem]).index_add(0, place, weights[problem])
-        for weight, estimate in zip(share, different, strict=False):
-            if weight > 0:
-                expected[problem] += weight * structural_intervention_distance(graph, estimate)
+        looked_at = share > 0
+        distances = structural_intervention_distance(graph, different[looked_at])
+        expected[problem] = (share[looked_at] * distances).sum()
     return expected.reshape(truth.shape[:-2])
 
 

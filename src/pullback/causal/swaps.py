@@ -9,9 +9,9 @@ import torch
 from pullback.causal.graphs import check_square, topological_order
 from pullback.causal.knowledge import check_knowledge
 from pullback.causal.least_squares import factorised, interventional_moments, second_moments
-from pullback.causal.logistic import check_binary, fit_logistic, node_losses
+from pullback.causal.likelihoods import MODELS, check_observations
+from pullback.causal.logistic import expected_values, fit_regressions, node_losses
 from pullback.causal.orders import (
-    MODELS,
     checked_order,
     order_scores,
     order_weights,
@@ -48,8 +48,8 @@ def topological_swaps(
 
     For the fitted weights of the current order the ``small`` forbidden arcs that close the fewest cycles are candidates
     (:func:`swap_candidates`). All are scored at once: by batched Cholesky factors (least squares) or one batch of
-    regressions (logistic); the best swap that lowers the score is taken. Without one, ``large`` candidates are tried,
-    at most ``large_searches`` times. Starting from the order of another learner, the search only improves it.
+    regressions (logistic, Poisson); the best swap that lowers the score is taken. Without one, ``large`` candidates are
+    tried, at most ``large_searches`` times. Starting from the order of another learner, the search only improves it.
 
     With ``candidates="gradient"`` few swaps are needed, since nodes change places that are far apart; beyond about 40
     nodes it gets stuck unless ``small`` grows too (:func:`order_search` does not). ``"nearest"`` takes small steps,
@@ -64,7 +64,7 @@ def topological_swaps(
         allowed: ``[d, d]`` booleans, arcs that there may be; all by default.
         required: ``[d, d]`` booleans, arcs that there are: every order that is tried has them forward, and every graph
             of the result holds them.
-        model: ``"least-squares"``, or ``"logistic"`` for nodes in {0, 1}; see :func:`fit_order`.
+        model: ``"least-squares"``, ``"logistic"`` for nodes in {0, 1}, ``"poisson"`` for counts; see :func:`fit_order`.
         penalty: ridge of :func:`fit_order`, >= 0, in the score too.
         order: where to start; a random order if ``None``.
         restarts: random orders to start from (the first is ``order`` if given); the best result is returned.
@@ -112,11 +112,11 @@ def topological_swaps(
     nodes = moments.shape[-1]
     possible, required = check_knowledge(nodes, allowed, required)
     score: _Score
-    if model == "logistic":
+    if model != "least-squares":
         if covariance:
-            raise ValueError("model 'logistic' needs samples; a covariance has the second moments alone")
-        check_binary(data)
-        score = _Logistic(data.detach().double().cpu(), penalty, possible)
+            raise ValueError(f"model {model!r} needs samples; a covariance has the second moments alone")
+        check_observations(model, data)
+        score = _Generalized(data.detach().double().cpu(), penalty, possible, model)
     elif allowed is not None:
         of_nodes = moments.expand(nodes, nodes, nodes)
         if targets is not None:
@@ -341,18 +341,20 @@ class _Masked:
         return 2 * slope.diagonal(dim1=0, dim2=2) / len(weights)
 
 
-class _Logistic:
-    def __init__(self, data: Tensor, penalty: float, possible: Tensor) -> None:
-        self._data, self._penalty, self._possible = data, penalty, possible
+class _Generalized:
+    """The loss of logistic or Poisson regressions."""
+
+    def __init__(self, data: Tensor, penalty: float, possible: Tensor, model: str) -> None:
+        self._data, self._penalty, self._possible, self._model = data, penalty, possible, model
 
     def weights(self, order: Tensor) -> Tensor:
-        return fit_logistic(self._data, order, self._penalty, self._possible)
+        return fit_regressions(self._data, order, self._penalty, self._possible, self._model)
 
     def of_orders(self, orders: Tensor) -> Tensor:
-        return node_losses(self.weights(orders), self._data, self._penalty).mean(-1)
+        return node_losses(self.weights(orders), self._data, self._penalty, self._model).mean(-1)
 
     def gradient(self, weights: Tensor) -> Tensor:
-        excess = torch.sigmoid(self._data @ weights) - self._data
+        excess = expected_values(self._data @ weights, self._model)[0] - self._data
         return (self._data.mT @ excess / len(self._data) + self._penalty * weights) / len(weights)
 
 

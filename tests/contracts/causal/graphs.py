@@ -180,10 +180,10 @@ CONTRACTS = [
         causal.structural_intervention_distance,
         _two_dags,
         reference=_adjustment_by_regression,
-        batched=False,
         bad=[
             Bad((torch.zeros(2, 3), torch.zeros(2, 2)), {}, ValueError, "truth must have shape"),
-            Bad((torch.zeros(2, 2), torch.zeros(3, 3)), {}, ValueError, "one shape"),
+            Bad((torch.zeros(2, 2), torch.zeros(3, 3)), {}, ValueError, "one number of nodes"),
+            Bad((torch.zeros(3, 2, 2), torch.zeros(2, 2, 2)), {}, ValueError, "truth"),
             Bad((torch.zeros(2, 2), torch.ones(2, 2)), {}, ValueError, "estimate has the cycle 0 -> 0"),
         ],
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, PoissonRegressor
 from torch import Tensor
 
 from pullback import causal
@@ -84,6 +84,20 @@ def _linear_model(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 _SET = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1], [0, 0, 0]]).bool()
 _BITS = (torch.rand(60, 4, generator=torch.Generator().manual_seed(5)) < 0.5).double()
+
+
+_COUNTS = torch.poisson(torch.full((60, 4), 1.5).double(), generator=torch.Generator().manual_seed(6))
+
+
+def _regularised_poisson(penalty: Tensor) -> Tensor:
+    """Each node on the ones before it, by another package."""
+    weights = torch.zeros(4, 4, dtype=penalty.dtype)
+    for place in range(1, 4):
+        before, node = _ORDER[:place], _ORDER[place]
+        fitted = PoissonRegressor(alpha=penalty.item(), fit_intercept=False, tol=1e-10, max_iter=1000)
+        fitted.fit(_COUNTS[:, before].numpy(), _COUNTS[:, node].numpy())
+        weights[before, node] = torch.from_numpy(fitted.coef_).to(penalty.dtype)
+    return weights
 
 
 def _regularised_logistic(penalty: Tensor) -> Tensor:
@@ -260,6 +274,20 @@ CONTRACTS = [
             Bad((torch.tensor(-1.0),), {}, ValueError, "penalty must be >= 0"),
             Bad((torch.ones(2),), {}, ValueError, "penalty must be a number or a tensor without dimensions"),
         ],
+        why="a batch of penalties has no meaning; it looks at the data and at its steps; there is no solve in half",
+    ),
+    Contract(
+        "causal.fit_order[poisson]",
+        lambda penalty: causal.fit_order(_COUNTS.to(penalty), _ORDER, model="poisson", penalty=penalty),
+        lambda g: [Call((torch.tensor(0.1, dtype=torch.float64),))],
+        reference=_regularised_poisson,
+        tolerance=1e-6,
+        batched=False,
+        vmap=False,
+        compile=False,
+        half=False,
+        large=(),
+        bad=[Bad((torch.tensor(-1.0),), {}, ValueError, "penalty must be >= 0")],
         why="a batch of penalties has no meaning; it looks at the data and at its steps; there is no solve in half",
     ),
     Measurement(
