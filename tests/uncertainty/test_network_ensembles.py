@@ -8,16 +8,18 @@ import torch
 from pullback.uncertainty import BestMembers, MLPEnsemble
 
 
-def test_one_optimizer_trains_each_member_as_if_it_were_alone() -> None:
+@pytest.mark.parametrize("layer", [torch.nn.ReLU, torch.nn.SiLU])
+def test_one_optimizer_trains_each_member_as_if_it_were_alone(layer: type[torch.nn.Module]) -> None:
     generator = torch.Generator().manual_seed(0)
-    ensemble = MLPEnsemble(3, (2, 8, 1), generator=generator)
+    words = {"activation": torch.nn.functional.silu} if layer is torch.nn.SiLU else {}
+    ensemble = MLPEnsemble(3, (2, 8, 1), **words, generator=generator)
     x, y = torch.randn(3, 20, 2, generator=generator), torch.randn(3, 20, 1, generator=generator)
     layers = [torch.nn.Linear(2, 8), torch.nn.Linear(8, 1)]
-    alone = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1])
+    alone = torch.nn.Sequential(layers[0], layer(), layers[1])
     with torch.no_grad():
-        for k, layer in enumerate(layers):
-            layer.weight.copy_(ensemble.weight[k][1].T)
-            layer.bias.copy_(ensemble.bias[k][1, 0])
+        for k, linear in enumerate(layers):
+            linear.weight.copy_(ensemble.weight[k][1].T)
+            linear.bias.copy_(ensemble.bias[k][1, 0])
     for model, inputs, targets in ((ensemble, x, y), (alone, x[1], y[1])):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         for _ in range(20):
@@ -46,3 +48,8 @@ def test_best_members_survive_a_saved_state() -> None:
         MLPEnsemble(2, (1,))
     with pytest.raises(ValueError, match=r"index must be in 0\.\.1"):
         ensemble.member(2, torch.zeros(1, 1))
+
+
+def test_an_activation_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(TypeError, match="activation"):
+        MLPEnsemble(2, (1, 2, 1), activation="silu")  # type: ignore[arg-type]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from pullback.core.checks import check_floating, check_integer
+from pullback.core.checks import check_callable, check_floating, check_integer
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Tensor
 
@@ -24,10 +25,11 @@ class MLPEnsemble(nn.Module):
     Args:
         members: their number, >= 1.
         sizes: of the input, the hidden layers and the output, each >= 1.
+        activation: of every hidden layer, elementwise.
         generator: of the initial weights, uniform within one over the square root of a layer's input, as torch's.
 
     Raises:
-        TypeError: a number is no integer.
+        TypeError: a number is no integer, the activation cannot be called.
         ValueError: one is out of range, there are fewer than two sizes.
 
     Example:
@@ -42,9 +44,18 @@ class MLPEnsemble(nn.Module):
         ensembles.
     """
 
-    def __init__(self, members: int, sizes: tuple[int, ...], *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        members: int,
+        sizes: tuple[int, ...],
+        *,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
+        check_callable("activation", activation)
         check_integer("members", members, 1)
+        self.activation = activation
         if len(sizes) < 2:
             raise ValueError(f"sizes must be those of an input and an output at least, got {sizes}")
         for size in sizes:
@@ -72,7 +83,7 @@ class MLPEnsemble(nn.Module):
         if x.ndim != 3 or (x.shape[0], x.shape[2]) != (members, size):
             raise ValueError(f"x must have shape [{members}, rows, {size}] or [rows, {size}], got {tuple(x.shape)}")
         for k, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
-            x = torch.baddbmm(bias, x.relu() if k else x, weight)
+            x = torch.baddbmm(bias, self.activation(x) if k else x, weight)
         return x
 
     def member(self, index: int, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
@@ -90,7 +101,7 @@ class MLPEnsemble(nn.Module):
         if check_floating("x", x).ndim != 2 or x.shape[1] != self.weight[0].shape[1]:
             raise ValueError(f"x must have shape [rows, {self.weight[0].shape[1]}], got {tuple(x.shape)}")
         for k, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
-            x = torch.addmm(bias[index], x.relu() if k else x, weight[index])
+            x = torch.addmm(bias[index], self.activation(x) if k else x, weight[index])
         return x
 
 

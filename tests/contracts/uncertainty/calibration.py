@@ -413,6 +413,18 @@ CONTRACTS = [
             Bad((torch.zeros(2, 3, 5),), {}, ValueError, r"x must have shape"),
         ],
     ),
+    Module(
+        "uncertainty.MLPEnsemble[silu]",
+        lambda module, x: (module(x), module.member(1, x[1])),
+        lambda generator: [Call((torch.randn(2, 3, 4, generator=generator).double(),))],
+        build=lambda generator: uncertainty.MLPEnsemble(
+            2, (4, 5, 3), activation=torch.nn.functional.silu, generator=generator
+        ),
+        batched=False,
+        large_limit=1e4,
+        why="batched: a member has its own rows; large: products of large numbers overflow",
+        bad=[Bad((torch.zeros(2, 3, 5),), {}, ValueError, r"x must have shape")],
+    ),
     Exempt("uncertainty.BestMembers", "a state beside a training loop", "uncertainty/test_network_ensembles.py"),
     Exempt("uncertainty.RecalibratedDistribution", "a law made of a law and a map", "uncertainty/test_calibration.py"),
 ]
