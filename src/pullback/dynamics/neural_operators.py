@@ -58,7 +58,7 @@ class FourierOperator(nn.Module):
         check_integer("layers", layers, 1)
         self.lift, self.head = nn.Linear(fields, channels), nn.Linear(channels, 1)
         self.local = nn.ModuleList(nn.Linear(channels, channels) for _ in range(layers))
-        self.spectral = nn.Parameter(torch.empty(layers, channels, channels, 2 * modes, modes, 2))
+        self.spectral = nn.Parameter(torch.empty(layers, 2, 2 * modes, modes, channels, channels))  # real, imaginary
         with torch.no_grad():
             for layer in (self.lift, self.head, *self.local):
                 for p in layer.parameters():
@@ -91,16 +91,15 @@ class FourierOperator(nn.Module):
 
 
 def _mixed(low: Tensor, weights: Tensor) -> Tensor:
-    """Matrices ``[i, o, x, y, 2]`` times channels ``[b, i, x, y]``, frequency by frequency, in real numbers.
+    """Channels ``[b, i, x, y]`` times matrices ``[2, x, y, i, o]``, frequency by frequency, in real numbers.
 
     A product of batches of complex matrices takes one copy for each on a CPU, several times what this costs.
     """
-    channels, out, height, width, _ = weights.shape
-    real, imaginary = weights.permute(4, 2, 3, 0, 1).flatten(1, 2)
-    matrix = torch.cat([torch.cat([real, imaginary], 2), torch.cat([-imaginary, real], 2)], 1)
-    parts = torch.view_as_real(low).permute(2, 3, 0, 4, 1).reshape(height * width, -1, 2 * channels)
-    told = torch.bmm(parts, matrix).view(height, width, -1, 2, out)
-    return torch.view_as_complex(told.permute(2, 4, 0, 1, 3).contiguous())
+    height, width = weights.shape[1:3]
+    parts = torch.view_as_real(low).permute(2, 3, 4, 0, 1).flatten(0, 1)  # [x y, 2, b, i]
+    real, imaginary = (torch.bmm(parts.flatten(1, 2), w.flatten(0, 1)).unflatten(1, (2, -1)) for w in weights)
+    told = torch.stack([real[:, 0] - imaginary[:, 1], real[:, 1] + imaginary[:, 0]], -1)
+    return torch.view_as_complex(told.permute(1, 2, 0, 3).contiguous()).unflatten(2, (height, width))
 
 
 class DeepOperatorNetwork(nn.Module):
