@@ -45,7 +45,6 @@ from pullback.relax.rules import (
     any_active,
     as_they_are,
     is_active,
-    sharing_copies,
     soft_value,
     tensors_in,
 )
@@ -89,6 +88,8 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
     if not soft and func not in RULES and func not in INPLACE and not catalogue.ends(func, False):
         if func in _LEAVES:
             return _LEAVES[func](context, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            _tell_region(context, func, (args, kwargs))
         result = _pass(func, args, kwargs)
         if func in _EMPTY:
             attach(result, "_empty", True)
@@ -133,7 +134,19 @@ def _left(foreign: list[type]) -> str:
         return ""
     if inside_function():
         return "the forward of an autograd.Function: its gradient is that of its own backward"
-    return "gradients are off, as under torch.no_grad()"
+    return OFF
+
+
+OFF = "gradients are off, as under torch.no_grad(); through_no_grad=True carries them through such a region"
+
+
+def _tell_region(context: Context, func: Any, arguments: Any) -> None:
+    """Report that a region without gradients drops that of a value which was relaxed before."""
+    if func in catalogue.SILENT or forward_mode() or not any(t.requires_grad for t in tensors_in(arguments)):
+        return
+    site = find_site()
+    if site is not None and _anything_known(arguments) and not inside_function():
+        context.calls.add(site, _name(func), "left", OFF)
 
 
 def _makes_soft(context: Context, func: Any) -> bool:
@@ -296,8 +309,7 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
             same = _combine(context, hard, args[0])
             give_law(same, law_of(args[0]))  # type: ignore[arg-type]
             return same
-        with sharing_copies():
-            part = rule.soft(context.settings, hard, *given, **named)
+        part = rule.soft(context.settings, hard, *given, **named)
         if part is PASS:
             return _unruled(context, func, hard, args, kwargs)
         if lifted and rule.group in _ATOMWISE:

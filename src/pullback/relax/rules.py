@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pullback.core.transforms import transform_running
-from pullback.relax.internals import below_transforms, forward_mode, unseen, viewed
+from pullback.relax.internals import below_transforms, forward_mode, unseen, version, viewed
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, attach, attached
 
 __all__ = [
@@ -37,7 +36,6 @@ __all__ = [
     "one_dtype",
     "register_inplace",
     "relaxes",
-    "sharing_copies",
     "soft_arguments",
     "soft_value",
     "tensors_in",
@@ -283,33 +281,32 @@ def lazy(compute: Callable[..., Any], *arguments: Any, mean: bool = False) -> La
     return Lazy(lambda: compute(*kept), parents)
 
 
-class _Copies(threading.local):
-    """The copies of soft tensors that were made in the call that this thread relaxes."""
+def _shared_copy(source: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """A copy of ``source`` as it is now: the one that others still hold, else a new one."""
+    if transform_running():
+        return make()
+    noted = attached(source, "_snapshot")
+    known: Tensor | None = None if noted is None else noted()
+    if (
+        known is not None
+        and known.requires_grad == source.requires_grad
+        and version(known) == noted.version
+        and getattr(known, "_carried", None) is getattr(source, "_carried", None)
+    ):
+        return known
+    copy = make()
+    attach(source, "_snapshot", _Snapshot(copy))
+    return copy
 
-    table: dict[int, tuple[SoftTensor, int, SoftTensor]] | None = None
 
+class _Snapshot(weakref.ref[Tensor]):
+    """A copy, for as long as somebody else holds it."""
 
-_copies = _Copies()
+    __slots__ = ("version",)
 
-
-@contextmanager
-def sharing_copies() -> Iterator[None]:
-    """Within it a soft tensor is copied once: for one call, in which nothing is changed in place."""
-    before, _copies.table = _copies.table, {}
-    try:
-        yield
-    finally:
-        _copies.table = before
-
-
-def _copy_of(soft: SoftTensor) -> SoftTensor:
-    table = _copies.table
-    if table is None:
-        return soft.duplicate()
-    known = table.get(id(soft))
-    if known is None or known[1] != soft._data_version or known[2]._carried is not soft._carried:
-        known = table[id(soft)] = (soft, soft._data_version, soft.duplicate())  # the first keeps its id taken
-    return known[2]
+    def __init__(self, copy: Tensor) -> None:
+        super().__init__(copy)
+        self.version = version(copy)
 
 
 def as_they_are(arguments: Any) -> Any:
@@ -320,22 +317,26 @@ def as_they_are(arguments: Any) -> Any:
     """
     if isinstance(arguments, SoftTensor):
         arguments._current()
-        return _copy_of(arguments)
+        return _shared_copy(arguments, arguments.duplicate)
     if isinstance(arguments, Tensor):
-        with unseen():
-            copy = arguments.clone()
-        for name in ("_law", "_empty"):
-            known = attached(arguments, name)
-            if known is not None:
-                attach(copy, name, known)
-        attach(copy, "_cut_from", attached(arguments, "_cut_from") or (viewed(arguments).detach(),))
-        return copy
+        return _shared_copy(arguments, functools.partial(_copy_of, arguments))
     if isinstance(arguments, dict):
         return {key: as_they_are(item) for key, item in arguments.items()}
     if isinstance(arguments, tuple | list):
         items = [as_they_are(item) for item in arguments]
         return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
     return arguments
+
+
+def _copy_of(source: Tensor) -> Tensor:
+    with unseen():
+        copy = source.clone()
+    for name in ("_law", "_empty"):
+        known = attached(source, name)
+        if known is not None:
+            attach(copy, name, known)
+    attach(copy, "_cut_from", attached(source, "_cut_from") or (viewed(source).detach(),))
+    return copy
 
 
 QUOTIENTS = frozenset(f for name in ("div", "divide", "true_divide") for f in functions_named(name))

@@ -20,7 +20,7 @@ from pullback.relax.ranking import compare_with_places
 from pullback.relax.rules import PASS, Discrete, Dropped, Integer, as_they_are, is_active, lazy, relaxes, soft_value
 from pullback.relax.rules_flow import atoms_behind
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain, tossed
 
 __all__ = ["probability", "select", "selection", "with_atoms"]
 
@@ -122,7 +122,7 @@ def _by_atoms(
         exact = elementwise(function, (input, other), {}, found, None)
         if exact is None and len(found) == 2 and function in (torch.eq, torch.ne):
             p = _same(*found.values())
-            return None if p is None else _tossed(1 - p if function is torch.ne else p)
+            return None if p is None else tossed(1 - p if function is torch.ne else p)
         return exact
 
     def softly(x: Any, y: Any) -> Tensor:
@@ -145,14 +145,10 @@ def with_atoms(probability: Lazy[Tensor], atoms: Lazy[Distribution | None]) -> L
 
     def toss() -> Distribution:
         known = atoms()
-        return _tossed(probability()) if known is None else known
+        return tossed(probability()) if known is None else known
 
     late.coin = Lazy(toss, [atoms, probability])
     return late
-
-
-def _tossed(p: Tensor) -> Distribution:
-    return Distribution(torch.stack([1 - p, p], -1), torch.tensor([False, True], device=p.device))
 
 
 def _comparison_width(settings: Settings, x: Any, y: Any, counts: list[SoftIndex]) -> float:

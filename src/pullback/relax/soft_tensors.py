@@ -6,6 +6,7 @@ operations under :class:`~pullback.relaxed` look at what it carries. Everywhere 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import below_transforms as below_all_transforms
 from pullback.core.transforms import physical, transform_running
 from pullback.relax.internals import make_subclass, unseen, unseen_by_subclasses, version
 
@@ -32,6 +34,7 @@ __all__ = [
     "is_entered",
     "is_untouched",
     "plain",
+    "tossed",
     "untouched",
 ]
 
@@ -59,6 +62,24 @@ class _Touch:
         if self._plain is not None:
             self._plain.__exit__(*error)
         _thread.untouched = self._before
+
+
+class _Settling(_Touch):
+    """Untouched, and known to be: lazy values that are asked for within it need not see to that again."""
+
+    __slots__ = ("_nested",)
+
+    def __init__(self) -> None:
+        super().__init__(True, True)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._nested = getattr(_thread, "settling", False)
+        _thread.settling = True
+
+    def __exit__(self, *error: Any) -> None:
+        _thread.settling = self._nested
+        super().__exit__(*error)
 
 
 def untouched(*, subclasses: bool = False) -> _Touch:
@@ -124,28 +145,34 @@ class Lazy(Generic[T]):
             Exception: what ``compute`` raised, each time; :class:`Stale` where a source was overwritten before.
         """
         if self._compute is not None:
-            waiting: list[Lazy[Any]] = [self]
-            while waiting:
-                last = waiting[-1]
-                parents = last._parents() if callable(last._parents) else last._parents
-                last._parents = parents
-                unknown = [parent for parent in parents if parent._compute is not None]
-                if unknown:
-                    waiting.extend(unknown)
-                else:
-                    last._settle()
-                    if last._compute is None:
-                        waiting.pop()
+            if getattr(_thread, "settling", False) and torch.is_grad_enabled():
+                self._settle_in_order()
+            else:
+                with _Settling(), torch.enable_grad():
+                    self._settle_in_order()
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]
+
+    def _settle_in_order(self) -> None:
+        waiting: list[Lazy[Any]] = [self]
+        while waiting:
+            last = waiting[-1]
+            if callable(last._parents):
+                last._parents = last._parents()
+            unknown = [parent for parent in last._parents if parent._compute is not None]
+            if unknown:
+                waiting.extend(unknown)
+            else:
+                last._settle()
+                if last._compute is None:
+                    waiting.pop()
 
     def _settle(self) -> None:
         if self._compute is None:
             return
         try:
-            with untouched(), torch.enable_grad():
-                value = self._compute()
+            value = self._compute()
             if isinstance(value, Lazy):
                 self._compute, self._parents = value, [value]
                 return
@@ -190,6 +217,8 @@ class Distribution(NamedTuple):
     def mean(self) -> Tensor:
         """``[*shape]`` expected value."""
         values = self.values
+        if values is _truth_values(self.probability.device):
+            return self.probability[..., 1]
         dtype = torch.promote_types(self.probability.dtype, values.dtype)
         if values.is_floating_point() and not bool(physical(values.isfinite()).all()):
             return self._mean_of_finite(dtype)
@@ -227,13 +256,24 @@ class Distribution(NamedTuple):
 def coin(probability: Lazy[Tensor]) -> Lazy[Distribution]:
     """Return the distribution of a truth value: false or true."""
     if probability.coin is None:
-
-        def toss() -> Distribution:
-            p = probability()
-            return Distribution(torch.stack([1 - p, p], -1), torch.tensor([False, True], device=p.device))
-
-        probability.coin = Lazy(toss, [probability])
+        probability.coin = Lazy(lambda: tossed(probability()), [probability])
     return probability.coin
+
+
+def tossed(p: Tensor) -> Distribution:
+    """Return the distribution of truth values with the probability ``p`` of ``True``.
+
+    Example:
+        >>> tossed(torch.tensor(0.25)).probability.tolist()
+        [0.75, 0.25]
+    """
+    return Distribution(torch.stack([1 - p, p], -1), _truth_values(p.device))
+
+
+@functools.cache
+def _truth_values(device: torch.device) -> Tensor:
+    with below_all_transforms():
+        return torch.tensor([False, True], device=device)
 
 
 class SoftTensor(Tensor):
@@ -269,6 +309,15 @@ class SoftTensor(Tensor):
         if self._data_version != version(self):
             raise Stale("its values were changed in place where the context could not see it")
         return self._carried
+
+    def depends_on(self) -> Tensor | None:
+        """Return a float that depends on what this does; ``None`` where nothing is known of it any more."""
+        try:
+            late = self._current()
+            value: Tensor = (late if isinstance(late, Lazy) else late[1])()
+        except Exception:  # whatever a soft counterpart raises: the plain value is all that there is
+            return None
+        return value
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as the plain tensor: a graph cannot be pickled."""

@@ -16,7 +16,7 @@ from pullback.audit.trace.numbers import origin_of, traced
 from pullback.audit.trace.passes import BackwardPasses
 from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.records import Exit, Origin
-from pullback.audit.trace.sites import locate, place
+from pullback.audit.trace.sites import behind_relaxed, locate, place
 
 __all__ = ["Departures"]
 
@@ -138,7 +138,7 @@ class Departures(BackwardPasses):
         node = self.new_node(name, site, (parent,))
         node.origins = self.nodes[parent].origins
         node.has_data = self.nodes[parent].has_data
-        direct = site.code is frame.f_code
+        direct = site.code is behind_relaxed(frame).f_code
         exit_ = Exit(node.index, name, site, parent, visit, live, node.origins, direct)
         self.exits.append(exit_)
         if live and function_call(frame) is None:

@@ -20,6 +20,7 @@ import pullback
 __all__ = [
     "Place",
     "Site",
+    "behind_relaxed",
     "in_block",
     "in_branch_test",
     "is_user_file",
@@ -86,6 +87,22 @@ def locate(frame: FrameType, libraries: bool = False) -> Site:
             outermost = walk
         walk = walk.f_back
     return Site(outermost.f_code, _instruction(outermost), outermost.f_lineno, library)
+
+
+def behind_relaxed(frame: FrameType) -> FrameType:
+    """Return the frame that made a call: what :func:`pullback.relaxed` passes it on through is passed over.
+
+    What a soft counterpart calls for itself is its own call.
+    """
+    while frame.f_back is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith(_RELAX) or code.co_name not in _PASSES_ON:
+            break
+        frame = frame.f_back
+    return frame
+
+
+_PASSES_ON = frozenset({"__torch_function__", "relax", "relax_call", "_relax", "_pass", "_through_subclass"})
 
 
 def _instruction(frame: FrameType) -> int:

@@ -15,6 +15,7 @@ from pullback.audit.trace.private import is_wrapped, unseen, unwrap, view_base
 from pullback.audit.trace.records import Event, Leaf, Node, NotFinite, Origin
 from pullback.audit.trace.sampling import Glance, Sampling, is_harmless
 from pullback.audit.trace.sites import Site, locate
+from pullback.relax import SoftTensor
 
 __all__ = ["TensorTable"]
 
@@ -108,6 +109,14 @@ class TensorTable:
         """Return the node that a tensor stands for, ``None`` for data."""
         entry = self._known.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def behind_soft(self, tensor: Tensor) -> int | None:
+        """Return the node of what a soft tensor of :func:`pullback.relaxed` depends on."""
+        if not isinstance(tensor, SoftTensor):
+            return None
+        with unseen():
+            value = tensor.depends_on()
+        return None if value is None else self.lookup(value)[0]
 
     def remember(self, tensor: Tensor, index: int, inplace: bool) -> None:
         """Let a tensor (and, after a write, the one that it is a view of) stand for a node."""

@@ -214,7 +214,8 @@ class Tracer(Departures, TorchFunctionMode):
             index, live = self.lookup(tensor)
             signs.append(index)
             if index is None and not live:
-                index = self.rebuilt(tensor, frame)
+                index = self.behind_soft(tensor) if name in ops.EXITS else None
+                index = self.rebuilt(tensor, frame) if index is None else index
             if index is None:
                 has_data = True
                 continue
