@@ -109,6 +109,7 @@ from pullback.uncertainty.target_shift import (
 )
 from pullback.uncertainty.tracking import BeliefTracker
 from pullback.uncertainty.tree_circuit import CircuitWeights, TreeCircuit, circuit_em_step
+from pullback.uncertainty.unary_maps import ImageFactors, UnaryMaps
 from pullback.uncertainty.weights import effective_sample_size
 
 __all__ = [
@@ -142,6 +143,7 @@ __all__ = [
     "GaussianBeliefs",
     "GaussianProcess",
     "HalfspaceRegion",
+    "ImageFactors",
     "InformationBottleneck",
     "InstructionDecoder",
     "IntegralCircuit",
@@ -181,6 +183,7 @@ __all__ = [
     "TransformerNeuralProcess",
     "TreeCircuit",
     "UnaryFactor",
+    "UnaryMaps",
     "attend",
     "belief_loss",
     "calibration_error",

@@ -303,5 +303,7 @@ CONTRACTS = [
     Exempt("uncertainty.BeliefTracker", "a state from frame to frame", "uncertainty/test_tracking.py"),
     Exempt("uncertainty.DistancePotential", "a density and draws", "uncertainty/test_potentials.py"),
     Exempt("uncertainty.NormalPotential", "a density and draws", "uncertainty/test_potentials.py"),
+    Exempt("uncertainty.ImageFactors", "returns potentials, read by points", "uncertainty/test_unary_maps.py"),
+    Exempt("uncertainty.UnaryMaps", "potentials, read by points", "uncertainty/test_unary_maps.py"),
     Exempt("uncertainty.EdgePotential", "a protocol", "uncertainty/test_belief_propagation.py"),
 ]
