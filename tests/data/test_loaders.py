@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from pullback import data
+from pullback import causal, data
 from pullback.data import formats
 
 
@@ -126,6 +126,30 @@ def test_sachs_is_the_published_graph() -> None:
     position = {name: i for i, name in enumerate(sachs.names)}
     assert correlation[position["Raf"], position["Mek"]] > 0.5
     assert correlation[position["Erk"], position["Akt"]] > 0.5
+
+
+def test_the_rows_of_sachs_change_where_an_experiment_ends_and_show_what_its_reagent_does() -> None:
+    sachs = data.sachs()
+    cells, sizes = sachs.observations.log(), sachs.conditions.bincount()
+    assert len(sizes) == len(sachs.reagents) == 9
+    for end in sizes.cumsum(0)[1:-1].tolist():  # the first two differ by little
+        jumps = []
+        for cut in range(end - 30, end + 31):
+            before, after = cells[cut - 150 : cut], cells[cut : cut + 150]
+            jumps.append(((before.mean(0) - after.mean(0)).square() / (before.var(0) + after.var(0))).sum())
+        assert int(torch.stack(jumps).argmax()) == 30
+    mean = {
+        reagent: dict(zip(sachs.names, cells[sachs.conditions == k].mean(0).tolist(), strict=True))
+        for k, reagent in enumerate(sachs.reagents)
+    }
+    assert mean["psitectorigenin"]["PIP2"] < mean["none"]["PIP2"] - 2
+    assert mean["U0126"]["Erk"] < mean["none"]["Erk"] - 1  # below the blocked Mek
+    assert mean["PMA"]["Jnk"] > mean["none"]["Jnk"] + 0.5  # below the activated PKC
+    assert not sachs.targets[sachs.conditions < 2].any()
+    assert (sachs.targets[sachs.conditions >= 2].sum(1) == 1).all()
+    assert sachs.targets[sachs.conditions == 5].any(0).nonzero().tolist() == [[sachs.names.index("Mek")]]
+    found = causal.order_search(cells - cells[sachs.conditions < 2].mean(0), targets=sachs.targets)
+    assert found.converged
 
 
 def test_ecoli70_samples_have_the_model_s_covariance(generator: torch.Generator) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from pullback.causal.graphs import topological_order
 from pullback.causal.knowledge import check_knowledge
-from pullback.causal.least_squares import least_squares_score, second_moments
+from pullback.causal.least_squares import check_data_sets, least_squares_score, second_moments
 from pullback.causal.likelihoods import MODELS, check_observations, check_targets, prediction_losses
 from pullback.causal.orders import fit_order
 from pullback.causal.orientation import cosine_temperature, orientation
@@ -208,6 +208,7 @@ class COSMO(StructureLearner):
         self._minibatch = None if minibatch is None else check_integer("minibatch", minibatch, 1)
         self._refit, self._generator = refit, generator
         self._moments = second_moments(data, covariance=covariance).detach()
+        check_data_sets("data", data)
         self._dtype = self._moments.dtype
         self._model = model
         possible, self._required = check_knowledge(data.shape[-1], allowed, required, data.device)

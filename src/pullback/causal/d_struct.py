@@ -10,6 +10,7 @@ import torch
 
 from pullback.causal.acyclicity import acyclicity
 from pullback.causal.augmented_lagrangian import AugmentedLagrangian
+from pullback.causal.least_squares import check_data_sets
 from pullback.causal.parallel import beta_subsets, consensus_penalty
 from pullback.causal.sampled import SampleLearner
 from pullback.causal.structure import StructureResult, positive
@@ -86,6 +87,7 @@ class DStruct(SampleLearner):
     ) -> None:
         self._detach_mean, self._consensus = detach_mean, positive("consensus", consensus, zero=True)
         check_shape("data", check_floating("data", data), (None, None))
+        check_data_sets("data", data)
         *batch, n, nodes = data.shape
         if n < 2:
             raise ValueError(f"data must have at least two samples (rows), got shape {tuple(data.shape)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from pullback.causal.least_squares import check_data_sets
 from pullback.core.checks import (
     check_broadcast,
     check_callable,
@@ -74,6 +75,7 @@ class InterventionalGaussian:
     ) -> None:
         check_shape("x", check_floating("x", x), (None, None))
         check_finite("x", x)
+        check_data_sets("x", x)
         scales = {
             "noise": noise,
             "intervention_noise": intervention_noise,

@@ -101,6 +101,12 @@ def interventional_moments(
     return weighted.mT @ data.unsqueeze(-3) / sizes[..., None, None]
 
 
+def check_data_sets(name: str, data: Tensor) -> None:
+    """Refuse a batch of no data sets, from which there is nothing to learn."""
+    if 0 in data.shape[:-2]:
+        raise ValueError(f"{name} must hold at least one data set, got shape {tuple(data.shape)}")
+
+
 def _check_covariance(moments: Tensor) -> None:
     if moments.shape[-1] != moments.shape[-2]:
         raise ValueError(f"covariance must be square, got {tuple(moments.shape)}")

@@ -9,7 +9,7 @@ import torch
 
 from pullback.causal.graphs import check_square, topological_order
 from pullback.causal.knowledge import check_knowledge
-from pullback.causal.least_squares import interventional_moments, second_moments
+from pullback.causal.least_squares import check_data_sets, interventional_moments, second_moments
 from pullback.causal.orders import checked_factor, checked_order, order_weights, permuted
 from pullback.causal.structure import StructureLearner, StructureResult, positive, sortability
 from pullback.core.checks import check_floating, check_integer
@@ -110,6 +110,7 @@ class OrderSearch(StructureLearner):
         check_integer("restarts", restarts, 1)
         self._penalty = positive("penalty", penalty, zero=True)
         given = second_moments(data, covariance=covariance).detach()
+        check_data_sets("data", data)
         if targets is not None and covariance:
             raise ValueError("targets need samples, got covariance=True")
         nodes = given.shape[-1]

@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call
 
 from pullback.causal.knowledge import check_knowledge
-from pullback.causal.least_squares import second_moments
+from pullback.causal.least_squares import check_data_sets, second_moments
 from pullback.causal.likelihoods import MODELS, check_observations, check_targets, prediction_losses
 from pullback.causal.parallel import ParallelStructureLearner
 from pullback.causal.structure import StructureLearner, StructureResult, order_of, positive, sortability
@@ -54,6 +54,7 @@ class SampleLearner(StructureLearner):
         self._model, self._penalty = model, positive("penalty", penalty, zero=True)
         self._ridge = positive("ridge", ridge, zero=True)
         moments = second_moments(data).detach()
+        check_data_sets("data", data)
         *batch, _, nodes = data.shape
         check_observations(model, data)
         free = check_targets(data, targets)

@@ -12,7 +12,7 @@ import torch
 from pullback.causal.distances import varsortability
 from pullback.causal.graphs import find_cycle, is_acyclic, threshold_to_dag, topological_order
 from pullback.causal.knowledge import check_knowledge
-from pullback.causal.least_squares import least_squares_score, second_moments
+from pullback.causal.least_squares import check_data_sets, least_squares_score, second_moments
 from pullback.core.checks import check_scalar
 from pullback.core.errors import ConvergenceError
 from pullback.core.shapes import Bool, Float, Int, Tensor
@@ -173,6 +173,7 @@ class CovarianceLearner(StructureLearner):
     ) -> None:
         super().__init__(steps)
         moments = second_moments(data, covariance=covariance).detach()
+        check_data_sets("data", data)
         self._allowed, self._required = check_knowledge(moments.shape[-1], allowed, required, moments.device)
         self._dtype, self._batch = moments.dtype, moments.shape[:-2]
         self._moments = moments.double().reshape(-1, *moments.shape[-2:])

@@ -8,7 +8,7 @@ import torch
 
 from pullback.causal import BayesianNetwork
 from pullback.core.checks import check_choice, check_integer
-from pullback.core.shapes import Bool, Float, Tensor
+from pullback.core.shapes import Bool, Float, Int, Tensor
 from pullback.data.cache import load
 from pullback.data.text_formats import split_strings
 
@@ -23,11 +23,33 @@ class Sachs(NamedTuple):
             skewed and positive, so usually taken in logarithms.
         names: of the 11 proteins.
         adjacency: ``[11, 11]`` true at ``[parent, child]``: the 17 arcs of the consensus network.
+        conditions: ``[7466]`` int64, which of the nine experiments a cell is from.
+        reagents: of the nine: what was given besides the general stimuli, which alone make the first two.
+        targets: ``[7466, 11]`` true at the protein that the reagent of a cell acts on; none in the first two
+            experiments. Inhibitors block what a protein does, not always the amount that is measured (that of Mek rises
+            under U0126), so that the interventions are ideal by convention only.
     """
 
     observations: Float[Tensor, "cells proteins"]
     names: tuple[str, ...]
     adjacency: Bool[Tensor, "proteins proteins"]
+    conditions: Int[Tensor, " cells"]
+    reagents: tuple[str, ...]
+    targets: Bool[Tensor, "cells proteins"]
+
+
+_SACHS = (
+    ("none", None, 853),
+    ("ICAM-2", None, 902),
+    ("Akt inhibitor", "Akt", 911),
+    ("G06976", "PKC", 723),
+    ("psitectorigenin", "PIP2", 810),
+    ("U0126", "Mek", 799),
+    ("LY294002", "PIP3", 848),
+    ("PMA", "PKC", 913),
+    ("beta2cAMP", "PKA", 707),
+)
+"""Reagent, protein it acts on, and cells of the experiments, in the order of the rows."""
 
 
 class GaussianNetwork(NamedTuple):
@@ -95,16 +117,25 @@ class GeneNetwork(NamedTuple):
 
 
 def sachs() -> Sachs:
-    """Return the protein-signalling data of Sachs et al. (Science 2005) with the consensus graph.
+    """Return the protein-signalling data of Sachs et al. (Science 2005) with experiments and consensus graph.
+
+    The file has no column of the experiments; its rows are theirs one after the other, as the numbers of cells in the
+    supplement say, and jump where one ends.
 
     Raises:
         DataMissingError: the set was not fetched.
     """
     stored = load("sachs")
+    names = tuple(str(name) for name in stored["names"])
+    conditions = torch.repeat_interleave(torch.tensor([cells for *_, cells in _SACHS]))
+    acted_on = torch.tensor([[name == protein for name in names] for _, protein, _ in _SACHS])
     return Sachs(
         torch.from_numpy(stored["observations"]),
-        tuple(str(name) for name in stored["names"]),
+        names,
         torch.from_numpy(stored["adjacency"]),
+        conditions,
+        tuple(reagent for reagent, *_ in _SACHS),
+        acted_on[conditions],
     )
 
 

@@ -48,7 +48,7 @@ _NAN = _X.clone()
 _NAN[2, 1] = torch.nan
 
 
-def _bad_data(*options: tuple[dict[str, Any], type[Exception], str]) -> list[Bad]:
+def _bad_data(*options: tuple[dict[str, Any], type[Exception], str], batched: bool = True) -> list[Bad]:
     g = torch.Generator().manual_seed(0)
     data = [
         Bad((_NAN, g), {}, ValueError, r"data must be finite, got nan at index \(2, 1\)"),
@@ -60,6 +60,8 @@ def _bad_data(*options: tuple[dict[str, Any], type[Exception], str]) -> list[Bad
         Bad((_X, g), {"covariance": True}, ValueError, "covariance must be square"),
         Bad((-torch.eye(3), g), {"covariance": True}, ValueError, "positive semi-definite"),
     ]
+    if batched:
+        data.append(Bad((torch.zeros(0, 20, 3), g), {}, ValueError, "data must hold at least one data set"))
     return [*data, *(Bad((_X, g), given, error, match) for given, error, match in options)]
 
 
@@ -195,6 +197,7 @@ CONTRACTS = [
                     ValueError,
                     "order must have every required arc forward",
                 ),
+                batched=False,
             ),
         ],
     ),
