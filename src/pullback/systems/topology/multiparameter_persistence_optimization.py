@@ -209,9 +209,7 @@ def _clouds(lab: Lab, config: Config) -> None:
             arm.metric("growth of the longest loop", _longest(points.detach()) - _longest(start), better="higher")
         weights, norms = _measured(start.double()).weights, _measured(start.double()).points.abs().sum(1)
         apart.append(float(((weights * norms).sum() + _loops(start.double()).sum()).abs()))
-    lab.claim(
-        "weights of a density level cancel: norms sum to the persistence of scale", max(apart) <= 1e-9, scale="smoke"
-    )
+    lab.claim("each level's weights cancel: norms sum to the persistence of scale", max(apart) <= 1e-9, scale="smoke")
     lab.claim(
         "the loss of scale makes the diameter grow at least 1.5 times, with density at most 1.15 times, while the "
         "longest loop among the densest points, of any number of them, grows by at least 0.3",
@@ -220,11 +218,13 @@ def _clouds(lab: Lab, config: Config) -> None:
         ours["growth of the longest loop"] >= 0.3,
     )
     lab.curves("diameter", arms=[*losses], log=False, caption="Diameters of moving clouds, as shares of the first.")
-    figure, axes = lab.subplots(1, 4, figsize=(13, 3.6))
-    for panel, (name, points) in zip(axes, clouds.items(), strict=True):
+    figure, axes = lab.subplots(2, 4, figsize=(13, 7))
+    for (panel, below), (name, points) in zip(axes.T, clouds.items(), strict=True):
         panel.scatter(*points.T, s=9, color=lab.arms[name].colour if name in lab.arms else "grey")
         panel.set(title=name, aspect="equal", xlim=(-3.5, 3.5), ylim=(-3.5, 3.5))
-    lab.figure("clouds", figure, "A cloud before, and after it followed the gradient of three losses.")
+        below.scatter(*(bars := _measured(points)).points.T, c=bars.weights, cmap="coolwarm", vmin=-2, vmax=2, s=8)
+        below.set(xlabel="scale", ylabel="codensity")
+    lab.figure("clouds", figure, "A cloud before, and after three losses; below, signed barcodes: red +, blue -.")
 
 
 class _Model(nn.Module):
