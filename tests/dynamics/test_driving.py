@@ -10,14 +10,18 @@ import torch
 
 from pullback.dynamics import (
     ActionLaw,
+    DrivingAgent,
     DrivingCamera,
     DrivingPlanner,
     DrivingState,
     DrivingWorld,
     FrozenBackbone,
     GroundPerception,
+    StudentPlanner,
     bicycle_step,
     intelligent_driver,
+    perceive,
+    with_speed,
 )
 from pullback.dynamics.driving_town import walkers_at
 
@@ -329,6 +333,66 @@ def test_new_adapters_of_a_planner_change_nothing_and_fit_every_layer() -> None:
     assert bool((planner.law(plain).alpha > 1).all())
 
 
+def test_what_is_perceived_is_hard_and_has_a_gradient() -> None:
+    torch.manual_seed(0)
+    see = GroundPerception(DrivingCamera.ground(), channels=3, masks=7)
+    images, route = torch.rand(2, 3, 48, 96), torch.ones(2, 1, 32, 32)
+    view, logits = perceive(see, images, route, torch.tensor([0.0, 8.0])), see(images).logits
+    assert torch.equal(view.masks[:, [0, 2, 3, 4, 5, 6, 7]], (logits > 0).float())
+    assert torch.equal(view.masks[:, 1:2], route)
+    assert view.masks[:, 8, 0, 0].tolist() == [0, 1]
+    assert torch.equal(view.features[:, 24], torch.ones(2, 16, 16))
+    view.masks.sum().backward()
+    assert see.head[0].weight.grad is not None
+    assert float(see.head[0].weight.grad.abs().sum()) > 0
+
+
+def test_students_differ_in_kind_and_agents_give_each_its_scenes() -> None:
+    torch.manual_seed(0)
+    teacher, world = FrozenBackbone(DrivingPlanner(9).stages), DrivingWorld()
+    students = [StudentPlanner(teacher, kind) for kind in ("plain", "adapted", "cloned")]
+    assert [sum(p.requires_grad for p in s.parameters()) > 2 for s in students] == [False, True, True]
+    assert not any(p is q for s in students for p in s.parameters() for q in teacher.parameters())
+    state = world.sample(4, generator=torch.Generator().manual_seed(0))
+    thrice = DrivingState(*(torch.cat([x] * 3) for x in state))
+    plain, adapted, cloned = DrivingAgent(world, students)(thrice).chunk(3)
+    assert torch.equal(plain, adapted)
+    assert not torch.equal(plain, cloned)
+    view = with_speed(world.render_bev(state), state.ego[:, 3])
+    assert torch.equal(plain, DrivingPlanner.law(teacher(view)).mean)
+    ruled = DrivingAgent(world, students[:1], rule=True)(state)
+    torch.testing.assert_close(ruled[:, 0], torch.where(world.must_brake(state), -1.0, plain[:, 0]))
+
+
+def test_agents_see_the_picture_before() -> None:
+    torch.manual_seed(0)
+    world, camera = DrivingWorld(), DrivingCamera(torch.rand(3, 16, 16), noise=0.0)
+    see = GroundPerception(camera.ground(), channels=6, masks=7)
+    student = StudentPlanner(FrozenBackbone(DrivingPlanner(9).stages), "cloned")
+    first = world.sample(3, generator=torch.Generator().manual_seed(0))
+    second = world.step(first, torch.zeros(3, 2))
+    agent = DrivingAgent(world, [student], see, camera)
+    agent(first)
+    route = world.render_bev(second)[:, 1:2]
+    view = perceive(see, torch.cat([camera(second), camera(first)], 1), route, second.ego[:, 3])
+    torch.testing.assert_close(agent(second), DrivingPlanner.law(student(view)).mean)
+
+
+def test_rewards_fall_with_speed_off_and_route_left() -> None:
+    state = scenes(8)
+    speed = state.ego[:, 3]
+    torch.testing.assert_close(WORLD.reward(state, speed), torch.ones(8))
+    torch.testing.assert_close(WORLD.reward(state, speed + 1), torch.full((8,), 1 - 0.1))
+    still = WORLD.step(state, torch.zeros(8, 2), traffic=False)
+    assert torch.equal(still.vehicles, state.vehicles)
+    assert torch.equal(still.ego, WORLD.step(state, torch.zeros(8, 2)).ego)
+    spread = WORLD.sample(200, anywhere=True, generator=torch.Generator().manual_seed(0))
+    off = WORLD.deviation(spread).abs().amax(0)
+    assert 1.3 < float(off[0]) <= 1.5 + 1e-3
+    assert 0.25 < float(off[1]) <= 0.3 + 1e-3
+    assert float(spread.progress.max()) > 80
+
+
 def test_perception_learns_what_lies_on_the_ground_and_what_hangs_above_it() -> None:
     """The street ahead from its texture, and a light from the picture's upper half, told as a whole map."""
     torch.manual_seed(0)
@@ -379,6 +443,16 @@ def test_wrong_use_of_the_town_is_named(without_shape_checks: None) -> None:
         (r"textures must have shape", lambda: DrivingCamera(torch.zeros(2, 8, 8))),
         ("decisions must be", lambda: WORLD.drive(state, lambda s: action, decisions=0, way=1.0)),
         ("way must be", lambda: WORLD.drive(state, lambda s: action, decisions=1, way=0.0)),
+        ("kind must be one of", lambda: StudentPlanner(FrozenBackbone(DrivingPlanner(9).stages), "other")),
+        ("students must hold", lambda: DrivingAgent(WORLD, [])),
+        (
+            "perception needs a camera",
+            lambda: DrivingAgent(
+                WORLD,
+                [StudentPlanner(FrozenBackbone(DrivingPlanner(9).stages), "plain")],
+                camera=DrivingCamera(torch.zeros(3, 8, 8)),
+            ),
+        ),
         ("channels must be", lambda: DrivingPlanner(0)),
         ("masks must have shape", lambda: DrivingPlanner(2)(torch.zeros(1, 3, 32, 32))),
         ("ground must have shape", lambda: GroundPerception(torch.zeros(4, 4, 2), channels=3, masks=2)),

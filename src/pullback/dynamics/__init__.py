@@ -20,6 +20,7 @@ from pullback.dynamics.dead_ends import DeadEndValues, SecurityGap, avoid_dead_e
 from pullback.dynamics.decision_process import MarkovDecisionProcess, OptimalValues, Transitions, empirical_process
 from pullback.dynamics.diffusion import DiffusionProblems, diffusion_problems, random_waves
 from pullback.dynamics.driving import bicycle_step, intelligent_driver
+from pullback.dynamics.driving_agents import DrivingAgent, PlannerView, StudentPlanner, perceive, with_speed
 from pullback.dynamics.driving_networks import ActionLaw, DrivingPlanner, GroundPerception, GroundView
 from pullback.dynamics.driving_town import DrivingState
 from pullback.dynamics.driving_views import DrivingCamera
@@ -214,6 +215,7 @@ __all__ = [
     "DeepOperatorNetwork",
     "DiffusionProblems",
     "DiscRoad",
+    "DrivingAgent",
     "DrivingCamera",
     "DrivingEvents",
     "DrivingPlanner",
@@ -287,6 +289,7 @@ __all__ = [
     "PessimisticValues",
     "Plan",
     "PlanarFlow",
+    "PlannerView",
     "PolicyLoss",
     "PolicyUpdates",
     "PolygonWorld",
@@ -305,6 +308,7 @@ __all__ = [
     "StateSpaceLoss",
     "StepControl",
     "StructurePreservingOperator",
+    "StudentPlanner",
     "Suboptimality",
     "TDField",
     "TDFlow",
@@ -394,6 +398,7 @@ __all__ = [
     "optimal_features",
     "pair_distances",
     "pendulum",
+    "perceive",
     "perturb_trajectories",
     "pessimistic_value_iteration",
     "plan_cem",
@@ -437,4 +442,5 @@ __all__ = [
     "velocity_loss",
     "voxel_robot",
     "weighted_regression",
+    "with_speed",
 ]

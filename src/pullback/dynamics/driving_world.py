@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from pullback.core.checks import check_callable, check_floating, check_integer, check_positive, check_shape
 from pullback.core.random import drawing_device
@@ -137,11 +138,12 @@ class DrivingWorld:
         check_integer("walkers", self.walkers, 1)
         check_positive("dt", self.dt)
 
-    def sample(self, count: int, *, generator: torch.Generator | None = None) -> DrivingState:
+    def sample(self, count: int, *, anywhere: bool = False, generator: torch.Generator | None = None) -> DrivingState:
         """Return random scenes, the ego vehicle in its lane before a crossing.
 
         Args:
             count: of scenes, >= 1.
+            anywhere: whether it is somewhere on the first 90 m of its route instead, up to 1.5 m and 0.3 rad off.
             generator: of the draws.
 
         Raises:
@@ -158,7 +160,13 @@ class DrivingWorld:
         ahead, right = axes(heading)
         start = where - (first + BOX)[:, None] * ahead + LANE * right
         route, stops = draw_route(torch.cat([start, heading[:, None]], -1), first, rand(TURNS))
-        ego = torch.cat([start, heading[:, None], speed[:, None]], -1)
+        ego, progress = torch.cat([start, heading[:, None], speed[:, None]], -1), torch.zeros(count)
+        if anywhere:
+            progress = (90 / SPACING * rand()).round() * SPACING
+            at = pick(route, (progress / SPACING).round().long()[:, None])[:, 0]
+            off, turned = 2 * rand(2).T - 1
+            place = at[:, :2] + 1.5 * off[:, None] * axes(at[:, 2])[1]
+            ego = torch.cat([place, at[:, 2:] + 0.3 * turned[:, None], 8 / 7 * speed[:, None]], -1)
         vehicles, legs = self._traffic(ego, route, rand), rand(self.walkers, 4)
         leg = (legs[..., 0] * TURNS).long()
         along = stops.gather(1, leg) - 8 - 18 * legs[..., 1]
@@ -172,7 +180,7 @@ class DrivingWorld:
             ego,
             route,
             stops,
-            torch.zeros(count),
+            progress,
             vehicles,
             6 + 3 * rand(count_of),
             0.15 + 0.85 * rand(count_of, 3),
@@ -181,7 +189,7 @@ class DrivingWorld:
             torch.zeros(count),
         )
 
-    def step(self, state: DrivingState, action: Float[Tensor, "batch 2"]) -> DrivingState:
+    def step(self, state: DrivingState, action: Float[Tensor, "batch 2"], *, traffic: bool = True) -> DrivingState:
         """Return the scenes ``dt`` later.
 
         The ego vehicle has derivatives in the action and in where it was; who follows it has them through the gap.
@@ -189,6 +197,7 @@ class DrivingWorld:
         Args:
             state: ``[batch]`` scenes.
             action: ``[batch, 2]`` in [-1, 1]: throttle or brake, and steering to the left.
+            traffic: whether the others move too.
 
         Raises:
             TypeError: the action is not floating.
@@ -200,8 +209,10 @@ class DrivingWorld:
             raise ValueError(f"action must be in [-1, 1], got a largest size of {float(action.detach().abs().max())}")
         pedal = torch.where(action[:, 0] > 0, self.THROTTLE, self.BRAKE) * action[:, 0]
         ego = bicycle_step(state.ego, pedal, self.STEERING * action[:, 1], dt=self.dt)
-        others = bicycle_step(state.vehicles, self._follow(state), torch.zeros_like(state.desired), dt=self.dt)
-        others = torch.cat([others[..., :2] % TOWN, others[..., 2:]], -1)
+        others = state.vehicles
+        if traffic:
+            others = bicycle_step(others, self._follow(state), torch.zeros_like(state.desired), dt=self.dt)
+            others = torch.cat([others[..., :2] % TOWN, others[..., 2:]], -1)
         now = state._replace(ego=ego, vehicles=others, time=state.time + self.dt)
         place = (state.progress / SPACING).round().long()[:, None] + torch.arange(24, device=ego.device)
         near = pick(state.route, place)[..., :2] - ego.detach()[:, None, :2]
@@ -261,6 +272,19 @@ class DrivingWorld:
         bend = pick(state.route, place)[..., 2].diff().abs().amax(1) / (2 * SPACING)
         stopping, bending = (2 * braking * (gap - 2).clamp(min=0)).sqrt(), (sideways / bend.clamp(min=1e-6)).sqrt()
         return torch.minimum(stopping, bending).clamp(max=fastest)
+
+    def reward(self, state: DrivingState, allowed: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        r"""Return how well the ego vehicle keeps a speed and its route, with derivatives in where it is.
+
+        .. math:: 1 - \tfrac15 h_2(v - v^*) - \tfrac12 \big(\sqrt{1 + d^2} - 1\big) - (1 - \cos\varphi)
+
+        Args:
+            state: ``[batch]`` scenes; d and phi are the :meth:`deviation`.
+            allowed: v*, ``[batch]``, such as :meth:`allowed_speed`; h is Huber's function, linear from 2 m/s on.
+        """
+        left, turned = self.deviation(state).unbind(-1)
+        off = huber_loss(state.ego[:, 3], allowed, reduction="none", delta=2.0)
+        return 1 - 0.2 * off - 0.5 * ((1 + left.square()).sqrt() - 1) - (1 - turned.cos())
 
     def must_brake(self, state: DrivingState) -> Bool[Tensor, "batch"]:
         """Return whether only full brakes, after one more step, still stop 1 m before the next thing: a rule."""
