@@ -6,7 +6,7 @@ and fro of a gait costs nothing, and its gradient goes through springs, impacts 
 (Fang, Liu, Zhang, Zhang, Ma, Li, Hu, Jiang, Liu, 2022). Each part is left out in turn, and evolution strategies and
 proximal policy optimisation search without the gradient, at equal simulated steps and with a falling rate as well.
 
-Smaller than in the paper: one robot in the plane (the authors' "stool"), 480 steps of Adam on batches of 2, not 10 000
+Smaller than in the paper: one robot in the plane (the authors' "stool"), 400 steps of Adam on batches of 2, not 10 000
 on 32 (so few simulations teach more in small batches), at a larger rate that falls to zero; goals for one second, not
 two, each simulation from rest; no crawling, no losses of commands and pose; commands stand for five steps. Simulated.
 """
@@ -39,9 +39,9 @@ PPO_RATE, PPO_SPREAD, PPO_DISCOUNT = 3e-3, 0.3, 0.99
 class Config:
     """Options of the run."""
 
-    iterations: Annotated[int, at_least(2)] = 480
+    iterations: Annotated[int, at_least(2)] = 400
     """Steps of Adam of the full method."""
-    compared: Annotated[int, at_least(1)] = 240
+    compared: Annotated[int, at_least(1)] = 200
     """Steps of the full method and of those that lack a part, where these are compared."""
     batch: Annotated[int, at_least(2)] = 2
     """Robots simulated at once, each with its goals."""
