@@ -107,7 +107,7 @@ def _fast(data: Tensor) -> dict[str, Any]:
 
 def _bacadi(data: Tensor, generator: torch.Generator, **options: Any) -> causal.GraphPosterior:
     """With as many particles as find what is planted on every seed tried: two may both end in a wrong graph."""
-    particles = {"particles": 30} if len(data) == 120 else {}
+    particles = {"particles": 16} if len(data) == 120 else {}
     return causal.bacadi(data, _rows(data), **{**_fast(data), **particles, "generator": generator, **options})
 
 
