@@ -467,3 +467,29 @@ def test_the_report_warns_of_a_suppression_loop_over_soft_places() -> None:
     with pullback.relaxed() as one:
         torch.arange(4)[x.argsort()].sum(), (x > 0.2)[torch.tensor([1, 2])].sum()
     assert not any(c.reason for c in one.calls)
+
+
+@pytest.mark.parametrize("filled", [0.0, 1e4])
+def test_a_curved_function_of_ranks_that_were_written_has_the_length_of_that_of_ranks_that_were_read(
+    filled: float,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    weights = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    places = torch.arange(6, dtype=torch.float64).expand(20, 6)
+
+    def written(z: torch.Tensor) -> torch.Tensor:
+        ranks = torch.full_like(z, filled).scatter_(1, z.argsort(1), places)
+        return ((ranks - 2) ** 2 * weights).sum()
+
+    def read(z: torch.Tensor) -> torch.Tensor:
+        return ((z.argsort(1).argsort(1).to(z) - 2) ** 2 * weights).sum()
+
+    gradients = []
+    for program in (written, read):
+        z = x.clone().requires_grad_()
+        with pullback.relaxed(temperature=0.1):
+            value = program(z)
+        gradients.append(torch.autograd.grad(value, z)[0].flatten())
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
+    assert 0.8 < gradients[0].norm() / gradients[1].norm() < 1.25

@@ -453,7 +453,10 @@ def _give_laws(rule: Rule, result: Any, hard: Any, part: Any, arguments: Any) ->
     mean = part.to(hard.dtype).expand(hard.shape)
     soft = [t for t in tensors_in(arguments) if isinstance(t, SoftTensor)]
     is_whole = rule.operation in STEPS or (rule.operation == "cast" and bool(soft))
-    law = jump_law(hard, mean, arguments, distribution, unit=unit, is_pure=is_pure, is_whole=is_whole)
+    is_written = rule.operation in catalogue.WRITES
+    law = jump_law(
+        hard, mean, arguments, distribution, unit=unit, is_pure=is_pure, is_whole=is_whole, is_written=is_written
+    )
     give_law(result, law)
 
 

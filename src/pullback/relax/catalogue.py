@@ -18,7 +18,7 @@ from pullback.relax import (  # noqa: F401  they register
 )
 from pullback.relax.rules import RULES, functions_named
 
-__all__ = ["CONTINUOUS", "LENDS", "METHODS", "SILENT", "SINKS", "groups", "operations"]
+__all__ = ["CONTINUOUS", "LENDS", "METHODS", "SILENT", "SINKS", "WRITES", "groups", "operations"]
 
 _STEPS = tuple(STEP_ERRORS)
 _ORDERS = tuple(ORDERINGS)
@@ -64,6 +64,9 @@ CONTINUOUS = {
     *("frac", "remainder", "cummax", "cummin"),
 }
 """Operations whose float results move with their argument, without jumps."""
+
+WRITES = {"scatter", "scatter_add", "index_add", "index_copy", "index_fill", "index_put", "setitem"}
+"""Operations that write at soft places: an element of the result belongs to no one element of the index."""
 
 _CONTROL = "control flow: the branch is taken by the hard value"
 _NUMBER = "a Python number carries no gradient"

@@ -161,6 +161,7 @@ def jump_law(
     unit: float,
     is_pure: bool,
     is_whole: bool = False,
+    is_written: bool = False,
 ) -> Law:
     """Return the law of a result with the values ``hard`` and the mean ``mean``, before anything has been done with it.
 
@@ -170,6 +171,7 @@ def jump_law(
         unit: size of the jump where there are no soft tensors; 0 where there is none, the mean is certain.
         is_pure: nothing but jumps moves it.
         is_whole: it can only have whole values.
+        is_written: it was written at soft places, so that its elements are not those of the soft tensors.
     """
     mean = mean.detach()
     soft = [t for t in tensors_in(arguments) if isinstance(t, SoftTensor)]
@@ -179,7 +181,7 @@ def jump_law(
             return mean
         deviation = mean - hard
         if point == EACH_HALF_WAY:
-            each = deviation.abs() / unit if not soft else _own_probability(soft, hard.shape)
+            each = deviation.abs() / unit if not soft else None if is_written else _own_probability(soft, hard.shape)
             if each is not None:
                 near = torch.isfinite(deviation) & (each > torch.finfo(mean.dtype).eps)
                 return torch.where(near, hard + deviation * (0.5 / torch.where(near, each, 1.0).to(mean.dtype)), hard)

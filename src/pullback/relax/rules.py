@@ -286,7 +286,7 @@ def _shared_copy(source: Tensor, make: Callable[[], Tensor]) -> Tensor:
     if transform_running():
         return make()
     noted = attached(source, "_snapshot")
-    known: Tensor | None = None if noted is None else noted()
+    known: Tensor | None = None if noted is None else noted.copy()
     if (
         known is not None
         and known.requires_grad == source.requires_grad
@@ -299,13 +299,13 @@ def _shared_copy(source: Tensor, make: Callable[[], Tensor]) -> Tensor:
     return copy
 
 
-class _Snapshot(weakref.ref[Tensor]):
+class _Snapshot:
     """A copy, for as long as somebody else holds it."""
 
-    __slots__ = ("version",)
+    __slots__ = ("copy", "version")
 
     def __init__(self, copy: Tensor) -> None:
-        super().__init__(copy)
+        self.copy = weakref.ref(copy)
         self.version = version(copy)
 
 

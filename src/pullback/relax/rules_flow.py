@@ -170,6 +170,17 @@ def _rule(function: Any, kind: str) -> Callable[..., Any]:
             counted = count(hard, args[0], args[1:], kwargs)
             if counted is not None:
                 return counted
+            if args[0]._current().alone:  # of many elements that are decided by themselves the mean is all
+                return flow(function, hard, args, kwargs, numbers=kind == "value")
+        if (
+            kind == "shape"
+            and isinstance(args[0], SoftBool)
+            and isinstance(hard, Tensor)
+            and hard.numel() == args[0].numel()
+        ):
+            late = flow(function, hard, args, kwargs)
+            late.alone = args[0]._current().alone and len(tensors_in((args, kwargs))) == 1
+            return late
         if kind != "shape" and isinstance(hard, Tensor) and _all_known(args, kwargs):
             return push_forward(function, hard, args, kwargs, numbers=kind == "value")
         return flow(function, hard, args, kwargs, numbers=kind == "value")

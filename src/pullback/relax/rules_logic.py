@@ -15,7 +15,7 @@ from pullback.core.gradients import replace_gradient
 from pullback.core.transforms import physical, transform_running
 from pullback.relax.image import MAX_ATOMS, elementwise, form_of, shares_a_choice
 from pullback.relax.internals import wrapped
-from pullback.relax.law import distribution_of, only_jumps
+from pullback.relax.law import distribution_of, law_of, only_jumps
 from pullback.relax.ranking import compare_with_places
 from pullback.relax.rules import PASS, Discrete, Dropped, Integer, as_they_are, is_active, lazy, relaxes, soft_value
 from pullback.relax.rules_flow import atoms_behind
@@ -79,14 +79,41 @@ def _comparison(operation: str) -> Callable[..., Any]:
             certain = replace_gradient(plain(hard).to(p.dtype), p)
             return torch.where(x.detach() == y.detach(), certain, p)
 
+        alone = _decided_alone(function, hard, kept)
+        if alone is not None:
+            return _with_coin(alone, atoms, alone)
         late = Lazy(lambda: compute(*kept), [atoms])
         if known:
             late = with_atoms(late, atoms)
+        else:
+            late.alone = True
         if operation == "eq" and len(counts) == 1:
             late.exclusive = _exclusive(counts[0], other if counts[0] is input else input)
         return late
 
     return soft
+
+
+def _decided_alone(function: Callable[..., Tensor], hard: Tensor, args: tuple[Any, Any]) -> Lazy[Tensor] | None:
+    """``P(mask op other)`` of a mask whose elements are decided by themselves and what is certain; else ``None``."""
+    masks = [a for a in args if isinstance(a, SoftBool)]
+    if len(masks) != 1 or not isinstance(args[0], Tensor) or masks[0].shape != hard.shape:
+        return None
+    p_true = masks[0]._current()
+    first = args[0] is masks[0]
+    other = args[1] if first else args[0]
+    if not p_true.alone or is_active(other) or law_of(other) is not None:
+        return None
+
+    def probability() -> Tensor:
+        p = p_true()
+        truth = p.new_ones((), dtype=torch.bool)
+        yes, no = (function(*((t, other) if first else (other, t))).to(p.dtype) for t in (truth, ~truth))
+        return (p * yes + (1 - p) * no).expand(hard.shape)
+
+    late = Lazy(probability, [p_true])
+    late.alone = True
+    return late
 
 
 for _operation, (_, _, _names) in _COMPARISONS.items():
@@ -141,8 +168,10 @@ def _by_atoms(
 
 def with_atoms(probability: Lazy[Tensor], atoms: Lazy[Distribution | None]) -> Lazy[Tensor]:
     """A probability that knows whose choice it belongs to."""
-    late: Lazy[Any] = Lazy(lambda: probability, [probability])
+    return _with_coin(Lazy(lambda: probability, [probability]), atoms, probability)
 
+
+def _with_coin(late: Lazy[Any], atoms: Lazy[Distribution | None], probability: Lazy[Tensor]) -> Lazy[Tensor]:
     def toss() -> Distribution:
         known = atoms()
         return tossed(probability()) if known is None else known
@@ -230,7 +259,11 @@ def _bits(function: Callable[..., Tensor], hard: Tensor, args: Any) -> Integer:
 
 def _of_one_choice(function: Callable[..., Tensor], hard: Tensor, args: Any, otherwise: Lazy[Tensor]) -> Lazy[Tensor]:
     """``otherwise``, a probability; where elements or arguments share a choice that of the atoms together."""
-    if not any(isinstance(a, SoftBool) and a._current().coin is not None for a in args):
+    masks = [a for a in args if isinstance(a, SoftBool)]
+    if len(masks) == 1 and masks[0]._current().alone and masks[0].shape == hard.shape:
+        otherwise.alone = True
+        return otherwise
+    if all(mask._current().coin is None for mask in masks):
         return otherwise  # nothing but comparisons of floats: independent
     atoms = _shared_atoms(function, hard, args)
     shape = hard.shape
@@ -265,6 +298,9 @@ def _logic(operation: str) -> Callable[..., Any]:
 
         def compute(input: Any, other: Any) -> Tensor:
             p, q = probability(input), probability(other)
+            for soft, certain in ((p, q), (q, p)):
+                if isinstance(certain, Tensor) and certain.dtype == torch.bool and soft.is_floating_point():
+                    return _with_certain(operation, soft, certain)
             dtype = next(v.dtype for v in (p, q) if isinstance(v, Tensor) and v.is_floating_point())
             p, q = (torch.as_tensor(v, device=hard.device).to(dtype) for v in (p, q))
             return block(p, q, **settings.method("logical"))
@@ -275,6 +311,13 @@ def _logic(operation: str) -> Callable[..., Any]:
         return _of_one_choice(function, hard, (input, other), lazy(compute, input, other))
 
     return soft
+
+
+def _with_certain(operation: str, p: Tensor, certain: Tensor) -> Tensor:
+    """Logic of a probability and a plain mask, by which every norm gives the same."""
+    if operation == "logical_and":
+        return torch.where(certain, p, 0.0)
+    return torch.where(certain, 1.0, p) if operation == "logical_or" else torch.where(certain, 1 - p, p)
 
 
 for _operation, (_, _names) in _LOGIC.items():

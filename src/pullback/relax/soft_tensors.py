@@ -122,7 +122,7 @@ class Lazy(Generic[T]):
         3
     """
 
-    __slots__ = ("__weakref__", "_compute", "_error", "_parents", "_value", "coin", "exclusive")
+    __slots__ = ("__weakref__", "_compute", "_error", "_parents", "_value", "alone", "coin", "exclusive")
 
     def __init__(
         self, compute: Callable[[], T], parents: Sequence[Lazy[Any]] | Callable[[], Sequence[Lazy[Any]]] = ()
@@ -133,6 +133,8 @@ class Lazy(Generic[T]):
         self._error: Exception | None = None
         self.exclusive: int | None = None
         """Dimension along which at most one of the elements can have a given value, or be true."""
+        self.alone = False
+        """Whether it is known at once that every element of a mask is decided by itself."""
         self.coin: Lazy[Distribution] | None = None
         """The same probability as a distribution on false and true, made once: it is one choice."""
         if transform_running():  # levels of torch.func end before the value may be asked for

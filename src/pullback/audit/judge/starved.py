@@ -97,7 +97,9 @@ def find_unregistered(ledger: Ledger, optimizers: Optimizers) -> None:
 def _assigned(owner: nn.Module, name: str) -> Site | None:
     """Return the line of the constructor that first assigns an attribute."""
     code = getattr(type(owner).__init__, "__code__", None)
-    for step in dis.get_instructions(code) if code is not None else ():
+    if code is None:
+        return None
+    for step in dis.get_instructions(code):
         if step.opname == "STORE_ATTR" and step.argval == name and step.positions and step.positions.lineno:
             return Site(code, step.offset, step.positions.lineno, None)
     return None
