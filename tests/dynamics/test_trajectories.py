@@ -51,6 +51,27 @@ def test_the_adjoint_is_the_gradient_of_the_path(partial: bool) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("coordinates", [2, 8, 9])
+@pytest.mark.parametrize("partial", [True, False])
+def test_jacobians_taken_at_once_or_one_by_one_give_the_gradient(coordinates: int, partial: bool) -> None:
+    g = seeded()
+    weight = torch.randn(coordinates, coordinates, generator=g, dtype=torch.float64, requires_grad=True)
+    x, v = (torch.randn(2, coordinates, generator=g, dtype=torch.float64) for _ in "xv")
+
+    def force(z: Tensor) -> Tensor:
+        return torch.tanh(z @ weight) - z
+
+    words = {"friction": 0.3, "step": 0.05}
+    way = {"temperature": 0.5, "steps": 140, "detach_position": partial, "generator": g, **words}
+    path = dynamics.underdamped_langevin(force, x, v, **way).positions
+    found = dynamics.trajectory_adjoint(
+        force, path, 2 * path[-1].detach(), start=140, steps=139, partial=partial, **words
+    )
+    got = torch.autograd.grad((force(found.positions) * found.adjoints).sum(), weight)[0]
+    wanted = torch.autograd.grad(path[-1].square().sum(), weight)[0]
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
 def test_the_exact_adjoint_agrees_with_differences_of_the_same_noise() -> None:
     bias = Bias()
     end = moved(bias)
