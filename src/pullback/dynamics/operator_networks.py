@@ -87,17 +87,17 @@ class _Product(torch.autograd.Function):
         ctx.matrix, ctx.turned, _ = inputs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
         return None, None, _Product.apply(ctx.turned, ctx.matrix, grad.contiguous())
 
     @staticmethod
-    def jvp(ctx: Any, matrix: None, turned: None, tangent: Tensor) -> Tensor:  # type: ignore[override]
-        return _Product.apply(ctx.matrix, ctx.turned, tangent)  # type: ignore[no-any-return]
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _Product.apply(ctx.matrix, ctx.turned, tangents[2])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[None, None, int], matrix: _Opaque, turned: _Opaque, h: Tensor) -> Any:
-        wide = h.movedim(in_dims[2], -1)
-        return _Product.apply(matrix, turned, wide.flatten(1)).unflatten(1, wide.shape[1:]), 2
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        wide = args[2].movedim(in_dims[2], -1)
+        return _Product.apply(*args[:2], wide.flatten(1)).unflatten(1, wide.shape[1:]), 2
 
 
 class _Level:
