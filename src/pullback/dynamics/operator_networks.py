@@ -399,7 +399,7 @@ class MultigridProcessor(_Processor):
         told = [self._told(inputs[k], self.levels[k], k, reference) for k, reference in enumerate(self.references)]
         found = self._found(self._cycle(self.lift(told[last][0]), told, last), told[last][0], self.levels[last])
         for k in range(last, len(self.transfers)):
-            edge = self.levels[k + 1].boundary.to(found) if self.kinds[2] else 0
+            edge: Tensor | int = self.levels[k + 1].boundary.to(found) if self.kinds[2] else 0
             found = edge * inputs[k + 1][..., -1:] + (1 - edge) * (self.transfers[k].up @ found)
         return _leave(found, x)
 
