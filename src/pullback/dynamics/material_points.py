@@ -228,7 +228,7 @@ class MaterialPoints(nn.Module):
     ) -> Float[Tensor, "*batch"]:
         """Return kinetic (with that of the affine parts), elastic and gravitational energy, from height 0 [J]."""
         count = len(self.volume)
-        shapes = {"x": (x, (count, 2)), "v": (v, (count, 2))}
+        shapes: dict[str, tuple[Tensor, tuple[int, ...]]] = {"x": (x, (count, 2)), "v": (v, (count, 2))}
         shapes |= {"affine": (affine, (count, 2, 2)), "deformation": (deformation, (count, 2, 2))}
         for name, (value, shape) in shapes.items():
             check_shape(name, check_floating(name, value), shape)

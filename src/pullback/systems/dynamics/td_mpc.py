@@ -151,9 +151,9 @@ class Kind(NamedTuple):
 
 def train(lab: Lab, config: Config, arm: Arm, kind: Kind, task: Environment) -> tuple[LatentWorldModel, Tensor]:
     """Rounds of episodes, then updates on sequences of all so far; with what they earned, ``[rounds, replicates]``."""
-    count, sizes = config.replicates, {"latent": config.latent, "hidden": config.hidden}
+    count, sizes = config.replicates, (task.observation_size, 1)
     with arm.weights():
-        model = LatentWorldModel(task.observation_size, 1, **sizes, replicates=count)
+        model = LatentWorldModel(*sizes, latent=config.latent, hidden=config.hidden, replicates=count)
     target = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.Adam(model.parameters(), lr=kind.lr, fused=True)
     room = config.rounds * config.episodes * (config.decisions + 1)
