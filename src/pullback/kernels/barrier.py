@@ -18,7 +18,7 @@ from pullback.kernels.orthantwise import masks
 
 __all__ = ["BarrierState", "barrier_steps", "barrier_steps_reference", "inside_domain"]
 
-_LARGEST = 96
+_LARGEST = 256
 """Nodes above which a library's blocked inverse is faster than the loops."""
 
 _SMALLEST_RATE = 1e-16
@@ -74,7 +74,7 @@ def barrier_steps(
 
     Returns:
         The new state. Loops compiled by numba where it is installed, the graphs are on the CPU, in double precision and
-        have at most 96 nodes; :func:`barrier_steps_reference` elsewhere.
+        have at most 256 nodes; :func:`barrier_steps_reference` elsewhere.
     """
     run = _loops()
     weights = state.weights
