@@ -161,7 +161,7 @@ class Free(nn.Module):
 
 
 ARMS = {"multigrid": 1.0, "single level": 0.5, "Fourier": 1.0, "small Fourier": 2.0, "DeepONet": 0.15, "dense": 0.15}
-"""Arms, and their step size as a part of that of the V-cycle: for each the best of three."""
+"""Arms, and their step size as a part of that of the V-cycle."""
 
 
 def _operators(lab: Lab, config: Config) -> None:
