@@ -319,10 +319,15 @@ def ppo_update(
             divergence = (change.expm1() - change).mean()
             seen.append(torch.stack([*(part.detach() for part in loss), divergence]))
             if max_divergence is not None and float(divergence) > max_divergence:
-                return PolicyUpdates(*torch.stack(seen).unbind(1), True)
+                return _updates(seen, stopped=True)
             optimizer.zero_grad()
             loss.total.backward()
             if max_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, max_norm)
             optimizer.step()
-    return PolicyUpdates(*torch.stack(seen).unbind(1), False)
+    return _updates(seen, stopped=False)
+
+
+def _updates(seen: list[Tensor], *, stopped: bool) -> PolicyUpdates:
+    total, policy, value, entropy, clipped, divergence = torch.stack(seen).unbind(1)
+    return PolicyUpdates(total, policy, value, entropy, clipped, divergence, stopped)
