@@ -167,6 +167,16 @@ def test_a_level_sees_the_same_from_any_finer_mesh() -> None:
             torch.testing.assert_close(again[k], told[k])
 
 
+@pytest.mark.parametrize("degree", [1, 2])
+def test_values_at_common_points_are_found_in_single_precision(degree: int) -> None:
+    """Far from the origin, where basis functions are not 1 to the last digits at their own points."""
+    mesh = grid_mesh((5, 7), low=(100.0, 100.0), high=(101.3, 100.9), dtype=torch.float32)
+    spaces = [FunctionSpace(mesh, degree=degree), FunctionSpace(mesh.refine(), degree=degree)]
+    processor = MultigridProcessor(spaces, boundary=True, channels=2, generator=generator())
+    coarse, fine = (space.dof_points for space in spaces)
+    torch.testing.assert_close(fine[processor.transfers[0].places], coarse, rtol=0, atol=1e-4)
+
+
 def test_products_with_large_stencils_pass_through_transforms() -> None:
     space = FunctionSpace(grid_mesh((10, 10)))
     stencil = MeshProcessor(space, sources=1, channels=1, layers=1).level.stencil

@@ -150,9 +150,9 @@ class _Transfer:
             self.restrict = _Stencil(turned)
             self.fine, self.coarse = (_Stencil(assemble("mass", space)) for space in (fine, coarse))
             self.diagonal = self.coarse.matrix.diagonal()[:, None, None]
-            same = (values - 1).abs() < 1e-6
-            self.places = columns.new_empty(coarse.size)
-            self.places[columns[same]] = rows[same]
+            order = values.argsort()
+            order = order[columns[order].argsort(stable=True)]  # the largest of each column last: one, but for rounding
+            self.places = rows[order[columns.bincount(minlength=coarse.size).cumsum(0) - 1]]
             self.whole: Tensor | None = None
             if coarse.size * fine.size <= _SMALL:
                 self.whole = self.project(torch.eye(fine.size).to(values)[:, :, None])[..., 0]
