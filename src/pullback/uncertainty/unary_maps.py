@@ -62,6 +62,7 @@ class ImageFactors(nn.Module):
         nodes: >= 1.
         channels: of the features, >= 1.
         hidden: width of the factors, >= 1.
+        scale: h > 0 of the factors, how large places are; the smaller, the sooner they tell near places apart.
         floor: of the factors, in (0, 1).
         generator: of their initial weights.
 
@@ -86,6 +87,7 @@ class ImageFactors(nn.Module):
         channels: int,
         *,
         hidden: int = 32,
+        scale: float = 1.0,
         floor: float = 0.005,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -94,7 +96,7 @@ class ImageFactors(nn.Module):
         check_integer("channels", channels, 1)
         self.encoder = encoder
         self.unary = nn.ModuleList(
-            UnaryFactor(2, channels, hidden=hidden, floor=floor, generator=generator) for _ in range(nodes)
+            UnaryFactor(2, channels, hidden=hidden, scale=scale, floor=floor, generator=generator) for _ in range(nodes)
         )
 
     def forward(self, images: Float[Tensor, "batch ..."]) -> UnaryMaps:
