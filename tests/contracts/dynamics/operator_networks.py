@@ -52,7 +52,7 @@ CONTRACTS = [
         bad=_BAD,
         large_limit=1e4,
         compile=False,
-        why="large: sums of the largest numbers leave the range; compile: arcs are listed by Python",
+        why="large: sums of the largest numbers leave the range; compile: stencils are made at the first call",
     ),
     Module(
         "dynamics.MultigridProcessor",
@@ -62,7 +62,7 @@ CONTRACTS = [
         bad=_BAD,
         large_limit=1e4,
         compile=False,
-        why="large: sums of the largest numbers leave the range; compile: arcs are listed by Python",
+        why="large: sums of the largest numbers leave the range; compile: stencils are made at the first call",
     ),
     Module(
         "dynamics.StructurePreservingOperator",
@@ -78,6 +78,6 @@ CONTRACTS = [
         large_limit=1e3,
         compile=False,
         half_tolerance=6e-2,
-        why="large: sums of the largest numbers leave the range; compile: arcs are listed by Python",
+        why="large: sums of the largest numbers leave the range; compile: stencils are made at the first call",
     ),
 ]
