@@ -3,10 +3,10 @@
 A model that is differentiable tells how every action changes the return: a few sequences ascend it, the best is acted
 on and starts the next plan; a policy that was trained in the model can propose the first (Jyothir, Jalagam, LeCun,
 Sobal, 2023). A step of gradient counts as three predictions of a sequence: all planners have one budget. Samples are as
-good on one motor; gradients win with the number of motors: on an arm of two, and on four arms that are planned as one.
-
-Smaller than in the paper: simulated tasks, and models that see the state (cosines and sines of angles), with two hidden
-layers, in place of pixels and a memory. They learn from 400 random episodes and two rounds of data by both planners.
+good on one motor, and nearly on four pendulums as one (10.5 of the 11.8 of gradients, in an earlier run). Gradients win
+on four arms as one, and by little on one. The policy hardly learns to swing up: that claim fails; ten steps mend it.
+Smaller than in the paper: simulated tasks, and models with two hidden layers that see the state (cosines and sines of
+angles) in place of pixels. They learn from 400 random episodes and two rounds of data by both planners.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Config:
     """Decisions that are planned, of the pendulum and of the arm."""
     sweep: tuple[Annotated[int, at_least(1)], ...] = (5, 10, 20, 40)
     """The same of the pendulum, for gradients alone."""
-    episodes: Annotated[int, at_least(4)] = 8
-    """Of each planner and model, from the same starts; four of them are planned as one."""
+    episodes: Annotated[int, at_least(4)] = 12
+    """Of each planner and model, from the same starts; four of them are planned as one, the sweep has a third."""
     decisions: Annotated[int, at_least(2)] = 24
     """An episode."""
 
 
 BUDGET = 96  # sequences that a decision may predict, or what costs as much
-FRACTIONS = (0.05, 0.1, 0.2, 0.4)  # of the samples that are elites
+FITS = ((0.05, 0.5), (0.1, 0.5), (0.1, 1.0))  # fraction of elites and first deviation: the best of 13 tried on an arm
 DISCOUNT = 0.95  # of policy and value; plans without a value are not discounted
 BLOCKS = "pendulum reacher lqr imagined_return imagination_policy_loss plan_cem plan_gradient plan_mppi ReplayBuffer"
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -94,8 +94,8 @@ def run(lab: Lab, config: Config) -> None:
         return found
 
     def lead(name: str, difference: Tensor) -> None:
-        error = lab.metric(f"error, {name}", difference.std() / difference.numel() ** 0.5)
-        leads[name] = lab.metric(f"lead, {name}", difference.mean()), error
+        error = difference.std() / difference.numel() ** 0.5
+        leads[name] = lab.metric(f"lead, {name}", difference.mean()), lab.metric(f"error, {name}", error)
 
     leads: dict[str, tuple[Any, Any]] = {}
     tasks = {"pendulum": dynamics.pendulum(torque=6.0), "arm": dynamics.reacher(width=0.2)}
@@ -104,27 +104,27 @@ def run(lab: Lab, config: Config) -> None:
         step, memories = learn(lab, config, name, task)
         start = task.reset(config.models, config.episodes, generator=lab.fork("starts"))
         scene = Scene(name, step, task.step, start, task.action_size, horizon)
-        begin, actions = start.unflatten(1, (-1, 4)).flatten(2), 4 * task.action_size
-        joined = Scene("four", four(step), four(task.step), begin, actions, horizon)
+        begin, size = start.unflatten(1, (-1, 4)).flatten(2), 4 * task.action_size
+        joined = Scene("four", four(step), four(task.step), begin, size, horizon)
         for here in (scene, joined) if name == "arm" else (scene,):
             found = earned(ours, here, plan_gradient, **ascent)
-            fits = [dict[str, Any](samples=each, elites=max(2, round(f * each)), iterations=3) for f in FRACTIONS]
-            tried = [earned(cem, here, plan_cem, f", fraction {f}", **w) for f, w in zip(FRACTIONS, fits, strict=True)]
+            fits = [{"samples": each, "elites": max(2, round(f * each)), "iterations": 3, "std": s} for f, s in FITS]
+            tried = [earned(cem, here, plan_cem, f", fit {k + 1}", **fit) for k, fit in enumerate(fits)]
             best = max(range(len(fits)), key=lambda k: float(tried[k].mean()))
             cem.metric(f"return, {here.name}", tried[best].mean(), better="higher")
             lead(here.name, found - tried[best])
-            earned(lab.arm("MPPI", baseline=True), here, plan_mppi, **fits[best], temperature=0.3, std=1.0)
+            earned(lab.arm("MPPI", baseline=True), here, plan_mppi, **fits[best], temperature=0.3)
             earned(lab.arm("random", baseline=True), here, plan_random_shooting, samples=BUDGET)
             if here is not scene:
-                more = {key: fits[best][key] * 4 for key in ("samples", "elites")}
-                lead("four, 4 budgets", found - earned(cem, here, plan_cem, ", 4 budgets", iterations=3, **more))
+                more = fits[best] | {"samples": 2 * each, "elites": round(0.2 * each), "iterations": 6}
+                lead("four, 4 budgets", found - earned(cem, here, plan_cem, ", 4 budgets", **more))
         policy, value = imagine(lab, config, scene, task, memories)
         before = earned(lab.arm("policy", baseline=True), scene, policy)
         words = {"policy": policy, "value": value, "discount": DISCOUNT, "candidates": 3, "lr": 0.1, "std": 0.3}
         after = earned(lab.arm("policy and gradient"), scene, plan_gradient, iterations=10, **words)
         lead(f"{name}, refined", after - before)
         for far in config.sweep if name == "pendulum" else ():
-            place = scene._replace(horizon=far)
+            place = scene._replace(horizon=far, start=start[:, : config.episodes // 3])
             ours.record("return", earned(ours, place, plan_gradient, f", horizon {far}", **ascent).mean(), far)
             drawn = 2 * torch.rand(far, 32, *start.shape[:2], 1, generator=lab.fork("norms")) - 1
             returns = dynamics.imagined_return(step, start.expand(32, *start.shape), drawn.requires_grad_())
@@ -134,8 +134,8 @@ def run(lab: Lab, config: Config) -> None:
                 earned(ours, place, plan_gradient, ", clipped", clip=0.1, **ascent)
     sweep = [ours[f"return, pendulum, horizon {far}"] for far in config.sweep]
     lab.claim(
-        "at one budget gradients earn more than cross-entropy with its best fraction of elites: on an arm by 2 errors "
-        "of pairs, on four as one by a quarter, there by 2 errors against 4 budgets; on the pendulum they are within 3",
+        "at one budget gradients earn more than the best cross-entropy: on an arm by 2 errors of pairs, on four as one "
+        "by a quarter, and by 2 errors against 4 budgets; on the pendulum they are within 3",
         leads["arm"][0] >= 2 * leads["arm"][1],
         ours["return, four"] >= 1.25 * cem["return, four"],
         leads["four, 4 budgets"][0] >= 2 * leads["four, 4 budgets"][1],
@@ -146,8 +146,13 @@ def run(lab: Lab, config: Config) -> None:
         leads["arm, refined"][0] >= 2 * leads["arm, refined"][1],
         leads["pendulum, refined"][0] >= -1,
     )
-    lab.claim("the best horizon of the pendulum earns 1.5 times the longest's return", max(sweep) >= 1.5 * sweep[-1])
-    lab.note("Clipping each gradient does not rescue the longest horizon: Adam moves by the same steps at any scale.")
+    share = [lab.arm("policy", baseline=True)[f"return, {n}"] >= 0.5 * ours[f"return, {n}"] for n in tasks]
+    lab.claim("the policy alone earns half of what plans by gradient do, on the pendulum and on the arm", *share)
+    lab.claim(
+        "the best horizon of the pendulum earns 1.5 times the longest's return, 1.25 times that with clipping to 0.1",
+        max(sweep) >= 1.5 * sweep[-1],
+        max(sweep) >= 1.25 * ours["return, pendulum, clipped"],
+    )
     lab.bars(*(f"return, {place}" for place in ("pendulum", "arm", "four")), caption="Means over models and episodes.")
     lab.curves("return", "median norm of the gradient", xlabel="horizon", caption="On the pendulum.")
 
@@ -212,9 +217,7 @@ def learn(lab: Lab, config: Config, name: str, task: Environment) -> tuple[Step,
     lengths = (config.updates, config.updates // 2, config.updates)
     for part in ours.steps(len(lengths), net, optimizer, draws, *memories, name=f"model, {name}"):
         if part:
-            planner, words = (
-                (plan_cem, {"samples": 32, "elites": 3}) if part == 1 else (plan_gradient, {"candidates": 9})
-            )
+            planner, words = ((plan_cem, {"samples": 32, "elites": 3}), (plan_gradient, {"candidates": 9}))[part - 1]
             place = scene._replace(start=task.reset(config.models, 16, generator=draws))
             found = act(place, config.decisions, planner, draws, 0.3, iterations=3, **words)
             for memory, *episodes in zip(memories, *found, strict=True):
@@ -237,7 +240,7 @@ def learn(lab: Lab, config: Config, name: str, task: Environment) -> tuple[Step,
 
 
 def imagine(lab: Lab, config: Config, scene: Scene, task: Environment, memories: list[ReplayBuffer]) -> Any:
-    """Train a policy by the gradient of what it earns in the model, from states in memory; with a bounded value."""
+    """Train a policy and a bounded value in imagination; a rate of 0.01 saturates the policy of the pendulum."""
     arm, draws, name = lab.arm("policy", baseline=True), lab.fork(f"imagined, {scene.name}"), scene.name
     with arm.weights(name):
         sizes = config.models, task.observation_size, 64, 64
@@ -251,12 +254,12 @@ def imagine(lab: Lab, config: Config, scene: Scene, task: Environment, memories:
         return (ask(net, task.observe(x))[..., 0] - 2).sigmoid() / (1 - DISCOUNT)
 
     optimizers = [torch.optim.Adam(net.parameters(), fused=True) for net in (actor, critic)]
-    count = config.policy_updates
-    for update in arm.steps(count, actor, critic, slow, *optimizers, draws, name=f"policy, {name}"):
-        if update % 10 == 0 or update == count - 1:
+    for update in arm.steps(config.policy_updates, actor, critic, slow, *optimizers, draws, name=f"policy, {name}"):
+        if update % 10 == 0 or update == config.policy_updates - 1:
             arm.record(f"return of the policy, {name}", act(scene, config.decisions, policy)[2].sum(-1).mean())
+        rate = (0.003 if name == "pendulum" else 0.01) * min(1.0, 2.02 * (1 - update / config.policy_updates))
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = 0.01 * min(1.0, 2.02 * (1 - update / count))
+            optimizer.param_groups[0]["lr"] = rate
         z = torch.stack([memory.sample(64, generator=draws).observations[:, 0] for memory in memories])
         loss = dynamics.imagination_policy_loss(scene.step, policy, value, z, horizon=12, discount=DISCOUNT, trace=0.9)
         arm.descend(loss.policy, optimizers[0], clip=1.0, name=f"loss, {name}")
@@ -285,15 +288,12 @@ def exact(lab: Lab) -> None:
         costate = a.mT @ costate - 2 * states[t + 1]
         slope[t] = b.mT @ costate - 2 * u[t]
     plan = plan_gradient(step, x, actions=2, candidates=1, iterations=200, lr=0.05, limit=None, generator=draws)
+    off = torch.autograd.functional.jacobian(earned, u) - slope
     least = x @ (dynamics.lqr(a, b, eye, eye[:2, :2], horizon=12).values[0] - eye) @ x
     lab.claim(
-        "on a linear-quadratic model of condition 100 or less, 200 steps come within 1e-4 of the regulator's cost, and "
-        "the gradient of the return is that of the costates to 1e-10",
+        "at a condition up to 100, 200 steps come to 1e-4 of a linear regulator's cost, by costates' gradient to 1e-10",
         lab.metric("cost of the plan above the regulator's, relative", -plan.value / least - 1) <= 1e-4,
-        lab.metric(
-            "gradient from that of the costates", (torch.autograd.functional.jacobian(earned, u) - slope).abs().max()
-        )
-        <= 1e-10,
+        lab.metric("gradient from that of the costates", off.abs().max()) <= 1e-10,
         lab.metric("condition", torch.linalg.cond(torch.autograd.functional.hessian(earned, u).view(24, 24))) <= 100,
         scale="smoke",
     )
