@@ -40,13 +40,13 @@ class Config:
     """Problems to learn from."""
     test: Annotated[int, at_least(2)] = 50
     """Unseen problems."""
-    steps: Annotated[int, at_least(1)] = 220
+    steps: Annotated[int, at_least(1)] = 150
     """Adam steps of each network."""
     batch: Annotated[int, at_least(1)] = 8
     """Problems a step."""
     channels: Annotated[int, at_least(1)] = 24
     """Width of the graph networks."""
-    lr: Annotated[float, above(0)] = 2e-2
+    lr: Annotated[float, above(0)] = 1e-2
     """Largest step size of the V-cycle; those of the others are parts of it."""
     replicates: Annotated[int, at_least(1)] = 2
     """Initialisations of each network, one more on the graded mesh."""
@@ -160,8 +160,8 @@ class Free(nn.Module):
         return self.network(grid.unflatten(2, (self.side, -1))).flatten(1)[:, self.at]
 
 
-ARMS = {"multigrid": 1.0, "single level": 0.5, "Fourier": 1.0, "small Fourier": 2.0, "DeepONet": 0.15, "dense": 0.15}
-"""Arms, and their step size as a part of that of the V-cycle."""
+ARMS = {"multigrid": 1.0, "single level": 2.0, "Fourier": 0.5, "small Fourier": 2.0, "DeepONet": 0.3, "dense": 0.3}
+"""Arms, and their step size as a part of that of the V-cycle: for the first four the best of three or four tried."""
 
 
 def _operators(lab: Lab, config: Config) -> None:
@@ -231,8 +231,8 @@ def _operators(lab: Lab, config: Config) -> None:
         race.ratio("multigrid", "single level") <= 1.5,
     )
     lab.claim(
-        "on the next finer mesh, without training, its error is at most 1.25 times that on its own; that of rounds on "
-        "one level doubles at least",
+        "on the next finer mesh, where what it finds is embedded, its error is at most 1.25 times its own; rounds on "
+        "one level, carried there, have twice theirs at least",
         ours["error, finer mesh"] <= 1.25 * ours["error"],
         single["error, finer mesh"] >= 2 * single["error"],
     )
@@ -246,7 +246,7 @@ def _operators(lab: Lab, config: Config) -> None:
 
 
 def _graded(lab: Lab, config: Config) -> None:
-    """One network and three losses where cells differ in size; the norm hardly sees errors that alternate: no gain."""
+    """One network and three losses where cells differ in size: weights by size were to win, and do not."""
     *_, space, fine = levels = spaces_on(corner(2 * config.cells, math.log2(11)), 2)  # widths 10/11 and 1/11 at first
     seen, unseen = (drawn(lab, f"graded {part}", getattr(config, part), space, fine) for part in ("train", "test"))
     weights = dynamics.load_vector(torch.ones(len(space.mesh.cells), dtype=torch.float64), space)
@@ -261,13 +261,14 @@ def _graded(lab: Lab, config: Config) -> None:
             with arm.weights():
                 network = dynamics.MultigridProcessor(levels[:-1], **KINDS, channels=config.channels)
             model = held(space, space, network)
-            trained(arm, lab, config, model, seen, loss, config.lr)
+            trained(arm, lab, config, model, seen, loss, 2 * config.lr)
             with torch.no_grad():
                 found = model(unseen.inputs, unseen.boundary)
             arm.metric("error on the graded mesh", relative(found, unseen.solution, space), better="lower")
-    _, lumped, plain = (arm["error on the graded mesh"] for arm in arms)
-    words = "where cells differ by 10:1 in width, squares weighed by the lumped mass give at most 0.95 of the error of "
-    lab.claim(words + "mean squares of coefficients", lumped <= 0.95 * plain)
+    *weighed, plain = (arm["error on the graded mesh"] for arm in arms)
+    for name, one in zip(("norm of the function", "lumped mass"), weighed, strict=True):
+        words = f"where cells differ by 10:1 in width, the {name} as the loss gives at most 0.95 of the error of "
+        lab.claim(words + "mean squares of coefficients", one <= 0.95 * plain)
     lab.bars("error on the graded mesh", arms=arms)
 
 
