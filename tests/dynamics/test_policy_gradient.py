@@ -161,7 +161,7 @@ def test_entropies_count_and_what_cannot_be_is_refused() -> None:
     assert found.entropy.tolist() == [3.0, 3.0]
     with pytest.raises(ValueError, match="judge must give entropies"):
         ppo_update(judged, sgd, old, one, one, entropy_weight=0.1, minibatches=1)
-    with pytest.raises(ValueError, match="minibatches must be in 1..2, got 3"):
+    with pytest.raises(ValueError, match=r"minibatches must be in 1\.\.2, got 3"):
         ppo_update(judged, sgd, old, one, one, minibatches=3)
     with pytest.raises(ValueError, match="old_log_prob must have shape"):
         ppo_update(judged, sgd, old[:0], one[:0], one[:0])
@@ -173,3 +173,20 @@ def test_entropies_count_and_what_cannot_be_is_refused() -> None:
         ppo_update(judged, None, old, one, one)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the loss must be finite, got nan in step 0"):
         ppo_update(lambda chosen: (judged(chosen)[0], one[chosen] * math.nan), sgd, old, one, one, minibatches=1)
+    with pytest.raises(ValueError, match="entropy_weight"):
+        ppo_update(judged, sgd, old, one, one, minibatches=1, entropy_weight=-1.0)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, None])
+def test_a_gradient_that_is_not_finite_takes_no_step(max_norm: float | None) -> None:
+    """Where the loss is finite and its slope is not, the parameters stay what they were."""
+    judged = Judged([1.0, 2.0])
+    old, one = judged(torch.arange(2))[0].detach(), torch.ones(2, dtype=torch.float64)
+
+    def steep(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return judged(chosen)[0], (0 * judged.value).sqrt().expand(len(chosen))
+
+    both = torch.optim.SGD([judged.mean, judged.value], lr=0.1)
+    with pytest.raises(ValueError, match=r"the gradient must be finite, got a norm of nan in step 0"):
+        ppo_update(steep, both, old, torch.tensor([1.0, -1.0]).double(), one, minibatches=1, max_norm=max_norm)
+    assert (judged.mean.item(), judged.value.item()) == (0.3, 0.0)

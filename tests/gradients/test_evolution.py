@@ -90,3 +90,18 @@ def test_a_generator_goes_on_where_it_stands_and_bad_words_are_refused() -> None
         estimate(shaping="rank")
     with pytest.raises(ValueError, match="loss must be finite"):
         estimate(lambda p: p["x"].sum() * math.nan, shaping="ranks")
+
+
+def test_ranks_belong_to_their_directions_where_the_loss_draws_from_the_generator_too() -> None:
+    draws = torch.Generator().manual_seed(0)
+    asked: list[Tensor] = []
+
+    def noisy(p: dict[str, Tensor]) -> Tensor:
+        asked.append(p["x"] - _POINT)
+        return quadratic(p) + 1e-3 * torch.randn((), generator=draws, dtype=torch.float64)
+
+    found = evolution_gradient(noisy, {"x": _POINT}, smoothing=0.3, pairs=5, generator=draws, shaping="ranks")
+    losses = torch.stack([quadratic({"x": _POINT + step}) for step in asked])
+    ranks = torch.from_numpy((rankdata(losses.numpy()) - 1) / 9 - 0.5)  # noise too small to change them
+    expected = torch.stack([rank * step / 0.3**2 / 10 for rank, step in zip(ranks, asked, strict=True)]).sum(0)
+    torch.testing.assert_close(found.gradient["x"], expected)

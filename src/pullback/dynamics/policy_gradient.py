@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -254,11 +255,12 @@ def ppo_update(
         generator: of the order.
 
     Returns:
-        What every step saw, in order.
+        What every step saw, in order; of ``stopped`` epochs the last is the minibatch that took none.
 
     Raises:
         TypeError: ``judge`` cannot be called, ``optimizer`` is none, or a tensor is not floating.
-        ValueError: shapes do not fit, a number is out of range, an advantage, a target or the loss is not finite.
+        ValueError: shapes do not fit, a number is out of range, an advantage, a target, the loss or its
+            gradient is not finite (then the parameters are those of the step before).
 
     Example:
         >>> mean = torch.nn.Parameter(torch.zeros(()))
@@ -300,7 +302,7 @@ def ppo_update(
         order = torch.randperm(len(target), generator=generator, device=drawing_device(generator, target))
         for chosen in order.to(target.device).tensor_split(minibatches):
             log_prob, value, *rest = judge(chosen)
-            if entropy_weight and not rest:
+            if entropy_weight > 0 and not rest:
                 raise ValueError(f"judge must give entropies as a third where entropy_weight is {entropy_weight}")
             loss = ppo_loss(
                 log_prob,
@@ -322,8 +324,9 @@ def ppo_update(
                 return _updates(seen, stopped=True)
             optimizer.zero_grad()
             loss.total.backward()
-            if max_norm is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, torch.inf if max_norm is None else max_norm))
+            if not math.isfinite(norm):
+                raise ValueError(f"the gradient must be finite, got a norm of {norm} in step {len(seen) - 1}")
             optimizer.step()
     return _updates(seen, stopped=False)
 

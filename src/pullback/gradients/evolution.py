@@ -112,11 +112,13 @@ def evolution_gradient(
             squares[name] += estimates.square().sum(0) / pairs
 
     losses: list[Tensor] = []
-    again = torch.Generator(generator.device)
-    again.set_state(generator.get_state())  # ranks are known after the last loss: the directions are drawn once more
+    sizes = [min(chunk or 1, pairs - start) for start in range(0, pairs, chunk or 1)]
+    states: list[Tensor] = []  # ranks are known after the last loss: the directions are drawn once more
     with torch.no_grad():
-        for noise in directions(dict(parameters), pairs, chunk, generator):
-            count = len(next(iter(noise.values())))
+        for count in sizes:
+            if shaping == "ranks":
+                states.append(generator.get_state())
+            (noise,) = directions(dict(parameters), count, chunk, generator)
             seen = [leaf[done : done + count] for leaf in leaves]
             done += count
             both = [
@@ -129,8 +131,9 @@ def evolution_gradient(
         found = torch.cat(losses, 1)
         if shaping == "ranks":
             plus, minus = _centred_ranks(found)
-            for noise in directions(dict(parameters), pairs, chunk, again):
-                count = len(next(iter(noise.values())))
+            again = torch.Generator(generator.device)
+            for count, state in zip(sizes, states, strict=True):
+                (noise,) = directions(dict(parameters), count, chunk, again.set_state(state))
                 add(noise, (plus[:count] - minus[:count]) / (2 * smoothing))
                 plus, minus = plus[count:], minus[count:]
     error = {name: ((squares[name] - total[name].square()).clamp_min(0) / (pairs - 1)).sqrt() for name in parameters}
