@@ -147,7 +147,7 @@ def test_what_cannot_be_is_refused() -> None:
         points.simulate(x, 0 * x + 90.0, none(20), dt=1e-2)
     with pytest.raises(ValueError, match="poisson must be in"):
         body(poisson=0.5)
-    with pytest.raises(ValueError, match=r"walls must be in 1\.\.5"):
+    with pytest.raises(ValueError, match=r"walls must be in 2\.\.5"):
         body(walls=6)
     with pytest.raises(ValueError, match="muscles must be 36 numbers from -1"):
         body(muscles=torch.full((36,), -2))
@@ -155,3 +155,28 @@ def test_what_cannot_be_is_refused() -> None:
         MaterialPoints(torch.zeros(3))
     stiff, soft = body(youngs=100.0).stable_step(), body(youngs=1.0).stable_step()
     assert soft == pytest.approx(10 * stiff)
+    with pytest.raises(TypeError, match="muscles"):
+        body(muscles=[0] * 36)
+    with pytest.raises(ValueError, match="controls must be finite"):
+        body(muscles=torch.zeros(36, dtype=torch.int64)).simulate(x, 0 * x, torch.full((2, 1), math.inf).double())
+    with pytest.raises(ValueError, match="v must be finite"):
+        points.simulate(x, 0 * x + math.nan, none(1))
+    with pytest.raises(ValueError, match="deformation must be finite"):
+        points.simulate(x, 0 * x, none(1), deformation=torch.full((36, 2, 2), math.nan).double())
+
+
+@pytest.mark.parametrize("walls", [2, 4])
+def test_walls_mirror_each_other(walls: int) -> None:
+    """A block flies at the left wall, a mirrored one at the right: all that follows is mirrored."""
+    points, turn = body(16, gravity=0.0, youngs=20.0, walls=walls), torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    x = block(4, corner=0.05 * walls + 0.07)
+    v = torch.tensor([-0.4, 0.1], dtype=torch.float64).expand(16, 2)
+    left = points.simulate(x, v, none(120), dt=2e-3)
+    right = points.simulate(torch.tensor([1.0, 0.0]).double() + turn * x, turn * v, none(120), dt=2e-3)
+    torch.testing.assert_close(right.positions, torch.tensor([1.0, 0.0]).double() + turn * left.positions)
+    torch.testing.assert_close(right.velocities, turn * left.velocities)
+    assert float(left.velocities[-1][:, 0].mean()) > 0  # the wall has thrown it back
+    along = torch.tensor([0.0, 0.3], dtype=torch.float64).expand(16, 2)
+    edge = 1 - points.spacing - (x[:, 0] - x[:, 0].min())  # the last cell in which points may be
+    free = points.simulate(torch.stack([edge, x[:, 1] + 0.3], -1), along, none(3), dt=2e-3)
+    torch.testing.assert_close(free.velocities[-1], along)

@@ -17,6 +17,7 @@ from pullback.core.checks import (
     check_range,
     check_same_dtype,
     check_shape,
+    check_tensor,
 )
 from pullback.core.shapes import Float, Int
 from pullback.core.transforms import can_look
@@ -65,7 +66,7 @@ class MaterialPoints(nn.Module):
         volume: ``[n]`` area of each point at rest, > 0 [m^2].
         cells: of the grid along each side, >= 8.
         size: of the box, > 0 [m]; it begins at 0.
-        walls: cells next to each side in which the walls act, in 1..cells / 4.
+        walls: a wall acts on the nodes of the grid that are nearer to its side than so many cells, in 2..cells / 4.
         density: > 0 [kg/m^2].
         youngs: Young's modulus > 0 [N/m].
         poisson: Poisson's ratio in (-1, 0.5).
@@ -119,7 +120,7 @@ class MaterialPoints(nn.Module):
             raise ValueError(f"volume must have shape [n], got {tuple(volume.shape)}")
         check_positive("volume", volume)
         self.cells = check_integer("cells", cells, 8)
-        self.walls = check_integer("walls", walls, 1, cells // 4)
+        self.walls = check_integer("walls", walls, 2, cells // 4)
         for name, value in (("size", size), ("density", density), ("youngs", youngs)):
             check_positive(name, value)
         check_positive("strength", strength, zero=True)
@@ -132,7 +133,7 @@ class MaterialPoints(nn.Module):
             check_positive("friction", friction, zero=True)
         if muscles is None:
             muscles = torch.full(volume.shape, -1, dtype=torch.int64, device=volume.device)
-        if muscles.dtype != torch.int64:
+        if check_tensor("muscles", muscles).dtype != torch.int64:
             raise TypeError(f"muscles must be int64, got {muscles.dtype}")
         if muscles.shape != volume.shape or bool((muscles < -1).any()):
             raise ValueError(f"muscles must be {len(volume)} numbers from -1, got shape {tuple(muscles.shape)}")
@@ -175,7 +176,7 @@ class MaterialPoints(nn.Module):
 
         Raises:
             TypeError: a tensor is not floating, or the dtypes differ.
-            ValueError: shapes do not fit, or a point leaves the box or is not finite (it and the step are named).
+            ValueError: shapes do not fit, a number is not finite, or a point leaves the box (named with the step).
         """
         check_positive("dt", dt)
         count = len(self.volume)
@@ -202,6 +203,9 @@ class MaterialPoints(nn.Module):
         )
         x, v = x.expand(*batch, count, 2), v.expand(*batch, count, 2)
         c, f = affine.expand(*batch, count, 2, 2), deformation.expand(*batch, count, 2, 2)
+        if can_look(x):
+            for name, value in (("v", v), ("controls", controls), ("affine", c), ("deformation", f)):
+                check_finite(name, value)
         positions, velocities = [x], [v]
         for u in controls:
             self._check_inside(x, len(positions) - 1)
@@ -244,7 +248,7 @@ class MaterialPoints(nn.Module):
     def _step(
         self, x: Tensor, v: Tensor, c: Tensor, f: Tensor, u: Tensor, dt: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch, (count, across) = x.shape[:-2], (x.shape[-2], self.cells)
+        batch, (count, across) = x.shape[:-2], (x.shape[-2], self.cells + 1)  # nodes on both sides of the box
         f = f + dt * c @ f
         stress = self.stress(f)
         if self.commands:
@@ -262,7 +266,8 @@ class MaterialPoints(nn.Module):
         share = weights[near[:, 0], ..., 0] * weights[near[:, 1], ..., 1]  # [9, *batch, n]
         steps = near.to(x).view(9, *[1] * len(batch), 1, 2)
         away = (steps - at) * self.spacing  # from each point to its nodes
-        index = (base.long() + near.view(9, *[1] * len(batch), 1, 2)) @ torch.tensor([across, 1], device=x.device)
+        node = base.long() + near.view(9, *[1] * len(batch), 1, 2)
+        index = node[..., 0] * across + node[..., 1]
         given = share[..., None] * (mass[:, None] * v + (push @ away[..., None])[..., 0])
         both = torch.cat([given, (share * mass)[..., None]], -1)  # momentum and mass
 
@@ -283,8 +288,8 @@ class MaterialPoints(nn.Module):
     def _walled(self, speed: Tensor) -> Tensor:
         """Velocities of the nodes ``[rows, across, up, 2]`` next to floor and walls."""
         along, up = speed.unbind(-1)
-        node = torch.arange(self.cells, device=speed.device)
-        low, high = node < self.walls, node >= self.cells - self.walls
+        node = torch.arange(self.cells + 1, device=speed.device)
+        low, high = node < self.walls, node > self.cells - self.walls
         lands = low & (up < 0)
         if self.friction is None:
             slid = torch.zeros_like(along)
