@@ -186,7 +186,7 @@ def trained(arm: Arm, lab: Lab, task: Task, iterations: int, measure: str) -> Pe
         parts = task.loss(task.move(controller, goals := task.goals(stream, size)), goals, arm.name == NAIVE)
         arm.descend(100 * torch.stack(parts).sum(), optimizer)
         falling.step()
-        if (step + 1) % max(1, count // 6) == 0:
+        if (count - step - 1) % max(1, count // 6) == 0:  # the last one too
             arm.record(measure, task.validate(controller)[ERROR], (step + 1) * size)
     arm.metric(measure, arm.last(measure), better="lower")
     return controller

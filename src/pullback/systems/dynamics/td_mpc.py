@@ -76,7 +76,7 @@ class Config:
 
 LEAST = 0.05  # standard deviation that exploration ends at, and of the policy's actions in planning and learning
 BLOCKS = "pendulum LatentWorldModel latent_consistency_loss latent_policy_loss plan_mppi ReplayBuffer update_average"
-EARNED, END, FIRST = "mean return over training", "return at the end", "first round above 8"
+EARNED, END, FIRST = "mean return over training", "return at the end", "rounds before one above 8"
 
 
 @system(
