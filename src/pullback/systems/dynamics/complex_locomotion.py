@@ -138,7 +138,7 @@ def run(lab: Lab, config: Config) -> None:
         statement = f"{arm.name}, with as many simulated steps, ends at twice the validation loss or more"
         lab.claim(statement, arm[LOSS] >= 2 * ours[LOSS])
     listed = ", ".join(f"{arm.name} {arm[at]:.3f}" for arm in (ours, *lesser))
-    lab.note(f"{at}: {listed}. Of {ONCE}, {TANH}, {SGD} and the full method the order changes with the initial weights.")
+    lab.note(f"{at}: {listed}. The order of {ONCE}, {TANH}, {SGD} and full changes with the initial weights.")
     still, low = (task.unseen[..., k].square().mean().sqrt().item() for k in (0, 1))
     lab.note(f"Standing still errs by {still / 2 / SPEED:.2f} and {low:.4f} m, here {ours['height error']:.4f} m.")
     lab.curves(at, xlabel="simulations", caption="On unseen pairs of goals, each replicate.")
