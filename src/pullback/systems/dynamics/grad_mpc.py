@@ -108,7 +108,7 @@ def run(lab: Lab, config: Config) -> None:
         joined = Scene("four", four(step), four(task.step), begin, size, horizon)
         for here in (scene, joined) if name == "arm" else (scene,):
             found = earned(ours, here, plan_gradient, **ascent)
-            fits = [{"samples": each, "elites": max(2, round(f * each)), "iterations": 3, "std": s} for f, s in FITS]
+            fits = [dict[str, Any](samples=each, elites=max(2, round(f * each)), iterations=3, std=s) for f, s in FITS]
             tried = [earned(cem, here, plan_cem, f", fit {k + 1}", **fit) for k, fit in enumerate(fits)]
             best = max(range(len(fits)), key=lambda k: float(tried[k].mean()))
             cem.metric(f"return, {here.name}", tried[best].mean(), better="higher")
