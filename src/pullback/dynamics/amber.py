@@ -213,20 +213,20 @@ def read_prmtop(
     )
     sigma, epsilon = _wells(sections, integers, first, last)
     scales = [_scale(sections, name, turns) for name in ("SCNB_SCALE_FACTOR", "SCEE_SCALE_FACTOR")]
-    springs = [
-        Harmonic(looked_up(rows, f"{name}_FORCE_CONSTANT"), looked_up(rows, f"{name}_EQUIL_VALUE"))
-        for name, rows in (("BOND", bonds), ("ANGLE", angles))
-    ]
     waves = [looked_up(turns, f"DIHEDRAL_{name}") for name in ("FORCE_CONSTANT", "PERIODICITY", "PHASE")]
     none = torch.zeros(0, 1, dtype=torch.float64)
 
     def placed(x: Tensor) -> Tensor:
         return x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype)
 
+    def springs(name: str, rows: list[list[int]]) -> Harmonic:
+        return Harmonic(*(placed(looked_up(rows, f"{name}_{what}")) for what in ("FORCE_CONSTANT", "EQUIL_VALUE")))
+
     return AmberForceField(
         topology=Topology(*(placed(part) for part in topology)),
         parameters=MoleculeParameters(
-            *(Harmonic(placed(s.stiffness), placed(s.rest)) for s in springs),
+            springs("BOND", bonds),
+            springs("ANGLE", angles),
             placed(none),
             placed(none),
             placed(charges),

@@ -173,9 +173,9 @@ def approach(
             if bool(goal.inside(other.mean, p)) or bool(other.inside(goal.mean, p)):
                 raise ValueError(f"goals must be apart, got two whose means are {apart:.2f} standard deviations away")
     frames, *batch, d = positions.shape
-    for name, value in (("which", which), ("first", torch.as_tensor(first))):
-        if check_tensor(name, value).is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"{name} must hold integers, got {value.dtype}")
+    for name, given in (("which", which), ("first", torch.as_tensor(first))):
+        if check_tensor(name, given).is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integers, got {given.dtype}")
     if which.shape != tuple(batch):
         raise ValueError(f"which must have shape {tuple(batch)}, got {tuple(which.shape)}")
     if which.numel() and not 0 <= int(which.min()) <= int(which.max()) < len(goals):
@@ -188,8 +188,8 @@ def approach(
     square = (positions - means).square().sum(-1)
     within = torch.stack([goal.inside(positions, p) for goal in goals])
     within = within.gather(0, which.expand(1, frames, *batch))[0]
-    number = torch.arange(frames, device=positions.device).reshape(-1, *[1] * len(batch))
-    early = number < begin
+    frames_so_far = torch.arange(frames, device=positions.device).reshape(-1, *[1] * len(batch))
+    early = frames_so_far < begin
     near = torch.where(within, 0.0, square).masked_fill(early, torch.inf)
     frame = near.argmin(0)
     at = positions.gather(0, frame[None, ..., None].expand(1, *batch, d))[0]
@@ -242,7 +242,7 @@ def free_energy(
     check_positive("temperature", temperature)
     if len(bins) != samples.shape[1]:
         raise ValueError(f"bins must have the edges of {samples.shape[1]} variables, got {len(bins)}")
-    index, sizes = torch.zeros(len(samples), dtype=torch.int64, device=samples.device), []
+    index, sizes = torch.zeros(len(samples), dtype=torch.int64, device=samples.device), list[int]()
     good = torch.isfinite(bias) & torch.isfinite(samples).all(-1)
     if not bool(good.all()):
         raise ValueError("samples and bias must be finite")

@@ -136,7 +136,7 @@ class NeuralBias(nn.Module):
 
     def force(self, x: Float[Tensor, "*state"]) -> Float[Tensor, "*state"]:
         """Return minus the gradient at ``x``, of its shape, differentiable in ``x`` and in the weights."""
-        h, pull = func.vjp(self._described, x)
+        h, pull = func.vjp(self._described, x)[:2]
         slopes = []
         for layer in self.hidden:
             z = layer(h)

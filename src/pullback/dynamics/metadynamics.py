@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, func
@@ -70,7 +71,7 @@ class HillBias:
             raise ValueError(f"high must be above low and both finite, got {tuple(low)} and {tuple(high)}")
         self.variables, self.width = variables, float(width)
         counts = [math.ceil(_CELLS_A_WIDTH * (b - a) / width) + 1 for a, b in zip(low, high, strict=True)]
-        words = {"dtype": dtype, "device": device}
+        words = dict[str, Any](dtype=dtype, device=device)
         self._axes = [torch.linspace(a, b, n, **words) for a, b, n in zip(low, high, counts, strict=True)]
         self._low, self._high = (torch.tensor(side, **words) for side in (low, high))
         self._cells = torch.tensor([n - 1 for n in counts], device=device)
@@ -97,7 +98,7 @@ class HillBias:
 
     def force(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Return minus its gradient at ``x``."""
-        values, pull = func.vjp(self._values, x)
+        values, pull = func.vjp(self._values, x)[:2]
         pushed: Tensor = pull(-self._at(values)[..., 1:])[0]
         return pushed
 

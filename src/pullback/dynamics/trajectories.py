@@ -375,7 +375,7 @@ def muller_brown_force(x: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 2"
 def _jacobians(force: Callable[[Tensor], Tensor], places: Tensor) -> Tensor:
     """``[frames, *batch, d, d]`` derivative of each component of the force (rows) in each coordinate."""
     with torch.enable_grad():
-        pushed, pull = func.vjp(lambda z: _force(force, z), places)
+        pushed, pull = func.vjp(lambda z: _force(force, z), places)[:2]
         rows = [
             pull(torch.eye(pushed.shape[-1]).to(pushed)[d].expand(pushed.shape))[0] for d in range(pushed.shape[-1])
         ]
