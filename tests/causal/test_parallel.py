@@ -42,6 +42,7 @@ def _on_planes(**options: Any) -> causal.AugmentedLagrangian:
 _PLANES = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, -1.0], [2.0, 0.0]], dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_constrained_minima_are_those_of_their_optimality_conditions() -> None:
     """The squared gap to each plane is at most the tolerance; on the planes reached the minimum is exact."""
     solver = _on_planes(tolerance=1e-6, relative=1e-15, iterations=5000)

@@ -300,7 +300,7 @@ CONTRACTS = [
     ),
     Exempt("uncertainty.Beliefs", "a result", "uncertainty/test_belief_propagation.py"),
     Exempt("uncertainty.PulledMessages", "a result", "uncertainty/test_messages.py"),
-    Exempt("uncertainty.BeliefTracker", "a state from frame to frame", "uncertainty/test_tracking.py"),
+    Exempt("uncertainty.BeliefTracker", "a state from frame to frame", "uncertainty/test_belief_tracker.py"),
     Exempt("uncertainty.DistancePotential", "a density and draws", "uncertainty/test_potentials.py"),
     Exempt("uncertainty.NormalPotential", "a density and draws", "uncertainty/test_potentials.py"),
     Exempt("uncertainty.ImageFactors", "returns potentials, read by points", "uncertainty/test_unary_maps.py"),
