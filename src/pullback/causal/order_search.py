@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from pullback.causal.graphs import check_square, topological_order
 from pullback.causal.knowledge import check_knowledge
 from pullback.causal.least_squares import check_data_sets, interventional_moments, second_moments
 from pullback.causal.orders import checked_factor, checked_order, order_weights, permuted
-from pullback.causal.structure import StructureLearner, StructureResult, positive, sortability
+from pullback.causal.structure import StructureResult, TableLearner, positive, sortability
 from pullback.core.checks import check_floating, check_integer
 from pullback.core.shapes import Bool, Float, Int, Shaped, Tensor
 
@@ -56,7 +55,7 @@ def insertion_scores(
     return _moved_scores(ordered)
 
 
-class OrderSearch(StructureLearner):
+class OrderSearch(TableLearner):
     r"""Learn a DAG by moving one node of a topological order at a time, while that lowers the least-squares score.
 
     Each :meth:`step` takes, of every search that has not ended, the best of all ``d (d - 1)`` moves
@@ -145,7 +144,6 @@ class OrderSearch(StructureLearner):
             "ended": torch.zeros(orders.shape[0] * restarts, dtype=torch.bool, device=given.device),
         }
         self._restarts = restarts
-        self._history: list[Tensor] = []
 
     def _ended(self) -> bool:
         return bool(self._table["ended"].all())
@@ -203,20 +201,6 @@ class OrderSearch(StructureLearner):
             required=self._required,
             varsortability=sortability(self._moments, found, self._required).to(self._dtype),
         )
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "history": list(self._history),
-            "table": {name: tensor.clone() for name, tensor in self._table.items()},
-        }
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        for name, own in self._table.items():
-            new = state["table"].get(name)
-            if not isinstance(new, Tensor) or new.shape != own.shape or new.dtype != own.dtype:
-                raise ValueError(f"state: {name} must be {own.dtype} of shape {tuple(own.shape)}, of the same data")
-        self._table = {name: state["table"][name].to(own.device, copy=True) for name, own in self._table.items()}
-        self._history = list(state["history"])
 
 
 def order_search(data: Shaped[Tensor, "*batch n d"], **options: Any) -> StructureResult:

@@ -154,7 +154,28 @@ class StructureLearner(ABC):
     def _load(self, state: Mapping[str, Any]) -> None: ...
 
 
-class CovarianceLearner(StructureLearner):
+class TableLearner(StructureLearner):
+    """A learner whose state is a table, with one row a graph, and the history of its steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self._history: list[Tensor] = []
+        self._table: dict[str, Tensor] = {}
+
+    def _state(self) -> dict[str, Any]:
+        table = {name: tensor.clone() for name, tensor in self._table.items()}
+        return {"history": list(self._history), "table": table}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        for name, own in self._table.items():
+            new = state["table"].get(name)
+            if not isinstance(new, Tensor) or new.shape != own.shape or new.dtype != own.dtype:
+                raise ValueError(f"state: {name} must be {own.dtype} of shape {tuple(own.shape)}, of the same data")
+        self._table = {name: state["table"][name].to(own.device, copy=True) for name, own in self._table.items()}
+        self._history = list(state["history"])
+
+
+class CovarianceLearner(TableLearner):
     """A learner that needs second moments alone: in double precision, its state a table with one row a graph.
 
     Args:
@@ -177,19 +198,6 @@ class CovarianceLearner(StructureLearner):
         self._allowed, self._required = check_knowledge(moments.shape[-1], allowed, required, moments.device)
         self._dtype, self._batch = moments.dtype, moments.shape[:-2]
         self._moments = moments.double().reshape(-1, *moments.shape[-2:])
-        self._history: list[Tensor] = []
-        self._table: dict[str, Tensor] = {}
-
-    def _state(self) -> dict[str, Any]:
-        return {"history": list(self._history), "table": dict(self._table)}
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        for name, own in self._table.items():
-            new = state["table"].get(name)
-            if not isinstance(new, Tensor) or new.shape != own.shape or new.dtype != own.dtype:
-                raise ValueError(f"state: {name} must be {own.dtype} of shape {tuple(own.shape)}, of the same data")
-        self._table = {name: state["table"][name].to(own.device, copy=True) for name, own in self._table.items()}
-        self._history = list(state["history"])
 
     def _keep(self, rows: Tensor, new: Mapping[str, Tensor]) -> None:
         """Write rows of the table."""
