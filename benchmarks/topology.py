@@ -162,5 +162,10 @@ CASES = [
         )
         for n in (500, 1000)
     ],
-    Case("bottleneck distance of diagrams of 100 bars", _two_diagrams(100), _bottleneck, {"gudhi": _bottleneck_gudhi}),
+    *[
+        Case(
+            f"bottleneck distance of diagrams of {n} bars", _two_diagrams(n), _bottleneck, {"gudhi": _bottleneck_gudhi}
+        )
+        for n in (100, 1000)
+    ],
 ]

@@ -8,6 +8,8 @@ import gudhi
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from sklearn.manifold import trustworthiness as trustworthiness_of_sklearn
 from torch import Tensor
 
@@ -178,6 +180,34 @@ def test_infinite_bars_are_matched_with_each_other() -> None:
     assert topology.diagram_wasserstein(a, b, p=1.0).item() == pytest.approx(0.3 + 0.5**0.5)
     with pytest.raises(ValueError, match="finite deaths"):
         topology.diagram_wasserstein(a, b, method="sliced")
+
+
+def test_the_bottleneck_is_the_least_bound_with_a_perfect_matching() -> None:
+    """Small diagrams, half of them with ties, and larger ones: every threshold is tried by scipy's matching."""
+    draw = np.random.default_rng(0)
+    for trial in range(150):
+        sizes = draw.integers(0, 9 if trial < 140 else 60, 2)
+        births, lengths = ([draw.random(n).round(1 + 11 * (trial % 2)) for n in sizes] for _ in range(2))
+        x, y = (np.stack([3 * b, 3 * b + length**2], 1) for b, length in zip(births, lengths, strict=True))
+        m, k = sizes
+        costs = np.zeros((m + k, m + k))
+        costs[:m, :k] = np.abs(x[:, None] - y).max(-1)
+        costs[:m, k:] = (x[:, 1:] - x[:, :1]) / 2
+        costs[m:, :k] = (y[:, 1] - y[:, 0]) / 2
+        thresholds = np.unique(np.append(costs, 0.0))
+        low, high = 0, len(thresholds) - 1
+        while low < high:
+            middle = (low + high) // 2
+            graph = csr_array(costs <= thresholds[middle])
+            whole = (maximum_bipartite_matching(graph, perm_type="column") >= 0).all()
+            low, high = (low, middle) if whole else (middle + 1, high)
+        a, b = (torch.from_numpy(bars).requires_grad_() for bars in (x, y))
+        distance = topology.bottleneck_distance(a, b)
+        assert distance.item() == pytest.approx(thresholds[low], abs=1e-15)
+        if distance > 0:  # one bar, or two, move it
+            distance.backward()
+            moved = [bars.grad.abs().sum().item() for bars in (a, b) if bars.grad is not None]
+            assert sum(moved) == pytest.approx(1 if 0 in moved or len(moved) < 2 else 2)
 
 
 def test_a_distance_of_zero_has_gradient_zero() -> None:

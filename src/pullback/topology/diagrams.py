@@ -47,11 +47,13 @@ def bottleneck_distance(
     results, batch, dtype = [], *_same_batch(a, b)
     for x, y in zip(_elements("a", a), _elements("b", b), strict=True):
         finite_x, finite_y, ends = _split(x, y, "a", "b")
-        costs = _costs(finite_x, finite_y, math.inf)
-        parts = [x.new_zeros(1, dtype=costs.dtype), ends]
-        if costs.numel():
-            numbers = as_array(costs)
-            parts.append(costs.flatten()[int((numbers == bottleneck(numbers)).argmax())].reshape(1))
+        parts = [x.new_zeros(1), ends]
+        _, i, j = bottleneck(as_array(finite_x), as_array(finite_y))
+        if i >= 0 and j >= 0:
+            parts.append(torch.linalg.vector_norm(finite_x[i] - finite_y[j], ord=math.inf).reshape(1))
+        elif i >= 0 or j >= 0:
+            alone = finite_x[i] if i >= 0 else finite_y[j]
+            parts.append(0.5 * (alone[1:] - alone[:1]))
         every = torch.cat(parts)
         results.append(every[every.detach().argmax()])
     return torch.stack(results).to(dtype).view(batch)
