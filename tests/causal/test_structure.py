@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -85,6 +86,22 @@ def test_structural_distance_counts_a_reversed_arc_once() -> None:
     assert metrics.shd == 2
     assert metrics.tpr == 0.5
     assert metrics.fdr == pytest.approx(2 / 3)
+
+
+def test_a_graph_is_compared_as_its_weights_are_and_with_each_of_a_batch() -> None:
+    truth, weights = _planted(0)[0], torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0))
+    of_weights = causal.edge_metrics(truth, weights, threshold=0.7)
+    for graph in (weights.abs() > 0.7, (weights.abs() > 0.7).long()):
+        of_graphs = causal.edge_metrics(truth, graph, threshold=0.7)
+        assert all(torch.equal(of_graphs[k], of_weights[k]) for k in range(3))
+        assert of_graphs.shd.shape == (4,)
+    assert causal.edge_metrics(truth, weights[2], threshold=0.7).shd == of_weights.shd[2]
+
+
+@pytest.mark.parametrize("learn", [causal.topological_swaps, causal.order_search, causal.dagma, causal.d_struct])
+def test_a_learner_under_vmap_asks_for_the_batch(learn: Callable[..., causal.StructureResult]) -> None:
+    with pytest.raises(ValueError, match="data must not be mapped over by vmap"):
+        torch.func.vmap(lambda x: learn(x).weights)(torch.randn(2, 9, 3))
 
 
 def test_area_under_the_curve_equals_sklearn(generator: torch.Generator) -> None:

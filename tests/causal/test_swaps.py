@@ -166,6 +166,24 @@ def test_everything_allowed_is_the_search_without_a_mask() -> None:
     torch.testing.assert_close(masked.weights, free.weights, rtol=1e-8, atol=1e-10)
 
 
+def test_a_batch_is_searched_as_its_data_sets_one_by_one() -> None:
+    x = torch.stack([_planted(4, 4, 30, seed=k) for k in range(4)]).view(2, 2, 30, 4)
+    both = causal.topological_swaps(x, restarts=2, generator=torch.Generator().manual_seed(1))
+    one = torch.Generator().manual_seed(1)
+    for index in itertools.product(range(2), repeat=2):
+        alone = causal.topological_swaps(x[index], restarts=2, generator=one)
+        for name in ("weights", "order", "score", "restart_weights", "restart_scores", "converged"):
+            assert torch.equal(getattr(both, name)[index], getattr(alone, name)), name
+        for name, path in alone.history.items():
+            whole = both.history[name][(slice(None), *index)]
+            assert torch.equal(whole[: len(path)], path)
+            assert (whole[len(path) :] == path[-1]).all()
+    start = torch.arange(4).expand(2, 2, 4)
+    again = causal.topological_swaps(x, order=start, targets=torch.zeros(x.shape, dtype=torch.bool))
+    assert again.graph().shape == (2, 2, 4, 4)
+    assert (again.score <= causal.score_order(x.mT @ x / 30, start)).all()
+
+
 def _counts(seed: int, samples: int = 3000) -> Tensor:
     """Counts of a chain 2 -> 0 -> 3 with a shortcut, and of a node 1 by itself, rate ``exp(x W)``."""
     g = torch.Generator().manual_seed(seed)

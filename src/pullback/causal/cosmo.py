@@ -207,8 +207,8 @@ class COSMO(StructureLearner):
             raise ValueError("refit solves least squares along an order: not with model, targets, allowed or required")
         self._minibatch = None if minibatch is None else check_integer("minibatch", minibatch, 1)
         self._refit, self._generator = refit, generator
-        self._moments = second_moments(data, covariance=covariance).detach()
         check_data_sets("data", data)
+        self._moments = second_moments(data, covariance=covariance).detach()
         self._dtype = self._moments.dtype
         self._model = model
         possible, self._required = check_knowledge(data.shape[-1], allowed, required, data.device)

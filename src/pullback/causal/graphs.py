@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from pullback.core.checks import (
+    check_broadcast,
     check_choice,
     check_finite,
     check_floating,
@@ -272,16 +273,17 @@ class EdgeMetrics(NamedTuple):
 
 
 def edge_metrics(
-    truth: Num[Tensor, "*batch d d"] | Bool[Tensor, "*batch d d"],
-    estimate: Float[Tensor, "*batch d d"],
+    truth: Num[Tensor, "*#batch d d"] | Bool[Tensor, "*#batch d d"],
+    estimate: Num[Tensor, "*#batch d d"] | Bool[Tensor, "*#batch d d"],
     *,
     threshold: float = 0.3,
 ) -> EdgeMetrics:
-    """Compare estimated weights with a true graph.
+    """Compare estimated weights, or a graph, with a true graph.
 
     Args:
         truth: ``[*batch, d, d]`` non-zero where there is an arc.
-        estimate: ``[*batch, d, d]`` weights; ``|weight| > threshold`` is an arc. The diagonal is ignored.
+        estimate: ``[*batch, d, d]`` weights; ``|weight| > threshold`` is an arc. Of a graph (no floating tensor), what
+            is not zero. The diagonal is ignored. The batches broadcast.
         threshold: in the unit of the weights, >= 0.
 
     Returns:
@@ -301,12 +303,17 @@ def edge_metrics(
     """
     check_scalar("threshold", threshold, zero=True)
     check_tensor("truth", truth)
+    if not check_tensor("estimate", estimate).is_floating_point():
+        estimate, threshold = (estimate != 0).float(), 0.0
     check_finite("estimate", check_floating("estimate", estimate))
-    if truth.ndim < 2 or truth.shape != estimate.shape or truth.shape[-1] != truth.shape[-2]:
+    nodes = truth.shape[-1:]
+    if truth.ndim < 2 or estimate.ndim < 2 or {*truth.shape[-2:], *estimate.shape[-2:]} != {*nodes}:
         raise ValueError(
             f"truth and estimate must be square matrices of one shape, got {tuple(truth.shape)} and "
             f"{tuple(estimate.shape)}"
         )
+    batch = check_broadcast(truth=tuple(truth.shape[:-2]), estimate=tuple(estimate.shape[:-2]))
+    truth, estimate = truth.expand(*batch, *nodes, *nodes), estimate.expand(*batch, *nodes, *nodes)
     off = ~torch.eye(truth.shape[-1], dtype=torch.bool, device=truth.device)
     true, found = (truth != 0) & off, (estimate.abs() > threshold) & off
     # A pair of nodes is in one of four states; it is wrong at most once.

@@ -7,7 +7,7 @@ import torch
 from pullback.causal.graphs import check_square
 from pullback.core.checks import check_broadcast, check_finite, check_floating, check_scalar, check_shape, check_tensor
 from pullback.core.shapes import Float, Shaped, Tensor
-from pullback.core.transforms import can_look
+from pullback.core.transforms import can_look, physical
 
 __all__ = ["interventional_moments", "least_squares_score", "ridge_weights", "second_moments"]
 
@@ -102,7 +102,11 @@ def interventional_moments(
 
 
 def check_data_sets(name: str, data: Tensor) -> None:
-    """Refuse a batch of no data sets, from which there is nothing to learn."""
+    """Refuse what no learner takes: a batch of no data sets, and one that vmap hides."""
+    if physical(check_floating(name, data)).shape != data.shape:
+        raise ValueError(
+            f"{name} must not be mapped over by vmap, as its values decide when to stop; give it the batch"
+        )
     if 0 in data.shape[:-2]:
         raise ValueError(f"{name} must hold at least one data set, got shape {tuple(data.shape)}")
 

@@ -108,8 +108,8 @@ class OrderSearch(TableLearner):
         super().__init__(check_integer("moves", moves, 1))
         check_integer("restarts", restarts, 1)
         self._penalty = positive("penalty", penalty, zero=True)
-        given = second_moments(data, covariance=covariance).detach()
         check_data_sets("data", data)
+        given = second_moments(data, covariance=covariance).detach()
         if targets is not None and covariance:
             raise ValueError("targets need samples, got covariance=True")
         nodes = given.shape[-1]

@@ -53,8 +53,8 @@ class SampleLearner(StructureLearner):
         check_choice("model", model, MODELS)
         self._model, self._penalty = model, positive("penalty", penalty, zero=True)
         self._ridge = positive("ridge", ridge, zero=True)
-        moments = second_moments(data).detach()
         check_data_sets("data", data)
+        moments = second_moments(data).detach()
         *batch, _, nodes = data.shape
         check_observations(model, data)
         free = check_targets(data, targets)

@@ -193,8 +193,8 @@ class CovarianceLearner(TableLearner):
         self, data: Tensor, covariance: bool, steps: int, allowed: Tensor | None = None, required: Tensor | None = None
     ) -> None:
         super().__init__(steps)
-        moments = second_moments(data, covariance=covariance).detach()
         check_data_sets("data", data)
+        moments = second_moments(data, covariance=covariance).detach()
         self._allowed, self._required = check_knowledge(moments.shape[-1], allowed, required, moments.device)
         self._dtype, self._batch = moments.dtype, moments.shape[:-2]
         self._moments = moments.double().reshape(-1, *moments.shape[-2:])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 
 from pullback.causal.graphs import check_square, topological_order
 from pullback.causal.knowledge import check_knowledge
-from pullback.causal.least_squares import factorised, interventional_moments, second_moments
+from pullback.causal.least_squares import check_data_sets, factorised, interventional_moments, second_moments
 from pullback.causal.likelihoods import MODELS, check_observations
 from pullback.causal.logistic import expected_values, fit_regressions, node_losses
 from pullback.causal.orders import (
@@ -28,15 +29,15 @@ CANDIDATES = ("gradient", "nearest", "random")
 
 
 def topological_swaps(
-    data: Shaped[Tensor, "n d"],
+    data: Shaped[Tensor, "*batch n d"],
     *,
     covariance: bool = False,
-    targets: Shaped[Tensor, "n d"] | None = None,
+    targets: Shaped[Tensor, "*batch n d"] | None = None,
     allowed: Bool[Tensor, "d d"] | None = None,
     required: Bool[Tensor, "d d"] | None = None,
     model: str = "least-squares",
     penalty: float = 0.0,
-    order: Int[Tensor, " d"] | None = None,
+    order: Int[Tensor, "*#batch d"] | None = None,
     restarts: int = 1,
     candidates: str = "gradient",
     small: int = 100,
@@ -56,17 +57,17 @@ def topological_swaps(
     more of them, and is stuck later.
 
     Args:
-        data: ``[n, d]`` samples, ``n > d`` unless there is a penalty, or ``[d, d]`` covariance, positive definite.
-            Solved in double precision.
+        data: ``[*batch, n, d]`` samples, ``n > d`` unless there is a penalty, or ``[*batch, d, d]`` covariance,
+            positive definite. Solved in double precision, one data set after the other.
         covariance: whether ``data`` is a covariance.
-        targets: ``[n, d]`` booleans, which nodes were set in which sample: a node is regressed on the others where it
-            was not (:func:`interventional_moments`; the samples are not centred then). Least squares only.
+        targets: ``[*batch, n, d]`` booleans, which nodes were set in which sample: a node is regressed on the others
+            where it was not (:func:`interventional_moments`; the samples are not centred then). Least squares only.
         allowed: ``[d, d]`` booleans, arcs that there may be; all by default.
         required: ``[d, d]`` booleans, arcs that there are: every order that is tried has them forward, and every graph
             of the result holds them.
         model: ``"least-squares"``, ``"logistic"`` for nodes in {0, 1}, ``"poisson"`` for counts; see :func:`fit_order`.
         penalty: ridge of :func:`fit_order`, >= 0, in the score too.
-        order: where to start; a random order if ``None``.
+        order: ``[*batch, d]`` where to start; a random order if ``None``.
         restarts: random orders to start from (the first is ``order`` if given); the best result is returned.
         candidates: which forbidden arcs are tried first: ``"gradient"``, those that close the fewest cycles, as in the
             paper; ``"nearest"``, those between nodes closest in the order; ``"random"``, any, as a baseline.
@@ -77,7 +78,8 @@ def topological_swaps(
     Returns:
         :class:`StructureResult` in the dtype of the data (half precision: float32); ``history["score"]`` is the path of
         the best restart and ``history["scored"]`` how many orders were scored until each of it was left; ``converged``
-        whether its weights are a KKT point (:func:`kkt_violation` at most 1e-6 of the largest variance).
+        whether its weights are a KKT point (:func:`kkt_violation` at most 1e-6 of the largest variance). In a batch
+        shorter paths stay at their last entry.
 
     Raises:
         TypeError: not a floating tensor, options that are no integers.
@@ -103,9 +105,30 @@ def topological_swaps(
     check_scalar("penalty", penalty, zero=True)
     if targets is not None and (covariance or model != "least-squares"):
         raise ValueError("targets need samples and the least-squares model")
+    check_data_sets("data", data)
     given = second_moments(data, covariance=covariance)
-    if given.ndim != 2:
-        raise ValueError(f"data must have shape (n, d), got {tuple(data.shape)}")
+    if given.ndim > 2:
+        return _of_each(
+            data,
+            targets,
+            None if order is None else checked_order(given, order).expand(given.shape[:-1]),
+            lambda x, its_targets, its_order: topological_swaps(
+                x,
+                covariance=covariance,
+                targets=its_targets,
+                allowed=allowed,
+                required=required,
+                model=model,
+                penalty=penalty,
+                order=its_order,
+                restarts=restarts,
+                candidates=candidates,
+                small=small,
+                large=large,
+                large_searches=large_searches,
+                generator=generator,
+            ),
+        )
     if not covariance and penalty == 0 and len(data) <= data.shape[-1]:
         raise ValueError(f"data must have more samples than nodes or a penalty, got shape {tuple(data.shape)}")
     moments = given.detach().double().cpu()  # many small factorisations: no work for another device
@@ -263,6 +286,44 @@ def kkt_violation(
     for _ in range(max(nodes - 1, 1).bit_length()):  # walks of length 2, 4, 8, ...
         reached = (reached @ reached).clamp(max=1)
     return loss_gradient.abs().masked_fill(reached.mT > 0, 0.0).amax((-2, -1))
+
+
+def _of_each(
+    data: Tensor,
+    targets: Tensor | None,
+    orders: Tensor | None,
+    learn: Callable[[Tensor, Tensor | None, Tensor | None], StructureResult],
+) -> StructureResult:
+    """Learn from the data sets of a batch one after the other; their results as one."""
+    batch = data.shape[:-2]
+    sets = data.flatten(0, -3)
+    if targets is not None and targets.shape != data.shape:
+        raise ValueError(f"targets must have the shape of data, {tuple(data.shape)}, got {tuple(targets.shape)}")
+    its_targets = [None] * len(sets) if targets is None else list(targets.flatten(0, -3))
+    its_orders = [None] * len(sets) if orders is None else list(orders.flatten(0, -2))
+    found = [learn(*each) for each in zip(sets, its_targets, its_orders, strict=True)]
+
+    def together(name: str) -> Tensor:
+        values = torch.stack([getattr(one, name) for one in found])
+        return values.view(*batch, *values.shape[1:])
+
+    def curves(name: str) -> Tensor:
+        paths = torch.nn.utils.rnn.pad_sequence([one.history[name] for one in found])
+        last = torch.tensor([len(one.history[name]) - 1 for one in found], device=paths.device)
+        step = torch.minimum(torch.arange(len(paths), device=paths.device)[:, None], last)
+        return paths.gather(0, step).view(-1, *batch)
+
+    return StructureResult(
+        weights=together("weights"),
+        order=together("order"),
+        score=together("score"),
+        restart_weights=together("restart_weights"),
+        restart_scores=together("restart_scores"),
+        history={name: curves(name) for name in ("score", "scored")},
+        converged=together("converged"),
+        required=found[0].required,
+        varsortability=together("varsortability"),
+    )
 
 
 class _Score(Protocol):
