@@ -32,7 +32,11 @@ $(BENCH): pyproject.toml constraints.txt
 	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e '.[lab,kernels,bench]'
 	@# Peers that name older versions of numpy, typeguard or pip than they run with.
 	$(BENCH_VENV)/bin/python -m pip install -q --no-deps 'qpth>=0.0.18' 'torchsde>=0.2.6' 'trampoline>=0.1.2' \
-		'torchode>=1.0.1' 'torchtyping>=0.1.5' 'typeguard<3'
+		'torchode>=1.0.1' 'torchtyping>=0.1.5' 'typeguard<3' 'torch-topological>=0.1.8' 'giotto-ph>=0.2.4'
+	@# Its authors keep it on GitHub alone.
+	@$(BENCH_VENV)/bin/python -m pip install -q --no-build-isolation --no-deps \
+		'notears @ git+https://github.com/xunzheng/notears@4a9ab19fe502e392503da331773c5223d82d3666' \
+		|| echo "make: notears could not be fetched from GitHub: its rows will say so"
 	@# A C++ extension, built against this torch. The short PATH hides nvcc: its CPU part is what is compared.
 	@PATH=/usr/bin:/bin $(BENCH_VENV)/bin/python -m pip install -q --no-build-isolation --no-deps 'torchsort>=0.1.10' \
 		|| echo "make: torchsort could not be built (is there a C++ compiler?): its rows will say so"
