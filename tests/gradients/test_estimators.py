@@ -305,6 +305,32 @@ def test_signals_through_orthogonal_layers_keep_their_size_and_rectifiers_halve_
     assert found[-1].correlation > found[3].correlation > found[1].correlation
 
 
+def test_a_layer_is_measured_before_what_follows_changes_it_in_place() -> None:
+    """A linear layer before an activation in place, and a sum in place, as in residual networks."""
+
+    class Block(torch.nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+            self.bend = torch.nn.ReLU(inplace=inplace)
+            self.inplace = inplace
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.last(self.bend(self.first(x)))
+            if self.inplace:
+                out += x
+                return out
+            return out + x
+
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    plain, changed = Block(False), Block(True)
+    changed.load_state_dict(plain.state_dict())
+    found = [signal_propagation(model, x, loss=lambda out: out.square().sum()) for model in (plain, changed)]
+    assert found[0] == found[1]
+    assert found[0][0].size > found[0][1].size  # the negative numbers were seen
+    assert found[0][0].cotangent < found[0][1].cotangent
+
+
 def test_layers_that_get_no_gradient_or_lose_their_samples_are_seen() -> None:
     class Cut(nn.Module):
         def __init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from pullback.core.checks import check_callable, check_floating
 from pullback.core.random import drawing_device
@@ -60,7 +61,7 @@ def signal_propagation(
 
     Returns:
         One entry for each call of a module without submodules, in the order of the calls; of their outputs those that
-        are floating tensors.
+        are floating tensors, as the module returned them. (A running mean of a module in training goes on.)
 
     Raises:
         TypeError: ``model`` is no module, ``loss`` is not callable, or the output is no floating tensor and there is no
@@ -83,13 +84,15 @@ def signal_propagation(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if loss is not None:
         check_callable("loss", loss)
-    calls: list[tuple[str, str, Tensor]] = []
+    calls: list[tuple[tuple[str, str, float, float, float], Any]] = []
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(module: nn.Module, _inputs: Any, output: Any) -> None:
             for tensor in torch.utils._pytree.tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
-                    calls.append((name, type(module).__name__, tensor))
+                    # Now, and the place in the graph rather than the tensor: what follows may change it in place.
+                    edge = get_gradient_edge(tensor) if tensor.requires_grad else None
+                    calls.append(((name, type(module).__name__, _size(tensor), *_spread(tensor)), edge))
 
         return note
 
@@ -110,15 +113,11 @@ def signal_propagation(
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"loss must return a scalar, got {came}")
-    live = [tensor for _, _, tensor in calls if tensor.requires_grad]
-    found: dict[int, Tensor | None] = {}
-    if live and value.requires_grad:
-        gradients = torch.autograd.grad(value.sum(), live, allow_unused=True)
-        found = {id(tensor): g for tensor, g in zip(live, gradients, strict=True)}
-    return tuple(
-        LayerSignal(name, kind, _size(tensor), *_spread(tensor), _size(found.get(id(tensor))))
-        for name, kind, tensor in calls
-    )
+    edges = [edge for _, edge in calls if edge is not None]
+    arriving: Iterator[Tensor | None] = iter(())
+    if edges and value.requires_grad:
+        arriving = iter(torch.autograd.grad(value.sum(), edges, allow_unused=True))
+    return tuple(LayerSignal(*seen, _size(None if edge is None else next(arriving, None))) for seen, edge in calls)
 
 
 @dataclass(frozen=True)
