@@ -130,3 +130,15 @@ def test_directions_lie_where_their_method_says() -> None:
     drawn = topology.sphere_directions(20_000, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.norm(dim=1), torch.ones(20_000))
     torch.testing.assert_close(drawn.mT @ drawn / 20_000, torch.eye(5) / 5, rtol=0, atol=1e-2)
+
+
+def test_a_cell_that_would_be_counted_twice_is_refused() -> None:
+    points = torch.rand(5, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"cells\[0\] must hold each cell once .*, got \[0, 1\] in rows 0 and 2"):
+        topology.Complex.from_graph(points, torch.tensor([[0, 1], [2, 3], [1, 0]]))
+    with pytest.raises(ValueError, match=r"cells\[1\] must hold each cell once .*, got \[4, 1, 2\] in rows 1 and 2"):
+        topology.Complex.from_mesh(points, torch.tensor([[0, 1, 2], [4, 1, 2], [2, 4, 1]]))
+    with pytest.raises(ValueError, match=r"cells\[0\] must have different vertices in each row, got \[3, 3\] in row 1"):
+        topology.Complex.from_graph(points, torch.tensor([[0, 1], [3, 3]]))
+    with pytest.raises(ValueError, match="vertices must be 5 as before"):
+        topology.Complex.from_graph(points, torch.tensor([[0, 1]])).with_vertices(points[:4])

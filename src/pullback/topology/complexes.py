@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ class Complex:
 
     Raises:
         TypeError: ``vertices`` are not floating, indices not int64.
-        ValueError: a shape is wrong, an index is out of range, or the corners of a cell belong to different shapes.
+        ValueError: a shape is wrong, an index is out of range, the corners of a cell are not different vertices of one
+            shape, or a cell is there twice.
 
     Example:
         >>> triangle = Complex.from_mesh(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0, 1, 2]]))
@@ -68,6 +69,15 @@ class Complex:
             if bool(mixed.any()):
                 at = int(mixed.nonzero()[0])
                 raise ValueError(f"cells[{k}] must not join different shapes of the batch, as in row {at}")
+            _check_once(f"cells[{k}]", corners)
+
+    @classmethod
+    def _of(cls, vertices: Tensor, cells: Sequence[Tensor], batch: Tensor, count: int) -> Complex:
+        """Return a complex of parts that have been checked."""
+        made = object.__new__(cls)
+        for name, value in (("vertices", vertices), ("cells", tuple(cells)), ("batch", batch), ("count", count)):
+            object.__setattr__(made, name, value)
+        return made
 
     @property
     def edges(self) -> Int[Tensor, "e 2"]:
@@ -126,7 +136,7 @@ class Complex:
         squares = torch.stack([at[:, :-1, :-1], at[:, :-1, 1:], at[:, 1:, 1:], at[:, 1:, :-1]], -1).flatten(0, 2)
         edges = torch.cat([right, down])
         full = (edges[(edges >= 0).all(1)], squares[(squares >= 0).all(1)])
-        return cls(points, full, image, len(mask))
+        return cls._of(points, full, image, len(mask))
 
     @classmethod
     def from_graph(
@@ -141,7 +151,7 @@ class Complex:
 
         Args:
             vertices: ``[v, d]``.
-            edges: ``[e, 2]`` int64, each once (not once a direction).
+            edges: ``[e, 2]`` int64, each once (not once a direction: that is refused).
             batch: ``[v]`` as in the class.
             count: likewise.
         """
@@ -194,7 +204,7 @@ class Complex:
         for k, wide in widths.items():
             if len(wide) > 1:
                 raise ValueError(f"shapes must have cells[{k}] with one number of corners, got {sorted(wide)}")
-        return cls(torch.cat(vertices), tuple(map(torch.cat, cells)), torch.cat(batches), first)
+        return cls._of(_check_coordinates(torch.cat(vertices)), list(map(torch.cat, cells)), torch.cat(batches), first)
 
     def select(self, shapes: Int[Tensor, "n"]) -> Complex:
         """Return some of the shapes, such as a mini-batch, in the order given.
@@ -210,8 +220,8 @@ class Complex:
         batch = place[self.batch]
         kept = batch >= 0
         new = kept.cumsum(0) - 1
-        cells = tuple(new[corners[kept[corners[:, 0]]]] for corners in self.cells)
-        return Complex(self.vertices[kept], cells, batch[kept], max(1, len(shapes)))
+        cells = [new[corners[kept[corners[:, 0]]]] for corners in self.cells]
+        return Complex._of(self.vertices[kept], cells, batch[kept], max(1, len(shapes)))
 
     def with_vertices(self, vertices: Float[Tensor, "v d"]) -> Complex:
         """Return the same cells on other coordinates, such as ones that want a gradient.
@@ -219,7 +229,9 @@ class Complex:
         Args:
             vertices: ``[v, d]``, as many as there are.
         """
-        return replace(self, vertices=vertices)
+        if len(_check_coordinates(vertices)) != len(self.vertices):
+            raise ValueError(f"vertices must be {len(self.vertices)} as before, got shape {tuple(vertices.shape)}")
+        return Complex._of(vertices, self.cells, self.batch, self.count)
 
     def to_unit_ball(self, radius: float = 1.0) -> Complex:
         """Return each shape with the mean of its vertices at the origin, scaled so that the farthest is at ``radius``.
@@ -288,6 +300,28 @@ def _check_coordinates(vertices: Tensor) -> Tensor:
     if vertices.ndim != 2 or not vertices.shape[1]:
         raise ValueError(f"vertices must have shape (v, d) with d >= 1, got {tuple(vertices.shape)}")
     return vertices
+
+
+def _check_once(name: str, cells: Tensor) -> None:
+    """Refuse cells that name a vertex twice, and cells that are there twice: they would be counted."""
+    if not len(cells):
+        return
+    ordered = cells.sort(-1).values
+    again = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    if bool(again.any()):
+        at = int(again.nonzero()[0])
+        raise ValueError(f"{name} must have different vertices in each row, got {cells[at].tolist()} in row {at}")
+    kind = ordered[:, 0]
+    for column in ordered[:, 1:].unbind(1):
+        kinds, kind = torch.unique(kind * (int(cells.max()) + 1) + column, return_inverse=True)
+    if len(kinds) < len(cells):
+        order = kind.argsort(stable=True)
+        at = int((kind[order][1:] == kind[order][:-1]).nonzero()[0])
+        one, other = order[at : at + 2].tolist()
+        raise ValueError(
+            f"{name} must hold each cell once (edges not once a direction), got {cells[one].tolist()} in rows {one} "
+            f"and {other}"
+        )
 
 
 def _given(**options: Any) -> dict[str, Any]:
