@@ -90,6 +90,8 @@ def test_batches_refuse_edges_that_are_not_there() -> None:
         ([edge], [2, 3], ValueError, "one entry a graph, got 1 and 2"),
         ([edge], [1], ValueError, r"edges of graph 0 must name nodes in 0\.\.0"),
         ([edge, -edge], [2, 2], ValueError, "edges of graph 1 must name nodes"),
+        ([edge, torch.cat([edge, edge.flip(1)])], [2, 2], ValueError, "edges of graph 1 must hold each cell once"),
+        ([edge * 0], [2], ValueError, "edges of graph 0 must have different vertices"),
         ([edge.float()], [2], TypeError, "edges"),
     ]:
         with pytest.raises(error, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import gudhi
 import numpy as np
@@ -208,6 +209,13 @@ def test_the_bottleneck_is_the_least_bound_with_a_perfect_matching() -> None:
             distance.backward()
             moved = [bars.grad.abs().sum().item() for bars in (a, b) if bars.grad is not None]
             assert sum(moved) == pytest.approx(1 if 0 in moved or len(moved) < 2 else 2)
+
+
+@pytest.mark.parametrize("distance", [topology.bottleneck_distance, topology.diagram_wasserstein])
+def test_distances_of_diagrams_under_vmap_ask_for_the_batch(distance: Callable[[Tensor, Tensor], Tensor]) -> None:
+    bars = torch.rand(2, 3, 2, generator=_generator()).sort(-1).values
+    with pytest.raises(ValueError, match="a must not be mapped over by vmap"):
+        torch.func.vmap(distance)(bars, bars)
 
 
 def test_a_distance_of_zero_has_gradient_zero() -> None:

@@ -14,7 +14,7 @@ from pullback.core.shapes import Bool, Float, Int
 from pullback.topology.gudhi_backend import delaunay
 from pullback.topology.segments import segment_reduce
 
-__all__ = ["Complex", "flag_simplices"]
+__all__ = ["Complex", "check_once", "flag_simplices"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Complex:
             if bool(mixed.any()):
                 at = int(mixed.nonzero()[0])
                 raise ValueError(f"cells[{k}] must not join different shapes of the batch, as in row {at}")
-            _check_once(f"cells[{k}]", corners)
+            check_once(f"cells[{k}]", corners)
 
     @classmethod
     def _of(cls, vertices: Tensor, cells: Sequence[Tensor], batch: Tensor, count: int) -> Complex:
@@ -302,7 +302,7 @@ def _check_coordinates(vertices: Tensor) -> Tensor:
     return vertices
 
 
-def _check_once(name: str, cells: Tensor) -> None:
+def check_once(name: str, cells: Tensor) -> None:
     """Refuse cells that name a vertex twice, and cells that are there twice: they would be counted."""
     if not len(cells):
         return

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pullback.core.checks import check_choice, check_floating, check_integer, check_same_dtype, check_shape
 from pullback.core.shapes import Float
+from pullback.core.transforms import physical
 from pullback.kernels.bottleneck import bottleneck
 from pullback.topology.pairing import as_array
 from pullback.topology.persistence import Diagram
@@ -133,6 +134,10 @@ def _same_batch(a: Diagram | Tensor, b: Diagram | Tensor) -> tuple[tuple[int, ..
             shapes.append(tuple(bars.degenerate.shape))
             continue
         check_shape(name, check_floating(name, bars), (None, 2))
+        if physical(bars).shape != bars.shape:
+            raise ValueError(
+                f"{name} must not be mapped over by vmap, as values decide on the matching; give it the batch"
+            )
         shapes.append(tuple(bars.shape[:-2]))
     first, second = (bars.birth if isinstance(bars, Diagram) else bars for bars in (a, b))
     check_same_dtype(a=first, b=second)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pullback.core.checks import check_choice, check_floating, check_integer, check_positive, check_range
 from pullback.core.shapes import Float, Int
+from pullback.topology.complexes import check_once
 from pullback.topology.segments import segment_reduce
 
 __all__ = [
@@ -52,7 +53,8 @@ def batch_graphs(edges: Sequence[Int[Tensor, "_ 2"]], nodes: Sequence[int]) -> G
 
     Raises:
         TypeError: a list of edges is no integer tensor.
-        ValueError: the lists differ in length, an edge has another shape or names a node that is not there.
+        ValueError: the lists differ in length, an edge has another shape, names a node that is not there or one node
+            twice, or is there twice (in both directions, too).
 
     Example:
         >>> batch = batch_graphs([torch.tensor([[0, 1]]), torch.tensor([[0, 1], [1, 2]])], [2, 3])
@@ -75,7 +77,12 @@ def batch_graphs(edges: Sequence[Int[Tensor, "_ 2"]], nodes: Sequence[int]) -> G
             raise ValueError(f"edges of graph {number} must name nodes in 0..{size - 1}")
         shifted.append(pairs.long() + start)
         start += size
-    once = torch.cat(shifted).T
+    ends = torch.cat(shifted)
+    low, high = ends.aminmax(dim=1)
+    if bool((low == high).any()) or len(torch.unique(low * start + high)) < len(ends):
+        for number, pairs in enumerate(edges):
+            check_once(f"edges of graph {number}", pairs)
+    once = ends.T
     sizes = torch.tensor(list(nodes), dtype=torch.int64)
     return GraphBatch(torch.cat([once, once.flip(0)], 1), torch.arange(len(nodes)).repeat_interleave(sizes), len(nodes))
 
