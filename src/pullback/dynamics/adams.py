@@ -60,6 +60,7 @@ def _coefficients(dtype: torch.dtype, device: torch.device) -> Coefficients:
         error=None,
         dense=tensor(hermite(b)),
         adjoint=[],
+        columns=[],
         used=[],
     )
 

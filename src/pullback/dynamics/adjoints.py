@@ -58,6 +58,11 @@ def solve(
         return _without_gradient(problem, y0, times, None)
     leaf = y0.detach().requires_grad_()
     start = times[0]
+    if problem.adjoint.backward is None and y0.requires_grad:
+        first = field(start, y0)
+        if not first.requires_grad:
+            _check_constant(field, start, y0, first)
+        return _unrolled(problem, y0, times, first)
     output, captured = captured_tensors(lambda y: field(start, y), leaf)
     first = output.detach()
     if not output.requires_grad:
@@ -103,7 +108,9 @@ def _check_constant(field: FlatField, t: Tensor, y: Tensor, value: Tensor) -> No
         )
 
 
-def _unrolled(problem: Problem, y0: Tensor, times: Tensor) -> tuple[Tensor, Run, Steps | None]:
+def _unrolled(
+    problem: Problem, y0: Tensor, times: Tensor, first: Tensor | None = None
+) -> tuple[Tensor, Run, Steps | None]:
     nodes: list[Step] = []
 
     def note(step: Step, stepper: Stepper) -> None:
@@ -118,6 +125,7 @@ def _unrolled(problem: Problem, y0: Tensor, times: Tensor) -> tuple[Tensor, Run,
         times,
         problem.control,
         live=True,
+        first=first,
         on_step=note if problem.dense else problem.on_step,
     )
     if not problem.dense:

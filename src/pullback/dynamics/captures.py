@@ -118,14 +118,12 @@ def known_edges(tensors: Iterable[Tensor]) -> tuple[set[int], set[_Edge]]:
     )
 
 
-def check_known(output: Any, given: Tensor, leaves: set[int], edges: set[_Edge]) -> None:
-    """Raise ``RuntimeError`` if ``output`` depends on a leaf other than ``given`` and the known ones.
+def check_known(outputs: Iterable[Any], given: Tensor, leaves: set[int], edges: set[_Edge]) -> None:
+    """Raise ``RuntimeError`` if ``outputs`` depend on a leaf other than ``given`` and the known ones.
 
     A field may branch and meet a parameter that the first call did not use. Its gradient would be silently missing.
     """
-    if output.grad_fn is None:
-        return
-    stack: list[Any] = [(output.grad_fn, output.output_nr)]
+    stack: list[Any] = [(output.grad_fn, output.output_nr) for output in outputs if output.grad_fn is not None]
     visited = set()
     while stack:
         edge = stack.pop()

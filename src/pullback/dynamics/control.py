@@ -56,7 +56,7 @@ class StepControl:
     largest: float = math.inf
     safety: float = 0.9
     shrink: float = 0.2
-    grow: float = 5.0
+    grow: float = 10.0
     norm: Callable[[Any], Tensor] | None = None
     jumps: Any = ()
 
@@ -121,11 +121,10 @@ class Control:
         return 1 if self.shared else y.shape[0]
 
     def judge(self, stepper: Stepper, h: Tensor, y: Tensor, new: Tensor, stages: Any) -> Judgement:
-        """Judge a step from ``y`` to ``new`` by the error estimate."""
+        """Judge a step from ``y`` to ``new`` by the error estimate; gradients are switched off."""
         options = self.options
-        y, new = y.detach(), new.detach()
         scale = torch.maximum(self._modulus(y), self._modulus(new)).mul_(self.rtol).add_(self._floor(y.dtype))
-        ratio = stepper.error(h, stages).detach() / scale
+        ratio = stepper.error(h, stages) / scale
         norm = self._norm(ratio)
         accept = norm <= 1.0
         if options.smallest > 0:
@@ -133,8 +132,8 @@ class Control:
         if stepper.solved is not None:
             solved = stepper.solved.all() if self.shared else stepper.solved
             accept, norm = accept & solved, torch.where(solved, norm, math.inf)
-        factor = options.safety * norm ** (-1.0 / stepper.tableau.order)
-        factor = factor.clamp(options.shrink, options.grow).nan_to_num_(options.shrink)
+        factor = norm.pow(-1.0 / stepper.tableau.order).mul_(options.safety)
+        factor = factor.clamp_(options.shrink, options.grow).nan_to_num_(options.shrink)
         return Judgement(accept, factor, ratio)
 
     def bounded(self, h: Tensor) -> Tensor:
@@ -170,8 +169,8 @@ class Control:
         count = x.numel() if self.shared else x.shape[1]
         if self.complex:
             count //= 2
-        norm = torch.linalg.vector_norm(x, dim=None if self.shared else 1, keepdim=True).reshape(self.rows(x), 1)
-        return norm * (1.0 / math.sqrt(max(count, 1)))
+        norm = torch.linalg.vector_norm(x, dim=None if self.shared else 1, keepdim=True)
+        return norm.mul_(1.0 / math.sqrt(max(count, 1)))
 
     def _modulus(self, y: Tensor) -> Tensor:
         """Size of each component; of a complex number both of its parts have the same."""

@@ -79,6 +79,8 @@ class FlatField:
     def quiet(self, t: Tensor, y: Tensor) -> Tensor:
         """The field without a graph, also where it needs gradients to be evaluated (an energy's gradient)."""
         if not self.differentiates:
+            if self._probed and not torch.is_grad_enabled():
+                return self(t, y)
             try:
                 with torch.no_grad():
                     result = self(t, y)

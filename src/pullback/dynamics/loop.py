@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.core.transforms import physical
+from pullback.core.transforms import physical, transform_running
 from pullback.dynamics.adams import AdamsStepper, Multistep
 from pullback.dynamics.control import Control
 from pullback.dynamics.diagnosis import failed_step, stopped_early
@@ -104,20 +105,26 @@ def _adaptive(
     on_step: OnStep | None,
     first_step: Tensor | None,
 ) -> Run:
-    front = _Front(stepper, y0, times, control, first, first_step)
+    front = whole = _Front(stepper, y0, times, control, first, first_step)
     storage = Storage(keep, None if front.all_active else ~front.active)
     outputs = Outputs(y0, times)
     problem, attempts = "", 0
+    leaves = on_step is None and len(y0) >= _CROWD and _may_leave(stepper, control)
     while some(front.active):
         if attempts == control.max_steps:
             problem = f"max_steps={control.max_steps} steps did not reach the end"
             break
         attempts += 1
+        if leaves and storage.idle is None and 2 * int(front.active.sum()) <= len(front.active):
+            front.merge(whole)
+            front = front.narrowed(whole)
         step, accept = front.attempt()
-        storage.add(step.t, step.y, step.stages, accept)
-        outputs.write(step, stepper)
+        storage.add(step.t, step.y, step.stages, accept, front.rows)
+        outputs.write(step, front.stepper, front.rows)
         stop = None if on_step is None else on_step(step, stepper)
         front.advance(step, accept, stop)
+    front.merge(whole)
+    front = whole
     if front.failed is not None:
         problem = "the step fell below the resolution of time"
     done, last = front.t >= front.end, front.y
@@ -137,6 +144,29 @@ def _adaptive(
     )
 
 
+_CROWD = 2048
+"""Samples from which on those that are done leave the arrays of the solve."""
+
+
+def _may_leave(stepper: Stepper, control: Control) -> bool:
+    """Whether nothing but the field asks for the states of all samples."""
+    tableau = stepper.tableau
+    alone = not (control.shared or stepper.live or tableau.implicit or tableau.coupled or transform_running())
+    return alone and control.norm is None
+
+
+class _Scattered:
+    """The field of some samples: asked for all of them, the others where they stopped."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, rows: Tensor) -> None:
+        self.function, self.t, self.y, self.rows = function, t, y, rows
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """The field at ``[rows, 1]`` times and ``[rows, size]`` states."""
+        found = self.function(self.t.index_copy(0, self.rows, t), self.y.index_copy(0, self.rows, y))
+        return found[self.rows]
+
+
 class _Front:
     """Where the samples of an adaptive solve have got to, and the step that each tries next.
 
@@ -146,6 +176,7 @@ class _Front:
         accepted, rejected: ``[M]`` counts.
         failed: ``[M, 1]`` samples whose step fell below the resolution of time; ``None`` while there is none.
         ratio: ``[samples, size]`` error over tolerance of the last attempt.
+        rows: which samples these are; ``None``: all.
     """
 
     def __init__(
@@ -163,8 +194,8 @@ class _Front:
         self.y = self.new = y0
         self.k = first
         self.h = control.first_step(stepper, self.t, self.end - self.t, y0, first) if first_step is None else first_step
-        last = torch.where(torch.isfinite(self.end), self.end, self.t + self.h)
-        self.smallest = 8 * torch.finfo(y0.dtype).eps * torch.maximum(self.t.abs(), last.abs())
+        self.start = self.t, self.t + self.h
+        self.rows: Tensor | None = None
         self.active = self.end > self.t
         self.all_active = every(self.active)
         self.accepted = torch.zeros(rows, dtype=torch.int64, device=y0.device)
@@ -175,7 +206,8 @@ class _Front:
     def attempt(self) -> tuple[Step, Tensor | None]:
         """Try a step; returns it, of length 0 where it was rejected, and who accepted it (``None``: everyone)."""
         self.h = self.control.bounded(self.h)
-        t_next = torch.where(self.h * 1.01 >= self.end - self.t, self.end, self.t + self.h)
+        reach = torch.add(self.t, self.h, alpha=1.01)
+        t_next = torch.where(reach >= self.end, self.end, self.t + self.h)
         h = t_next - self.t
         if not self.all_active:
             h = torch.where(self.active, h, 0.0)
@@ -200,7 +232,7 @@ class _Front:
         else:
             self.y, self.t = torch.where(accept, self.new, self.y), torch.where(accept, step.t_next, self.t)
             self.k = torch.where(accept, step.stages[-1], step.stages[0])
-            stuck = self.active & ~accept & (self.h <= self.smallest)
+            stuck = self.active & ~accept & (self.h <= self._smallest())
             if some(stuck):
                 self.failed = stuck if self.failed is None else self.failed | stuck
                 self.active = self.active & ~stuck
@@ -209,6 +241,36 @@ class _Front:
         if stop is not None:
             self.active = self.active & ~stop
         self.all_active = self.all_active and every(self.active)
+
+    def _smallest(self) -> Tensor:
+        """The resolution of time ``[M, 1]``."""
+        start, guess = self.start
+        last = torch.where(torch.isfinite(self.end), self.end, guess)
+        return 8 * torch.finfo(self.y.dtype).eps * torch.maximum(start.abs(), last.abs())
+
+    def narrowed(self, whole: _Front) -> _Front:
+        """The front of the active samples alone."""
+        keep = self.active[:, 0].nonzero()[:, 0]
+        twin = copy.copy(self)
+        for name in ("t", "end", "h", "active", "y", "new", "k", "accepted", "rejected"):
+            setattr(twin, name, getattr(self, name)[keep])
+        twin.start = self.start[0][keep], self.start[1][keep]
+        twin.rows = keep if self.rows is None else self.rows[keep]
+        twin.failed, twin.all_active = None, True
+        field = _Scattered(whole.stepper.field, whole.t, whole.y, twin.rows)
+        twin.stepper = Stepper(field, self.stepper.tableau, twin.y, live=False, tolerance=self.control.tightest)
+        return twin
+
+    def merge(self, whole: _Front) -> None:
+        """Write what these samples have come to into the front of all."""
+        rows = self.rows
+        if rows is None:
+            return
+        for name in ("t", "h", "active", "y", "accepted", "rejected", "ratio"):
+            setattr(whole, name, getattr(whole, name).index_copy(0, rows, getattr(self, name)))
+        if self.failed is not None:
+            failed = torch.zeros_like(whole.active) if whole.failed is None else whole.failed
+            whole.failed = failed.index_copy(0, rows, failed[rows] | self.failed)
 
 
 def _on_grid(

@@ -28,16 +28,21 @@ class Outputs:
         self.inner = times[1:-1]
         self.states = [torch.where(tau <= times[0], y0, missing) for tau in self.inner]
 
-    def write(self, step: Step, stepper: Stepper) -> None:
-        """Read those that ``step`` passes."""
+    def write(self, step: Step, stepper: Stepper, rows: Tensor | None = None) -> None:
+        """Read those that ``step`` passes, which is one of the samples ``rows``; ``None``: of all."""
         if not self.states:
             return
-        low, high, mask, x = _passed(self.inner, step)
+        inner = self.inner if rows is None or self.inner.shape[1] == 1 else self.inner[:, rows]
+        low, high, mask, x = _passed(inner, step)
         if low == high:
             return
         states = stepper.interpolate(x, step.h, step.y, step.stages)
         for i in range(low, high):
-            self.states[i] = torch.where(mask[i - low], states[i - low], self.states[i])
+            if rows is None:
+                self.states[i] = torch.where(mask[i - low], states[i - low], self.states[i])
+            else:
+                new = torch.where(mask[i - low], states[i - low], self.states[i][rows])
+                self.states[i] = self.states[i].index_copy(0, rows, new)
 
     def stack(self, last: Tensor) -> Tensor:
         """``[times, samples, size]``, with ``last`` at the end."""

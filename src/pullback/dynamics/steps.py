@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import transform_running
 from pullback.dynamics.captures import check_known, known_edges
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.implicit_stages import StageProblem, Stages, jacobian, quietly, stage_matrix
+from pullback.dynamics.linked_stages import LinkedStages
 from pullback.dynamics.tableaux import Coefficients, Tableau
 
 __all__ = ["StepAdjoint", "Stepper", "interpolation_weights", "quietly"]
@@ -56,11 +58,17 @@ class Stepper:
         self._begin: Any = getattr(field, "begin_step", None)
         samples, size = like.shape
         self.c: Coefficients = tableau.coefficients(size, like.dtype, like.device)
-        if not live:
-            self.buffer = like.new_zeros(tableau.stages, samples, size)
-            flat = self.buffer.view(tableau.stages, -1)
-            self._views = [flat[:i].T for i in range(tableau.stages + 1)]
-            self._slots = list(self.buffer.unbind(0))
+        explicit = not (tableau.implicit or tableau.coupled or tableau.partitioned)
+        self.buffer: Tensor | None = None
+        self.link: LinkedStages | None = None
+        if not live or (explicit and not transform_running()):
+            buffer = like.new_zeros(tableau.stages, samples, size)
+            flat = buffer.view(tableau.stages, -1).T
+            self._views = [flat[:, :i] for i in range(tableau.stages + 1)]
+            self._slots = list(buffer.unbind(0))
+            self.buffer = buffer
+            if live:
+                self.link = LinkedStages(self.c, buffer, self._views)
 
     @property
     def solved(self) -> Tensor | None:
@@ -73,7 +81,7 @@ class Stepper:
 
     def combine(self, coefficients: Tensor, stages: Any) -> Tensor:
         """sum_i coefficients_i stages_i over the first stages."""
-        if not self.live:
+        if self.buffer is not None:
             if coefficients.ndim == 1:
                 return torch.mv(self._views[coefficients.shape[0]], coefficients).view(self.buffer.shape[1:])
             return (coefficients.unsqueeze(1) * self.buffer[: coefficients.shape[0]]).sum(0)
@@ -99,7 +107,9 @@ class Stepper:
         count = tableau.stages
         if self._begin is not None:
             self._begin(h)
-        times = (t + c.nodes * h).unbind(0)
+        times = torch.addcmul(t, c.nodes, h).unbind(0)
+        if self.link is not None:
+            return self._linked(self.link, times, h, y, first, last)
         stages: Any = [first] if self.live else self.buffer
         if not self.live:
             self._slots[0].copy_(first)
@@ -130,6 +140,19 @@ class Stepper:
             self._keep(stages, i, k)
         if not tableau.ends_at_solution:
             state = torch.addcmul(y, h, self.combine(c.weights, stages))
+        return state, stages
+
+    def _linked(
+        self, link: LinkedStages, times: Any, h: Tensor, y: Tensor, first: Tensor, last: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        stages, state, final = [first], y, self.tableau.stages - 1
+        link.start(h, y)
+        for i in range(1, final + 1):
+            state = link(i, stages[-1])
+            if i < final or last:
+                stages.append(self.field(times[i], state))
+        if last:
+            self._slots[final].copy_(stages[final].detach())
         return state, stages
 
     def _keep(self, stages: Any, i: int, k: Tensor) -> None:
@@ -191,6 +214,8 @@ class StepAdjoint:
         self.stepper = Stepper(self._quiet, tableau, like, live=False, tolerance=tolerance)
         self.stepper.implicit.graph = self._uncounted
         self.c = self.stepper.c
+        whole = None if one_stage else Stepper(self._uncounted, tableau, like, live=True, tolerance=tolerance)
+        self.whole = None if whole is None or whole.link is None else whole
         self.gradients: list[Tensor | None] = [None] * len(params)
         self.known = known_edges(params)
         count = tableau.stages
@@ -210,7 +235,7 @@ class StepAdjoint:
         leaf = y.detach().requires_grad_()
         with torch.enable_grad():
             k = self.field.evaluate(t, leaf)
-        check_known(k, leaf, *self.known)
+        check_known([k], leaf, *self.known)
         return leaf, k
 
     def pull(self, leaf: Tensor, k: Tensor, cotangent: Tensor) -> Tensor | None:
@@ -239,6 +264,8 @@ class StepAdjoint:
 
     def __call__(self, t: Tensor, h: Tensor, y: Tensor, cotangent: Tensor, stage_cotangents: Tensor | None) -> Tensor:
         """Cotangent of ``y``, given that of the new state and (from dense output) those of the stages."""
+        if self.whole is not None:
+            return self._differentiated(self.whole, t, h, y, cotangent, stage_cotangents)
         tableau, c = self.tableau, self.c
         count = tableau.stages
         needed = [c.used[i] or stage_cotangents is not None for i in range(count)]
@@ -263,6 +290,24 @@ class StepAdjoint:
                 kappa = torch.linalg.solve(matrix.mT, kappa.unsqueeze(-1)).squeeze(-1)
             total = self._pulled(i, leaf, k, kappa, total)
         return total
+
+    def _differentiated(
+        self, stepper: Stepper, t: Tensor, h: Tensor, y: Tensor, cotangent: Tensor, stage_cotangents: Tensor | None
+    ) -> Tensor:
+        """The same by autograd through the whole step."""
+        leaf = y.detach().requires_grad_()
+        with torch.enable_grad():
+            first = self._uncounted(t, leaf)
+            new, stages = stepper(t, h, leaf, first, last=stage_cotangents is not None)
+        results, weights = [new], [cotangent]
+        if stage_cotangents is not None:
+            used = [i for i, k in enumerate(stages) if k.requires_grad]
+            results += [stages[i] for i in used]
+            weights += [stage_cotangents[i] for i in used]
+        check_known(results, leaf, *self.known)
+        grads = torch.autograd.grad(results, [leaf, *self.params], weights, allow_unused=True)
+        self.add(grads[1:])
+        return grads[0]
 
     def _kappa(self, i: int, later: int, h: Tensor, stage_cotangents: Tensor | None) -> Tensor:
         """h (b_i lambda + sum_{j >= later} a_ji l_j), and the cotangent that stage i has of its own."""

@@ -67,8 +67,8 @@ class Storage:
     owners: list[Tensor | None] = field(default_factory=list)
     stages: list[Tensor] = field(default_factory=list)
 
-    def add(self, t: Tensor, y: Tensor, stages: Any, accept: Tensor | None = None) -> None:
-        """Note a step of the samples ``accept`` ``[M, 1]``; ``None`` for all."""
+    def add(self, t: Tensor, y: Tensor, stages: Any, accept: Tensor | None = None, rows: Tensor | None = None) -> None:
+        """Note a step of the samples ``accept`` ``[M, 1]``, counted among ``rows``; ``None`` for all."""
         if self.keep == "nothing":
             return
         owners: Tensor | None = None
@@ -78,7 +78,10 @@ class Storage:
                 return
             owners = mask[:, 0].nonzero()[:, 0].to(torch.int32)
         self.idle = None
-        self.owners.append(owners)
+        if rows is None:
+            self.owners.append(owners)
+        else:
+            self.owners.append(rows.to(torch.int32) if owners is None else rows[owners].to(torch.int32))
         self.times.append(t if owners is None else t[owners])
         self.starts.append(y if owners is None else y[owners])
         if self.keep == "stages":
