@@ -36,6 +36,12 @@ def test_every_method_finds_a_planted_graph_from_arrays_and_tensors(method: str)
     assert fitted.n_features_in_ == 5
 
 
+def test_integers_are_numbers_in_tensors_as_in_arrays() -> None:
+    counts = torch.randint(9, (60, 3), generator=torch.Generator().manual_seed(0))
+    one, other = (causal.StructureEstimator("order", order=torch.arange(3)).fit(x) for x in (counts, counts.numpy()))
+    assert np.array_equal(one.weights_, other.weights_)
+
+
 def test_an_order_that_the_variances_give_away_is_warned_of() -> None:
     chain = torch.diag(torch.full((3,), 2.0, dtype=torch.float64), 1)
     x = causal.LinearSCM(chain).rsample(500, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from pullback.causal.notears import notears
 from pullback.causal.order_search import order_search
 from pullback.causal.structure import StructureResult
 from pullback.causal.swaps import topological_swaps
-from pullback.core.checks import check_choice, check_floating, check_scalar
+from pullback.core.checks import check_choice, check_scalar
 from pullback.core.shapes import Tensor
 
 __all__ = ["StructureEstimator"]
@@ -86,8 +86,8 @@ class StructureEstimator:
         """
         check_choice("method", self.method, METHODS)
         check_scalar("threshold", self.threshold, zero=True)
-        data = X if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
-        data = check_floating("X", data).double()
+        data = X.detach() if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
+        data = data.double()
         moments = second_moments(data)
         if self.standardise:
             data = (data - data.mean(0)) / moments.diagonal().sqrt()
