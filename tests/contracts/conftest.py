@@ -59,8 +59,9 @@ def torch_is_warm(request: pytest.FixtureRequest) -> None:
     """
     laws = {getattr(item, "originalname", "") for item in request.session.items} & LAWS.keys()
     if laws:
-        x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        x, y = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in "xy")
         torch.autograd.gradcheck(torch.tanh, (x,), check_forward_ad=True, check_batched_grad=True)
+        torch.autograd.gradcheck(lambda x, y: x.exp() + y.exp(), (x, y), check_forward_ad=True)
         torch.func.jvp(lambda t: torch.addcmul(t, t, t), (x.detach(),), (x.detach(),))
     if "test_compile" in laws:
         torch.compile(lambda t: t.tanh().sum(), backend="aot_eager")(x).backward()

@@ -273,15 +273,17 @@ class Factors:
             x = points[..., s, :, :]
             score, rest = self.score(s, x), points.new_zeros(points.shape[:-3] + points.shape[-2:-1])
             if not around:
-                found.append([normalised(w, s, where) for w in (score, score, rest, rest)])
+                belief = normalised(score, s, where)
+                found.append([belief, belief, rest.log_softmax(-1), rest.log_softmax(-1)])
                 continue
             parts: list[list[Tensor]] = []
             for t, mine, own in zip(around, x.split(sizes[s], -2), score.split(sizes[s], -1), strict=True):
                 there = (mine.unsqueeze(-2) - self.drawn(s, t, tuple(mine.shape[:-1]), x)).flatten(-3, -2)
                 told = self.score(t, there, sender).unflatten(-1, (-1, self.samples)).logsumexp(-1)
                 said = self._said(s, t, mine, into, truth)
-                share = -math.log(len(around))
-                parts.append([normalised(w, s, where) + share for w in (own + told + said, own, told, said)])
+                # Where the product has a weight, each of its factors has.
+                kinds = [normalised(own + told + said, s, where), *(w.log_softmax(-1) for w in (own, told, said))]
+                parts.append([w - math.log(len(around)) for w in kinds] if len(around) > 1 else kinds)
             found.append([torch.cat(kind, -1) for kind in zip(*parts, strict=True)])
         weights = [torch.stack(kind, -2) for kind in zip(*found, strict=True)]
         return PulledMessages(points, weights[0], weights[1], weights[2], weights[3], sizes)
@@ -290,7 +292,7 @@ class Factors:
         """Return what neighbours of t other than s say of points of s; or the true place of t."""
         if truth is not None:
             return self.pair(t, s, truth[..., t, None, :] - mine)
-        said = torch.zeros_like(mine[..., 0])
+        said: Tensor | None = None
         if into is not None:
             around = self.neighbours[t]
             parts = _shares(into.points.shape[-2], len(around))
@@ -298,8 +300,9 @@ class Factors:
             for u, others, weights in zip(around, places, into.log_weights[..., t, :].split(parts, -1), strict=True):
                 if u != s:
                     apart = self.pair(t, s, others.unsqueeze(-3) - mine.unsqueeze(-2))
-                    said = said + (weights.log_softmax(-1).unsqueeze(-2) + apart).logsumexp(-1)
-        return said
+                    heard = (weights.log_softmax(-1).unsqueeze(-2) + apart).logsumexp(-1)
+                    said = heard if said is None else said + heard
+        return torch.zeros_like(mine[..., 0]) if said is None else said
 
 
 def check_beliefs(beliefs: Beliefs, name: str) -> None:

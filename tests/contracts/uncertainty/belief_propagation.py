@@ -110,7 +110,10 @@ def _pulled(unary: Any, points: Tensor, *into: Tensor, **options: Any) -> Any:
     words: dict[str, Any] = {"pairwise": _Rest(), "graph": [(0, 1), (2, 1)], "generator": seeded(1)} | options
     pairwise, graph = words.pop("pairwise"), words.pop("graph")
     if into:
-        words["into"] = uncertainty.Beliefs(*into)
+        places, weights = into
+        if places.ndim == 2 and weights.ndim == 1:  # those of the middle, which alone has something to hand on
+            places, weights = places.expand(3, -1, -1), weights.expand(3, -1)
+        words["into"] = uncertainty.Beliefs(places, weights)
     found = uncertainty.pull_messages(unary, pairwise, graph, points, **words)
     return found.log_weights, found.log_unary, found.log_sender, found.log_neighbours
 
@@ -126,21 +129,21 @@ class _Rest(_Spring):
 
 
 def _told(generator: torch.Generator) -> list[Call]:
-    points, into = torch.randn(2, 3, 4, 1, generator=generator, dtype=torch.float64).unbind(0)
-    return [Call((points, into, torch.randn(3, 4, generator=generator, dtype=torch.float64).log_softmax(-1)))]
+    points, into = (torch.randn(*nodes, 3, 1, generator=generator, dtype=torch.float64) for nodes in ((3,), ()))
+    return [Call((points, into, torch.randn(3, generator=generator, dtype=torch.float64).log_softmax(-1)))]
 
 
 def _pulled_by_pairs(points: Tensor, into: Tensor, log_weights: Tensor) -> tuple[Tensor, ...]:
     """The chain 0 - 1 - 2: each end hears of the other by what it told the middle."""
     x, y = points[..., 0], into[..., 0]
     own = torch.stack([_unary(s, points[s]) for s in range(3)])
-    first, last = slice(0, 2), slice(2, 4)
+    first, last = slice(0, 2), slice(2, 3)
     middle = torch.cat([_unary(0, points[1, first]), _unary(2, points[1, last])])
     sent = torch.stack([_unary(1, points[0]), middle, _unary(1, points[2])])
     rows = []
     for s, part in ((0, last), (2, first)):
-        pairs = (-((x[s][:, None] - y[1, part]) / 0.7).square() / 2).exp()
-        rows.append((pairs @ log_weights[1, part].softmax(0)).log())
+        pairs = (-((x[s][:, None] - y[part]) / 0.7).square() / 2).exp()
+        rows.append((pairs @ log_weights[part].softmax(0)).log())
     said = torch.stack([rows[0], torch.zeros_like(rows[0]), rows[1]])
 
     def normal(w: Tensor) -> Tensor:
