@@ -14,6 +14,7 @@ from pullback.lab.bench import Case
 from pullback.topology import (
     Complex,
     bottleneck_distance,
+    diagram_wasserstein,
     euler_transform,
     pairwise_distances,
     persistence,
@@ -96,6 +97,22 @@ def _bottleneck_gudhi(bars: Tensor) -> None:
     gudhi.bottleneck_distance(bars[0].double().numpy(), bars[1].double().numpy())
 
 
+def _wasserstein(bars: Tensor) -> None:
+    diagram_wasserstein(bars[0], bars[1], p=1.0, q=torch.inf)
+
+
+def _wasserstein_pot(bars: Tensor) -> None:
+    from gudhi.wasserstein import wasserstein_distance
+
+    wasserstein_distance(*bars.double().numpy(), order=1.0, internal_p=float("inf"))
+
+
+def _wasserstein_hera(bars: Tensor) -> None:
+    from gudhi.hera import wasserstein_distance
+
+    wasserstein_distance(*bars.double().numpy(), order=1.0, internal_p=float("inf"))
+
+
 def _digits() -> tuple[Complex, Tensor, Tensor]:
     squares = Complex.from_image(data.digits().images[:64] > 0.4).to_unit_ball()
     corners = squares.faces  # the peer knows triangles
@@ -167,5 +184,14 @@ CASES = [
             f"bottleneck distance of diagrams of {n} bars", _two_diagrams(n), _bottleneck, {"gudhi": _bottleneck_gudhi}
         )
         for n in (100, 1000)
+    ],
+    *[
+        Case(
+            f"1-Wasserstein distance of diagrams of {n} bars",
+            _two_diagrams(n),
+            _wasserstein,
+            {"gudhi (POT)": _wasserstein_pot, "gudhi (hera)": _wasserstein_hera},
+        )
+        for n in (100, 300)
     ],
 ]

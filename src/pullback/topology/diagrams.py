@@ -117,12 +117,7 @@ def diagram_wasserstein(
                 raise ValueError("a and b must have finite deaths for method 'sliced'")
             results.append(_norm(_slices(finite_x, finite_y, lines), p, lines))
             continue
-        costs = _costs(finite_x, finite_y, q)
-        if costs.numel():
-            numbers = costs.detach()
-            matched = assignment((numbers / numbers.max().clamp(min=torch.finfo(numbers.dtype).tiny)) ** p).columns
-            ends = torch.cat([ends, costs[torch.arange(len(costs), device=costs.device), matched]])
-        results.append(_norm(ends, p, 1))
+        results.append(_norm(torch.cat([ends, _matched(finite_x, finite_y, p, q)]), p, 1))
     return torch.stack(results).to(dtype).view(batch)
 
 
@@ -171,14 +166,32 @@ def _split(x: Tensor, y: Tensor, *names: str) -> tuple[Tensor, Tensor, Tensor]:
     return finite[0], finite[1], (births[0] - births[1]).abs()
 
 
-def _costs(x: Tensor, y: Tensor, q: float) -> Tensor:
-    """``[m + k, k + m]``: bars against bars, bars against the diagonal, the diagonal against itself."""
-    m, k = len(x), len(y)
-    between = torch.linalg.vector_norm(x[:, None] - y, ord=q, dim=-1)
-    factor = 0.5 * 2 ** (1 / q)
-    alone_x, alone_y = factor * (x[:, 1] - x[:, 0]), factor * (y[:, 1] - y[:, 0])
-    upper = torch.cat([between, alone_x[:, None].expand(m, m)], 1)
-    return torch.cat([upper, torch.cat([alone_y.expand(k, k), x.new_zeros(k, m)], 1)], 0)
+def _matched(x: Tensor, y: Tensor, p: float, q: float) -> Tensor:
+    """Return the costs of the best matching: of the pairs of bars, then of those that the diagonal takes.
+
+    A pair is worth what it saves against two visits to the diagonal; a matching that may leave bars over and saves most
+    is an assignment of ``m`` rows and ``k`` columns, whose pairs that save nothing are none.
+    """
+    alone_x, alone_y = (0.5 * 2 ** (1 / q) * (bars[:, 1] - bars[:, 0]) for bars in (x, y))
+    if not len(x) or not len(y):
+        return torch.cat([alone_x, alone_y])
+    births, deaths = (x.detach().double()[:, None] - y.detach().double()).abs().unbind(-1)
+    if q == 1:
+        between = births + deaths
+    elif math.isinf(q):
+        between = torch.maximum(births, deaths)
+    else:
+        between = torch.hypot(births, deaths) if q == 2 else torch.stack([births, deaths]).pow(q).sum(0).pow(1 / q)
+    costs = (between, alone_x.detach().double()[:, None], alone_y.detach().double())
+    largest = torch.stack([cost.amax() for cost in costs]).amax().clamp(min=torch.finfo(torch.float64).tiny)
+    pair, first, second = ((cost / largest) ** p for cost in costs)
+    worth = (pair - first - second).clamp(max=0)
+    found = assignment(worth)
+    taken = worth[found.rows, found.columns] < 0
+    i, j = found.rows[taken], found.columns[taken]
+    left_x, left_y = (torch.ones(len(bars), dtype=torch.bool, device=x.device) for bars in (x, y))
+    left_x[i], left_y[j] = False, False
+    return torch.cat([torch.linalg.vector_norm(x[i] - y[j], ord=q, dim=-1), alone_x[left_x], alone_y[left_y]])
 
 
 def _slices(x: Tensor, y: Tensor, lines: int) -> Tensor:
