@@ -103,8 +103,8 @@ class _Product(torch.autograd.Function):
 class _Level:
     r"""Integrals around each coefficient of a space, in units of its own length, and what else a round needs.
 
-    Row i of the stencil holds, one after another, for the patch :math:`\omega_i` of the cells that have i: the mean,
-    the mean of the slopes times :math:`\ell_i`, and :math:`-K_{ij}/K_{ii}`, with :math:`\ell_i^2=|\omega_i|/K_{ii}`.
+    Rows i, n + i, ... of the stencil hold, for the patch :math:`\omega_i` of the cells that have i: the mean, the mean
+    of the slopes times :math:`\ell_i`, and :math:`-K_{ij}/K_{ii}`, with :math:`\ell_i^2=|\omega_i|/K_{ii}`.
     """
 
     def __init__(self, space: FunctionSpace) -> None:
@@ -129,9 +129,8 @@ class _Level:
             pattern = stiffness.pattern
             parts.append((pattern.rows, pattern.columns + 3 * n, -stiffness.values / diagonal[pattern.rows]))
             rows, columns, entries = (torch.cat(part) for part in zip(*parts, strict=True))
-            self.stencil = _Stencil(SparseMatrix(SparsePattern(rows, columns, (n, 4 * n)), entries))
-            each = SparsePattern(columns // n * n + rows, columns % n, (4 * n, n))
-            self.apart = _Stencil(SparseMatrix(each, entries))
+            pattern = SparsePattern(columns // n * n + rows, columns % n, (4 * n, n))
+            self.stencil = _Stencil(SparseMatrix(pattern, entries))
             self.boundary = areas.new_zeros(n, 1, 1)
             self.boundary[space.dirichlet_dofs] = 1
 
@@ -186,9 +185,11 @@ class _Round(nn.Module):
 
     def forward(self, h: Tensor, data: Tensor, seen: Tensor, level: _Level) -> Tensor:
         n, batch, channels = h.shape
-        told = (h.reshape(1, n * batch, channels) @ self.messages).view(4 * n, batch, channels)
-        inner, outer = (1 + self.gates(seen).tanh()).chunk(2, -1)
-        return h + outer * self.out(inner * (level.stencil @ told + self.own(torch.cat([h, data], -1))))
+        around = (level.stencil @ h).view(4, n, batch, channels)
+        weights = torch.cat([self.messages.flatten(0, 1), self.own.weight.mT])
+        told = torch.cat([*around, h, data], -1) @ weights
+        inner, outer = (2 * torch.sigmoid(2 * self.gates(seen))).chunk(2, -1)  # 1 + tanh, in half of the time
+        return h + outer * self.out(inner * told)
 
 
 class _Processor(nn.Module):
@@ -228,7 +229,7 @@ class _Processor(nn.Module):
         """What rounds on a level take in linearly, and what their gates see."""
         q, f, g = x.split(self.kinds, -1)
         flags = level.boundary.to(x).expand(-1, x.shape[1], 1)
-        around = (level.apart @ q).view(4, *q.shape) if q.shape[-1] else q.expand(4, *q.shape)
+        around = (level.stencil @ q).view(4, *q.shape) if q.shape[-1] else q.expand(4, *q.shape)
         seen = F.gelu(self.look[of](torch.cat([q, *around, flags], -1)))
         if not sum(self.kinds[1:]):
             return torch.ones_like(flags), seen

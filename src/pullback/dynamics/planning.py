@@ -84,8 +84,8 @@ def imagined_return(
     total, weight = torch.zeros((), dtype=state.dtype, device=state.device), 1.0
     for action in actions:
         state, reward = step(state, action)
-        total, weight = total + weight * reward, weight * discount
-    total = total if value is None else total + weight * value(state)
+        total, weight = torch.add(total, reward, alpha=weight), weight * discount
+    total = total if value is None else torch.add(total, value(state), alpha=weight)
     if total.shape != actions.shape[1:-1]:
         raise ValueError(
             f"step and value must give one number a state, {tuple(actions.shape[1:-1])}, got {tuple(total.shape)}"
@@ -364,11 +364,11 @@ def plan_gradient(
     alive = torch.ones(free.shape[1:-1], dtype=torch.bool, device=free.device)
     best, chosen, history = torch.full(mean.shape[1:-1], -torch.inf).to(mean), mean, []
     for k in range(iterations + 1):
-        with torch.enable_grad():
+        with torch.set_grad_enabled(k < iterations):
             leaf = free.detach().requires_grad_()
             sequences = search.bounded(leaf)
             returns = search.returns(sequences)
-            if not returns.requires_grad:
+            if k < iterations and not returns.requires_grad:
                 raise ValueError("the return must depend on the actions by a gradient: step detaches them (audit it)")
             slope = None if k == iterations else torch.autograd.grad(returns.sum(), leaf)[0]
         with torch.no_grad():

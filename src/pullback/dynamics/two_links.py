@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -129,15 +130,17 @@ def reacher(
         moving = _rates(s[..., :4], (shoulder - elbow) / inertia, elbow / inertia)
         return torch.cat([moving, torch.zeros_like(s[..., 4:])], -1)
 
-    def way(s: Tensor) -> Tensor:
-        reach = torch.stack([s[..., :2].sin().sum(-1), s[..., :2].cos().sum(-1)], -1)
-        return s[..., 4:] - length * reach
+    def way(angles: Sequence[Tensor], target: Tensor) -> Tensor:
+        return target - length * torch.stack([part.sum(-1) for part in angles], -1)
 
     def reward(s: Tensor, a: Tensor) -> Tensor:
-        return (-way(s).square().sum(-1) / (2 * width**2)).exp()
+        missing = way((s[..., :2].sin(), s[..., :2].cos()), s[..., 4:])
+        return (-missing.square().sum(-1) / (2 * width**2)).exp()
 
     def observe(s: Tensor) -> Tensor:
-        return torch.cat([_turning(s[..., :4]), s[..., 4:], way(s)], -1)
+        sines, cosines = s[..., :2].sin(), s[..., :2].cos()
+        turning = torch.stack([cosines, sines], -1).flatten(-2)
+        return torch.cat([turning, s[..., 2:4] / 8, s[..., 4:], way((sines, cosines), s[..., 4:])], -1)
 
     far = 1.2 * length  # the corners of the square are at 1.7 l
     low, high = (-math.pi, -math.pi, 0.0, 0.0, -far, -far), (math.pi, math.pi, 0.0, 0.0, far, far)
@@ -145,8 +148,8 @@ def reacher(
 
 
 def _turning(s: Tensor) -> Tensor:
-    first, second, slow, fast = s.unbind(-1)
-    return torch.stack([first.cos(), first.sin(), second.cos(), second.sin(), slow / 8, fast / 8], -1)
+    angles = torch.stack([s[..., :2].cos(), s[..., :2].sin()], -1)
+    return torch.cat([angles.flatten(-2), s[..., 2:] / 8], -1)
 
 
 def _rates(s: Tensor, push: Tensor, pull: Tensor) -> Tensor:
