@@ -183,6 +183,31 @@ def test_infinite_bars_are_matched_with_each_other() -> None:
         topology.diagram_wasserstein(a, b, method="sliced")
 
 
+@pytest.mark.parametrize("backend", ["gudhi", "reference"])
+def test_what_is_infinite_never_enters(backend: str) -> None:
+    inf, draw = torch.inf, _generator(3)
+    masked = torch.rand(6, 5, 5, generator=draw).where(torch.rand(6, 5, 5, generator=draw) < 0.6, inf)
+    images = [torch.tensor([[inf, 0, 0], [0, 1, 0], [0, 0, 0]]), torch.full((2, 2), inf), *masked]  # gudhi's, ...
+    for image in images:
+        bars = topology.persistence(image, degrees=(0, 1), kind="cubical", essential=True, backend=backend)
+        found = sorted((k, *bar) for k in range(2) for bar in zip(bars[k].birth.tolist(), bars[k].death.tolist()))
+        official = gudhi.CubicalComplex(top_dimensional_cells=image.numpy()).persistence()
+        assert found == sorted((k, *bar) for k, bar in official if bar[0] < inf)
+        assert all(((bars[k].death_simplex < 0).all(1) == bars[k].death.isinf()).all() for k in range(2))
+        ended = topology.persistence(image, degrees=(0, 1), kind="cubical", backend=backend)
+        assert all(bars.death.isfinite().all() for bars in ended)
+    values = torch.tensor([0.0, inf, 1.0, 0.5], requires_grad=True)  # a cycle of four, of which one is missing
+    cycle = [torch.tensor([[0, 1], [1, 2], [2, 3], [0, 3]])]
+    components, loops = topology.persistence(
+        values, degrees=(0, 1), kind="lower_star", simplices=cycle, essential=True, backend=backend
+    )
+    assert components.death.tolist() == [inf]
+    assert not len(loops.birth)
+    for bad in (-inf, torch.nan):
+        with pytest.raises(ValueError, match="x must be finite"):
+            topology.persistence(torch.tensor([0.0, bad]), kind="lower_star", simplices=cycle[:0])
+
+
 def test_the_bottleneck_is_the_least_bound_with_a_perfect_matching() -> None:
     """Small diagrams, half of them with ties, and larger ones: every threshold is tried by scipy's matching."""
     draw = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pullback.core.transforms import transform_running
 
-__all__ = ["Pairs", "as_array", "joined", "with_ties"]
+__all__ = ["Pairs", "as_array", "joined", "settled", "with_ties"]
 
 
 class Pairs(NamedTuple):
@@ -83,6 +83,16 @@ def joined(parts: list[Pairs]) -> Pairs:
     counts = np.cumsum([0, *(len(part.degenerate) for part in parts)])
     shifted = [part._replace(element=part.element + shift) for part, shift in zip(parts, counts, strict=False)]
     return Pairs(*(np.concatenate(arrays) for arrays in zip(*shifted, strict=True)))
+
+
+def settled(pairs: Pairs, values: np.ndarray) -> Pairs:
+    """Leave out what would be born at infinity; what would die there never dies."""
+    at = np.maximum(pairs.death_at, 0)
+    never = (pairs.death_at < 0) | np.isinf(values[pairs.element, at])
+    deaths = np.where(never[:, None], -1, pairs.deaths)
+    whole = pairs._replace(deaths=deaths, death_at=np.where(never, -1, pairs.death_at))
+    here = np.isfinite(values[pairs.element, pairs.birth_at])
+    return Pairs(*(array[here] for array in whole[:-1]), pairs.degenerate)
 
 
 def with_ties(pairs: Pairs, values: np.ndarray) -> Pairs:

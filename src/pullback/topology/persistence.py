@@ -71,7 +71,8 @@ def persistence(
     Args:
         x: filtration values: ``rips`` distances ``[*batch, n, n]``, symmetric, >= 0; ``lower_star`` values ``[*batch,
             n]`` of vertices; ``cubical`` images ``[*batch, *shape]``; ``alpha`` points ``[*batch, n, d]``. A sequence
-            of such tensors without batch dimensions is a ragged batch. All finite.
+            of such tensors without batch dimensions is a ragged batch. All finite; vertices and pixels may be ``inf``:
+            they never enter.
         degrees: of homology, any set of integers >= 0.
         kind: one of ``"rips"``, ``"lower_star"``, ``"cubical"``, ``"alpha"``.
         simplices: of ``lower_star``: tensors ``[m, vertices]`` of edges, triangles and so on; faces are added. For a
@@ -89,9 +90,9 @@ def persistence(
     Raises:
         ImportError: gudhi is needed and not installed.
         TypeError: ``x`` is not floating, ``degrees`` no integers, simplices no integers.
-        ValueError: a shape does not fit, a value is not finite, distances are not symmetric or negative, a degree is
-            negative or there twice, a simplex names a vertex that is not there, or the reference would have to reduce
-            too large a complex.
+        ValueError: a shape does not fit, a value is NaN or infinite where it must not be, distances are not symmetric or
+            negative, a degree is negative or there twice, a simplex names a vertex that is not there, or the reference
+            would have to reduce too large a complex.
 
     Example:
         >>> square = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]], requires_grad=True)
@@ -173,7 +174,8 @@ def _check(name: str, x: Tensor, kind: str, dims: int, alone: bool) -> None:
     if kind == "rips":
         check_distances(name, x)
         return
-    check_finite(name, x)
+    never = torch.isposinf(x) if kind != "alpha" else None
+    check_finite(name, x if never is None else x.masked_fill(never, 0))
     if not all(x.shape[x.ndim - dims :]):
         raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
 

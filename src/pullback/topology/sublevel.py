@@ -9,7 +9,7 @@ import numpy as np
 
 from pullback.kernels.persistence import pair_cells
 from pullback.topology.gudhi_backend import cubical_pairs, has_gudhi, tree_pairs
-from pullback.topology.pairing import Pairs, with_ties
+from pullback.topology.pairing import Pairs, settled, with_ties
 from pullback.topology.reduction import boundary, by_degree
 
 __all__ = ["cubical_stack", "lower_star_stack"]
@@ -32,7 +32,8 @@ def lower_star_stack(
         births = np.concatenate([*(each[k][0] for each in found), np.empty((0, k + 1), np.int64)])
         deaths = np.concatenate([*(each[k][1] for each in found), np.empty((0, k + 2), np.int64)])
         born, died = (_highest(values, element, simplices) for simplices in (births, deaths))
-        result.append(with_ties(Pairs(element, births, deaths, born, died, np.zeros(b, bool)), values))
+        pairs = settled(Pairs(element, births, deaths, born, died, np.zeros(b, bool)), values)
+        result.append(with_ties(pairs, values))
     return result
 
 
@@ -54,7 +55,8 @@ def cubical_stack(values: np.ndarray, degrees: Sequence[int], backend: str) -> l
         element = np.repeat(np.arange(b), [len(each[i]) for each in found])
         at = np.concatenate([*(each[i] for each in found), np.empty((0, 2), np.int64)])
         births, deaths = (_indices(places, shape) for places in at.T)
-        result.append(with_ties(Pairs(element, births, deaths, at[:, 0], at[:, 1], np.zeros(b, bool)), flat))
+        pairs = settled(Pairs(element, births, deaths, at[:, 0], at[:, 1], np.zeros(b, bool)), flat)
+        result.append(with_ties(pairs, flat))
     return result
 
 
