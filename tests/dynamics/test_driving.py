@@ -467,3 +467,43 @@ def test_wrong_use_of_the_town_is_named(without_shape_checks: None) -> None:
             call()
     with pytest.raises(TypeError, match="action must be a floating"):
         WORLD.step(state, action.long())
+
+
+def test_who_looks_ahead_is_allowed_the_least_of_what_comes() -> None:
+    state, still = scenes(40), torch.zeros(40, 2)
+    later = [state, WORLD.step(state, still), WORLD.step(WORLD.step(state, still), still)]
+    least = torch.stack([WORLD.allowed_speed(x) for x in later]).amin(0)
+    assert torch.equal(WORLD.allowed_speed(state, coasting=2), least)
+    assert bool((least < WORLD.allowed_speed(state)).any())
+    with pytest.raises(ValueError, match="coasting"):
+        WORLD.allowed_speed(state, coasting=-1)
+
+
+def test_masks_are_painted_one_over_the_other() -> None:
+    masks = torch.zeros(2, 8, 3, 4, dtype=torch.bool)
+    masks[1, 0], masks[1, 3, 0, 0], masks[1, 4, 0, :2], masks[1, 7, 2, 3] = True, True, True, True
+    picture = WORLD.paint(masks)
+    assert not bool(picture[0].any())
+    assert picture[1, :, 0, 0].tolist() == pytest.approx([0.24, 0.24, 1.0]), "a vehicle over where it was"
+    assert picture[1, :, 2, 3].tolist() == [1.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="masks"):
+        WORLD.paint(masks[:, 1:])
+
+
+def test_perception_begins_with_the_rates_that_it_is_told_and_sees_bytes_in_parts() -> None:
+    torch.manual_seed(0)
+    see, rates = GroundPerception(DrivingCamera.ground(), channels=3, masks=7), torch.linspace(0.01, 0.5, 7)
+    see.head[0].weight.data.zero_()
+    see.expect(rates)
+    images = (255 * torch.rand(70, 3, 48, 96)).byte()
+    with torch.no_grad():
+        found = see(images[:2] / 255).logits.sigmoid()
+        torch.testing.assert_close(found, rates[:, None, None].expand(2, 7, 32, 32))
+        route, speed = torch.zeros(70, 1, 32, 32), torch.rand(70)
+        whole = perceive(see, images, route, speed)
+        part = perceive(see, images[60:] / 255, route[60:], speed[60:])
+    for x, y in zip(whole, part, strict=True):
+        torch.testing.assert_close(x[60:], y)
+    for wrong in (torch.ones(7), torch.full((6,), 0.5)):
+        with pytest.raises(ValueError, match="rates"):
+            see.expect(wrong)

@@ -22,6 +22,7 @@ __all__ = ["DrivingAgent", "PlannerView", "StudentPlanner", "perceive", "with_sp
 
 _ROUTE = 1  # the mask that is told by the navigation
 _SIDE = 8  # features for adapters
+_PART = 64  # pictures at once
 
 
 class PlannerView(NamedTuple):
@@ -65,7 +66,7 @@ def with_speed(
 
 def perceive(
     see: GroundPerception,
-    images: Float[Tensor, "batch channels 48 96"],
+    images: Shaped[Tensor, "batch channels 48 96"],
     route: Bool[Tensor, "batch 1 32 32"] | Float[Tensor, "batch 1 32 32"],
     speed: Float[Tensor, "batch"],
 ) -> PlannerView:
@@ -73,7 +74,7 @@ def perceive(
 
     Args:
         see: perception of seven masks with 24 features, such as ``GroundPerception(ground, channels=6, masks=7)``.
-        images: ``[batch, channels, 48, 96]`` in [0, 1].
+        images: ``[batch, channels, 48, 96]`` in [0, 1], or bytes.
         route: ``[batch, 1, 32, 32]`` the mask that is told, not seen.
         speed: ``[batch]`` [m/s].
 
@@ -85,7 +86,10 @@ def perceive(
         >>> perceive(see, torch.rand(2, 3, 48, 96), torch.zeros(2, 1, 32, 32), torch.zeros(2)).masks.shape
         torch.Size([2, 9, 32, 32])
     """
-    features, logits = see(images)
+    if len(images) > _PART:
+        split = zip(images.split(_PART), route.split(_PART), speed.split(_PART), strict=True)
+        return PlannerView(*(torch.cat(x) for x in zip(*(perceive(see, *part) for part in split), strict=True)))
+    features, logits = see(images / 255 if images.dtype == torch.uint8 else images)
     soft, told = logits.sigmoid(), route.to(logits.dtype)
     masks = replace_gradient((logits > 0).to(soft.dtype), soft)
     masks = torch.cat([masks[:, :_ROUTE], told, masks[:, _ROUTE:]], 1)

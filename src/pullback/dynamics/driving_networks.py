@@ -88,9 +88,9 @@ class DrivingPlanner(nn.Module):
             else:
                 self.stages[name] = nn.Sequential(nn.Linear(channels, size), nn.ReLU())
             channels = size
-        law = nn.Linear(channels, 4)
-        nn.init.constant_(law.bias, 4.0)
-        self.stages["law"] = nn.Sequential(law, nn.Softplus())
+        self.stages["law"] = nn.Sequential(nn.Linear(channels, 4), nn.Softplus())
+        _begin(self, last=self.stages["law"][0])
+        nn.init.constant_(self.stages["law"][0].bias, 4.0)
 
     def forward(self, masks: Float[Tensor, "batch channels 32 32"]) -> dict[str, Tensor]:
         """Return what follows each layer, by name.
@@ -179,6 +179,24 @@ class GroundPerception(nn.Module):
         self.above = nn.Sequential(nn.Flatten(), nn.Linear(16 * 4 * 24, 32), relu, nn.Linear(32, wide))
         self.last = nn.Sequential(nn.Conv2d(wide, wide, 3, 1, 1), relu)
         self.head = nn.Sequential(nn.Conv2d(wide, 4 * masks, 1), nn.PixelShuffle(2))
+        _begin(self, last=self.head[0])
+
+    @torch.no_grad()
+    def expect(self, rates: Float[Tensor, "masks"]) -> None:
+        """Begin with logits around those of how often a cell of each mask is set: rare ones are found much sooner.
+
+        Args:
+            rates: ``[masks]`` in (0, 1).
+
+        Raises:
+            TypeError: they are not floating.
+            ValueError: they have another shape or range.
+        """
+        bias = self.head[0].bias
+        check_shape("rates", check_floating("rates", rates), (len(bias) // 4,))
+        if not bool(((rates > 0) & (rates < 1)).all()):
+            raise ValueError(f"rates must be in (0, 1), got {rates.tolist()}")
+        bias.copy_(rates.logit().repeat_interleave(4))
 
     def forward(self, images: Float[Tensor, "batch channels 48 96"]) -> GroundView:
         """Return features and logits.
@@ -197,3 +215,12 @@ class GroundPerception(nn.Module):
         above = self.above(stem[:, :, :4])[..., None, None]
         features = self.last(near + above + F.interpolate(self.back(self.deep(near)), scale_factor=2))
         return GroundView(features, self.head(features))
+
+
+def _begin(network: nn.Module, last: nn.Module) -> None:
+    """Draw weights such that layers keep the size of what passes, and a third of that in the last one."""
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)
+    last.weight.data.mul_(0.3)

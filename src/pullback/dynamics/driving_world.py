@@ -43,6 +43,11 @@ from pullback.dynamics.driving_views import render_masks
 
 __all__ = ["DrivingEvents", "DrivingScores", "DrivingWorld", "RoadAhead"]
 
+_TINTS = [
+    *([0.35, 0.35, 0.35], [0.24, 0.51, 0.24], [0.9, 0.86, 0.35], [0.24, 0.24, 1.0]),
+    *([0.24, 0.55, 0.78], [1.0, 0.0, 1.0], [0.78, 0.47, 0.78], [1.0, 0.0, 0.0]),
+]  # of the masks, red, green, blue
+
 
 class RoadAhead(NamedTuple):
     """Metres from the front of the ego vehicle, along its route, to what is on it; ``inf`` beyond 30.
@@ -246,7 +251,13 @@ class DrivingWorld:
         return RoadAhead(gap(circles(state.vehicles).flatten(1, 2), 2.2, 1.1), gap(soon, 1.8, 0.3), line)
 
     def allowed_speed(
-        self, state: DrivingState, *, fastest: float = 8.0, braking: float = 3.0, sideways: float = 3.0
+        self,
+        state: DrivingState,
+        *,
+        fastest: float = 8.0,
+        braking: float = 3.0,
+        sideways: float = 3.0,
+        coasting: int = 0,
     ) -> Float[Tensor, "batch"]:
         r"""Return the speed at which a careful driver goes: what stops 2 m before the next thing, and rounds bends.
 
@@ -258,6 +269,8 @@ class DrivingWorld:
             fastest: v_max > 0 [m/s].
             braking: b > 0 [m/s^2].
             sideways: c > 0, the acceleration to the side [m/s^2].
+            coasting: >= 0; the least of now and after each of so many steps without pedal and steering is returned,
+                for who drives by what will be.
 
         Returns:
             ``[batch]`` [m/s], without derivatives.
@@ -267,11 +280,17 @@ class DrivingWorld:
         """
         for name, value in (("fastest", fastest), ("braking", braking), ("sideways", sideways)):
             check_positive(name, value)
+        check_integer("coasting", coasting, 0)
         gap = torch.stack(self.road_ahead(state)).amin(0).detach()
         place = (state.progress / SPACING).round().long()[:, None] + torch.arange(0, 21, 2, device=gap.device)
         bend = pick(state.route, place)[..., 2].diff().abs().amax(1) / (2 * SPACING)
         stopping, bending = (2 * braking * (gap - 2).clamp(min=0)).sqrt(), (sideways / bend.clamp(min=1e-6)).sqrt()
-        return torch.minimum(stopping, bending).clamp(max=fastest)
+        now = torch.minimum(stopping, bending).clamp(max=fastest)
+        if not coasting:
+            return now
+        words = {"fastest": fastest, "braking": braking, "sideways": sideways}
+        later = self.step(state, torch.zeros_like(state.ego[:, :2]))
+        return torch.minimum(now, self.allowed_speed(later, coasting=coasting - 1, **words))
 
     def reward(self, state: DrivingState, allowed: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
         r"""Return how well the ego vehicle keeps a speed and its route, with derivatives in where it is.
@@ -337,6 +356,20 @@ class DrivingWorld:
         """
         self._check(state)
         return render_masks(state)
+
+    @staticmethod
+    def paint(masks: Bool[Tensor, "*batch masks rows columns"]) -> Float[Tensor, "*batch 3 rows columns"]:
+        """Return a picture of masks, of colours in [0, 1]: route green, vehicles blue, walkers magenta, red lights red.
+
+        Raises:
+            ValueError: there are not the eight of :attr:`MASKS`.
+        """
+        check_shape("masks", masks, (8, None, None))
+        tints = masks.new_tensor(_TINTS, dtype=torch.float32)
+        picture = torch.zeros(*masks.shape[:-3], 3, *masks.shape[-2:], device=masks.device)
+        for k in (0, 1, 2, 4, 3, 6, 5, 7):  # what moves over what does not, now over before
+            picture = torch.where(masks[..., k : k + 1, :, :] > 0, tints[k, :, None, None], picture)
+        return picture
 
     def _traffic(self, ego: Tensor, route: Tensor, rand: Callable[..., Tensor]) -> Tensor:
         """Places in lanes, 12 m apart and not beside the ego vehicle, those on its route more often."""
