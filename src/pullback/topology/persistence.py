@@ -90,8 +90,8 @@ def persistence(
     Raises:
         ImportError: gudhi is needed and not installed.
         TypeError: ``x`` is not floating, ``degrees`` no integers, simplices no integers.
-        ValueError: a shape does not fit, a value is NaN or infinite where it must not be, distances are not symmetric or
-            negative, a degree is negative or there twice, a simplex names a vertex that is not there, or the reference
+        ValueError: a shape does not fit, a value is NaN or infinite where it must not be, distances are negative or not
+            symmetric, a degree is negative or there twice, a simplex names a vertex that is not there, or the reference
             would have to reduce too large a complex.
 
     Example:

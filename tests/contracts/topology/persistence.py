@@ -230,7 +230,7 @@ CONTRACTS = [
         half=True,
         bad=[
             Bad((torch.rand(4),), {}, ValueError, r"simplices must hold vertices below 4"),
-            Bad((torch.tensor([0.0, 1, 2, 3, torch.inf]),), {}, ValueError, "x must be finite"),
+            Bad((torch.tensor([0.0, 1, 2, 3, -torch.inf]),), {}, ValueError, "x must be finite"),
         ],
         **_OPEN,
     ),
