@@ -275,8 +275,8 @@ def _draw(lab: Lab, model: RationaleModel, test: Texts, vocabulary: tuple[str, .
         caption="Unseen snippets: the fifth of the words that the extractor takes (marked) and the words that VADER "
         "rates (bold). Trained with highlights on a tenth of the snippets, last replicate.",
     )
-    caption = "On films that were not seen; cosines to exact gradients of 20 losses of three of ten."
-    lab.bars("comprehensiveness", "sufficiency", "AUPRC", "cosine of 20 draws", caption=caption)
+    lab.bars("comprehensiveness", "sufficiency", "AUPRC", caption="On films that were not seen.")
+    lab.bars("cosine of the mean gradient", "cosine of 20 draws", caption="To exact gradients of three of ten.")
     caption = "How far AIMLE pushes relative to the scores, and how many entries of a gradient are not 0."
     lab.curves("perturbation", "entries", log=False, caption=caption)
 
