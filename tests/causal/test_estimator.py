@@ -70,6 +70,8 @@ def test_bad_arguments_are_refused_when_fitted() -> None:
         causal.StructureEstimator("dagmma").fit(x)
     with pytest.raises(ValueError, match="threshold must be >= 0"):
         causal.StructureEstimator(threshold=-1.0).fit(x)
+    with pytest.raises(ValueError, match=r"X must have shape \(n, d\), got \(2, 20, 3\)"):
+        causal.StructureEstimator().fit(np.stack([x, x]))
     x[3, 1] = np.nan
     with pytest.raises(ValueError, match="finite"):
         causal.StructureEstimator().fit(x)

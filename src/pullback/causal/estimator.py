@@ -88,6 +88,8 @@ class StructureEstimator:
         check_scalar("threshold", self.threshold, zero=True)
         data = X.detach() if isinstance(X, Tensor) else torch.from_numpy(np.array(X, dtype=np.float64))
         data = data.double()
+        if data.ndim != 2:
+            raise ValueError(f"X must have shape (n, d), got {tuple(data.shape)}")
         moments = second_moments(data)
         if self.standardise:
             data = (data - data.mean(0)) / moments.diagonal().sqrt()
