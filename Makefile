@@ -30,9 +30,9 @@ $(BENCH): pyproject.toml constraints.txt
 	@test -x $(BENCH_VENV)/bin/python || $(BENCH_PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install -q --upgrade pip setuptools wheel
 	$(BENCH_VENV)/bin/python -m pip install -q -c constraints.txt -e '.[lab,kernels,bench]'
-	@# Peers that name older versions of numpy, typeguard or pip than they run with.
+	@# Peers that name older versions of numpy, typeguard or pip than they run with, or a test runner.
 	$(BENCH_VENV)/bin/python -m pip install -q --no-deps 'qpth>=0.0.18' 'torchsde>=0.2.6' 'trampoline>=0.1.2' \
-		'torchode>=1.0.1' 'torchtyping>=0.1.5' 'typeguard<3' 'torch-topological>=0.1.8' 'giotto-ph>=0.2.4'
+		'torchode>=1.0.1' 'torchtyping>=0.1.5' 'typeguard<3' 'pypose>=0.9' 'torch-topological>=0.1.8' 'giotto-ph>=0.2.4'
 	@# Its authors keep it on GitHub alone.
 	@$(BENCH_VENV)/bin/python -m pip install -q --no-build-isolation --no-deps \
 		'notears @ git+https://github.com/xunzheng/notears@4a9ab19fe502e392503da331773c5223d82d3666' \

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -69,6 +70,29 @@ class LinearGaussian:
         return _normal(
             x @ self.emission.mT, covariance_factor("observation_noise", self.observation_noise).unsqueeze(-3)
         )
+
+    def prepared(self) -> Any:
+        """Return the same three laws, with their covariances factored once for all times; self with laws of its own."""
+        if any(getattr(type(self), law) is not getattr(LinearGaussian, law) for law in ("transition", "observation")):
+            return self
+        q = covariance_factor("process_noise", self.process_noise).unsqueeze(-3)
+        return _Prepared(self, q, covariance_factor("observation_noise", self.observation_noise).unsqueeze(-3))
+
+
+class _Prepared:
+    def __init__(self, model: LinearGaussian, process: Tensor, observation: Tensor) -> None:
+        self.initial = model.initial
+        self.a, self.c = model.dynamics.mT, model.emission.mT
+        self.q, self.r = (factor.to(model.mean.dtype) for factor in (process, observation))
+        self.size = _log_size(self.r.squeeze(-3))
+
+    def transition(self, x: Tensor) -> Law:
+        return _normal(x @ self.a, self.q)
+
+    def observation(self, x: Tensor) -> Law:
+        law = _normal(x @ self.c, self.r)
+        law.size = self.size
+        return law
 
 
 @dataclass(frozen=True)
@@ -192,5 +216,45 @@ def _check_fields(model: object, more: dict[str, tuple[int, ...]], d: int, k: in
     check_broadcast(**{n: tuple(v.shape[: -1 if n == "mean" else -2]) for n, v in tensors.items()})
 
 
-def _normal(mean: Tensor, factor: Tensor) -> Law:
-    return torch.distributions.MultivariateNormal(mean, scale_tril=factor.to(mean.dtype), validate_args=False)
+class _Normal(torch.distributions.MultivariateNormal):
+    """The same, quicker where many means share one factor: ``[*batch, 1, d, d]`` beside ``[*batch, n, d]``."""
+
+    size: Tensor | None = None
+    """Logarithm of the density at the mean, negative, where it is known."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        factor = self._shared()
+        if factor is None:
+            return cast(Tensor, super().rsample(torch.Size(sample_shape)))
+        draws = torch.empty(self._extended_shape(torch.Size(sample_shape)), dtype=factor.dtype, device=factor.device)
+        draws.normal_()
+        if draws.ndim == 2 and self.loc.shape == draws.shape:
+            return torch.addmm(self.loc, draws, factor.mT)
+        return self.loc + draws @ factor.mT
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        factor = self._shared()
+        if factor is None:
+            return cast(Tensor, super().log_prob(value))
+        white = torch.linalg.solve_triangular(factor.mT, value - self.loc, upper=True, left=False)
+        return white.square().sum(-1) * -0.5 - (_log_size(factor) if self.size is None else self.size)
+
+    def _shared(self) -> Tensor | None:
+        factor = self._unbroadcasted_scale_tril
+        return factor.squeeze(-3) if factor.ndim > 2 and factor.shape[-3] == 1 and self.loc.ndim > 1 else None
+
+
+def _log_size(factor: Tensor) -> Tensor:
+    """``[*batch, 1]``, of the factor ``[*batch, d, d]``: minus the logarithm of the density at the mean."""
+    logs = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+    return logs + factor.shape[-1] * math.log(2 * math.pi) / 2
+
+
+def _normal(mean: Tensor, factor: Tensor) -> _Normal:
+    law = _Normal.__new__(_Normal)
+    batch, law.loc, law._unbroadcasted_scale_tril = mean.shape[:-1], mean, factor.to(mean.dtype)
+    if factor.shape[:-2] not in (batch[-1:], (1,)) and factor.shape[:-2] != (*batch[:-1], 1):
+        batch = torch.broadcast_shapes(factor.shape[:-2], batch)
+        law.loc = mean.expand(*batch, mean.shape[-1])
+    torch.distributions.Distribution.__init__(law, batch, mean.shape[-1:], validate_args=False)
+    return law

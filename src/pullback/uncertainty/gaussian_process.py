@@ -20,7 +20,8 @@ from pullback.core.checks import (
 )
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Tensor
-from pullback.core.transforms import can_look
+from pullback.core.transforms import can_look, transform_running
+from pullback.uncertainty.process_evidence import evidence, squared_distances
 
 __all__ = ["RBF", "Cholesky", "GaussianProcess", "Kernel", "Matern", "Periodic", "Prediction", "cholesky"]
 
@@ -124,8 +125,7 @@ class Kernel(nn.Module):
         check_same_dtype(x=x, y=y)
         batch = tuple(self.log_outputscale.shape)
         check_broadcast(x=tuple(x.shape[:-2]), y=tuple(y.shape[:-2]), hyperparameters=batch)
-        difference = x[..., :, None, :] - y[..., None, :, :]
-        return self.log_outputscale.exp()[..., None, None] * self._correlation(difference)
+        return self.log_outputscale.exp()[..., None, None] * self._correlations(x, y)
 
     def diagonal(self, x: Float[Tensor, "*#batch n d"]) -> Float[Tensor, "*batch n"]:
         """Return the variance at each point.
@@ -135,6 +135,20 @@ class Kernel(nn.Module):
         """
         scale = self.log_outputscale.exp()[..., None]
         return scale.expand(torch.broadcast_shapes(scale.shape, x.shape[:-1]))
+
+    def _correlations(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._correlation(x[..., :, None, :] - y[..., None, :, :])
+
+    def _squares(self, x: Tensor, y: Tensor) -> Tensor:
+        """Squared distances of all pairs in length scales, as far as there are kernels with a value."""
+        plain = can_look(x) and not transform_running() and x.dtype in (torch.float32, torch.float64)
+        if plain and x.numel() and y.numel():
+            scale = (-self.log_lengthscale).exp()[..., None, :]
+            near, far = x * scale, y * scale
+            # beyond, differences of points in length scales would lose more than half of the digits
+            if max(float(z.detach().abs().max()) for z in (near, far)) < 0.25 * torch.finfo(x.dtype).eps ** -0.5:
+                return squared_distances(near, far)
+        return self._scaled(x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
 
     def _scaled(self, difference: Tensor) -> Tensor:
         """In length scales, within a bound beyond which no kernel has a value, so that no square overflows."""
@@ -156,8 +170,8 @@ class RBF(Kernel):
         tensor([[1.0000, 0.6065]])
     """
 
-    def _correlation(self, difference: Tensor) -> Tensor:
-        return torch.exp(-0.5 * self._scaled(difference).square().sum(-1))
+    def _correlations(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._squares(x, y))
 
 
 class Matern(Kernel):
@@ -198,8 +212,8 @@ class Matern(Kernel):
             raise ValueError(f"nu must be 0.5, 1.5 or 2.5, got {nu}")
         self.nu = nu
 
-    def _correlation(self, difference: Tensor) -> Tensor:
-        squared = self._scaled(difference).square().sum(-1)
+    def _correlations(self, x: Tensor, y: Tensor) -> Tensor:
+        squared = self._squares(x, y)
         apart = squared > 0
         r = math.sqrt(2 * self.nu) * torch.where(apart, squared, 1).sqrt()  # safe: no slope of a root at 0
         factor = {0.5: 1 + 0 * r, 1.5: 1 + r, 2.5: 1 + r + r.square() / 3}[self.nu]
@@ -317,6 +331,10 @@ class GaussianProcess(nn.Module):
         Raises:
             TypeError, ValueError: the tensors do not fit, there is no point, or :func:`cholesky` fails.
         """
+        if can_look(x) and not transform_running():
+            wide, residual = self._residual(x, y)
+            covariance, noise = self.kernel(x, x).to(wide), self.noise.to(wide)
+            return evidence(lambda matrix: cholesky(matrix).factor, covariance, noise, residual).to(x.dtype)
         factor, _, residual = self._factor(x, y)
         white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)[..., 0]
         logs = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -440,13 +458,18 @@ class GaussianProcess(nn.Module):
 
     def _factor(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the data's covariance, its jitter, and the data without the mean."""
+        wide, residual = self._residual(x, y)
+        eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+        covariance = self.kernel(x, x) + self.noise[..., None, None] * eye
+        factor, jitter = cholesky(covariance.to(wide))
+        return factor, jitter, residual
+
+    def _residual(self, x: Tensor, y: Tensor) -> tuple[torch.dtype, Tensor]:
+        """The dtype to compute in, and the data without the mean."""
         check_same_dtype(x=check_floating("x", x), y=check_floating("y", y))
         if x.ndim < 2 or y.shape != x.shape[:-1] or not x.shape[-2]:
             raise ValueError(
                 f"y must have one value for each of at least one point, got {tuple(y.shape)} and x {tuple(x.shape)}"
             )
-        eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-        covariance = self.kernel(x, x) + self.noise[..., None, None] * eye
         wide = torch.promote_types(x.dtype, torch.float32)
-        factor, jitter = cholesky(covariance.to(wide))
-        return factor, jitter, (y - self.mean[..., None]).to(wide)
+        return wide, (y - self.mean[..., None]).to(wide)

@@ -13,7 +13,7 @@ from pullback.core.checks import check_choice, check_finite, check_floating, che
 from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Tensor
 from pullback.core.transforms import can_look
-from pullback.uncertainty.resampling import DegenerateWeights, check_particles, check_weights, resample
+from pullback.uncertainty.resampling import DegenerateWeights, check_particles, check_weights, drawn_again, resample
 from pullback.uncertainty.weights import effective_sample_size
 
 __all__ = ["ParticleFiltered", "StateSpaceModel", "particle_filter"]
@@ -24,8 +24,9 @@ class StateSpaceModel(Protocol):
     """What a particle filter asks of a model: laws with ``rsample`` and ``log_prob``, as of torch.distributions.
 
     A model may also have ``proposal(x, y)``: the law of the next states given the last ones ``[*batch, n, d]``
-    (``None`` at the first time) and the observation ``[*batch, 1, k]``, or ``None`` for the model's own law. Where
-    ``rsample`` is differentiable, so is all that follows.
+    (``None`` at the first time) and the observation ``[*batch, 1, k]``, or ``None`` for the model's own law; and
+    ``prepared()``: an object with the same laws that computes once what they share over the times. Where ``rsample`` is
+    differentiable, so is all that follows.
     """
 
     def initial(self) -> Any:
@@ -140,6 +141,7 @@ def _filter(
 ) -> ParticleFiltered:
     batch = y.shape[: y.ndim - 2]
     propose = getattr(model, "proposal", lambda x, seen: None)
+    model = model.prepared() if callable(getattr(model, "prepared", None)) else model
     if start is not None:
         points, log_weights = start
         check_particles(points, log_weights)
@@ -148,13 +150,17 @@ def _filter(
         check_weights(log_weights, " of start")
         log_weights = log_weights - log_weights.logsumexp(-1, keepdim=True)
     means, increments, sizes = [], [], []
+    looked = False  # whether the arguments of resampling were
     for t, now in enumerate(y.unbind(-2)):
         seen = now.unsqueeze(-2)
         if t == 0 and start is None:
             law, past = model.initial(), None
             log_weights = y.new_full((*batch, n), -math.log(n))
         else:
-            points, log_weights = _renewed(points, log_weights, resampling, threshold, generator, options)
+            size = sizes[-1] if sizes else effective_sample_size(log_weights.detach())
+            points, log_weights, looked = _renewed(
+                points, log_weights, size, resampling, threshold, generator, options, looked
+            )
             law, past = None, points
         q = propose(past, seen)
         if q is None:
@@ -169,9 +175,10 @@ def _filter(
             raise ValueError(f"log_prob must have shape {tuple(log_weights.shape)}, got {tuple(gain.shape)}")
         log_weights = log_weights + gain
         increment, log_weights = _normalised(log_weights, t, degenerate, n)
-        means.append((log_weights.exp().unsqueeze(-1) * points).sum(-2))
+        weights = log_weights.exp()
+        means.append((weights.unsqueeze(-2) @ points).squeeze(-2))
         increments.append(increment)
-        sizes.append(effective_sample_size(log_weights.detach()))
+        sizes.append(1 / weights.detach().square().sum(-1))
     found = torch.stack(increments, -1)
     return ParticleFiltered(torch.stack(means, -2), points, log_weights, found, found.sum(-1), torch.stack(sizes, -1))
 
@@ -179,44 +186,52 @@ def _filter(
 def _renewed(
     points: Tensor,
     log_weights: Tensor,
+    size: Tensor,
     method: str,
     threshold: float,
     generator: torch.Generator | None,
     options: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
-    """Return particles, resampled in the series where few of them count."""
-    low = effective_sample_size(log_weights.detach()) < threshold * points.shape[-2]
+    looked: bool,
+) -> tuple[Tensor, Tensor, bool]:
+    """Return particles, resampled in the series where few of them count, and whether they ever were."""
+    low = size < threshold * points.shape[-2]
     every = threshold >= 1
-    if not every and can_look(low) and not bool(low.any()):
-        return points, log_weights
-    new = resample(points, log_weights, method=method, generator=generator, **options)
+    if not every and can_look(low):
+        how_many = int(low.sum())
+        if not how_many:
+            return points, log_weights, looked
+        every = how_many == low.numel()
+    if looked and method != "transport" and options.keys() <= {"scheme", "mixture", "epsilon"}:
+        scheme, mixture, n = options.get("scheme", "systematic"), options.get("mixture", 0.5), points.shape[-2]
+        new = drawn_again(points, log_weights, method, n, scheme, mixture, generator, normalised=True)
+    else:
+        new = resample(points, log_weights, method=method, generator=generator, **options)
     if every:
-        return new.points, new.log_weights
+        return new.points, new.log_weights, True
     return (
         torch.where(low[..., None, None], new.points, points),
         torch.where(low[..., None], new.log_weights, log_weights),
+        True,
     )
 
 
 def _normalised(log_weights: Tensor, t: int, degenerate: str, n: int) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the sum of weights, and weights of sum one."""
+    total = log_weights.logsumexp(-1, keepdim=True)
+    if not can_look(total) or bool(total.isfinite().all()):
+        return total.squeeze(-1), log_weights - total
     top = log_weights.detach().amax(-1, keepdim=True)
     lost = top == -torch.inf
-    if can_look(top) and not bool(top.isfinite().all()):
-        if bool((top.isnan() | (top == torch.inf)).any()):
-            raise ValueError(
-                f"log_prob must be finite or -inf, got {float(top[~top.isfinite() & ~lost][0])} at time {t}"
-            )
-        if degenerate == "raise":
-            raise DegenerateWeights(
-                f"no particle has any weight at time {t}: more particles, a wider proposal or observation law may "
-                'help, or degenerate="reset"'
-            )
-        held = torch.where(lost, -math.log(n), log_weights)
-        total = held.logsumexp(-1, keepdim=True)
-        return torch.where(lost, -torch.inf, total).squeeze(-1), held - total
-    total = log_weights.logsumexp(-1, keepdim=True)
-    return total.squeeze(-1), log_weights - total
+    if bool((top.isnan() | (top == torch.inf)).any()):
+        raise ValueError(f"log_prob must be finite or -inf, got {float(top[~top.isfinite() & ~lost][0])} at time {t}")
+    if degenerate == "raise":
+        raise DegenerateWeights(
+            f"no particle has any weight at time {t}: more particles, a wider proposal or observation law may "
+            'help, or degenerate="reset"'
+        )
+    held = torch.where(lost, -math.log(n), log_weights)
+    total = held.logsumexp(-1, keepdim=True)
+    return torch.where(lost, -torch.inf, total).squeeze(-1), held - total
 
 
 def _drawn(law: Any, batch: torch.Size, n: int) -> Tensor:

@@ -21,7 +21,7 @@ from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Int, Scalar, Tensor
 from pullback.core.transforms import can_look
 
-__all__ = ["DegenerateWeights", "Resampled", "ancestors", "check_particles", "check_weights", "resample"]
+__all__ = ["DegenerateWeights", "Resampled", "ancestors", "check_particles", "check_weights", "drawn_again", "resample"]
 
 _SCHEMES = ("systematic", "stratified", "multinomial")
 _METHODS = (*_SCHEMES, "soft", "stop-gradient", "transport")
@@ -120,10 +120,31 @@ def resample(
         if m != n:
             raise ValueError(f"count must be {n}, the number of points, for transport, got {m}")
         return _transported(points, log_weights, epsilon)
+    return drawn_again(points, log_weights, method, m, scheme, mixture, generator)
+
+
+def drawn_again(
+    points: Tensor,
+    log_weights: Tensor,
+    method: str,
+    m: int,
+    scheme: str,
+    mixture: float,
+    generator: torch.Generator | None,
+    *,
+    normalised: bool = False,
+) -> Resampled:
+    """:func:`resample` for the methods that draw, its arguments looked at before; ``normalised``: the weights' sum is
+    one, whatever they depend on.
+    """
+    n = points.shape[-2]
     wide = log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
-    total = wide.logsumexp(-1, keepdim=True)
-    log_p = wide - total
-    share = total - math.log(m)
+    if normalised:
+        log_p, share = wide, wide.new_full((*wide.shape[:-1], 1), -math.log(m))
+    else:
+        total = wide.logsumexp(-1, keepdim=True)
+        log_p = wide - total
+        share = total - math.log(m)
     if method == "soft" and mixture < 1:
         even = log_p.new_full((), math.log1p(-mixture) - math.log(n))
         log_q = torch.logaddexp(log_p + math.log(mixture), even) if mixture > 0 else even.expand_as(log_p)
