@@ -75,8 +75,17 @@ def replace_gradient(hard: Tensor, soft: Tensor) -> Tensor:
             f"hard and soft must agree, got {tuple(hard.shape)} {hard.dtype} and {tuple(soft.shape)} {soft.dtype}"
         )
     general = torch.compiler.is_compiling() or transform_running()
+    if not general and type(soft) is Tensor and soft.stride() == hard.stride() and _is_dense(soft):
+        # A copy with other numbers: several times faster than a function of Python's.
+        copy = soft.clone()
+        copy.detach().copy_(hard.detach())
+        return copy
     result: Tensor = (_ReplaceGradient if general else _ReplaceGradientPlainly).apply(hard.detach(), soft)
     return result
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.layout is torch.strided and x.is_contiguous()
 
 
 def nested_forward_mode() -> Any:

@@ -299,6 +299,8 @@ def _concerned(context: Context, rule: Rule, soft: bool) -> bool:
 def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
     hard = func(*args, **kwargs)
     try:
+        if func in QUOTIENTS and rule.group == "rounding" and kwargs.get("rounding_mode") is None:
+            return _unruled(context, func, hard, args, kwargs)
         given, named = (args, kwargs) if rule.group in ("comparison", "order") else _copied((args, kwargs))
         lifted = any_law((args, kwargs))
         if lifted:

@@ -7,6 +7,7 @@ name                                            what for
 ``_C.DisableTorchFunctionSubclass``             calls that modes see and subclasses do not
 ``Tensor._make_subclass``                       soft tensors share the memory of the plain ones
 ``Tensor._version``, ``Tensor._base``           changes in place; the tensor of which one is a view
+``_C._len_torch_function_stack``                whether no function mode is active
 ``_C._set_grad_enabled``                        what the start and the end of ``no_grad`` call
 ``_C._functorch``                               values below the transforms of ``torch.func``
 ``autograd.forward_ad._current_level``          whether forward mode is under way
@@ -52,6 +53,8 @@ __all__ = [
 unseen = torch._C.DisableTorchFunction
 """Context: neither a function mode nor a subclass sees a call."""
 
+_modes: Callable[[], int] = torch._C._len_torch_function_stack
+
 set_grad_enabled = torch._C._set_grad_enabled
 """What a mode sees where a region without gradients starts and ends."""
 
@@ -66,6 +69,8 @@ def version(x: Tensor) -> int:
         >>> version(torch.zeros(1).add_(1)) - version(torch.zeros(1))
         1
     """
+    if type(x) is Tensor and not _modes():
+        return x._version
     with unseen():
         return x._version
 

@@ -22,6 +22,7 @@ A law is an attribute of the tensor it belongs to, lives as long, and is void on
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -180,6 +181,8 @@ def jump_law(
         if point == MEAN or mean.numel() == 0 or unit == 0:
             return mean
         deviation = mean - hard
+        if point == NEAREST_HALF_WAY and can_look(deviation):
+            return _half_way(hard, mean, deviation, [_jump_probability(t) for t in soft], unit)
         if point == EACH_HALF_WAY:
             each = deviation.abs() / unit if not soft else None if is_written else _own_probability(soft, hard.shape)
             if each is not None:
@@ -196,6 +199,17 @@ def jump_law(
 
     whole = Lazy(lambda: True) if is_whole else None
     return Law(compute, distribution or Lazy(lambda: None), pure=is_pure, whole=whole)
+
+
+def _half_way(hard: Tensor, mean: Tensor, deviation: Tensor, jumps: list[Tensor], unit: float) -> Tensor:
+    """``hard`` and half of the way to where the nearest element would jump; its mean where that is not far."""
+    likely = [float(jump) for jump in jumps] or [float(deviation.abs().amax()) / unit]
+    p = max(likely) if all(map(math.isfinite, likely)) else math.nan
+    near = torch.finfo(mean.dtype).eps ** 0.5 < p < 0.5
+    moved = torch.add(hard, deviation, alpha=0.5 / p) if near else mean
+    if math.isfinite(deviation.sum()):
+        return moved
+    return torch.where(torch.isfinite(deviation), moved if near else hard + deviation, mean)
 
 
 def _own_probability(soft: list[SoftTensor], shape: torch.Size) -> Tensor | None:
@@ -306,6 +320,24 @@ def lift(arguments: Any, point: int) -> Any:
     return arguments
 
 
+def _values_at(arguments: Any, point: int) -> Any:
+    """The same without a gradient, as a law computes its points from those of others."""
+    if isinstance(arguments, Tensor):
+        law = law_of(arguments)
+        if law is None:
+            return arguments
+        try:
+            return law.point(point)()
+        except Stale:
+            return arguments
+    if isinstance(arguments, dict):
+        return {key: _values_at(item, point) for key, item in arguments.items()}
+    if isinstance(arguments, tuple | list):
+        items = [_values_at(item, point) for item in arguments]
+        return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
+    return arguments
+
+
 def follow(function: Any, hard: Any, args: Any, kwargs: Any, collapsed: Callable[[], None] = lambda: None) -> Any:
     """Return ``hard = function(*args, **kwargs)``, one of :data:`FOLLOWS`, with its derivative at the right place.
 
@@ -346,7 +378,7 @@ def follow(function: Any, hard: Any, args: Any, kwargs: Any, collapsed: Callable
         check()
         if point == EACH_HALF_WAY and joins:
             point = NEAREST_HALF_WAY
-        return function(*lift(args, point), **lift(kwargs, point))
+        return function(*_values_at(args, point), **_values_at(kwargs, point))
 
     def parents(point: int) -> list[Lazy[Any]]:
         return [law.point(NEAREST_HALF_WAY if point == EACH_HALF_WAY and joins else point) for law in laws]

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 
@@ -31,8 +32,7 @@ _USER, _PASSED, _PLAIN = range(3)
 _kinds: dict[str, int] = {}
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """A line of the user's source."""
 
     file: str

@@ -183,17 +183,21 @@ def tensors_in(arguments: Any) -> list[Tensor]:
     """
     if isinstance(arguments, Tensor):
         return [arguments]
-    if isinstance(arguments, dict):
-        arguments = arguments.values()
-    elif not isinstance(arguments, tuple | list):
-        return []
     found: list[Tensor] = []
-    for item in arguments:
+    if isinstance(arguments, _NESTED):
+        _collect(arguments, found)
+    return found
+
+
+_NESTED = (tuple, list, dict)
+
+
+def _collect(arguments: Any, found: list[Tensor]) -> None:
+    for item in arguments.values() if isinstance(arguments, dict) else arguments:
         if isinstance(item, Tensor):
             found.append(item)
-        elif isinstance(item, tuple | list | dict) and item:
-            found += tensors_in(item)
-    return found
+        elif isinstance(item, _NESTED) and item:
+            _collect(item, found)
 
 
 def is_active(value: Any) -> bool:
@@ -216,7 +220,7 @@ def is_active(value: Any) -> bool:
 
 def any_active(arguments: Iterable[Any]) -> bool:
     """Return whether a derivative can pass through any tensor of the nested arguments."""
-    return any(is_active(tensor) for tensor in tensors_in(arguments))
+    return any(map(is_active, tensors_in(arguments)))
 
 
 def soft_value(value: Any) -> Any:

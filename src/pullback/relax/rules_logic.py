@@ -20,7 +20,7 @@ from pullback.relax.ranking import compare_with_places
 from pullback.relax.rules import PASS, Discrete, Dropped, Integer, as_they_are, is_active, lazy, relaxes, soft_value
 from pullback.relax.rules_flow import atoms_behind
 from pullback.relax.settings import Settings
-from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain, tossed
+from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor, plain, tossed, truth_values
 
 __all__ = ["probability", "select", "selection", "with_atoms"]
 
@@ -107,9 +107,9 @@ def _decided_alone(function: Callable[..., Tensor], hard: Tensor, args: tuple[An
 
     def probability() -> Tensor:
         p = p_true()
-        truth = p.new_ones((), dtype=torch.bool)
-        yes, no = (function(*((t, other) if first else (other, t))).to(p.dtype) for t in (truth, ~truth))
-        return (p * yes + (1 - p) * no).expand(hard.shape)
+        truths = truth_values(p.device)
+        no, yes = (function(*((t, other) if first else (other, t))).to(p.dtype) for t in truths)
+        return torch.addcmul(no, p, yes - no).expand(hard.shape)
 
     late = Lazy(probability, [p_true])
     late.alone = True
@@ -449,7 +449,8 @@ def select(condition: Any, input: Any, other: Any) -> Tensor:
     if not (_surely_finite(input) and _surely_finite(other)):
         finite = _finite(input, p) & _finite(other, p)
         p = torch.where(finite, p, plain(condition).to(p.dtype))
-    return discrete.where(p, input, other)
+        return discrete.where(p, input, other)
+    return p * input + (1 - p) * other
 
 
 def _surely_finite(branch: Any) -> bool:
@@ -460,7 +461,7 @@ def _surely_finite(branch: Any) -> bool:
         return True
     if wrapped(branch):
         return False
-    return bool(torch.isfinite(branch.detach().sum()))
+    return math.isfinite(branch.detach().sum())
 
 
 def _finite(branch: Any, p: Tensor) -> Tensor:

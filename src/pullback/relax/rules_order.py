@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
+from pullback.core.transforms import can_look
 from pullback.relax.internals import wrapped
 from pullback.relax.law import after_atoms, distribution_of, only_jumps, over_atoms, pure
 from pullback.relax.ordering import Ordering, behind, permutation_rows
@@ -102,8 +103,13 @@ def _extreme_position(
 
     def places(x: Tensor) -> Tensor:
         if dim is None or x.ndim == 0:
-            return block(x.reshape(-1), 0, **options)
-        return block(x, dim, **options).movedim(dim, -1)
+            x, along = x.reshape(-1), 0
+        else:
+            along = dim
+        width = _softmax_width(x, options)
+        if width is not None:
+            return torch.softmax(x / (width if largest else -width), along).movedim(along, -1)
+        return block(x, along, **options).movedim(along, -1)
 
     def distribution(x: Tensor) -> Distribution:
         along = None if dim is None else dim % max(x.ndim, 1)
@@ -122,6 +128,18 @@ def _extreme_position(
         after: Lazy[Any] = late if known is None else Lazy(lambda: late, [known])
         return Integer(after)
     return Integer(after_atoms(x, lazy(distribution, x)))
+
+
+def _softmax_width(x: Tensor, options: dict[str, Any]) -> float | None:
+    """The temperature where the largest entry of an ordering is the softmax itself: there nothing need be sorted."""
+    width: float = options["temperature"]
+    if options.get("method", "softsort") != "softsort" or x.dtype not in _WIDE or not x.numel() or not can_look(x):
+        return None
+    low, high = (float(end) for end in torch.aminmax(x.detach()))
+    return width if max(-low, high) / width < 1e30 and low == low else None
+
+
+_WIDE = (torch.float32, torch.float64)
 
 
 def _first_among_levels(input: Tensor, d: Distribution | None, along: int | None, largest: bool) -> Tensor | None:

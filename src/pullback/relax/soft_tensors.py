@@ -35,6 +35,7 @@ __all__ = [
     "is_untouched",
     "plain",
     "tossed",
+    "truth_values",
     "untouched",
 ]
 
@@ -147,10 +148,13 @@ class Lazy(Generic[T]):
             Exception: what ``compute`` raised, each time; :class:`Stale` where a source was overwritten before.
         """
         if self._compute is not None:
-            if getattr(_thread, "settling", False) and torch.is_grad_enabled():
+            if not torch.is_grad_enabled():
+                with _Settling(), torch.enable_grad():
+                    self._settle_in_order()
+            elif getattr(_thread, "settling", False):
                 self._settle_in_order()
             else:
-                with _Settling(), torch.enable_grad():
+                with _Settling():
                     self._settle_in_order()
         if self._error is not None:
             raise self._error
@@ -219,7 +223,7 @@ class Distribution(NamedTuple):
     def mean(self) -> Tensor:
         """``[*shape]`` expected value."""
         values = self.values
-        if values is _truth_values(self.probability.device):
+        if values is truth_values(self.probability.device):
             return self.probability[..., 1]
         dtype = torch.promote_types(self.probability.dtype, values.dtype)
         if values.is_floating_point() and not bool(physical(values.isfinite()).all()):
@@ -269,11 +273,12 @@ def tossed(p: Tensor) -> Distribution:
         >>> tossed(torch.tensor(0.25)).probability.tolist()
         [0.75, 0.25]
     """
-    return Distribution(torch.stack([1 - p, p], -1), _truth_values(p.device))
+    return Distribution(torch.stack([1 - p, p], -1), truth_values(p.device))
 
 
 @functools.cache
-def _truth_values(device: torch.device) -> Tensor:
+def truth_values(device: torch.device) -> Tensor:
+    """``[2]``: false and true, always the same tensor."""
     with below_all_transforms():
         return torch.tensor([False, True], device=device)
 
@@ -482,7 +487,7 @@ def attach(tensor: Tensor, name: str, value: Any) -> None:
 
 def attached(tensor: Any, name: str) -> Any:
     """Return what was noted of a tensor, ``None`` where nothing was or it was changed in place since."""
-    note = getattr(tensor, name, None)
-    if not isinstance(note, _Note):
+    note = tensor.__dict__.get(name) if isinstance(tensor, Tensor) else None
+    if note is None:
         return None
     return note.value if note.version == version(tensor) else None
