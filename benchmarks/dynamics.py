@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pullback.dynamics import MassSpring, PeriodicController, odeint, sdeint, steer, voxel_robot
-from pullback.lab.bench import Case
+from pullback.lab.bench import Case, Table
+from pullback.lab.measure import race
 
 
 class Problem(NamedTuple):
@@ -53,6 +54,7 @@ PLAIN = {"torchdiffeq odeint": partial(torchdiffeq, adjoint=False)}
 WAYS = (
     ("unrolled, shared step", {"adjoint": "unrolled", "shared_step": True}, PLAIN),
     ("unrolled", {"adjoint": "unrolled"}, PLAIN),
+    ("checkpoint, shared step", {"adjoint": "checkpoint", "shared_step": True}, {**BOUNDED, **PLAIN}),
     ("checkpoint", {"adjoint": "checkpoint"}, {**BOUNDED, **PLAIN}),
     ("backsolve", {"adjoint": "backsolve"}, BOUNDED),
 )
@@ -178,6 +180,67 @@ SPRING_CASES = [
         {"eager torch": partial(act, method="reference")},
     )
     for name, act in (("MassSpring.simulate", commanded), ("steer", steered))
+]
+
+
+def alone(problem: Problem, count: int) -> None:
+    """As many evaluations of the field in a row and the way back through them: what no solver can go below."""
+    y = problem.y0
+    for _ in range(count):
+        y = problem.field(problem.t, y)
+    y.square().sum().backward()
+
+
+def _limits() -> list[tuple[str, float, float, str]]:
+    rows = []
+    for batch, dim, hidden, times in ((1, 4, 20, 2), (128, 16, 64, 2), (128, 16, 64, 20)):
+        problem = setup(batch, dim, hidden, times)
+        for name, options, _ in WAYS[:2]:
+            count = odeint(problem.field, problem.y0, problem.t, rtol=1e-5, atol=1e-7, **options).evaluations
+            work = {"ours": partial(ours, problem, **options), "alone": partial(alone, problem, count)}
+            theirs = ""
+            try:
+                PLAIN["torchdiffeq odeint"](problem)
+                work["theirs"] = partial(PLAIN["torchdiffeq odeint"], problem)
+            except ModuleNotFoundError:
+                theirs = "not installed"
+            found = race(work, rounds=7, seconds=0.05)
+            theirs = theirs or f"{float(found.ratio('theirs', 'alone')):.2f}"
+            share = float(found.ratio("alone", "ours"))
+            rows.append((f"{name}, {batch} x {dim}, {hidden} tanh, {times} times", count, share, theirs))
+    return rows
+
+
+def _adjoints() -> list[tuple[str, float, float, float]]:
+    rows = []
+    for times in (2, 20):
+        problem, names = (
+            setup(128, 16, 64, times),
+            ("unrolled", "checkpoint", "symplectic", "interpolated", "backsolve"),
+        )
+        found = race({name: partial(ours, problem, adjoint=name) for name in names}, rounds=7, seconds=0.05)
+        for name in names:
+            solution = odeint(problem.field, problem.y0, problem.t, rtol=1e-5, atol=1e-7, adjoint=name)
+            solution.y.square().sum().backward()
+            counts = solution.evaluations, solution.backward_evaluations
+            rows.append((f"{name}, {times} times", *counts, float(found.ratio(name, "unrolled"))))
+    return rows
+
+
+TABLES = [
+    Table(
+        "odeint forward + backward against its field alone, evaluated as often: share of the field in our time, and "
+        "torchdiffeq's time over that of the field, the most that a solver with these evaluations could win by",
+        ("case", ">evaluations", ">share", ">torchdiffeq / field"),
+        _limits,
+    ),
+    Table(
+        "adjoints of odeint, 128 x 16, 64 tanh, a step of its own for every sample: evaluations forward and backward "
+        "(with a vector-Jacobian product but for the recomputed stages of symplectic), time over that of unrolled. "
+        "Those of the continuous adjoint begin anew at every output time, which takes a step's evaluations",
+        ("adjoint", ">forward", ">backward", ">of unrolled"),
+        _adjoints,
+    ),
 ]
 
 CASES = [

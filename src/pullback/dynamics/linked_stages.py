@@ -45,6 +45,11 @@ class LinkedStages:
         return state
 
 
+def _batched(x: Tensor | None) -> bool:
+    """Whether ``x`` is a batch of cotangents, of ``torch.autograd.grad(..., is_grads_batched=True)``."""
+    return x is not None and bool(torch._C._functorch.is_legacy_batchedtensor(x))
+
+
 class _State(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: LinkedStages, i: int, y: Tensor | None, k: Tensor, chain: Tensor) -> Any:
@@ -58,13 +63,17 @@ class _State(torch.autograd.Function):
     def backward(ctx: Any, bar: Tensor | None, later: Tensor | None) -> Any:
         link, i = ctx.link, ctx.i
         bars = torch.zeros_like(link.buffer) if later is None else later
-        if torch.is_grad_enabled() or transform_running():
-            if bar is not None:
-                bars = torch.cat([bars[:i], bar[None], bars[i + 1 :]])
-        elif bar is not None:
+        weights = link.c.columns[i - 1]
+        plain = not (torch.is_grad_enabled() or transform_running() or _batched(bars) or _batched(bar))
+        if plain and bar is not None:
             bars[i].copy_(bar)  # no one else holds this array
+        elif bar is not None:
+            bars = torch.cat([bars[:i], bar.unsqueeze(0), bars[i + 1 :]])
         rest = bars[i:]
-        to_k = torch.mv(rest.flatten(1).T, link.c.columns[i - 1]).view(rest.shape[1:]) * ctx.h
+        if plain:
+            to_k = torch.mv(rest.flatten(1).T, weights).view(rest.shape[1:]) * ctx.h
+        else:
+            to_k = (weights.reshape(-1, 1, 1) * rest).sum(0) * ctx.h
         if i == 1:
             return None, None, rest.sum(0), to_k, None
         return None, None, None, to_k, bars

@@ -115,7 +115,7 @@ def _adaptive(
             problem = f"max_steps={control.max_steps} steps did not reach the end"
             break
         attempts += 1
-        if leaves and storage.idle is None and 2 * int(front.active.sum()) <= len(front.active):
+        if leaves and storage.idle is None and 4 * int(front.active.sum()) <= 3 * len(front.active):
             front.merge(whole)
             front = front.narrowed(whole)
         step, accept = front.attempt()
@@ -195,6 +195,7 @@ class _Front:
         self.k = first
         self.h = control.first_step(stepper, self.t, self.end - self.t, y0, first) if first_step is None else first_step
         self.start = self.t, self.t + self.h
+        self.resolution: Tensor | None = None
         self.rows: Tensor | None = None
         self.active = self.end > self.t
         self.all_active = every(self.active)
@@ -244,9 +245,11 @@ class _Front:
 
     def _smallest(self) -> Tensor:
         """The resolution of time ``[M, 1]``."""
-        start, guess = self.start
-        last = torch.where(torch.isfinite(self.end), self.end, guess)
-        return 8 * torch.finfo(self.y.dtype).eps * torch.maximum(start.abs(), last.abs())
+        if self.resolution is None:
+            start, guess = self.start
+            last = torch.where(torch.isfinite(self.end), self.end, guess)
+            self.resolution = 8 * torch.finfo(self.y.dtype).eps * torch.maximum(start.abs(), last.abs())
+        return self.resolution
 
     def narrowed(self, whole: _Front) -> _Front:
         """The front of the active samples alone."""
@@ -256,7 +259,7 @@ class _Front:
             setattr(twin, name, getattr(self, name)[keep])
         twin.start = self.start[0][keep], self.start[1][keep]
         twin.rows = keep if self.rows is None else self.rows[keep]
-        twin.failed, twin.all_active = None, True
+        twin.failed, twin.all_active, twin.resolution = None, True, None
         field = _Scattered(whole.stepper.field, whole.t, whole.y, twin.rows)
         twin.stepper = Stepper(field, self.stepper.tableau, twin.y, live=False, tolerance=self.control.tightest)
         return twin

@@ -36,13 +36,12 @@ class Outputs:
         low, high, mask, x = _passed(inner, step)
         if low == high:
             return
-        states = stepper.interpolate(x, step.h, step.y, step.stages)
-        for i in range(low, high):
-            if rows is None:
-                self.states[i] = torch.where(mask[i - low], states[i - low], self.states[i])
-            else:
-                new = torch.where(mask[i - low], states[i - low], self.states[i][rows])
-                self.states[i] = self.states[i].index_copy(0, rows, new)
+        states = stepper.interpolate(x, step.h, step.y, step.stages).unbind(0)
+        whole = physical(mask).reshape(-1, *physical(mask).shape[-3:]).all(0).flatten(1).all(1).tolist()
+        for i, state in enumerate(states, start=low):
+            known = self.states[i] if rows is None else self.states[i][rows]
+            new = state if whole[i - low] else torch.where(mask[i - low], state, known)
+            self.states[i] = new if rows is None else self.states[i].index_copy(0, rows, new)
 
     def stack(self, last: Tensor) -> Tensor:
         """``[times, samples, size]``, with ``last`` at the end."""

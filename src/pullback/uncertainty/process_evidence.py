@@ -75,7 +75,7 @@ class _Evidence(torch.autograd.Function):
             eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
             slope = share * (alpha @ alpha.mT - torch.cholesky_solve(eye.expand_as(factor), factor))
         else:
-            slope = torch.cholesky_inverse(factor).neg_().add_(alpha @ alpha.mT).mul_(share)
+            slope = torch.cholesky_inverse(factor).neg_().add_(alpha @ alpha.mT) * share
         return None, slope, slope.diagonal(dim1=-2, dim2=-1).sum(-1), to_residual
 
 
