@@ -353,7 +353,7 @@ class StepAdjoint:
         for i in range(end):
             if i == tableau.coupled.start and tableau.coupled:
                 points = [times[j] for j in tableau.coupled]
-                solved = Stages(step.implicit, h, c.block).solve(points, y, step.buffer[0])
+                solved = Stages(step.implicit, h, c.block).solve(points, y, step._slots[0])
                 together = zip(*solved, strict=True)
             if i in tableau.coupled:
                 state, k = next(together)
@@ -361,7 +361,7 @@ class StepAdjoint:
                 state = y if i == 0 else torch.addcmul(y, h, step.combine(c.rows[i], step.buffer))
             if tableau.a[i][i] != 0 and i not in tableau.coupled:
                 alone = alone or Stages(step.implicit, h, c.rows[i].new_full((1, 1), tableau.a[i][i]))
-                (state,), (k,) = alone.solve([times[i]], state, step.buffer[i - 1])
+                (state,), (k,) = alone.solve([times[i]], state, step._slots[i - 1])
             if not self.one_stage:
                 graphs.append(self.evaluate(times[i], state))
                 k = graphs[-1][1].detach()

@@ -225,7 +225,7 @@ class _Normal(torch.distributions.MultivariateNormal):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         factor = self._shared()
         if factor is None:
-            return cast(Tensor, super().rsample(torch.Size(sample_shape)))
+            return super().rsample(torch.Size(sample_shape))
         draws = torch.empty(self._extended_shape(torch.Size(sample_shape)), dtype=factor.dtype, device=factor.device)
         draws.normal_()
         if draws.ndim == 2 and self.loc.shape == draws.shape:

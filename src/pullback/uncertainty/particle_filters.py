@@ -149,7 +149,8 @@ def _filter(
             raise ValueError(f"start must have points of shape {(*batch, n, 'd')}, got {tuple(points.shape)}")
         check_weights(log_weights, " of start")
         log_weights = log_weights - log_weights.logsumexp(-1, keepdim=True)
-    means, increments, sizes = [], [], []
+    means, increments = [], []
+    sizes: list[Tensor] = []
     looked = False  # whether the arguments of resampling were
     for t, now in enumerate(y.unbind(-2)):
         seen = now.unsqueeze(-2)

@@ -39,7 +39,7 @@ def evidence(factored: _Factoring, covariance: Tensor, noise: Tensor, residual: 
     batch = torch.broadcast_shapes(covariance.shape[:-2], noise.shape, residual.shape[:-1])
     n = residual.shape[-1]
     parts = covariance.expand(*batch, n, n), noise.expand(batch), residual.expand(*batch, n)
-    return _Evidence.apply(factored, *parts)  # type: ignore[no-any-return]
+    return _Evidence.apply(factored, *parts)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     Unlike by the expansion of the square they are exact to rounding where points are close.
     """
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    return _Squares.apply(x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:]))  # type: ignore[no-any-return]
+    return _Squares.apply(x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:]))
 
 
 class _Evidence(torch.autograd.Function):
