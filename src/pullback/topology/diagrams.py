@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,9 +12,9 @@ from pullback.core.checks import check_choice, check_floating, check_integer, ch
 from pullback.core.shapes import Float
 from pullback.core.transforms import physical
 from pullback.kernels.bottleneck import bottleneck
+from pullback.kernels.transport import assign
 from pullback.topology.pairing import as_array
 from pullback.topology.persistence import Diagram
-from pullback.transport import assignment
 
 __all__ = ["bottleneck_distance", "diagram_wasserstein"]
 
@@ -175,20 +176,22 @@ def _matched(x: Tensor, y: Tensor, p: float, q: float) -> Tensor:
     alone_x, alone_y = (0.5 * 2 ** (1 / q) * (bars[:, 1] - bars[:, 0]) for bars in (x, y))
     if not len(x) or not len(y):
         return torch.cat([alone_x, alone_y])
-    births, deaths = (x.detach().double()[:, None] - y.detach().double()).abs().unbind(-1)
-    if q == 1:
-        between = births + deaths
-    elif math.isinf(q):
-        between = torch.maximum(births, deaths)
+    first, second = as_array(x), as_array(y)
+    gaps = np.abs(first[:, None] - second)
+    if q == 2:
+        between = np.hypot(gaps[..., 0], gaps[..., 1])
     else:
-        between = torch.hypot(births, deaths) if q == 2 else torch.stack([births, deaths]).pow(q).sum(0).pow(1 / q)
-    costs = (between, alone_x.detach().double()[:, None], alone_y.detach().double())
-    largest = torch.stack([cost.amax() for cost in costs]).amax().clamp(min=torch.finfo(torch.float64).tiny)
-    pair, first, second = ((cost / largest) ** p for cost in costs)
-    worth = (pair - first - second).clamp(max=0)
-    found = assignment(worth)
-    taken = worth[found.rows, found.columns] < 0
-    i, j = found.rows[taken], found.columns[taken]
+        between = gaps.max(-1) if math.isinf(q) else (gaps**q).sum(-1) ** (1 / q)
+    costs = (between, as_array(alone_x)[:, None], as_array(alone_y))
+    largest = max(float(cost.max()) for cost in costs) or 1.0
+    pair, one, other = ((cost / largest) ** p for cost in costs)
+    worth = np.minimum(pair - one - other, 0)
+    if len(x) <= len(y):
+        i, j = np.arange(len(x)), assign(worth[None])[0][0]
+    else:
+        i, j = assign(worth.T[None])[0][0], np.arange(len(y))
+    taken = worth[i, j] < 0
+    i, j = (torch.from_numpy(index[taken]).to(x.device) for index in (i, j))
     left_x, left_y = (torch.ones(len(bars), dtype=torch.bool, device=x.device) for bars in (x, y))
     left_x[i], left_y[j] = False, False
     return torch.cat([torch.linalg.vector_norm(x[i] - y[j], ord=q, dim=-1), alone_x[left_x], alone_y[left_y]])
