@@ -90,3 +90,17 @@ def test_all_of_the_mass_is_a_plan_of_all() -> None:
     torch.testing.assert_close(
         transport.partial_transport(cost, mass=1.0).plan, transport.exact_transport(cost).plan, atol=1e-9, rtol=0
     )
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_compiled_steps_are_those_that_are_differentiated(debiased: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    a, place = torch.rand(2, 3, 8, generator=g).double() + 0.1, torch.linspace(0, 1, 8, dtype=torch.float64)
+    a[0, 0, 2] = 0
+    a = a / a.sum(-1, keepdim=True)
+    cost, weights = (place[:, None] - place).square(), torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    options = {"epsilon": 0.05, "debiased": debiased, "max_iterations": 20, "tolerance": 1e-14}
+    plain, tracked = (transport.barycenter(one, cost, weights, **options) for one in (a, a.clone().requires_grad_()))
+    torch.testing.assert_close(plain.masses, tracked.masses.detach())
+    torch.testing.assert_close(plain.residual, tracked.residual, rtol=1e-6, atol=1e-13)
+    assert torch.equal(plain.iterations, tracked.iterations)

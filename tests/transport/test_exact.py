@@ -97,3 +97,26 @@ def test_plain_forms_agree_with_the_kernels(kind: str) -> None:
         b = np.random.default_rng(1).dirichlet(np.ones(shape[2]), shape[0])
         plans = [ship(cost, a, b)[0] for ship in (kernels.ship, kernels.ship_plain)]
         np.testing.assert_allclose(*((np.where(plan > 0, cost, 0) * plan).sum((1, 2)) for plan in plans))
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "forbidden"])
+def test_the_simplex_solves_problems_without_mass_in_places_of_equal_masses_and_of_equal_costs(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    for case in range(60):
+        n, m = rng.integers(1, 8, 2)
+        cost = _costs(case, 1, n, m, kind=kind).numpy()
+        cost[0, :, np.isinf(cost[0]).all(0)] = cost[0, np.isinf(cost[0]).all(1), :] = 0  # as check_cost asks for
+        a, b = rng.integers(0, 3, (1, n)) + 0.0, rng.integers(0, 3, (1, m)) + 0.0
+        a[:, 0] += 1
+        b[:, -1] += 1
+        a, b = (a / a.sum(), b / b.sum()) if case % 3 else (np.full((1, n), 1 / n), np.full((1, m), 1 / m))
+        plain, (plan, u, v) = kernels.ship_plain(cost, a, b), kernels.ship(cost, a, b)
+        assert np.isnan(plan).any() == np.isnan(plain[0]).any()
+        if np.isnan(plan).any():
+            continue
+        assert plan.min() >= 0
+        np.testing.assert_allclose(plan.sum(2), a, atol=1e-14)
+        np.testing.assert_allclose(plan.sum(1), b, atol=1e-14)
+        assert (u[:, :, None] + v[:, None] - cost).max() < 1e-12
+        paid = [(np.where(p > 0, cost, 0) * p).sum() for p in (plan, plain[0])]
+        np.testing.assert_allclose(paid, (u * a).sum() + (v * b).sum(), atol=1e-12)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from pullback import ConvergenceError, transport
+from pullback.transport.sweeps import sweep
 
 
 def _cost(seed: int, *shape: int) -> Tensor:
@@ -128,3 +130,30 @@ def test_the_slopes_of_the_envelope_along_epsilon_and_reach_are_those_of_differe
     steps = 1e-5 * torch.eye(2, dtype=torch.float64)
     differences = [(value(*(at + s).detach()) - value(*(at - s).detach())) / 2e-5 for s in steps]
     torch.testing.assert_close(slope, torch.stack(differences), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("scale", [False, True])
+def test_compiled_sweeps_are_those_in_torch(scale: bool, symmetric: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 6, 2, generator=g).double(), torch.rand(2, 9, 2, generator=g).double()
+    a, b = (torch.rand(2, k, generator=g).double() for k in (6, 9))
+    a[0, 1] = b[1, 2] = 0
+    a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
+    y, b = (x, a) if symmetric else (y, b)
+    cost, epsilon = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1), torch.full((2, 1, 1), 0.02).double()
+    reach, start = torch.full_like(epsilon, torch.inf), torch.zeros_like(b)
+    for count, tolerance in ((3, 0.0), (70, 0.0), (2000, 1e-8)):
+        options = (start, scale, symmetric, count, tolerance)
+        found, sweeps = sweep(cost, a, b, epsilon, reach, *options)
+        with mock.patch("pullback.transport.sweeps.sinkhorn_loops", return_value=None):
+            plain, plain_sweeps = sweep(cost, a, b, epsilon, reach, *options)
+        torch.testing.assert_close(found, plain)
+        if tolerance:
+            assert torch.equal(sweeps, plain_sweeps)
+
+
+def test_where_numbers_leave_the_range_of_the_compiled_sweeps_the_others_go_on() -> None:
+    cost = torch.tensor([[0.0, 1.0], [1.0, 900.0]], dtype=torch.float64)
+    found = transport.sinkhorn(cost, epsilon=1e-3, tolerance=1e-9, max_iterations=5000, check=True)
+    torch.testing.assert_close(found.plan, torch.tensor([[0.0, 0.5], [0.5, 0.0]], dtype=torch.float64))

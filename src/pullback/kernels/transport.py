@@ -1,7 +1,7 @@
-"""Exact optimal transport by shortest augmenting paths: one to one, and with any masses.
+"""Exact optimal transport: one to one by shortest augmenting paths; any masses by the network simplex, and such paths.
 
-Both keep potentials with ``u_i + v_j <= c_ij``, equal where something is shipped, so the answer is optimal when it is
-complete. A search (Dijkstra's over reduced costs) finds the shortest path from a row with something left to a column
+The paths keep potentials with ``u_i + v_j <= c_ij``, equal where something is shipped, so the answer is optimal when it
+is complete. A search (Dijkstra's over reduced costs) finds the shortest path from a row with something left to a column
 with room, along which goods are moved.
 
 References:
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pullback.kernels.compiled import compiled, over_rows
+from pullback.kernels.network_simplex import ship_by_simplex
 
 __all__ = ["assign", "assign_plain", "ship", "ship_plain"]
 
@@ -51,24 +52,28 @@ def ship(cost: np.ndarray, supply: np.ndarray, demand: np.ndarray) -> tuple[np.n
     Args:
         cost: ``[b, n, m]`` float64; ``inf`` forbids a pair.
         supply: ``[b, n]`` >= 0.
-        demand: ``[b, m]`` >= 0, at least the sum of ``supply`` in each problem, up to rounding.
+        demand: ``[b, m]`` >= 0, of the sum of ``supply`` in each problem, up to rounding.
 
     Returns:
         Plan ``[b, n, m]``, potentials ``u [b, n]`` and ``v [b, m]``. A plan is NaN in a problem that has no solution.
-        Loops compiled by numba where it is installed; :func:`ship_plain` elsewhere.
+        Loops compiled by numba where it is installed, shortest paths where the simplex needs a forbidden pair;
+        :func:`ship_plain` elsewhere.
 
     Example:
         >>> ship(np.array([[[0.0, 1.0], [1.0, 5.0]]]), np.array([[0.5, 0.5]]), np.array([[0.75, 0.25]]))[0]
         array([[[0.25, 0.25],
                 [0.5 , 0.  ]]])
     """
-    loops = _loops()
-    if loops is None:
+    loops, found = _loops(), ship_by_simplex(cost, supply, demand)
+    if loops is None or found is None:
         return ship_plain(cost, supply, demand)
-    batch, n, m = cost.shape
-    plan, u, v = np.empty((batch, m, n)), np.empty((batch, n)), np.empty((batch, m))
-    over_rows(loops[1], np.ascontiguousarray(cost), *(np.ascontiguousarray(x) for x in (supply, demand)), plan, u, v)
-    return plan.transpose(0, 2, 1), u, v
+    plan, u, v, solved = found
+    if not solved.all():
+        left = [np.ascontiguousarray(x[~solved]) for x in (cost, supply, demand)]
+        parts = [np.empty((len(left[0]), *shape)) for shape in (cost.shape[:0:-1], u.shape[1:], v.shape[1:])]
+        over_rows(loops[1], *left, *parts)
+        plan[~solved], u[~solved], v[~solved] = parts[0].transpose(0, 2, 1), *parts[1:]
+    return plan, u, v
 
 
 def assign_plain(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,9 +19,10 @@ from pullback.core.checks import (
     check_scalar,
 )
 from pullback.core.shapes import Bool, Float, Int, Scalar, Tensor
-from pullback.core.transforms import can_look
+from pullback.core.transforms import can_look, is_transformed
+from pullback.kernels.barycenter import barycenter_loops
 from pullback.transport.costs import check_clouds, pairwise_cost
-from pullback.transport.exact import exact_transport
+from pullback.transport.exact import free_plans
 from pullback.transport.masses import check_cost, masses
 from pullback.transport.sinkhorn import raise_unless_converged
 from pullback.transport.sweeps import log_masses
@@ -121,22 +122,12 @@ def barycenter(
     batch = check_broadcast(**given)
     inputs = masses(a, None, sizes=(m, m), batch=(*batch, k), like=cost, what="cost")[0].double()
     total = inputs.sum(-1, keepdim=True)
-    kernel = -cost.double().expand(*batch, m, m) / epsilon
+    kernel, parts = -cost.double().expand(*batch, m, m) / epsilon, inputs / total
     narrow = can_look(kernel) and kernel.numel() > 0 and float(kernel.detach().abs().amax()) <= _RANGE
-    kernel = kernel.exp() if narrow else kernel
-    log_a = log_masses(inputs / total)
-    h = torch.zeros(*batch, k + debiased, m, dtype=torch.float64, device=cost.device)
-    iterations = torch.zeros(batch, dtype=torch.int64, device=cost.device)
-    for step in range(max_iterations + 1):
-        log_b, columns = _evaluate(h, log_a, kernel, shares, products=narrow, debiased=debiased)
-        residual = (columns - log_b.unsqueeze(-2)).detach().expm1().abs().mul(log_b.detach().exp().unsqueeze(-2))
-        residual = residual.sum(-1).amax(-1)
-        left = residual > tolerance
-        if step == max_iterations or (can_look(left) and not bool(left.any())):
-            break
-        iterations = iterations + left
-        h = _advance(h, log_b, columns, debiased)
-    found = (log_b.exp() * total.mean(-2)).to(cost.dtype)
+    options = (debiased, max_iterations, tolerance)
+    solved = _by_products(kernel.exp(), parts, shares, *options) if narrow else None
+    share, residual, iterations = solved or _by_logarithms(kernel, parts, shares, *options)
+    found = (share * total.mean(-2)).to(cost.dtype)
     result = Barycenter(found, residual.to(cost.dtype), iterations, residual <= tolerance)
     if check:
         raise_unless_converged("barycenter", result.converged, residual, tolerance, max_iterations, result)
@@ -200,22 +191,9 @@ def free_support_barycenter(
     even = a is None and y.shape[-2] == m  # assignments, which are faster than plans
     supply = masses(a, None, sizes=(y.shape[-2], m), batch=(*batch, y.shape[-3]), like=y, what="y")[0].detach()
     supply = supply / supply.sum(-1, keepdim=True)
-    demand = torch.full_like(supply[..., :1], 1 / m).expand(*supply.shape[:-1], m)
-    sums = (None, None) if even else (supply, demand)
     x = start.detach().to(wide).expand(*batch, m, start.shape[-1])
-    iterations = torch.zeros(batch, dtype=torch.int64, device=y.device)
-    moving = torch.ones_like(iterations, dtype=torch.bool)
-    fixed, parts = points.detach(), shares.detach().to(wide)
-    for _ in range(max_iterations):
-        plan = exact_transport(pairwise_cost(fixed, x.unsqueeze(-3)), *sums).plan
-        new = _means(plan, fixed, parts)
-        new = torch.where(moving[..., None, None], new, x)
-        moving = moving & ((new - x).abs().amax((-2, -1)) > 1e-6 * new.abs().amax((-2, -1)))
-        iterations, x = iterations + moving, new
-        if can_look(moving) and not bool(moving.any()):
-            break
-    cost = pairwise_cost(fixed, x.unsqueeze(-3))
-    plan = exact_transport(cost, *sums).plan
+    parts = shares.detach().to(wide).expand(*batch, y.shape[-3])
+    plan, iterations = free_plans(points.detach(), supply.to(wide), parts, x, even, max_iterations)
     x = _means(plan, points, shares.to(wide))
     paid = (plan * pairwise_cost(points, x.unsqueeze(-3))).sum((-2, -1))
     return FreeBarycenter(x.to(y.dtype), (shares.to(wide) * paid).sum(-1).to(y.dtype), iterations)
@@ -249,6 +227,70 @@ def _shares(
     return weights.double() / weights.double().sum(-1, keepdim=True)
 
 
+def _by_products(
+    kernel: Tensor, a: Tensor, shares: Tensor, debiased: bool, count: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the barycentre, what columns miss of it, and the steps; ``None`` where numbers leave their range.
+
+    Where nothing is differentiated the steps are compiled.
+    """
+    given, k, batch = (kernel, a, shares), a.shape[-2], a.shape[:-2]
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    if not tracked and kernel.device.type == "cpu" and not any(is_transformed(t) for t in given):
+        flat = (
+            kernel.reshape(-1, *kernel.shape[-2:]),
+            a.reshape(-1, *a.shape[-2:]),
+            shares.expand(*batch, k).reshape(-1, k),
+        )
+        solved = barycenter_loops(*(t.contiguous().numpy() for t in flat), debiased, count, tolerance)
+        if solved is not None:
+            b, residual, iterations = (torch.from_numpy(t).reshape((*batch, *t.shape[1:])) for t in solved)
+            return (b, residual, iterations) if bool(residual.isfinite().all()) else None
+    scales = torch.ones(*batch, k + debiased, a.shape[-1], dtype=a.dtype, device=a.device)
+    iterations = torch.zeros(batch, dtype=torch.int64, device=a.device)
+    for step in range(count + 1):
+        spread = scales @ kernel
+        reach = (a / spread[..., :k, :]) @ kernel
+        b = (shares.unsqueeze(-1) * reach.log()).sum(-2, keepdim=True).exp()
+        b = b * scales[..., k:, :] if debiased else b
+        b = b / b.sum(-1, keepdim=True)
+        columns = scales * (torch.cat([reach, spread[..., k:, :]], -2) if debiased else reach)
+        residual = (columns.detach() - b.detach()).abs().sum(-1).amax(-1)
+        left = residual > tolerance
+        if step == count or not bool(left.any()):
+            break
+        iterations = iterations + left
+        ratio = b / columns
+        scales = scales * (torch.cat([ratio[..., :k, :], ratio[..., k:, :].sqrt()], -2) if debiased else ratio)
+    return (b.squeeze(-2), residual, iterations) if bool(residual.isfinite().all()) else None
+
+
+def _by_logarithms(
+    kernel: Tensor, a: Tensor, shares: Tensor, debiased: bool, count: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, of any range; the kernel is given by its logarithm."""
+    log_a = log_masses(a)
+    h = torch.zeros(*a.shape[:-2], a.shape[-2] + debiased, a.shape[-1], dtype=torch.float64, device=a.device)
+    iterations = torch.zeros(a.shape[:-2], dtype=torch.int64, device=a.device)
+    for step in range(count + 1):
+        log_v = h[..., :-1, :] if debiased else h
+        reach = _applied(kernel, log_a - _applied(kernel, log_v))
+        log_b = (shares.unsqueeze(-1) * reach).sum(-2)
+        log_b = torch.log_softmax(log_b + h[..., -1, :] if debiased else log_b, -1)
+        columns = log_v + reach
+        if debiased:
+            log_d = h[..., -1:, :]
+            columns = torch.cat([columns, log_d + _applied(kernel, log_d)], -2)
+        residual = (columns - log_b.unsqueeze(-2)).detach().expm1().abs().mul(log_b.detach().exp().unsqueeze(-2))
+        residual = residual.sum(-1).amax(-1)
+        left = residual > tolerance
+        if step == count or (can_look(left) and not bool(left.any())):
+            break
+        iterations = iterations + left
+        h = _advance(h, log_b, columns, debiased)
+    return log_b.exp(), residual, iterations
+
+
 def _advance(h: Tensor, log_b: Tensor, columns: Tensor, debiased: bool) -> Tensor:
     """Return the next log v ``[*batch, k, m]``, each of mean 0 (its scale is free), and below them log d."""
     off = log_b.unsqueeze(-2) - columns
@@ -259,27 +301,9 @@ def _advance(h: Tensor, log_b: Tensor, columns: Tensor, debiased: bool) -> Tenso
     return torch.cat([new - new.mean(-1, keepdim=True), (h + off / 2)[..., -1:, :]], -2)
 
 
-def _evaluate(
-    h: Tensor, log_a: Tensor, kernel: Tensor, shares: Tensor, *, products: bool, debiased: bool
-) -> tuple[Tensor, Tensor]:
-    """Return logarithms: the barycentre ``[*batch, m]``, and what should equal it: columns of the plans, ``d K d``."""
-    log_v = h[..., :-1, :] if debiased else h
-    reach = _applied(kernel, log_a - _applied(kernel, log_v, products), products)
-    log_b = (shares.unsqueeze(-1) * reach).sum(-2)
-    log_b = log_b + h[..., -1, :] if debiased else log_b
-    columns = log_v + reach
-    if debiased:
-        log_d = h[..., -1:, :]
-        columns = torch.cat([columns, log_d + _applied(kernel, log_d, products)], -2)
-    return torch.log_softmax(log_b, -1), columns
-
-
-def _applied(kernel: Tensor, w: Tensor, products: bool) -> Tensor:
-    """Return ``log(K exp(w))`` of rows w ``[*batch, k, m]``, K symmetric: itself for products, else its logarithm."""
-    if not products:
-        return torch.logsumexp(kernel.unsqueeze(-3) + w.unsqueeze(-2), -1)
-    top = w.detach().amax(-1, keepdim=True)
-    return ((w - top).exp() @ kernel).log() + top
+def _applied(kernel: Tensor, w: Tensor) -> Tensor:
+    """Return ``log(K exp(w))`` of rows w ``[*batch, k, m]``, K symmetric and given by its logarithm."""
+    return torch.logsumexp(kernel.unsqueeze(-3) + w.unsqueeze(-2), -1)
 
 
 def _means(plan: Tensor, points: Tensor, shares: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Bool, Float, Tensor
+from pullback.kernels.sinkhorn import points_loops
 from pullback.kernels.softmin import Softmin, compiled_loops, pull, softmin
 from pullback.transport.entropic import Problem, partials
-from pullback.transport.sweeps import SHRINK, Sweeper, log_masses
+from pullback.transport.sweeps import SHRINK, Sweeper
 
 __all__ = ["Solved", "solve_clouds"]
 
@@ -68,6 +69,10 @@ def solve_clouds(
 
 _SINGLE = 500.0
 """Largest cost in epsilons for which single precision keeps residuals of 1e-4."""
+
+
+_PAIRS_OF_KERNEL = 1 << 20
+"""Whose costs are kept while a problem is swept: then exponentials are computed once in many sweeps."""
 
 
 class _Points(Sweeper):
@@ -156,7 +161,8 @@ def solve_points(
         each = [_one(*one, squared, scale, symmetric, count, tolerance) for one in zip(*flat, strict=True)]
     if not each:
         return tuple(torch.empty_like(t) for t in _like(*tensors))  # type: ignore[return-value]
-    parts = [torch.stack(part) for part in zip(*each, strict=True)]
+    alone = len(each) == 1
+    parts = [part[0].contiguous().unsqueeze(0) if alone else torch.stack(part) for part in zip(*each, strict=True)]
     return tuple(t.reshape((*batch, *t.shape[1:])) for t in parts)  # type: ignore[return-value]
 
 
@@ -165,15 +171,46 @@ def _one(
 ) -> tuple[Tensor, ...]:
     squared, scale, symmetric, count, tolerance = options
     e, held = epsilon.squeeze(-1), bool(reach.isinf().all())
+    if held and x.device.type == "cpu" and len(x) * len(y) <= _PAIRS_OF_KERNEL:
+        few = _one_of_few(x, y, a, b, epsilon, reach, start, *options)
+        if few is not None:
+            return few
     sweeper = _Points(x, y, squared, a, b, e, reach.squeeze(-1), symmetric, tolerance)
     g = sweeper.run(start, scale, count)[0]
     f = sweeper.exact_rows(g) / (1 + e / reach.squeeze(-1))
     left, right = f / e + sweeper.log_a, g / e + sweeper.log_b
     rows, spent, along_x = pull(x, y, left, right, float(e), squared)
     columns, _, along_y = pull(y, x, right, left, float(e), squared)
-    problem = Problem(x, a, b, log_masses(a), log_masses(b), epsilon, None if held else reach)
+    problem = Problem(x, a, b, sweeper.log_a, sweeper.log_b, epsilon, None if held else reach)
     found = partials(problem, f, g, rows, columns, spent.sum(-1))
     return (*found[1:4], along_x, along_y, *found[4:])
+
+
+def _one_of_few(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, start: Tensor, *options: Any
+) -> tuple[Tensor, ...] | None:
+    """The same with a kernel of all pairs, by compiled loops, where there are some."""
+    squared, scale, symmetric, count, tolerance = options
+    centre = x.mean(0)
+    spread = torch.cat([left := x - centre, right := y - centre])
+    spread = (spread.amax(0) - spread.amin(0)).square().sum()
+    single = tolerance >= 1e-4 and float((spread if squared else spread.sqrt()) / epsilon) <= _SINGLE
+    arrays = [t.contiguous().numpy() for t in (left, right.mT)]
+    weights = [t.contiguous().numpy() for t in (a, b, start)]
+    words = (single, scale, symmetric, count, tolerance, SHRINK)
+    solved = points_loops(*arrays, squared, *weights[:2], float(epsilon), weights[2], *words)
+    if solved is None:
+        return None
+    g, f, columns, spent, along_x, along_y = solved  # from here on as `partials`, of arrays
+    supply, demand, e = *weights[:2], float(epsilon)
+    shift = (f @ supply - g @ demand) / (2 * demand.sum())
+    f, g = f - shift, g + shift
+    residual = np.abs(columns - demand).sum() / demand.sum()
+    scalars = f @ supply + g @ demand, residual, (f @ supply + g @ columns - spent) / e
+    value, residual, along = (torch.tensor(float(t), dtype=torch.float64) for t in scalars)
+    parts = [torch.from_numpy(t) for t in (g, along_x, along_y, f, g - e)]
+    slopes = (parts[1], parts[2].mT, *parts[3:], along.reshape(1), torch.zeros_like(a[:1]))
+    return (parts[0], value, residual, *slopes)
 
 
 def _like(x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, *_: Any) -> tuple[Tensor, ...]:

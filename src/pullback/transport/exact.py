@@ -1,7 +1,8 @@
 r"""Exact optimal transport between finitely many points: assignments, and plans between any masses.
 
-Solved by shortest augmenting paths (:mod:`pullback.kernels.transport`) on the CPU. The derivatives are those of a
-linear program: the value changes with a cost by what the plan ships there, with a mass by its potential.
+Solved by shortest augmenting paths and by the network simplex (:mod:`pullback.kernels.transport`) on the CPU. The
+derivatives are those of a linear program: the value changes with a cost by what the plan ships there, with a mass by
+its potential.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def exact_transport(
 ) -> ExactTransport:
     r"""Ship masses at the least total cost: :math:`\min_P \langle P, C\rangle` with row sums a and column sums b.
 
-    Equal masses and n = m are an assignment; all else successive shortest paths.
+    Equal masses and n = m are an assignment; all else is solved by the network simplex.
 
     Args:
         cost: ``[*batch, n, m]``; ``inf`` forbids a pair.
@@ -138,16 +139,22 @@ def exact_transport(
     batches = {name: tuple(x.shape[:-1]) for name, x in (("a", a), ("b", b)) if isinstance(x, Tensor)}
     batch = check_broadcast(cost=tuple(cost.shape[:-2]), **batches)
     supply, demand = masses(a, b, sizes=(n, m), batch=batch, like=cost, what="cost")
-    cost = cost.expand(*batch, n, m)
-    if a is None and b is None and n == m:
+    return solve_exact(cost.expand(*batch, n, m), supply, demand, even=a is None and b is None and n == m)
+
+
+def solve_exact(cost: Tensor, supply: Tensor, demand: Tensor, *, even: bool = False) -> ExactTransport:
+    """Return what :func:`exact_transport` does, of arguments that are checked and of one batch; even: all masses equal.
+
+    Example:
+        >>> solve_exact(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0]), torch.tensor([1.0, 2.0])).value.item()
+        5.0
+    """
+    if even:
         columns, f, g = _assign(cost.detach())
-        solved = (columns >= 0).all(-1)
-        plan = (
-            torch.zeros_like(f).unsqueeze(-1).expand(cost.shape).scatter(-1, columns.clamp(min=0).unsqueeze(-1), 1 / n)
-        )
+        solved, plan = (columns >= 0).all(-1), _matched(columns, f)
     else:
         plan, f, g = _ship(cost.detach(), supply.detach(), demand.detach())
-        solved = ~plan.isnan().flatten(-2).any(-1)
+        solved = ~plan[..., 0, 0].isnan()  # all of a plan is, or nothing
     _check_solved(solved, "plan")
     shipped = (torch.where(plan > 0, cost, 0).to(plan.dtype) * plan).sum((-2, -1))
     priced = (
@@ -155,6 +162,13 @@ def exact_transport(
     )  # has the derivatives of the value, in costs and masses
     value = replace_gradient(shipped, priced)
     return ExactTransport(*(x.to(cost.dtype) for x in (plan, f, g, value)))
+
+
+def _matched(columns: Tensor, like: Tensor) -> Tensor:
+    """Return the plan of equal masses in which each row ships to its column."""
+    n = columns.shape[-1]
+    empty = torch.zeros_like(like).unsqueeze(-1).expand(*columns.shape, n)
+    return empty.scatter(-1, columns.clamp(min=0).unsqueeze(-1), 1 / n)
 
 
 def _check_solved(solved: Tensor, what: str) -> None:
@@ -176,6 +190,66 @@ def _assign(cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _ship(cost: Tensor, supply: Tensor, demand: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     plan, f, g = _solve(kernels.ship, cost, supply, demand)
     return plan, f, g
+
+
+@torch.library.custom_op(
+    "pullback::free_plans",
+    mutates_args=(),
+    schema="(Tensor y, Tensor supply, Tensor shares, Tensor start, bool even, int count) -> (Tensor, Tensor)",
+)
+def free_plans(
+    y: Tensor, supply: Tensor, shares: Tensor, start: Tensor, even: bool, count: int
+) -> tuple[Tensor, Tensor]:
+    """Move points to the mean of what they ship to until they stand: the last plans, and how often they moved.
+
+    Args:
+        y: ``[*batch, k, n, d]`` points.
+        supply: ``[*batch, k, n]`` their masses, of sum 1.
+        shares: ``[*batch, k]`` weights of sum 1.
+        start: ``[*batch, m, d]`` the points that move, of mass 1 / m.
+        even: whether all masses are equal, and n = m.
+        count: updates at most.
+    """
+    batch, (k, n, d), m = y.shape[:-3], y.shape[-3:], start.shape[-2]
+    p = math.prod(batch)
+    sizes = ((p, k, n, d), (p, k, n), (p, k), (p, m, d))
+    flat = zip((y, supply, shares, start), sizes, strict=True)
+    arrays = [t.detach().to("cpu", torch.float64).reshape(size).numpy() for t, size in flat]
+    plans, moves = np.zeros((len(arrays[0]), k, n, m)), np.zeros(len(arrays[0]), np.int64)
+    demand = np.full((k, m), 1 / m)
+    for index, (points, weights, parts, x) in enumerate(zip(*arrays, strict=True)):
+        centre = points.mean((0, 1))
+        points, x = points - centre, x - centre
+        squares, along = (points * points).sum(-1)[:, :, None], np.arange(n)
+        for step in range(count + 1):
+            cost = squares + (x * x).sum(-1) - 2 * points @ x.T
+            cost = cost / max(float(np.abs(cost).max()), 1e-300)
+            if even:
+                plans[index] = 0
+                for plan, columns in zip(plans[index], kernels.assign(cost)[0], strict=True):
+                    plan[along, columns] = 1 / m
+            else:
+                plans[index] = kernels.ship(cost, weights, demand)[0]
+            new = m * (parts[:, None, None] * (plans[index].transpose(0, 2, 1) @ points)).sum(0)
+            if step == count or np.abs(new - x).max() <= 1e-6 * np.abs(new + centre).max():
+                break
+            x, moves[index] = new, moves[index] + 1
+    found = torch.from_numpy(plans).reshape((*batch, k, n, m)), torch.from_numpy(moves).reshape(batch)
+    return found[0].to(y.device, y.dtype), found[1].to(y.device)
+
+
+@free_plans.register_fake
+def _(y: Tensor, supply: Tensor, shares: Tensor, start: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return y.new_empty((*y.shape[:-1], start.shape[-2])), y.new_empty(y.shape[:-3], dtype=torch.int64)
+
+
+@free_plans.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+    moved = [
+        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(arguments[:4], in_dims[:4], strict=True)
+    ]
+    return free_plans(*moved, *arguments[4:]), (0, 0)
 
 
 def _solve(kernel: Callable[..., tuple[np.ndarray, ...]], cost: Tensor, *sums: Tensor) -> list[Tensor]:

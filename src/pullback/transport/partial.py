@@ -7,7 +7,7 @@ import torch
 from pullback.core.checks import check_broadcast, check_floating
 from pullback.core.shapes import Float, Scalar, Tensor
 from pullback.core.transforms import can_look
-from pullback.transport.exact import ExactTransport, exact_transport
+from pullback.transport.exact import ExactTransport, solve_exact
 from pullback.transport.masses import check_cost, masses
 
 __all__ = ["partial_transport"]
@@ -66,7 +66,7 @@ def partial_transport(
     corner = torch.zeros_like(padded, dtype=torch.bool)
     corner[..., n, m] = True
     padded = padded.masked_fill(corner, torch.inf)
-    found = exact_transport(padded, torch.cat([supply, stay[0]], -1), torch.cat([demand, stay[1]], -1))
+    found = solve_exact(padded, torch.cat([supply, stay[0]], -1), torch.cat([demand, stay[1]], -1))
     parts = found.plan[..., :n, :m], found.f[..., :n], found.g[..., :m], found.value
     return ExactTransport(*(x.to(cost.dtype) for x in parts))
 

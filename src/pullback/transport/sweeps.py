@@ -3,7 +3,8 @@ r"""Sweeps of Sinkhorn: from costs and masses to potentials, without derivatives
 A sweep in the log domain costs two exponentials a pair. Where the potentials stand still to some hundred epsilons, the
 kernel :math:`K_{ij}=\exp((f_i+g_j-C_{ij})/\varepsilon)` is computed once, and sweeps are products with it that scale
 its rows by u and its columns by v; :math:`\varepsilon\log u` then goes into f, and so for v, before either leaves the
-range of numbers. What does not stay in range is swept in the log domain.
+range of numbers. What does not stay in range is swept in the log domain. Where masses are held, the same loop is
+compiled (:mod:`pullback.kernels.sinkhorn`).
 
 References:
     Schmitzer (2019), Stabilized sparse scaling algorithms for entropy regularized transport problems, sections 3.1
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from pullback.kernels.sinkhorn import sinkhorn_loops
 
 __all__ = ["SHRINK", "Sweeper", "log_masses", "sweep"]
 
@@ -75,7 +78,28 @@ def sweep(
         ``[*batch, m]`` potential of the columns, and the sweeps it took, ``[*batch]``.
     """
     with torch.no_grad():
-        return _Dense(cost, a, b, epsilon, reach, symmetric, tolerance).run(start, scale, count)
+        found = (
+            _compiled(cost, a, b, epsilon, start, scale, symmetric, count, tolerance) if _held(cost, reach) else None
+        )
+        return found or _Dense(cost, a, b, epsilon, reach, symmetric, tolerance).run(start, scale, count)
+
+
+def _held(cost: Tensor, reach: Tensor) -> bool:
+    return cost.device.type == "cpu" and bool(reach.isinf().all())
+
+
+def _compiled(
+    cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, start: Tensor, scale: bool, *options: Any
+) -> tuple[Tensor, Tensor] | None:
+    """The loop of sweeps in compiled form; ``None`` where there is none, or where numbers leave its range."""
+    sizes = ((-1, *cost.shape[-2:]), (-1, a.shape[-1]), (-1, b.shape[-1]), (-1,), (-1, b.shape[-1]))
+    if 0 in cost.shape:
+        return None
+    arrays = [x.reshape(size).contiguous().numpy() for x, size in zip((cost, a, b, epsilon, start), sizes, strict=True)]
+    found = sinkhorn_loops(*arrays, scale, *options, SHRINK)
+    if found is None or not found[2].all():
+        return None
+    return torch.from_numpy(found[0]).reshape(b.shape), torch.from_numpy(found[1]).reshape(b.shape[:-1])
 
 
 class Sweeper:
