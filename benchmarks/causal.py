@@ -6,7 +6,9 @@ official programs' settings. COSMO's authors train their module by a framework; 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -31,7 +33,8 @@ def _ours(learn: Callable[..., Any], samples: Tensor) -> None:
 def _dagma(samples: Tensor) -> None:
     import dagma.linear as peer
 
-    peer.DagmaLinear("l2").fit(samples.numpy().copy(), lambda1=0.03)  # it centres its argument in place
+    with redirect_stderr(io.StringIO()):  # no progress bar
+        peer.DagmaLinear("l2").fit(samples.numpy().copy(), lambda1=0.03)  # it centres its argument in place
 
 
 def _notears(samples: Tensor) -> None:
