@@ -133,7 +133,7 @@ class Control:
             solved = stepper.solved.all() if self.shared else stepper.solved
             accept, norm = accept & solved, torch.where(solved, norm, math.inf)
         factor = norm.pow(-1.0 / stepper.tableau.order).mul_(options.safety)
-        factor = factor.clamp_(options.shrink, options.grow).nan_to_num_(options.shrink)
+        factor = factor.clamp(options.shrink, options.grow).nan_to_num_(options.shrink)
         return Judgement(accept, factor, ratio)
 
     def bounded(self, h: Tensor) -> Tensor:
