@@ -186,18 +186,22 @@ def test_trees_and_images(generator: torch.Generator) -> None:
     assert torch.allclose(plain.y[:, :1], alone.y, atol=1e-6)
 
 
-def test_dense_output_is_as_good_as_the_solution() -> None:
+def test_dense_output_is_as_good_as_the_solution(without_shape_checks: None) -> None:
     y0 = torch.tensor([[2.0, 0.0], [1.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    queries = {end: torch.linspace(0.1 * end, 0.98 * end, 11, dtype=torch.float64) for end in (3.0, 0.2)}
+    exact = {
+        end: odeint(van_der_pol, y0, [0.0, *query.tolist()], method="dopri8", rtol=1e-11, atol=1e-12).y[1:]
+        for end, query in queries.items()
+    }
+    slopes = {end: torch.autograd.grad(y.sum(), y0, retain_graph=True)[0] for end, y in exact.items()}
     for method in ADAPTIVE:
-        end = 5.0 if METHODS[method].order > 2 else 0.5  # low order takes many small steps, whose errors add up
-        query = torch.linspace(0.1 * end, 0.98 * end, 11, dtype=torch.float64)
+        end = 3.0 if METHODS[method].order > 2 else 0.2  # low order takes many small steps, whose errors add up
+        query, wanted = queries[end], exact[end]
         solution = odeint(van_der_pol, y0, [0.0, end], method=method, dense=True, rtol=1e-7, atol=1e-9)
-        wanted = odeint(van_der_pol, y0, [0.0, *query.tolist()], rtol=1e-11, atol=1e-12).y[1:]
         got = solution.interpolate(query)
         assert (got - wanted).abs().max() < 2e-5
         (a,) = torch.autograd.grad(got.sum(), y0, retain_graph=True)
-        (b,) = torch.autograd.grad(wanted.sum(), y0)
-        assert torch.allclose(a, b, rtol=1e-3)
+        assert torch.allclose(a, slopes[end], rtol=1e-3)
         # one time alone and eleven together: the sums over stages may add up in another order
         assert torch.allclose(solution.interpolate(float(query[3])), got[3], rtol=1e-13, atol=0)
     with pytest.raises(ValueError, match="inside the solve"):
@@ -357,16 +361,16 @@ def test_numbers_may_be_tensors() -> None:
 
 def test_symplectic_methods_keep_the_energy() -> None:
     y0 = (torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[0.0]], dtype=torch.float64))
-    t = torch.linspace(0, 200, 41, dtype=torch.float64)
+    t = torch.linspace(0, 60, 13, dtype=torch.float64)
 
     def energy(y: tuple[Tensor, Tensor]) -> Tensor:
         return (0.5 * y[1] ** 2 - torch.cos(y[0])).flatten()
 
     for method in ("leapfrog", "implicit_midpoint"):
-        y = odeint(lambda s, y: (y[1], -torch.sin(y[0])), y0, t, method=method, step=0.1).y
-        assert (energy(y) - energy(y)[0]).abs().max() < 2e-3
-    drifting = odeint(lambda s, y: (y[1], -torch.sin(y[0])), y0, t, method="heun", step=0.1).y
-    assert (energy(drifting) - energy(drifting)[0]).abs().max() > 1e-2
+        y = odeint(lambda s, y: (y[1], -torch.sin(y[0])), y0, t, method=method, step=0.2).y
+        assert (energy(y) - energy(y)[0]).abs().max() < 5e-3
+    drifting = odeint(lambda s, y: (y[1], -torch.sin(y[0])), y0, t, method="heun", step=0.2).y
+    assert (energy(drifting) - energy(drifting)[0]).abs().max() > 2e-2
 
 
 def test_half_precision_states_are_solved_in_float32(generator: torch.Generator) -> None:

