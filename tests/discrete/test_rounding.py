@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pullback import discrete
 
-METHODS = ("logistic", "gaussian", "cauchy", "reciprocal", "optimal")
+METHODS = ("logistic", "gaussian", "cauchy", "reciprocal", "optimal", "cubic")
 EDGES = torch.tensor([-math.inf, -1e30, -2.5, -1.0, -0.3, -0.0, 0.0, 0.5, 1.0, 1.7, 1e30, math.inf, math.nan])
 
 PAIRS: list[tuple[str, Callable[..., Tensor], Callable[..., Tensor]]] = [
@@ -215,3 +215,13 @@ def test_a_temperature_may_be_mapped_over() -> None:
         mapped = torch.func.vmap(lambda t, block=block: block(x, temperature=t))(temperatures)
         alone = torch.stack([block(x, temperature=float(t)) for t in temperatures])
         torch.testing.assert_close(mapped, alone)
+
+
+@pytest.mark.parametrize("method", ["linear", "cubic", "quintic"])
+def test_a_bend_is_the_integral_of_its_step(method: str) -> None:
+    x = torch.linspace(-1, 1, 2001, dtype=torch.float64)
+    step = discrete.soft_step(x / 0.7, method)
+    area = torch.cumulative_trapezoid(step, x)
+    torch.testing.assert_close(discrete.relu(x, method=method, temperature=0.7)[1:], area, atol=1e-6, rtol=0)
+    far = torch.tensor([-30.0, -0.7, 0.7, 1e30, torch.inf])
+    assert torch.equal(discrete.relu(far, method=method, temperature=0.7), torch.relu(far))

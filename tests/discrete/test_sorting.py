@@ -296,3 +296,66 @@ def test_nan_is_refused_under_vmap() -> None:
     x = torch.tensor([[0.0, 1.0], [0.0, float("nan")]])
     with pytest.raises(ValueError, match="x must not hold NaN"):
         torch.func.vmap(lambda row: discrete.sort(row).values)(x)
+
+
+def _simplex_rows(logits: Tensor, power: float) -> Tensor:
+    """``argmax <p, logits>`` with the regulariser of entmax, a row: weights by Lagrange's condition, by bisection."""
+    low, high = logits.amax(-1, keepdim=True) - power, logits.amax(-1, keepdim=True)
+    for _ in range(80):
+        middle = (low + high) / 2
+        heavy = ((logits - middle).clamp(min=0) / power).pow(power).sum(-1, keepdim=True) > 1
+        low, high = torch.where(heavy, middle, low), torch.where(heavy, high, middle)
+    return ((logits - low).clamp(min=0) / power).pow(power)
+
+
+@pytest.mark.parametrize(("smoothness", "power"), [("c0", 1.0), ("c1", 2.0), ("c2", 3.0)])
+def test_sparse_rows_are_projections_of_the_scores(smoothness: str, power: float, generator: torch.Generator) -> None:
+    x = _random(generator, 3, 6)
+    options = {"temperature": 0.4, "scale": None}
+    places = x.sort(-1).values.unsqueeze(-1)
+    near = -(places - x.unsqueeze(-2)).abs() / 0.4
+    torch.testing.assert_close(
+        discrete.argsort(x, method=f"softsort_{smoothness}", **options), _simplex_rows(near, power)
+    )
+    far = (x.unsqueeze(-1) - x.unsqueeze(-2)).abs().sum(-1)
+    scores = (torch.arange(-5, 6, 2).unsqueeze(-1) * x.unsqueeze(-2) - far.unsqueeze(-2)) / 0.4
+    rows = _simplex_rows(scores, power)
+    torch.testing.assert_close(discrete.argsort(x, method=f"neuralsort_{smoothness}", **options), rows)
+    ranks = (rows * torch.arange(6).unsqueeze(-1)).sum(-2) / rows.sum(-2)
+    torch.testing.assert_close(discrete.rank(x, method=f"neuralsort_{smoothness}", **options), ranks)
+    for method in ("softsort", "neuralsort"):
+        top = discrete.argsort(x, method=f"{method}_{smoothness}", **options)[..., -1, :]
+        torch.testing.assert_close(discrete.argmax(x, method=f"{method}_{smoothness}", **options), top)
+
+
+@pytest.mark.parametrize("smooth", [0, 1, 2])
+def test_networks_have_as_many_continuous_derivatives_as_they_say_and_no_more(smooth: int) -> None:
+    # Along a line that two entries meet and part on, a swap at a time: a jump is seen as a difference that does not
+    # fall with the step, and a continuous derivative as one that does.
+    def derivative(at: Tensor, order: int) -> Tensor:
+        x = at.clone().requires_grad_()
+        rows = torch.stack([x, 0.3 - 0 * x, 1 - 0.7 * x, -0.5 + 0.2 * x], -1)
+        y = discrete.sort(rows, method=f"network_c{smooth}", temperature=0.7, scale=None).values[..., 1]
+        for _ in range(order):
+            (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y.detach()
+
+    for order in (smooth, smooth + 1):
+        jumps = []
+        for count in (1_001, 8_001):
+            jumps.append(float(derivative(torch.linspace(-1, 2, count, dtype=torch.float64), order).diff().abs().max()))
+        assert (jumps[1] < jumps[0] / 4) == (order == smooth)
+
+
+@pytest.mark.parametrize("method", ["softsort_c0", "softsort_c2", "neuralsort_c1", "network_c0", "network_c1"])
+def test_limited_smoothness_is_hard_beyond_its_band(method: str) -> None:
+    x = torch.tensor([3.0, -torch.inf, 0.0, 10.0, 0.1, torch.inf], dtype=torch.float64, requires_grad=True)
+    ordered = discrete.sort(x, method=method, temperature=0.2, scale=None)
+    torch.testing.assert_close(ordered.values[[0, 3, 4, 5]], x.sort().values[[0, 3, 4, 5]])
+    (slope,) = torch.autograd.grad(ordered.values[1] + ordered.values[2], x)
+    assert slope[[0, 1, 3, 5]].tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(
+        discrete.rank(x, method=method, temperature=0.2, scale=None)[[0, 1, 3, 5]], x.new_tensor([3.0, 0.0, 4.0, 5.0])
+    )
+    weights = discrete.argmax(x[[0, 2, 3]], method=method, temperature=0.2, scale=None)
+    assert weights.tolist() == [0, 0, 1]

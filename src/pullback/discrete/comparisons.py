@@ -35,7 +35,7 @@ def greater(
     Args:
         x: ``[*shape]`` any floating dtype.
         other: a number or a tensor that broadcasts with ``x``; differentiable too.
-        method: the step, ``"logistic"``, ``"gaussian"``, ``"cauchy"``, ``"reciprocal"``, ``"optimal"``.
+        method: the step, one of those of :func:`~pullback.discrete.soft_step`.
         temperature: width of the step in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
             0 is torch's comparison as 0 and 1, with gradient 0.
         hard: return torch's comparison as 0 and 1, with the gradient of the relaxation.

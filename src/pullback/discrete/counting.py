@@ -51,7 +51,7 @@ def histc(
         x: ``[*shape]`` floating, flattened; infinities lie outside.
         bins: >= 1.
         min, max: the range in units of ``x``, ``min <= max``; equal ones are widened by 1 to both sides, as in torch.
-        method: the step, ``"logistic"``, ``"gaussian"``, ``"cauchy"``, ``"reciprocal"``, ``"optimal"``.
+        method: the step, one of those of :func:`~pullback.discrete.soft_step`.
         temperature: width of the step at an edge in units of ``x``, >= 0, a number or a differentiable tensor without
             dimensions; 0 is ``torch.histc``, with gradient 0.
         hard: return the counts of ``torch.histc``, bit for bit, with the gradient of the relaxation.

@@ -7,7 +7,7 @@ method. A further one is a file with its mathematics and an entry here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -22,7 +22,8 @@ from pullback.discrete.optimal_transport import Transport, soft_mask
 from pullback.discrete.result import Sorted
 from pullback.discrete.softsort import NeuralSort, SoftSort
 from pullback.discrete.sorted_input import SortedInput
-from pullback.kernels.neuralsort import distance_sums
+from pullback.discrete.sparse_rows import SMOOTHNESS, SparseRows
+from pullback.kernels.neuralsort import distance_sums, neuralsort_logits
 
 __all__ = ["ORDERINGS", "OrderingMethod", "ordering_method"]
 
@@ -65,7 +66,7 @@ class _Kernel(Protocol):
 
 
 def _weighting(
-    kernel: type[_Kernel],
+    kernel: type[_Kernel] | SparseRows,
     row: Callable[[Tensor], Tensor],
     mask: Callable[[Tensor, int], Tensor] | None = None,
     compiled_values: direct.Compiled | None = None,
@@ -84,26 +85,56 @@ def _weighting(
     )
 
 
-def _neuralsort_row(y: Tensor) -> Tensor:
-    return torch.softmax((y.shape[-1] - 1) * y - distance_sums(y), dim=-1)
+def _distances(y: Tensor, places: slice) -> Tensor:
+    return -(y[..., places].unsqueeze(-1) - y.unsqueeze(-2)).abs()
 
 
-def _network(o: SortedInput) -> Sorted:
+def _softsort_of(smoothness: str) -> OrderingMethod:
+    """SoftSort with sparse rows. Its matrix is no longer normalised by column for ranks: rows of places are as rows of
+    items."""
+    rows = SparseRows(_distances, SMOOTHNESS[smoothness])
+    return replace(_weighting(rows, rows.row), ranks=lambda o: o.to_items(_places_of_rows(rows.matrix(o.points()))))
+
+
+def _neuralsort_of(smoothness: str) -> OrderingMethod:
+    rows = SparseRows(neuralsort_logits, SMOOTHNESS[smoothness])
+    return _weighting(rows, lambda y: rows.row(_neuralsort_scores(y)))
+
+
+def _places_of_rows(matrix: Tensor) -> Tensor:
+    return matrix @ torch.arange(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def _neuralsort_scores(y: Tensor) -> Tensor:
+    return (y.shape[-1] - 1) * y - distance_sums(y)
+
+
+def _network(o: SortedInput, step: str) -> Sorted:
     if o.x.shape[-1] == 0:
         return Sorted(o.x, o.order, o.x.unsqueeze(-1).expand(*o.x.shape, 0))
     # In units of the spread, infinities as they are.
     finite = torch.isfinite(o.x)
     unit = torch.ones_like(o.low) if o.spread is None else o.spread
     scaled = torch.where(finite, torch.where(finite, o.x, 0.0) / unit, o.x.detach())
-    result = sorting_network(scaled, steepness=1 / o.temperature)
+    result = sorting_network(scaled, steepness=1 / o.temperature, distribution=step)
     known = torch.isfinite(result.values)
     values = torch.where(known, torch.where(known, result.values, 0.0) * unit, result.values)
     return Sorted(values, o.order, lambda: result.permutation)
 
 
-def _network_ranks(o: SortedInput) -> Tensor:
-    p = _network(o).permutation
-    return (p * torch.arange(p.shape[-1], dtype=p.dtype, device=p.device).unsqueeze(-1)).sum(-2)
+def _network_of(step: str) -> OrderingMethod:
+    def ranks(o: SortedInput) -> Tensor:
+        p = _network(o, step).permutation
+        return (p * torch.arange(p.shape[-1], dtype=p.dtype, device=p.device).unsqueeze(-1)).sum(-2)
+
+    return OrderingMethod(
+        values=lambda o: _network(o, step).values,
+        ranks=ranks,
+        largest=lambda o: _network(o, step).permutation[..., -1, :],
+        matrix=lambda o, places: _network(o, step).permutation[..., places, :],
+        carried=lambda o, payload: payload @ _network(o, step).permutation.transpose(-1, -2),
+        mask=lambda o, k: _network(o, step).permutation[..., o.x.shape[-1] - k :, :].sum(-2),
+    )
 
 
 def _isotonic_values(o: SortedInput, *, entropic: bool = False) -> Tensor:
@@ -158,7 +189,7 @@ ORDERINGS: dict[str, OrderingMethod] = {
     ),
     "neuralsort": _weighting(
         NeuralSort,
-        _neuralsort_row,
+        lambda y: torch.softmax(_neuralsort_scores(y), dim=-1),
         compiled_values=direct.NEURALSORT_VALUES,
         compiled_ranks=direct.NEURALSORT_RANKS,
     ),
@@ -169,14 +200,7 @@ ORDERINGS: dict[str, OrderingMethod] = {
         compiled_values=direct.SINKHORN_VALUES,
         compiled_ranks=direct.SINKHORN_RANKS,
     ),
-    "network": OrderingMethod(
-        values=lambda o: _network(o).values,
-        ranks=_network_ranks,
-        largest=lambda o: _network(o).permutation[..., -1, :],
-        matrix=lambda o, places: _network(o).permutation[..., places, :],
-        carried=lambda o, payload: payload @ _network(o).permutation.transpose(-1, -2),
-        mask=lambda o, k: _network(o).permutation[..., o.x.shape[-1] - k :, :].sum(-2),
-    ),
+    "network": _network_of("cauchy"),
     "isotonic": OrderingMethod(
         values=_isotonic_values,
         ranks=_isotonic_ranks,
@@ -190,6 +214,11 @@ ORDERINGS: dict[str, OrderingMethod] = {
         ranks=_entropic_ranks,
         largest=lambda o: o.to_items(torch.softmax(o.points(), dim=-1)),
     ),
+    **{f"softsort_{smoothness}": _softsort_of(smoothness) for smoothness in SMOOTHNESS},
+    **{f"neuralsort_{smoothness}": _neuralsort_of(smoothness) for smoothness in SMOOTHNESS},
+    "network_c0": _network_of("linear"),
+    "network_c1": _network_of("cubic"),
+    "network_c2": _network_of("quintic"),
 }
 """Name -> method, in the order of the documentation."""
 
@@ -207,7 +236,7 @@ def ordering_method(name: str, needed: str = "values") -> OrderingMethod:
     Example:
         >>> ordering_method("isotonic", needed="matrix")
         Traceback (most recent call last):
-        ValueError: method must be one of 'softsort', 'neuralsort', 'sinkhorn', 'network', got 'isotonic'
+        ValueError: method must be one of 'softsort', 'neuralsort', 'sinkhorn', 'network', 'softsort_c0', ...
     """
     check_choice("method", name, [n for n, method in ORDERINGS.items() if getattr(method, needed) is not None])
     return ORDERINGS[name]

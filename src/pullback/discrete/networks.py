@@ -52,8 +52,8 @@ def soft_swap(
         w = f(\beta (b - a)), \qquad \mathit{low} = w a + (1 - w) b, \qquad \mathit{high} = (1 - w) a + w b
 
     Their sum is ``a + b`` and the error ``|low - min(a, b)|`` at most ``STEP_ERRORS[distribution] / steepness``. For
-    cauchy, reciprocal and optimal both results increase in both arguments; for the logistic (and the gaussian) the
-    slope of ``low`` in the larger argument falls to -0.0998 (-0.13): a gradient that points the wrong way.
+    cauchy, reciprocal and optimal both results increase in both arguments; for the others the slope of ``low`` in the
+    larger argument falls below 0 (logistic -0.0998, gaussian -0.13, linear -0.5): a gradient that points the wrong way.
 
     Args:
         a: ``[*shape]`` the value of the wire that ends up smaller; broadcasts with ``b``.
@@ -161,7 +161,7 @@ def sorting_network(
         steepness: slope ``beta > 0`` of the sigmoid at a tie, in units of 1 / value; large is nearly hard. A number or
             a differentiable tensor without dimensions.
         distribution: of :func:`~pullback.discrete.soft_step`: ``"cauchy"``, ``"optimal"`` and ``"reciprocal"`` give
-            Jacobians without a negative entry, ``"logistic"`` and ``"gaussian"`` do not.
+            Jacobians without a negative entry, the others do not.
         network: ``"bitonic"`` or ``"odd_even"``, see :func:`comparators`.
         hard: error-free: ``values`` are those of ``torch.sort``, bit for bit, and ``permutation`` is 0/1; the gradient
             is that of the soft swaps at the hard values.

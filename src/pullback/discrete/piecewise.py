@@ -1,14 +1,16 @@
 """Piecewise constant and piecewise linear functions with a gradient: steps and bends.
 
 The piecewise constant ones are steps and take what :func:`sign` takes; the piecewise linear ones are all made of one
-soft ``relu``, either the integral of the logistic step (``"softplus"``: convex, monotonic) or ``x F(x / t)``
-(``"gated"``: exact at the kink), and take what :func:`relu` takes. At temperature 0 each is torch's function with its
+soft ``relu``, either the integral of a step (``"softplus"``: of the logistic one; ``"linear"``, ``"cubic"``,
+``"quintic"``: of those, exact outside of a band; convex, monotonic) or ``x F(x / t)`` (``"gated"``: exact at the kink),
+and take what :func:`relu` takes. At temperature 0 each is torch's function with its
 own gradient.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -20,7 +22,7 @@ from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = ["RAMPS", "abs", "clamp", "heaviside", "maximum", "minimum", "relu", "sign"]
 
-RAMPS = ("softplus", "gated")
+RAMPS = ("softplus", "gated", "linear", "cubic", "quintic")
 """The methods of the piecewise linear functions."""
 
 
@@ -31,7 +33,7 @@ def sign(
 
     Args:
         x: ``[*shape]`` any floating dtype; ``+-inf`` give the ends with gradient 0, NaN stays NaN.
-        method: the step, ``"logistic"``, ``"gaussian"``, ``"cauchy"``, ``"reciprocal"``, ``"optimal"``.
+        method: the step, one of those of :func:`~pullback.discrete.soft_step`.
         temperature: width of the step in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
             0 is torch's function, with gradient 0.
         hard: return the values of torch's function, bit for bit, with the gradient of the relaxation.
@@ -105,12 +107,19 @@ def relu(
     .. math::
         \text{softplus: } \tfrac t4 \log(1 + e^{4x/t}), \qquad \text{gated: } \frac{x}{1 + e^{-4x/t}}
 
+    .. math::
+        \text{linear: } \tfrac t2 p^2, \qquad \text{cubic: } \tfrac{3t}{2} \big(p^3 - \tfrac12 p^4\big), \qquad
+        \text{quintic: } \tfrac{15t}{8} \big(\tfrac52 p^4 - 3 p^5 + p^6\big)
+
     Softplus is the integral of the logistic step of slope ``1 / t``: convex, above ``relu`` by at most
     ``t log(2) / 4``, at ``x = 0``. Gated (SiLU) is 0 at 0, below ``relu`` by at most ``0.07 t`` and not monotonic.
+    Linear, cubic and quintic are the integrals of those steps, with ``p`` of :func:`~pullback.discrete.soft_step`:
+    convex, exactly ``relu`` outside of ``|x| < t/2``, ``3t/4``, ``15t/16``, above it by at most 0.125, 0.141 and
+    0.147 ``t``, with 1, 2 and 3 continuous derivatives.
 
     Args:
         x: ``[*shape]`` any floating dtype; where it is infinite or NaN the result is that of torch's function.
-        method: ``"softplus"`` or ``"gated"``.
+        method: one of ``RAMPS``: ``"softplus"``, ``"gated"``, ``"linear"``, ``"cubic"`` or ``"quintic"``.
         temperature: width of the bend in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
             0 is torch's function with its gradient.
         hard: return the values of torch's function, bit for bit, with the gradient of the relaxation.
@@ -309,10 +318,25 @@ def _ramp(x: Tensor, method: str, temperature: Scalar) -> Tensor:
     return torch.where(finite, _bend(torch.where(finite, x, 0.0), method, temperature), torch.relu(x))
 
 
+_INTEGRALS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "linear": (0.5, lambda p: p * p / 2),
+    "cubic": (0.75, lambda p: p**3 * (1.5 - 0.75 * p)),
+    "quintic": (0.9375, lambda p: p**4 * (4.6875 - p * (5.625 - 1.875 * p))),
+}
+"""Half the width of a step of that name, and its integral as a function of the share of the width that is passed."""
+
+
 def _bend(x: Tensor, method: str, temperature: Scalar) -> Tensor:
     """Return the soft ``relu`` of finite ``x``."""
     if method == "gated":
         return x * soft_step(quotient(x, temperature))
+    if method in _INTEGRALS:
+        half, integral = _INTEGRALS[method]
+        if isinstance(temperature, Tensor):
+            temperature = temperature.to(x)
+        straight = x.detach() >= half * temperature
+        share = (quotient(torch.where(straight, 0.0, x), temperature) / (2 * half) + 0.5).clamp(min=0.0)
+        return torch.where(straight, x, temperature * integral(share))
     # Beyond 60 the difference from a straight line is below every rounding, and the quotient could overflow.
     if not isinstance(temperature, Tensor):
         return torch.nn.functional.softplus(x, beta=4 / temperature, threshold=60.0)

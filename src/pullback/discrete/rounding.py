@@ -24,14 +24,14 @@ def round(
         n + \frac{F((f - \frac12)/t) - F(-\frac1{2t})}{F(\frac1{2t}) - F(-\frac1{2t})}, \qquad
         n = \lfloor x \rfloor, \; f = x - n
 
-    with the step ``F`` of :func:`~pullback.discrete.soft_step`. It is continuously differentiable, keeps the integers
-    and the half integers, tends to ``torch.round`` as ``t -> 0`` and to the identity as ``t -> inf``; its mean slope
+    with the step ``F`` of :func:`~pullback.discrete.soft_step`. It is as smooth as the step, keeps the integers and the
+    half integers, tends to ``torch.round`` as ``t -> 0`` and to the identity as ``t -> inf``; its mean slope
     over a unit interval is 1 at every temperature. The default ``"cauchy"`` has heavy tails: its slope at the integers
     is about ``t / 2.5``, where the logistic's falls like ``exp(-2 / t)`` and is dead at small temperatures.
 
     Args:
         x: ``[*shape]`` any floating dtype; ``+-inf`` stay with gradient 0, NaN stays NaN.
-        method: the step, ``"logistic"``, ``"gaussian"``, ``"cauchy"``, ``"reciprocal"``, ``"optimal"``.
+        method: the step, one of those of :func:`~pullback.discrete.soft_step`.
         temperature: width of a step in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
             0 is torch's function.
         hard: return the values of torch's function, bit for bit, with the gradient of the relaxation.

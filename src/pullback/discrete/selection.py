@@ -223,8 +223,8 @@ def argmax(
 
     ``"softsort"``: ``softmax(x / t)``. ``"neuralsort"``: ``softmax(((n - 1) x_j - sum_k |x_j - x_k|) / t)``.
     ``"sinkhorn"``, ``"network"``: the row of the doubly stochastic matrix. ``"isotonic"``: ``sparsemax(x / t)``, the
-    projection onto the simplex; ``"isotonic_kl"``: its Kullback-Leibler form, ``softmax(x / t)``. All but
-    ``"network"`` take O(n) memory.
+    projection onto the simplex; ``"isotonic_kl"``: its Kullback-Leibler form, ``softmax(x / t)``. ``"softsort_c0"``,
+    ``"softsort_c1"``, ``"softsort_c2"``: ``entmax(x / t)``, alpha 2, 3/2, 4/3. All but the networks take O(n) memory.
 
     Args:
         x: ``[*shape]`` floating, ``dim`` not empty. ``+inf`` wins, ties share.
@@ -378,8 +378,8 @@ def soft_topk(
         k: 0 <= k <= n; 0 and n are exact.
         dim: the dimension of the entries.
         largest: mark the largest entries, else the smallest.
-        method: ``"sinkhorn"``, ``"isotonic"`` or ``"network"``; the rows of the other methods may sum to more than 1
-            for an entry.
+        method: ``"sinkhorn"``, ``"isotonic"`` or a network; the rows of the other methods may sum to more than 1 for an
+            entry.
         temperature, scale: as in :func:`max`; at temperature 0 the gradient is 0.
         hard: return the 0/1 mask of ``torch.topk`` with the gradient of the relaxation.
 

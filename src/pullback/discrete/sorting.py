@@ -1,4 +1,5 @@
-"""Sort, argsort, rank and top-k with a gradient: torch's signatures, six methods (``methods.py`` has their table).
+"""Sort, argsort, rank and top-k with a gradient: torch's signatures, six methods, three of them in four degrees of
+smoothness (``methods.py`` has their table).
 
 At one temperature the methods differ in what they average:
 
@@ -9,6 +10,12 @@ At one temperature the methods differ in what they average:
 * ``"isotonic"``: projection onto the permutahedron, exact pooling of neighbours. O(n log n), no matrix.
 * ``"isotonic_kl"``: the same with the Kullback-Leibler divergence in place of the Euclidean distance: values pool by
   ``-log(mean(exp(-x)))``, ranks (from 1) by geometric shares of their sum, so that they stay positive. No matrix.
+* ``"softsort_c0"``, ``"softsort_c1"``, ``"softsort_c2"`` and ``"neuralsort_c0"``, ..: rows by alpha-entmax, with alpha
+  2, 3/2, 4/3, in place of softmax. ``"network_c0"``, ..: the linear, cubic, quintic step. What is farther from a place
+  than some temperatures has weight exactly 0, and no gradient; in the plain forms all have some. With ``c0`` weights
+  are continuous in the distances, with ``c1`` once, with ``c2`` twice continuously differentiable; the plain forms are
+  smooth. (At ties softsort and neuralsort have kinks in every form, networks none.) O(n^2) memory, networks' values
+  O(n).
 
 ``t = temperature * std(x)`` along ``dim`` (over the finite entries, population form, 1 where all are equal), so that
 results depend neither on the units nor on the size of the input; ``scale=None`` makes the temperature absolute. For
@@ -18,7 +25,8 @@ References:
     Prillo, Eisenschlos (2020), SoftSort. Grover, Wang, Zweig, Ermon (2019), Stochastic optimization of sorting networks
     via continuous relaxations. Cuturi, Teboul, Vert (2019), Differentiable ranks and sorting using optimal transport.
     Petersen, Borgelt, Kuehne, Deussen (2022), Monotonic differentiable sorting networks. Blondel, Teboul, Berthet,
-    Djolonga (2020), Fast differentiable sorting and ranking.
+    Djolonga (2020), Fast differentiable sorting and ranking. Peters, Niculae, Martins (2019), Sparse
+    sequence-to-sequence models, for the sparse rows.
 """
 
 from __future__ import annotations
@@ -51,8 +59,8 @@ def sort(
         x: ``[*shape]`` floating; ``+-inf`` sort to the ends and take no part in the rest. Ties share their weights.
         dim: the dimension to sort.
         descending: largest first.
-        method: ``"softsort"``, ``"neuralsort"``, ``"sinkhorn"``, ``"network"``, ``"isotonic"`` or ``"isotonic_kl"``
-            (see the module).
+        method: ``"softsort"``, ``"neuralsort"``, ``"sinkhorn"``, ``"network"``, ``"isotonic"``, ``"isotonic_kl"``, or
+            one of limited smoothness, such as ``"softsort_c1"`` (see the module).
         temperature: >= 0, in units of the spread of ``x`` along ``dim``, a number or a differentiable tensor without
             dimensions; 0 is ``torch.sort`` with its own gradient.
         scale: ``"std"`` (the standard deviation is part of the differentiated function), or ``None`` for an absolute
@@ -177,7 +185,7 @@ def rank(
 
     Args:
         x, dim, descending, temperature, scale: as in :func:`sort`; at temperature 0 the gradient is 0.
-        method: any of the six; all but ``"network"`` take O(n) memory.
+        method: as in :func:`sort`; those of limited smoothness and the networks take O(n^2) memory, the others O(n).
         hard: return the hard ranks (ties in the order of the items) with the gradient of the relaxation.
 
     Returns:

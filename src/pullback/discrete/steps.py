@@ -1,4 +1,4 @@
-"""The sigmoids of a soft comparison: smooth steps from 0 to 1, all with slope 1 at 0."""
+"""The sigmoids of a soft comparison: steps from 0 to 1, all but one with slope 1 at 0."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ STEP_ERRORS = {
     "cauchy": 1 / math.pi**2,
     "reciprocal": 1 / 4,
     "optimal": 1 / 16,
+    "linear": 1 / 16,
+    "cubic": 0.06526428962874675,
+    "quintic": 0.06614332322155458,
+    "logistic_phi": 0.04950803061665792,
 }
 """``sup_x |x| (1 - f(|x|))`` of every distribution: the error of ``min``/``max`` built on it at steepness 1.
 
-The logistic (Lambert ``W(1/e) / 4``) and the gaussian reach it at a finite ``x``, the optimal from ``x = 1/4`` on;
-cauchy and reciprocal tend to it as ``x -> inf``.
+Cauchy and reciprocal tend to it as ``x -> inf``; the optimal has it from ``x = 1/4`` on, the others (the logistic:
+Lambert ``W(1/e) / 4``) at one ``x``.
 """
+
+_PHI = 1e-4
+"""Where ``logistic_phi`` leaves its power, whose slope at 0 is infinite, for a straight line."""
 
 
 def soft_step(x: Float[Tensor, "*shape"], distribution: str = "logistic") -> Float[Tensor, "*shape"]:
-    r"""Return a relaxed Heaviside step: the cumulative distribution function of a symmetric distribution with peak 1.
+    r"""Return a relaxed Heaviside step: the cumulative distribution function of a symmetric distribution.
 
     .. math::
         \text{logistic: } \frac{1}{1 + e^{-4x}}, \qquad
@@ -37,13 +44,28 @@ def soft_step(x: Float[Tensor, "*shape"], distribution: str = "logistic") -> Flo
         \text{optimal: } \begin{cases} x + \frac12 & |x| \le \frac14 \\ 1 - \frac{1}{16 x} & x > \frac14 \\
         -\frac{1}{16 x} & x < -\frac14 \end{cases}
 
-    All are increasing, have slope 1 at 0 and satisfy ``f(-x) = 1 - f(x)``, so that steepness means the same for each:
-    ``soft_step(steepness * x)`` has slope ``steepness`` at 0. The slopes of cauchy, reciprocal and optimal decay like
-    ``1/x^2``, which makes ``x f(x)`` monotonic; those of logistic and gaussian vanish far out.
+    .. math::
+        \text{linear: } p, \; h = \tfrac12, \qquad
+        \text{cubic: } p^2 (3 - 2 p), \; h = \tfrac34, \qquad
+        \text{quintic: } p^3 (10 - 15 p + 6 p^2), \; h = \tfrac{15}{16}, \qquad
+        p = \mathrm{clamp}\big(\tfrac{x}{2h} + \tfrac12, 0, 1\big)
+
+    .. math::
+        \text{logistic\_phi: } \frac{1}{1 + e^{-4 \varphi(x)}}, \qquad
+        \varphi(x) = \frac{x}{(x^2 + 10^{-8})^{1/8}} \approx \mathrm{sign}(x) |x|^{3/4}
+
+    All are increasing and satisfy ``f(-x) = 1 - f(x)``. All but logistic_phi have slope 1 at 0, so that steepness means
+    the same for each: ``soft_step(steepness * x)`` has slope ``steepness`` at 0. The slopes of cauchy, reciprocal and
+    optimal decay like ``1/x^2``, which makes ``x f(x)`` monotonic; those of logistic and gaussian vanish far out.
+    Linear, cubic and quintic are exactly 0 and 1 from ``|x| = h`` on; they have 0, 1 and 2 continuous derivatives (the
+    modes c0, c1, c2 of softtorch, whose softness is ``1/10``, ``3/20`` and ``3/16`` of the temperature here).
+    Logistic_phi pushes small differences apart before the logistic: its slope is 10 at 0 and its tail is longer. A
+    steepness ``b`` of diffsort's step of that name is ``(b / 4)^(4/3)`` here.
 
     Args:
         x: ``[*shape]`` any floating dtype; ``+-inf`` give exactly 1 and 0 with gradient 0, NaN stays NaN.
-        distribution: ``"logistic"``, ``"gaussian"``, ``"cauchy"``, ``"reciprocal"`` or ``"optimal"``.
+        distribution: ``"logistic"``, ``"gaussian"``, ``"cauchy"``, ``"reciprocal"``, ``"optimal"``, ``"linear"``,
+            ``"cubic"``, ``"quintic"`` or ``"logistic_phi"``.
 
     Returns:
         ``[*shape]`` in ``[0, 1]``.
@@ -61,7 +83,9 @@ def soft_step(x: Float[Tensor, "*shape"], distribution: str = "logistic") -> Flo
 
     References:
         Petersen, Borgelt, Kuehne, Deussen (2022), Monotonic differentiable sorting networks, equations 7-10 (there
-        with other scales: ``arctan(x)``, ``x / (2 + |x|)``, logistic of ``x``).
+        with other scales: ``arctan(x)``, ``x / (2 + |x|)``, logistic of ``x``). Petersen, Borgelt, Kuehne, Deussen
+        (2021), Differentiable sorting networks for scalable sorting and ranking supervision, section 4, for the
+        activation replacement ``phi``.
     """
     check_floating("x", x)
     check_choice("distribution", distribution, _STEPS)
@@ -98,10 +122,38 @@ def _optimal(x: Tensor) -> Tensor:
     return torch.where(tail, torch.where(x > 0, 1 - outside, outside), torch.where(tail, 0.0, x) + 0.5)
 
 
+def _share(x: Tensor, half: float) -> Tensor:
+    """Return how much of ``[-half, half]`` lies below ``x``."""
+    return (x / (2 * half) + 0.5).clamp(0.0, 1.0)
+
+
+def _linear(x: Tensor) -> Tensor:
+    return _share(x, 0.5)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    p = _share(x, 0.75)
+    return p * p * (3 - 2 * p)
+
+
+def _quintic(x: Tensor) -> Tensor:
+    p = _share(x, 0.9375)
+    return p * p * p * (10 - p * (15 - 6 * p))
+
+
+def _logistic_phi(x: Tensor) -> Tensor:
+    near = x.clamp(-1e6, 1e6)  # beyond it is 0 or 1; squares of larger numbers may overflow
+    return torch.sigmoid(4 * near * (near * near + _PHI**2) ** -0.125)
+
+
 _STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "logistic": _logistic,
     "gaussian": _gaussian,
     "cauchy": _cauchy,
     "reciprocal": _reciprocal,
     "optimal": _optimal,
+    "linear": _linear,
+    "cubic": _cubic,
+    "quintic": _quintic,
+    "logistic_phi": _logistic_phi,
 }

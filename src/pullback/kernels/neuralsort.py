@@ -18,6 +18,7 @@ from torch import Tensor
 from pullback.kernels.compiled import compiled, over_rows
 
 __all__ = [
+    "neuralsort_logits",
     "neuralsort_matrix",
     "neuralsort_mean",
     "neuralsort_mean_gradient",
@@ -47,10 +48,19 @@ def neuralsort_matrix(y: Tensor, rows: slice = slice(None)) -> Tensor:
         >>> neuralsort_matrix(torch.tensor([0.0, 0.0])).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
     """
+    return torch.softmax(neuralsort_logits(y, rows), dim=-1)
+
+
+def neuralsort_logits(y: Tensor, rows: slice = slice(None)) -> Tensor:
+    """Return ``[*batch, rows, n]``: ``(2i + 1 - n) y_j - sum_k |y_j - y_k|`` for ascending ``y [*batch, n]``.
+
+    Example:
+        >>> neuralsort_logits(torch.tensor([0.0, 1.0])).tolist()
+        [[-1.0, -2.0], [-1.0, 0.0]]
+    """
     n = y.shape[-1]
     place = torch.arange(n, dtype=y.dtype, device=y.device)[rows]
-    logits = (2 * place + 1 - n).unsqueeze(-1) * y.unsqueeze(-2) - distance_sums(y).unsqueeze(-2)
-    return torch.softmax(logits, dim=-1)
+    return (2 * place + 1 - n).unsqueeze(-1) * y.unsqueeze(-2) - distance_sums(y).unsqueeze(-2)
 
 
 def neuralsort_mean(y: Tensor, v: Tensor) -> Tensor:

@@ -19,7 +19,17 @@ from numpy.polynomial import Chebyshev, Polynomial
 
 __all__ = ["KINDS", "decide", "forward", "mass", "mass_transposed", "matrix", "matrix_transposed", "transposed"]
 
-KINDS = {"logistic": 0, "cauchy": 1, "reciprocal": 2, "optimal": 3, "gaussian": 4}
+KINDS = {
+    "logistic": 0,
+    "cauchy": 1,
+    "reciprocal": 2,
+    "optimal": 3,
+    "gaussian": 4,
+    "linear": 5,
+    "cubic": 6,
+    "quintic": 7,
+    "logistic_phi": 8,
+}
 
 _LANES = 16
 _LOG2_E = 1 / math.log(2)
@@ -96,6 +106,33 @@ def _gaussian(t: Any) -> Any:
 
 
 @njit(inline="always")
+def _linear(t: Any) -> Any:
+    p = max(0.5 - t, 0.0)
+    return p, 1.0 if p > 0 else 0.0
+
+
+@njit(inline="always")
+def _cubic(t: Any) -> Any:
+    p = max(0.5 - t / 1.5, 0.0)
+    return p * p * (3 - 2 * p), 4 * p * (1 - p)
+
+
+@njit(inline="always")
+def _quintic(t: Any) -> Any:
+    p = max(0.5 - t / 1.875, 0.0)
+    return p * p * p * (10 - p * (15 - 6 * p)), 16 * p * p * (1 - p) * (1 - p)
+
+
+@njit(inline="always")
+def _logistic_phi(t: Any) -> Any:
+    t = min(t, 1e6)
+    square = t * t + 1e-8
+    power = square**-0.125
+    e = _exp(-4 * t * power)
+    return e / (1 + e), 4 * power * (1 - 0.25 * t * t / square) * e / ((1 + e) * (1 + e))
+
+
+@njit(inline="always")
 def _tails(kind: Any, t: Any, small: Any, slope: Any) -> None:
     """Write ``f(-|t|)``, the side where no digits cancel, and ``f'(t)`` of every lane; a vector loop a distribution."""
     if kind == 0:
@@ -110,9 +147,21 @@ def _tails(kind: Any, t: Any, small: Any, slope: Any) -> None:
     elif kind == 3:
         for k in range(_LANES):
             small[k], slope[k] = _optimal(abs(t[k]))
-    else:
+    elif kind == 4:
         for k in range(_LANES):
             small[k], slope[k] = _gaussian(abs(t[k]))
+    elif kind == 5:
+        for k in range(_LANES):
+            small[k], slope[k] = _linear(abs(t[k]))
+    elif kind == 6:
+        for k in range(_LANES):
+            small[k], slope[k] = _cubic(abs(t[k]))
+    elif kind == 7:
+        for k in range(_LANES):
+            small[k], slope[k] = _quintic(abs(t[k]))
+    else:
+        for k in range(_LANES):
+            small[k], slope[k] = _logistic_phi(abs(t[k]))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})

@@ -93,6 +93,13 @@ def _soft_maximum(x: Tensor, other: Any, temperature: float) -> Tensor:
     return torch.logsumexp(4 * pair / temperature, 0) * temperature / 4
 
 
+def _sextic(x: Tensor) -> Tensor:
+    """The integral of 1/2 + 15/16 u - 5/8 u^3 + 3/16 u^5 over 15/16 of ``u``, from -1 on, and relu beyond."""
+    u = x * 16 / 15
+    inside = 15 / 16 * (u / 2 + 15 / 32 * u**2 - 5 / 32 * u**4 + 1 / 32 * u**6 + 5 / 32)
+    return torch.where(u.abs() < 1, inside, torch.relu(x))
+
+
 _OTHER = torch.tensor([0.1, -2.0, 0.9], dtype=torch.float64)
 _LOW = torch.tensor([-1.0, -0.5, 0.0], dtype=torch.float64)
 _HIGH = torch.tensor([1.0, 0.5, 0.6], dtype=torch.float64)
@@ -182,6 +189,13 @@ _TABLE = [
         discrete.relu,
         _calls(temperature=0.5, method="gated"),
         reference=lambda x, temperature, method: torch.nn.functional.silu(x * 4 / temperature) * temperature / 4,
+        hard=torch.relu,
+    ),
+    Contract(
+        "discrete.relu[quintic]",
+        discrete.relu,
+        _calls(temperature=0.5, method="quintic"),
+        reference=lambda x, temperature, method: temperature * _sextic(x / temperature),
         hard=torch.relu,
     ),
     Contract(

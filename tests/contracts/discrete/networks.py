@@ -22,6 +22,20 @@ _STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "reciprocal": lambda x: x / (1 + 2 * x.abs()) + 0.5,
     "optimal": lambda x: torch.where(x.abs() <= 0.25, x + 0.5, 0.5 + x.sign() * (0.5 - 1 / (16 * x.abs()))),
 }
+
+
+def _odd(x: Tensor, half: float, *coefficients: float) -> Tensor:
+    """1/2 and an odd polynomial of what lies within a band of that half width."""
+    u = torch.minimum(torch.maximum(x / half, torch.full_like(x, -1.0)), torch.full_like(x, 1.0))
+    return 0.5 + sum(c * u ** (2 * k + 1) for k, c in enumerate(coefficients))
+
+
+_FURTHER_STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: _odd(x, 1 / 2, 1 / 2),
+    "cubic": lambda x: _odd(x, 3 / 4, 3 / 4, -1 / 4),
+    "quintic": lambda x: _odd(x, 15 / 16, 15 / 16, -5 / 8, 3 / 16),
+    "logistic_phi": lambda x: torch.special.expit(4 * x / (x.square() + 1e-8) ** (1 / 8)),
+}
 _MEAN = {"steepness": 2.0}
 
 
@@ -36,7 +50,7 @@ def _product(x: Tensor, distribution: str, network: str) -> Tensor:
     for layer in comparators(n, network):
         mixing = torch.eye(n, dtype=x.dtype)
         for i, j in layer.T.tolist():
-            w = _STEPS[distribution](2.0 * (x[j] - x[i]))
+            w = {**_STEPS, **_FURTHER_STEPS}[distribution](2.0 * (x[j] - x[i]))
             mixing[i, i], mixing[i, j], mixing[j, i], mixing[j, j] = w, 1 - w, 1 - w, w
         product, x = mixing @ product, mixing @ x
     return product
@@ -116,12 +130,12 @@ def _swap(distribution: str) -> Contract:
     )
 
 
-def _step(distribution: str) -> Contract:
+def _step(distribution: str, reference: Callable[[Tensor], Tensor]) -> Contract:
     return Contract(
         f"discrete.soft_step[{distribution}]",
         lambda x: soft_step(x, distribution),
         lambda g: [Call((torch.randn(7, generator=g, dtype=torch.float64),))],
-        reference=_STEPS[distribution],
+        reference=reference,
         bad=[Bad((torch.tensor([1]),), {}, TypeError, "x must be a floating tensor")],
     )
 
@@ -192,7 +206,7 @@ def _reordered(p: Tensor, items: Tensor) -> Tensor:
 
 
 CONTRACTS = [
-    *[_step(d) for d in _STEPS],
+    *[_step(*step) for step in (*_STEPS.items(), *_FURTHER_STEPS.items())],
     Contract(
         "discrete.soft_step",
         soft_step,
@@ -201,7 +215,7 @@ CONTRACTS = [
         bad=[Bad((torch.zeros(2), "gauss"), {}, ValueError, "distribution must be one of 'logistic'")],
     ),
     *[_swap(d) for d in _STEPS],
-    *[_network(d, "bitonic") for d in _STEPS],
+    *[_network(d, "bitonic") for d in (*_STEPS, "cubic")],
     _network("cauchy", "odd_even"),
     Contract(
         "discrete.sorting_network[descending, along the first dimension]",

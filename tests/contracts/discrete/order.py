@@ -65,10 +65,36 @@ def sinkhorn(x: Tensor) -> Tensor:
     return torch.exp(f.unsqueeze(-1) + log_k + g.unsqueeze(-2))
 
 
+def sparse(logits: Tensor, power: float) -> Tensor:
+    """Rows ``max(logits / power - threshold, 0)^power`` that sum to 1, their threshold by bisection."""
+    z = logits / power
+    low, high = z.amax(-1, keepdim=True) - 1, z.amax(-1, keepdim=True)
+    for _ in range(100):
+        middle = (low + high) / 2
+        heavy = (z - middle).clamp(min=0).pow(power).sum(-1, keepdim=True) > 1
+        low, high = torch.where(heavy, middle, low), torch.where(heavy, high, middle)
+    return (z - low).clamp(min=0).pow(power)
+
+
+def softsort_c1(x: Tensor) -> Tensor:
+    y = x / width(x)
+    return sparse(-(y.sort(-1).values.unsqueeze(-1) - y.unsqueeze(-2)).abs(), 2.0)
+
+
+def neuralsort_c0(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    y = x / width(x)
+    b = (y.unsqueeze(-1) - y.unsqueeze(-2)).abs().sum(-1)
+    rows = torch.arange(1, n + 1, dtype=x.dtype)
+    return sparse((2 * rows - n - 1).unsqueeze(-1) * y.unsqueeze(-2) - b.unsqueeze(-2), 1.0)
+
+
 MATRICES: dict[str, Callable[[Tensor], Tensor]] = {
     "softsort": softsort,
     "neuralsort": neuralsort,
     "sinkhorn": sinkhorn,
+    "softsort_c1": softsort_c1,
+    "neuralsort_c0": neuralsort_c0,
 }
 
 
@@ -146,6 +172,11 @@ def _rank_reference(method: str) -> Callable[..., Tensor]:
         return isotonic_rank
     if method == "isotonic_kl":
         return isotonic_kl_rank
+    if method == "softsort_c1":
+        return lambda x: (
+            sparse(-(x.unsqueeze(-1) - x.sort(-1).values.unsqueeze(-2)).abs() / width(x).unsqueeze(-1), 2.0)
+            @ torch.arange(x.shape[-1], dtype=x.dtype)
+        )
     if method == "softsort":
         return lambda x: (
             torch.softmax(-(x.unsqueeze(-1) - x.sort(-1).values.unsqueeze(-2)).abs() / width(x).unsqueeze(-1), -1)
@@ -228,35 +259,37 @@ def _add_k(bads: tuple[Bad, ...], k: int = 1) -> tuple[Bad, ...]:
     return tuple(Bad((*b.args, k), b.kwargs, b.error, b.match) for b in bads)
 
 
-METHODS = tuple(discrete.ORDERINGS)
-WITH_MATRIX = tuple(name for name, method in discrete.ORDERINGS.items() if method.matrix is not None)
+METHODS = tuple(name for name in discrete.ORDERINGS if "_c" not in name)
+LIMITED = ("softsort_c1", "neuralsort_c0", "network_c2")
+"""Of the methods of limited smoothness one a family; the others differ in a number or in a step."""
+WITH_MATRIX = tuple(name for name in METHODS if discrete.ORDERINGS[name].matrix is not None)
 _TABLE = [
     *(
         Contract(
             f"discrete.sort[{m}]",
             partial(discrete.sort, **{"method": m, "temperature": T}),
             _samples,
-            reference=None if m == "network" else _sort_reference(m),
+            reference=None if "network" in m else _sort_reference(m),
             hard=lambda x: x.sort(-1).values,
             outputs=_values,
             edges=Edges(lambda x, dim: x.sort(dim).values, along=True, outputs=_values) if m == METHODS[0] else None,
             bad=(*BAD, UNKNOWN),
         )
-        for m in METHODS
+        for m in (*METHODS, *LIMITED)
     ),
     *(
         Contract(
             f"discrete.rank[{m}]",
             partial(discrete.rank, method=m, temperature=T),
             _samples,
-            reference=None if m == "network" else _rank_reference(m),
+            reference=None if "network" in m else _rank_reference(m),
             hard=_hard_rank,
             edges=Edges(lambda x, dim: x.argsort(dim).argsort(dim).to(x.dtype), along=True)
             if m == METHODS[0]
             else None,
             bad=(*BAD, UNKNOWN),
         )
-        for m in METHODS
+        for m in (*METHODS, "neuralsort_c0")
     ),
     *(
         Contract(
