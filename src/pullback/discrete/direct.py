@@ -8,7 +8,6 @@ are numpy's: for small inputs the overhead of an operation is what counts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,21 +51,6 @@ class _Rows(NamedTuple):
     relative: bool
     ranks: bool
 
-    @property
-    def unit(self) -> float:
-        """The standard deviation of the places, in which the isotonic temperature is measured if it is relative."""
-        n = self.o.shape[1]
-        return math.sqrt((n * n - 1) / 12) if self.relative and n > 1 else 1.0
-
-    @property
-    def slope(self) -> np.ndarray:
-        """``[b]``: how steep the isotonic projection's first argument is."""
-        if self.ranks:
-            slope = self.unit / (self.temperature * self.spread)
-        else:
-            slope = self.spread / (self.temperature * self.unit)
-        return np.minimum(slope, 1e200)
-
     def payload(self) -> np.ndarray:
         """What is averaged: the values themselves, or their places."""
         if not self.ranks:
@@ -75,25 +59,23 @@ class _Rows(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """What goes back to the sorted values, to the scaled points and to the slope of the isotonic projection."""
+    """What goes back to the sorted values and to the scaled points."""
 
     o: np.ndarray
     y: np.ndarray
-    slope: np.ndarray | None = None
 
 
 class Compiled(NamedTuple):
     """A compiled form of a method.
 
     Attributes:
-        forward: from the rows to the result and what the gradient needs.
-        backward: from the rows, the cotangent and what was kept to the gradients.
-        ranks: it gives the place of every item and not the values.
+        forward: from rows ``[b, n]``, the temperature and whether it is relative to the result and what the gradient
+            needs; ``None`` where the rows are not finite, or too large.
+        backward: from the cotangent and what was kept to the gradient in the rows and in the temperature.
     """
 
-    forward: Callable[[_Rows], tuple[np.ndarray, Any]]
-    backward: Callable[[_Rows, np.ndarray, Any], _Gradients]
-    ranks: bool
+    forward: Callable[[np.ndarray, float, bool], tuple[np.ndarray, Any] | None]
+    backward: Callable[[np.ndarray, Any], tuple[np.ndarray, float]]
 
 
 def direct(
@@ -117,41 +99,29 @@ def direct(
         >>> direct(torch.tensor([1.0, float("nan")]), SOFTSORT_VALUES, 0.1, True, lambda x, t: x) is None
         True
     """
-    kernels = standardise()
-    if kernels is None or x.device.type != "cpu" or not x.numel() or is_transformed(x):
+    if not x.is_cpu or not x.numel() or is_transformed(x) or standardise() is None:
         return None
     learned = temperature if isinstance(temperature, Tensor) else None
     if learned is not None and is_transformed(learned):
         return None
     number = float(temperature if learned is None else learned.detach())
-    n = x.shape[-1]
-    flat = _rows_of(x, n)
-    o, y, spread = np.empty_like(flat), np.empty_like(flat), np.empty(flat.shape[0])
-    if n > _INSERTION:
-        # numpy's vectorised argsort takes a sixth of torch.sort's time; the kernel below makes it stable.
-        order = np.empty(flat.shape, np.int64)
-        over_rows(_argsort, flat, order)
-    else:
-        order = np.full(flat.shape, -1)
-    if not all(over_rows(kernels[0], flat, order, number, relative, o, y, spread)):
+    made = compiled.forward(_rows_of(x), number, relative)
+    if made is None:
         return None
-    rows = _Rows(o, order, y, spread, number, relative, compiled.ranks)
-    result: Tensor = _Direct.apply(x, learned, rows, compiled, composed)
+    if not (torch.is_grad_enabled() and (x.requires_grad or (learned is not None and learned.requires_grad))):
+        return _shaped(made[0], x)
+    result: Tensor = _Direct.apply(x, learned, made, number, compiled.backward, composed)
     return result
 
 
-def _rows_of(x: Tensor, n: int) -> np.ndarray:
+def _rows_of(x: Tensor) -> np.ndarray:
     rows = x.numpy(force=True)  # of lazily negated and of zero tensors too
-    return np.ascontiguousarray(rows if rows.ndim == 2 else rows.reshape(-1, n))
+    return np.ascontiguousarray(rows if rows.ndim == 2 else rows.reshape(-1, x.shape[-1]))
 
 
 def _shaped(rows: np.ndarray, like: Tensor) -> Tensor:
     result = torch.from_numpy(rows)
     return result if like.ndim == 2 else result.view(like.shape)
-
-
-def _argsort(rows: np.ndarray, order: np.ndarray) -> None:
-    order[:] = rows.argsort(-1)
 
 
 class _Direct(torch.autograd.Function):
@@ -160,43 +130,72 @@ class _Direct(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         learned: Tensor | None,
-        rows: _Rows,
-        compiled: Compiled,
+        made: tuple[np.ndarray, Any],
+        temperature: float,
+        backward: Callable[[np.ndarray, Any], tuple[np.ndarray, float]],
         composed: Callable[[Tensor, Scalar], Tensor],
     ) -> Tensor:
-        result, kept = compiled.forward(rows)
+        result, kept = made
         ctx.save_for_backward(x, learned)
-        ctx.parts = rows, compiled, composed, kept
+        ctx.parts = kept, temperature, backward, composed
         return _shaped(result, x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        rows, compiled, composed, kept = ctx.parts
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        kept, temperature, backward, composed = ctx.parts
         x, learned = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]
         if torch.is_grad_enabled() or is_transformed(g):
             with torch.enable_grad():
-                plain = composed(x, rows.temperature if learned is None else learned)
+                plain = composed(x, temperature if learned is None else learned)
             inputs = [t for t, needed in zip((x, learned), ctx.needs_input_grad, strict=False) if needed]
             grads = list(torch.autograd.grad(plain, inputs, g, create_graph=torch.is_grad_enabled()))
             to_x = grads.pop(0) if ctx.needs_input_grad[0] else None
-            return to_x, grads.pop() if wanted else None, None, None, None
-        gradients = compiled.backward(rows, _rows_of(g, rows.o.shape[1]), kept)
-        grad_spread = np.zeros(rows.spread.shape)
-        if gradients.slope is not None:
-            grad_spread = gradients.slope * (float(rows.relative) / (rows.temperature * rows.unit))
-        out = np.empty_like(rows.o)
-        options = rows.temperature, rows.relative
+            return to_x, grads.pop() if wanted else None, None, None, None, None
+        out, to_temperature = backward(_rows_of(g), kept)
+        return _shaped(out, g), learned.new_tensor(to_temperature) if wanted else None, None, None, None, None
+
+
+def _of_points(
+    forward: Callable[[_Rows], tuple[np.ndarray, Any]],
+    backward: Callable[[_Rows, np.ndarray, Any], _Gradients],
+    ranks: bool,
+) -> Compiled:
+    """Return the form of a method that works on sorted, scaled points.
+
+    Args:
+        forward: from the rows to the result and what the gradient needs.
+        backward: from the rows, the cotangent and what was kept to the gradients.
+        ranks: it gives the place of every item and not the values.
+    """
+
+    def whole(flat: np.ndarray, temperature: float, relative: bool) -> tuple[np.ndarray, Any] | None:
+        o, y, spread = np.empty_like(flat), np.empty_like(flat), np.empty(flat.shape[0])
+        if flat.shape[1] <= _INSERTION:
+            order = np.full(flat.shape, -1)
+        else:
+            order = np.empty(flat.shape, np.int64)  # numpy's vectorised argsort takes a sixth of torch.sort's time
+            over_rows(_argsort, flat, order)
+        if not all(over_rows(standardise()[0], flat, order, temperature, relative, o, y, spread)):  # type: ignore[index]
+            return None
+        rows = _Rows(o, order, y, spread, temperature, relative, ranks)
+        result, kept = forward(rows)
+        return result, (rows, kept)
+
+    def whole_back(g: np.ndarray, kept: Any) -> tuple[np.ndarray, float]:
+        rows, inner = kept
+        gradients = backward(rows, g, inner)
+        out, grad_spread = np.empty_like(rows.o), np.zeros(rows.spread.shape)
         arrays = rows.o, rows.order, rows.y, rows.spread, gradients.y, grad_spread
-        over_rows(standardise()[1], *arrays, *options, gradients.o, out)  # type: ignore[index]
-        to_temperature = None
-        if wanted:
-            # The points, and the slope, are inversely proportional to the temperature.
-            total = float((gradients.y * rows.y).sum(dtype=np.float64))
-            if gradients.slope is not None:
-                total += float(gradients.slope @ rows.slope)
-            to_temperature = learned.new_tensor(-total / rows.temperature)
-        return _shaped(out, g), to_temperature, None, None, None
+        over_rows(standardise()[1], *arrays, rows.temperature, rows.relative, gradients.o, out)  # type: ignore[index]
+        # The points are inversely proportional to the temperature.
+        return out, -float((gradients.y * rows.y).sum(dtype=np.float64)) / rows.temperature
+
+    return Compiled(whole, whole_back)
+
+
+def _argsort(rows: np.ndarray, order: np.ndarray) -> None:
+    order[:] = rows.argsort(-1)
 
 
 def _to_items(rows: _Rows, by_place: np.ndarray) -> np.ndarray:
@@ -274,24 +273,29 @@ def _sinkhorn_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
     return _gradients(rows, p_g.numpy(), (u * s_w + u_w * s_1 - u_g * s_o - u_o * s_g).numpy())
 
 
-def _isotonic(rows: _Rows) -> tuple[np.ndarray, Any]:
-    out, start = np.empty_like(rows.o), np.empty(rows.o.shape, np.int32)
-    over_rows(isotonic()[0], rows.o, rows.order, rows.slope, rows.ranks, out, start)  # type: ignore[index]
-    return out, start
+def _isotonic_of(ranks: bool) -> Compiled:
+    def forward(flat: np.ndarray, temperature: float, relative: bool) -> tuple[np.ndarray, Any] | None:
+        bits = flat.view(np.uint32 if flat.itemsize == 4 else np.uint64)
+        order, spread, out = np.empty(flat.shape, np.int32), np.empty(flat.shape[0]), np.empty_like(flat)
+        options = temperature, relative, ranks
+        if not all(over_rows(isotonic()[0], flat, bits, *options, order, spread, out)):  # type: ignore[index]
+            return None
+        return out, (flat, options, order, spread)
+
+    def backward(g: np.ndarray, kept: Any) -> tuple[np.ndarray, float]:
+        flat, options, order, spread = kept
+        out, moment = np.empty_like(g), np.empty(flat.shape[0])
+        over_rows(isotonic()[1], g, flat, *options, order, spread, out, moment)  # type: ignore[index]
+        return out, -float(moment.sum()) / options[0]
+
+    return Compiled(forward, backward)
 
 
-def _isotonic_back(rows: _Rows, g: np.ndarray, start: Any) -> _Gradients:
-    pooled, moment = np.empty_like(g), np.empty(rows.spread.shape)
-    over_rows(isotonic()[1], g, rows.order, start, rows.ranks, rows.unit, pooled, moment)  # type: ignore[index]
-    none = np.zeros(pooled.shape, pooled.dtype)
-    return _Gradients(none, pooled) if rows.ranks else _Gradients(pooled, none, moment)
-
-
-SOFTSORT_VALUES = Compiled(_softsort, _softsort_back, ranks=False)
-SOFTSORT_RANKS = Compiled(_softsort, _softsort_back, ranks=True)
-NEURALSORT_VALUES = Compiled(_neuralsort, _neuralsort_back, ranks=False)
-NEURALSORT_RANKS = Compiled(_neuralsort_ranks, _neuralsort_ranks_back, ranks=True)
-SINKHORN_VALUES = Compiled(_sinkhorn, _sinkhorn_back, ranks=False)
-SINKHORN_RANKS = Compiled(_sinkhorn, _sinkhorn_back, ranks=True)
-ISOTONIC_VALUES = Compiled(_isotonic, _isotonic_back, ranks=False)
-ISOTONIC_RANKS = Compiled(_isotonic, _isotonic_back, ranks=True)
+SOFTSORT_VALUES = _of_points(_softsort, _softsort_back, ranks=False)
+SOFTSORT_RANKS = _of_points(_softsort, _softsort_back, ranks=True)
+NEURALSORT_VALUES = _of_points(_neuralsort, _neuralsort_back, ranks=False)
+NEURALSORT_RANKS = _of_points(_neuralsort_ranks, _neuralsort_ranks_back, ranks=True)
+SINKHORN_VALUES = _of_points(_sinkhorn, _sinkhorn_back, ranks=False)
+SINKHORN_RANKS = _of_points(_sinkhorn, _sinkhorn_back, ranks=True)
+ISOTONIC_VALUES = _isotonic_of(ranks=False)
+ISOTONIC_RANKS = _isotonic_of(ranks=True)

@@ -124,14 +124,24 @@ def _means(v: Any, start: Any, out: Any) -> None:
             i = end
 
 
+_COUNTED = 96
+"""Up to this size a row is sorted faster by counting, for every entry, those below it than by its digits."""
+
+
 @cache
 def isotonic() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-    """Return soft sorting and ranking of sorted rows and the transpose, one pass each, or ``None`` without numba.
+    """Return soft sorting and ranking of rows and their transpose, one pass each, or ``None`` without numba.
 
-    ``project(o, order, slope, ranks, out, start)``, for the places ``i``: the values ``z - m(z) + m(o)`` with ``z =
-    slope i``, or the ranks ``z - m(z) + m(i)`` with ``z = slope o``, sent to their items. ``m`` is the mean over the
-    blocks, of which ``start [b, n]`` gets the first places. ``transpose(g, order, start, ranks, unit, out, moment)``:
-    ``m(g)`` in ``out`` and ``sum_i i (g - m(g))_i`` in ``moment [b]``; for ranks ``unit (g - m(g))`` of ``g`` by place.
+    ``project(x, bits, temperature, relative, ranks, order, spread, out)`` fills ``out [b, n]`` and returns whether the
+    entries are finite and small enough; if not, what is filled is of no use. With ``o`` the sorted row, ``s`` its
+    standard deviation (1 unless ``relative``) and ``u`` that of its places, ``out`` is, for the places ``i``, the
+    values ``z - m(z) + m(o)`` with ``z = i s / (temperature u)``, or the ranks ``z - m(z) + m(i)`` with ``z = o u /
+    (temperature s)``, sent to their items. ``m`` is the mean over the blocks. ``bits`` is ``x`` read as unsigned
+    integers. ``order [b, n]`` int32 gets the item at each place, as ``-1 - item`` where a block begins, and ``spread
+    [b]`` gets ``s``.
+
+    ``transpose(g, x, temperature, relative, ranks, order, spread, out, moment)`` fills ``out`` with the gradient in
+    ``x`` for the cotangent ``g``, and ``moment [b]`` with that in the logarithm of the temperature, negated.
 
     Example:
         >>> isotonic() is None or len(isotonic())
@@ -142,22 +152,107 @@ def isotonic() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
         return None
 
     @jit
-    def project(o: Any, order: Any, slope: Any, ranks: bool, out: Any, start: Any) -> None:
-        b, n = o.shape
+    def project(
+        x: Any,
+        bits: Any,
+        temperature: float,
+        relative: bool,
+        ranks: bool,
+        order: Any,
+        spread: Any,
+        out: Any,
+    ) -> bool:
+        b, n = x.shape
         first, mean = np.empty(n + 1, np.int64), np.empty(n)
+        row, o = np.empty(n, x.dtype), np.empty(n, x.dtype)
+        item, other = np.empty(n, np.int32), np.empty(n, np.int32)
+        counted = n <= _COUNTED
+        key, moved = np.empty(0 if counted else n, bits.dtype), np.empty(0 if counted else n, bits.dtype)
+        counts = np.empty((x.itemsize, 256), np.int64)
+        sign = bits.dtype.type(1) << bits.dtype.type(8 * x.itemsize - 1)
+        room = (3e38 if x.itemsize == 4 else 1e308) / (8 * n)
+        unit = np.sqrt((n * n - 1) / 12) if relative and n > 1 else 1.0
         for k in range(b):
-            s = slope[k]
+            for i in range(n):
+                row[i] = x[k, i]
+            within = True
+            for i in range(n):
+                within &= abs(row[i]) < room  # false for NaN too
+            if not within:
+                return False
+            if counted:
+                for i in range(n):
+                    other[i] = 0
+                    item[i] = -1
+                for j in range(n):
+                    value = row[j]
+                    for i in range(n):
+                        other[i] += np.int32(1) if value < row[i] else np.int32(0)
+                for i in range(n - 1, -1, -1):
+                    item[other[i]] = i  # of a tie the first item stays
+                for i in range(1, n):
+                    if item[i] < 0:  # a further one of a tie
+                        later = item[i - 1] + 1
+                        while row[later] != row[item[i - 1]]:
+                            later += 1
+                        item[i] = later
+            else:  # by the digits of keys that ascend as the numbers do, the lowest first
+                counts[:] = 0
+                for i in range(n):
+                    code = bits[k, i]
+                    if code == sign:
+                        code = bits.dtype.type(0)  # -0 is 0
+                    code = ~code if code & sign else code | sign
+                    key[i] = code
+                    item[i] = i
+                    for digit in range(x.itemsize):
+                        counts[digit, (code >> bits.dtype.type(8 * digit)) & bits.dtype.type(255)] += 1
+                for digit in range(x.itemsize):
+                    shift = bits.dtype.type(8 * digit)
+                    if counts[digit, (key[0] >> shift) & bits.dtype.type(255)] == n:
+                        continue
+                    total = 0
+                    for d in range(256):
+                        count = counts[digit, d]
+                        counts[digit, d] = total
+                        total += count
+                    for i in range(n):
+                        d = (key[i] >> shift) & bits.dtype.type(255)
+                        at = counts[digit, d]
+                        counts[digit, d] = at + 1
+                        moved[at] = key[i]
+                        other[at] = item[i]
+                    key, moved = moved, key
+                    item, other = other, item
+            for i in range(n):
+                o[i] = row[item[i]]
+            low = np.float64(o[0])
+            width = np.float64(o[n - 1]) - low
+            s = 1.0
+            if relative and width > 0.0:
+                total, square = 0.0, 0.0
+                for i in range(n):
+                    total += (o[i] - low) / width
+                total /= n
+                for i in range(n):
+                    d = (o[i] - low) / width - total
+                    square += d * d
+                s = np.sqrt(square / n) * width
+            if not width / s / temperature < room:
+                return False
+            spread[k] = s
+            slope = min(unit / (temperature * s) if ranks else s / (temperature * unit), 1e200)
             top = -1
             for i in range(n):
                 top += 1
                 first[top] = i
-                value = np.float64(o[k, i])
+                value = np.float64(o[i])
                 end = i + 1
                 while top > 0:
                     left, middle = first[top - 1], first[top]
                     places = 0.5 * (left - end)  # the mean place of the left block less that of the right one
                     distance = mean[top - 1] - value
-                    if not (distance * s > places if ranks else places * s > distance):
+                    if not (distance * slope > places if ranks else places * slope > distance):
                         break
                     value += distance * ((middle - left) / (end - left))
                     top -= 1
@@ -167,37 +262,76 @@ def isotonic() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
                 left, end = first[block], first[block + 1]
                 centre = 0.5 * (left + end - 1)
                 for i in range(left, end):
-                    start[k, i] = left
+                    order[k, i] = item[i]
                     if end - left == 1:
                         if ranks:
-                            out[k, order[k, i]] = centre
+                            out[k, item[i]] = centre
                         else:
-                            out[k, i] = o[k, i]
+                            out[k, i] = o[i]
                     elif ranks:
-                        out[k, order[k, i]] = (np.float64(o[k, i]) - mean[block]) * s + centre
+                        out[k, item[i]] = (np.float64(o[i]) - mean[block]) * slope + centre
                     else:
-                        out[k, i] = (i - centre) * s + mean[block]
+                        out[k, i] = (i - centre) * slope + mean[block]
+                order[k, left] = -1 - item[left]
+        return True
 
     @jit
-    def transpose(g: Any, order: Any, start: Any, ranks: bool, unit: float, out: Any, moment: Any) -> None:
+    def transpose(
+        g: Any,
+        x: Any,
+        temperature: float,
+        relative: bool,
+        ranks: bool,
+        order: Any,
+        spread: Any,
+        out: Any,
+        moment: Any,
+    ) -> None:
         b, n = g.shape
+        unit = np.sqrt((n * n - 1) / 12) if relative and n > 1 else 1.0
+        back, item = np.empty(n), np.empty(n, np.int32)
         for k in range(b):
+            s = spread[k]
+            centre = 0.0
+            for i in range(n):
+                at = order[k, i]
+                item[i] = at if at >= 0 else -1 - at
+            low = np.float64(x[k, item[0]])
+            for i in range(n):
+                centre += x[k, i] - low
+            centre /= n
             left = 0
             product = 0.0
             while left < n:
-                end = left
-                total = 0.0
-                while end < n and start[k, end] == left:
-                    total += g[k, order[k, end]] if ranks else g[k, end]
+                end = left + 1
+                total = np.float64(g[k, item[left]] if ranks else g[k, left])
+                while end < n and order[k, end] >= 0:
+                    total += g[k, item[end]] if ranks else g[k, end]
                     end += 1
-                mean = total / (end - left)
-                for i in range(left, end):
-                    if ranks:
-                        out[k, i] = unit * (g[k, order[k, i]] - mean) if end - left > 1 else 0.0
-                    else:
-                        out[k, i] = mean
-                        product += i * (g[k, i] - mean)
+                if end - left == 1:
+                    back[left] = 0.0 if ranks else total
+                else:
+                    pooled = total / (end - left)
+                    for i in range(left, end):
+                        if ranks:
+                            back[i] = (g[k, item[i]] - pooled) * unit / s / temperature
+                            product += back[i] * (x[k, item[i]] - low)
+                        else:
+                            back[i] = pooled
+                            product += i * (g[k, i] - pooled)
                 left = end
-            moment[k] = product
+            if ranks:
+                moment[k] = product
+                share = -product / s  # the derivative in the spread
+            else:
+                share = product / (temperature * unit)
+                moment[k] = share * s
+            if not relative or not np.float64(x[k, item[n - 1]]) - low > 0.0:
+                share = 0.0
+            share /= n * s
+            for i in range(n):
+                out[k, item[i]] = back[i]
+            for i in range(n):
+                out[k, i] += share * (x[k, i] - low - centre)
 
     return project, transpose
