@@ -493,7 +493,7 @@ def test_masks_are_painted_one_over_the_other() -> None:
 def test_perception_begins_with_the_rates_that_it_is_told_and_sees_bytes_in_parts() -> None:
     torch.manual_seed(0)
     see, rates = GroundPerception(DrivingCamera.ground(), channels=3, masks=7), torch.linspace(0.01, 0.5, 7)
-    see.head[0].weight.data.zero_()
+    next(see.head.parameters()).data.zero_()
     see.expect(rates)
     images = (255 * torch.rand(70, 3, 48, 96)).byte()
     with torch.no_grad():

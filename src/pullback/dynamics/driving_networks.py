@@ -88,9 +88,10 @@ class DrivingPlanner(nn.Module):
             else:
                 self.stages[name] = nn.Sequential(nn.Linear(channels, size), nn.ReLU())
             channels = size
-        self.stages["law"] = nn.Sequential(nn.Linear(channels, 4), nn.Softplus())
-        _begin(self, last=self.stages["law"][0])
-        nn.init.constant_(self.stages["law"][0].bias, 4.0)
+        law = nn.Linear(channels, 4)
+        self.stages["law"] = nn.Sequential(law, nn.Softplus())
+        _begin(self, last=law)
+        nn.init.constant_(law.bias, 4.0)
 
     def forward(self, masks: Float[Tensor, "batch channels 32 32"]) -> dict[str, Tensor]:
         """Return what follows each layer, by name.
@@ -178,8 +179,9 @@ class GroundPerception(nn.Module):
         self.back = nn.Conv2d(32, wide, 1)
         self.above = nn.Sequential(nn.Flatten(), nn.Linear(16 * 4 * 24, 32), relu, nn.Linear(32, wide))
         self.last = nn.Sequential(nn.Conv2d(wide, wide, 3, 1, 1), relu)
-        self.head = nn.Sequential(nn.Conv2d(wide, 4 * masks, 1), nn.PixelShuffle(2))
-        _begin(self, last=self.head[0])
+        told = nn.Conv2d(wide, 4 * masks, 1)
+        self.head = nn.Sequential(told, nn.PixelShuffle(2))
+        _begin(self, last=told)
 
     @torch.no_grad()
     def expect(self, rates: Float[Tensor, "masks"]) -> None:
@@ -192,7 +194,7 @@ class GroundPerception(nn.Module):
             TypeError: they are not floating.
             ValueError: they have another shape or range.
         """
-        bias = self.head[0].bias
+        _, bias = self.head.parameters()
         check_shape("rates", check_floating("rates", rates), (len(bias) // 4,))
         if not bool(((rates > 0) & (rates < 1)).all()):
             raise ValueError(f"rates must be in (0, 1), got {rates.tolist()}")
@@ -217,7 +219,7 @@ class GroundPerception(nn.Module):
         return GroundView(features, self.head(features))
 
 
-def _begin(network: nn.Module, last: nn.Module) -> None:
+def _begin(network: nn.Module, last: nn.Conv2d | nn.Linear) -> None:
     """Draw weights such that layers keep the size of what passes, and a third of that in the last one."""
     for part in network.modules():
         if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:

@@ -288,9 +288,14 @@ class DrivingWorld:
         now = torch.minimum(stopping, bending).clamp(max=fastest)
         if not coasting:
             return now
-        words = {"fastest": fastest, "braking": braking, "sideways": sideways}
-        later = self.step(state, torch.zeros_like(state.ego[:, :2]))
-        return torch.minimum(now, self.allowed_speed(later, coasting=coasting - 1, **words))
+        later = self.allowed_speed(
+            self.step(state, torch.zeros_like(state.ego[:, :2])),
+            fastest=fastest,
+            braking=braking,
+            sideways=sideways,
+            coasting=coasting - 1,
+        )
+        return torch.minimum(now, later)
 
     def reward(self, state: DrivingState, allowed: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
         r"""Return how well the ego vehicle keeps a speed and its route, with derivatives in where it is.
