@@ -50,7 +50,7 @@ BUDGET = 96  # sequences that a decision may predict, or what costs as much
 FITS = ((0.05, 0.5), (0.1, 0.5), (0.1, 1.0))  # fraction of elites and first deviation: the best of 13 tried on an arm
 DISCOUNT = 0.95  # of policy and value; plans without a value are not discounted
 BLOCKS = "pendulum reacher lqr imagined_return imagination_policy_loss plan_cem plan_gradient plan_mppi ReplayBuffer"
-Step, Memories = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], list[ReplayBuffer]
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def perceptrons(models: int, *sizes: int) -> MLPEnsemble:
@@ -197,7 +197,7 @@ def act(scene: Scene, decisions: int, planner: Any, draws: Any = None, noise: fl
     return torch.stack(states, -2), torch.stack(actions, -2), torch.stack(rewards, -1)
 
 
-def learn(lab: Lab, config: Config, name: str, task: Environment) -> tuple[Step, Memories, Memories]:
+def learn(lab: Lab, config: Config, name: str, task: Environment) -> tuple[Step, list[Any], list[Any]]:
     """Fit single transitions: the change of the state, and the reward, in [0, 1]; with all data, and that of plans."""
     ours, draws, size = lab.arm("gradient"), lab.fork(f"data, {name}"), task.action_size
     with ours.weights(name):
@@ -238,7 +238,7 @@ def learn(lab: Lab, config: Config, name: str, task: Environment) -> tuple[Step,
     return step, memories, plans
 
 
-def imagine(lab: Lab, config: Config, scene: Scene, task: Environment, memories: Memories, plans: Memories) -> Any:
+def imagine(lab: Lab, config: Config, scene: Scene, task: Environment, memories: list[Any], plans: list[Any]) -> Any:
     """Let a policy imitate plans, then train it and a bounded value in imagination, half of it where plans led."""
     arm, draws, name = lab.arm("policy", baseline=True), lab.fork(f"imagined, {scene.name}"), scene.name
     with arm.weights(name):
