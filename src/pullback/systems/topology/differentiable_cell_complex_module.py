@@ -10,12 +10,12 @@ variant is run too, and audit finds the line. A learned shift of the similaritie
 entmax; there is none.
 
 Smaller than in the paper: real tables with no graph of their own, at most 320 rows each, one in five with a label; no
-citation graphs. On these, polygons are not what counts, and at most two a node are looked at. That they can be needed
-is shown on simulated rings and arcs of 16 points: the network without polygons sees three points to each side, so that
-half of an arc looks like a ring and 75 % can be right. Polygons there have up to 16 sides (the paper: four), and what
-infers takes a tenth of the step; at a full one, or on rings of 8, the network without polygons comes to see the ends.
-Embeddings start as the features, and a node's own weight is a fifth of its neighbours' together: chosen, with sizes,
-gains and steps, on seeds 0 to 2.
+citation graphs. Polygons do not count there (at most two a node), and nearest neighbours of a tuned k stay about a
+point ahead (13 splits: 1.0, standard error .6), so that parity on each table falls on many seeds. That polygons can be
+needed is shown on rings and arcs of 16 points: without them the network sees three points to each side, half of an arc
+looks like a ring and 75 % can be right. They have up to 16 sides (the paper: four), and what infers takes a tenth of
+the step; at a full one, or on rings of 8, the network without polygons comes to see the ends.
+Embeddings start as features; a node's own weight, a fifth of its neighbours' together, was chosen on seeds 0 to 2.
 """
 
 from __future__ import annotations
