@@ -134,7 +134,28 @@ def _partial_of_pot(cost: Tensor) -> None:
     ot.partial.partial_wasserstein(uniform, uniform, cost[0].numpy(), m=0.7)
 
 
+def _shipped(clouds: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, y, a, b = (t.detach().double() for t in clouds)
+    transport.exact_transport(transport.pairwise_cost(x, y), a, b)
+
+
+def _shipped_of_pot(clouds: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    import ot
+
+    x, y, a, b = (t.detach().double() for t in clouds)
+    ot.emd(a, b * (a.sum() / b.sum()), ot.dist(x, y))
+
+
 CASES = [
+    *(
+        Case(
+            f"exact plan of masses, {n} and {n + n // 2} points in 3-D",
+            lambda n=n: _weighted(n),
+            _shipped,
+            {"POT": _shipped_of_pot},
+        )
+        for n in (100, 600)
+    ),
     Case(
         "sliced distance with its gradient, n = 2000 in 3-D, 128 lines",
         lambda: _clouds(2000),

@@ -144,6 +144,8 @@ def plan_loops(
 
 
 def _made(jit: Any, single: bool) -> tuple[Any, Any, Any]:
+    real: Any
+    integer: Any
     real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
     c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11 = [real(c) for c in _EXP]
     per, natural, half = real(1 / math.log(2)), real(math.log(2)), real(0.5)

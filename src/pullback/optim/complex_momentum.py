@@ -13,7 +13,7 @@ from torch import Tensor
 from pullback.core.checks import check_positive
 from pullback.core.elementwise import Elementwise, State, check_lr, check_modulus
 from pullback.core.transforms import is_transformed
-from pullback.kernels.complex_momentum import complex_momentum
+from pullback.kernels.complex_momentum import complex_adam, complex_momentum
 
 __all__ = ["ComplexMomentumAdam", "ComplexMomentumSGD"]
 
@@ -184,11 +184,32 @@ class ComplexMomentumAdam(Elementwise):
 
     @staticmethod
     def loop(params: list[Tensor], grads: list[Tensor], states: list[State], options: Mapping[str, Any]) -> None:
-        """One pass an operation."""
+        """One compiled pass, or one pass an operation."""
+        if not is_transformed(params[0]) and _compiled_step(params, grads, states, options):
+            return
         first, roots = foreach_moments(params, grads, states, options)
         torch._foreach_add_(roots, options["eps"])
         torch._foreach_div_(first, roots)
         torch._foreach_add_(params, torch._foreach_mul(first, -options["lr"]))
+
+
+def _compiled_step(params: list[Tensor], grads: list[Tensor], states: list[State], options: Mapping[str, Any]) -> bool:
+    """Take the step of Adam in one compiled pass over each tensor; return whether that could be done."""
+    if any(not p.is_cpu or isinstance(option, Tensor) for p in params for option in (options["lr"], *options["betas"])):
+        return False
+    one, two = coefficients(options)
+    if options["weight_decay"]:
+        grads = list(torch._foreach_add(grads, params, alpha=options["weight_decay"]))
+    factors = []
+    for state in states:
+        t = float(state["step"]) + 1
+        turned = 1 / (1 - one**t).conjugate()
+        factors.append((turned.real, turned.imag, 1 / (1 - two**t)))
+    a, b, square = ([state[name] for state in states] for name in ("real", "imaginary", "square"))
+    if not complex_adam(params, grads, a, b, square, factors, (one, two), float(options["lr"]), float(options["eps"])):
+        return False
+    torch._foreach_add_([state["step"] for state in states], 1)
+    return True
 
 
 def coefficient(modulus: Any, angle: Any) -> tuple[Any, Any]:

@@ -242,7 +242,8 @@ def _by_products(
             a.reshape(-1, *a.shape[-2:]),
             shares.expand(*batch, k).reshape(-1, k),
         )
-        solved = barycenter_loops(*(t.contiguous().numpy() for t in flat), debiased, count, tolerance)
+        products, inputs, powers = (t.contiguous().numpy() for t in flat)
+        solved = barycenter_loops(products, inputs, powers, debiased, count, tolerance)
         if solved is not None:
             b, residual, iterations = (torch.from_numpy(t).reshape((*batch, *t.shape[1:])) for t in solved)
             return (b, residual, iterations) if bool(residual.isfinite().all()) else None

@@ -195,14 +195,14 @@ def _one_of_few(
     spread = torch.cat([left := x - centre, right := y - centre])
     spread = (spread.amax(0) - spread.amin(0)).square().sum()
     single = tolerance >= 1e-4 and float((spread if squared else spread.sqrt()) / epsilon) <= _SINGLE
-    arrays = [t.contiguous().numpy() for t in (left, right.mT)]
-    weights = [t.contiguous().numpy() for t in (a, b, start)]
+    points, others = (t.contiguous().numpy() for t in (left, right.mT))
+    supply, demand, begin = (t.contiguous().numpy() for t in (a, b, start))
+    e = float(epsilon)
     words = (single, scale, symmetric, count, tolerance, SHRINK)
-    solved = points_loops(*arrays, squared, *weights[:2], float(epsilon), weights[2], *words)
+    solved = points_loops(points, others, squared, supply, demand, e, begin, *words)
     if solved is None:
         return None
     g, f, columns, spent, along_x, along_y = solved  # from here on as `partials`, of arrays
-    supply, demand, e = *weights[:2], float(epsilon)
     shift = (f @ supply - g @ demand) / (2 * demand.sum())
     f, g = f - shift, g + shift
     residual = np.abs(columns - demand).sum() / demand.sum()

@@ -89,14 +89,23 @@ def _held(cost: Tensor, reach: Tensor) -> bool:
 
 
 def _compiled(
-    cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, start: Tensor, scale: bool, *options: Any
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor,
+    start: Tensor,
+    scale: bool,
+    symmetric: bool,
+    count: int,
+    tolerance: float,
 ) -> tuple[Tensor, Tensor] | None:
     """The loop of sweeps in compiled form; ``None`` where there is none, or where numbers leave its range."""
     sizes = ((-1, *cost.shape[-2:]), (-1, a.shape[-1]), (-1, b.shape[-1]), (-1,), (-1, b.shape[-1]))
     if 0 in cost.shape:
         return None
-    arrays = [x.reshape(size).contiguous().numpy() for x, size in zip((cost, a, b, epsilon, start), sizes, strict=True)]
-    found = sinkhorn_loops(*arrays, scale, *options, SHRINK)
+    parts = zip((cost, a, b, epsilon, start), sizes, strict=True)
+    c, p, q, e, begin = (x.reshape(size).contiguous().numpy() for x, size in parts)
+    found = sinkhorn_loops(c, p, q, e, begin, scale, symmetric, count, tolerance, SHRINK)
     if found is None or not found[2].all():
         return None
     return torch.from_numpy(found[0]).reshape(b.shape), torch.from_numpy(found[1]).reshape(b.shape[:-1])
