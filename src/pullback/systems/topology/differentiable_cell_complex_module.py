@@ -11,7 +11,7 @@ entmax; there is none.
 
 Smaller than in the paper: real tables with no graph of their own, at most 320 rows each, one in five with a label; no
 citation graphs. Polygons do not count there (at most two a node), and nearest neighbours of a tuned k stay about a
-point ahead (13 splits: 1.0, standard error .6), so that parity on each table falls on many seeds. That polygons can be
+point ahead (15 splits: 1.0, standard error .5), so that parity on each table falls on many seeds. That polygons can be
 needed is shown on rings and arcs of 16 points: without them the network sees three points to each side, half of an arc
 looks like a ring and 75 % can be right. They have up to 16 sides (the paper: four), and what infers takes a tenth of
 the step; at a full one, or on rings of 8, the network without polygons comes to see the ends.
