@@ -211,11 +211,11 @@ def isotonic() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
                     shift = bits.dtype.type(8 * digit)
                     if counts[digit, (key[0] >> shift) & bits.dtype.type(255)] == n:
                         continue
-                    total = 0
+                    passed = 0
                     for d in range(256):
                         count = counts[digit, d]
-                        counts[digit, d] = total
-                        total += count
+                        counts[digit, d] = passed
+                        passed += count
                     for i in range(n):
                         d = (key[i] >> shift) & bits.dtype.type(255)
                         at = counts[digit, d]
