@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pullback import data, discrete
+from pullback import data, discrete, implicit
 from pullback.lab import Arm, Lab, Measured, above, at_least, system
 
 
@@ -184,7 +184,7 @@ def _explain(lab: Lab, config: Config, arms: dict[str, Arm], problem: Problem) -
     drop = present - torch.cat([here(test * (torch.arange(test.shape[1]) != i)) for i in range(test.shape[1])], 1)
     kept = torch.rand(config.maskings, *test.shape, generator=lab.fork(f"halves, {name}")) < 0.5
     same = torch.stack([(here(test * mask) > 0.5) == (present > 0.5) for mask in kept], 1).float()
-    fit = torch.linalg.lstsq(kept.movedim(0, 1).float() - 0.5, same - same.mean(1, keepdim=True)).solution[..., 0]
+    fit = implicit.linear_least_squares(kept.movedim(0, 1).float() - 0.5, (same - same.mean(1, True))[..., 0]).value
     (slope,) = torch.autograd.grad(torch.logit(here(inside), eps=1e-6).sum(), inside)
     scores = {
         "SOInter": [_with_energy(lab, config, arms["SOInter"], problem, box, outputs, target)],
