@@ -466,6 +466,12 @@ def gradient_penalty(w, x):
     return (slope.norm() - 1).square() + 0.1 * w.sum()
 
 
+@line(lambda: (given(5.3), data(16), data(4)), "torch.gradient(signal, dim=0)[0][int(start) : int(start) + 4]")
+def cut_out(start, signal, pattern):
+    window = signal[int(start) : int(start) + 4]
+    return (window * pattern).sum()
+
+
 # Draws.
 
 

@@ -9,7 +9,7 @@ from pullback.audit.judge.deliberate import kind_of
 from pullback.audit.judge.ledger import Ledger
 from pullback.audit.judge.verdicts import site_key
 from pullback.audit.trace import operations as ops
-from pullback.audit.trace.decisions import Decision, decision_at
+from pullback.audit.trace.decisions import Decision, decision_at, readers_of
 from pullback.audit.trace.records import Exit
 from pullback.audit.trace.sites import Site, in_branch_test, place
 
@@ -105,7 +105,9 @@ def find_branches(ledger: Ledger) -> None:
             severity = "error" if silent else "warning"
         else:
             decided = _decided(ledger, exit_, decision)
-            if not decided:
+            if not decided and number and decision.kind == "value":  # what it cuts out of the data is used further down
+                decided = _decided(ledger, exit_, Decision("value", readers_of(where)))
+            if not decided or (number and _goes_on(ledger, exit_, decision)):
                 continue
             evidence["decides on lines"] = decided
             certain = decision.kind in ("if", "value", "for") and not decision.leaves
@@ -113,9 +115,11 @@ def find_branches(ledger: Ledger) -> None:
             flag = exit_.op == "__bool__" and decision.kind == "value"
             chosen = _picked(ledger, exit_.source) or _drawn(ledger, exit_)
             severity = "warning" if certain and (flag or not chosen) else "info"
+            if number and severity == "warning" and silent:
+                severity = "error"
         code = "control-flow.number" if number else "control-flow.branch"
         finding = ledger.add(code, exit_.site, exit_.op, severity, evidence)
-        if verdict and finding is not None:
+        if (verdict or (number and severity == "error")) and finding is not None:
             ledger.charge(silent, finding)
 
 
@@ -148,6 +152,17 @@ def _decided(ledger: Ledger, exit_: Exit, decision: Decision) -> list[int]:
         if any(first <= site.line <= last for first, last in decision.lines):
             lines.add(site.line)
     return sorted(lines)
+
+
+def _goes_on(ledger: Ledger, exit_: Exit, decision: Decision) -> bool:
+    """Whether the tensor behind a number enters the same statement, as in a cut with the slope of what it cuts."""
+    graph = ledger.graph
+    for index in graph.children[exit_.source]:
+        node = ledger.nodes[index]
+        here = node.site is not None and node.site.code is exit_.site.code
+        if here and node.live and any(first <= node.site.line <= last for first, last in decision.lines):  # type: ignore[union-attr]
+            return True
+    return False
 
 
 def _picked(ledger: Ledger, source: int) -> bool:

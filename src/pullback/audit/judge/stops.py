@@ -41,11 +41,13 @@ def find_stops(ledger: Ledger) -> None:
 
 
 def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list[Any], starving: set[int]) -> None:
-    graph, origin = ledger.graph, ledger.tracer.origins[members[0]]
+    graph = ledger.graph
     leaves = _leaves_of(ledger, members)
     if not leaves:
         return
     dead = leaves & ledger.dead
+    # Of a block without gradients the line that costs something: not the teacher's that stands in front of it.
+    origin = ledger.tracer.origins[_costliest(ledger, members, dead)]
     code = _code(ledger, origin)
     kind = kind_of(code)
     anew = not set(members) - ledger.tracer.handled  # torch.func differentiates the detached value anew
@@ -118,6 +120,13 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
     elif added is None or meant or severity == "info":
         for leaf in dead:
             ledger.blame.setdefault(leaf, added) if added else ledger.blame.setdefault(leaf, SILENT)
+
+
+def _costliest(ledger: Ledger, members: list[int], dead: set[int]) -> int:
+    if len(members) == 1 or not kind_of(ledger.tracer.origins[members[0]].code).region:
+        return members[0]
+    starving = (m for m in members if _leaves_of(ledger, [m]) & dead)
+    return next(starving, next((m for m in members if _leaves_of(ledger, [m])), members[0]))
 
 
 def _opening(ledger: Ledger, origin: Origin) -> Site | None:

@@ -225,12 +225,23 @@ def _probe_exits(laboratory: Laboratory, exits: dict[Key, Exit], base: float, ve
                 for s in (size, -size)
             ]
             taken = [m for m in moved if m is not None]
+            if not taken and key[2] in ("__int__", "__index__"):  # the bounds of a window move together
+                line = exits[key].site.line
+                bounds = [k for k, e in exits.items() if k[0] is key[0] and e.site.line == line]
+                moved = [laboratory.loss(_all_moved(bounds, sign)) for sign in (1.0, -1.0)]
+                taken = [m for m in moved if m is not None]
+                verdicts.exits[key] = not taken or any(not same(m, base) for m in taken)
+                break
             verdicts.exits[key] = not taken or any(not same(m, base) for m in taken)  # what is checked is used
             if taken:
                 break
         if decision_at(place(key[0], key[1], exits[key].site.line)).kind == "for" and not verdicts.exits[key]:
             more = [laboratory.loss({key: lambda out, visit, s=s: out + s}) for s in (1, -1)]  # type: ignore[misc]
             verdicts.exits[key] = any(m is not None and not same(m, base) for m in more)
+
+
+def _all_moved(keys: list[Key], sign: float) -> dict[Key, Any]:
+    return {key: lambda out, visit: _perturbed(out, sign) for key in keys}
 
 
 def _perturbed(value: Any, sign: float) -> Any:

@@ -298,7 +298,57 @@ def _second_order(place: Place) -> Iterator[Draft]:
             return
 
 
+def _shifted(place: Place) -> Iterator[Draft]:
+    """``x[int(a) : int(a) + n]``: the same cut, with the slope of ``x`` along it as its derivative in ``a``."""
+    source = place.source
+    for node in (place.node, *source.ancestors(place.node), *ast.walk(source.statement(place.node))):
+        if not isinstance(node, ast.Subscript) or not isinstance(node.ctx, ast.Load):
+            continue
+        axes = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+        bounds = [(i, _whole_of(axis.lower)) for i, axis in enumerate(axes) if isinstance(axis, ast.Slice)]
+        after = next((i for i, axis in enumerate(axes) if isinstance(axis, ast.Constant) and axis.value is ...), None)
+        terms = []
+        draft = Draft(source)
+        torch = draft.module("torch")
+        array, cut = source.segment(node.value), source.segment(node)[len(source.segment(node.value)) :]
+        for i, start in bounds:
+            if start is None or any(not isinstance(axis, ast.Slice) for axis in axes[:i] if after is None):
+                continue
+            dim = i - len(axes) if after is not None and i > after else i
+            at = draft.operand(start)
+            terms.append(f"({at} - {at}.detach()) * {torch}.gradient({array}, dim={dim})[0]{cut}")
+        if terms:
+            whole = " + ".join([source.segment(node), *terms])
+            alone = isinstance(source.parent(node), ast.Assign | ast.Return)
+            draft.put(node, whole if alone else f"({whole})")
+            yield draft
+            return
+
+
+def _whole_of(bound: ast.expr | None) -> ast.expr | None:
+    """The value of which a bound is the whole part: ``a`` of ``int(a)``, ``a.int()``, ``int(a.item()) + 1``."""
+    for node in ast.walk(bound) if bound is not None else ():
+        inner: ast.expr | None = None
+        if isinstance(node, ast.Call) and called(node) == "int":
+            inner = node.args[0] if node.args else node.func.value if isinstance(node.func, ast.Attribute) else None
+        while isinstance(inner, ast.Call) and called(inner) in (*_LEAVING, "round", "floor") and not inner.args:
+            inner = inner.func.value if isinstance(inner.func, ast.Attribute) else None
+        if isinstance(inner, ast.Call) and called(inner) in ("round", "floor") and len(inner.args) == 1:
+            inner = inner.args[0]
+        if inner is not None:
+            return inner
+    return None
+
+
 TEMPLATES = {
+    "crop": Template(
+        "torch.gradient",
+        "The cut keeps its values; its derivative in its bound is the slope along the dimension that is cut.",
+        ("cut.item", "cut.number", "control-flow"),
+        ("crop", "int", "__int__", "__index__", "slice", "item", "window"),
+        "patch = image[:, int(top) : int(top) + 8]",
+        _shifted,
+    ),
     "number": Template(
         "the tensor itself",
         "The value stays a tensor: a Python number carries no gradient.",

@@ -9,7 +9,7 @@ from functools import cache
 
 from pullback.audit.trace.sites import Place
 
-__all__ = ["Decision", "decision_at"]
+__all__ = ["Decision", "decision_at", "readers_of"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,36 @@ def decision_at(where: Place) -> Decision:
         if inside and (best is None or size < best[0]):
             best = (size, decision)
     return best[1] if best is not None else Decision("value", ((where.line, where.line),))
+
+
+@cache
+def readers_of(where: Place) -> tuple[tuple[int, int], ...]:
+    """Return the first and last lines of the statements that read what the statement at a place computes.
+
+    Names are followed from assignment to assignment, downwards within the function.
+    """
+    try:
+        tree = ast.parse("".join(linecache.getlines(where.file)))
+    except (SyntaxError, ValueError):
+        return ()
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    around = [f for f in functions if f.lineno <= where.line <= (f.end_lineno or f.lineno)]
+    scope: ast.AST = max(around, key=lambda f: f.lineno) if around else tree
+    simple = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr | ast.Return
+    statements = sorted((n for n in ast.walk(scope) if isinstance(n, simple)), key=lambda n: (n.lineno, n.col_offset))
+    names: set[str] = set()
+    found = []
+    for statement in statements:
+        first, last = statement.lineno, statement.end_lineno or statement.lineno
+        here = first <= where.line <= last
+        reads = any(
+            isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id in names for n in ast.walk(statement)
+        )
+        if reads and first > where.line:
+            found.append((first, last))
+        if here or reads:
+            names |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return tuple(found)
 
 
 _Entry = tuple[tuple[int, int], tuple[int, int], Decision]
