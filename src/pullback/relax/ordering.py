@@ -141,14 +141,18 @@ class Ordering:
             TooMany: they are not formed.
         """
         if self._formed is None:
-            matrix = permutation_rows(self._options, self._x, self._along, self._descending, self._places)
-            if self._inverted:
-                matrix = matrix.mT
-                if self._group is not None:
-                    merged = matrix.new_zeros((*matrix.shape[:-1], self.size))
-                    matrix = merged.index_add(-1, self._group[0], matrix)
-            self._formed = Distribution(matrix.movedim(-2, self._along), tied=True)
+            with torch.enable_grad():  # it is kept, whoever asks first, and be it a law that wants the values alone
+                self._formed = Distribution(self._matrix().movedim(-2, self._along), tied=True)
         return self._formed
+
+    def _matrix(self) -> Tensor:
+        matrix = permutation_rows(self._options, self._x, self._along, self._descending, self._places)
+        if not self._inverted:
+            return matrix
+        if self._group is None:
+            return matrix.mT
+        merged = matrix.new_zeros((*matrix.mT.shape[:-1], self.size))
+        return merged.index_add(-1, self._group[0], matrix.mT)
 
     def _replace(self, **changes: Any) -> Distribution:
         return self.formed()._replace(**changes)

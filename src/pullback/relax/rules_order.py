@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pullback import discrete
-from pullback.core.transforms import can_look
+from pullback.core.transforms import can_look, transform_running
 from pullback.relax.internals import wrapped
 from pullback.relax.law import after_atoms, distribution_of, only_jumps, over_atoms, pure
 from pullback.relax.ordering import Ordering, behind, permutation_rows
 from pullback.relax.ranking import Places, Statistic, places_of_rows
-from pullback.relax.rules import Dropped, Integer, lazy, relaxes, soft_value
+from pullback.relax.rules import Dropped, Integer, as_they_are, lazy, relaxes, soft_value
 from pullback.relax.rules_elementwise import _maximum, _minimum
 from pullback.relax.settings import Settings
 from pullback.relax.soft_tensors import Distribution, Lazy, SoftBool, SoftIndex, SoftTensor
@@ -24,6 +24,8 @@ def _floating(input: Any) -> Tensor:
     value: Tensor = soft_value(input)
     if not value.is_floating_point():
         raise Dropped("the order of plain integers")
+    if value is input and value.requires_grad and not value.is_leaf and not transform_running():
+        value = as_they_are(value)  # `x[0] = x[0].sort().values`: the program may write over what the block keeps
     return value
 
 
