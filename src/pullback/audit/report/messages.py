@@ -33,7 +33,7 @@ _OTHER = {
     "kink": "{count} of {size} values of {op} lie exactly on a point without derivative; autograd takes one side",
     "chaotic": "the loop separates neighbouring states exponentially: exponent {exponent} a step",
     "biased": "the gradient that the backward of {op} returns disagrees with the slope of its forward",
-    "control-flow.number": "a trained value becomes a whole number that decides on bounds, sizes or rounds; no gradient passes",
+    "control-flow.number": "a trained value becomes a whole number (a bound, a size, rounds): no gradient passes",
     "control-flow": "a Python branch depends on a trained value; no gradient passes through the choice",
     "unused": "{name} was computed with, but its value reaches no backward pass",
 }
