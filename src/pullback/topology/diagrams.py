@@ -191,10 +191,10 @@ def _matched(x: Tensor, y: Tensor, p: float, q: float) -> Tensor:
     else:
         i, j = assign(worth.T[None])[0][0], np.arange(len(y))
     taken = worth[i, j] < 0
-    i, j = (torch.from_numpy(index[taken]).to(x.device) for index in (i, j))
+    own, partner = (torch.from_numpy(index[taken]).to(x.device) for index in (i, j))
     left_x, left_y = (torch.ones(len(bars), dtype=torch.bool, device=x.device) for bars in (x, y))
-    left_x[i], left_y[j] = False, False
-    return torch.cat([torch.linalg.vector_norm(x[i] - y[j], ord=q, dim=-1), alone_x[left_x], alone_y[left_y]])
+    left_x[own], left_y[partner] = False, False
+    return torch.cat([torch.linalg.vector_norm(x[own] - y[partner], ord=q, dim=-1), alone_x[left_x], alone_y[left_y]])
 
 
 def _slices(x: Tensor, y: Tensor, lines: int) -> Tensor:

@@ -92,7 +92,8 @@ def settled(pairs: Pairs, values: np.ndarray) -> Pairs:
     deaths = np.where(never[:, None], -1, pairs.deaths)
     whole = pairs._replace(deaths=deaths, death_at=np.where(never, -1, pairs.death_at))
     here = np.isfinite(values[pairs.element, pairs.birth_at])
-    return Pairs(*(array[here] for array in whole[:-1]), pairs.degenerate)
+    kept = {name: array[here] for name, array in whole._asdict().items() if name != "degenerate"}
+    return whole._replace(**kept)
 
 
 def with_ties(pairs: Pairs, values: np.ndarray) -> Pairs:
