@@ -59,3 +59,12 @@ def test_places_of_ten_thousand_soft_truths_point_downhill() -> None:
     assert slope.isfinite().all()
     assert slope[: int(first)].max() <= 0, "what rises above the threshold earlier is found earlier"
     assert slope[: int(first)].min() < 0
+
+
+@pytest.mark.parametrize(("events", "most"), [(8, 0), (0, 3), (0, 0), (1, 1)])
+def test_a_table_without_entries_writes_nothing(events: int, most: int) -> None:
+    """Where nothing has come the table has no columns: a first column written all the same was another's memory."""
+    p = torch.rand(events, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    counts = prefix_counts(p, most)
+    assert counts.shape == (events, most)
+    assert counts.tolist() == [[1.0] * most] * events

@@ -25,8 +25,8 @@ def prefix_counts(p: Tensor, most: int) -> Tensor:
     """Return the probabilities that ``k`` events have come before each.
 
     Args:
-        p: ``[n]`` probabilities of independent events, n >= 1.
-        most: counts from 0 to ``most - 1`` are told apart, >= 1.
+        p: ``[n]`` probabilities of independent events.
+        most: counts from 0 to ``most - 1`` are told apart.
 
     Returns:
         ``[n, most]``: entry ``(i, k)`` is the probability of ``k`` events among the first ``i``. Differentiable to any
@@ -38,6 +38,8 @@ def prefix_counts(p: Tensor, most: int) -> Tensor:
                 [0.5000, 0.5000],
                 [0.2500, 0.5000]])
     """
+    if len(p) == 0 or most == 0:
+        return p.new_zeros(len(p), most)
     if p.device.type != "cpu" or p.dtype not in (torch.float32, torch.float64) or is_transformed(p) or not _kernels():
         return prefix_counts_plain(p, most)
     counts: Tensor = _PrefixCounts.apply(p, most)
