@@ -142,6 +142,8 @@ def _quintic(x: Tensor) -> Tensor:
 
 
 def _logistic_phi(x: Tensor) -> Tensor:
+    if x.dtype in (torch.float16, torch.bfloat16):  # neither the square of 1e-4 nor that of 1e6 is a number there
+        return _logistic_phi(x.float()).to(x.dtype)
     near = x.clamp(-1e6, 1e6)  # beyond it is 0 or 1; squares of larger numbers may overflow
     return torch.sigmoid(4 * near * (near * near + _PHI**2) ** -0.125)
 
