@@ -493,3 +493,31 @@ def test_a_curved_function_of_ranks_that_were_written_has_the_length_of_that_of_
         gradients.append(torch.autograd.grad(value, z)[0].flatten())
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
     assert 0.8 < gradients[0].norm() / gradients[1].norm() < 1.25
+
+
+def test_what_is_written_in_place_keeps_what_stands_behind_it(generator: torch.Generator) -> None:
+    """As torchmetrics' Kendall does: rows of targets are put into the order of the scores, in place."""
+    targets = torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+
+    def falls(rows: Tensor) -> Tensor:
+        return ((rows[:, :-1] > rows[:, 1:]).double() * weights).sum()
+
+    def out_of_place(x: Tensor, y: Tensor) -> Tensor:
+        return falls(y.gather(1, x.argsort(1)))
+
+    def in_place(x: Tensor, y: Tensor) -> Tensor:
+        y, order = y.clone(), x.argsort(1)
+        for i in range(len(y)):
+            y[i] = y[i][order[i]]
+        return falls(y)
+
+    def gradient(function: Callable[[Tensor, Tensor], Tensor], count: int) -> Tensor:
+        x = torch.randn(count, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+        with pullback.relaxed(0.1):
+            value = function(x, targets[:count])
+        assert value == function(x, targets[:count])
+        return torch.autograd.grad(value, x)[0].flatten()
+
+    torch.testing.assert_close(gradient(in_place, 1), gradient(out_of_place, 1), rtol=0.02, atol=1e-4)
+    assert torch.cosine_similarity(gradient(in_place, 2), gradient(out_of_place, 2), dim=0) > 0.9

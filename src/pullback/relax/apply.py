@@ -90,6 +90,9 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
             return _LEAVES[func](context, *args, **kwargs)
         if not torch.is_grad_enabled():
             _tell_region(context, func, (args, kwargs))
+        if func is Tensor.__setitem__ and torch.is_grad_enabled() and _anything_known(args[2:]):
+            with untouched(subclasses=True):
+                return _write_known(*args)
         result = _pass(func, args, kwargs)
         if func in _EMPTY:
             attach(result, "_empty", True)
@@ -501,6 +504,33 @@ def _set_item(context: Context, site: Site, soft: bool, target: Tensor, index: A
     writing = Rule("setitem", "index", soft_write)
     relaxed = _apply(context, site, writing, lambda *_: hard, (before, index, value), {})
     assign(context, write, target, relaxed, (target, index, value), {})
+
+
+def _write_known(target: Tensor, index: Any, value: Tensor) -> None:
+    """``target[index] = value`` of plain tensors, with what is known of the value handed on.
+
+    The target is then entries of what it was and of the value, in another order.
+    """
+    if law_of(value) is None or not target.is_floating_point():
+        target[index] = value
+        return
+    count, before = target.numel(), as_they_are(target)
+    source = torch.arange(count, device=target.device).reshape(target.shape)
+    place = source[index]
+    source[index] = count + torch.arange(place.numel(), device=target.device).reshape(place.shape)
+    target[index] = value
+    bare = value.shape[max(value.ndim - place.ndim, 0) :]
+    for step, size in ((Tensor.reshape, bare), (Tensor.expand, place.shape), (Tensor.reshape, (-1,))):
+        value = follow(step, step(value, size), (value, size), {})
+    if bool((source >= count).all()):
+        source = source - count
+    else:
+        parts = [follow(Tensor.reshape, before.reshape(-1), (before, (-1,)), {}), value]
+        value = follow(torch.cat, torch.cat(parts), (parts,), {})
+    value = follow(Tensor.__getitem__, value[source], (value, source), {})
+    law = law_of(value)
+    if law is not None and value.equal(target):
+        give_law(target, law)
 
 
 def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: Any, kwargs: Any) -> Any:
