@@ -114,10 +114,10 @@ class DrivingPlanner(nn.Module):
 
     @classmethod
     def adapters(cls, side: int) -> nn.ModuleDict:
-        """Return an :class:`~pullback.dynamics.Adapter` for each layer but the laws, beside ``side`` features."""
+        """Return a full-width :class:`~pullback.dynamics.Adapter` a layer but the laws, beside ``side`` features."""
         return nn.ModuleDict(
             {
-                name: Adapter(size, side, kind="conv" if name.startswith("conv") else "mlp")
+                name: Adapter(size, side, reduction=1, kind="conv" if name.startswith("conv") else "mlp")
                 for name, size in cls.LAYERS.items()
             }
         )
