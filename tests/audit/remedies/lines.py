@@ -209,7 +209,7 @@ def branch(s, up, down):
     return (rate * 3.0).sum()
 
 
-@line(lambda: (trained(6),), "torch.logical_and(v > 0, torch.logical_not(v > 1.5))", "torch.stack(keep).float()")
+@line(lambda: (trained(6),), "logical_not(pullback_discrete.greater(v, 1.5, ", "torch.stack(keep).float()")
 def flags_in_a_list(s):
     keep = []
     for v in s:
