@@ -56,7 +56,7 @@ class StepControl:
     largest: float = math.inf
     safety: float = 0.9
     shrink: float = 0.2
-    grow: float = 10.0
+    grow: float = 5.0
     norm: Callable[[Any], Tensor] | None = None
     jumps: Any = ()
 

@@ -131,7 +131,7 @@ def odeint(
     """Solve dy/dt = field(t, y), y(t[0]) = y0, and return y at every ``t``.
 
     A step is accepted where ``sqrt(mean((e / (atol + rtol max(|y|, |y'|)))^2)) <= 1``, with e the difference to the
-    embedded method, and the next is h clip(0.9 err^(-1/order), 0.2, 10): for each sample by itself, so that a sample's
+    embedded method, and the next is h clip(0.9 err^(-1/order), 0.2, 5): for each sample by itself, so that a sample's
     solution does not depend on its company. Samples must not interact: where they do (particles, batch
     normalisation), say which dimensions are the state with ``batch_ndim``, or ``shared_step=True``.
 

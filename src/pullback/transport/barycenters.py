@@ -19,7 +19,7 @@ from pullback.core.checks import (
     check_scalar,
 )
 from pullback.core.shapes import Bool, Float, Int, Scalar, Tensor
-from pullback.core.transforms import can_look, is_transformed
+from pullback.core.transforms import can_look, is_transformed, physical
 from pullback.kernels.barycenter import barycenter_loops
 from pullback.transport.costs import check_clouds, pairwise_cost
 from pullback.transport.exact import free_plans
@@ -258,12 +258,12 @@ def _by_products(
         columns = scales * (torch.cat([reach, spread[..., k:, :]], -2) if debiased else reach)
         residual = (columns.detach() - b.detach()).abs().sum(-1).amax(-1)
         left = residual > tolerance
-        if step == count or not bool(left.any()):
+        if step == count or not bool(physical(left).any()):
             break
         iterations = iterations + left
         ratio = b / columns
         scales = scales * (torch.cat([ratio[..., :k, :], ratio[..., k:, :].sqrt()], -2) if debiased else ratio)
-    return (b.squeeze(-2), residual, iterations) if bool(residual.isfinite().all()) else None
+    return (b.squeeze(-2), residual, iterations) if bool(physical(residual).isfinite().all()) else None
 
 
 def _by_logarithms(
