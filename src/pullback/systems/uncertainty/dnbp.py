@@ -6,9 +6,8 @@ difference, and by a learned density of that difference. Each kind of network ha
 the true place under the particles, weighed by that kind alone (Opipari, Pavlasek, Chen, Wang, Desingh, Jenkins, arXiv
 2303.04616). Such messages are not belief propagation even in the limit: that is measured first, on Gaussian models.
 
-Smaller than in the paper: 32 x 32 pixels, 50 particles, 300 simulated clips, tracked four frames at a time in training.
-A unary factor sees what a convolution has at the place in question, not one vector of the frame. Factors made by hand
-know colours and lengths, in a second arm also where the base rests.
+Smaller than in the paper: 32 x 32 pixels, 50 particles, 300 simulated clips. A unary factor sees what a convolution has
+at the place in question. Factors made by hand know colours and lengths, in a second arm also where the base rests.
 """
 
 from __future__ import annotations
@@ -155,6 +154,7 @@ def _learn(arm: Arm, lab: Lab, config: Config, fit: tuple[Tensor, ...]) -> Learn
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / config.steps) ** 0.5)
     tracker, window = _tracker(model, config, draws, samples=DRAWS), min(WINDOW, config.frames)
     chosen, first = torch.zeros(2, config.batch, dtype=torch.long)
+    tracker.begin(config.batch)
     for step in arm.steps(config.steps, model, optimizer, schedule, draws, chosen, first, tracker):
         if step % window == 0:
             chosen.copy_(torch.randint(len(fit[0]), chosen.shape, generator=draws))
