@@ -239,7 +239,7 @@ def _gaussian(lab: Lab, config: Config) -> None:
     for method in ("exact", "pull"):
         arm, errors = lab.arm(f"{method} messages", baseline=method == "pull"), []
         for part in (9, 3, 1):
-            shape = (4 * part, 9, 12 * config.particles // part)
+            shape = (10 * part, 9, 12 * config.particles // part)
             start = Beliefs(6 * torch.rand(*shape, 1, generator=draws) - 3, torch.zeros(shape).log_softmax(-1))
             unary = lambda s, x: -(x[..., 0] - own[s]).square() / 2  # noqa: E731
             found = uncertainty.nonparametric_belief_propagation(unary, beliefs=start, method=method, **words)
