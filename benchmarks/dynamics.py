@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pullback.dynamics import MassSpring, PeriodicController, odeint, sdeint, steer, voxel_robot
+from pullback.dynamics import MassSpring, PeriodicController, StepControl, odeint, sdeint, steer, voxel_robot
 from pullback.lab.bench import Case, Table
 from pullback.lab.measure import race
 
@@ -50,11 +50,12 @@ def torchdiffeq(problem: Problem, *, adjoint: bool) -> None:
 BOUNDED = {"torchdiffeq odeint_adjoint": partial(torchdiffeq, adjoint=True)}
 PLAIN = {"torchdiffeq odeint": partial(torchdiffeq, adjoint=False)}
 
-# the same memory, the same step control (one step for all samples), then what bounds the memory or gives each its step
+# the same memory, the same step control (one step for all samples, ten times the last at most), then what bounds the memory or gives each its step
+LIKE_THEIRS = {"shared_step": True, "control": StepControl(grow=10.0)}
 WAYS = (
-    ("unrolled, shared step", {"adjoint": "unrolled", "shared_step": True}, PLAIN),
+    ("unrolled, shared step", {"adjoint": "unrolled", **LIKE_THEIRS}, PLAIN),
     ("unrolled", {"adjoint": "unrolled"}, PLAIN),
-    ("checkpoint, shared step", {"adjoint": "checkpoint", "shared_step": True}, {**BOUNDED, **PLAIN}),
+    ("checkpoint, shared step", {"adjoint": "checkpoint", **LIKE_THEIRS}, {**BOUNDED, **PLAIN}),
     ("checkpoint", {"adjoint": "checkpoint"}, {**BOUNDED, **PLAIN}),
     ("backsolve", {"adjoint": "backsolve"}, BOUNDED),
 )
