@@ -50,7 +50,8 @@ def torchdiffeq(problem: Problem, *, adjoint: bool) -> None:
 BOUNDED = {"torchdiffeq odeint_adjoint": partial(torchdiffeq, adjoint=True)}
 PLAIN = {"torchdiffeq odeint": partial(torchdiffeq, adjoint=False)}
 
-# the same memory, the same step control (one step for all samples, ten times the last at most), then what bounds the memory or gives each its step
+# the same memory, the same control (one step for all samples, ten times the last at most), then what bounds the memory
+# or gives each its step
 LIKE_THEIRS = {"shared_step": True, "control": StepControl(grow=10.0)}
 WAYS = (
     ("unrolled, shared step", {"adjoint": "unrolled", **LIKE_THEIRS}, PLAIN),
