@@ -521,3 +521,33 @@ def test_what_is_written_in_place_keeps_what_stands_behind_it(generator: torch.G
 
     torch.testing.assert_close(gradient(in_place, 1), gradient(out_of_place, 1), rtol=0.02, atol=1e-4)
     assert torch.cosine_similarity(gradient(in_place, 2), gradient(out_of_place, 2), dim=0) > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_writes_of_every_form_leave_the_program_as_it_is(dtype: torch.dtype, recwarn: pytest.WarningsRecorder) -> None:
+    mask = torch.tensor([True, False, True, False, True])
+    writes: list[Callable[[Tensor, Tensor], None]] = [
+        lambda y, v: y.__setitem__(0, v),
+        lambda y, v: y.__setitem__((0, 1), v[2]),
+        lambda y, v: y.__setitem__((slice(None), slice(1, 4)), v[1:4]),
+        lambda y, v: y.__setitem__((slice(None), mask), v[:3].to(y.dtype)),
+        lambda y, v: y.__setitem__(([0, 1], [2, 2]), v[:2].to(y.dtype)),
+        lambda y, v: y.__setitem__((None, ..., 0), v[1]),
+        lambda y, v: y.__setitem__(..., v[None]),
+        lambda y, v: y.__setitem__((-1, slice(None, None, 2)), v[:3]),
+    ]
+    targets = torch.rand(5, dtype=P, generator=torch.Generator().manual_seed(0))
+
+    def loss(x: Tensor, write: Callable[[Tensor, Tensor], None]) -> Tensor:
+        y = torch.zeros(2, 5, dtype=dtype)
+        write(y, targets[x.argsort()])
+        return ((y > 0.5).double() * torch.arange(1.0, 11.0, dtype=P).reshape(2, 5)).sum()
+
+    x = leaf(0.3, -0.2, 0.5, 0.1, 0.9)
+    for write in writes:
+        with pullback.relaxed(0.2):
+            value = loss(x, write)
+        assert value == loss(x, write)
+        assert slope(value, x).isfinite().all()
+        assert slope(value, x).abs().max() > 0
+    assert not recwarn.list

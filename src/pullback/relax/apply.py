@@ -92,7 +92,7 @@ def relax_call(context: Context, func: Any, types: Any, args: Any, kwargs: Any) 
             _tell_region(context, func, (args, kwargs))
         if func is Tensor.__setitem__ and torch.is_grad_enabled() and _anything_known(args[2:]):
             with untouched(subclasses=True):
-                return _write_known(*args)
+                return _write_known(context, *args)
         result = _pass(func, args, kwargs)
         if func in _EMPTY:
             attach(result, "_empty", True)
@@ -506,19 +506,32 @@ def _set_item(context: Context, site: Site, soft: bool, target: Tensor, index: A
     assign(context, write, target, relaxed, (target, index, value), {})
 
 
-def _write_known(target: Tensor, index: Any, value: Tensor) -> None:
-    """``target[index] = value`` of plain tensors, with what is known of the value handed on.
-
-    The target is then entries of what it was and of the value, in another order.
-    """
-    if law_of(value) is None or not target.is_floating_point():
+def _write_known(context: Context, target: Tensor, index: Any, value: Tensor) -> None:
+    """``target[index] = value`` of plain tensors, with what is known of the value handed on."""
+    if law_of(value) is None or not target.is_floating_point() or transform_running():
         target[index] = value
         return
-    count, before = target.numel(), as_they_are(target)
-    source = torch.arange(count, device=target.device).reshape(target.shape)
-    place = source[index]
-    source[index] = count + torch.arange(place.numel(), device=target.device).reshape(place.shape)
+    before = as_they_are(target)
     target[index] = value
+    try:
+        law = law_of(_written(before, index, value, target))
+    except _FAILURES as error:
+        site = find_site()
+        if site is not None:
+            _tell_failure(context, site, "setitem", error)
+        return
+    if law is not None:
+        give_law(target, law)
+
+
+def _written(before: Tensor, index: Any, value: Tensor, after: Tensor) -> Tensor:
+    """``after``, as entries of what was there and of what was written, in another order."""
+    count = before.numel()
+    source = torch.arange(count, device=before.device).reshape(before.shape)
+    place = source[index]
+    source[index] = count + torch.arange(place.numel(), device=before.device).reshape(place.shape)
+    if value.dtype != before.dtype:
+        value = follow(Tensor.to, value.to(before.dtype), (value, before.dtype), {})
     bare = value.shape[max(value.ndim - place.ndim, 0) :]
     for step, size in ((Tensor.reshape, bare), (Tensor.expand, place.shape), (Tensor.reshape, (-1,))):
         value = follow(step, step(value, size), (value, size), {})
@@ -527,10 +540,8 @@ def _write_known(target: Tensor, index: Any, value: Tensor) -> None:
     else:
         parts = [follow(Tensor.reshape, before.reshape(-1), (before, (-1,)), {}), value]
         value = follow(torch.cat, torch.cat(parts), (parts,), {})
-    value = follow(Tensor.__getitem__, value[source], (value, source), {})
-    law = law_of(value)
-    if law is not None and value.equal(target):
-        give_law(target, law)
+    result = follow(Tensor.__getitem__, value[source], (value, source), {})
+    return result if result.equal(after) else after.detach()
 
 
 def assign(context: Context, func: Any, target: Tensor, relaxed: Tensor, args: Any, kwargs: Any) -> Any:
