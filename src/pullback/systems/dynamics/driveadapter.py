@@ -6,10 +6,10 @@ on the true masks, by looking at the raw features of perception too. Where a han
 teacher its features are wrong: alignment is off there, and the brake's action alone teaches the adapters (Jia, Gao,
 Chen, Yan, Liu, Li, ICCV 2023, arXiv 2308.00398).
 
-What to expect: adapters drive far better than the teacher alone, and 15 points better than a planner cloned at the same
-price (clipped at 1: without it some clones act alike whatever they see). Alignment wins -1 to 6 points, two standard
-errors at most, and brings features nearer, not by half: perception misses vehicles and walkers, a ridge regression on
-what adapters see leaves .80 to .88 of the distance (seed 0). Its mask, of 4 % of frames, does nothing.
+What to expect: adapters drive far better than the teacher alone, and better than a planner cloned at the same price
+(clipped at 1: without it some clones act alike whatever they see). Alignment wins little or nothing in score, two
+standard errors at most, and brings features nearer, not by half: perception misses vehicles and walkers (overlaps are
+reported), so that much of what the teacher saw is not there to be aligned. Its mask, of few frames, does nothing.
 
 Driving is simulated: a town with traffic, walkers and lights, a camera that sees textures of real photographs. Smaller
 than in the paper: 32 x 32 masks of 8 kinds, one camera of 48 x 96 pixels, now and a moment ago, 24 features every two
