@@ -6,8 +6,7 @@ chosen. Its gradient goes back over the last steps before the nearest frame by a
 constants ("partial backpropagation"), without a graph; the pairs of places and adjoints that it leaves feed many
 optimizer steps a simulation (Sipka, Dietschreit, Grajciar, Gomez-Bombarelli, ICML 2023). Smaller than in the paper:
 2 x 50 trajectories of 800 steps; the way back counts from where the other well was reached. Wells: Mueller and Brown,
-300 K; beside three springs, at the authors' mass of 0.01, two wells take turns: less so as the rate falls after each
-round, but whether 0.7 cross there is still decided by the seed.
+300 K; beside three springs, mass 0.01, they take turns, less so as the rate falls after each round: the seed decides.
 """
 
 from __future__ import annotations
