@@ -40,7 +40,7 @@ class Config:
     """Problems to learn from."""
     test: Annotated[int, at_least(2)] = 50
     """Unseen problems."""
-    steps: Annotated[int, at_least(1)] = 135
+    steps: Annotated[int, at_least(1)] = 150
     """Adam steps of each network."""
     batch: Annotated[int, at_least(1)] = 8
     """Problems a step."""
