@@ -283,16 +283,26 @@ def test_compiled_annealing_equals_its_reference_and_autograd(nodes: int) -> Non
     penalties = Penalties(1e-3, 2e-3, 3e-3, 0.05)
     start = Annealed(strength, priority, *zeros)
     allowed = torch.rand(nodes, nodes, generator=g) < 0.6
-    got, expected = (f(start, moments, temperatures, 5, 0.01, penalties, allowed) for f in (anneal, anneal_reference))
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
-    got, expected = (f(start, moments, temperatures, 5, 0.01, penalties) for f in (anneal, anneal_reference))
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
-    once = anneal(start, moments, temperatures[:1], 0, 0.01, penalties)
+    each = moments * torch.rand(12, 1, 1, 1, generator=g, dtype=torch.float64)  # other moments at each step
+    for given, arcs in ((moments[None], allowed), (moments[None], None), (each, None)):
+        got, expected = (f(start, given, temperatures, 5, 0.01, penalties, arcs) for f in (anneal, anneal_reference))
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+    once = anneal(start, moments[None], temperatures[:1], 0, 0.01, penalties)
     h, p = strength.clone().requires_grad_(), priority.clone().requires_grad_()
     weights = h * causal.orientation(p, temperature=0.4, shift=0.05)
     loss = causal.least_squares_score(weights, moments.repeat_interleave(2, 0)) + 1e-3 * h.abs().sum((-2, -1))
     loss = loss + 2e-3 * torch.linalg.vector_norm(h, dim=(-2, -1)) + 3e-3 * torch.linalg.vector_norm(p, dim=-1)
     for mean, gradient in zip((once[2], once[4]), torch.autograd.grad(loss.sum(), (h, p)), strict=True):
         torch.testing.assert_close(mean, 0.1 * gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_minibatches_by_their_moments_take_the_steps_of_their_samples() -> None:
+    x = torch.randn(2, 300, 4, generator=_generator(1), dtype=torch.float64).cumsum(-1)
+    nothing_set = torch.zeros_like(x, dtype=torch.bool)  # makes COSMO evaluate the samples themselves
+    by_moments, by_samples = (
+        causal.cosmo(x, iterations=250, restarts=3, minibatch=16, lr=0.02, targets=targets, generator=_generator(0))
+        for targets in (None, nothing_set)
+    )
+    torch.testing.assert_close(by_moments.restart_weights, by_samples.restart_weights, rtol=1e-7, atol=1e-7)
+    assert torch.equal(by_moments.order, by_samples.order)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ from pullback.core.shapes import Bool, Float, Shaped, Tensor
 from pullback.kernels.smooth_orientation import Annealed, Penalties, anneal
 
 __all__ = ["COSMO", "SmoothAcyclicSCM", "cosmo"]
+
+
+_DRAWN = 1 << 20
+"""Numbers of all minibatches that are drawn at once."""
 
 
 class SmoothAcyclicSCM(nn.Module):
@@ -214,13 +218,21 @@ class COSMO(StructureLearner):
         possible, self._required = check_knowledge(data.shape[-1], allowed, required, data.device)
         self._samples: Tensor | None = None
         self._free: Tensor | None = None
-        if not sampled:
-            self._moments = self._moments.double()
-        else:
+        self._rows: Tensor | None = None
+        if sampled:
             check_observations(model, data)
             self._free = check_targets(data, targets)
             samples = data.detach().to(self._dtype)
             self._samples = samples - samples.mean(-2, keepdim=True) if model == "least-squares" else samples
+        if (
+            minibatch is not None
+            and hidden is targets is None
+            and model == "least-squares"
+            and minibatch >= data.shape[-1]
+        ):
+            self._rows, self._samples = self._samples, None  # a batch's loss and gradient depend on its moments alone
+        if self._samples is None:
+            self._moments = self._moments.double()
         self.model = SmoothAcyclicSCM(
             data.shape[-1],
             hidden=hidden,
@@ -279,21 +291,32 @@ class COSMO(StructureLearner):
             for name, kept in places
             for kind in ("mean", "square")
         ]
-        l1, l2, of_priority = self._penalties
-        new = anneal(
-            Annealed(*table),
-            self._moments.reshape(-1, *self._moments.shape[-2:]),
-            self._moments.new_tensor(temperatures),
-            taken,
-            self._lr,
-            Penalties(l1, l2, of_priority, self.model.shift),
-            self.model.allowed,
-        )
-        for (name, _), value in zip(places, new[:2], strict=True):
+        state = Annealed(*table)
+        penalties = Penalties(*self._penalties, self.model.shift)
+        for moments, part in self._schedule(temperatures):
+            steps = moments.new_tensor(part)
+            state = anneal(state, moments, steps, taken, self._lr, penalties, self.model.allowed)
+            taken += len(part)
+        for (name, _), value in zip(places, state[:2], strict=True):
             parameters[name].copy_(value.view_as(parameters[name]))
         averages = [f"{kind} of {name}" for name, _ in places for kind in ("mean", "square")]
-        for key, value in zip(averages, new[2:], strict=True):
+        for key, value in zip(averages, state[2:], strict=True):
             self._averages[key] = value.view_as(self._averages[key])
+
+    def _schedule(self, temperatures: list[float]) -> Iterator[tuple[Tensor, list[float]]]:
+        """Yield second moments, ``[1 or steps, data sets, d, d]``, and the temperatures at which they are used."""
+        rows, size = self._rows, self._minibatch
+        if rows is None or size is None:
+            yield self._moments.reshape(1, -1, *self._moments.shape[-2:]), temperatures
+            return
+        rows = rows.reshape(-1, *rows.shape[-2:])
+        device = rows.device if self._generator is None else self._generator.device
+        block = max(1, _DRAWN // (size * len(rows) * rows.shape[-1]))
+        for first in range(0, len(temperatures), block):
+            part = temperatures[first : first + block]
+            chosen = torch.randint(rows.shape[1], (len(part), size), generator=self._generator, device=device)
+            drawn = rows[:, chosen.to(rows.device)].double().transpose(0, 1)  # [steps, data sets, size, d]
+            yield drawn.mT @ drawn / size, part
 
     def _descend(self, rows: Tensor, temperature: float, optimizer: torch.optim.Optimizer) -> None:
         """Iterate once on samples."""

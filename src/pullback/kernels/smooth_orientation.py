@@ -58,7 +58,8 @@ def anneal(
 
     Args:
         state: where the models are; not changed.
-        moments: ``[g, d, d]`` of the data; ``b`` is a multiple of ``g``, and consecutive models share one.
+        moments: ``[1, g, d, d]`` of the data, or ``[steps, g, d, d]`` of a minibatch a step; ``b`` is a multiple of
+            ``g``, and consecutive models share one.
         temperatures: ``[steps]``.
         taken: Adam steps taken before.
         lr: step size.
@@ -91,13 +92,14 @@ def anneal_reference(
     """:func:`anneal` in torch, all models at once, on any device."""
     strength, priority, *averages = state
     nodes = priority.shape[-1]
-    moments = moments.repeat_interleave(len(priority) // len(moments), 0)
+    moments = moments.repeat_interleave(len(priority) // moments.shape[1], 1)
+    moments = moments.expand(len(temperatures), -1, -1, -1)
     identity = torch.eye(nodes, dtype=priority.dtype, device=priority.device)
     mask = _mask(strength, allowed)
-    for step, temperature in enumerate(temperatures.tolist(), taken + 1):
+    for step, (temperature, moment) in enumerate(zip(temperatures.tolist(), moments, strict=True), taken + 1):
         difference = priority.unsqueeze(-2) - priority.unsqueeze(-1) - penalties.shift
         oriented = torch.sigmoid(difference / temperature) * mask
-        outer = moments @ (strength * oriented - identity) * (2 / nodes)  # gradient of the score in W
+        outer = moment @ (strength * oriented - identity) * (2 / nodes)  # gradient of the score in W
         of_strength = outer * oriented + penalties.l1 * strength.sign()
         of_strength = of_strength + penalties.l2 * _unit(strength, (-2, -1))
         pull = outer * strength * oriented * (1 - oriented) / temperature

@@ -40,17 +40,19 @@ def run(
 ) -> None:
     """Take the steps of :func:`pullback.kernels.smooth_orientation.anneal` in place, model by model."""
     rows, nodes = priorities.shape
-    share = rows // all_moments.shape[0]
+    share = rows // all_moments.shape[1]
+    last = all_moments.shape[0] - 1  # one of all steps, or one a step
     oriented = np.empty((nodes, nodes), strengths.dtype)
     weights = np.empty((nodes, nodes), strengths.dtype)
     outer = np.empty((nodes, nodes), strengths.dtype)
     pull = np.empty(nodes, strengths.dtype)
     blocked = nodes - nodes % 4
     for row in range(rows):
-        h, p, moments = strengths[row], priorities[row], all_moments[row // share]
+        h, p = strengths[row], priorities[row]
         h_mean, h_square = strength_means[row], strength_squares[row]
         p_mean, p_square = priority_means[row], priority_squares[row]
         for count in range(temperatures.shape[0]):
+            moments = all_moments[min(count, last), row // share]
             inverse = 1.0 / temperatures[count]
             step = taken + count + 1
             rate = lr / (1.0 - 0.9**step)
