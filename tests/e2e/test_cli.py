@@ -205,7 +205,9 @@ def test_bench_prints_ratios_absent_peers_and_tables(capsys: pytest.CaptureFixtu
     assert case["clock"] == "CPU time, 1 thread"
     assert found["geometric_means"] == {"sums": pytest.approx(case["ratios"]["twice"])}
     assert main(["bench", "sums", "--folder", str(tmp_path), "--rounds", "1"]) == 0
-    compared, alone = capsys.readouterr().out.split("Without a comparison:")
+    printed = capsys.readouterr()
+    assert re.search(r"sums: sum\n  .*s, \d+\.\d\d of twice", printed.err), "a row is told when it is measured"
+    compared, alone = printed.out.split("Without a comparison:")
     assert "twice" in compared
     assert "gone" not in compared
     assert "gone is not installed (no module no_such_package)" in alone

@@ -74,7 +74,10 @@ def bench(
         for case in load_cases(files[name]):
             if match in case.name:
                 print(f"{name}: {case.name}", file=sys.stderr, flush=True)
-                measured.setdefault(name, []).append(measure(case, rounds=rounds, threads=threads))
+                found = measure(case, rounds=rounds, threads=threads)
+                measured.setdefault(name, []).append(found)
+                ratios = [f"{ratio:.2f} of {peer}" for peer, ratio in found.ratios.items()]
+                print(f"  {', '.join([_seconds(found.ours), *ratios])}", file=sys.stderr, flush=True)
         for table in load_tables(files[name]):
             if match in table.title:
                 print(f"{name}: {table.title}", file=sys.stderr, flush=True)
