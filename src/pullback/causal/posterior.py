@@ -126,7 +126,7 @@ def expected_sid(
     graphs = posterior.graphs.reshape(*weights.shape, *truth.shape[-2:])
     for problem, graph in enumerate(truth.reshape(-1, *truth.shape[-2:])):
         different, place = graphs[problem].unique(dim=0, return_inverse=True)
-        share = torch.zeros_like(weights[problem]).index_add(0, place, weights[problem])
+        share = weights.new_zeros(len(different)).index_add(0, place, weights[problem])
         looked_at = share > 0
         distances = structural_intervention_distance(graph, different[looked_at])
         expected[problem] = (share[looked_at] * distances).sum()
