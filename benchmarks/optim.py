@@ -87,6 +87,100 @@ def _rows_torch(_: None) -> None:
     matrix @ matrix.T
 
 
+def _million(*ends: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(784, 784), nn.ReLU(), nn.Linear(784, 480), nn.ReLU(), *ends)
+
+
+class _Examples:
+    """A step of SGD on a network of 997 050 weights, with one loss an example."""
+
+    def __init__(self, m: int) -> None:
+        self.model = _million(nn.Linear(480, 10))
+        self.x, self.y = torch.randn(m, 784), torch.randint(10, (m,))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-4)
+
+    def losses(self) -> Tensor:
+        return instance_losses(nn.functional.cross_entropy, self.model(self.x), self.y)
+
+    def ours(self) -> None:
+        self.optimizer.zero_grad()
+        jacobian_backward(self.losses, self.model, method="gramian")
+        self.optimizer.step()
+
+    def torchjd(self) -> None:
+        from torchjd.aggregation import UPGrad
+        from torchjd.autojac import backward, jac_to_grad
+
+        self.optimizer.zero_grad()
+        backward(self.losses())
+        jac_to_grad(self.model.parameters(), UPGrad())
+        self.optimizer.step()
+
+    def autogram(self) -> None:
+        from torchjd.aggregation import UPGradWeighting
+
+        if not hasattr(self, "engine"):
+            from torchjd.autogram import Engine
+
+            self.watched = copy.deepcopy(self.model)  # it leaves hooks behind
+            self.engine = Engine(self.watched, batch_dim=0)
+            self.watched_optimizer = torch.optim.SGD(self.watched.parameters(), 1e-4)
+        self.watched_optimizer.zero_grad()
+        losses = instance_losses(nn.functional.cross_entropy, self.watched(self.x), self.y)
+        losses.backward(UPGradWeighting()(self.engine.compute_gramian(losses)))
+        self.watched_optimizer.step()
+
+    def floor(self) -> None:
+        self.optimizer.zero_grad()
+        self.losses().mean().backward()
+        self.optimizer.step()
+
+
+class _Tasks(_Examples):
+    """The same with a trunk of 992 240 weights, 32 examples and one head of ten classes a task."""
+
+    def __init__(self, m: int) -> None:
+        self.model = _million()
+        self.heads = nn.ModuleList(nn.Linear(480, 10) for _ in range(m))
+        self.every = nn.ModuleList([self.model, self.heads])
+        self.x, self.y = torch.randn(32, 784), torch.randint(10, (m, 32))
+        self.optimizer = torch.optim.SGD(self.every.parameters(), 1e-4)
+
+    def of(self, features: Tensor) -> list[Tensor]:
+        return [nn.functional.cross_entropy(head(features), y) for head, y in zip(self.heads, self.y, strict=True)]
+
+    def ours(self) -> None:
+        self.optimizer.zero_grad()
+        jacobian_backward(lambda: self.of(self.model(self.x)), self.every, method="gramian", instances=False)
+        self.optimizer.step()
+
+    def torchjd(self) -> None:
+        from torchjd.aggregation import UPGrad
+        from torchjd.autojac import jac_to_grad, mtl_backward
+
+        self.optimizer.zero_grad()
+        features = self.model(self.x)
+        mtl_backward(self.of(features), features)
+        jac_to_grad(self.model.parameters(), UPGrad())
+        self.optimizer.step()
+
+    def floor(self) -> None:
+        self.optimizer.zero_grad()
+        sum(self.of(self.model(self.x))).backward()  # type: ignore[union-attr]
+        self.optimizer.step()
+
+
+@cache
+def _examples(m: int) -> _Examples:
+    return _Examples(m)
+
+
+@cache
+def _tasks(m: int) -> _Tasks:
+    return _Tasks(m)
+
+
 @cache
 def _optimizer(kind: Any, **options: Any) -> torch.optim.Optimizer:
     """An optimizer whose state is there already."""
@@ -110,10 +204,32 @@ CASES = [
     ),
     *(
         Case(
-            f"UPGrad, {m} objectives, 10^6 parameters",
+            f"UPGrad of a Jacobian [{m}, 10^6], of which J J^T is the floor",
             lambda m=m: _conflicting(m, 1_000_000),
             lambda j: aggregate(j),
-            {"torchjd": _upgrad_torchjd},
+            {"torchjd": _upgrad_torchjd, "J J^T alone": lambda j: j @ j.T},
+        )
+        for m in (8, 64)
+    ),
+    *(
+        Case(
+            f"a step of UPGrad, {m} losses of examples, 10^6 parameters",
+            lambda m=m: _examples(m),
+            _Examples.ours,
+            {
+                "torchjd backward": _Examples.torchjd,
+                "torchjd autogram": _Examples.autogram,
+                "torch, of their mean": _Examples.floor,
+            },
+        )
+        for m in (8, 64)
+    ),
+    *(
+        Case(
+            f"a step of UPGrad, {m} tasks, 32 examples, 10^6 shared parameters",
+            lambda m=m: _tasks(m),
+            _Tasks.ours,
+            {"torchjd mtl_backward": _Tasks.torchjd, "torch, of their sum": _Tasks.floor},
         )
         for m in (8, 64)
     ),

