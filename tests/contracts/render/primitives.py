@@ -112,6 +112,43 @@ def _shader(generator: torch.Generator) -> nn.Module:
         return render.NeuralShader(3, 2)
 
 
+def _view(generator: torch.Generator) -> list[Call]:
+    depth = 0.5 + 3 * torch.rand(*_SIZE, generator=generator, dtype=torch.float64)
+    depth[0, 1], depth[2, 3] = -1.0, torch.inf
+    return [Call((torch.randn(2, *_SIZE, generator=generator, dtype=torch.float64), depth))]
+
+
+def _mapped(features: Tensor, depth: Tensor, size: Any = (4, 3), **options: Any) -> Tensor:
+    camera = Camera.pinhole(2.0, _SIZE, dtype=features.dtype, device=features.device)
+    options = {"cell": 0.8, "origin": (-1.5, 0.5), "axes": (0, 2)} | options
+    return render.project_to_map(features, depth, camera, size=size, **options).features
+
+
+def _mapped_by_pixels(features: Tensor, depth: Tensor) -> Tensor:
+    cells: dict[tuple[int, int], list[Tensor]] = {}
+    for y in range(3):
+        for x in range(4):
+            z = float(depth[y, x])
+            if 0 < z < torch.inf:
+                across = (x + 0.5 - 2) / 2 * z  # of the pinhole with its focal length of 2 pixels
+                place = (int((z - 0.5) // 0.8), int((across + 1.5) // 0.8))
+                cells.setdefault(place, []).append(features[:, y, x])
+    result = torch.zeros(2, 4, 3, dtype=features.dtype)
+    for (row, column), values in cells.items():
+        if 0 <= row < 4 and 0 <= column < 3:
+            result[:, row, column] = torch.stack(values).mean(0)
+    return result
+
+
+def _memory(generator: torch.Generator) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed())
+        return render.MapMemory(2, 3)
+
+
+_SEEN = torch.tensor([[True, False, True], [False, True, True]])
+
+
 CONTRACTS = [
     Measurement(
         "render.tile_primitives",
@@ -142,6 +179,28 @@ CONTRACTS = [
         ],
         why="batched, vmap: one cloud of points, seen by any batch of cameras",
     ),
+    Contract(
+        "render.project_to_map",
+        _mapped,
+        _view,
+        reference=_mapped_by_pixels,
+        bad=[
+            Bad((torch.zeros(2, 3, 5), torch.zeros(3, 4)), {}, ValueError, "features must have shape"),
+            Bad((torch.zeros(2, 3, 4), torch.zeros(4, 3)), {}, ValueError, "depth must have shape"),
+            Bad((torch.zeros(2, 3, 4), torch.zeros(3, 4)), {"cell": 0.0}, ValueError, "cell must be"),
+            Bad((torch.zeros(2, 3, 4), torch.zeros(3, 4)), {"axes": (0, 0)}, ValueError, "axes must be two different"),
+            Bad((torch.zeros(2, 3, 4), torch.zeros(3, 4)), {"size": (0, 3)}, ValueError, "rows must be an integer"),
+            Bad((torch.zeros(2, 3, 4), torch.zeros(3, 4).double()), {}, TypeError, "must have the same dtype"),
+        ],
+    ),
+    Module(
+        "render.MapMemory",
+        lambda memory, seen: memory(seen, _SEEN.to(seen.device)),
+        lambda generator: [Call((torch.randn(2, 2, 3, generator=generator, dtype=torch.float64),))],
+        build=_memory,
+        bad=[Bad((torch.zeros(3, 2, 3),), {}, ValueError, "seen must have shape")],
+    ),
+    Exempt("render.TopDownMap", why="what project_to_map returns", tested="render/test_top_down.py"),
     Measurement(
         "render.prune_and_split",
         _prune,
