@@ -22,7 +22,7 @@ def test_two_views_of_a_floor_agree_about_its_cells() -> None:
     colours = (places[..., 0] > 1).double()[:, None]
     seen = render.project_to_map(colours, depth, camera, size=size, cell=cell)
     assert isinstance(seen, render.TopDownMap)
-    assert (seen.count > 0).all()
+    assert (seen.hits > 0).all()
     expected = (torch.arange(4) >= 2).double().expand(2, 1, 4, 4)
     torch.testing.assert_close(seen.features, expected)
 
@@ -32,7 +32,7 @@ def test_gradients_reach_the_pixels_that_fall_into_a_cell() -> None:
     features = torch.ones(1, 1, 3, requires_grad=True)
     depth = torch.tensor([[1.0, torch.nan, 1.0]])
     seen = render.project_to_map(features, depth, camera, size=(1, 1), cell=10.0, origin=(-5.0, -5.0))
-    assert seen.count.item() == 2
+    assert seen.hits.item() == 2
     seen.features.sum().backward()
     assert features.grad is not None
     assert features.grad.flatten().tolist() == [0.5, 0.0, 0.5]

@@ -19,11 +19,11 @@ class TopDownMap(NamedTuple):
 
     Attributes:
         features: ``[*batch, channels, rows, columns]`` mean over the pixels that fall into a cell, 0 where none does.
-        count: ``[*batch, rows, columns]`` int64, how many do.
+        hits: ``[*batch, rows, columns]`` int64, how many do.
     """
 
     features: Float[Tensor, "*batch channels rows columns"]
-    count: Int[Tensor, "*batch rows columns"]
+    hits: Int[Tensor, "*batch rows columns"]
 
 
 def project_to_map(
@@ -63,7 +63,7 @@ def project_to_map(
         ...     torch.tensor([[[1.0, 3.0]]]), torch.tensor([[2.0, 2.0]]), Camera.pinhole(1.0, (1, 2)),
         ...     size=(1, 4), cell=1.0, origin=(-2.0, -0.5),
         ... )  # fmt: skip
-        >>> seen.features.tolist(), seen.count.tolist()
+        >>> seen.features.tolist(), seen.hits.tolist()
         ([[[0.0, 1.0, 0.0, 3.0]]], [[0, 1, 0, 1]])
 
     References:
@@ -140,7 +140,7 @@ class MapMemory(nn.Module):
 
         Args:
             seen: ``[*batch, channels, rows, columns]``, as :func:`project_to_map` makes it.
-            mask: ``[*batch, rows, columns]`` booleans, where something was seen (``count > 0``).
+            mask: ``[*batch, rows, columns]`` booleans, where something was seen (``hits > 0``).
             state: ``[*batch, hidden, rows, columns]`` before it; zeros by default. Batch shapes
                 broadcast.
 
