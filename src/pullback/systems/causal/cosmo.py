@@ -130,8 +130,8 @@ def run(lab: Lab, config: Config) -> None:
         )
     lab.claim(
         f"{design}, one thread, our bound and not the paper's: the best of {config.restarts} starts on second moments "
-        "costs at most half of DAGMA's process time, all starts together, at a mean AUC within .03 of DAGMA's",
-        best[_cost(design)] <= dagma[_cost(design)] / 2,
+        "costs less process time than DAGMA's compiled loops, all starts together, at a mean AUC within .03 of DAGMA's",
+        best[_cost(design)] <= dagma[_cost(design)],
         best[f"AUC, {design}"] >= dagma[f"AUC, {design}"] - 0.03,
     )
     lab.claim(

@@ -140,8 +140,9 @@ def run(lab: Lab, config: Config) -> None:
         )
     dense = f"ER{config.designs[1 % len(config.designs)][1]}, d = {config.designs[1 % len(config.designs)][0]}"
     lab.claim(
-        f"{dense}, one thread: all graphs take at least 10 times less process time than with DAGMA, batched over them",
-        search[_cost(dense)] <= learners[1][_cost(dense)] / 10,
+        f"{dense}, one thread: all graphs take at least 5 times less process time than with DAGMA, batched over them "
+        "and in compiled loops that are several times as fast as its authors' program",
+        search[_cost(dense)] <= learners[1][_cost(dense)] / 5,
     )
     lab.claim(
         f"{design}: the pairs that the gradient names end at most .1 % above the nearest in the order and random ones, "
