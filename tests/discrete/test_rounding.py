@@ -225,3 +225,9 @@ def test_a_bend_is_the_integral_of_its_step(method: str) -> None:
     torch.testing.assert_close(discrete.relu(x, method=method, temperature=0.7)[1:], area, atol=1e-6, rtol=0)
     far = torch.tensor([-30.0, -0.7, 0.7, 1e30, torch.inf])
     assert torch.equal(discrete.relu(far, method=method, temperature=0.7), torch.relu(far))
+
+
+@pytest.mark.parametrize("block", [pair[1] for pair in PAIRS[:7]], ids=[pair[0] for pair in PAIRS[:7]])
+def test_staircases_refuse_the_step_that_is_never_straight(block: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match="method must be one of 'logistic', .*, got 'logistic_phi'"):
+        block(torch.zeros(2), method="logistic_phi")

@@ -14,6 +14,9 @@ from pullback.discrete.steps import STEP_ERRORS, soft_step
 
 __all__ = ["ceil", "floor", "fmod", "frac", "remainder", "round", "trunc"]
 
+_STEPS = tuple(name for name in STEP_ERRORS if name != "logistic_phi")
+"""Those that are straight near 0, so that wide ones tend to the identity."""
+
 
 def round(
     x: Float[Tensor, "*shape"], *, method: str = "cauchy", temperature: Scalar = 0.1, hard: bool = False
@@ -31,7 +34,8 @@ def round(
 
     Args:
         x: ``[*shape]`` any floating dtype; ``+-inf`` stay with gradient 0, NaN stays NaN.
-        method: the step, one of those of :func:`~pullback.discrete.soft_step`.
+        method: the step, one of those of :func:`~pullback.discrete.soft_step` but ``"logistic_phi"``, which is a power
+            near 0: a wider temperature would not bring its staircase nearer to the identity.
         temperature: width of a step in units of ``x``, >= 0, a number or a differentiable tensor without dimensions;
             0 is torch's function.
         hard: return the values of torch's function, bit for bit, with the gradient of the relaxation.
@@ -52,7 +56,7 @@ def round(
         >>> round(x, hard=True)
         tensor([0., 2., 3.])
     """
-    check_choice("method", method, STEP_ERRORS)
+    check_choice("method", method, _STEPS)
     return relax(torch.round, lambda x, t: _staircase(x, method, t), temperature=temperature, hard=hard, x=x)
 
 
@@ -76,7 +80,7 @@ def floor(
         >>> floor(torch.tensor([0.2, 1.0, 1.7]), method="logistic")
         tensor([-3.3534e-04,  5.0000e-01,  1.0000e+00])
     """
-    check_choice("method", method, STEP_ERRORS)
+    check_choice("method", method, _STEPS)
     return relax(torch.floor, lambda x, t: _floor(x, method, t), temperature=temperature, hard=hard, x=x)
 
 
@@ -98,7 +102,7 @@ def ceil(
         >>> ceil(torch.tensor([0.2, 1.0, 1.7]), temperature=1e-6)
         tensor([1.0000, 1.5000, 2.0000])
     """
-    check_choice("method", method, STEP_ERRORS)
+    check_choice("method", method, _STEPS)
     return relax(torch.ceil, lambda x, t: _staircase(x + 0.5, method, t), temperature=temperature, hard=hard, x=x)
 
 
@@ -122,7 +126,7 @@ def trunc(
         >>> trunc(torch.tensor([-1.5, 0.0, 1.7]), method="logistic")
         tensor([-1.0000,  0.0000,  1.0000])
     """
-    check_choice("method", method, STEP_ERRORS)
+    check_choice("method", method, _STEPS)
 
     def soft(x: Tensor, temperature: Scalar) -> Tensor:
         return _floor(x, method, temperature) + soft_step(quotient(-x, temperature), method)
@@ -150,7 +154,7 @@ def frac(
         >>> frac(torch.tensor([-1.25, 0.25, 1.75]), temperature=1e-6)
         tensor([-0.2500, 0.2500, 0.7500])
     """
-    check_choice("method", method, STEP_ERRORS)
+    check_choice("method", method, _STEPS)
 
     def soft(x: Tensor, temperature: Scalar) -> Tensor:
         return _sawtooth(x - x.detach().floor(), method, temperature) - soft_step(quotient(-x, temperature), method)
@@ -183,7 +187,7 @@ def remainder(
         >>> remainder(torch.tensor([-1.0, 1.0, 7.0]), 3, temperature=1e-6)
         tensor([2.0000, 1.0000, 1.0000])
     """
-    check_choice("method", method, STEP_ERRORS)
+    check_choice("method", method, _STEPS)
 
     def soft(x: Tensor, divisor: Operand, temperature: Scalar) -> Tensor:
         return divisor * _sawtooth(torch.remainder(x, divisor) / divisor, method, temperature)
@@ -216,7 +220,7 @@ def fmod(
         >>> fmod(torch.tensor([-1.0, 1.0, 7.0]), 3, temperature=1e-6)
         tensor([-1.0000,  1.0000,  1.0000])
     """
-    check_choice("method", method, STEP_ERRORS)
+    check_choice("method", method, _STEPS)
 
     def soft(x: Tensor, divisor: Operand, temperature: Scalar) -> Tensor:
         above = _sawtooth(torch.remainder(x, divisor) / divisor, method, temperature)
