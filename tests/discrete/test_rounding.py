@@ -229,5 +229,5 @@ def test_a_bend_is_the_integral_of_its_step(method: str) -> None:
 
 @pytest.mark.parametrize("block", [pair[1] for pair in PAIRS[:7]], ids=[pair[0] for pair in PAIRS[:7]])
 def test_staircases_refuse_the_step_that_is_never_straight(block: Callable[..., Tensor]) -> None:
-    with pytest.raises(ValueError, match="method must be one of 'logistic', .*, got 'logistic_phi'"):
+    with pytest.raises(ValueError, match=r"method must be one of 'logistic', .*, got 'logistic_phi'"):
         block(torch.zeros(2), method="logistic_phi")
