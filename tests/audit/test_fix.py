@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pullback.audit import audit_script
-from pullback.audit.fix.scripts import remedies_of_script
+from pullback.audit.fix.scripts import Server, remedies_of_script
 from pullback.audit.remedy.patch import applied
 from pullback.audit.report.remedy import Change
 
@@ -50,53 +52,57 @@ def gate(v):
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Path:
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "parts.py").write_text(PARTS)
     (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "log.txt").write_text("of yesterday\n")
-    return tmp_path / "train.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "train.py"
+    sys.modules.pop("parts", None)
 
 
-def _command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pullback", "audit", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One for all trials here: it takes seconds to start."""
+    with Server() as running:
+        yield running
 
 
-def _losses(folder: Path) -> list[float]:
-    subprocess.run([sys.executable, "train.py"], cwd=folder, check=True, capture_output=True)
-    return [float(line.split()[1]) for line in (folder / "log.txt").read_text().splitlines()[-20:]]
+def _losses(script: Path) -> list[float]:
+    sys.modules.pop("parts", None)
+    runpy.run_path(str(script))
+    return [float(line.split()[1]) for line in (script.parent / "log.txt").read_text().splitlines()[-20:]]
 
 
-def test_the_patch_applies_and_the_script_learns_more(script: Path) -> None:
-    plain = _losses(script.parent)
-    done = _command("--fix", "train.py", cwd=script.parent)
-    assert done.returncode == 1
-    assert script.read_text() == TRAIN
+def test_a_patch_is_printed_written_and_applies_and_the_script_learns_more(script: Path) -> None:
+    folder = script.parent
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    command = [sys.executable, "-m", "pullback", "audit", "--fix", "--write", "--json", "report.json", "train.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
     assert "`scorer.weight` 0 -> " in done.stderr
-    patch = subprocess.run(
-        ["git", "apply", "--verbose", "-"], cwd=script.parent, input=done.stdout, text=True, check=False
-    )
-    assert patch.returncode == 0
     assert "h = encoder(x)  # frozen by mistake" in script.read_text()
-    assert "discrete.greater(v, 0, temperature=0.1, hard=True).float()" in (script.parent / "parts.py").read_text()
-    better = _losses(script.parent)
+    assert "discrete.greater(v, 0, temperature=0.1, hard=True).float()" in (folder / "parts.py").read_text()
+    report = json.loads((folder / "report.json").read_text())
+    assert [len(f["remedies"]) for f in report["findings"]] == [1, 1]
+    written = {name: (folder / name).read_text() for name in ("train.py", "parts.py")}
+    better = _losses(script)
+    sys.modules.pop("parts")
+    assert audit_script(script).exit_code("error") == 0
+    for name in written:
+        (folder / name).write_bytes(before[name])
+    plain = _losses(script)
     assert better[0] == pytest.approx(plain[0], rel=1e-5)  # the values are what they were
     assert better[-1] < plain[-1]
-    assert _command("train.py", cwd=script.parent).returncode == 0
+    patch = subprocess.run(["git", "apply", "--verbose", "-"], cwd=folder, input=done.stdout, text=True, check=False)
+    assert patch.returncode == 0
+    assert {name: (folder / name).read_text() for name in written} == written
 
 
-def test_write_changes_the_files_themselves(script: Path) -> None:
-    done = _command("--write", "train.py", "--json", "report.json", cwd=script.parent)
-    assert done.returncode == 1
-    assert ".detach()" not in script.read_text()
-    report = json.loads((script.parent / "report.json").read_text())
-    assert [len(f["remedies"]) for f in report["findings"]] == [1, 1]
-
-
-def test_a_trial_leaves_no_trace(script: Path) -> None:
+def test_a_trial_leaves_no_trace(script: Path, server: Server) -> None:
     report = audit_script(script)
     before = {p: p.read_bytes() for p in script.parent.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
-    tried = remedies_of_script(report, script)
+    tried = remedies_of_script(report, script, server=server)
     assert all(f.remedies for f in tried.findings)
     after = {p: p.read_bytes() for p in script.parent.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
     assert after == before
@@ -150,9 +156,9 @@ def test_changes_apply_from_the_bottom_up_and_once() -> None:
     assert applied("a\nb\nc\nd", changes) == "A\nA2\nb\nnew\nc\n"
 
 
-def test_layers_in_a_plain_list_are_registered_where_the_constructor_keeps_them() -> None:
+def test_layers_in_a_plain_list_are_registered_where_the_constructor_keeps_them(server: Server) -> None:
     path = Path(__file__).parent / "zoo" / "scripts" / "layers_in_a_list.py"
-    report = remedies_of_script(audit_script(path, steps=3), path)
+    report = remedies_of_script(audit_script(path, steps=3), path, server=server)
     (finding,) = (f for f in report.findings if f.code == "cut.unregistered")
     assert finding.evidence["kept in"] == "Net.blocks"
     patched = applied(path.read_text(), finding.remedies[0].changes)

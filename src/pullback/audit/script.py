@@ -18,11 +18,11 @@ from pullback.audit.judge.analysis import analyse
 from pullback.audit.judge.verdicts import Verdicts
 from pullback.audit.notebook import compile_cells, read_cells
 from pullback.audit.probe.probes import check_customs, check_operations
+from pullback.audit.probe.program import relaxing
 from pullback.audit.report.report import Report
 from pullback.audit.report.tracebacks import user_traceback
 from pullback.audit.trace.optimizers import Optimizers
 from pullback.audit.trace.tracer import StopTracing, Tracer
-from pullback.relax import relaxed
 
 __all__ = ["audit_script", "eager"]
 
@@ -72,8 +72,7 @@ def audit_script(
     joined = _has_joined()
     kept: Any = None  # the script's variables live until its trace has been judged: names and lines go by them
     try:
-        soft = contextlib.nullcontext() if relax is None else relaxed(temperature=relax)
-        with _as_main(str(path), args, folder), eager(), optimizers, tracer, soft:
+        with _as_main(str(path), args, folder), eager(), optimizers, tracer, relaxing(relax):
             kept = run()
     except StopTracing as stop:
         kept = stop

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from pullback.core.output import lend_output
 
 if TYPE_CHECKING:
     from pullback.audit import Report
+    from pullback.audit.fix.scripts import Server
 
 __all__ = ["run"]
 
@@ -30,16 +32,18 @@ def run(words: Sequence[str]) -> int:
     options.arguments = list(words[end + 1 :])
     _check(options)
     # What the audited code prints is for people: with `--json -` it must not reach standard output.
-    with lend_output(to_stderr="-" in (options.json, options.sarif) or options.fix):
+    with _server(options) as server, lend_output(to_stderr="-" in (options.json, options.sarif) or options.fix):
         report = _audit(options)
         if options.fix or options.write:
-            report = _tried(report, options)
+            report = _tried(report, options, server)
     if os.environ.get("RANK", "0") not in ("", "0"):
         return report.exit_code(options.fail_on)  # under torchrun: the process of rank 0 reports
+    changes = _patch(report) if options.fix else ""  # against the files as they are
     if options.write:
         _write(report)
+    _save(report, options)
     if options.fix:
-        _patch(report)
+        print(changes, end="")
     else:
         _show(report, options)
     return report.exit_code(options.fail_on)
@@ -157,7 +161,22 @@ def _raised_by(error: Exception, *modules: str) -> bool:
     return blamed in modules
 
 
-def _tried(report: Report, options: argparse.Namespace) -> Report:
+@contextlib.contextmanager
+def _server(options: argparse.Namespace) -> Iterator[Server | None]:
+    """What tries rewritings of a script: forked before it runs, so that both share what is loaded."""
+    loaded = "torch" in sys.modules  # and may have started threads, which a fork does not take along
+    if not ((options.fix or options.write) and options.is_script) or loaded or not hasattr(os, "fork"):
+        yield None
+        return
+    from pullback.audit.fix.sandbox import load
+    from pullback.audit.fix.scripts import Server
+
+    load()
+    with Server(forked=True) as server:
+        yield server
+
+
+def _tried(report: Report, options: argparse.Namespace, server: Server | None) -> Report:
     """The report with what was tried; that of a function carries it already."""
     if not options.is_script or report.error is not None:
         return report
@@ -168,6 +187,7 @@ def _tried(report: Report, options: argparse.Namespace) -> Report:
         report,
         name,
         options.arguments,
+        server=server,
         module=options.module is not None,
         steps=options.steps,
         ignore=tuple(options.ignore),
@@ -176,8 +196,8 @@ def _tried(report: Report, options: argparse.Namespace) -> Report:
     )
 
 
-def _patch(report: Report) -> None:
-    """Print the patch on standard output, and what each part of it changes on standard error."""
+def _patch(report: Report) -> str:
+    """Return the patch; what each part of it changes goes to standard error."""
     from pullback.audit.remedy.patch import patch
 
     for finding in report.findings:
@@ -188,7 +208,7 @@ def _patch(report: Report) -> None:
         in_cell = ".ipynb[" in finding.file
         why = "cells of notebooks get no patch" if in_cell else "no rewriting was found that cures it"
         complain(f"{finding.file}:{finding.line}: {finding.code}: {why}")
-    print(patch([r for f in report.findings for r in f.remedies]), end="")
+    return patch([r for f in report.findings for r in f.remedies])
 
 
 def _write(report: Report) -> None:
@@ -198,12 +218,15 @@ def _write(report: Report) -> None:
         complain(f"changed {file}")
 
 
-def _show(report: Report, options: argparse.Namespace) -> None:
-    # Files first: a reader that closes the pipe must not cost them.
+def _save(report: Report, options: argparse.Namespace) -> None:
+    # Before anything is printed: a reader that closes the pipe must not cost the files.
     for name in ("json", "html", "sarif"):
         path = getattr(options, name)
         if path is not None and path != "-":
             write_atomically(Path(path), _forms(report)[name]().encode("utf-8", "backslashreplace"))
+
+
+def _show(report: Report, options: argparse.Namespace) -> None:
     taken = next((name for name in ("json", "sarif") if getattr(options, name) == "-"), None)
     if options.github and report.findings:  # the runner reads both streams
         print(report.to_annotations(), file=sys.stderr if taken else sys.stdout)

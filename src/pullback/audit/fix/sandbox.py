@@ -1,7 +1,8 @@
 """The process in which a changed script is tried: it reads what the user has and writes into a scratch folder alone.
 
-Started as ``python -m pullback.audit.fix.sandbox SCRATCH``. It loads torch once and forks for each job, a line of
-JSON on standard input; the report of the job goes into a file of the scratch folder, its name is answered by a line.
+Started as ``python -m pullback.audit.fix.sandbox SCRATCH``, or forked from a process that has run nothing yet. It loads
+torch once and forks for each job, a line of JSON; the report of the job goes into a file of the scratch folder, its
+name is answered by a line.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pullback.audit.fix import landlock
 
-__all__ = ["confine", "overlay", "serve"]
+__all__ = ["confine", "load", "overlay", "serve"]
 
 _FORBIDDEN = (
     "subprocess.Popen",
@@ -46,14 +48,21 @@ _MOVES = (
 )
 
 
-def serve(scratch: Path) -> None:
-    """Run jobs until standard input ends."""
-    import torch  # noqa: F401 (loaded before the first fork)
+def load() -> None:
+    """Import what every trial needs: before the first fork, since each of them would take its seconds."""
+    import torch._dynamo  # noqa: F401 (any optimizer loads it)
 
     import pullback.audit.script  # noqa: F401
 
-    for line in sys.stdin:
+
+def serve(scratch: Path, jobs: Iterable[str], answers: TextIO) -> None:
+    """Run jobs until they end."""
+    load()
+    for line in jobs:
         job = json.loads(line)
+        for own in job["imports"]:
+            if own.startswith("from pullback import"):
+                exec(own, {})  # once for all forks
         child = os.fork()
         if child == 0:
             code = 1
@@ -63,7 +72,7 @@ def serve(scratch: Path) -> None:
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), file=answers, flush=True)
 
 
 def _work(job: dict[str, Any], scratch: Path) -> None:
@@ -198,4 +207,4 @@ class _Guard:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), sys.stdin, sys.stdout)

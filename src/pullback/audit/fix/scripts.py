@@ -8,23 +8,31 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from pullback.audit.fix import sandbox
 from pullback.audit.remedy.search import Candidate, Outcome, with_remedies
 from pullback.audit.report.report import Report
 from pullback.audit.trace.sites import is_user_file
 
-__all__ = ["remedies_of_script"]
+__all__ = ["Server", "remedies_of_script"]
 
 
 def remedies_of_script(
-    report: Report, path: str | os.PathLike[str], args: Sequence[str] = (), *, seconds: float = 120.0, **options: Any
+    report: Report,
+    path: str | os.PathLike[str],
+    args: Sequence[str] = (),
+    *,
+    seconds: float = 120.0,
+    server: Server | None = None,
+    **options: Any,
 ) -> Report:
     """Return the report of a script with the remedies that were tried and help.
 
@@ -36,6 +44,7 @@ def remedies_of_script(
         path: as there.
         args: as there.
         seconds: for all trials together.
+        server: the process that runs the trials; by default one is started.
         **options: those given to :func:`pullback.audit.audit_script`.
 
     Raises:
@@ -43,34 +52,112 @@ def remedies_of_script(
     """
     if not hasattr(os, "fork"):
         raise OSError("remedies of scripts are tried in forked processes, which this system does not have")
-    with _sandbox(str(path), list(args), options, seconds) as trial:
-        return with_remedies(report, trial, seconds)
+    with Server() if server is None else contextlib.nullcontext(server) as running:
+        return with_remedies(report, _Script(str(path), list(args), options, seconds, running), seconds)
 
 
-@contextlib.contextmanager
-def _sandbox(path: str, args: list[str], options: dict[str, Any], seconds: float) -> Iterator[_Script]:
-    scratch = Path(tempfile.mkdtemp(prefix="pullback-trial-"))
-    trial = _Script(path, args, options, seconds, scratch)
-    try:
-        yield trial
-    finally:
-        trial.stop()
-        shutil.rmtree(scratch, ignore_errors=True)
+class Server:
+    """A process that runs trials, each in a fork of its own, and the folder into which they write.
+
+    Args:
+        forked: fork it at once from this process, which shares the libraries that it has loaded, and must not have
+            run anything in torch yet; by default an interpreter is started for the first trial.
+    """
+
+    def __init__(self, *, forked: bool = False) -> None:
+        self.scratch = Path(tempfile.mkdtemp(prefix="pullback-trial-"))
+        self._process: int | None = None
+        self._wait: Callable[[], int]
+        self._jobs: TextIO
+        self._answers: TextIO
+        if forked:
+            self._fork()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def ask(self, job: dict[str, Any], seconds: float) -> bool:
+        """Give a job to the process; whether it was done in time. One that was not ends the process."""
+        if self._process is None:
+            self._start()
+        print(json.dumps(job), file=self._jobs, flush=True)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answers, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                self.stop()
+                return False
+        line = self._answers.readline()
+        return bool(line) and json.loads(line)["status"] == 0
+
+    def stop(self) -> None:
+        """End the process and what it has forked."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process, signal.SIGKILL)
+        self._wait()
+        for end in (self._jobs, self._answers):
+            with contextlib.suppress(BrokenPipeError):  # what was not read of a job
+                end.close()
+        self._process = None
+
+    def _start(self) -> None:
+        """Start an interpreter."""
+        started = subprocess.Popen(
+            [sys.executable, "-m", "pullback.audit.fix.sandbox", str(self.scratch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        assert started.stdin is not None
+        assert started.stdout is not None
+        self._process, self._wait = started.pid, started.wait
+        self._jobs, self._answers = started.stdin, started.stdout
+
+    def _fork(self) -> None:
+        """Fork this process."""
+        (read, jobs), (answers, write) = os.pipe(), os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.setsid()
+                os.close(jobs)
+                os.close(answers)
+                silent = os.open(os.devnull, os.O_RDWR)
+                for descriptor in (0, 1, 2):
+                    os.dup2(silent, descriptor)
+                with open(read, encoding="utf-8") as lines, open(write, "w", encoding="utf-8") as out:
+                    sandbox.serve(self.scratch, lines, out)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(read)
+        os.close(write)
+        self._process, self._wait = child, lambda: os.waitpid(child, 0)[1]
+        self._jobs, self._answers = os.fdopen(jobs, "w", encoding="utf-8"), os.fdopen(answers, encoding="utf-8")
 
 
 class _Script:
     """Runs the script, as it is or with a file changed."""
 
-    def __init__(self, path: str, args: list[str], options: dict[str, Any], seconds: float, scratch: Path) -> None:
+    def __init__(self, path: str, args: list[str], options: dict[str, Any], seconds: float, server: Server) -> None:
         self.path = path
         self.args = args
         self.options = options
         self.until = time.monotonic() + seconds
-        self.scratch = scratch
+        self.server = server
         self._raises: str | None = None
         """Last line of the traceback in which the script as it is ends."""
         self._numbers = itertools.count()
-        self._server: subprocess.Popen[str] | None = None
 
     def text(self, file: str) -> str | None:
         """Return the text of a Python file of the user's."""
@@ -93,9 +180,10 @@ class _Script:
             "text": None if candidate is None else candidate.new,
             "imports": [] if candidate is None else list(candidate.imports.values()),
         }
-        if not self._ask(job) or not (self.scratch / answer).is_file():
+        path = self.server.scratch / answer
+        if not self.server.ask(job, max(self.until - time.monotonic(), 1.0)) or not path.is_file():
             return None
-        found = json.loads((self.scratch / answer).read_text())
+        found = json.loads(path.read_text())
         report = Report.from_dict(found["report"])
         raised = None if report.error is None else report.error.strip().rpartition("\n")[2]
         if candidate is None and report.findings:
@@ -104,35 +192,3 @@ class _Script:
             return None
         loss = None if found["loss"] is None else float(found["loss"])
         return Outcome(report, loss, "" if candidate is None else candidate.file)
-
-    def _ask(self, job: dict[str, Any]) -> bool:
-        """Give a job to the server; whether it was done in time."""
-        if self._server is None:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "pullback.audit.fix.sandbox", str(self.scratch)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,
-            )
-        server = self._server
-        assert server.stdin is not None
-        assert server.stdout is not None
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        with selectors.DefaultSelector() as selector:
-            selector.register(server.stdout, selectors.EVENT_READ)
-            if not selector.select(max(self.until - time.monotonic(), 1.0)):
-                self.stop()
-                return False
-        line = server.stdout.readline()
-        return bool(line) and json.loads(line)["status"] == 0
-
-    def stop(self) -> None:
-        """End the server and what it has forked."""
-        if self._server is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._server.pid, 9)
-            self._server.communicate()
-            self._server = None

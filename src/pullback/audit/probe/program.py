@@ -16,7 +16,6 @@ from pullback.audit.trace.private import is_wrapped, unseen
 from pullback.audit.trace.records import tensors_in
 from pullback.audit.trace.sites import locate
 from pullback.audit.trace.tracer import Tracer
-from pullback.relax import relaxed
 
 __all__ = ["Program", "requiring_grad"]
 
@@ -32,6 +31,15 @@ def requiring_grad(tensors: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for tensor in tensors:
             tensor.requires_grad_(False)
+
+
+def relaxing(temperature: float | None) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of ``relaxed``, which is imported (with all its blocks) only where it is asked for."""
+    if temperature is None:
+        return contextlib.nullcontext()
+    from pullback.relax import relaxed
+
+    return relaxed(temperature=temperature)
 
 
 class Program:
@@ -65,7 +73,7 @@ class Program:
 
     def value(self) -> Tensor | None:
         """Run the function and return the tensor to differentiate, ``None`` if it returned nothing of the kind."""
-        with contextlib.nullcontext() if self.relax is None else relaxed(temperature=self.relax):
+        with relaxing(self.relax):
             return self._value()
 
     def _value(self) -> Tensor | None:

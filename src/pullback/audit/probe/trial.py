@@ -7,11 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from pullback.audit.probe.program import Program
+from pullback.audit.probe.program import Program, relaxing
 from pullback.audit.probe.replay import Laboratory, Refusal
 from pullback.audit.probe.slopes import changes_along
 from pullback.audit.probe.steps import Steps
-from pullback.relax import relaxed
 
 __all__ = ["try_relaxed"]
 
@@ -35,7 +34,7 @@ def try_relaxed(
     """
 
     def differentiate() -> tuple[Tensor | None, ...]:
-        with relaxed(temperature=0.5):
+        with relaxing(0.5):
             value = program.value()
         if value is None or not value.requires_grad:
             return ()

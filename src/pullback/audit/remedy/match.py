@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import deque
 from collections.abc import Iterator
 
 from pullback.audit.remedy.syntax import Source, spelled
@@ -18,7 +19,7 @@ def places(source: Source, finding: Finding) -> Iterator[Place]:
     These are the expressions with the very columns of the finding, then those on its line that are written as its
     operation, then the line's statement as a whole.
     """
-    here = [n for n in ast.walk(source.tree) if _on_line(n, finding.line)]
+    here = list(_on_line(source.tree, finding.line))
     named = [n for n in here if isinstance(n, ast.expr | ast.AugAssign) and spelled(n, finding.operation)]
     exact = [n for n in here if isinstance(n, ast.expr) and _covers(source, n, finding)]
     exact.sort(key=lambda n: n not in named)
@@ -33,8 +34,19 @@ def places(source: Source, finding: Finding) -> Iterator[Place]:
             yield Place(source, node, finding.operation, alike if node in named else ())
 
 
-def _on_line(node: ast.AST, line: int) -> bool:
-    return hasattr(node, "lineno") and node.lineno <= line <= (node.end_lineno or node.lineno)  # type: ignore[attr-defined]
+def _on_line(tree: ast.AST, line: int) -> Iterator[ast.AST]:
+    """The nodes that a line is of, in the order of ``ast.walk``; parts of a tree that are elsewhere are not walked."""
+    waiting = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        first = getattr(node, "lineno", None)
+        if first is not None:
+            within = first <= line <= (node.end_lineno or first)  # type: ignore[attr-defined]
+            if within:
+                yield node
+            elif not any(d.lineno <= line for d in getattr(node, "decorator_list", ())):  # they stand above its line
+                continue
+        waiting.extend(ast.iter_child_nodes(node))
 
 
 def _covers(source: Source, node: ast.expr, finding: Finding) -> bool:

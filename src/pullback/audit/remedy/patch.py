@@ -6,6 +6,7 @@ import ast
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from pullback.audit.report.remedy import Change, Remedy
@@ -21,11 +22,28 @@ def changes_between(old: str, new: str, imports: Iterable[str] = ()) -> tuple[Ch
         >>> changes_between("a = 1\\nb = 2\\n", "a = 1\\nb = 3\\n")
         (Change(line=2, count=1, text='b = 3\\n'),)
     """
-    before, after = old.splitlines(keepends=True), new.splitlines(keepends=True)
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-    found = [Change(i + 1, j - i, "".join(after[k:m])) for tag, i, j, k, m in matcher.get_opcodes() if tag != "equal"]
+    found = _changed(old, new)
     text = "".join(f"{line}\n" for line in imports)
-    return (Change(_below_imports(old), 0, text), *found) if text else tuple(found)
+    return (Change(_below_imports(old), 0, text), *found) if text else found
+
+
+@lru_cache(maxsize=16)
+def _changed(old: str, new: str) -> tuple[Change, ...]:
+    before, after = old.splitlines(keepends=True), new.splitlines(keepends=True)
+    # A rewriting leaves most of a file alone: what is alike at both ends is not compared line against line.
+    first = _alike(before, after)
+    last = _alike(
+        before[: first - 1 : -1] if first else before[::-1], after[: first - 1 : -1] if first else after[::-1]
+    )
+    before, after = before[first : len(before) - last], after[first : len(after) - last]
+    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    codes = matcher.get_opcodes()
+    return tuple(Change(first + i + 1, j - i, "".join(after[k:m])) for tag, i, j, k, m in codes if tag != "equal")
+
+
+def _alike(a: list[str], b: list[str]) -> int:
+    """How many lines two lists begin with alike."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _below_imports(text: str) -> int:

@@ -7,7 +7,6 @@ import io
 import linecache
 import warnings
 from collections.abc import Iterator, Mapping
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from pullback.audit.probe.program import Program, requiring_grad
 from pullback.audit.probe.random import random_state, set_random_state
 from pullback.audit.remedy.losses import first_losses
 from pullback.audit.remedy.search import Candidate, Outcome
-from pullback.audit.remedy.swap import living_functions, swapped
+from pullback.audit.remedy.swap import LivingFunctions, swapped
 from pullback.audit.trace.optimizers import Optimizers
 from pullback.audit.trace.private import is_wrapped
 from pullback.audit.trace.sites import is_user_file
@@ -54,7 +53,7 @@ class Rerun:
         self.names = names
         self.state = state
         self.opened = opened
-        self._functions: list[FunctionType] = []
+        self._living: LivingFunctions | None = None
         written = [reference() for reference in tracer.mutated.values()]
         trained = [leaf.reference() for leaf in tracer.leaves.values()]
         self.kept = [t for t in [*written, *trained] if t is not None and not is_wrapped(t)]
@@ -69,9 +68,9 @@ class Rerun:
             return self._run("")
         if candidate.wrapped and self.program.relax is not None:
             return None  # it is relaxed already
-        if not self._functions:
-            self._functions = living_functions()
-        with swapped(candidate, self._functions) as name:
+        if self._living is None:
+            self._living = LivingFunctions()
+        with swapped(candidate, self._living) as name:
             return None if name is None else self._run(name)
 
     def _run(self, name: str) -> Outcome | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import CodeType
 from typing import Any, Protocol
 
 from pullback.audit.remedy.match import places
@@ -17,7 +17,7 @@ from pullback.audit.remedy.table import answers
 from pullback.audit.report.findings import Audited, Finding
 from pullback.audit.report.remedy import Remedy
 
-__all__ = ["Candidate", "Outcome", "Trial", "remedy_for", "with_remedies"]
+__all__ = ["Candidate", "Outcome", "Trial", "compiled", "remedy_for", "with_remedies"]
 
 MOST_TRIALS = 24
 """Runs for one finding."""
@@ -122,6 +122,16 @@ def remedy_for(finding: Finding, before: Outcome, trial: Trial, until: float, re
 
 
 @lru_cache(maxsize=4)
+def compiled(text: str, file: str) -> CodeType:
+    """Compile the text of a file, once for all that look at it.
+
+    Raises:
+        SyntaxError: it cannot be compiled.
+    """
+    return compile(text, file, "exec", dont_inherit=True)
+
+
+@lru_cache(maxsize=4)
 def _parsed(text: str) -> Source:
     return Source(text)
 
@@ -178,7 +188,7 @@ class _Search:
                         new = draft.body()
                         if draft.empty or new == at.new or new in self.seen:
                             continue
-                        ast.parse(new)
+                        compiled(new, at.file)
                     except SyntaxError:
                         continue
                     self.seen.add(new)

@@ -13,37 +13,53 @@ import linecache
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import compress, repeat
+from operator import attrgetter, eq, is_
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from pullback.audit.remedy.search import Candidate
+from pullback.audit.remedy.search import Candidate, compiled
 
-__all__ = ["living_functions", "swapped"]
+__all__ = ["LivingFunctions", "swapped"]
 
 _numbers = itertools.count(1)
 
 
-def living_functions() -> list[FunctionType]:
-    """Return every function that lives, closures and methods included."""
-    return [f for f in gc.get_objects() if type(f) is FunctionType]
+class LivingFunctions:
+    """Every function that lives, closures and methods included."""
+
+    def __init__(self) -> None:
+        living = gc.get_objects()  # millions where many libraries are loaded: no loop of Python over them
+        self._all: list[Any] = list(compress(living, map(is_, map(type, living), repeat(FunctionType))))
+        self._by_file: dict[str, list[FunctionType]] = {}
+
+    def of(self, file: str) -> list[FunctionType]:
+        """Return those of a file."""
+        if file not in self._by_file:
+            files = map(attrgetter("__code__.co_filename"), self._all)
+            self._by_file[file] = list(compress(self._all, map(eq, files, repeat(file))))
+        return self._by_file[file]
+
+    def around(self, function: FunctionType) -> list[FunctionType]:
+        """Return those that say that they wrap a function."""
+        return [f for f in self._all if getattr(f, "__wrapped__", None) is function]
 
 
 @contextlib.contextmanager
-def swapped(candidate: Candidate, functions: list[FunctionType]) -> Iterator[str | None]:
+def swapped(candidate: Candidate, living: LivingFunctions) -> Iterator[str | None]:
     """Run with a candidate's code in place of the user's; yields the name under which the changed file goes.
 
     Args:
         candidate: the changed file.
-        functions: those that live (:func:`living_functions`).
+        living: the functions that live.
 
     ``None`` is yielded where that cannot be done: no function of the file is alive, its text is not what was
     compiled, or the change reaches variables that a closure does not hold.
     """
     path = Path(candidate.file)
     name = str(path.with_name(f"{path.stem}~{next(_numbers)}{path.suffix}"))
-    own = [f for f in functions if f.__code__.co_filename == candidate.file]
-    pairs = _counterparts(own, candidate, name)
+    pairs = _counterparts(living.of(candidate.file), candidate, name)
     if pairs is None:
         yield None
         return
@@ -64,9 +80,8 @@ def swapped(candidate: Candidate, functions: list[FunctionType]) -> Iterator[str
             if function.__name__ in candidate.wrapped:
                 _trampoline(function, _relaxed(_copy(function)), undo)
             if function.__name__ in candidate.unwrapped:
-                for outer in functions:
-                    if getattr(outer, "__wrapped__", None) is function:
-                        _trampoline(outer, function, undo)
+                for outer in living.around(function):
+                    _trampoline(outer, function, undo)
         yield name
     finally:
         for owner, first, second in reversed(undo):
@@ -80,7 +95,7 @@ def swapped(candidate: Candidate, functions: list[FunctionType]) -> Iterator[str
 def _counterparts(
     functions: list[FunctionType], candidate: Candidate, name: str
 ) -> list[tuple[FunctionType, CodeType]] | None:
-    new = dict(_numbered(_codes(compile(candidate.new, name, "exec", dont_inherit=True))))
+    new = dict(_numbered(_codes(compiled(candidate.new, candidate.file))))
     by_line = _by_line(candidate.old, candidate.file)
     found = []
     for function in functions:
@@ -91,14 +106,14 @@ def _counterparts(
             continue
         if counterpart.co_freevars != code.co_freevars:
             return None
-        found.append((function, counterpart))
+        found.append((function, _under(counterpart, name)))
     return found or None
 
 
 @lru_cache(maxsize=4)
 def _by_line(text: str, file: str) -> dict[tuple[str, int], tuple[str, int]]:
     """The number of each function of a text by its name and first line."""
-    codes = _numbered(_codes(compile(text, file, "exec", dont_inherit=True)))
+    codes = _numbered(_codes(compiled(text, file)))
     return {(code.co_qualname, code.co_firstlineno): key for key, code in codes}
 
 
@@ -107,6 +122,12 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _codes(constant)
+
+
+def _under(code: CodeType, name: str) -> CodeType:
+    """A code object, and those within it, under another file name."""
+    constants = tuple(_under(c, name) if isinstance(c, CodeType) else c for c in code.co_consts)
+    return code.replace(co_filename=name, co_consts=constants)
 
 
 def _numbered(codes: Iterator[CodeType]) -> Iterator[tuple[tuple[str, int], CodeType]]:
