@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pullback import transport
+from pullback.kernels.exponential import two_to_the
+from pullback.kernels.sinkhorn import points_loops
 from pullback.kernels.softmin import pull, pull_plain, softmin, softmin_plain
 from pullback.transport import clouds, divergence
 from pullback.transport.sweeps import Sweeper
@@ -105,6 +108,44 @@ def test_what_is_expected_changes_no_soft_minimum(dtype: torch.dtype) -> None:
     plain = softmin(x, y, h, 0.02, True)
     near = plain + 0.02 * torch.linspace(-1000, 1000, 40).to(dtype)
     torch.testing.assert_close(softmin(x, y, h, 0.02, True, near), plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_exponential_of_the_loops_is_that_of_numpy(single: bool) -> None:
+    pytest.importorskip("numba")
+    real, rounding = (np.float32, 3e-7) if single else (np.float64, 1e-14)
+    two_to, least = two_to_the(single), -126 if single else -1022
+    x = np.concatenate([np.linspace(least, 120, 4001), np.linspace(-1, 1, 101), np.arange(least, 100, 7)]).astype(real)
+    found = np.array([two_to(v) for v in x])
+    assert found.dtype == real
+    assert np.abs(found / np.exp2(x.astype(np.longdouble)) - 1).max() < rounding
+    for far in (least - 1, 10 * least, -np.inf):
+        assert two_to(real(far)) == 0
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("squared", [False, True])
+def test_compiled_sweeps_in_float32_are_those_in_float64(symmetric: bool, squared: bool) -> None:
+    x, y, a, b = (t.numpy() for t in _clouds(60, 40))  # one point of each has no mass
+    y, b = (x, a) if symmetric else (y, b)
+    columns, begin = np.ascontiguousarray(y.T), np.zeros(len(b))
+    for epsilon in (0.5, 0.02):
+        words = (True, symmetric, 500, 1e-4, 0.25)
+        each = [points_loops(x, columns, squared, a, b, epsilon, begin, single, *words) for single in (True, False)]
+        if each[0] is None:
+            pytest.skip("needs numba")
+        for found, exact, scale in zip(*each, (epsilon, epsilon, 1, 1, 1, 1), strict=True):
+            np.testing.assert_allclose(found, exact, atol=1e-3 * scale)
+        cost = (((x[:, None] - y) ** 2).sum(-1)) if squared else np.linalg.norm(x[:, None] - y, axis=-1)
+        g, f, sums, value, along_x, along_y = each[0]
+        plan = a[:, None] * b * np.exp((f[:, None] + g - cost) / epsilon)
+        np.testing.assert_allclose(plan.sum(1), a, rtol=1e-10)  # the sums are in double precision
+        np.testing.assert_allclose(plan.sum(0), sums, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose((plan * cost).sum(), value, rtol=1e-10)
+        assert np.abs(sums - b).sum() <= 2e-4  # what single precision reached is so in double
+        weights = 2 * plan if squared else plan / np.where(cost > 0, cost, np.inf)
+        np.testing.assert_allclose(weights.sum(1)[:, None] * x - weights @ y, along_x, atol=1e-10)
+        np.testing.assert_allclose((weights.sum(0)[:, None] * y - weights.T @ x).T, along_y, atol=1e-10)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 
 from pullback.kernels.compiled import compiled, over_rows
+from pullback.kernels.exponential import two_to_the
 
 __all__ = ["plan_loops", "points_loops", "sinkhorn_loops"]
-
-_EXP = tuple(1 / math.factorial(k) for k in range(11, -1, -1))
-"""Coefficients of e^r on [-log(2) / 2, log(2) / 2], the highest power first."""
 
 
 def sinkhorn_loops(
@@ -144,15 +142,9 @@ def plan_loops(
 
 
 def _made(jit: Any, single: bool) -> tuple[Any, Any, Any]:
-    real: Any
-    integer: Any
-    real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
-    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11 = [real(c) for c in _EXP]
-    per, natural, half = real(1 / math.log(2)), real(math.log(2)), real(0.5)
-    low, high, tiny, far = (real(x) for x in ((-125, 126, 1e-30, 1e15) if single else (-1021, 1000, 1e-300, 1e40)))
-    bias, bits, magic = (
-        (integer(127), integer(23), real(1.5 * 2**23)) if single else (integer(1023), integer(52), real(1.5 * 2.0**52))
-    )
+    real: Any = np.float32 if single else np.float64
+    two_to, per = two_to_the(single), real(1 / math.log(2))
+    tiny, far = (real(x) for x in ((1e-30, 1e15) if single else (1e-300, 1e40)))
     zero, block, most_changed = real(0), 50, 600.0
 
     def loop(
@@ -172,17 +164,6 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any, Any]:
         tolerance: float,
         shrink: float,
     ) -> None:
-        def exp(x: Any) -> Any:
-            x = min(max(x * per, low), high)
-            whole = np.floor(x + half)
-            r = (x - whole) * natural
-            y = c5
-            if not single:
-                y = ((((c0 * r + c1) * r + c2) * r + c3) * r + c4) * r + c5
-            y = (((((y * r + c6) * r + c7) * r + c8) * r + c9) * r + c10) * r + c11
-            y *= integer((real(whole + magic).view(integer) + bias) << bits).view(real)
-            return y if x > low else zero
-
         problems, n = a.shape
         m, d, of_points = b.shape[1], first.shape[2], cost.shape[1] == 0
         kernel, lines, columns = np.empty((n, m), real), np.empty(m, real), np.empty(m, real)
@@ -241,7 +222,7 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any, Any]:
                             lines[j] = raised[j] - lines[j] * scaled
                             top = max(top, lines[j] if weights[j] > zero else -real(np.inf))
                         for j in range(m):
-                            y = exp(lines[j] - top)
+                            y = two_to((lines[j] - top) * per)
                             kernel[i, j] = y
                             shipped += y * weights[j]
                         y = real(1) / max(shipped, tiny)
@@ -292,17 +273,6 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any, Any]:
                 potential[p, j] = g[j] + current * np.log(max(x, 1e-300))
 
     def make_plan(cost: Any, a: Any, b: Any, epsilon: Any, g: Any, plan: Any, f: Any, spent: Any) -> None:
-        def exp(x: Any) -> Any:
-            x = min(max(x * per, low), high)
-            whole = np.floor(x + half)
-            r = (x - whole) * natural
-            y = c5
-            if not single:
-                y = ((((c0 * r + c1) * r + c2) * r + c3) * r + c4) * r + c5
-            y = (((((y * r + c6) * r + c7) * r + c8) * r + c9) * r + c10) * r + c11
-            y *= integer((real(whole + magic).view(integer) + bias) << bits).view(real)
-            return y if x > low else zero
-
         problems, n, m = cost.shape
         lines = np.empty(m)
         for p in range(problems):
@@ -313,7 +283,7 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any, Any]:
                     lines[j] = (g[p, j] - cost[p, i, j]) * inverse
                     top = max(top, lines[j] if b[p, j] > 0 else -np.inf)
                 for j in range(m):
-                    y = exp(min(lines[j] - top, 600.0)) * b[p, j]
+                    y = two_to(min(lines[j] - top, 600.0) * per) * b[p, j]
                     plan[p, i, j] = y
                     shipped += y
                 x = a[p, i] / max(shipped, tiny)
@@ -337,17 +307,6 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any, Any]:
         along_x: Any,
         along_y: Any,
     ) -> float:
-        def exp(x: Any) -> Any:
-            x = min(max(x * per, low), high)
-            whole = np.floor(x + half)
-            r = (x - whole) * natural
-            y = c5
-            if not single:
-                y = ((((c0 * r + c1) * r + c2) * r + c3) * r + c4) * r + c5
-            y = (((((y * r + c6) * r + c7) * r + c8) * r + c9) * r + c10) * r + c11
-            y *= integer((real(whole + magic).view(integer) + bias) << bits).view(real)
-            return y if x > low else zero
-
         n, d = x.shape
         m, inverse, spent = y.shape[1], 1 / epsilon, 0.0
         lines, costs = np.empty(m), np.empty(m)
@@ -366,7 +325,7 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any, Any]:
                 lines[j] = (g[j] - costs[j]) * inverse
                 top = max(top, lines[j] if b[j] > 0 else -np.inf)
             for j in range(m):
-                t = exp(min(lines[j] - top, 600.0)) * b[j]
+                t = two_to(min(lines[j] - top, 600.0) * per) * b[j]
                 lines[j] = t
                 shipped += t
                 paid += t * costs[j]

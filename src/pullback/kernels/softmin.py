@@ -1,8 +1,8 @@
 r"""Soft minima over pairs of points, with memory for the points alone: costs are computed where they are needed.
 
 :func:`softmin` is :math:`-\epsilon\log\sum_j\exp(h_j-c(x_i,y_j)/\epsilon)`, half a sweep of Sinkhorn;
-:func:`pull` sums a plan, its costs and their derivatives along rows. Compiled, an exponential is a polynomial and a
-shift of the exponent, so that whole rows are computed by vector instructions; the plain forms take blocks of rows.
+:func:`pull` sums a plan, its costs and their derivatives along rows. Compiled, whole rows are computed by vector
+instructions (:mod:`pullback.kernels.exponential`); the plain forms take blocks of rows.
 
 References:
     Feydy, Glaunes, Charlier, Bronstein (2020), Fast geometric learning with symbolic matrices (the same by tiles).
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pullback.kernels.compiled import compiled, over_rows
+from pullback.kernels.exponential import two_to_the
 
 __all__ = ["Softmin", "compiled_loops", "pull", "pull_plain", "softmin", "softmin_plain"]
 
@@ -183,25 +184,11 @@ def _base_two(h: Tensor, epsilon: float, like: Tensor) -> tuple[np.ndarray, Any]
 
 
 def _made(jit: Any, single: bool) -> tuple[Any, Any]:
-    """Compile both loops for one precision: its polynomial of 2^r on [0, 1] and its bits of the exponent."""
-    real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
-    low, bias, bits = (real(-126), integer(127), integer(23)) if single else (real(-1022), integer(1023), integer(52))
-    far = real(100) if single else real(900)
-    c = [real(v) for v in (_SINGLE if single else _DOUBLE)]
-    c0, c1, c2, c3, c4, c5 = c[-6:]
-    e0, e1, e2, e3, e4, e5, e6 = [real(0)] * 7 if single else c[:7]
+    """Compile both loops for one precision."""
+    real: Any = np.float32 if single else np.float64
+    two_to, low, far = two_to_the(single), real(-125 if single else -1021), real(100 if single else 900)
 
     def softmin(x: Any, near: Any, y: Any, h: Any, scale: Any, squared: bool, out: Any) -> None:
-        def two_to(v: Any) -> Any:  # v from low to far
-            v = max(v, low)
-            whole = np.floor(v)
-            r = v - whole
-            p = e0
-            if not single:
-                p = (((((p * r + e1) * r + e2) * r + e3) * r + e4) * r + e5) * r + e6
-            p = (((((p * r + c0) * r + c1) * r + c2) * r + c3) * r + c4) * r + c5
-            return p * integer((integer(whole) + bias) << bits).view(real)
-
         n, d = x.shape
         m = y.shape[1]
         v = np.empty(m, real)
@@ -235,16 +222,6 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any]:
             out[i] = top + np.log2(total)
 
     def pull(x: Any, f: Any, y: Any, h: Any, scale: Any, squared: bool, mass: Any, spent: Any, slope: Any) -> None:
-        def two_to(v: Any) -> Any:
-            v = max(v, low)
-            whole = np.floor(v)
-            r = v - whole
-            p = e0
-            if not single:
-                p = (((((p * r + e1) * r + e2) * r + e3) * r + e4) * r + e5) * r + e6
-            p = (((((p * r + c0) * r + c1) * r + c2) * r + c3) * r + c4) * r + c5
-            return p * integer((integer(whole) + bias) << bits).view(real)
-
         n, d = x.shape
         m = y.shape[1]
         v, w = np.empty(m, real), np.empty(m, real)
@@ -277,11 +254,6 @@ def _made(jit: Any, single: bool) -> tuple[Any, Any]:
                 slope[i, k] = total
 
     return jit(softmin), jit(pull)
-
-
-_DOUBLE = tuple(math.log(2) ** k / math.factorial(k) for k in range(15, -1, -1))[3:]
-"""Coefficients of 2^r, the highest power first."""
-_SINGLE = (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 1.0)
 
 
 @cache

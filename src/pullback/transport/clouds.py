@@ -14,7 +14,7 @@ from pullback.kernels.softmin import Softmin, compiled_loops, pull, softmin
 from pullback.transport.entropic import Problem, partials
 from pullback.transport.sweeps import SHRINK, Sweeper
 
-__all__ = ["Solved", "solve_clouds"]
+__all__ = ["Debiased", "Solved", "solve_clouds", "solve_debiased"]
 
 
 class Solved(NamedTuple):
@@ -65,6 +65,57 @@ def solve_clouds(
     for slope, t in zip(slopes[2:], (problem.a, problem.b, *scalars), strict=False):
         linear = linear + (slope * t).sum(-1)
     return Solved(g, replace_gradient(value, linear), residual, residual <= tolerance)
+
+
+class Debiased(NamedTuple):
+    """A divergence and what belongs to its three problems.
+
+    Attributes:
+        value: ``[*batch]``, with derivatives of first order along points, masses, epsilon and reach.
+        residual: ``[*batch]`` the largest of the three.
+        g, of_x, of_y: ``[*batch, m]``, ``[*batch, n]`` and ``[*batch, m]`` potentials.
+    """
+
+    value: Float[Tensor, "*batch"]
+    residual: Float[Tensor, "*batch"]
+    g: Float[Tensor, "*batch m"]
+    of_x: Float[Tensor, "*batch n"]
+    of_y: Float[Tensor, "*batch m"]
+
+
+def solve_debiased(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor,
+    reach: Tensor | None,
+    cost: str,
+    *,
+    start: tuple[Tensor, Tensor, Tensor] | None,
+    count: int,
+    tolerance: float,
+) -> Debiased:
+    """Solve between x and y, x and x, y and y at once: the first less half of the others.
+
+    Args:
+        x, y, a, b: ``[*batch, ...]`` float64, see :func:`solve_clouds`; without reach masses of one sum.
+        epsilon, reach: without dimensions, or ``[*batch]``.
+        cost, start, count, tolerance: see there; three potentials to begin with.
+    """
+    wide = epsilon.expand(a.shape[:-1])[..., None, None]
+    far = None if reach is None else reach.expand(a.shape[:-1])[..., None, None]
+    begin = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in (b, a, b)]
+    if start is not None:
+        begin = [t.detach().double().expand_as(w) for t, w in zip(start, begin, strict=True)]
+    given = [t.detach() for t in (x, y, a, b, wide, torch.full_like(wide, torch.inf) if far is None else far)]
+    found = solve_three(*given, *begin, cost == "sqeuclidean", start is None, count, tolerance)
+    value, residual, g, of_x, of_y, *slopes = found
+    scalars = [t.squeeze(-1) for t in (wide, far) if t is not None]
+    linear = (slopes[0] * x).sum((-2, -1)) + (slopes[1] * y).sum((-2, -1))
+    for slope, t in zip(slopes[2:], (a, b, *scalars), strict=False):
+        linear = linear + (slope * t).sum(-1)
+    return Debiased(replace_gradient(value, linear), residual, g, of_x, of_y)
 
 
 _SINGLE = 500.0
@@ -166,6 +217,91 @@ def solve_points(
     return tuple(t.reshape((*batch, *t.shape[1:])) for t in parts)  # type: ignore[return-value]
 
 
+@torch.library.custom_op(
+    "pullback::sinkhorn_three",
+    mutates_args=(),
+    schema="(Tensor x, Tensor y, Tensor a, Tensor b, Tensor epsilon, Tensor reach, Tensor g, Tensor of_x, Tensor of_y, "
+    "bool squared, bool scale, int count, float tolerance) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def solve_three(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor,
+    reach: Tensor,
+    g: Tensor,
+    of_x: Tensor,
+    of_y: Tensor,
+    squared: bool,
+    scale: bool,
+    count: int,
+    tolerance: float,
+) -> tuple[Tensor, ...]:
+    """Return value, residual, three potentials and the slopes of the value along the first six."""
+    batch = a.shape[:-1]
+    tensors = (x, y, a, b, epsilon, reach, g, of_x, of_y)
+    flat = [t.reshape(-1, *t.shape[len(batch) :]) for t in tensors]
+    with torch.no_grad():
+        each = [_three(*one, squared, scale, count, tolerance) for one in zip(*flat, strict=True)]
+    if not each:
+        return tuple(torch.empty_like(t) for t in _like_three(*tensors))
+    parts = [part[0].unsqueeze(0) if len(each) == 1 else torch.stack(part) for part in zip(*each, strict=True)]
+    return tuple(t.reshape((*batch, *t.shape[1:])) for t in parts)
+
+
+def _three(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor,
+    reach: Tensor,
+    g: Tensor,
+    of_x: Tensor,
+    of_y: Tensor,
+    squared: bool,
+    scale: bool,
+    count: int,
+    tolerance: float,
+) -> tuple[Tensor, ...]:
+    last = (count, tolerance)
+    g, value, residual, sx, sy, sa, sb, se, sr = _one(x, y, a, b, epsilon, reach, g, squared, scale, False, *last)
+    sx, sy, sa, sb = (
+        sx.clone(memory_format=torch.contiguous_format),
+        sy.clone(memory_format=torch.contiguous_format),
+        sa.clone(),
+        sb.clone(),
+    )
+    found = []
+    for points, weights, start, along, mass in ((x, a, of_x, sx, sa), (y, b, of_y, sy, sb)):
+        own = _one(points, points, weights, weights, epsilon, reach, start, squared, scale, True, *last)
+        found.append(own[0])
+        value, residual = value - own[1] / 2, torch.maximum(residual, own[2])
+        along -= (own[3] + own[4]) / 2
+        mass -= (own[5] + own[6]) / 2
+        se, sr = se - own[7] / 2, sr - own[8] / 2
+    return value, residual, g, *found, sx, sy, sa, sb, se, sr
+
+
+def _like_three(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
+    one, scalar = a[..., 0], a[..., :1]
+    return one, one, b, a, b, x, y, a, b, scalar, scalar
+
+
+@solve_three.register_fake
+def _(*tensors: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in _like_three(*tensors))
+
+
+@solve_three.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+    return solve_three(*_moved(info, in_dims, arguments, 9), *arguments[9:]), (0,) * 11
+
+
 def _one(
     x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, reach: Tensor, start: Tensor, *options: Any
 ) -> tuple[Tensor, ...]:
@@ -191,13 +327,14 @@ def _one_of_few(
 ) -> tuple[Tensor, ...] | None:
     """The same with a kernel of all pairs, by compiled loops, where there are some."""
     squared, scale, symmetric, count, tolerance = options
-    centre = x.mean(0)
-    spread = torch.cat([left := x - centre, right := y - centre])
-    spread = (spread.amax(0) - spread.amin(0)).square().sum()
-    single = tolerance >= 1e-4 and float((spread if squared else spread.sqrt()) / epsilon) <= _SINGLE
-    points, others = (t.contiguous().numpy() for t in (left, right.mT))
-    supply, demand, begin = (t.contiguous().numpy() for t in (a, b, start))
     e = float(epsilon)
+    left, right, supply, demand, begin = (t.numpy() for t in (x, y, a, b, start))
+    centre = left.mean(0)
+    points, others = left - centre, np.ascontiguousarray((right - centre).T)
+    most = np.maximum(points.max(0), others.max(1)) - np.minimum(points.min(0), others.min(1))
+    spread = float(most @ most) if squared else float(most @ most) ** 0.5
+    single = tolerance >= 1e-4 and spread / e <= _SINGLE
+    supply, demand, begin = (np.ascontiguousarray(t) for t in (supply, demand, begin))
     words = (single, scale, symmetric, count, tolerance, SHRINK)
     solved = points_loops(points, others, squared, supply, demand, e, begin, *words)
     if solved is None:
@@ -206,11 +343,10 @@ def _one_of_few(
     shift = (f @ supply - g @ demand) / (2 * demand.sum())
     f, g = f - shift, g + shift
     residual = np.abs(columns - demand).sum() / demand.sum()
-    scalars = f @ supply + g @ demand, residual, (f @ supply + g @ columns - spent) / e
-    value, residual, along = (torch.tensor(float(t), dtype=torch.float64) for t in scalars)
-    parts = [torch.from_numpy(t) for t in (g, along_x, along_y, f, g - e)]
-    slopes = (parts[1], parts[2].mT, *parts[3:], along.reshape(1), torch.zeros_like(a[:1]))
-    return (parts[0], value, residual, *slopes)
+    scalars = f @ supply + g @ demand, residual, (f @ supply + g @ columns - spent) / e, 0.0
+    value, missed, along, none = (torch.tensor(float(t), dtype=torch.float64) for t in scalars)
+    parts = [torch.from_numpy(t) for t in (g, along_x, along_y.T, f, g - e)]
+    return parts[0], value, missed, *parts[1:], along.reshape(1), none.reshape(1)
 
 
 def _like(x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -225,8 +361,11 @@ def _(*tensors: Any) -> tuple[Tensor, ...]:
 
 @solve_points.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
-    moved = [
+    return solve_points(*_moved(info, in_dims, arguments, 7), *arguments[7:]), (0,) * 9
+
+
+def _moved(info: Any, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...], count: int) -> list[Tensor]:
+    return [
         t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-        for t, dim in zip(arguments[:7], in_dims[:7], strict=True)
+        for t, dim in zip(arguments[:count], in_dims[:count], strict=True)
     ]
-    return solve_points(*moved, *arguments[7:]), (0,) * 9

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from pullback.core.checks import check_broadcast, check_choice, check_same_dtype
 from pullback.core.shapes import Bool, Float, Scalar, Tensor
 from pullback.kernels.softmin import compiled_loops
-from pullback.transport.clouds import Solved, solve_clouds
+from pullback.transport.clouds import Solved, solve_clouds, solve_debiased
 from pullback.transport.costs import Cost, check_clouds, mean_cost, paired_cost, pairwise_cost
 from pullback.transport.entropic import Problem, Transport, solve_entropic
 from pullback.transport.exact import exact_transport
@@ -118,28 +118,54 @@ def sinkhorn_divergence(
         scale = relative_to_mean(between, relative_epsilon, mean)
     total = [w.double().sum(-1, keepdim=True) for w in (a, b)]
     b = b if reach is not None else b.double() * (total[0] / total[1])
-    problems = ((first, second, a, b), (first, first, a, a), (second, second, b, b))
-    found: list[Transport | Solved] = []
-    for place, (left, right, supply, demand) in enumerate(problems):
-        begin, alike = None if start is None else start[place], place > 0 and isinstance(cost, str)
-        costs = between if not place or not few else _checked(left, right, cost)
-        problem = Problem.of(costs, supply, demand, scale, reach)  # type: ignore[arg-type]
-        if few:
-            options = {"gradient": gradient, "max_iterations": max_iterations, "tolerance": tolerance}
-            found.append(solve_entropic(problem, start=begin, symmetric=alike, **options))  # type: ignore[arg-type]
-        else:
-            words = {"start": begin, "symmetric": alike, "count": max_iterations, "tolerance": tolerance}
-            found.append(solve_clouds(left, right, problem, str(cost), **words))  # type: ignore[arg-type]
-    value = found[0].value - (found[1].value + found[2].value) / 2
+    if few:
+        value, residual, g, of_x, of_y = _of_kept(
+            first, second, a, b, between, cost, scale, reach, start, gradient, max_iterations, tolerance
+        )
+    else:
+        scale, far = (
+            None if s is None else torch.as_tensor(s, dtype=first.dtype, device=x.device) for s in (scale, reach)
+        )
+        assert scale is not None
+        words: dict[str, Any] = {"start": start, "count": max_iterations, "tolerance": tolerance}
+        value, residual, g, of_x, of_y = solve_debiased(
+            first, second, a.double(), b.double(), scale, far, str(cost), **words
+        )
     if reach is not None:
-        value = value + problem.epsilon.squeeze((-2, -1)) / 2 * (total[0] - total[1]).squeeze(-1).square()
-    residual = torch.stack([t.residual for t in found]).amax(0)
-    converged = torch.stack([t.converged for t in found]).all(0)
-    g, of_x, of_y = (t.g.detach().to(x.dtype) for t in found)
-    result = SinkhornDivergence(value.to(x.dtype), g, of_x, of_y, residual.to(x.dtype), converged)
+        price = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
+        value = value + price / 2 * (total[0] - total[1]).squeeze(-1).square()
+    parts = (value, g, of_x, of_y, residual)
+    result = SinkhornDivergence(*(t.to(x.dtype) for t in parts), residual <= tolerance)
     if check:
-        raise_unless_converged("sinkhorn_divergence", converged, residual, tolerance, max_iterations, result)
+        raise_unless_converged("sinkhorn_divergence", result.converged, residual, tolerance, max_iterations, result)
     return result
+
+
+def _of_kept(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    between: Tensor,
+    cost: Cost,
+    scale: Any,
+    reach: Scalar | None,
+    start: tuple[Tensor, Tensor, Tensor] | None,
+    gradient: str,
+    count: int,
+    tolerance: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Value, residual and potentials, with the costs of all pairs."""
+    found = []
+    for place, (left, right, supply, demand) in enumerate(((x, y, a, b), (x, x, a, a), (y, y, b, b))):
+        costs = _checked(left, right, cost) if place else between
+        problem = Problem.of(costs, supply, demand, scale, reach)
+        begin, alike = None if start is None else start[place], place > 0 and isinstance(cost, str)
+        options: dict[str, Any] = {"gradient": gradient, "max_iterations": count, "tolerance": tolerance}
+        found.append(solve_entropic(problem, start=begin, symmetric=alike, **options))
+    value = found[0].value - (found[1].value + found[2].value) / 2
+    residual = torch.stack([t.residual for t in found]).amax(0)
+    return value, residual, *(t.g.detach() for t in found)  # type: ignore[return-value]
 
 
 def _kept(x: Tensor, y: Tensor, cost: Cost, gradient: str) -> bool:
