@@ -240,7 +240,27 @@ def _order_case(operation: str, method: str, n: int, ours: Callable[[Tensor], Te
     return Case(name if peers else name + _ALONE, _scores(n), _descend(ours), peers)
 
 
+class _Copy(torch.autograd.Function):
+    """What every block that brings its own backward pass pays to autograd, before it does anything."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
 ORDER_CASES = [
+    # At n = 32 a sixth of torchsort's time and a quarter of the isotonic sort's here; checks of arguments and the way
+    # from tensors to arrays and back are most of the rest.
+    Case(
+        "a Function that copies (the floor of each order below), forward+backward, n=32, batch 64",
+        _scores(32),
+        _descend(_Copy.apply),
+        {},
+    ),
     *[
         _order_case("sort", method, n, lambda x, method=method: sort(x, method=method).values)
         for method in _SOFTTORCH
