@@ -85,6 +85,15 @@ def test_a_curvature_that_vanishes_leads_to_the_merit_order() -> None:
     assert sharp.price[demand == 2.5].item() == 3
 
 
+@pytest.mark.parametrize("curvature", [0.0, 1.0])
+def test_where_generators_are_just_full_the_last_one_takes_up_a_change(curvature: float) -> None:
+    cost, capacity = torch.tensor([1.0, 5.0, 9.0]).double(), torch.tensor([1.0, 2.0, 1.0]).double()
+    demand = torch.tensor([1.0, 3.0, 4.0]).double().requires_grad_()  # right at the ends of the pieces
+    power = economic_dispatch(demand, cost, capacity, curvature=curvature).power
+    rises = torch.stack([torch.autograd.grad(p.sum(), demand, retain_graph=True)[0] for p in power.unbind(-1)], -1)
+    torch.testing.assert_close(rises, torch.eye(3).double())
+
+
 def test_the_price_is_the_derivative_of_the_least_cost() -> None:
     cost, capacity = torch.tensor([3.0, 1.0, 2.0]).double(), torch.tensor([1.0, 2.0, 1.5]).double()
     for curvature in (0.0, 0.7):

@@ -83,6 +83,18 @@ def test_dependent_equations_and_undecided_directions() -> None:
     assert torch.isfinite(torch.autograd.grad(found.value.sum(), b)[0]).all()
 
 
+def test_solutions_that_are_not_unique_have_no_derivative_along_what_is_free() -> None:
+    eye = torch.eye(2).double()
+    rows, height = torch.cat([-eye, torch.ones(1, 2).double()]), torch.tensor([0.0, 0.0, 1.0]).double().requires_grad_()
+    cost = torch.tensor([[-1.0, -1.0], [-1.0, -3.0]]).double().requires_grad_()  # a whole side is best, or a corner
+    found = quadratic_program(0 * eye, cost, inequality=(rows, height), check=True)
+    torch.testing.assert_close(found.value.detach(), torch.tensor([[0.5, 0.5], [0.0, 1.0]]).double())
+    of_cost, of_height = torch.autograd.grad((found.value * torch.tensor([1.0, 2.0]).double()).sum(), (cost, height))
+    torch.testing.assert_close(of_cost, torch.zeros(2, 2).double(), atol=1e-7, rtol=0)
+    # The side moves along its normal, the corner with both bounds that meet there.
+    torch.testing.assert_close(of_height, torch.tensor([1.0, 0.0, 3.5]).double(), atol=1e-6, rtol=0)
+
+
 def test_each_problem_says_whether_it_has_a_solution() -> None:
     one, rows = torch.eye(1).double(), torch.tensor([[1.0], [-1.0]]).double()
     bounds = torch.tensor([[1.0, 0.0], [-1.0, -1.0], [3.0, 2.0]]).double()  # x <= h_0 and x >= -h_1

@@ -95,7 +95,7 @@ def _merit_order(met: Tensor, cost: Tensor, room: Tensor) -> tuple[Tensor, Tenso
     order = cost.detach().argsort(dim=-1, stable=True)
     there = room.gather(-1, order)
     left = met[..., None] - (there.cumsum(-1) - there)
-    filled = torch.where(left >= there, there, torch.where(left > 0, left, 0.0))
+    filled = torch.where(left > there, there, torch.where(left > 0, left, 0.0))  # the last one takes up a change
     places = torch.arange(cost.shape[-1], device=cost.device)
     last = torch.where(filled.detach() > 0, places, 0).amax(-1, keepdim=True)
     price = cost.gather(-1, order).gather(-1, last)[..., 0]
@@ -108,7 +108,7 @@ def _curved(met: Tensor, cost: Tensor, room: Tensor, rise: Tensor) -> tuple[Tens
     bends = torch.cat([cost, full], -1).detach()[..., :, None]
     low, high, slope = (x.detach()[..., None, :] for x in (cost, full, rise))
     supply = ((torch.minimum(bends, high) - low).clamp(min=0) / slope).sum(-1)
-    reached = supply <= met.detach()[..., None] * (1 + 1e-14)
+    reached = supply < met.detach()[..., None] * (1 - 1e-14)  # where a piece ends it is the one below
     bend = torch.where(reached, bends[..., 0], -torch.inf).amax(-1, keepdim=True)
     bend = torch.maximum(bend, cost.detach().amin(-1, keepdim=True))
     filled = full.detach() <= bend

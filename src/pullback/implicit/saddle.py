@@ -14,6 +14,8 @@ from pullback.implicit.iteration import times
 __all__ = ["factor_saddle", "solve_saddle", "stacked"]
 
 _REFINEMENTS = 3
+_FREE = 16.0  # curvature, in what is added to the diagonal, below which a direction is decided by nothing
+_STIFF = 1e9  # the curvature it gets
 
 
 def factor_saddle(
@@ -39,7 +41,27 @@ def factor_saddle(
             again = torch.linalg.cholesky_ex(matrix + ridge * eye)
             factor = torch.where((failed > 0)[..., None, None], again.L, factor)
             failed, ridge = torch.where(failed > 0, again.info, failed), ridge * 10
-        return factor
+        return _held_where_free(matrix, factor, least)
+
+
+def _held_where_free(matrix: Tensor, factor: Tensor, least: float) -> Tensor:
+    """Return the factor where directions without curvature are stiff, so that nothing moves along them.
+
+    Otherwise what is added to the diagonal alone would decide, and derivatives along them be about ``1 / least``.
+    """
+    n = matrix.shape[-1]
+    shape, matrix, factor = factor.shape, matrix.reshape(-1, n, n), factor.reshape(-1, n, n)
+    suspected = (factor.diagonal(dim1=-2, dim2=-1).square().amin(-1) < 1e4 * n * least).nonzero()[:, 0]
+    if not len(suspected):
+        return factor.reshape(shape)
+    chosen = matrix[suspected]
+    values, directions = torch.linalg.eigh(chosen)
+    free = values < _FREE * least
+    stiff = (directions * torch.where(free, _STIFF, 0)[..., None, :]) @ directions.mT
+    eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    again = torch.linalg.cholesky_ex(chosen + stiff + least * eye)
+    better = (free.any(-1) & (again.info == 0))[..., None, None]
+    return factor.index_copy(0, suspected, torch.where(better, again.L, factor[suspected])).reshape(shape)
 
 
 def solve_saddle(

@@ -45,7 +45,7 @@ def upgrad_weights(
             gradient that is 0 keeps its ``preference``.
         preference: ``[*batch, m]`` >= 0, the ``p`` above. ``None``: ``1 / m`` for each.
         regularization: added to the diagonal of the normalized Gramian, >= 0. It bounds the weights where gradients
-            nearly oppose each other. Less than 1000 roundings of the dtype (of float32 at least) is taken as that.
+            nearly oppose each other. Less than 500 roundings of the dtype (of float32 at least) is taken as that.
         normalize: ``"trace"`` divides the Gramian by its trace, as the authors' code does. Gradients shorter than
             ``sqrt(regularization)`` of the longest then constrain little, and the regularized ``A`` is linear in the
             scales of about equal gradients only. In training with one loss an example that is what is wanted: examples
@@ -127,7 +127,7 @@ def normalized(gramian: Tensor, regularization: Scalar, normalize: Normalization
     lengths = torch.where(own > 0, own, 1).sqrt() * (m**0.5 if normalize == "trace" else 1)
     work = work / lengths[..., None] / lengths[..., None, :]
     identity = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device)
-    ridge = torch.as_tensor(regularization, dtype=work.dtype, device=work.device).clamp(min=1000 * eps)
+    ridge = torch.as_tensor(regularization, dtype=work.dtype, device=work.device).clamp(min=500 * eps)
     return (work + work.mT) / 2 + ridge * identity, lengths
 
 
