@@ -139,6 +139,7 @@ SDE_CASES = [
     )
     for method, sense, adjoint in (
         ("euler", "ito", "unrolled"),
+        ("srk", "ito", "unrolled"),
         ("midpoint", "stratonovich", "backsolve"),
         ("reversible_heun", "stratonovich", "reversible"),
     )

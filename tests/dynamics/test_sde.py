@@ -78,6 +78,7 @@ def geometric(sense: str, path: BrownianPath, y0: Tensor, t: float) -> Tensor:
         ("euler", "ito", 0.5),
         ("milstein", "ito", 1.0),
         ("milstein", "stratonovich", 1.0),
+        ("srk", "ito", 1.5),
         *((method, "stratonovich", 1.0) for method in STRATONOVICH),
     ],
 )
@@ -106,12 +107,48 @@ def test_strong_orders_on_geometric_brownian_motion(method: str, sense: str, ord
     assert found.order == pytest.approx(order, abs=0.12)
 
 
+def test_the_strong_order_of_srk_with_additive_noise() -> None:
+    """Of two motions and a drift that is not linear, against many steps along the same path and its areas."""
+    y0 = torch.linspace(-1, 1, 400, dtype=torch.float64).reshape(200, 2)
+    path = BrownianPath((200, 2), torch.linspace(0, 1, 129), seed=1, dtype=torch.float64)
+    mixed = torch.tensor([[1.0, 0.4], [-0.3, 0.8]], dtype=torch.float64)
+
+    def solve(step: float) -> Tensor:
+        return sdeint(
+            lambda t, y: torch.sin(2 * y.flip(-1)) - t,
+            lambda t, y: ((1 + torch.sin(3 * t)).unsqueeze(-1) * mixed).expand(200, 2, 2),
+            y0,
+            [0.0, 1.0],
+            step=step,
+            method="srk",
+            noise="additive",
+            brownian=path,
+        ).y[-1]
+
+    exact, zero = solve(1 / 128), torch.zeros((), dtype=torch.float64)
+    found = convergence_order(lambda h: (solve(h) - exact).square().mean().sqrt(), zero, [1 / 4, 1 / 8, 1 / 16])
+    assert found.order == pytest.approx(1.5, abs=0.15)
+
+
+def test_areas_of_a_path_have_their_law_and_fit_together() -> None:
+    path = BrownianPath((4000,), [0.0, 0.5, 0.8, 2.0], seed=5, dtype=torch.float64)
+    for a, b in ((0.0, 0.5), (0.1, 0.4), (0.0, 2.0), (0.3, 1.7)):
+        h, increment = b - a, path.increment(a, b)
+        rest = (path.area(a, b) - h * increment / 2) / math.sqrt(h**3 / 12)
+        assert stats.kstest(rest.numpy(), "norm").pvalue > 1e-3
+        assert abs(float((rest * increment).mean())) < 4 * math.sqrt(h / 4000)
+    whole = path.area(0.0, 0.8) + path.area(0.8, 2.0) + 1.2 * path(0.8)
+    torch.testing.assert_close(whole, path.area(0.0, 2.0))
+    with pytest.raises(ValueError, match="start must be at most end"):
+        path.area(1.0, 0.0)
+
+
 def test_general_noise_meets_each_motion() -> None:
     """With constant g and no drift y is g W, for every method that takes it."""
     g = torch.tensor([[1.0, 0.5, -0.2], [0.0, 2.0, 1.0]], dtype=torch.float64)
     y0 = torch.zeros(4, 2, dtype=torch.float64)
     path = BrownianPath((4, 3), [0.0, 1.0], seed=2, dtype=torch.float64)
-    for method in ("euler", *STRATONOVICH):
+    for method in ("euler", "srk", *STRATONOVICH):
         solution = sdeint(
             lambda t, y: 0 * y,
             lambda t, y: g.expand(4, 2, 3),
@@ -119,7 +156,7 @@ def test_general_noise_meets_each_motion() -> None:
             [0.0, 0.5, 1.0],
             step=0.25,
             method=method,
-            noise="general",
+            noise="additive" if method == "srk" else "general",
             brownian=path,
         )
         wanted = torch.stack([y0, path(0.5) @ g.T, path(1.0) @ g.T])
@@ -163,9 +200,9 @@ def loss_and_gradients(adjoint: str, method: str, noise: str, step: float, end: 
 
 
 @pytest.mark.parametrize("noise", ["diagonal", "scalar", "general"])
-@pytest.mark.parametrize("method", ["euler", "milstein", *STRATONOVICH])
+@pytest.mark.parametrize("method", ["euler", "milstein", "srk", *STRATONOVICH])
 def test_exact_adjoints_are_the_gradient_of_the_discrete_solution(method: str, noise: str) -> None:
-    if method == "milstein" and noise == "general":
+    if method in ("milstein", "srk") and noise == "general":
         return
     wanted = loss_and_gradients("unrolled", method, noise, 0.05)
     ways = ["checkpoint"] + ["reversible"] * (method == "reversible_heun")
@@ -264,11 +301,21 @@ BAD: list[tuple[dict[str, object], type[Exception], str]] = [
     ({"method": "eule"}, ValueError, "did you mean 'euler'"),
     ({"noise": "white"}, ValueError, "noise must be one of"),
     ({"adjoint": "none"}, ValueError, "adjoint must be one of"),
-    ({"sense": "ito", "method": "heun"}, ValueError, "method must be one of 'euler', 'milstein' for sense='ito'"),
+    (
+        {"sense": "ito", "method": "heun"},
+        ValueError,
+        "method must be one of 'euler', 'milstein', 'srk' for sense='ito'",
+    ),
     ({"sense": "stratonovich"}, ValueError, "method must be one of 'milstein', 'heun'"),
     ({"adjoint": "reversible"}, ValueError, "method must be 'reversible_heun'"),
     ({"adjoint": "backsolve"}, ValueError, "Stratonovich"),
     ({"noise": "general", "method": "milstein"}, ValueError, "noise must be 'diagonal' or 'scalar'"),
+    ({"noise": "general", "method": "srk"}, ValueError, "noise must be 'diagonal', 'scalar' or 'additive'"),
+    (
+        {"noise": "additive", "diffusion": lambda t, y: y.unsqueeze(-1)},
+        ValueError,
+        "diffusion must not depend on y for additive noise",
+    ),
     ({"noise": "general"}, ValueError, "diffusion must return"),
     ({"drift": lambda t, y: y[..., :1]}, ValueError, "drift must return the shape of y"),
     ({"diffusion": lambda t, y: 1.0}, TypeError, "diffusion must return a tensor"),

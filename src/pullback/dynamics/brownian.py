@@ -5,7 +5,7 @@ A value between two known ones is a Brownian bridge,
 .. math:: W(m) = W(l) + \frac{m-l}{r-l}\,(W(r)-W(l)) + \sqrt{\frac{(m-l)(r-m)}{r-l}}\;\xi,
 
 with a normal draw that a counter-based generator makes from the place of the bridge alone. So nothing is stored, and a
-path does not depend on the order of the questions.
+path does not depend on the order of the questions. Areas under the path are drawn in the same way.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = ["BrownianPath"]
 _KEPT = 64
 """Bridges at hand: those that the next question most likely asks again."""
 _KNOT, _INNER, _END = 0, 1, 2
+_AREA = 2  # the last word of a place: bridges have 0 and 1 there
 
 
 class BrownianPath:
@@ -113,6 +114,34 @@ class BrownianPath:
         start, end = float(start), float(end)
         self._asked = {t: self._asked[t] if t in self._asked else self._value(t) for t in (start, end)}
         return self._tensor(self._asked[end] - self._asked[start])
+
+    def area(self, start: float, end: float) -> Float[Tensor, "..."]:
+        r"""Return :math:`\int_a^b (W(s)-W(a))\,ds`, whose law given the increment is :math:`N(h\,\Delta W/2,h^3/12)`.
+
+        The areas of intervals between knots fit together: that of two in a row is that of both. An interval that ends
+        inside two knots has an area of its own, of the right law, that no finer division knows of.
+
+        Args:
+            start, end: times between the first and the last knot, ``start <= end``.
+
+        Returns:
+            ``[*shape]``.
+
+        Raises:
+            ValueError: a time lies outside, or they descend.
+        """
+        start, end = float(start), float(end)
+        if not start <= end:
+            raise ValueError(f"start must be at most end, got {start} and {end}")
+        first = bisect.bisect_right(self.knots, start)
+        ends = [start, *self.knots[first : bisect.bisect_left(self.knots, end)], end]
+        values = [self._value(t) for t in ends]
+        total = np.zeros(self.shape)
+        for (a, b), (left, right) in zip(itertools.pairwise(ends), itertools.pairwise(values), strict=True):
+            bits = [int(np.float64(t).view(np.uint64)) for t in (a, b)]
+            bridge = math.sqrt((b - a) ** 3 / 12) * self._normal(*bits, _AREA)
+            total += (b - a) * ((left + right) / 2 - values[0]) + bridge
+        return self._tensor(total)
 
     def _tensor(self, value: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(value)).to(self.device, self.dtype)

@@ -66,6 +66,7 @@ def sdeint(
     ``heun``,          Stratonovich    1 for commuting noise, else 1/2                any
     ``midpoint``
     ``reversible_heun`` Stratonovich   1/2 (1 where g is constant)                    any
+    ``srk``            Ito             3/2                                            all but ``general``
     ================== =============== ============================================== ========================
 
     Args:
@@ -77,7 +78,7 @@ def sdeint(
         method: see the table.
         noise: ``"diagonal"``: g ``[*batch, d]``, component i depends on y_i and meets a motion of its own.
             ``"scalar"``: g ``[*batch, d]``, all components of a sample meet the same motion. ``"general"``: g
-            ``[*batch, d, m]`` and m motions.
+            ``[*batch, d, m]`` and m motions. ``"additive"``: the same, where g does not depend on y.
         sense: ``"ito"`` or ``"stratonovich"``: what the equation means; ``None``: what the method solves (Ito where it
             solves both). They differ where g depends on y.
         adjoint: gradients of the discrete solution: ``"checkpoint"`` (memory of 2 sqrt(n) states of n steps),
@@ -85,6 +86,8 @@ def sdeint(
             memory of one step); of the continuous one: ``"backsolve"`` (Stratonovich methods: state and adjoint are
             solved back along the same path; memory of the outputs).
         brownian: the path, of the shape of the noise and from ``t[0]`` to ``t[-1]`` at least; ``None`` draws one.
+            ``srk`` asks for its areas too: solves with other steps follow the same ones where all of these end at its
+            knots.
         params: tensors with a gradient that ``reversible`` and ``backsolve`` cannot find (they look into modules,
             closures and the first evaluation).
         generator: draws the path.
@@ -107,14 +110,16 @@ def sdeint(
     References:
         Kloeden, Platen (1992), Numerical solution of stochastic differential equations, 10.2, 10.3, 11.1; Li, Wong,
         Chen, Duvenaud (2020), Scalable gradients for stochastic differential equations, arXiv 2001.01328; Kidger,
-        Foster, Li, Lyons (2021), Efficient and accurate gradients for neural SDEs, arXiv 2105.13493, algorithms 1, 2.
+        Foster, Li, Lyons (2021), Efficient and accurate gradients for neural SDEs, arXiv 2105.13493, algorithms 1, 2;
+        Roessler (2010), Runge-Kutta methods for the strong approximation of solutions of stochastic differential
+        equations, section 6.
     """
     check_callable("drift", drift)
     check_callable("diffusion", diffusion)
     if check_floating("y0", y0).ndim < 1 or not y0.shape[-1]:
         raise ValueError(f"y0 must have shape [*batch, d] with d >= 1, got {tuple(y0.shape)}")
     check_choice("method", method, SDE_METHODS)
-    check_choice("noise", noise, ("diagonal", "scalar", "general"))
+    check_choice("noise", noise, ("diagonal", "scalar", "general", "additive"))
     check_choice("adjoint", adjoint, _ADJOINTS)
     chosen = _check_sense(method, noise, sense, adjoint)
     times = _times(t)
@@ -168,8 +173,10 @@ def _check_sense(method: str, noise: str, sense: str | None, adjoint: str) -> st
     if sense is not None and sense not in able:
         others = ", ".join(repr(name) for name, senses in SDE_METHODS.items() if sense in senses)
         raise ValueError(f"method must be one of {others} for sense={sense!r}, got {method!r}")
-    if method == "milstein" and noise == "general":
-        raise ValueError("noise must be 'diagonal' or 'scalar' for method='milstein', got 'general'")
+    if method == "srk" and noise == "general":
+        raise ValueError("noise must be 'diagonal', 'scalar' or 'additive' for method='srk', got 'general'")
+    if method == "milstein" and noise in ("general", "additive"):
+        raise ValueError(f"noise must be 'diagonal' or 'scalar' for method='milstein', got {noise!r}")
     if adjoint == "reversible" and method != "reversible_heun":
         raise ValueError(f"method must be 'reversible_heun' for adjoint='reversible', got {method!r}")
     if adjoint == "backsolve" and (sense == "ito" or able == ("ito",)):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pullback.core.transforms import can_look
 from pullback.dynamics.brownian import BrownianPath
 
 __all__ = ["SDE_METHODS", "Equation", "Grid", "OneStep", "heun_pair", "step_along"]
@@ -21,6 +22,7 @@ SDE_METHODS: dict[str, tuple[str, ...]] = {
     "heun": ("stratonovich",),
     "midpoint": ("stratonovich",),
     "reversible_heun": ("stratonovich",),
+    "srk": ("ito",),
 }
 """The methods, and which equations each solves."""
 
@@ -99,14 +101,26 @@ class Equation:
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must return a tensor, got {type(value).__name__}")
             shape = tuple(value.shape)
-            if name == "diffusion" and self.noise == "general":
+            if name == "diffusion" and self.matrix:
                 if shape[:-1] != tuple(y.shape):
-                    raise ValueError(f"diffusion must return [*{tuple(y.shape)}, m] for general noise, got {shape}")
+                    raise ValueError(
+                        f"diffusion must return [*{tuple(y.shape)}, m] for {self.noise} noise, got {shape}"
+                    )
             elif shape != tuple(y.shape):
                 raise ValueError(f"{name} must return the shape of y, {tuple(y.shape)}, got {shape}")
+        if self.noise == "additive":
+            with torch.no_grad():
+                moved = self._call(self.diffusion, t, y + 1 + y.abs())
+            if can_look(moved) and not torch.equal(moved, found["diffusion"]):
+                raise ValueError("diffusion must not depend on y for additive noise")
         if self.noise == "diagonal":
             return y.shape
-        return torch.Size((*y.shape[:-1], found["diffusion"].shape[-1] if self.noise == "general" else 1))
+        return torch.Size((*y.shape[:-1], found["diffusion"].shape[-1] if self.matrix else 1))
+
+    @property
+    def matrix(self) -> bool:
+        """Whether g is a matrix for each sample."""
+        return self.noise in ("general", "additive")
 
     def f(self, t: float, y: Tensor) -> Tensor:
         """The drift."""
@@ -118,7 +132,7 @@ class Equation:
 
     def times_noise(self, g: Tensor, dw: Tensor) -> Tensor:
         """g dW."""
-        return (g @ dw.unsqueeze(-1)).squeeze(-1) if self.noise == "general" else g * dw
+        return (g @ dw.unsqueeze(-1)).squeeze(-1) if self.matrix else g * dw
 
     def increment(self, t: float, y: Tensor, h: float, dw: Tensor) -> Tensor:
         """f h + g dW."""
@@ -141,6 +155,9 @@ def step_along(
     if method == "reversible_heun":
         assert extra is not None
         return reversible_heun(equation, one, dw, y, extra)
+    if method == "srk":
+        mean = path.area(one.start, one.end).to(y) / one.length
+        return (additive_srk if equation.noise == "additive" else srk)(equation, one, dw, mean, y), None
     return _STEPS[method](equation, one, dw, y), None
 
 
@@ -169,6 +186,30 @@ def midpoint(equation: Equation, one: OneStep, dw: Tensor, y: Tensor) -> Tensor:
     """The increment at the middle, predicted by Euler."""
     middle = y + equation.increment(one.start, y, one.length, dw) / 2
     return y + equation.increment((one.start + one.end) / 2, middle, one.length, dw)
+
+
+def srk(equation: Equation, one: OneStep, dw: Tensor, mean: Tensor, y: Tensor) -> Tensor:
+    """SRI1W1 of Roessler (2010), one motion a component; ``mean`` is that of W - W(start) in the step."""
+    start, h = one.start, one.length
+    root = math.sqrt(h)
+    f, g = equation.f(start, y), equation.g(start, y)
+    ahead = equation.f(start + 3 / 4 * h, y + 3 / 4 * h * f + 3 / 2 * mean * g)
+    g1 = equation.g(start + h / 4, y + h / 4 * f + root / 2 * g)
+    g2 = equation.g(one.end, y + h * f - root * g)
+    g3 = equation.g(start + h / 4, y + h / 4 * f + root * (3 * g1 + g2 / 2 - 5 * g))
+    double, triple = (dw.square() - h) / (2 * root), dw * (dw.square() - 3 * h) / (6 * h)
+    noise = (2 * mean - dw - double - 2 * triple) * g + 4 / 3 * (dw + double - mean + 5 / 4 * triple) * g1
+    noise = noise + (2 / 3 * (dw - mean - triple) - double / 3) * g2 + triple * g3
+    return y + h / 3 * (f + 2 * ahead) + noise
+
+
+def additive_srk(equation: Equation, one: OneStep, dw: Tensor, mean: Tensor, y: Tensor) -> Tensor:
+    """SRA1 of Roessler (2010), for any motions."""
+    start, h = one.start, one.length
+    f, g, late = equation.f(start, y), equation.g(start, y), equation.g(one.end, y)
+    ahead = y + 3 / 4 * h * f + 3 / 2 * equation.times_noise(late, mean)
+    rest = equation.times_noise(late, dw - mean) + equation.times_noise(g, mean)
+    return y + h / 3 * (f + 2 * equation.f(start + 3 / 4 * h, ahead)) + rest
 
 
 _STEPS = {"euler": euler, "milstein": milstein, "heun": heun, "midpoint": midpoint}

@@ -101,6 +101,14 @@ def heun_steps(y0: Tensor, rate: Tensor, spread: Tensor) -> Tensor:
     return y
 
 
+def srk_steps(y0: Tensor, rate: Tensor, spread: Tensor) -> Tensor:
+    path, y = BrownianPath((1, 1), [0.0, 0.25, 0.5], seed=11, dtype=torch.float64), y0
+    for a, b in ((0.0, 0.25), (0.25, 0.5)):
+        ahead = y - 3 / 16 * rate * y + 6 * path.area(a, b) * spread
+        y = y - rate * (y + 2 * ahead) / 12 + spread * path.increment(a, b)
+    return y
+
+
 COMPILE = "a solve decides on its steps from data; what is worth compiling is the field (tested in tests/dynamics)"
 
 
@@ -189,6 +197,7 @@ CONTRACTS = [
         for method, adjoint, reference, bad in (
             ("euler", "unrolled", euler_steps, (Bad((torch.ones(2, 0),) * 3, {}, ValueError, "y0 must have shape"),)),
             ("heun", "checkpoint", heun_steps, ()),
+            ("srk", "unrolled", srk_steps, ()),
         )
     ),
     Exempt("dynamics.BrownianPath", "an object that is asked, not differentiated", tested="dynamics/test_sde.py"),
