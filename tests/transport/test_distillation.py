@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
 
 from pullback import transport
 
@@ -113,3 +116,42 @@ def test_a_bank_refuses_what_it_has_no_place_for() -> None:
         transport.FeatureBank(1, 2)
     with pytest.raises(ValueError, match="momentum must be in"):
         transport.FeatureBank(3, 2, momentum=1.5)
+
+
+def test_features_of_named_layers_carry_the_gradients_of_the_network() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+    network = nn.Sequential(OrderedDict(body=body, head=nn.Linear(6, 3)))
+    x = torch.randn(5, 4, requires_grad=True)
+    found = transport.LayerFeatures(network, ["body.1", "head"])(x)
+    assert list(found.features) == ["body.1", "head"]
+    assert torch.equal(found.output, network(x))
+    assert torch.equal(found.features["head"], found.output)
+    assert torch.equal(found.features["body.1"], body(x))
+    slopes = [torch.autograd.grad(t.square().sum(), x)[0] for t in (found.features["body.1"], body(x))]
+    assert torch.equal(*slopes)
+    assert not any(layer._forward_hooks for layer in network.modules())
+
+
+def test_a_layer_that_is_not_there_is_told_from_those_that_are() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.LSTM(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)[0]
+
+    network, x = Odd(), torch.zeros(3, 2)
+    with pytest.raises(ValueError, match="layers must be of 'used', 'idle', got 'ide'"):
+        transport.LayerFeatures(network, ["ide"])
+    with pytest.raises(ValueError, match="layers must be called by the network, but 'idle' was not"):
+        transport.LayerFeatures(network, ["idle"])(x)
+    with pytest.raises(TypeError, match="layers must return a tensor, but 'used' returned tuple"):
+        transport.LayerFeatures(network, ["used"])(x)
+    with pytest.raises(ValueError, match="at least one name, and each once"):
+        transport.LayerFeatures(network, ["used", "used"])
+    with pytest.raises(TypeError, match="layers must be a sequence of names"):
+        transport.LayerFeatures(network, "used")
+    with pytest.raises(TypeError, match="module must be a module of torch, got function"):
+        transport.LayerFeatures(lambda x: x, ["used"])

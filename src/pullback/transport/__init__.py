@@ -14,6 +14,8 @@ from pullback.transport.convex_costs import PowerCost
 from pullback.transport.costs import pairwise_cost
 from pullback.transport.distillation import (
     FeatureBank,
+    LayerFeatures,
+    LayerOutputs,
     LocalTransport,
     WassersteinCritic,
     distillation_loss,
@@ -84,6 +86,8 @@ __all__ = [
     "JKOStep",
     "JensenShannon",
     "LangevinSamples",
+    "LayerFeatures",
+    "LayerOutputs",
     "LocalTransport",
     "MaskedModel",
     "MaxSliced",

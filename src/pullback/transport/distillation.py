@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,6 +32,8 @@ from pullback.transport.sinkhorn import sinkhorn
 
 __all__ = [
     "FeatureBank",
+    "LayerFeatures",
+    "LayerOutputs",
     "LocalTransport",
     "WassersteinCritic",
     "distillation_loss",
@@ -349,6 +353,78 @@ class FeatureBank(nn.Module):
             raise ValueError(f"index must be integers [n], got {index.dtype} of shape {tuple(index.shape)}")
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
             raise ValueError(f"index must be in 0..{size - 1}, got {int(index.min())}..{int(index.max())}")
+
+
+class LayerOutputs(NamedTuple):
+    """What a network returns, and what some of its layers do.
+
+    Attributes:
+        output: of the network.
+        features: name of each layer to what it returned, in its last call.
+    """
+
+    output: Any
+    features: dict[str, Tensor]
+
+
+class LayerFeatures(nn.Module):
+    """A network that also hands out what some of its layers compute, with their graph.
+
+    Args:
+        module: any network; its parameters are not copied.
+        layers: names of layers, as ``module.named_modules()`` spells them; such as the last before the classes.
+
+    Raises:
+        TypeError: ``module`` is no module, or ``layers`` no sequence of names.
+        ValueError: there is no such layer (those that exist are listed), none is named, or one is named twice.
+
+    Example:
+        >>> teacher = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> found = LayerFeatures(teacher, ["1"])(torch.randn(5, 4))
+        >>> found.output.shape, found.features["1"].shape
+        (torch.Size([5, 3]), torch.Size([5, 8]))
+
+    References:
+        Romero, Ballas, Kahou, Chassang, Gatta, Bengio (2015), FitNets: hints for thin deep nets, section 2.2.
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a module of torch, got {type(module).__name__}")
+        if isinstance(layers, str) or not all(isinstance(name, str) for name in layers):
+            raise TypeError(f"layers must be a sequence of names, got {layers!r}")
+        if not layers or len(set(layers)) < len(layers):
+            raise ValueError(f"layers must hold at least one name, and each once, got {list(layers)}")
+        there = [name for name, _ in module.named_modules() if name]
+        for name in layers:
+            if name not in there:
+                raise ValueError(f"layers must be of {', '.join(map(repr, there)) or 'none'}, got {name!r}")
+        self.module, self.layers = module, tuple(layers)
+
+    def forward(self, *args: Any, **words: Any) -> LayerOutputs:
+        """Call the network.
+
+        Raises:
+            TypeError: one of the layers returned no tensor.
+            ValueError: one of the layers was not called.
+        """
+        found: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for name in self.layers:
+                layer = self.module.get_submodule(name)
+                stack.callback(layer.register_forward_hook(partial(_note, found, name)).remove)
+            output = self.module(*args, **words)
+        for name in self.layers:
+            if name not in found:
+                raise ValueError(f"layers must be called by the network, but {name!r} was not")
+            if not isinstance(found[name], Tensor):
+                raise TypeError(f"layers must return a tensor, but {name!r} returned {type(found[name]).__name__}")
+        return LayerOutputs(output, {name: found[name] for name in self.layers})
+
+
+def _note(found: dict[str, Tensor], name: str, _layer: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+    found[name] = output
 
 
 def distillation_loss(

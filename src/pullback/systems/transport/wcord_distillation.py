@@ -60,6 +60,8 @@ class Config:
     """Weight of the global term."""
     primal: Annotated[float, at_least(0)] = 1.0
     """Weight of the local term."""
+    negatives: Annotated[int, at_least(0)] = 0
+    """Of each image in the global term, from a bank of the last features of all; 0: the others of the batch."""
     proximal: Annotated[int, at_least(1)] = 6
     """Proximal steps of a plan."""
     replicates: Annotated[int, at_least(1)] = 4
@@ -114,11 +116,12 @@ class Student(nn.Module):
     paper="Chen, Wang, Gan, Liu, Henao, Carin, CVPR 2021, arXiv 2012.08674",
     config=Config,
     smoke={"teacher_steps": 2, "steps": 2, "batch": 8, "replicates": 1},
-    full={"teacher_steps": 5000, "steps": 10_000, "batch": 256, "hidden": 64, "dim": 128},
+    full={"teacher_steps": 5000, "steps": 10_000, "batch": 256, "hidden": 64, "dim": 128, "negatives": 1024},
     data=("digits",),
     blocks=(
         *(f"transport.{b}" for b in ("WassersteinCritic", "wasserstein_mutual_information", "local_transport_loss")),
-        *("transport.distillation_loss", "transport.exact_transport", "discrete.info_nce"),
+        *(f"transport.{b}" for b in ("distillation_loss", "exact_transport", "FeatureBank", "LayerFeatures")),
+        "discrete.info_nce",
     ),
 )
 def run(lab: Lab, config: Config) -> None:
@@ -167,10 +170,12 @@ def _teacher(lab: Lab, config: Config) -> Teacher:
         chosen = torch.randint(len(images), (128,), generator=batches).to(lab.device)
         arm.descend(cross_entropy(network(images[chosen]), labels[chosen]), optimizer)
     _accuracy(lab, arm, network, FINE)
+    watched = transport.LayerFeatures(network, ["4"])
     with torch.no_grad():
-        raw, outputs = network[:-1](images), network(images)
+        outputs, found = watched(images)
+    raw = found["4"]
     centre, scale = raw.mean(0), raw.std()
-    return Teacher(lambda x: (network[:-1](x) - centre) / scale, (raw - centre) / scale, outputs)
+    return Teacher(lambda x: (watched(x).features["4"] - centre) / scale, (raw - centre) / scale, outputs)
 
 
 def _student(lab: Lab, config: Config, arm: Arm, teacher: Teacher, task: str) -> list[Tensor]:
@@ -184,8 +189,9 @@ def _student(lab: Lab, config: Config, arm: Arm, teacher: Teacher, task: str) ->
     optimizer, batches = torch.optim.Adam([others, critic]), lab.fork(f"batches, {task}")
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-2, config.steps)
     labelled = torch.randperm(len(images), generator=lab.fork("images with labels"))[: config.labels]
+    bank = transport.FeatureBank(len(images), config.dim, generator=lab.fork("bank")).to(lab.device)
     before = _plan(lab, student, teacher, task)
-    for _ in arm.steps(config.steps, student, optimizer, schedule, batches, name=task):
+    for _ in arm.steps(config.steps, student, optimizer, schedule, batches, bank, name=task):
         known = labelled[torch.randint(len(labelled), (config.batch,), generator=batches)].to(lab.device)
         chosen = torch.randperm(len(images), generator=batches)[: config.batch].to(lab.device)
         loss = cross_entropy(student(images[known]), labels[known])
@@ -197,7 +203,9 @@ def _student(lab: Lab, config: Config, arm: Arm, teacher: Teacher, task: str) ->
         if arm.name == CONTRAST:
             loss = loss + config.contrast * _contrast(t, s)
         if arm.name in (GLOBAL, NETWORK, BOTH, ALL, FREE):
-            estimate = transport.wasserstein_mutual_information(student.critic, t, s)
+            drawn = bank.draw(chosen, config.negatives, generator=batches) if config.negatives else None
+            estimate = transport.wasserstein_mutual_information(student.critic, t, s, drawn)
+            bank.update(chosen, s.detach())
             loss = loss - config.dual * estimate
             arm.record(f"{ESTIMATE}, {task}", estimate)
         if arm.name in (LOCAL, BOTH, ALL, FREE):
