@@ -48,6 +48,15 @@ def test_densities_stay_above_the_floor_and_below_one() -> None:
     torch.testing.assert_close(found.exp(), 0.01 + 0.99 * logit.sigmoid())
 
 
+def test_the_detail_is_the_unit_of_the_density_alone() -> None:
+    coarse, fine = (PairwiseFactor(2, scale=0.5, detail=d, generator=seeded()) for d in (None, 0.1))
+    x = torch.randn(7, 2, generator=seeded(1))
+    torch.testing.assert_close(fine.log_prob(0.2 * x), coarse.log_prob(x))
+    assert torch.equal(fine.sample((7,), seeded(2)), coarse.sample((7,), seeded(2)))
+    with pytest.raises(ValueError, match="detail must be"):
+        PairwiseFactor(2, detail=0.0)
+
+
 def test_density_and_sampler_share_no_weight() -> None:
     factor = PairwiseFactor(1, hidden=4, generator=seeded())
     factor.log_prob(torch.ones(3, 1)).sum().backward()

@@ -82,10 +82,10 @@ def body_clips(
     pictures = torch.zeros(count, frames, 3, size, size)
     for a, b in rods:
         distance = _to_segment(grid, p[:, :, a], p[:, :, b])
-        pictures = _paint(pictures, distance - 3 / size, torch.tensor(BODY_COLOURS[1]))
+        _paint(pictures, distance - 3 / size, torch.tensor(BODY_COLOURS[1]))
     for node in joints:
         distance = (grid - p[:, :, node, None, None]).norm(dim=-1)
-        pictures = _paint(pictures, distance - 5 / size, torch.tensor(BODY_COLOURS[0]))
+        _paint(pictures, distance - 5 / size, torch.tensor(BODY_COLOURS[0]))
     hidden, most = torch.zeros(count, frames, nodes, dtype=torch.bool), int(clutter.max()) if count else 0
     for number in range(most):
         coins = torch.rand(count, 2, generator=generator) < 0.5
@@ -95,8 +95,12 @@ def body_clips(
         time = torch.linspace(0, 1, frames)[:, None] if frames > 1 else torch.zeros(1, 1)
         middle = start[:, None] + torch.where(coins[:, :1], end - start, 0.0)[:, None] * time
         colour = torch.rand(count, 3, generator=generator)[:, None, :, None, None]
-        distance = _beyond(grid - middle[:, :, None, None], coins[:, 1, None, None, None]) - radius[..., None, None]
-        pictures = _paint(pictures, distance, colour)
+        drawn = (radius[:, 0] > 0).nonzero()[:, 0]  # clips with so many shapes
+        apart, painted = grid - middle[drawn][:, :, None, None], pictures[drawn]
+        _paint(
+            painted, _beyond(apart, coins[drawn, 1, None, None, None]) - radius[drawn][..., None, None], colour[drawn]
+        )
+        pictures[drawn] = painted
         hidden |= _beyond(p - middle[:, :, None], coins[:, 1, None, None]) < radius[..., None]
     return BodyClips(pictures.to(points), hidden.to(points.device))
 
@@ -113,9 +117,9 @@ def _beyond(apart: Tensor, square: Tensor) -> Tensor:
     return torch.where(square, apart.abs().amax(-1), apart.norm(dim=-1))
 
 
-def _paint(pictures: Tensor, outside: Tensor, colour: Tensor) -> Tensor:
-    """Paint where the distance to a shape is negative, with edges as wide as a pixel."""
+def _paint(pictures: Tensor, outside: Tensor, colour: Tensor) -> None:
+    """Paint in place where the distance to a shape is negative, with edges as wide as a pixel."""
     cover = (0.5 - outside * pictures.shape[-1] / 2).clamp(0, 1).unsqueeze(2)
     if colour.ndim == 1:
         colour = colour[:, None, None]
-    return pictures + cover * (colour - pictures)
+    pictures.lerp_(colour.expand_as(pictures), cover.expand_as(pictures))

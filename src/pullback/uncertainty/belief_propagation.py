@@ -17,8 +17,8 @@ from pullback.uncertainty.resampling import ancestors
 
 __all__ = ["nonparametric_belief_propagation"]
 
-_PAIRS = 1 << 22
-"""Differences of points at a time."""
+_PAIRS = 1 << 18
+"""Differences of points at a time, which stay in the processor's cache."""
 
 
 def nonparametric_belief_propagation(
@@ -127,9 +127,9 @@ class _Step:
         """Return beliefs at new points, by messages from the points of the last iteration."""
         found, senders = [], []
         for s, around in enumerate(self.factors.neighbours):
-            x, log_q = self._proposed(beliefs.points[..., s, :, :], beliefs.log_weights[..., s, :])
+            x, law = self._proposed(beliefs.points[..., s, :, :], beliefs.log_weights[..., s, :])
             told = {t: self._message(t, s, x) for t in around} if self.senders else {}
-            base = self.factors.score(s, x) - log_q
+            base = self.factors.score(s, x) - law(x)
             total = base + sum(told.values()) if told else base
             found.append((x, normalised(total, s, f" in iteration {iteration}")))
             senders.append((x, total, told))
@@ -159,15 +159,15 @@ class _Step:
         into = self.pulled.told if self.pulled is not None else None
         self.pulled = self.factors.pull(torch.stack([x for x, _ in proposed], -3), into, None, unary, where)
         weights = [
-            w if around else normalised(w - log_q, s, where)
-            for s, (around, w, (_, log_q)) in enumerate(
+            w if around else normalised(w - law(x), s, where)
+            for s, (around, w, (x, law)) in enumerate(
                 zip(self.factors.neighbours, self.pulled.log_weights.unbind(-2), proposed, strict=True)
             )
         ]
         return Beliefs(self.pulled.points, torch.stack(weights, -2))
 
-    def _proposed(self, points: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw as many points of a node as it has, and return the log density of the law that they come from."""
+    def _proposed(self, points: Tensor, log_weights: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Draw as many points of a node as it has, and return the log density of the law that they come from too."""
         points, log_weights = points.detach(), log_weights.detach()
         count, generator = points.shape[-2], self.generator
         device, dtype = drawing_device(generator, points), points.dtype
@@ -183,7 +183,11 @@ class _Step:
         even = low + box * torch.rand(points.shape, dtype=dtype, device=device, generator=generator).to(points.device)
         which = torch.rand(points.shape[:-1], dtype=dtype, device=device, generator=generator).to(points.device)
         x = torch.where((which < self.explore).unsqueeze(-1), even, near)
-        inside = ((x >= low) & (x <= high)).all(-1)
-        flat = torch.where(inside, math.log(self.explore or 1) - box.log().sum(-1), -torch.inf)
-        dense = kernel_density(points, log_weights, x, bandwidth=h) + math.log1p(-min(self.explore, 1 - 1e-12))
-        return x, torch.logaddexp(flat, dense) if self.explore else dense
+
+        def law(x: Tensor) -> Tensor:
+            inside = ((x >= low) & (x <= high)).all(-1)
+            flat = torch.where(inside, math.log(self.explore or 1) - box.log().sum(-1), -torch.inf)
+            dense = kernel_density(points, log_weights, x, bandwidth=h) + math.log1p(-min(self.explore, 1 - 1e-12))
+            return torch.logaddexp(flat, dense) if self.explore else dense
+
+        return x, law

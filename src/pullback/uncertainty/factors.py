@@ -13,13 +13,13 @@ from pullback.core.random import drawing_device
 from pullback.core.shapes import Float, Tensor
 from pullback.uncertainty.directional import linear
 
-__all__ = ["PairwiseFactor", "UnaryFactor"]
+__all__ = ["PairwiseFactor", "UnaryFactor", "floored"]
 
 
 class PairwiseFactor(nn.Module):
     r"""What is learned of the difference of two nodes: a density of it, and draws of it; an ``EdgePotential``.
 
-    .. math:: \psi(\delta)=c+(1-c)\,\sigma(g(\delta/h)),\qquad \delta=h\,G(z),\quad z\sim N(0,I),
+    .. math:: \psi(\delta)=c+(1-c)\,\sigma(g(\delta/h')),\qquad \delta=h\,G(z),\quad z\sim N(0,I),
 
     with two networks of two hidden layers each that share nothing: one may learn while the other is used. Only the
     sampler is a law; the density has no constant of its own. With ``sample`` alone it is a motion from step to step.
@@ -28,7 +28,9 @@ class PairwiseFactor(nn.Module):
         dim: d of the nodes, >= 1.
         hidden: width of the layers, >= 1.
         noise: dimensions of z, >= 1.
-        scale: h > 0, how large differences are, in their unit.
+        scale: h > 0, how large draws are at first, in the unit of the differences.
+        detail: h' > 0, how near to each other differences are that the density soon tells apart, in their unit; h by
+            default. A few of it to the size of the differences: with much less of them a ring is learned as a disk.
         floor: c in (0, 1): no difference is impossible, so that no weight is 0.
         generator: of the initial weights, uniform within one over the square root of a layer's input.
 
@@ -54,6 +56,7 @@ class PairwiseFactor(nn.Module):
         hidden: int = 64,
         noise: int = 64,
         scale: float = 1.0,
+        detail: float | None = None,
         floor: float = 0.005,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -62,6 +65,8 @@ class PairwiseFactor(nn.Module):
             check_integer(name, number, 1)
         _check_range(scale, floor)
         self.dim, self.noise, self.scale, self.floor = dim, noise, scale, floor
+        self.detail = scale if detail is None else detail
+        check_positive("detail", self.detail)
         self.density = _perceptron(dim, hidden, 1, generator)
         self.sampler = _perceptron(noise, hidden, dim, generator)
 
@@ -74,7 +79,7 @@ class PairwiseFactor(nn.Module):
         """
         if check_floating("difference", difference).ndim < 1 or difference.shape[-1] != self.dim:
             raise ValueError(f"difference must have shape [*batch, {self.dim}], got {tuple(difference.shape)}")
-        return _above(self.floor, self.density(difference / self.scale)[..., 0])
+        return floored(self.floor, self.density(difference / self.detail)[..., 0])
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Float[Tensor, "*shape d"]:
         """Draw differences ``[*shape, d]``, differentiable in the weights of the sampler.
@@ -154,7 +159,7 @@ class UnaryFactor(nn.Module):
         hidden = nn.functional.linear(x / self.scale, first.weight[:, : self.dim]) + seen.unsqueeze(-2)
         for layer in rest:
             hidden = layer(hidden)
-        return _above(self.floor, hidden[..., 0])
+        return floored(self.floor, hidden[..., 0])
 
 
 def _check_range(scale: float, floor: float) -> None:
@@ -164,8 +169,13 @@ def _check_range(scale: float, floor: float) -> None:
         raise ValueError(f"floor must be in (0, 1), got {floor}")
 
 
-def _above(floor: float, logit: Tensor) -> Tensor:
-    """Return ``log(floor + (1 - floor) sigmoid(logit))``."""
+def floored(floor: float, logit: Tensor) -> Tensor:
+    """Return ``log(floor + (1 - floor) sigmoid(logit))``.
+
+    Example:
+        >>> floored(0.5, torch.zeros(1)).exp()
+        tensor([0.7500])
+    """
     least = torch.full_like(logit, math.log(floor))
     return torch.logaddexp(least, nn.functional.logsigmoid(logit) + math.log1p(-floor))
 

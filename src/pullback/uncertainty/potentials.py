@@ -46,7 +46,8 @@ class NormalPotential:
 
     def log_prob(self, difference: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """Return the log density of differences ``[*batch, d]``, up to a constant."""
-        return -((difference - self.mean) / self.scale).square().sum(-1) / 2
+        away = ((difference - self.mean) / (2**0.5 * self.scale)).square()
+        return -(away[..., 0] if len(self.mean) == 1 else away.sum(-1))
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Float[Tensor, "*shape d"]:
         """Draw differences ``[*shape, d]``."""

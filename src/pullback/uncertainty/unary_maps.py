@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
 from pullback.core.checks import check_floating, check_integer
 from pullback.core.shapes import Float, Tensor
-from pullback.uncertainty.factors import UnaryFactor
+from pullback.uncertainty.factors import UnaryFactor, floored
 
 __all__ = ["ImageFactors", "UnaryMaps"]
 
@@ -94,7 +96,7 @@ class ImageFactors(nn.Module):
         super().__init__()
         check_integer("nodes", nodes, 1)
         check_integer("channels", channels, 1)
-        self.encoder = encoder
+        self.encoder, self.scale, self.floor = encoder, scale, floor
         self.unary = nn.ModuleList(
             UnaryFactor(2, channels, hidden=hidden, scale=scale, floor=floor, generator=generator) for _ in range(nodes)
         )
@@ -111,7 +113,12 @@ class ImageFactors(nn.Module):
             raise ValueError(f"encoder must return [batch, channels, height, width], got {got}")
         height, width = seen.shape[2:]
         x, y = ((torch.arange(n, device=seen.device, dtype=seen.dtype) + 0.5) * 2 / n - 1 for n in (width, height))
-        cells = torch.stack([x.expand(height, width), -y[:, None].expand(height, width)], -1).flatten(0, 1).unsqueeze(1)
-        features = seen.flatten(2).mT
-        found = [unary(cells, features)[..., 0] for unary in self.unary]
-        return UnaryMaps(torch.stack(found, 1).unflatten(-1, (height, width)))
+        cells = torch.stack([x.expand(height, width), -y[:, None].expand(height, width)], -1).flatten(0, 1) / self.scale
+        given = torch.cat([cells.expand(len(seen), -1, -1), seen.flatten(2).mT], -1).flatten(0, 1)
+        hidden = given.expand(len(self.unary), -1, -1)  # [nodes, batch and cells, ...]: all nodes at once
+        for k in (0, 2, 4):
+            layers = [cast("nn.Linear", cast("UnaryFactor", unary).density[k]) for unary in self.unary]
+            weights, biases = (torch.stack(part) for part in ([x.weight.mT for x in layers], [x.bias for x in layers]))
+            hidden = torch.baddbmm(biases.unsqueeze(1), hidden.relu_() if k else hidden, weights)
+        maps = floored(self.floor, hidden[..., 0]).unflatten(1, (len(seen), height, width))
+        return UnaryMaps(maps.transpose(0, 1))
