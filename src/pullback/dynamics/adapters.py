@@ -99,7 +99,7 @@ class Adapter(nn.Module):
     Of features x and side features s, the convolutional one is
 
     .. math::
-        h &= N(W_2 * \mathrm{relu}(N(W_1 * [x, \mathrm{pool}(W_0 * s)]))), \\
+        h &= N(W_2 * \mathrm{relu}(N(W_1 * [x, W_0 * \mathrm{pool}(s)]))), \\
         \hat x &= x + W_4 * (h \odot \sigma(M(\tfrac12 \mathrm{mean}\,h + \tfrac12 \max h)))
 
     with W1, W2 of 3 x 3, W4 of 1 x 1 that is 0 at first, M a perceptron (squeeze and excitation), and N a normalisation
@@ -141,10 +141,10 @@ class Adapter(nn.Module):
             self.look = nn.Conv2d(side, side, 3, padding=1)
             self.inner = nn.Sequential(
                 nn.Conv2d(channels + side, hidden, 3, padding=1),
-                _Normalised(hidden, 2),
+                _Normalised(hidden, 3),
                 nn.ReLU(),
                 nn.Conv2d(hidden, channels, 3, padding=1),
-                _Normalised(channels, 2),
+                _Normalised(channels, 3),
             )
             self.excite = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
             self.last = nn.Conv2d(channels, channels, 1)
@@ -175,7 +175,7 @@ class Adapter(nn.Module):
             return x + moved
         check_shape("x", x, (None, self.channels, None, None))
         check_shape("side", side, (None, self.side, None, None))
-        seen = F.adaptive_avg_pool2d(self.look(side), (x.shape[-2], x.shape[-1]))
+        seen = self.look(F.adaptive_avg_pool2d(side, (x.shape[-2], x.shape[-1])))
         inner = self.inner(torch.cat([x, seen], 1))
         squeezed = 0.5 * inner.mean((2, 3)) + 0.5 * inner.amax((2, 3))
         moved = self.last(inner * self.excite(squeezed).sigmoid()[..., None, None])
@@ -183,21 +183,22 @@ class Adapter(nn.Module):
 
 
 class _Normalised(nn.Module):
-    """Each sample less its mean, over its deviation, times and plus a number a channel; all derivatives."""
+    """Each sample less its mean, over its deviation, times and plus a number a channel."""
 
-    def __init__(self, channels: int, places: int = 0) -> None:
+    def __init__(self, channels: int, dimensions: int = 1) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, *[1] * places))
-        self.bias = nn.Parameter(torch.zeros(channels, *[1] * places))
-        self.over = tuple(range(-1 - places, 0))
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.over = tuple(range(-dimensions, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        away = wide - wide.mean(self.over, keepdim=True)
-        size = away.detach().abs().amax(self.over, keepdim=True).clamp(min=1)  # squares stay in range
-        away = away / size
-        scaled = (away * (away.square().mean(self.over, keepdim=True) + 1e-5 / size**2).rsqrt()).to(x.dtype)
-        return self.weight * scaled + self.bias
+        wide = wide / wide.detach().abs().amax(self.over, keepdim=True).clamp(min=1)  # squares stay in range
+        weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
+        if len(self.over) > 1:
+            return F.group_norm(wide, 1, weight, bias).to(x.dtype)
+        away = wide - wide.mean(-1, keepdim=True)  # layer_norm has no forward mode of forward mode
+        scaled = away * (away.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        return (weight * scaled + bias).to(x.dtype)
 
 
 def feature_alignment_loss(

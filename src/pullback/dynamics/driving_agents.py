@@ -22,7 +22,7 @@ __all__ = ["DrivingAgent", "PlannerView", "StudentPlanner", "perceive", "with_sp
 
 _ROUTE = 1  # the mask that is told by the navigation
 _SIDE = 8  # features for adapters
-_PART = 64  # pictures at once
+_PART = 32  # pictures at once
 
 
 class PlannerView(NamedTuple):
@@ -89,7 +89,7 @@ def perceive(
     if len(images) > _PART:
         split = zip(images.split(_PART), route.split(_PART), speed.split(_PART), strict=True)
         return PlannerView(*(torch.cat(x) for x in zip(*(perceive(see, *part) for part in split), strict=True)))
-    features, logits = see(images / 255 if images.dtype == torch.uint8 else images)
+    features, logits = see(images.float().div_(255) if images.dtype == torch.uint8 else images)
     soft, told = logits.sigmoid(), route.to(logits.dtype)
     masks = replace_gradient((logits > 0).to(soft.dtype), soft)
     masks = torch.cat([masks[:, :_ROUTE], told, masks[:, _ROUTE:]], 1)

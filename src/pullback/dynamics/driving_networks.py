@@ -212,8 +212,9 @@ class GroundPerception(nn.Module):
         """
         check_shape("images", check_floating("images", images), (None, self.channels, 48, 96))
         stem, grid = self.stem(images), self.ground.expand(len(images), -1, -1, -1)
-        laid = [F.grid_sample(x, grid, align_corners=False) for x in (images - 0.5, stem)]
-        near = self.near(torch.cat([*laid, (grid.abs() <= 1).all(-1).to(stem)[:, None]], 1))
+        pixels, seen = (F.grid_sample(x, grid, align_corners=False) for x in (images, stem))
+        inside = (self.ground.abs() <= 1).all(-1).to(stem).expand(len(images), 1, -1, -1)
+        near = self.near(torch.cat([pixels - 0.5 * inside, seen, inside], 1))
         above = self.above(stem[:, :, :4])[..., None, None]
         features = self.last(near + above + F.interpolate(self.back(self.deep(near)), scale_factor=2))
         return GroundView(features, self.head(features))

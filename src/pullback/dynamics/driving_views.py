@@ -37,12 +37,15 @@ _ROWS, _COLUMNS = 48, 96
 _BILLBOARDS = 6  # nearest things that the camera draws
 _SIDE = 256  # texels of a block and of a wall's texture, a power of 2
 _TEXELS = _SIDE / BLOCK  # a metre
+_PART = 96  # scenes at once
 
 
 def render_masks(state: DrivingState) -> Float[Tensor, "batch 8 32 32"]:
     """Return masks of what is around the ego vehicle, see :meth:`DrivingWorld.render_bev`."""
     state = DrivingState(*(value.detach() for value in state))
     count, device = len(state.ego), state.ego.device
+    if count > _PART:
+        return torch.cat([render_masks(part) for part in _parts(state)])
     line = torch.arange(_GRID, device=device) + 0.5
     grid = torch.stack(torch.meshgrid(_FRONT - line, line - _GRID / 2, indexing="ij"), -1).view(1, -1, 2)
     x, y = (from_street(value).abs() for value in to_world(state.ego, grid).unbind(-1))
@@ -120,6 +123,8 @@ class DrivingCamera:
         """
         state = DrivingState(*(value.detach() for value in state))
         device, count = state.ego.device, len(state.ego)
+        if count > _PART:
+            return torch.cat([self(part, generator=generator) for part in _parts(state)])
         boards, colours = _boards(state)
         plain = colours.new_tensor([[0.7, 0.85, 1.0], [0.2, 0.2, 0.2]])  # sky, dirt
         table = torch.cat([self.surfaces.to(colours), plain, colours.flatten(0, 1)])
@@ -166,6 +171,10 @@ class DrivingCamera:
         depth = ahead.clamp(min=1.0)
         column = torch.where(ahead > 1.0, 2 * _FOCAL * right / depth / _COLUMNS, 9.0)
         return torch.stack([column, 2 * (_HORIZON + _FOCAL * _HIGH / depth) / _ROWS - 1], -1)
+
+
+def _parts(state: DrivingState) -> list[DrivingState]:
+    return [DrivingState(*part) for part in zip(*(x.split(_PART) for x in state), strict=True)]
 
 
 def _walls(start: Tensor, ray: Tensor) -> Tensor:

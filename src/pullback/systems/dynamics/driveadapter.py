@@ -8,8 +8,9 @@ Chen, Yan, Liu, Li, ICCV 2023, arXiv 2308.00398).
 
 What to expect: adapters drive far better than the teacher alone, and better than a planner cloned at the same price
 (clipped at 1: without it some clones act alike whatever they see). Alignment wins little or nothing in score, two
-standard errors at most, and brings features nearer, not by half: perception misses vehicles and walkers (overlaps are
-reported), so that much of what the teacher saw is not there to be aligned. Its mask, of few frames, does nothing.
+standard errors at most. It brings features nearer, not by half: one camera sees half of the map, perception misses
+vehicles and walkers (overlaps are reported), and what the teacher saw is not there to be aligned. Without it they go
+astray. Its mask, of few frames, does nothing: that claim fails.
 
 Driving is simulated: a town with traffic, walkers and lights, a camera that sees textures of real photographs. Smaller
 than in the paper: 32 x 32 masks of 8 kinds, one camera of 48 x 96 pixels, now and a moment ago, 24 features every two
@@ -66,6 +67,7 @@ class Config:
 ALIGNED = dict(zip(DrivingPlanner.LAYERS, (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 2.5), strict=False))  # weights
 WAY, HELD = 60.0, 3  # metres of a whole drive; steps that an action is held while its reward is differentiated
 SEEN = [0, 2, 3, 4, 5, 6, 7]  # masks that are seen; the route is told by the navigation
+Layers = dict[str, Tensor]  # features by layer
 BRAKED, FREE = "action error where the rule braked", "action error elsewhere"
 BLOCKS = "DrivingWorld DrivingCamera DrivingPlanner GroundPerception FrozenBackbone Adapter feature_alignment_loss"
 
@@ -97,7 +99,7 @@ def run(lab: Lab, config: Config) -> None:
     learn_to_drive(lab, config, upper, world, policy)
     teacher = dynamics.FrozenBackbone(dict(policy.stages.items()))
     before, held = {k: x.clone() for k, x in teacher.state_dict().items()}, config.decisions * (config.recorded // 5)
-    frames = record(lab, config, world, camera, teacher)
+    frames, true = record(lab, config, world, camera, teacher)
     train, test = Frames(*(x[held:] for x in frames)), Frames(*(x[:held] for x in frames))
     see = learn_to_see(lab, config, train)
     with torch.no_grad():
@@ -107,7 +109,7 @@ def run(lab: Lab, config: Config) -> None:
         with arm.weights():
             arms[arm] = StudentPlanner(teacher, kind)
         if arm is not plain:
-            plan(lab, config, arm, arms[arm], train, seen)
+            plan(lab, config, arm, arms[arm], train, seen, {name: x[held:] for name, x in true.items()})
     noise, every, scores = lab.fork("noise of unseen scenes"), list(arms.values()), dict[Arm, Tensor]()
     drives = [([upper], dynamics.DrivingAgent(world, every[:1], rule=True))]
     for group, agent in [*drives, (list(arms), dynamics.DrivingAgent(world, every, see, camera, generator=noise))]:
@@ -121,12 +123,9 @@ def run(lab: Lab, config: Config) -> None:
             gain = scores[ours] - score
             arm.metric("DriveAdapter scores more by", gain.mean())
             arm.metric("its paired standard error", gain.std() / len(gain) ** 0.5, better="lower")
-    lab.claim(
-        "on unseen scenes DriveAdapter scores 10 points more than predicted masks and 5 more than the cloned planner",
-        ours["driving score"] >= plain["driving score"] + 10,
-        ours["driving score"] >= clone["driving score"] + 5,
-    )
-    judge(lab, arms, test, unseen)
+    said = "on unseen scenes DriveAdapter scores 10 points more than predicted masks and 5 more than the cloned planner"
+    lab.claim(said, *(ours["driving score"] >= arm["driving score"] + x for arm, x in ((plain, 10), (clone, 5))))
+    judge(lab, arms, test, unseen, {name: x[:held] for name, x in true.items()})
     exact(lab, teacher, before, unseen)
     draw(lab, scores, test, unseen)
 
@@ -151,7 +150,9 @@ def learn_to_drive(lab: Lab, config: Config, arm: Arm, world: DrivingWorld, poli
     def study(state: DrivingState) -> list[Tensor]:
         return [*state, world.render_bev(state).bool(), world.allowed_speed(state, coasting=2)]
 
-    pool = study(world.sample(config.states, anywhere=True, generator=draws))
+    some = partial(world.sample, anywhere=True, generator=draws)
+    parts = [study(some(min(config.towns, config.states - k))) for k in range(0, config.states, config.towns)]
+    pool = [torch.cat(x) for x in zip(*parts, strict=True)]
     for k in range(config.rounds):
         for _ in arm.steps(config.teacher_steps, policy, optimizer, slower, draws, name=f"round {k}"):
             i = torch.randint(len(pool[0]), (config.towns,), generator=draws)
@@ -176,18 +177,21 @@ def learn_to_drive(lab: Lab, config: Config, arm: Arm, world: DrivingWorld, poli
 @torch.no_grad()
 def record(
     lab: Lab, config: Config, world: DrivingWorld, camera: dynamics.DrivingCamera, teacher: dynamics.FrozenBackbone
-) -> Frames:
-    """Drives of the teacher with noise, under the rule that brakes."""
-    state, rows, image = world.sample(config.recorded, generator=(draws := lab.fork("recorded drives"))), [], None
+) -> tuple[Frames, Layers]:
+    """Drives of the teacher with noise, under the rule that brakes, and its features."""
+    state, image = world.sample(config.recorded, generator=(draws := lab.fork("recorded drives"))), None
+    rows, features = list[Frames](), list[Layers]()
     for _ in range(config.decisions):
         new = (255 * camera(state, generator=draws)).byte()
         masks, speed, brake = world.render_bev(state), state.ego[:, 3], world.must_brake(state)
-        law = DrivingPlanner.law(teacher(with_speed(masks, speed)))
+        features.append(teacher(with_speed(masks, speed)))
+        law = DrivingPlanner.law(features[-1])
         action, ruled = law.draw(generator=draws), brake & (law.mean[:, 0] > -0.3)
         law.alpha[brake, 0], law.beta[brake, 0], action[brake, 0] = 2.0, 18.0, -1.0
         rows.append(Frames(masks.bool(), speed, torch.cat([new, new if image is None else image], 1), *law, ruled))
         state, image = world.step(state, action), new
-    return Frames(*(torch.stack(x, 1).flatten(0, 1) for x in zip(*rows, strict=True)))
+    true = {k: torch.stack([x[k] for x in features], 1).flatten(0, 1) for k in ALIGNED}
+    return Frames(*(torch.stack(x, 1).flatten(0, 1) for x in zip(*rows, strict=True))), true
 
 
 def learn_to_see(lab: Lab, config: Config, train: Frames) -> dynamics.GroundPerception:
@@ -201,7 +205,7 @@ def learn_to_see(lab: Lab, config: Config, train: Frames) -> dynamics.GroundPerc
     slower = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr[1], config.seen + 10, pct_start=0.2)
     for _ in arm.steps(config.seen, see, optimizer, slower, draws):
         i = torch.randint(len(train.speed), (config.batch // 2,), generator=draws)
-        goal, logits = true[i].float(), see(train.images[i].float() / 255).logits
+        goal, logits = true[i].float(), see(train.images[i].float().div_(255)).logits
         found, each = logits.sigmoid(), F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
         dice = (2 * (found * goal).sum((0, 2, 3)) + 1) / ((found + goal).sum((0, 2, 3)) + 1)
         arm.descend((((1 + 4 * goal) * each).mean((0, 2, 3)) / unit + 1 - dice).mean(), optimizer)
@@ -209,13 +213,14 @@ def learn_to_see(lab: Lab, config: Config, train: Frames) -> dynamics.GroundPerc
     return see
 
 
-def plan(lab: Lab, config: Config, arm: Arm, student: StudentPlanner, train: Frames, seen: PlannerView) -> None:
+def plan(
+    lab: Lab, config: Config, arm: Arm, student: StudentPlanner, train: Frames, seen: PlannerView, true: Layers
+) -> None:
     """The second stage: divergence of actions, and alignment of features but where the rule overrode the teacher."""
     optimizer, draws = torch.optim.Adam(student.parameters(), fused=True), lab.fork("frames to plan")
     steps = config.steps * (1 + 2 * (cloned := student.kind == "cloned"))
     slower = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr[2 + cloned], steps + 10, pct_start=0.2)
-    first = student.teacher(with_speed(train.masks[:1000], train.speed[:1000]))
-    size = {k: first[k].square().mean().sqrt().clamp(min=1e-3) for k in ALIGNED}
+    size = {k: x.square().mean().sqrt().clamp(min=1e-3) for k, x in true.items()}
     weight = (1 + dynamics.ActionLaw(train.alpha, train.beta).mean[:, 1].abs()) ** 3 / 2
     for _ in arm.steps(steps, student, optimizer, slower, draws):
         i = torch.randint(len(train.speed), (config.batch,), generator=draws)
@@ -223,8 +228,7 @@ def plan(lab: Lab, config: Config, arm: Arm, student: StudentPlanner, train: Fra
         laws = (train.alpha[i], train.beta[i], *DrivingPlanner.law(found))
         loss = 2 * dynamics.action_kl(*laws, weight=weight[i]).mean()
         if arm.name in ("DriveAdapter", "no frame masked"):
-            wanted = student.teacher(with_speed(train.masks[i], train.speed[i]))
-            pair = ({k: x[k] / size[k] for k in ALIGNED} for x in (found, wanted))
+            pair = ({k: x[k] / size[k] for k in ALIGNED} for x in (found, {k: x[i] for k, x in true.items()}))
             kept = ~train.ruled[i] if arm.name == "DriveAdapter" else None
             loss = loss + dynamics.feature_alignment_loss(*pair, weights=ALIGNED, mask=kept)
         arm.descend(loss, optimizer, clip=1.0 if cloned else 100.0)  # after a leap a clone may never move again
@@ -232,34 +236,29 @@ def plan(lab: Lab, config: Config, arm: Arm, student: StudentPlanner, train: Fra
 
 
 @torch.no_grad()
-def judge(lab: Lab, arms: dict[Arm, StudentPlanner], test: Frames, unseen: PlannerView) -> None:
+def judge(lab: Lab, arms: dict[Arm, StudentPlanner], test: Frames, unseen: PlannerView, true: Layers) -> None:
     """Masks, features and actions on drives that were held out."""
     ours, loose, whole = (lab.arm(x) for x in ("DriveAdapter", "no alignment", "no frame masked"))
-    found, free, teacher = unseen.masks[:, :8] > 0, ~test.ruled, arms[ours].teacher
+    found, free, away = unseen.masks[:, :8] > 0, ~test.ruled, arms[ours].teacher(unseen.masks)
     for k in SEEN:
         overlap = (found & test.masks)[:, k].sum() / (found | test.masks)[:, k].sum().clamp(min=1)
         lab.arm("perception").metric(f"overlap of {DrivingWorld.MASKS[k]}", overlap, better="higher")
-    true, away = teacher(with_speed(test.masks, test.speed)), teacher(unseen.masks)
     for arm in (ours, loose):
         moved = arms[arm](unseen)
         for name in ALIGNED:
             far, near = ((x[name] - true[name])[free].norm() for x in (away, moved))
             arm.metric(f"distance after {name}", near / far, better="lower")
-    near, other = ([float(arm[f"distance after {name}"]) for name in ALIGNED] for arm in (ours, loose))
-    words = "after every layer features are {} the teacher's on true masks {}"
-    lab.claim(words.format("at most half as far from", "as unadapted ones"), max(near) <= 0.5)
-    nearer = max(near) < 1 and all(x <= 0.95 * y for x, y in zip(near, other, strict=True))
-    lab.claim(words.format("nearer to", "than unadapted ones, and at most .95 as far as unaligned ones"), nearer)
+    near, other = ([arm[f"distance after {name}"] for name in ALIGNED] for arm in (ours, loose))
+    said = "after each layer features are nearer to the teacher's than unadapted ones, in all at most 0.75 of unaligned"
+    lab.claim(said, max(near) < 1, sum(near) <= 0.75 * sum(other))
     goal = dynamics.ActionLaw(test.alpha, test.beta).mean
     for arm, student in arms.items():
         error = (DrivingPlanner.law(student(unseen)).mean - goal).abs().mean(1)
         for name, frames in ((BRAKED, test.ruled), (FREE, free)):
             arm.metric(name, (error * frames).sum() / frames.sum().clamp(min=1), better="lower")
-    lab.claim(
-        "where the rule braked, the action error is at most 0.7 of that without the mask, elsewhere at most 1.05",
-        bool(test.ruled.any()) and ours[BRAKED] <= 0.7 * whole[BRAKED],
-        ours[FREE] <= 1.05 * whole[FREE],
-    )
+    said = "where the rule braked, the action error is at most 0.7 of that without the mask, elsewhere at most 1.05"
+    braked = bool(test.ruled.any()) and ours[BRAKED] <= 0.7 * whole[BRAKED]
+    lab.claim(said, braked, ours[FREE] <= 1.05 * whole[FREE])
 
 
 @torch.no_grad()
