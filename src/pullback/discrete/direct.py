@@ -20,7 +20,12 @@ from pullback.core.transforms import is_transformed
 from pullback.kernels.compiled import over_rows
 from pullback.kernels.isotonic import isotonic
 from pullback.kernels.laplace import balance, laplace_product, softsort, solve_balanced
-from pullback.kernels.neuralsort import neuralsort_mean_gradient, neuralsort_transposed, weighted
+from pullback.kernels.neuralsort import (
+    gradient_rows,
+    neuralsort_mean_gradient,
+    neuralsort_transposed,
+    weighted_rows,
+)
 from pullback.kernels.standardise import standardise
 
 __all__ = [
@@ -229,14 +234,13 @@ def _softsort_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
 
 
 def _neuralsort(rows: _Rows) -> tuple[np.ndarray, Any]:
-    kept = weighted(torch.from_numpy(rows.y), torch.from_numpy(rows.o).unsqueeze(1))
-    return kept[0].squeeze(1).numpy(), kept
+    kept = weighted_rows(rows.y, rows.o[:, None])
+    return kept[0][:, 0], kept
 
 
 def _neuralsort_back(rows: _Rows, g: np.ndarray, kept: Any) -> _Gradients:
-    y, o, cotangent = (torch.from_numpy(a) for a in (rows.y, rows.o, g))
-    grad_y, grad_o = neuralsort_mean_gradient(y, o.unsqueeze(1), cotangent.unsqueeze(1), kept)
-    return _gradients(rows, grad_o.squeeze(1).numpy(), grad_y.numpy())
+    grad_y, grad_o = gradient_rows(rows.y, rows.o[:, None], g[:, None], *kept)
+    return _gradients(rows, grad_o[:, 0], grad_y)
 
 
 def _neuralsort_ranks(rows: _Rows) -> tuple[np.ndarray, Any]:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pullback.kernels.compiled import compiled, over_rows
 
 __all__ = [
+    "gradient_rows",
     "neuralsort_logits",
     "neuralsort_matrix",
     "neuralsort_mean",
@@ -25,7 +27,11 @@ __all__ = [
     "neuralsort_mean_plain",
     "neuralsort_transposed",
     "weighted",
+    "weighted_rows",
 ]
+
+_CUT = {8: 1e-22, 4: 1e-11}
+"""Least weight relative to the largest, by the bytes of a number; n such stay below the rounding of the sum."""
 
 
 def distance_sums(y: Tensor) -> Tensor:
@@ -82,9 +88,19 @@ def weighted(y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         >>> weighted(torch.zeros(1, 2), torch.ones(1, 1, 2))[1].tolist() if _bands() else [[2.0, 2.0]]
         [[2.0, 2.0]]
     """
-    out, totals = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty(y.shape, dtype=torch.float64)
-    arrays = [y.contiguous().numpy(force=True), v.contiguous().numpy(force=True)]
-    over_rows(_bands()[0], *arrays, _cut(y), out.numpy(), totals.numpy())  # type: ignore[index]
+    out, totals = weighted_rows(y.contiguous().numpy(force=True), v.contiguous().numpy(force=True))
+    return torch.from_numpy(out), torch.from_numpy(totals)
+
+
+def weighted_rows(y: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what :func:`weighted` returns, of arrays and as arrays.
+
+    Example:
+        >>> weighted_rows(np.zeros((1, 2)), np.ones((1, 1, 2)))[1].tolist() if _bands() else [[2.0, 2.0]]
+        [[2.0, 2.0]]
+    """
+    out, totals = np.empty(v.shape, v.dtype), np.empty(y.shape)
+    over_rows(_bands()[0], y, v, _CUT[y.itemsize], out, totals)  # type: ignore[index]
     return out, totals
 
 
@@ -115,7 +131,7 @@ def _walk(y: Tensor) -> Iterator[tuple[Tensor, slice, slice]]:
             crossed = (2 * distance - 1) * (gap[:, distance - 1 :] if up else gap[:, : n - distance])
             exponent = (exponent[:, : n - distance] if up else exponent[:, 1:]) - crossed
             weight = exponent.exp()
-            if not bool((weight >= _cut(y)).any()):
+            if not bool((weight >= _CUT[y.itemsize]).any()):
                 break
             low, high = slice(0, n - distance), slice(distance, n)
             yield (weight, low, high) if up else (weight, high, low)
@@ -143,10 +159,23 @@ def neuralsort_mean_gradient(
     """
     if y.device.type != "cpu" or _bands() is None:
         return _gradient_plain(y, v, g)
-    grad_y = torch.zeros_like(y, memory_format=torch.contiguous_format)
-    grad_v = torch.zeros_like(v, memory_format=torch.contiguous_format)
-    arrays = [t.contiguous().numpy(force=True) for t in (y, v, g, *(kept or weighted(y, v)))]
-    over_rows(_bands()[1], *arrays, _cut(y), grad_y.numpy(), grad_v.numpy())  # type: ignore[index]
+    y, v, g, out, totals = (t.contiguous().numpy(force=True) for t in (y, v, g, *(kept or weighted(y, v))))
+    grad_y, grad_v = gradient_rows(y, v, g, out, totals)
+    return torch.from_numpy(grad_y), torch.from_numpy(grad_v)
+
+
+def gradient_rows(
+    y: np.ndarray, v: np.ndarray, g: np.ndarray, out: np.ndarray, totals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what :func:`neuralsort_mean_gradient` returns, of arrays without gaps and as arrays.
+
+    Example:
+        >>> y, v = np.zeros((1, 2)), np.array([[[1.0, 3.0]]])
+        >>> gradient_rows(y, v, np.ones((1, 1, 2)), *weighted_rows(y, v))[1].tolist() if _bands() else [[[1.0, 1.0]]]
+        [[[1.0, 1.0]]]
+    """
+    grad_y, grad_v = np.zeros(y.shape, y.dtype), np.zeros(v.shape, v.dtype)
+    over_rows(_bands()[1], y, v, g, out, totals, _CUT[y.itemsize], grad_y, grad_v)  # type: ignore[index]
     return grad_y, grad_v
 
 
@@ -195,18 +224,12 @@ def _gradient_plain(y: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return (slope - distance_sums_transposed(into)).to(y.dtype), grad_v.to(v.dtype)
 
 
-def _cut(y: Tensor) -> float:
-    # Relative to the largest weight; n such weights stay below the rounding of the sum.
-    return 1e-22 if y.dtype == torch.float64 else 1e-11
-
-
 @cache
 def _bands() -> tuple[Callable[..., Any], ...] | None:
     """Compile the band walks, or return ``None`` where numba is not installed."""
     jit = compiled()
     if jit is None:
         return None
-    import numpy as np
 
     @jit
     def mean(y: Any, v: Any, cut: float, out: Any, totals: Any) -> None:

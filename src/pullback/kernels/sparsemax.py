@@ -14,11 +14,14 @@ __all__ = ["entmax_gradient_rows", "entmax_rows", "normmax_rows"]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=False)
-def _threshold(active: Any, count: int, power: float) -> float:
+def _threshold(active: Any, place: Any, count: int, power: float) -> tuple[float, int]:
     """Solve ``sum_i max(active_i - t, 0)^power = 1`` for ``t`` in ``[-1, 0)``, where the largest entry is 0.
 
     For ``power >= 1`` the norm ``(sum ...)^(1 / power)`` is convex, falls, and is nearly straight, so Newton's method
-    on it from the left end rises to the solution without overshooting, in a few steps; for ``power < 1`` bisection.
+    on it from the left end rises to the solution without overshooting, in a few steps; for ``power < 1`` bisection. The
+    solution of the next whole power, whose terms are products, is no larger: from there powers begin.
+
+    Returns ``t`` and how many entries can be above it: these, and their places, are moved to the front.
     """
     low = -1.0
     if power < 1.0:
@@ -33,34 +36,49 @@ def _threshold(active: Any, count: int, power: float) -> float:
                 low = middle
             else:
                 high = middle
-        return 0.5 * (low + high)
+        return 0.5 * (low + high), count
+    if power <= 16.0:
+        whole = int(np.ceil(power))
+        enough = 1e-15 if whole == power else 1e-2
+        for _ in range(200):
+            total = 0.0
+            slope = 0.0
+            kept = 0
+            for i in range(count):
+                value, at = active[i], place[i]
+                active[kept], place[kept] = value, at
+                gap = value - low
+                if gap > 0.0:
+                    kept += 1
+                    term = 1.0
+                    for _ in range(whole - 1):
+                        term *= gap
+                    total += term * gap
+                    slope += term
+            count = kept
+            step = (total - total ** (1.0 - 1.0 / whole)) / slope
+            if step <= enough * -low:
+                break
+            low += step
+        if whole == power:
+            return low, count
     for _ in range(200):
         total = 0.0
         slope = 0.0
-        if power == 1.0:
-            for i in range(count):
-                if active[i] > low:
-                    total += active[i] - low
-                    slope += 1.0
-        elif power == 2.0:
-            for i in range(count):
-                gap = active[i] - low
-                if gap > 0.0:
-                    total += gap * gap
-                    slope += gap
-        else:
-            for i in range(count):
-                gap = active[i] - low
-                if gap > 0.0:
-                    term = gap ** (power - 1.0)
-                    total += term * gap
-                    slope += term
+        for i in range(count):
+            gap = active[i] - low
+            if gap > 0.0:
+                term = gap ** (power - 1.0)
+                total += term * gap
+                slope += term
         # The norm less 1 over its slope, multiplied by total^(1 - 1 / power).
         step = (total - total ** (1.0 - 1.0 / power)) / slope
         if step <= 1e-15:
-            return low
+            break
         low += step
-    return low
+        if power >= 2.0 and step <= -1e-9 * low:
+            break  # the norm has a second derivative: what is left is of the order of the square of the step
+    return low, count
 
 
 @numba.njit(cache=True, nogil=True, fastmath=False)
@@ -132,11 +150,10 @@ def entmax_rows(x: Any, alphas: Any, out: Any) -> None:
             result[i] = 0.0
             # Differences, as 1 may be less than a unit of rounding of the entries themselves.
             below = scale * (np.float64(row[i]) - np.float64(top))
-            if below > -1.0:  # the threshold is at least -1: at or below it the probability is 0
-                active[count] = below
-                place[count] = i
-                count += 1
-        t = _threshold(active, count, power)
+            active[count] = below
+            place[count] = i
+            count += below > -1.0  # the threshold is at least -1: at or below it the probability is 0
+        t, count = _threshold(active, place, count, power)
         for k in range(count):
             gap = active[k] - t
             if gap > 0.0:
@@ -193,14 +210,12 @@ def normmax_rows(x: Any, alpha: float, out: Any) -> None:
         count = 0
         for i in range(n):
             result[i] = 0.0 if np.isfinite(top) else np.nan
-            below = np.float64(row[i]) - np.float64(top)
-            if below > -1.0:
-                active[count] = below
-                place[count] = i
-                count += 1
+            active[count] = np.float64(row[i]) - np.float64(top)
+            place[count] = i
+            count += active[count] > -1.0
         if not np.isfinite(top):
             continue
-        t = _threshold(active, count, power)
+        t, count = _threshold(active, place, count, power)
         total = 0.0
         for k in range(count):
             gap = active[k] - t
