@@ -17,7 +17,7 @@ import torch
 from pullback.core.checks import check_broadcast, check_floating
 from pullback.core.gradients import replace_gradient
 from pullback.core.shapes import Float, Int, Tensor
-from pullback.core.transforms import can_look
+from pullback.core.transforms import can_look, is_transformed
 from pullback.kernels import transport as kernels
 from pullback.transport.masses import check_cost, masses
 
@@ -156,11 +156,11 @@ def solve_exact(cost: Tensor, supply: Tensor, demand: Tensor, *, even: bool = Fa
         plan, f, g = _ship(cost.detach(), supply.detach(), demand.detach())
         solved = ~plan[..., 0, 0].isnan()  # all of a plan is, or nothing
     _check_solved(solved, "plan")
-    shipped = (torch.where(plan > 0, cost, 0).to(plan.dtype) * plan).sum((-2, -1))
-    priced = (
-        shipped + (f * supply).sum(-1) + (g * demand).sum(-1)
-    )  # has the derivatives of the value, in costs and masses
-    value = replace_gradient(shipped, priced)
+    value = (torch.where(plan > 0, cost, 0).to(plan.dtype) * plan).sum((-2, -1))
+    given = (cost, supply, demand)
+    if any(t.requires_grad for t in given) or any(is_transformed(t) for t in given) or torch.compiler.is_compiling():
+        priced = value + (f * supply).sum(-1) + (g * demand).sum(-1)  # has the derivatives, in costs and masses
+        value = replace_gradient(value, priced)
     return ExactTransport(*(x.to(cost.dtype) for x in (plan, f, g, value)))
 
 
@@ -255,17 +255,23 @@ def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
 def _solve(kernel: Callable[..., tuple[np.ndarray, ...]], cost: Tensor, *sums: Tensor) -> list[Tensor]:
     """Call a kernel on flattened problems whose costs are scaled, exactly, to at most 1: no potential overflows."""
     dtype, batch, count = torch.promote_types(cost.dtype, torch.float32), cost.shape[:-2], math.prod(cost.shape[:-2])
-    rows = cost.detach().to("cpu", torch.float64).reshape(count, *cost.shape[-2:])
-    largest = torch.where(rows.isfinite(), rows, 0).abs().flatten(1)
-    exponent = torch.frexp(largest.amax(-1) if largest.shape[1] else largest.sum(-1)).exponent
-    right = [x.detach().to("cpu", torch.float64).reshape(count, x.shape[-1]) for x in sums]
-    right = [x * (right[0].sum(-1, keepdim=True) / x.sum(-1, keepdim=True)) for x in right]
-    found = kernel(torch.ldexp(rows, -exponent[:, None, None]).numpy(), *(x.numpy() for x in right))
-    answer, f, g = (torch.from_numpy(x) for x in found)
+    rows, *right = (
+        x.detach().to("cpu", torch.float64).reshape(count, *x.shape[len(batch) :]).numpy() for x in (cost, *sums)
+    )
+    sizes = np.abs(rows)
+    largest = sizes.max((1, 2), initial=0)
+    if not (largest < np.inf).all():
+        largest = sizes.max((1, 2), initial=0, where=sizes < np.inf)
+    exponent = np.frexp(largest)[1].clip(-1000)
+    right = [x * (right[0].sum(-1, keepdims=True) / x.sum(-1, keepdims=True)) for x in right]
+    answer, f, g = kernel(rows * np.ldexp(1.0, -exponent)[:, None, None], *right)
     # Only f + g is determined: the middle keeps both small.
-    shift = (f.mean(-1, keepdim=True) - g.mean(-1, keepdim=True)).nan_to_num() / 2
-    largest_number = torch.finfo(dtype).max
-    f, g = (torch.ldexp(x, exponent[:, None]).clamp(-largest_number, largest_number) for x in (f - shift, g + shift))
+    means = [x.sum(-1, keepdims=True) / max(x.shape[-1], 1) for x in (f, g)]
+    shift = np.nan_to_num(means[0] - means[1]) / 2
+    most = torch.finfo(dtype).max
+    with np.errstate(over="ignore"):
+        f, g = (np.ldexp(x, exponent[:, None]).clip(-most, most) for x in (f - shift, g + shift))
+    answer, f, g = (torch.from_numpy(x) for x in (answer, f, g))
     parts = (answer, f, g)
     return [
         x.reshape(*batch, *x.shape[1:]).to(cost.device, dtype if x.is_floating_point() else x.dtype).contiguous()

@@ -56,31 +56,31 @@ def partial_transport(
         raise ValueError(f"cost must have at least one row and one column, got shape {tuple(cost.shape)}")
     batches = {name: tuple(x.shape[:-1]) for name, x in (("a", a), ("b", b)) if isinstance(x, Tensor)}
     batch = check_broadcast(cost=tuple(cost.shape[:-2]), **batches)
-    # One at a time: where only one is given the other still has a sum of its own, 1.
-    supply = masses(a, None, sizes=(n, m), batch=batch, like=cost, what="cost")[0]
-    demand = masses(None, b, sizes=(n, m), batch=batch, like=cost, what="cost")[1]
-    total = _checked(mass, supply, demand)
-    stay = [(x.sum(-1, keepdim=True) - total).clamp(min=0) for x in (demand, supply)]
+    words = {"sizes": (n, m), "batch": batch, "like": cost, "what": "cost", "held": False}
+    if (a is None) == (b is None):
+        supply, demand = masses(a, b, **words)  # type: ignore[arg-type]
+    else:  # where only one is given the other still has a sum of its own, 1
+        supply, demand = masses(a, None, **words)[0], masses(None, b, **words)[1]  # type: ignore[arg-type]
+    sums = [x.sum(-1, keepdim=True) for x in (demand, supply)]
+    total = _checked(mass, supply, sums)
+    stay = [(x - total).clamp(min=0) for x in sums]
     wide = cost.to(supply.dtype).expand(*batch, n, m)
-    padded = torch.nn.functional.pad(wide, (0, 1, 0, 1))
-    corner = torch.zeros_like(padded, dtype=torch.bool)
-    corner[..., n, m] = True
-    padded = padded.masked_fill(corner, torch.inf)
+    stays = torch.nn.functional.pad(wide.new_zeros(m), (0, 1), value=torch.inf).expand(*batch, 1, m + 1)
+    padded = torch.cat([torch.nn.functional.pad(wide, (0, 1)), stays], -2)
     found = solve_exact(padded, torch.cat([supply, stay[0]], -1), torch.cat([demand, stay[1]], -1))
     parts = found.plan[..., :n, :m], found.f[..., :n], found.g[..., :m], found.value
     return ExactTransport(*(x.to(cost.dtype) for x in parts))
 
 
-def _checked(mass: Scalar, supply: Tensor, demand: Tensor) -> Tensor:
+def _checked(mass: Scalar, supply: Tensor, sums: list[Tensor]) -> Tensor:
     if isinstance(mass, Tensor):
         if check_floating("mass", mass).ndim:
             raise ValueError(f"mass must be a number or a tensor without dimensions, got shape {tuple(mass.shape)}")
     elif isinstance(mass, bool) or not isinstance(mass, int | float):
         raise TypeError(f"mass must be a number, got {type(mass).__name__}")
     total = torch.as_tensor(mass, dtype=supply.dtype, device=supply.device)
-    if can_look(total) and can_look(supply) and can_look(demand):
-        least = torch.minimum(supply.sum(-1), demand.sum(-1)).detach()
-        most = float(least.min()) if least.numel() else torch.inf
-        if not 0 < float(total.detach()) <= most * (1 + 1e-3):
-            raise ValueError(f"mass must be > 0 and at most {most:.6g}, the lesser sum, got {float(total.detach())}")
+    if can_look(total) and all(can_look(x) for x in sums):
+        most, wanted = min(float(x.detach().min()) if x.numel() else torch.inf for x in sums), float(total.detach())
+        if not 0 < wanted <= most * (1 + 1e-3):
+            raise ValueError(f"mass must be > 0 and at most {most:.6g}, the lesser sum, got {wanted}")
     return total
