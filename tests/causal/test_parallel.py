@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from pullback import causal
@@ -180,6 +182,27 @@ def test_samples_in_which_a_node_was_set_tell_its_effects_and_not_its_causes() -
         error, pooled = ((found - weights).abs().max() for found in (informed.weights, learn(x, **options).weights))
         assert error < 0.2
         assert pooled > 2 * error
+
+
+@pytest.mark.parametrize("learn", [causal.notears, causal.dagma])
+@pytest.mark.parametrize("intercept", [None, False, True])
+def test_a_known_arc_between_bits_is_a_logistic_regression(learn: Any, intercept: bool | None) -> None:
+    """Without an intercept by default, as the models that LogisticSCM draws from."""
+    causes = (torch.rand(400, 2, generator=_generator(0)) < 0.3).double()
+    effect = (
+        torch.rand(400, generator=_generator(1)) < torch.sigmoid(causes @ torch.tensor([2.0, -1.0]).double() - 1)
+    ).double()
+    bits = torch.cat([causes, effect[:, None]], 1)
+    allowed = torch.zeros(3, 3, dtype=torch.bool)
+    allowed[:2, 2] = True
+    options: dict[str, Any] = {"penalty": 0.0, "ridge": 0.0, "relative": 1e-12, "allowed": allowed}
+    found = learn(bits, model="logistic", intercept=intercept, **options)
+    expected = LogisticRegression(C=math.inf, fit_intercept=bool(intercept), tol=1e-10).fit(
+        causes.numpy(), effect.numpy()
+    )
+    torch.testing.assert_close(found.weights[:2, 2], torch.from_numpy(expected.coef_[0]), rtol=1e-3, atol=1e-3)
+    with pytest.raises(TypeError, match="intercept"):
+        learn(bits, model="logistic", intercept=1.0)
 
 
 def test_bits_and_counts_are_learned_by_their_own_likelihoods() -> None:

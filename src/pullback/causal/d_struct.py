@@ -41,6 +41,9 @@ class DStruct(SampleLearner):
         model: ``"least-squares"``, ``"logistic"`` for bits, ``"poisson"`` for counts: what the mechanisms predict are
             means, logits, or logarithms of rates.
         penalty, ridge: ``lambda_1, lambda_2 >= 0``.
+        intercept: whether every mechanism has a constant. ``None``: all but the linear logistic one, as in
+            :class:`LogisticSCM`, :func:`fit_order` and the published programs. Bits whose causes are all 0 are then 1
+            half of the time, which tells causes from effects; ``True`` for bits that are rare or frequent anyway.
         detach_mean: whether the mean graph is a constant to the gradient.
         allowed: ``[d, d]`` booleans, arcs that there may be.
         required: ``[d, d]`` booleans, arcs that there are: not penalised, in every graph of the result, and counted as
@@ -74,6 +77,7 @@ class DStruct(SampleLearner):
         model: str = "least-squares",
         penalty: float = 0.01,
         ridge: float = 0.01,
+        intercept: bool | None = None,
         detach_mean: bool = False,
         allowed: Bool[Tensor, "d d"] | None = None,
         required: Bool[Tensor, "d d"] | None = None,
@@ -103,6 +107,7 @@ class DStruct(SampleLearner):
             model=model,
             penalty=penalty,
             ridge=ridge,
+            intercept=intercept,
             allowed=allowed,
             required=required,
             targets=targets,

@@ -27,7 +27,7 @@ class SampleLearner(StructureLearner):
         subsets: ``[*batch, K, size]`` samples of each of ``K`` learners; ``None``: one learner, all samples.
         steps: of :class:`StructureLearner`.
         mechanism, hidden: of :class:`ParallelStructureLearner`.
-        model, penalty, ridge, allowed, required, targets, generator: of :class:`DStruct`.
+        model, penalty, ridge, intercept, allowed, required, targets, generator: of :class:`DStruct`.
 
     Attributes:
         module: the models.
@@ -44,6 +44,7 @@ class SampleLearner(StructureLearner):
         model: str,
         penalty: float,
         ridge: float,
+        intercept: bool | None,
         allowed: Tensor | None,
         required: Tensor | None,
         targets: Tensor | None,
@@ -53,6 +54,9 @@ class SampleLearner(StructureLearner):
         check_choice("model", model, MODELS)
         self._model, self._penalty = model, positive("penalty", penalty, zero=True)
         self._ridge = positive("ridge", ridge, zero=True)
+        if not (intercept is None or isinstance(intercept, bool)):
+            raise TypeError(f"intercept must be True, False or None, got {type(intercept).__name__}")
+        self._intercept = (mechanism, model) != ("linear", "logistic") if intercept is None else intercept
         check_data_sets("data", data)
         moments = second_moments(data).detach()
         *batch, _, nodes = data.shape
@@ -94,7 +98,10 @@ class SampleLearner(StructureLearner):
 
     def _losses(self, parameters: Mapping[str, Tensor], x: Tensor, free: Tensor | None = None) -> Tensor:
         """Return the loss of every learner, ``[rows, K]``."""
-        predicted = functional_call(self.module, dict(parameters), (x,))
+        parameters = dict(parameters)
+        if not self._intercept:
+            parameters["bias"] = torch.zeros_like(parameters["bias"])
+        predicted = functional_call(self.module, parameters, (x,))
         return prediction_losses(self._model, predicted, x, free).sum(-1)
 
     def _fit(self, parameters: Mapping[str, Tensor], x: Tensor, free: Tensor | None = None) -> Tensor:

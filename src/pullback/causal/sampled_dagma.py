@@ -36,7 +36,7 @@ class SampledDAGMA(SampleLearner):
     Args:
         data: ``[*batch, n, d]`` samples. Solved in double precision; measurements are centred.
         mechanism, hidden: of :class:`ParallelStructureLearner`.
-        model, targets, allowed, required: of :class:`DStruct`.
+        model, intercept, targets, allowed, required: of :class:`DStruct`.
         penalty, ridge: ``lambda_1, lambda_2 >= 0``.
         path: pairs ``(mu, s)``, both > 0; where a solution is outside of the domain of the next ``s``, the last stays.
         iterations: quasi-Newton steps a pair.
@@ -63,6 +63,7 @@ class SampledDAGMA(SampleLearner):
         required: Bool[Tensor, "d d"] | None = None,
         penalty: float = 0.02,
         ridge: float = 0.005,
+        intercept: bool | None = None,
         path: tuple[tuple[float, float], ...] = _PATH,
         iterations: int = 300,
         relative: float = 1e-6,
@@ -81,6 +82,7 @@ class SampledDAGMA(SampleLearner):
             model=model,
             penalty=penalty,
             ridge=ridge,
+            intercept=intercept,
             allowed=allowed,
             required=required,
             targets=targets,
