@@ -103,7 +103,8 @@ class SetNetwork(nn.Module):
     r"""A small network on sets of vectors: :math:`y = W \, \mathrm{POOL}_i \, |V x_i| + b`.
 
     :math:`V` has no bias, so that an item that is ten times as large counts ten times, and magnitudes take the place of
-    a ReLU: no unit dies, and what is pooled is >= 0, as :class:`GeneralizedNormPool` wants it.
+    a ReLU: no unit dies, and what is pooled is >= 0, as :class:`GeneralizedNormPool` wants it. :math:`b` begins at 0: a
+    constant that is large for small sets would drive the exponents of a norm from where they began.
 
     Args:
         features: numbers an item.
@@ -142,6 +143,7 @@ class SetNetwork(nn.Module):
         self.head = nn.Linear(hidden, out)
         if generator is not None:
             _draw_weights((self.item, self.head), generator)
+        nn.init.zeros_(self.head.bias)
 
     def forward(
         self, x: Float[Tensor, "m features"], index: Int[Tensor, "m"], count: int
