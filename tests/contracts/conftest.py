@@ -63,5 +63,7 @@ def torch_is_warm(request: pytest.FixtureRequest) -> None:
         torch.autograd.gradcheck(torch.tanh, (x,), check_forward_ad=True, check_batched_grad=True)
         torch.autograd.gradcheck(lambda x, y: x.exp() + y.exp(), (x, y), check_forward_ad=True)
         torch.func.jvp(lambda t: torch.addcmul(t, t, t), (x.detach(),), (x.detach(),))
+    if "test_gradgradcheck" in laws:  # a second derivative of |x| that moves imports torch's compiler
+        torch.autograd.gradgradcheck(lambda t: t.abs() * t.abs(), (x,))
     if "test_compile" in laws:
         torch.compile(lambda t: t.tanh().sum(), backend="aot_eager")(x).backward()
