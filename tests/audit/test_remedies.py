@@ -24,8 +24,8 @@ TEXT = Path(lines.__file__).read_text(encoding="utf-8")
 MASKED = {"masked_attention", "spread_of_equal"}
 """Whose NaN meets a mask further down, so that the norms are finite before and after."""
 DRAWN = {n for n, (fn, *_) in lines.LINES.items() if n.startswith("draw")}
-OTHER_VALUE = {"dead_units", "nearest_pixels", *DRAWN}
-"""Whose rewriting computes another value on purpose: a leak, interpolation, other random numbers."""
+OTHER_VALUE = {"dead_units", "nearest_pixels", "softmax_of_one", *DRAWN}
+"""Whose rewriting computes another value on purpose: a leak, interpolation, another dimension, other random numbers."""
 
 
 def _trained(inputs: tuple[Any, ...]) -> list[torch.Tensor]:

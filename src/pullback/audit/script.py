@@ -48,8 +48,9 @@ def audit_script(
             ``train.ipynb[3]``, line 2 of that cell; with ``module``, the name of a module or package.
         args: its command-line arguments.
         module: run ``python -m path args...``, from the current folder.
-        steps: backward passes to audit per line that calls ``backward``; the script is stopped at the next one.
-            ``None`` lets it run to its end.
+        steps: backward passes to audit per line that calls ``backward``; the script is stopped at the next one, or
+            after sixteen times as many of an inner loop while an optimizer has not stepped twice. ``None`` lets it
+            run to its end.
         ignore: places not to report, as ``"model.py:12"`` or ``"model.py"``.
         libraries: blame lines inside installed libraries.
         relax: run it under ``pullback.relaxed`` of this temperature and audit that.
@@ -67,6 +68,7 @@ def audit_script(
     run, folder = _module(os.fspath(path)) if module else _file(Path(path))
     tracer = Tracer(libraries=libraries, steps=steps, sample=True)
     optimizers = Optimizers(libraries, lambda: tracer.sampling.passes)
+    tracer.waits = optimizers.waiting
     error: str | None = None
     notes: list[str] = []
     joined = _has_joined()

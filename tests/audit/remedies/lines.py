@@ -472,6 +472,23 @@ def cut_out(start, signal, pattern):
     return (window * pattern).sum()
 
 
+@line(lambda: (given(5.3), data(16), data(16)), "torch.gradient(sound, dim=0)[0].roll(int(delay), 0)")
+def delayed(delay, sound, wanted):
+    late = sound.roll(int(delay), 0)
+    return (late * wanted).sum()
+
+
+@line(lambda: (given(-1.0, 2.0), data(2, 2)), "torch.linalg.slogdet(torch.diag(scale))[1]")
+def negative_determinant(scale, x):
+    return (x * scale).square().sum() - torch.logdet(torch.diag(scale))
+
+
+@line(lambda: (trained(2, 5, 1), data(2, 5, 3)), "torch.softmax(energy, dim=-2)")
+def softmax_of_one(energy, h):
+    weights = torch.softmax(energy, dim=-1)
+    return (weights * h).sum(1).square().sum()
+
+
 # Draws.
 
 

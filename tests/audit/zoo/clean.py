@@ -863,3 +863,41 @@ def confident_pseudo_labels():
         return F.cross_entropy(logits, y) + unlabelled
 
     return program, torch.randn(14, 5)
+
+
+def no_object_in_this_batch():
+    torch.manual_seed(7)
+    weight, boxes, found = torch.randn(5, 4, requires_grad=True), torch.rand(6, 4), torch.zeros(6, 1)
+
+    def program(x):
+        predicted = x @ weight
+        missed = F.binary_cross_entropy_with_logits(predicted.mean(1, keepdim=True), found)
+        return missed + ((predicted - boxes).abs() * found).sum() / found.sum().clamp(min=1)
+
+    return program, torch.randn(6, 5)
+
+
+def weight_by_norms_of_gradients():
+    torch.manual_seed(8)
+    last = torch.randn(4, requires_grad=True)
+
+    def program(x):
+        h = x * last
+        near, real = h.square().mean(), F.softplus(-h.sum(1)).mean()
+        by_near = torch.autograd.grad(near, last, retain_graph=True)[0]
+        by_real = torch.autograd.grad(real, last, retain_graph=True)[0]
+        return near + by_near.norm() / (by_real.norm() + 1e-4) * real
+
+    return program, torch.randn(6, 4)
+
+
+def adversarial_example():
+    torch.manual_seed(9)
+    model = _net(4, 3)
+
+    def program(x):
+        at = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(at), Y), at)
+        return F.cross_entropy(model(x + 0.1 * slope.sign()), Y)
+
+    return program, X

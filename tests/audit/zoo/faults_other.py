@@ -461,3 +461,54 @@ def bonus_behind_a_threshold():
         return (paid - 0.3).square()
 
     return program, torch.randn(6)
+
+
+def norm_over_one_entry():
+    torch.manual_seed(9)
+    head, norm = nn.Linear(4, 1), nn.LayerNorm(1)
+
+    def program(x):
+        return F.smooth_l1_loss(norm(head(x)).squeeze(1), x.sum(1))  # <- zero.layer_norm
+
+    return program, torch.randn(6, 4)
+
+
+def mask_the_wrong_way_round():
+    torch.manual_seed(10)
+    weight = torch.randn(4, 3, requires_grad=True)
+    padding = torch.arange(5)[None] >= torch.tensor([5, 5])[:, None]
+
+    def program(x):
+        pooled = ((x @ weight) * padding.unsqueeze(-1)).sum(1)  # <- zero.mul
+        return F.cross_entropy(pooled, torch.tensor([0, 2]))
+
+    return program, torch.randn(2, 5, 4)
+
+
+def residual_of_constants():
+    """A differential equation: the derivative of the network enters the loss without its graph."""
+    torch.manual_seed(11)
+    net = _net(1, 1)
+
+    def program(x):
+        slope = torch.autograd.functional.jacobian(lambda p: net(p).sum(0), x).squeeze(0)  # <- cut.create_graph
+        return (slope + net(x)).square().mean()
+
+    return program, torch.linspace(0, 1, 5).unsqueeze(1)
+
+
+def returns_built_anew():
+    """Targets of the value, which may be constants, and a term of the loss, which may not."""
+    torch.manual_seed(12)
+    policy, value = torch.randn(2, requires_grad=True), torch.randn(2, requires_grad=True)
+
+    def program(state):
+        rewards, values = [], []
+        for _ in range(3):
+            values.append(state @ value)
+            state = state + 0.1 * torch.tanh(state @ policy)
+            rewards.append(-state.square().sum())
+        returns = torch.as_tensor(rewards).flip(0).cumsum(0).flip(0)  # <- cut.rebuild
+        return (torch.stack(values) - returns).square().mean() - returns.mean()
+
+    return program, torch.randn(2)

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from pullback.audit.fix import sandbox
 from pullback.audit.remedy.search import Candidate, Outcome, with_remedies
@@ -68,8 +68,8 @@ class Server:
         self.scratch = Path(tempfile.mkdtemp(prefix="pullback-trial-"))
         self._process: int | None = None
         self._wait: Callable[[], int]
-        self._jobs: TextIO
-        self._answers: TextIO
+        self._jobs: IO[str]
+        self._answers: IO[str]
         if forked:
             self._fork()
 

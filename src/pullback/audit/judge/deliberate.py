@@ -16,7 +16,6 @@ __all__ = [
     "HIDDEN_SHARE",
     "NEAR_POLE",
     "PICKS",
-    "PRODUCTS",
     "READS",
     "REMAINDERS",
     "STOPS",
@@ -102,9 +101,6 @@ GUARDED = frozenset(
     div true_divide __truediv__ __rtruediv__ __rdiv__ normalize std var""".split()
 )
 """Have a pole, where a guard replaces their argument or their result."""
-
-PRODUCTS = frozenset("mul mul_ __mul__ __rmul__".split())
-"""Weight values by a mask."""
 
 DIVISIONS = frozenset("div div_ true_divide __truediv__".split())
 """Divide by the number of entries that a mask keeps."""

@@ -107,10 +107,13 @@ def find_branches(ledger: Ledger) -> None:
             decided = _decided(ledger, exit_, decision)
             if not decided and number and decision.kind == "value":  # what it cuts out of the data is used further down
                 decided = _decided(ledger, exit_, Decision("value", readers_of(where)))
+            ends = decision.rounds is not None and bool(silent) and ledger.certain
+            if not decided and ends:  # how often a loop runs is all that these tensors are for
+                decided = _decided(ledger, exit_, Decision("if", (decision.rounds,)))  # type: ignore[arg-type]
             if not decided or (number and _goes_on(ledger, exit_, decision)):
                 continue
             evidence["decides on lines"] = decided
-            certain = decision.kind in ("if", "value", "for") and not decision.leaves
+            certain = decision.kind in ("if", "value", "for") and (ends or not decision.leaves)
             # A truth value that goes on as data: keep[i] = not bool(near.any())
             flag = exit_.op == "__bool__" and decision.kind == "value"
             chosen = _picked(ledger, exit_.source) or _drawn(ledger, exit_)
@@ -119,7 +122,7 @@ def find_branches(ledger: Ledger) -> None:
                 severity = "error"
         code = "control-flow.number" if number else "control-flow.branch"
         finding = ledger.add(code, exit_.site, exit_.op, severity, evidence)
-        if (verdict or (number and severity == "error")) and finding is not None:
+        if (verdict or (silent and severity != "info")) and finding is not None:
             ledger.charge(silent, finding)
 
 

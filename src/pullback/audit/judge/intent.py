@@ -14,7 +14,6 @@ from pullback.audit.judge.deliberate import (
     GUARDS,
     NEAR_POLE,
     PICKS,
-    PRODUCTS,
     READS,
     kind_of,
 )
@@ -111,7 +110,7 @@ def _selected(graph: TraceGraph, origin: Origin, dead: Node, live: Node) -> bool
     own = partner.index in origin.sources or any(partner.index in graph.nodes[s].parents for s in origin.sources)
     if live.op == "where":
         return own
-    weighted = live.op in PRODUCTS and (own or partner.op in ops.LOSSES)
+    weighted = live.op in ops.PRODUCTS and (own or partner.op in ops.LOSSES)
     return weighted and graph.leaves(graph.upstream(origin.sources)) <= graph.leaves(graph.upstream([partner.index]))
 
 

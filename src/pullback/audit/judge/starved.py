@@ -31,6 +31,12 @@ def find_stale(ledger: Ledger, optimizers: Optimizers) -> None:
         lost = [h for h in vain if not h.owned] if newer else []
         if not lost and _same_shapes([tuple(h.tensor.shape) for h in vain], [leaf.shape for leaf in newer or orphans]):
             lost = vain
+        if not lost and len(vain) == len(stepped.held) and all(h.steps > 1 and not h.written for h in vain):
+            # Copies of all that it holds are used in its place, and may have an optimizer of their own.
+            fed = [leaf for leaf in ledger.tracer.leaves.values() if leaf.norm and leaf.parameter]
+            newer = [leaf for leaf in fed if _age(optimizers, leaf) > stepped.born]
+            vain = [h for h in vain if not h.fed]
+            lost = vain if _same_shapes([tuple(h.tensor.shape) for h in vain], [leaf.shape for leaf in newer]) else []
         if not lost:
             continue
         site = stepped.made or stepped.stepped

@@ -88,7 +88,7 @@ def _stop(ledger: Ledger, members: list[int], dead_losses: set[int], terms: list
         severity = "info" if meant or frozen else "error"
     elif meant:
         severity = "info"
-    elif kind.drawn:
+    elif kind.drawn or (code == "cut.create_graph" and all(_is_residual(ledger, m) for m in members)):
         severity = "error"
     elif gap is not None:
         chosen = kind.mask and selects(graph, members[0])
@@ -216,7 +216,10 @@ def _is_term(ledger: Ledger, member: int, event_terms: Any, starving: set[int]) 
     if not event.live or member not in ledger.nodes[event.node].origins:
         return False
     joined = {c for i in summands for c in ledger.graph.children[i] if c in summands and ledger.nodes[c].op in ops.SUMS}
-    if any(live.index not in joined for _, live in ledger.graph.merges(member, ledger.tracer.origins[member].node)):
+    origin = ledger.tracer.origins[member]
+    # Nobody builds a tensor anew to add it to a loss, even if it is also a target.
+    target_too = any(live.index not in joined for _, live in ledger.graph.merges(member, origin.node))
+    if target_too and origin.code != "cut.rebuild":
         return False
     for index in summands:
         if member not in ledger.nodes[index].origins or ledger.nodes[index].straight:
@@ -227,6 +230,31 @@ def _is_term(ledger: Ledger, member: int, event_terms: Any, starving: set[int]) 
         joins = [c for c in joins if ledger.graph.downstream([c]) & ledger.graph.ancestry_of(event.node) <= summands]
         if any(ledger.nodes[c].live for c in joins) and not _learns(ledger, index):
             return True
+    return False
+
+
+def _is_residual(ledger: Ledger, member: int) -> bool:
+    """Whether a derivative enters the loss itself, as in a differential equation's residual, and not through a layer
+    (an adversarial example, a step of an inner loop) or as the weight of something that has a gradient.
+    """
+    graph, nodes = ledger.graph, ledger.nodes
+    losses = {event.node for event in graph.events if event.live}
+    stack, seen = [ledger.tracer.origins[member].node], set()
+    while stack:
+        index = stack.pop()
+        if index in losses:
+            return True
+        if index in seen:
+            continue
+        seen.add(index)
+        for child in graph.children[index]:
+            node = nodes[child]
+            scaled = node.op in ops.LINEAR - ops.SUMS and len(node.parents) > 1
+            weight = scaled and not nodes[index].live and any(nodes[p].live for p in node.parents)
+            plain = node.op in ops.LINEAR | ops.LOSSES or node.op.strip("_") in ops.RESIDUAL
+            moved = not node.live and (node.op in ops.VIEWS or node.op == "detach")
+            if child in graph.reached and (plain or moved) and not weight:
+                stack.append(child)
     return False
 
 

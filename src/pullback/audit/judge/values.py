@@ -16,6 +16,8 @@ from pullback.audit.trace.records import Node, NotFinite
 
 __all__ = ["find_kinks", "find_not_finite", "find_zeros"]
 
+ONE = "the sum of a softmax is always one"
+
 
 def find_not_finite(ledger: Ledger) -> None:
     """Find the first value, or the first cotangent, that is not finite."""
@@ -105,7 +107,14 @@ def find_zeros(ledger: Ledger) -> None:
             users = {ledger.nodes[c].op for c in ledger.graph.children[node.index] if c in ledger.graph.reached}
             faint = node.zero_out or (node.gain_count and node.gain_log / node.gain_count < -11.5)
             if users <= {"sum", "mean"} and faint and ledger.graph.leaves(ledger.graph.upstream([node.index])):
-                ledger.add("zero.softmax", node.site, node.op, "error", {"reason": "its sum is always one"})
+                ledger.add("zero.softmax", node.site, node.op, "error", {"reason": ONE}, reason=ONE)
+        if node.flat and node.op not in ops.PRODUCTS and node.cotangent and node.index in ledger.graph.reached:
+            leaves = ledger.graph.leaves(ledger.graph.upstream([node.index], live=True)) & ledger.trained
+            if leaves:
+                finding = ledger.add(
+                    f"zero.{node.op}", node.site, node.op, "error", {"reason": node.flat}, reason=node.flat
+                )
+                ledger.charge(leaves & ledger.dead, finding)
     customs = {call.function.__name__ for call in ledger.tracer.custom_calls.values()}
     for leaf in sorted(ledger.dead - set(ledger.blame)):
         below = ledger.graph.downstream([leaf]) & ledger.graph.reached
@@ -123,7 +132,8 @@ def find_zeros(ledger: Ledger) -> None:
         else:
             name = "custom" if node.op == "untraced" or node.op in customs else node.op.strip("_")
             evidence = {"cotangent norm": node.cotangent, "visits": node.zero_out}
-            finding = ledger.add(f"zero.{name}", node.site, node.op, "error", evidence)
+            words = {"reason": node.flat} if node.flat else {}
+            finding = ledger.add(f"zero.{name}", node.site, node.op, "error", evidence | words, **words)
         ledger.charge([leaf], finding)
         if finding is None:
             ledger.blame[leaf] = SILENT
@@ -132,7 +142,7 @@ def find_zeros(ledger: Ledger) -> None:
 def _at_rest(ledger: Ledger, index: int) -> bool:
     """A comparison at its minimum (a teacher equal to its student) has gradient zero and nothing wrong with it."""
     node = ledger.nodes[index]
-    product = node.op in ("mul", "__mul__", "mul_") and all(ledger.nodes[p].live for p in node.parents)
+    product = node.op in ops.PRODUCTS and not node.flat and all(ledger.nodes[p].live for p in node.parents)
     return product or node.leaf is not None or node.op in ops.LOSSES or node.op.strip("_") in ops.RESIDUAL
 
 

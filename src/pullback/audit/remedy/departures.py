@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from pullback.audit.remedy.draft import Draft
-from pullback.audit.remedy.syntax import Source, called
+from pullback.audit.remedy.syntax import Source, bound, called
 from pullback.audit.remedy.template import SMALL, Place, Template, number
 
 __all__ = ["TEMPLATES", "joined", "stay"]
@@ -288,7 +288,7 @@ def _second_order(place: Place) -> Iterator[Draft]:
     for node in (place.node, *ast.walk(source.statement(place.node))):
         if (
             isinstance(node, ast.Call)
-            and called(node) == "grad"
+            and called(node) in ("grad", "jacobian", "hessian", "jvp", "vjp")
             and not any(k.arg == "create_graph" for k in node.keywords)
         ):
             draft = Draft(source)
@@ -340,7 +340,58 @@ def _whole_of(bound: ast.expr | None) -> ast.expr | None:
     return None
 
 
+def _rolled(place: Place) -> Iterator[Draft]:
+    """``x.roll(int(a), d)``: the same entries, with the slope of ``x`` along ``d`` as their derivative in ``a``."""
+    source = place.source
+    for node in (place.node, *source.ancestors(place.node), *ast.walk(source.statement(place.node))):
+        found = bound(source, node, "input", "shifts", "dims") if isinstance(node, ast.Call) else None
+        if called(node) != "roll" or found is None or "dims" not in found:
+            continue
+        by = _whole_of(found["shifts"])
+        if by is None:
+            continue
+        draft = Draft(source)
+        at, whole, dim = draft.operand(by), source.segment(node), source.segment(found["dims"])
+        slope = f"{draft.module('torch')}.gradient({source.segment(found['input'])}, dim={dim})[0]"
+        shifted = f"{slope}.roll({source.segment(found['shifts'])}, {dim})"
+        text = f"{whole} - ({at} - {at}.detach()) * {shifted}"
+        draft.put(node, text if isinstance(source.parent(node), ast.Assign | ast.Return) else f"({text})")
+        yield draft
+        return
+
+
+def _own_part(place: Place) -> Iterator[Draft]:
+    """``all_gather(parts, x)``: the part that this process sent is ``x`` itself, with its gradient."""
+    source = place.source
+    statement = source.statement(place.node)
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Call) and called(node) == "all_gather" and len(node.args) >= 2:
+            draft = Draft(source)
+            at = source.line_start((statement.end_lineno or statement.lineno) + 1)
+            parts, own = source.segment(node.args[0]), source.segment(node.args[1])
+            rank = f"{draft.module('torch')}.distributed.get_rank()"
+            draft.cut(at, at, f"{source.indent(statement)}{parts}[{rank}] = {own}\n")
+            yield draft
+            return
+
+
 TEMPLATES = {
+    "roll": Template(
+        "torch.gradient",
+        "The entries keep their values; their derivative in the shift is the slope along the dimension of the shift.",
+        ("cut.item", "cut.number", "control-flow"),
+        ("roll", "shift", "delay", "int", "__int__", "__index__"),
+        "late = sound.roll(int(delay), -1)",
+        _rolled,
+    ),
+    "gathered": Template(
+        "torch.distributed",
+        "The part that this process sent keeps its gradient; every process does so with its own.",
+        ("cut.operation",),
+        ("all_gather", "gather", "distributed"),
+        "torch.distributed.all_gather(parts, features)",
+        _own_part,
+    ),
     "crop": Template(
         "torch.gradient",
         "The cut keeps its values; its derivative in its bound is the slope along the dimension that is cut.",
@@ -420,7 +471,7 @@ TEMPLATES = {
         "torch.autograd.grad",
         "The graph of the inner gradient is kept, so that what is computed from it can be differentiated.",
         ("cut.create_graph",),
-        ("grad", "create_graph", "penalty", "backward"),
+        ("grad", "create_graph", "penalty", "backward", "jacobian", "hessian"),
         "(inner,) = torch.autograd.grad(energy.sum(), x)",
         _second_order,
     ),

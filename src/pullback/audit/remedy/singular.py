@@ -359,7 +359,66 @@ def _masked_row(place: Place) -> Iterator[Draft]:
 
 _NAN = ("nan", "exploding")
 
+
+def _determinant(place: Place) -> Iterator[Draft]:
+    """``logdet(a)`` and ``log(det(a))``: the logarithm of the absolute determinant, without forming it."""
+    source = place.source
+    for node in (place.node, *place.alike):
+        outer = node if isinstance(node, ast.Call) and called(node) in ("logdet", "log") else None
+        inner = bound(source, outer, "input") if outer is not None else None
+        if outer is None or inner is None:
+            continue
+        matrix = inner["input"]
+        if called(outer) == "log":
+            while isinstance(matrix, ast.Call) and called(matrix) == "abs":
+                matrix = (bound(source, matrix, "input") or {"input": matrix.func})["input"]
+            found = bound(source, matrix, "input") if isinstance(matrix, ast.Call) and called(matrix) == "det" else None
+            if found is None:
+                continue
+            matrix = found["input"]
+        draft = Draft(source)
+        draft.put(outer, f"{draft.module('torch')}.linalg.slogdet({source.segment(matrix)})[1]")
+        yield draft
+
+
+def _other_dimension(place: Place) -> Iterator[Draft]:
+    """A normalisation over a dimension of one entry: over the one in front of it."""
+    source = place.source
+    node = place.node
+    if not isinstance(node, ast.Call) or called(node) not in ("softmax", "log_softmax", "normalize"):
+        return
+    names = ("input", "p", "dim") if called(node) == "normalize" else ("input", "dim")
+    found = bound(source, node, *names)
+    dim = None if found is None else found.get("dim")
+    given = number(dim)
+    if dim is None or not isinstance(given, int):
+        return
+    for other in (given - 1, given + 1):
+        draft = Draft(source)
+        draft.put(dim, str(other))
+        yield draft
+
+
 TEMPLATES = {
+    "one entry": Template(
+        "torch.softmax",
+        "It is taken over the dimension beside the one that has a single entry, where it was constant.",
+        ("zero",),
+        ("softmax", "log_softmax", "normalize"),
+        "weights = torch.softmax(scores, dim=-1)",
+        _other_dimension,
+        ANY,
+    ),
+    "determinant": Template(
+        "torch.linalg.slogdet",
+        "The logarithm of the absolute determinant, which is finite where the determinant is negative, too small or "
+        "too large for a number.",
+        _NAN,
+        ("logdet", "det", "log"),
+        "volume = torch.logdet(matrix)",
+        _determinant,
+        ANY,
+    ),
     "hidden by where": Template(
         "torch.where",
         "The input is harmless where the result is thrown away: `where` multiplies the gradient of that side by zero, "

@@ -19,8 +19,8 @@ _CUT = {
     "sampling": "{op} draws a sample, and no gradient passes through the draw",
     "create_graph": "autograd.grad without create_graph=True returns a constant, and the loss depends on it",
     "custom": "the custom function {op} returns a result without gradient, and the loss depends on it",
-    "optimizer": "{count} tensors of {op} get no gradient: they were replaced after it was built, and the new ones "
-    "are not stepped",
+    "optimizer": "{count} tensors of {op} get no gradient: they were replaced or copied after it was built, and it "
+    "does not step the new ones",
     "unstepped": "what is made here gets the gradient, but the optimizer was built before and steps what it replaces",
     "unregistered": "what is made here gets a gradient and is not stepped: {name} is a plain container, whose tensors "
     "parameters() does not list",
@@ -46,6 +46,8 @@ def explain(code: str, **words: object) -> str:
         >>> explain("cut.index", op="argmax")
         'argmax returns positions, which carry no gradient, and the loss depends on them'
     """
+    if "reason" in words:
+        return "{op} passes nothing back: {reason}".format(**words)
     return _template(code).format(**words)
 
 

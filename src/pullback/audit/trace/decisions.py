@@ -20,11 +20,13 @@ class Decision:
         kind: ``"if"``, ``"while"``, ``"for"`` (the number of rounds), or ``"value"`` (a bound, an index, a flag).
         lines: first and last line of what is run or not, the statement itself for a value.
         leaves: whether one side ends a loop or a round of it, or returns.
+        rounds: the lines of the loop around a decision that leaves.
     """
 
     kind: str
     lines: tuple[tuple[int, int], ...]
     leaves: bool = False
+    rounds: tuple[int, int] | None = None
 
 
 def decision_at(where: Place) -> Decision:
@@ -79,10 +81,14 @@ def _decisions(filename: str) -> tuple[_Entry, ...]:
     except (SyntaxError, ValueError):  # a notebook cell with magics, or no source at all
         return ()
     found: list[_Entry] = []
-    for node in ast.walk(tree):
+    rounds: dict[ast.AST, tuple[int, int]] = {}
+    for node in ast.walk(tree):  # from the outside in: the innermost loop has the last word
+        if isinstance(node, ast.For | ast.While):
+            rounds |= dict.fromkeys((n for n in ast.walk(node) if isinstance(n, ast.If)), _span(node.body))
         if isinstance(node, ast.If):
             sides = (_span(node.body), *((_span(node.orelse),) if node.orelse else ()))
-            found.append(_entry(node.test, Decision("if", sides, _leaves(node.body) or _leaves(node.orelse))))
+            leaves = _leaves(node.body) or _leaves(node.orelse)
+            found.append(_entry(node.test, Decision("if", sides, leaves, rounds.get(node) if leaves else None)))
         elif isinstance(node, ast.While):
             found.append(_entry(node.test, Decision("while", (_span(node.body),))))
         elif isinstance(node, ast.For):

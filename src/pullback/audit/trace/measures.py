@@ -29,6 +29,7 @@ def measure(table: TensorTable, node: Node, name: str, out: Tensor, args: Any, k
         if bad and not any(table.nodes[p].forward >= bad for p in node.parents):
             node.first_bad = bad == "nan" or not _meant_infinite(table, name, args)
         node.forward = bad
+        node.flat = _flat(table, name, args, kwargs or {})
         if name in ops.SINGULAR:
             node.values = values_of(name, args)
         if name in ops.KINKS and args and isinstance(args[0], Tensor) and out.numel() and not bad:
@@ -44,6 +45,31 @@ def _meant_infinite(table: TensorTable, name: str, args: Any) -> bool:
         return True
     data = (a for a in given if isinstance(a, Tensor) and table.index_of(a) is None)
     return any(finite(a) == "inf" for a in data)
+
+
+def _flat(table: TensorTable, name: str, args: Any, kwargs: Any) -> str:
+    """Why a result does not depend on what it is made of: scaled by its only entry, or multiplied by zeros alone."""
+    if name in ops.NORMALISE and args and isinstance(args[0], Tensor):
+        return "it is taken over one entry" if _entries(name, args, kwargs) == 1 else ""
+    if name in ops.PRODUCTS:
+        given = [a for a in args[:2] if isinstance(a, Tensor)]
+        data = [a for a in given if a.numel() > 1 and table.index_of(a) is None and not a.requires_grad]
+        if len(given) == 2 and len(data) == 1 and not bool(data[0].any()):
+            return "the other factor is zero everywhere"
+    return ""
+
+
+def _entries(name: str, args: Any, kwargs: Any) -> int:
+    """Over how many entries a normalisation is taken."""
+    x = args[0]
+    if name in ("layer_norm", "rms_norm"):
+        return math.prod(args[1] if len(args) > 1 else kwargs["normalized_shape"])
+    if name == "group_norm":
+        groups = args[1] if len(args) > 1 else kwargs["num_groups"]
+        return x[0].numel() // groups if len(x) else 0
+    place = 1 if name in ("softmax", "log_softmax") else 2
+    dim = kwargs.get("dim", args[place] if len(args) > place else None if place == 1 else 1)
+    return int(x.shape[dim]) if isinstance(dim, int) and x.dim() else 0
 
 
 _POINTWISE = frozenset(

@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = [
     "CASTS",
+    "COLLECTIVES",
     "COMPARISONS",
     "CONVERSIONS",
     "EXITS",
@@ -16,8 +17,10 @@ __all__ = [
     "KINKS",
     "LINEAR",
     "LOSSES",
+    "NORMALISE",
     "ORDERS",
     "PLATEAUS",
+    "PRODUCTS",
     "REBUILDS",
     "RESIDUAL",
     "SAMPLERS",
@@ -102,6 +105,17 @@ KINKS = frozenset(
 )
 TIES = frozenset("max min amax amin median nanmedian kthvalue topk sort msort cummax cummin".split())
 """Choose among the entries along a dimension."""
+
+NORMALISE = frozenset("layer_norm rms_norm group_norm normalize cosine_similarity softmax log_softmax".split())
+"""Divide by the size of some entries: of a single one nothing but its sign is left."""
+
+PRODUCTS = frozenset("mul mul_ __mul__ __rmul__".split())
+
+COLLECTIVES = frozenset(
+    """all_gather all_gather_into_tensor all_gather_coalesced reduce_scatter reduce_scatter_tensor all_to_all
+    all_to_all_single""".split()
+)
+"""Of ``torch.distributed``: they write what came from other processes into their first argument, without a gradient."""
 
 PLATEAUS = (
     SATURATING

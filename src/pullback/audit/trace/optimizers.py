@@ -136,6 +136,11 @@ class Optimizers:
         """Return the ids of tensors that an optimizer steps and never had a gradient for."""
         return {key for s in self.stepped for key, held in s.held.items() if not held.fed}
 
+    def waiting(self) -> bool:
+        """Whether an optimizer that was built has not stepped twice, as that of an outer loop."""
+        done = {id(s.optimizer) for s in self.stepped if s.steps > 1}
+        return any(id(optimizer) not in done for optimizer in self._all)
+
     def stepped_after(self, number: int) -> set[int] | None:
         """Return the ids of the tensors that are stepped next after a backward pass; ``None`` where that is not known.
 

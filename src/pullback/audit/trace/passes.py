@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ __all__ = ["BackwardPasses", "StopTracing"]
 
 
 INNER = 16
-"""Calls of ``torch.autograd.grad`` from one line that count as one step: inner loops come before the outer one."""
+"""Calls of ``torch.autograd.grad`` from one line, and of ``backward`` in an inner loop, that count as one step."""
 
 
 class StopTracing(BaseException):
@@ -41,6 +42,8 @@ class BackwardPasses(TensorTable):
         self.steps = steps
         self.impure = False
         self.finished = False
+        self.waits: Callable[[], bool] = lambda: False
+        """Whether an optimizer has still to step: inner loops come before the outer one."""
         self._event_start = 0
         self._passes: dict[tuple[Any, int], int] = {}
 
@@ -55,7 +58,7 @@ class BackwardPasses(TensorTable):
             key = (site.code, site.instruction)
             self._passes[key] = self._passes.get(key, 0) + 1
             most = None if self.steps is None else self.steps * (INNER if name == "grad" else 1)
-            if most is not None and self._passes[key] > most:
+            if most is not None and self._passes[key] > most * (INNER if name == "backward" and self.waits() else 1):
                 self.stopped = self.finished = True
                 raise StopTracing
             if self.sampling.light:

@@ -23,6 +23,7 @@ class Node:
         "constant",
         "cotangent",
         "first_bad",
+        "flat",
         "forward",
         "gain_count",
         "gain_log",
@@ -58,6 +59,7 @@ class Node:
         self.straight = False
         self.constant = False
         self.forward = ""
+        self.flat = ""
         self.kinks = 0
         self.ties = 0
         self.size = 0

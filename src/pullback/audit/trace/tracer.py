@@ -242,7 +242,8 @@ class Tracer(Departures, TorchFunctionMode):
                 return func(*args, **kwargs)
             if signs and signs[0] is None and id(target) not in self.mutated:
                 self.mutated[id(target)] = weakref.ref(target)
-        if enabled and live_parents and name not in EXACT and len(self.operation_calls) < MAX_CALLS:
+        collective = name in ops.COLLECTIVES
+        if enabled and live_parents and name not in EXACT and not collective and len(self.operation_calls) < MAX_CALLS:
             self._keep_call(name, func, args, kwargs, frame)
         if name == "batch_norm":
             for buffer in tensors_in(args[1:3]):
@@ -264,6 +265,8 @@ class Tracer(Departures, TorchFunctionMode):
         if applied is not None:
             name = self._custom(applied, site)
         outputs = [args[0]] if inplace else list(tensors_in(out))
+        if collective:
+            parents, live_parents, outputs = self._received(args)
         if isinstance(kwargs.get("out"), Tensor):
             outputs = [kwargs["out"]]
         self._outputs(name, site, frame, outputs, parents, live_parents, has_data, enabled, args, kwargs, inplace)
@@ -320,6 +323,13 @@ class Tracer(Departures, TorchFunctionMode):
                     self.hook(tensor, node)
             if node.live or not enabled:
                 measure(self, node, name, first, args, kwargs)
+
+    def _received(self, args: Any) -> tuple[list[int], list[int], list[Tensor]]:
+        """The nodes of what a collective sends, those with a gradient, and the tensors it writes into."""
+        sent = [self.lookup(tensor) for tensor in tensors_in(args[1:2])]
+        parents = list(dict.fromkeys(index for index, _ in sent if index is not None))
+        live = [index for index, live in dict(sent).items() if live and index is not None]
+        return parents, live, list(tensors_in(args[:1]))
 
     def _keep_call(self, name: str, func: Any, args: Any, kwargs: Any, frame: Any) -> None:
         """Keep the first call of an operation from a line, for the probe of its derivative."""
