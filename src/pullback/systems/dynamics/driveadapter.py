@@ -6,11 +6,12 @@ on the true masks, by looking at the raw features of perception too. Where a han
 teacher its features are wrong: alignment is off there, and the brake's action alone teaches the adapters (Jia, Gao,
 Chen, Yan, Liu, Li, ICCV 2023, arXiv 2308.00398).
 
-What to expect: adapters drive far better than the teacher alone, and better than a planner cloned at the same price
-(clipped at 1: without it some clones act alike whatever they see). Alignment wins little or nothing in score, two
-standard errors at most. It brings features nearer, not by half: one camera sees half of the map, perception misses
-vehicles and walkers (overlaps are reported), and what the teacher saw is not there to be aligned. Without it they go
-astray. Its mask, of few frames, does nothing: that claim fails.
+What to expect depends on the teacher, another with every seed. With most, adapters drive far better than the teacher
+alone, and better than a planner cloned at the same price (clipped at 1: without it some clones act alike whatever they
+see); with some they drive worse than both, though their actions on held-out frames are nearer to the teacher's: of four
+teachers one. Alignment wins little or nothing in score. It brings features nearer, not by half: one camera sees half of
+the map, perception misses vehicles and walkers (overlaps are reported), and what the teacher saw is not there to be
+aligned. Without it they go astray. Its mask, of few frames, does nothing: that claim fails.
 
 Driving is simulated: a town with traffic, walkers and lights, a camera that sees textures of real photographs. Smaller
 than in the paper: 32 x 32 masks of 8 kinds, one camera of 48 x 96 pixels, now and a moment ago, 24 features every two
