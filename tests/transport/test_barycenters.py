@@ -104,3 +104,10 @@ def test_compiled_steps_are_those_that_are_differentiated(debiased: bool) -> Non
     torch.testing.assert_close(plain.masses, tracked.masses.detach())
     torch.testing.assert_close(plain.residual, tracked.residual, rtol=1e-6, atol=1e-13)
     assert torch.equal(plain.iterations, tracked.iterations)
+
+
+def test_costs_of_two_grids_are_refused() -> None:
+    """Of an asymmetric cost the two halves of a step would solve different problems."""
+    cost = torch.tensor([[0.0, 1.0], [4.0, 0.0]])
+    with pytest.raises(ValueError, match="cost must be symmetric"):
+        transport.barycenter(torch.full((2, 2), 0.5), cost, epsilon=0.1)

@@ -98,7 +98,7 @@ def barycenter(
     Raises:
         TypeError: an argument is no floating tensor, or of another dtype.
         ValueError: ``epsilon`` or ``tolerance`` is not positive, masses are negative, empty or of different sums, costs
-            are not finite, shapes do not fit.
+            are not finite or not symmetric, shapes do not fit.
         ConvergenceError: ``check`` is set and a problem did not converge; carries the result.
 
     Example:
@@ -205,6 +205,10 @@ def _sizes(a: Tensor, cost: Tensor) -> tuple[int, int]:
         raise ValueError(f"cost must have shape (..., m, m), m >= 1, got {tuple(cost.shape)}")
     if can_look(cost) and not bool(cost.isfinite().all()):
         raise ValueError("cost must be finite")
+    if can_look(cost) and cost.numel():
+        given = cost.detach().double()
+        if bool(((given - given.mT).abs().amax((-2, -1)) > 1e-3 * given.abs().amax((-2, -1))).any()):
+            raise ValueError("cost must be symmetric: inputs and barycentre lie on one grid")
     check_same_dtype(cost=cost, a=check_floating("a", a))
     if a.ndim < 2 or a.shape[-1] != m or a.shape[-2] == 0:
         raise ValueError(f"a must have shape (..., inputs, {m}), got {tuple(a.shape)}")
