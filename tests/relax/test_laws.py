@@ -16,6 +16,7 @@ from torch import Tensor
 import pullback
 from pullback.relax.image import convolved
 from pullback.relax.rules_order import first_largest, members_in_order
+from tests.relax.smoothing import TEMPERATURE, relaxed_gradient, smoothed_gradient
 
 P = torch.float64
 
@@ -551,3 +552,42 @@ def test_writes_of_every_form_leave_the_program_as_it_is(dtype: torch.dtype, rec
         assert slope(value, x).isfinite().all()
         assert slope(value, x).abs().max() > 0
     assert not recwarn.list
+
+
+def largest_gap(a: Tensor) -> Tensor:
+    """Kolmogorov and Smirnov's distance of two samples: the largest of counts that share their jumps."""
+    b = torch.randn(20, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    both = torch.cat([a, b])
+    return ((a[:, None] <= both).double().mean(0) - (b[:, None] <= both).double().mean(0)).abs().max()
+
+
+def gap_on_a_grid(a: Tensor) -> Tensor:
+    grid = torch.linspace(-2, 2, 15, dtype=torch.float64)
+    return ((a[:, None] <= grid).double().mean(0) - torch.linspace(0.1, 0.9, 15, dtype=torch.float64)).amax()
+
+
+def occupied(a: Tensor) -> Tensor:
+    """Cells of a grid that hold a point: several may write the same one."""
+    cell = ((a.reshape(-1, 2) + 3) / 1.5).floor().long().clamp(0, 3)
+    grid = torch.zeros(16, dtype=torch.float64)
+    grid[cell[:, 0] * 4 + cell[:, 1]] = 1.0
+    return grid @ torch.linspace(0, 1, 16, dtype=torch.float64)
+
+
+def occupied_by_two_indices(a: Tensor) -> Tensor:
+    cell = ((a.reshape(-1, 2) + 3) / 1.5).floor().long().clamp(0, 3)
+    grid = torch.zeros(4, 4, dtype=torch.float64)
+    grid[cell[:, 0], cell[:, 1]] = 1.0
+    return grid.sum()
+
+
+@pytest.mark.parametrize("program", [largest_gap, gap_on_a_grid, occupied, occupied_by_two_indices])
+def test_the_largest_of_counts_and_places_that_several_write(program: Callable[[Tensor], Tensor]) -> None:
+    references, gradients = [], []
+    for seed in range(3):
+        a = torch.randn(20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.3
+        references.append(smoothed_gradient(program, a, TEMPERATURE * a.std().item())[0])
+        gradients.append(relaxed_gradient(program, a)[1])
+    ours, wanted = torch.cat(gradients), torch.cat(references)
+    assert torch.nn.functional.cosine_similarity(ours, wanted, dim=0) > 0.75
+    assert 0.5 < ours.norm() / wanted.norm() < 1.6

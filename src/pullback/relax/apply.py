@@ -321,7 +321,7 @@ def _apply(context: Context, site: Site, rule: Rule, func: Any, args: Any, kwarg
             part = _of_atoms(func, hard, args, kwargs, part)
         result: Any = _combine(context, hard, part)
         if context.settings.hard and (lifted or rule.operation not in catalogue.CONTINUOUS):
-            _give_laws(rule, result, hard, part, (args, kwargs))
+            _give_laws(rule, func, result, hard, part, (args, kwargs))
         if rule.group == "where" and isinstance(result, Tensor) and result.is_floating_point():
             _keep_spread(result, (args, kwargs))
     except (Dropped, Stale) as why:
@@ -440,11 +440,11 @@ def _combine(context: Context, hard: Any, part: Any) -> Any:
     return replace_gradient(hard, part) if context.settings.hard else part
 
 
-def _give_laws(rule: Rule, result: Any, hard: Any, part: Any, arguments: Any) -> None:
+def _give_laws(rule: Rule, func: Any, result: Any, hard: Any, part: Any, arguments: Any) -> None:
     """Attach to the float results of a rule what stands behind them."""
     if not isinstance(hard, Tensor):
         for r, h, p in zip(result, hard, part, strict=True):
-            _give_laws(rule, r, h, p, arguments)
+            _give_laws(rule, func, r, h, p, arguments)
         return
     unit, distribution = 1.0, None
     if isinstance(part, Statistic):
@@ -462,6 +462,7 @@ def _give_laws(rule: Rule, result: Any, hard: Any, part: Any, arguments: Any) ->
     law = jump_law(
         hard, mean, arguments, distribution, unit=unit, is_pure=is_pure, is_whole=is_whole, is_written=is_written
     )
+    law.made_by(func, arguments, hard.shape)
     give_law(result, law)
 
 

@@ -141,6 +141,9 @@ _ALONG = {  # functions of the elements along dimensions -> position of these am
 MAX_ATOMS = 2**24
 """Elements of the largest table of atoms that is formed."""
 
+FEW = 4
+"""Atoms up to which a function that moves elements runs for each of them in turn."""
+
 MAX_PRODUCT = 32
 """Atoms of the largest product of independent laws that is formed for each element."""
 
@@ -182,10 +185,16 @@ def elementwise(
     count = len(choices)
     size = math.prod(choice.probability.shape[-1] for choice in choices)
     truth = hard is not None and hard.dtype == torch.bool
+    kept: list[Tensor | None] = [None] * count
+    if count > 1 and size > MAX_PRODUCT and not truth:  # several levels away is as good as impossible
+        kept = [_possible(choice.probability) for choice in choices]
+        size = math.prod(len(k) for k in kept if k is not None)
     if count > 1 and (size > (MAX_PRODUCT * KEPT if truth else MAX_PRODUCT) or function in _RATIOS):
         return None
 
     def along(value: Tensor, axis: int) -> Tensor:
+        columns = kept[axis]
+        value = value if columns is None else value[..., columns]
         return value.reshape(*value.shape[:-1], *[1] * axis, value.shape[-1], *[1] * (count - 1 - axis))
 
     placed: list[Tensor] = []
@@ -210,7 +219,7 @@ def elementwise(
         return atoms
 
     given, named_arguments = place(args), {key: place(value) for key, value in kwargs.items()}
-    if math.prod(torch.broadcast_shapes(*(t.shape for t in placed))) > MAX_ATOMS:
+    if _joint_size(t.shape for t in placed) > MAX_ATOMS:
         return None
     support = function(*given, **named_arguments)
     if hard is not None and not (hard.dtype == torch.bool or support.is_floating_point()):
@@ -232,6 +241,24 @@ def elementwise(
         probability = probability * along(choice.probability, axis)
     product = _likeliest(_merged(support.flatten(-count), probability.flatten(-count)))
     return None if product is None else _tied(product, choices)
+
+
+def _possible(probability: Tensor) -> Tensor:
+    """Which atoms have more than a ten thousandth anywhere; all of them where that cannot be looked at."""
+    if wrapped(probability):
+        return torch.arange(probability.shape[-1], device=probability.device)
+    largest = probability.detach().reshape(-1, probability.shape[-1]).amax(0)
+    return (largest > 1e-4).nonzero().squeeze(-1)
+
+
+def _joint_size(shapes: Iterable[torch.Size]) -> int:
+    """Elements of what shapes that fit are broadcast to; torch's own function takes as long as the sum behind it."""
+    sizes: dict[int, int] = {}
+    for shape in shapes:
+        for place, n in enumerate(reversed(shape)):
+            if n != 1:
+                sizes[place] = n
+    return math.prod(sizes.values())
 
 
 def _tied(d: Distribution, sources: Iterable[Distribution]) -> Distribution:
@@ -479,6 +506,11 @@ def moved(
         return function(first, *args[1:], **kwargs)
 
     def over_atoms(values: list[Tensor]) -> Any:
+        if size <= FEW:  # a transform of torch.func costs more than it saves
+            each = [run([v[..., k] for v in values]) for k in range(size)]
+            if isinstance(each[0], Tensor):
+                return torch.stack(each, -1)
+            return [torch.stack(parts, -1) for parts in zip(*each, strict=True)]
         return torch.func.vmap(lambda *parts: run(list(parts)), in_dims=-1, out_dims=-1)(*values)
 
     parts = [found[id(t)] if id(t) in found else _certain(t) for t in moving]

@@ -44,7 +44,7 @@ from pullback.relax.image import (
     is_joint,
     moved,
 )
-from pullback.relax.internals import version
+from pullback.relax.internals import version, wrapped
 from pullback.relax.ordering import is_too_large
 from pullback.relax.rules import applied, functions_named, is_active, tensors_in
 from pullback.relax.soft_tensors import (
@@ -97,7 +97,7 @@ class Law:
         whole: whether it can only have whole values.
     """
 
-    __slots__ = ("_compute", "_parents", "_points", "distribution", "pure", "whole")
+    __slots__ = ("_compute", "_parents", "_points", "_variance", "distribution", "pure", "whole")
 
     def __init__(
         self,
@@ -114,6 +114,30 @@ class Law:
         self.distribution = distribution
         self.pure = pure
         self.whole = whole
+        self._variance: Callable[[], Tensor | None] = lambda: None
+
+    def made_by(self, function: Any, arguments: Any, shape: torch.Size) -> None:
+        """Note the call that made the result, of whose variance a linear function tells that of its own."""
+        if function in _VARIES:
+            self._variance = functools.partial(_variance, function, *arguments, shape)
+
+    def variance(self, shape: torch.Size) -> Tensor | None:
+        """The variance of each element, of a tensor of this shape; ``None`` where it is not known.
+
+        It is that of the atoms, or, where they are too many to be formed, what linear functions make of the variances
+        of independent numbers. Elements that share a choice, or the places of one ordering, have none here.
+        """
+        d = self.distribution()
+        if d is None:
+            with torch.no_grad():
+                found = self._variance()
+            return None if found is None else found.expand(shape)
+        if d.tied or d.probability.shape[:-1] != shape or not only_jumps(d) or wrapped(d.probability):
+            return None
+        with torch.no_grad():
+            p, values = d.probability.double(), d.values.double()
+            found = (p * values.square()).sum(-1) - (p * values).sum(-1).square()
+            return found.clamp(min=0) if bool(values.isfinite().all()) else None
 
     def point(self, point: int) -> Lazy[Tensor]:
         """The values at which a derivative is taken: :data:`MEAN`, or half way to a jump."""
@@ -386,12 +410,59 @@ def follow(function: Any, hard: Any, args: Any, kwargs: Any, collapsed: Callable
     if isinstance(hard, Tensor):
         if hard.is_floating_point() and all(hard is not t for t in sources):
             whole = _whole(function, args, kwargs, sources)
-            give_law(hard, Law(compute, distribution, pure=is_pure, whole=whole, parents=parents))
+            law = Law(compute, distribution, pure=is_pure, whole=whole, parents=parents)
+            law.made_by(function, given, hard.shape)
+            give_law(hard, law)
     else:
         for i, item in enumerate(hard):
             if isinstance(item, Tensor) and item.is_floating_point():
                 give_law(item, Law(_item(compute, i), _item_of(distribution, i), pure=is_pure, parents=parents))
     return hard
+
+
+def _variance(function: Any, args: Any, kwargs: Any, shape: torch.Size) -> Tensor | None:
+    """The variance of a linear function of independent numbers; ``None`` for other functions."""
+    if function not in _VARIES or (function in _ADDS and kwargs):
+        return None
+    found: dict[int, Tensor] = {}
+    for t in tensors_in((args, kwargs)):
+        law = law_of(t)
+        variance = None if law is None else law.variance(t.shape)
+        if variance is not None:
+            found[id(t)] = variance
+        elif law is not None or is_active(t):
+            return None
+
+    def of(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(of, value))
+        if not isinstance(value, Tensor):
+            return 0.0
+        return found.get(id(value), value.new_zeros((), dtype=torch.float64).expand(value.shape))
+
+    if function in _ADDS:
+        return torch.add(*map(of, args[:2])) if len(args) == 2 else None
+    if function in _SCALES:
+        by = next((a for a in args[:2] if id(a) not in found), None)
+        if by is None or len(found) != 1 or len(args) != 2:
+            return None
+        return function(*(found[id(a)] if id(a) in found else a**2 for a in args))  # type: ignore[no-any-return]
+    first = of(args[0])
+    if function in MOVES:
+        moved_variance = function(first, *args[1:], **kwargs)
+        return moved_variance if isinstance(moved_variance, Tensor) else None
+    if function not in _REDUCES:
+        return first  # type: ignore[no-any-return]  # minus, and a cast
+    total: Tensor = function(first, *args[1:], **{k: v for k, v in kwargs.items() if k != "dtype"})
+    return total if function in _SUMS else total * (shape.numel() / max(first.numel(), 1))
+
+
+_ADDS = frozenset(f for n in "add sub subtract rsub __radd__ __rsub__".split() for f in functions_named(n))
+_SCALES = frozenset(f for n in "mul multiply __rmul__ div divide true_divide".split() for f in functions_named(n))
+_SUMS = frozenset(functions_named("sum"))
+_REDUCES = _SUMS | frozenset(functions_named("mean"))
+_SAME = frozenset(f for n in "neg negative abs absolute to float double".split() for f in functions_named(n))
+_VARIES = _ADDS | _SCALES | _REDUCES | _SAME | MOVES
 
 
 def _whole(function: Any, args: Any, kwargs: Any, sources: list[Tensor]) -> Lazy[bool] | None:

@@ -173,8 +173,9 @@ def read(x: Tensor, index: tuple[Any, ...]) -> Tensor:
 def write(x: Tensor, index: tuple[Any, ...], value: Any, *, accumulate: bool = False) -> Tensor:
     """``x`` after ``x[index] = value`` with soft indices replaced by their distributions.
 
-    Position ``v`` becomes ``(1 - P(v)) x[v] + P(v) value``; with ``accumulate`` it is ``x[v] + P(v) value``. Where the
-    write covers all positions, and where nothing was before (``torch.empty``), what was there has no part in it.
+    Position ``v`` becomes ``(1 - P(v)) x[v] + P(v) value``; with ``accumulate`` it is ``x[v] + P(v) value``. Of several
+    writes ``P(v) = 1 - prod_i (1 - P_i(v))`` and the value is their mean, weighed by ``P_i(v)``. Where nothing was
+    before (``torch.empty``), and where the places of one ordering cover all, what was there has no part in it.
 
     Raises:
         Dropped: basic indices beside the soft one.
@@ -200,6 +201,7 @@ def write(x: Tensor, index: tuple[Any, ...], value: Any, *, accumulate: bool = F
     hit = torch.zeros(*inside, *[1] * len(rest), table.shape[-1], dtype=table.dtype, device=table.device)
     given = torch.zeros_like(table)
     contribution = value.unsqueeze(-1) * broad
+    alone = not accumulate and not any(map(_is_tied, layout.soft))  # each writes for itself, and several may meet
     if layout.others:
         hit = hit.index_put(layout.others, broad, accumulate=True)
         given = given.index_put(layout.others, contribution, accumulate=True)
@@ -207,7 +209,15 @@ def write(x: Tensor, index: tuple[Any, ...], value: Any, *, accumulate: bool = F
         dims = tuple(range(len(layout.shape)))
         hit = hit + (broad.sum(dims) if dims else broad)
         given = given + (contribution.sum(dims) if dims else contribution)
-    return _unpermute(_written(x, index, table, hit, given, accumulate), x, index)
+    if alone:
+        missed = broad.clamp(max=1 - torch.finfo(broad.dtype).eps).neg().log1p()
+        if layout.others:
+            none = torch.zeros_like(hit).index_put(layout.others, missed, accumulate=True).exp()
+        else:
+            none = (missed.sum(dims) if dims else missed).exp()
+        given = given * (1 - none) / hit.clamp(min=torch.finfo(hit.dtype).tiny)
+        hit = 1 - none
+    return _unpermute(_written(x, index, table, hit, given, accumulate, alone), x, index)
 
 
 def _whole_ordering(layout: Layout) -> Ordering | None:
@@ -220,12 +230,16 @@ def _whole_ordering(layout: Layout) -> Ordering | None:
     return ordering if ordering.shape == layout.shape and ordering.size == layout.sizes[0] else None
 
 
-def _written(x: Tensor, index: Any, table: Tensor, hit: Tensor, given: Tensor, accumulate: bool) -> Tensor:
+def _written(
+    x: Tensor, index: Any, table: Tensor, hit: Tensor, given: Tensor, accumulate: bool, alone: bool = False
+) -> Tensor:
     """The table after the write."""
     if accumulate:
         return table + given
     if attached(x, "_empty"):
         covered: Any = True
+    elif alone:
+        covered = False
     else:
         written = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
         written[tuple(map(plain, index))] = True

@@ -190,11 +190,15 @@ def tensors_in(arguments: Any) -> list[Tensor]:
 
 
 _NESTED = (tuple, list, dict)
+_SINGLE = frozenset({int, float, bool, str, type(None), slice, torch.Size, torch.dtype, torch.device})
 
 
 def _collect(arguments: Any, found: list[Tensor]) -> None:
-    for item in arguments.values() if isinstance(arguments, dict) else arguments:
-        if isinstance(item, Tensor):
+    for item in arguments.values() if type(arguments) is dict or isinstance(arguments, dict) else arguments:
+        kind = type(item)
+        if kind in _SINGLE:
+            continue
+        if kind is Tensor or isinstance(item, Tensor):
             found.append(item)
         elif isinstance(item, _NESTED) and item:
             _collect(item, found)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pullback import discrete
 from pullback.core.transforms import can_look, transform_running
+from pullback.relax.image import MAX_ATOMS
 from pullback.relax.internals import wrapped
-from pullback.relax.law import after_atoms, distribution_of, only_jumps, over_atoms, pure
+from pullback.relax.law import MEAN, after_atoms, distribution_of, law_of, only_jumps, over_atoms, pure
 from pullback.relax.ordering import Ordering, behind, permutation_rows
 from pullback.relax.ranking import Places, Statistic, places_of_rows
 from pullback.relax.rules import Dropped, Integer, as_they_are, lazy, relaxes, soft_value
@@ -226,16 +227,79 @@ def _extreme(largest: bool) -> Callable[..., Any]:
             return two(settings, hard, _floating(input), soft_value(other))
         x = _values_of(input)
         if other is None:
-            value = _behind(hard, block(x.reshape(-1), 0, **settings.ordering(x, operation)))
+            value = _of_jumps(input, None, False, largest)
+            if value is None:
+                value = block(x.reshape(-1), 0, **settings.ordering(x, operation))
+            value = _behind(hard, value)
             return _extreme_statistic(settings, operation, input, value, None, False)
         keepdim = args[1] if len(args) > 1 else kwargs.get("keepdim", False)
-        values = block(x, other, keepdim, **settings.ordering(x, operation))
+        values = _of_jumps(input, other, keepdim, largest)
+        if values is None:
+            values = block(x, other, keepdim, **settings.ordering(x, operation))
         return (
             _extreme_statistic(settings, operation, input, _behind(hard[0], values), other, keepdim),
             _extreme_position(settings, operation, input, other, keepdim, largest),
         )
 
     return soft
+
+
+def _of_jumps(input: Tensor, dim: int | None, keepdim: bool, largest: bool) -> Tensor | None:
+    r"""The extreme of floats that jump independently, as counts do; ``None`` where their laws are not known.
+
+    The noise in which the largest is sought is their own. With means :math:`m_j` and deviations :math:`s_j`,
+
+    .. math::
+        \frac{\partial}{\partial m_j} \mathbb E \max_k X_k = P(X_j = \max_k X_k)
+        \approx \int \frac{1}{s_j} \varphi(\frac{z - m_j}{s_j}) \prod_{k \neq j} \Phi(\frac{z - m_k}{s_k}) \, dz
+
+    (Clark, 1961): a maximum of normal numbers, by a sum over :data:`NODES` places.
+    """
+    law = law_of(input)
+    if law is None or not law.pure or not input.ndim or not can_look(input):
+        return None
+    count = input.numel() if dim is None else input.shape[dim]
+    if count < 2 or input.numel() * NODES > MAX_ATOMS:
+        return None
+    variance = law.variance(input.shape)
+    if variance is None:
+        return None
+
+    def flattened(x: Tensor) -> Tensor:
+        return x.reshape(-1) if dim is None else x.movedim(dim, -1)
+
+    flat = flattened(input)  # at whatever point it was lifted to: its gradient is that of the mean
+    mean = flattened(law.point(MEAN)()).double()
+    with torch.no_grad():
+        weight, value = _chances(mean if largest else -mean, flattened(variance).double().sqrt())
+    if weight is None:
+        return None
+    expected = (weight.to(flat.dtype) * flat).sum(-1)
+    expected = expected + ((value if largest else -value).to(flat.dtype) - expected.detach())
+    if not keepdim:
+        return expected
+    return expected.reshape([1] * input.ndim) if dim is None else expected.unsqueeze(dim)
+
+
+NODES = 128
+"""Places at which a density of the largest is summed."""
+
+
+def _chances(mean: Tensor, spread: Tensor) -> tuple[Tensor | None, Tensor]:
+    """``[..., n]`` the probability that each of ``n`` normal numbers is the largest, ``[...]`` the mean of that one."""
+    low = (mean - 5 * spread).amax(-1, keepdim=True)
+    high = (mean + 5 * spread).amax(-1, keepdim=True)
+    width = high - low
+    if not bool((width > 0).all()):
+        return None, low
+    spread = torch.maximum(spread, width / NODES)
+    at = low + width * (torch.arange(NODES, device=mean.device).double() + 0.5) / NODES  # [..., q]
+    away = (at.unsqueeze(-2) - mean.unsqueeze(-1)) / spread.unsqueeze(-1)  # [..., n, q]
+    below = torch.special.log_ndtr(away)
+    every = below.sum(-2, keepdim=True)
+    weight = ((every - below - 0.5 * away.square()).exp() / spread.unsqueeze(-1)).sum(-1)
+    value = high.squeeze(-1) - every.squeeze(-2).exp().mean(-1) * width.squeeze(-1)
+    return weight / weight.sum(-1, keepdim=True), value
 
 
 def _values_of(input: Tensor) -> Tensor:
@@ -261,6 +325,11 @@ def _reduced(largest: bool) -> Callable[..., Any]:
         dims = (dim,) if isinstance(dim, int) else tuple(dim or range(x.ndim))
         dims = tuple(d % max(x.ndim, 1) for d in dims) if x.ndim else ()
         rest = [d for d in range(x.ndim) if d not in dims]
+        value = _of_jumps(input, None, keepdim, largest) if not rest else None
+        if value is None and len(dims) == 1:
+            value = _of_jumps(input, dims[0], keepdim, largest)
+        if value is not None:
+            return _extreme_statistic(settings, operation, input, value, dims[0] if rest else None, keepdim)
         flat = x.permute(*rest, *dims).reshape(*(x.shape[d] for d in rest), -1)
         value = _behind(hard, block(flat, -1, **settings.ordering(x, operation)).reshape(hard.shape))
         if rest and len(dims) != 1:

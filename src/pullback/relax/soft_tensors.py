@@ -487,7 +487,9 @@ def attach(tensor: Tensor, name: str, value: Any) -> None:
 
 def attached(tensor: Any, name: str) -> Any:
     """Return what was noted of a tensor, ``None`` where nothing was or it was changed in place since."""
-    note = tensor.__dict__.get(name) if isinstance(tensor, Tensor) else None
+    if not isinstance(tensor, Tensor):
+        return None
+    note = tensor.__dict__.get(name)
     if note is None:
         return None
     return note.value if note.version == version(tensor) else None
