@@ -116,6 +116,11 @@ class Control:
         """The smallest relative tolerance."""
         return float(self.rtol.min()) if isinstance(self.rtol, Tensor) else self.rtol
 
+    @property
+    def stretch(self) -> float:
+        """How much longer than proposed the last step may be, so that no short one is left: what safety allows."""
+        return 1 / max(self.options.safety, 0.9)
+
     def rows(self, y: Tensor) -> int:
         """M: how many samples have a step of their own."""
         return 1 if self.shared else y.shape[0]
@@ -123,7 +128,7 @@ class Control:
     def judge(self, stepper: Stepper, h: Tensor, y: Tensor, new: Tensor, stages: Any) -> Judgement:
         """Judge a step from ``y`` to ``new`` by the error estimate; gradients are switched off."""
         options = self.options
-        scale = torch.maximum(self._modulus(y), self._modulus(new)).mul_(self.rtol).add_(self._floor(y.dtype))
+        scale = torch.maximum(self._modulus(y), self._modulus(new)).mul_(self.rtol).add_(self.floor(y.dtype))
         ratio = stepper.error(h, stages) / scale
         norm = self._norm(ratio)
         accept = norm <= 1.0
@@ -148,7 +153,7 @@ class Control:
         with torch.no_grad():
             y, k = y.detach(), k.detach()
             tiny_step = 1e-6 * torch.where(torch.isfinite(span), span, 1 + t.abs())
-            scale = self._modulus(y) * self.rtol + self._floor(y.dtype)
+            scale = self._modulus(y) * self.rtol + self.floor(y.dtype)
             d0, d1 = self._norm(y / scale), self._norm(k / scale)
             tiny = (d0 < 1e-5) | (d1 < 1e-5)
             h0 = torch.where(tiny, tiny_step, 0.01 * d0 / torch.where(tiny, 1.0, d1))
@@ -179,7 +184,7 @@ class Control:
         pairs = y.unflatten(-1, (-1, 2))
         return torch.hypot(pairs[..., :1], pairs[..., 1:]).expand(pairs.shape).flatten(-2)
 
-    def _floor(self, dtype: torch.dtype) -> float | Tensor:
+    def floor(self, dtype: torch.dtype) -> float | Tensor:
         """The absolute tolerance; never 0, so that a component that stays 0 has the error 0 rather than 0 / 0."""
         tiny = torch.finfo(dtype).tiny
         return self.atol.clamp(min=tiny) if isinstance(self.atol, Tensor) else max(self.atol, tiny)

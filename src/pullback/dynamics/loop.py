@@ -16,10 +16,12 @@ from pullback.dynamics.adams import AdamsStepper, Multistep
 from pullback.dynamics.control import Control
 from pullback.dynamics.diagnosis import failed_step, stopped_early
 from pullback.dynamics.outputs import Outputs
+from pullback.dynamics.pace import Clock, Verdict, pace_of
 from pullback.dynamics.steps import Stepper
 from pullback.dynamics.storage import Keep, Step, Storage
 from pullback.dynamics.tableaux import Tableau
 from pullback.dynamics.transforms import every, some
+from pullback.kernels.step_control import step_control
 
 __all__ = ["OnStep", "Run", "integrate"]
 
@@ -106,41 +108,41 @@ def _adaptive(
     first_step: Tensor | None,
 ) -> Run:
     front = whole = _Front(stepper, y0, times, control, first, first_step)
-    storage = Storage(keep, None if front.all_active else ~front.active)
+    storage = Storage(keep, None if front.everyone else ~front.clock.active)
     outputs = Outputs(y0, times)
     problem, attempts = "", 0
     leaves = on_step is None and len(y0) >= _CROWD and _may_leave(stepper, control)
-    while some(front.active):
+    while front.clock.under_way:
         if attempts == control.max_steps:
             problem = f"max_steps={control.max_steps} steps did not reach the end"
             break
         attempts += 1
-        if leaves and storage.idle is None and 4 * int(front.active.sum()) <= 3 * len(front.active):
+        if leaves and storage.idle is None and 4 * front.clock.under_way <= 3 * len(front.y):
             front.merge(whole)
             front = front.narrowed(whole)
         step, accept = front.attempt()
         storage.add(step.t, step.y, step.stages, accept, front.rows)
         outputs.write(step, front.stepper, front.rows)
-        stop = None if on_step is None else on_step(step, stepper)
-        front.advance(step, accept, stop)
+        front.advance(step, accept, None if on_step is None else on_step(step, stepper))
     front.merge(whole)
-    front = whole
+    whole.settle()
+    front, clock = whole, whole.clock
     if front.failed is not None:
         problem = "the step fell below the resolution of time"
-    done, last = front.t >= front.end, front.y
+    done, last = clock.t >= front.pace.end, front.y
     if problem:
-        problem += stopped_early(stepper, front.t, front.h, done, front.ratio)
+        problem += stopped_early(stepper, clock.t, clock.h, done, front.ratio())
         last = torch.where(done, last, math.nan)
     return Run(
         outputs.stack(last),
         front.y,
-        front.t,
+        clock.t,
         front.accepted,
         front.rejected,
         done[:, 0],
         storage,
         problem=problem,
-        next_step=front.h,
+        next_step=clock.h,
     )
 
 
@@ -156,26 +158,33 @@ def _may_leave(stepper: Stepper, control: Control) -> bool:
 
 
 class _Scattered:
-    """The field of some samples: asked for all of them, the others where they stopped."""
+    """The field of some samples: asked for all of them, the others where they stopped, in arrays that are kept."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor, rows: Tensor) -> None:
-        self.function, self.t, self.y, self.rows = function, t, y, rows
+        self.function, self.t, self.rows = function, t.clone(), rows
+        self.y = y.clone(memory_format=torch.contiguous_format)
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The field at ``[rows, 1]`` times and ``[rows, size]`` states."""
-        found = self.function(self.t.index_copy(0, self.rows, t), self.y.index_copy(0, self.rows, y))
-        return found[self.rows]
+        loops = step_control() if y.device.type == "cpu" else None
+        if loops is None:
+            self.t.index_copy_(0, self.rows, t)
+            self.y.index_copy_(0, self.rows, y)
+        else:
+            given = (x.detach().resolve_neg().contiguous().numpy() for x in (self.rows, t, y))
+            loops[3](*given, self.t.numpy(), self.y.numpy())
+        return self.function(self.t, self.y).index_select(0, self.rows)
 
 
 class _Front:
     """Where the samples of an adaptive solve have got to, and the step that each tries next.
 
     Attributes:
-        t, h, end, active: ``[M, 1]`` time, next step, end, and whether it is still under way.
+        clock: times and steps.
         y, k, new: ``[samples, size]`` state, field there, and the state that the last attempt led to.
-        accepted, rejected: ``[M]`` counts.
+        taken: steps that all samples accepted together.
+        accepted, rejected: ``[M]`` counts of all others.
         failed: ``[M, 1]`` samples whose step fell below the resolution of time; ``None`` while there is none.
-        ratio: ``[samples, size]`` error over tolerance of the last attempt.
         rows: which samples these are; ``None``: all.
     """
 
@@ -188,80 +197,79 @@ class _Front:
         first: Tensor,
         first_step: Tensor | None,
     ) -> None:
-        self.stepper, self.control = stepper, control
-        rows = control.rows(y0)
-        self.t, self.end = times[0].expand(rows, 1), times[-1].expand(rows, 1)
+        self.stepper = stepper
+        count = control.rows(y0)
+        self.pace = pace_of(control, stepper, y0, times[0].expand(count, 1), times[-1].expand(count, 1))
+        self.clock = self.pace.first(y0, first, first_step)
         self.y = self.new = y0
         self.k = first
-        self.h = control.first_step(stepper, self.t, self.end - self.t, y0, first) if first_step is None else first_step
-        self.start = self.t, self.t + self.h
-        self.resolution: Tensor | None = None
-        self.rows: Tensor | None = None
-        self.active = self.end > self.t
-        self.all_active = every(self.active)
-        self.accepted = torch.zeros(rows, dtype=torch.int64, device=y0.device)
+        self.taken = 0
+        self.accepted = torch.zeros(count, dtype=torch.int64, device=y0.device)
         self.rejected = self.accepted
+        self.rows: Tensor | None = None
         self.failed: Tensor | None = None
-        self.ratio: Tensor | None = None
+        self.known: Tensor | None = None  # ratios of those that are no longer part of the front
+        self.last: tuple[Tensor, Tensor, Tensor, Any] | None = None
+        self.verdict: Verdict
+
+    @property
+    def everyone(self) -> bool:
+        """Whether all samples are under way."""
+        return self.clock.under_way == physical(self.clock.active).numel()
 
     def attempt(self) -> tuple[Step, Tensor | None]:
         """Try a step; returns it, of length 0 where it was rejected, and who accepted it (``None``: everyone)."""
-        self.h = self.control.bounded(self.h)
-        reach = torch.add(self.t, self.h, alpha=1.01)
-        t_next = torch.where(reach >= self.end, self.end, self.t + self.h)
-        h = t_next - self.t
-        if not self.all_active:
-            h = torch.where(self.active, h, 0.0)
-        self.new, stages = self.stepper(self.t, h, self.y, self.k)
+        clock = self.clock
+        self.new, stages = self.stepper(clock.t, clock.step, self.y, self.k)
         with torch.no_grad():
-            accept, factor, self.ratio = self.control.judge(self.stepper, h, self.y, self.new, stages)
-            if not self.all_active:
-                accept = accept & self.active
-            proposed = h * factor
-            if every(accept):
-                self.h, self.accepted = proposed, self.accepted + 1
-                return Step(self.t, t_next, h, self.y, stages), None
-            self.h = torch.where(self.active, proposed, self.h)
-            self.accepted = self.accepted + accept[:, 0]
-            self.rejected = self.rejected + (self.active & ~accept)[:, 0]
-        return Step(self.t, t_next, torch.where(accept, h, 0.0), self.y, stages), accept
+            self.verdict = self.pace.judge(clock, self.y, self.new, stages)
+        self.last = clock.step, self.y, self.new, stages
+        accept = self.verdict.accept
+        if accept is None:
+            self.taken += 1
+            return Step(clock.t, clock.t_next, clock.step, self.y, stages), None
+        self.accepted = self.accepted + accept[:, 0]
+        self.rejected = self.rejected + (clock.active & ~accept)[:, 0]
+        return Step(clock.t, clock.t_next, torch.where(accept, clock.step, 0.0), self.y, stages), accept
 
     def advance(self, step: Step, accept: Tensor | None, stop: Tensor | None) -> None:
         """Go on from the end of ``step``, but for the samples ``stop``."""
         if accept is None:
-            self.y, self.t, self.k = self.new, step.t_next, step.stages[-1]
+            self.y, self.k = self.new, step.stages[-1]
         else:
-            self.y, self.t = torch.where(accept, self.new, self.y), torch.where(accept, step.t_next, self.t)
+            self.y = torch.where(accept, self.new, self.y)
             self.k = torch.where(accept, step.stages[-1], step.stages[0])
-            stuck = self.active & ~accept & (self.h <= self._smallest())
-            if some(stuck):
-                self.failed = stuck if self.failed is None else self.failed | stuck
-                self.active = self.active & ~stuck
-                self.all_active = False
-        self.active = self.active & (self.t < self.end)
+        self.clock, stuck = self.verdict.clock, self.verdict.stuck
+        if stuck is not None and some(stuck):
+            self.failed = stuck if self.failed is None else self.failed | stuck
         if stop is not None:
-            self.active = self.active & ~stop
-        self.all_active = self.all_active and every(self.active)
+            self.clock = self.pace.set(self.clock.t, self.clock.h, self.clock.active & ~stop)
 
-    def _smallest(self) -> Tensor:
-        """The resolution of time ``[M, 1]``."""
-        if self.resolution is None:
-            start, guess = self.start
-            last = torch.where(torch.isfinite(self.end), self.end, guess)
-            self.resolution = 8 * torch.finfo(self.y.dtype).eps * torch.maximum(start.abs(), last.abs())
-        return self.resolution
+    def settle(self) -> None:
+        """Count the common steps among those of each sample."""
+        self.accepted, self.taken = self.accepted + self.taken, 0
+
+    def ratio(self) -> Tensor | None:
+        """``[samples, size]`` error over tolerance of the last attempt of each sample."""
+        if self.last is None:
+            return self.known
+        h, y, new, stages = self.last
+        with torch.no_grad():
+            return self.pace.control.judge(self.stepper, h, y, new, stages).ratio
 
     def narrowed(self, whole: _Front) -> _Front:
         """The front of the active samples alone."""
-        keep = self.active[:, 0].nonzero()[:, 0]
+        self.settle()
+        keep = self.clock.active[:, 0].nonzero()[:, 0]
         twin = copy.copy(self)
-        for name in ("t", "end", "h", "active", "y", "new", "k", "accepted", "rejected"):
+        for name in ("y", "new", "k", "accepted", "rejected"):
             setattr(twin, name, getattr(self, name)[keep])
-        twin.start = self.start[0][keep], self.start[1][keep]
         twin.rows = keep if self.rows is None else self.rows[keep]
-        twin.failed, twin.all_active, twin.resolution = None, True, None
-        field = _Scattered(whole.stepper.field, whole.t, whole.y, twin.rows)
-        twin.stepper = Stepper(field, self.stepper.tableau, twin.y, live=False, tolerance=self.control.tightest)
+        twin.failed = twin.last = None
+        field = _Scattered(whole.stepper.field, whole.clock.t, whole.y, twin.rows)
+        twin.stepper = Stepper(field, self.stepper.tableau, twin.y, live=False, tolerance=self.pace.control.tightest)
+        twin.pace = self.pace.of(keep, twin.stepper)
+        twin.clock = Clock._make([*(x[keep] for x in self.clock[:-1]), self.clock.under_way])
         return twin
 
     def merge(self, whole: _Front) -> None:
@@ -269,10 +277,17 @@ class _Front:
         rows = self.rows
         if rows is None:
             return
-        for name in ("t", "h", "active", "y", "accepted", "rejected", "ratio"):
+        self.settle()
+        known, ratio = whole.ratio(), self.ratio()
+        whole.known, whole.last = known if ratio is None or known is None else known.index_copy(0, rows, ratio), None
+        clocks = zip(whole.clock[:-1], self.clock[:-1], strict=True)
+        merged = [old.index_copy(0, rows, new) for old, new in clocks]
+        whole.clock = Clock._make([*merged, self.clock.under_way])
+        whole.y = whole.y.index_copy(0, rows, self.y)
+        for name in ("accepted", "rejected"):
             setattr(whole, name, getattr(whole, name).index_copy(0, rows, getattr(self, name)))
         if self.failed is not None:
-            failed = torch.zeros_like(whole.active) if whole.failed is None else whole.failed
+            failed = torch.zeros_like(whole.clock.active) if whole.failed is None else whole.failed
             whole.failed = failed.index_copy(0, rows, failed[rows] | self.failed)
 
 

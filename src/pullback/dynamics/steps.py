@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pullback.core.transforms import transform_running
 from pullback.dynamics.captures import check_known, known_edges
 from pullback.dynamics.field import FlatField
 from pullback.dynamics.implicit_stages import StageProblem, Stages, jacobian, quietly, stage_matrix
-from pullback.dynamics.linked_stages import LinkedStages
 from pullback.dynamics.tableaux import Coefficients, Tableau
 
 __all__ = ["StepAdjoint", "Stepper", "interpolation_weights", "quietly"]
@@ -57,18 +55,15 @@ class Stepper:
         self.implicit = StageProblem(field, owner if isinstance(owner, FlatField) else field, live, tolerance)
         self._begin: Any = getattr(field, "begin_step", None)
         samples, size = like.shape
+        self.size, self.dtype = size, like.dtype
         self.c: Coefficients = tableau.coefficients(size, like.dtype, like.device)
-        explicit = not (tableau.implicit or tableau.coupled or tableau.partitioned)
+        self.spreads = live and not (tableau.implicit or tableau.coupled or tableau.partitioned)
         self.buffer: Tensor | None = None
-        self.link: LinkedStages | None = None
-        if not live or (explicit and not transform_running()):
-            buffer = like.new_zeros(tableau.stages, samples, size)
-            flat = buffer.view(tableau.stages, -1).T
+        if not live:
+            self.buffer = like.new_zeros(tableau.stages, samples, size)
+            flat = self.buffer.view(tableau.stages, -1).T
             self._views = [flat[:, :i] for i in range(tableau.stages + 1)]
-            self._slots = list(buffer.unbind(0))
-            self.buffer = buffer
-            if live:
-                self.link = LinkedStages(self.c, buffer, self._views)
+            self._slots = list(self.buffer.unbind(0))
 
     @property
     def solved(self) -> Tensor | None:
@@ -107,9 +102,9 @@ class Stepper:
         count = tableau.stages
         if self._begin is not None:
             self._begin(h)
-        times = torch.addcmul(t, c.nodes, h).unbind(0)
-        if self.link is not None:
-            return self._linked(self.link, times, h, y, first, last)
+        times = torch.addcmul(t, c.nodes, h).expand(-1, y.shape[0], -1).unbind(0)
+        if self.spreads:
+            return self._spread(times, h, y, first, last)
         stages: Any = [first] if self.live else self.buffer
         if not self.live:
             self._slots[0].copy_(first)
@@ -142,17 +137,21 @@ class Stepper:
             state = torch.addcmul(y, h, self.combine(c.weights, stages))
         return state, stages
 
-    def _linked(
-        self, link: LinkedStages, times: Any, h: Tensor, y: Tensor, first: Tensor, last: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        stages, state, final = [first], y, self.tableau.stages - 1
-        link.start(h, y)
-        for i in range(1, final + 1):
-            state = link(i, stages[-1])
-            if i < final or last:
+    def _spread(self, times: Any, h: Tensor, y: Tensor, first: Tensor, last: bool) -> tuple[Tensor, list[Tensor]]:
+        """An explicit step with its graph: each stage adds its share to the sums of all later ones in one product.
+
+        Row i of the sums is h sum_j a_ij k_j of the stages so far; backwards, the cotangent of k_j is then one product
+        as well, where combinations row by row would take as many as there are pairs of stages.
+        """
+        columns, count = self.c.columns, self.tableau.stages
+        stages, state, sums = [first], y, columns[0] * h * first
+        for i in range(1, count):
+            row, sums = sums.split_with_sizes((1, count - 1 - i))
+            state = y + row.squeeze(0)
+            if i + 1 < count or last:
                 stages.append(self.field(times[i], state))
-        if last:
-            self._slots[final].copy_(stages[final].detach())
+            if i + 1 < count:
+                sums = torch.addcmul(sums, columns[i] * h, stages[i])
         return state, stages
 
     def _keep(self, stages: Any, i: int, k: Tensor) -> None:
@@ -215,7 +214,7 @@ class StepAdjoint:
         self.stepper.implicit.graph = self._uncounted
         self.c = self.stepper.c
         whole = None if one_stage else Stepper(self._uncounted, tableau, like, live=True, tolerance=tolerance)
-        self.whole = None if whole is None or whole.link is None else whole
+        self.whole = whole if whole is not None and whole.spreads else None
         self.gradients: list[Tensor | None] = [None] * len(params)
         self.known = known_edges(params)
         count = tableau.stages

@@ -96,7 +96,7 @@ class Coefficients:
         error: ``[stages]`` or ``None``.
         dense: ``[stages, degree]`` or ``[size, stages, degree]``.
         adjoint: of stage i, the coefficients of (l_{i+1}, ..., l_{s-1}, cotangent of y') in the cotangent of k_i.
-        columns: of stage i, ``a[i + 1:, i]``: the same where the last stage is at y'.
+        columns: of stage i, ``a[i + 1:, i]`` as ``[.., 1, 1]``: what the later stages take of it.
         used: whether the new state depends on stage i.
     """
 
@@ -147,7 +147,7 @@ def _coefficients(tableau: Tableau, size: int, dtype: torch.dtype, device: torch
         error=tensor(np.array(tableau.error)) if tableau.error else None,
         dense=tensor(dense),
         adjoint=[tensor(np.concatenate([a[i + 1 :, i], b[i : i + 1]])) for i in range(s)],
-        columns=[tensor(a[i + 1 :, i]) for i in range(s)],
+        columns=[tensor(a[i + 1 :, i, None, None]) for i in range(s)],
         used=[bool(u) for u in used],
     )
 

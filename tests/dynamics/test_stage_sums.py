@@ -1,4 +1,4 @@
-"""Stages linked by one node each, and samples that leave the arrays of a solve: the same numbers as without."""
+"""Stages added up as they come, and samples that leave the arrays of a solve: the same numbers as without."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from pullback.dynamics import loop, odeint, steps
 _RATES = torch.linspace(0.1, 6.0, 12, dtype=torch.float64).reshape(-1, 1)
 
 
-def _solve(y0: Tensor, rate: Tensor, times: Tensor, method: str = "dopri5", adjoint: str = "unrolled") -> Tensor:
+def _solve(y0: Tensor, rate: Tensor, times: Tensor, method: str = "dopri5", **options: float) -> Tensor:
     def field(t: Tensor, y: Tensor) -> Tensor:
         return torch.sin(rate * y) - _RATES * y.flip(-1) + torch.cos(t)
 
-    return odeint(field, y0, times, method=method, rtol=1e-4, atol=1e-6, adjoint=adjoint).y
+    return odeint(field, y0, times, method=method, rtol=1e-4, atol=1e-6, adjoint="unrolled", **options).y
 
 
 def _given() -> tuple[Tensor, Tensor, Tensor]:
@@ -23,19 +23,20 @@ def _given() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3", "rk4", "euler"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 0.0)])
-def test_the_links_give_the_gradient_of_autograd(
+def test_sums_over_later_stages_give_the_gradient_of_combinations(
     monkeypatch: pytest.MonkeyPatch, method: str, weights: tuple[float, ...]
 ) -> None:
     """Also of outputs inside, after which steps of the solve have no part in it."""
     y0, rate, times = _given()
     weight = torch.tensor(weights, dtype=torch.float64).reshape(-1, 1, 1)
-    linked = torch.autograd.grad((weight * _solve(y0, rate, times, method)).square().sum(), [y0, rate])
-    monkeypatch.setattr(steps, "transform_running", lambda: True)  # the stages are then combined by torch
-    plain = torch.autograd.grad((weight * _solve(y0, rate, times, method)).square().sum(), [y0, rate])
-    torch.testing.assert_close(linked, plain, rtol=1e-10, atol=1e-12)
+    spread = torch.autograd.grad((weight * _solve(y0, rate, times, method, step=0.05)).square().sum(), [y0, rate])
+    never = property(lambda stepper: False, lambda stepper, value: None)
+    monkeypatch.setattr(steps.Stepper, "spreads", never, raising=False)
+    plain = torch.autograd.grad((weight * _solve(y0, rate, times, method, step=0.05)).square().sum(), [y0, rate])
+    torch.testing.assert_close(spread, plain, rtol=1e-10, atol=1e-12)
 
 
-def test_a_graph_of_links_is_gone_through_twice_in_parts_and_in_batches() -> None:
+def test_a_graph_of_stages_is_gone_through_twice_in_parts_and_in_batches() -> None:
     y0, rate, times = _given()
     y = _solve(y0, rate, times)
     loss = y[-1].square().sum()
@@ -49,7 +50,7 @@ def test_a_graph_of_links_is_gone_through_twice_in_parts_and_in_batches() -> Non
     torch.testing.assert_close(rows[:3], apart)
 
 
-def test_second_derivatives_go_through_the_links() -> None:
+def test_second_derivatives_go_through_the_sums() -> None:
     y0, rate, _ = _given()
     times = torch.tensor([0.0, 0.2, 0.5], dtype=torch.float64)
     assert torch.autograd.gradgradcheck(lambda y, r: _solve(y, r, times, "rk4")[1:].sum(-1), (y0, rate))
