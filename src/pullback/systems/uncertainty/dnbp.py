@@ -155,7 +155,7 @@ def _learn(arm: Arm, lab: Lab, config: Config, fit: tuple[Tensor, ...]) -> Learn
     named, rates = list(model.named_parameters()), RATES.items()
     groups = [{"params": [p for n, p in named if all(w in n for w in k.split())], "lr": r} for k, r in rates]
     optimizer, draws = torch.optim.Adam(groups, fused=True), lab.fork("learning")  # as good as one for each factor
-    decays = [lambda k, b=b: (k >= b) * (1 - k / config.steps) ** 0.5 for b in (0, config.steps // 4, 0, 0)]
+    decays: Any = [lambda k, b=b: (k >= b) * (1 - k / config.steps) ** 0.5 for b in (0, config.steps // 4, 0, 0)]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, decays)  # samplers wait for what they are judged by
     tracker, window = _tracker(model, config, draws, samples=DRAWS), min(WINDOW, config.frames)
     chosen, first = torch.zeros(2, config.batch, dtype=torch.long)
