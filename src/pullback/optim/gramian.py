@@ -200,9 +200,7 @@ def jacobian_rows(parts: list[Tensor], parameters: list[Tensor], chunk: int | No
     return filled, "batched" if "batched" in ways else "loop"
 
 
-def _rows(
-    values: Tensor, inputs: Sequence[Tensor | GradientEdge], chunk: int | None
-) -> tuple[list[Tensor | None], str]:
+def _rows(values: Tensor, inputs: Sequence[Any], chunk: int | None) -> tuple[list[Tensor | None], str]:
     """Rows ``[m, ...]`` of each input; ``None`` where no loss reaches it."""
     m = len(values)
     if not values.requires_grad:
@@ -228,9 +226,7 @@ def _joined(rows: Sequence[Tensor | None], join: Callable[[list[Tensor]], Tensor
     return join([torch.zeros_like(like) if row is None else row for row in rows])
 
 
-def _some_rows(
-    values: Tensor, inputs: Sequence[Tensor | GradientEdge], start: int, end: int
-) -> Sequence[Tensor | None]:
+def _some_rows(values: Tensor, inputs: Sequence[Any], start: int, end: int) -> Sequence[Tensor | None]:
     picked = torch.zeros(end - start, len(values), dtype=values.dtype, device=values.device)
     picked[torch.arange(end - start), torch.arange(start, end)] = 1
     return torch.autograd.grad(values, inputs, picked, retain_graph=True, allow_unused=True, is_grads_batched=True)

@@ -111,6 +111,7 @@ def _shared_embedding(module: nn.Embedding, uses: list[tuple[Tensor, Tensor]]) -
 
 def _shared_norm(module: nn.LayerNorm | nn.GroupNorm, uses: list[tuple[Tensor, Tensor]]) -> Tensor:
     products, shifts = [], []
+    summed: tuple[int, ...]
     for x, g in uses:
         if isinstance(module, nn.LayerNorm):
             normed, size = F.layer_norm(x, module.normalized_shape, eps=module.eps), module.normalized_shape

@@ -261,12 +261,9 @@ def _three(
     g: Tensor,
     of_x: Tensor,
     of_y: Tensor,
-    squared: bool,
-    scale: bool,
-    count: int,
-    tolerance: float,
+    *options: Any,
 ) -> tuple[Tensor, ...]:
-    last = (count, tolerance)
+    squared, scale, *last = options
     g, value, residual, sx, sy, sa, sb, se, sr = _one(x, y, a, b, epsilon, reach, g, squared, scale, False, *last)
     sx, sy, sa, sb = (
         sx.clone(memory_format=torch.contiguous_format),

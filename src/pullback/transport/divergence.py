@@ -134,8 +134,8 @@ def sinkhorn_divergence(
     if reach is not None:
         price = torch.as_tensor(scale, dtype=value.dtype, device=value.device)
         value = value + price / 2 * (total[0] - total[1]).squeeze(-1).square()
-    parts = (value, g, of_x, of_y, residual)
-    result = SinkhornDivergence(*(t.to(x.dtype) for t in parts), residual <= tolerance)
+    value, g, of_x, of_y, missed = (t.to(x.dtype) for t in (value, g, of_x, of_y, residual))
+    result = SinkhornDivergence(value, g, of_x, of_y, missed, residual <= tolerance)
     if check:
         raise_unless_converged("sinkhorn_divergence", result.converged, residual, tolerance, max_iterations, result)
     return result

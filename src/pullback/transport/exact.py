@@ -271,8 +271,7 @@ def _solve(kernel: Callable[..., tuple[np.ndarray, ...]], cost: Tensor, *sums: T
     most = torch.finfo(dtype).max
     with np.errstate(over="ignore"):
         f, g = (np.ldexp(x, exponent[:, None]).clip(-most, most) for x in (f - shift, g + shift))
-    answer, f, g = (torch.from_numpy(x) for x in (answer, f, g))
-    parts = (answer, f, g)
+    parts = [torch.from_numpy(x) for x in (answer, f, g)]
     return [
         x.reshape(*batch, *x.shape[1:]).to(cost.device, dtype if x.is_floating_point() else x.dtype).contiguous()
         for x in parts
