@@ -22,7 +22,8 @@ __all__ = ["Control", "Judgement", "StepControl"]
 class StepControl:
     """Choices of the adaptive steps of :func:`odeint`, all with the usual defaults.
 
-    The next step is h clip(safety err^(-1/order), shrink, grow), and between ``smallest`` and ``largest``.
+    The next step is h clip(safety err^(-1/order), shrink, grow), and between ``smallest`` and ``largest``; where the
+    end is nearer than 1 / safety of it (1 / 0.9 at most), it goes there.
 
     Args:
         first: length of the first step; ``None`` guesses it from the field (Hairer, Norsett, Wanner 1993, II.4).
