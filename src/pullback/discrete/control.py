@@ -328,6 +328,8 @@ def _mixed(linear: nn.Linear, u: Tensor) -> Tensor:
     """A convolution of size 1: channels, dimension 1, mixed in each place."""
     if u.ndim == 2:
         return cast(Tensor, linear(u))
+    if u.ndim == 4:  # keeps the layout, channels last too
+        return torch.nn.functional.conv2d(u, linear.weight[:, :, None, None], linear.bias)
     flat = torch.nn.functional.conv1d(u.flatten(2), linear.weight[:, :, None], linear.bias)
     return flat.unflatten(2, u.shape[2:]) if u.ndim != 3 else flat
 
