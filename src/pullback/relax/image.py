@@ -245,7 +245,7 @@ def elementwise(
 
 def _possible(probability: Tensor) -> Tensor:
     """Which atoms have more than a ten thousandth anywhere; all of them where that cannot be looked at."""
-    if wrapped(probability):
+    if wrapped(probability) or not probability.numel():
         return torch.arange(probability.shape[-1], device=probability.device)
     largest = probability.detach().reshape(-1, probability.shape[-1]).amax(0)
     return (largest > 1e-4).nonzero().squeeze(-1)

@@ -119,7 +119,8 @@ class Law:
     def made_by(self, function: Any, arguments: Any, shape: torch.Size) -> None:
         """Note the call that made the result, of whose variance a linear function tells that of its own."""
         if function in _VARIES:
-            self._variance = functools.partial(_variance, function, *arguments, shape)
+            args, kwargs = arguments
+            self._variance = functools.partial(_variance, function, args, kwargs, shape)
 
     def variance(self, shape: torch.Size) -> Tensor | None:
         """The variance of each element, of a tensor of this shape; ``None`` where it is not known.
@@ -446,13 +447,13 @@ def _variance(function: Any, args: Any, kwargs: Any, shape: torch.Size) -> Tenso
         by = next((a for a in args[:2] if id(a) not in found), None)
         if by is None or len(found) != 1 or len(args) != 2:
             return None
-        return function(*(found[id(a)] if id(a) in found else a**2 for a in args))  # type: ignore[no-any-return]
+        return function(*(found[id(a)] if id(a) in found else a**2 for a in args))
     first = of(args[0])
     if function in MOVES:
         moved_variance = function(first, *args[1:], **kwargs)
         return moved_variance if isinstance(moved_variance, Tensor) else None
     if function not in _REDUCES:
-        return first  # type: ignore[no-any-return]  # minus, and a cast
+        return first  # minus, and a cast
     total: Tensor = function(first, *args[1:], **{k: v for k, v in kwargs.items() if k != "dtype"})
     return total if function in _SUMS else total * (shape.numel() / max(first.numel(), 1))
 

@@ -131,7 +131,7 @@ def find_zeros(ledger: Ledger) -> None:
             finding = ledger.add(code, node.site, node.op, "warning", dict(words), **words)
         else:
             name = "custom" if node.op == "untraced" or node.op in customs else node.op.strip("_")
-            evidence = {"cotangent norm": node.cotangent, "visits": node.zero_out}
+            evidence: dict[str, Any] = {"cotangent norm": node.cotangent, "visits": node.zero_out}
             words = {"reason": node.flat} if node.flat else {}
             finding = ledger.add(f"zero.{name}", node.site, node.op, "error", evidence | words, **words)
         ledger.charge([leaf], finding)
