@@ -159,8 +159,8 @@ def neuralsort_mean_gradient(
     """
     if y.device.type != "cpu" or _bands() is None:
         return _gradient_plain(y, v, g)
-    y, v, g, out, totals = (t.contiguous().numpy(force=True) for t in (y, v, g, *(kept or weighted(y, v))))
-    grad_y, grad_v = gradient_rows(y, v, g, out, totals)
+    arrays = [t.contiguous().numpy(force=True) for t in (y, v, g, *(kept or weighted(y, v)))]
+    grad_y, grad_v = gradient_rows(*arrays)
     return torch.from_numpy(grad_y), torch.from_numpy(grad_v)
 
 
