@@ -118,7 +118,7 @@ class ImageFactors(nn.Module):
         hidden = given.expand(len(self.unary), -1, -1)  # [nodes, batch and cells, ...]: all nodes at once
         for k in (0, 2, 4):
             layers = [cast("nn.Linear", cast("UnaryFactor", unary).density[k]) for unary in self.unary]
-            weights, biases = (torch.stack(part) for part in ([x.weight.mT for x in layers], [x.bias for x in layers]))
+            weights, biases = torch.stack([x.weight.mT for x in layers]), torch.stack([x.bias for x in layers])
             hidden = torch.baddbmm(biases.unsqueeze(1), hidden.relu_() if k else hidden, weights)
         maps = floored(self.floor, hidden[..., 0]).unflatten(1, (len(seen), height, width))
         return UnaryMaps(maps.transpose(0, 1))

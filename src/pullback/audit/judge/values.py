@@ -127,8 +127,8 @@ def find_zeros(ledger: Ledger) -> None:
         node = stuck[-1]
         if node.kinks and node.kinks >= node.size:
             code = f"kink.{node.op.strip('_')}"
-            words = {"count": node.kinks, "size": node.size}
-            finding = ledger.add(code, node.site, node.op, "warning", dict(words), **words)
+            counts = {"count": node.kinks, "size": node.size}
+            finding = ledger.add(code, node.site, node.op, "warning", dict(counts), **counts)
         else:
             name = "custom" if node.op == "untraced" or node.op in customs else node.op.strip("_")
             evidence: dict[str, Any] = {"cotangent norm": node.cotangent, "visits": node.zero_out}
