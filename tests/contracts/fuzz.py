@@ -273,7 +273,10 @@ def _shown(value: Any) -> str:
 
 
 class _Limit:
-    """A limit on the CPU time of a block of code."""
+    """A limit on the CPU time of a block of code.
+
+    A compiler is left to finish: numba is broken for all calls that follow when it is interrupted.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -287,6 +290,11 @@ class _Limit:
 
     @staticmethod
     def _stop(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_globals.get("__name__", "").split(".")[0] in ("numba", "llvmlite"):
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
+                return
+            frame = frame.f_back
         raise _OutOfTime
 
 
