@@ -29,7 +29,7 @@ def two_to_the(single: bool) -> Callable[[Any], Any]:
         >>> import pytest
         >>> numba = pytest.importorskip("numba")
         >>> power = two_to_the(False)
-        >>> [round(x, 12) for x in (power(np.float64(3.5)), power(np.float64(-2000)))]
+        >>> [round(float(x), 12) for x in (power(np.float64(3.5)), power(np.float64(-2000)))]
         [11.313708498985, 0.0]
     """
     from numba.extending import register_jitable

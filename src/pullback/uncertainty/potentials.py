@@ -29,7 +29,7 @@ class NormalPotential:
 
     Example:
         >>> potential = NormalPotential(torch.tensor([1.0]), 0.5)
-        >>> potential.log_prob(torch.tensor([[1.0], [2.0]]))
+        >>> potential.log_prob(torch.tensor([[1.0], [2.0]])).round(decimals=4)
         tensor([-0., -2.])
         >>> potential.sample((3, 2), generator=torch.Generator().manual_seed(0)).shape
         torch.Size([3, 2, 1])
