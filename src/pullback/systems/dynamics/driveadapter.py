@@ -252,14 +252,14 @@ def judge(lab: Lab, arms: dict[Arm, StudentPlanner], test: Frames, unseen: Plann
     near, other = ([arm[f"distance after {name}"] for name in ALIGNED] for arm in (ours, loose))
     said = "after each layer features are nearer to the teacher's than unadapted ones, in all at most 0.75 of unaligned"
     lab.claim(said, max(near) < 1, sum(near) <= 0.75 * sum(other))
+    lab.claim("after each layer they are at most half as far from the teacher's as unadapted ones", max(near) <= 0.5)
     goal = dynamics.ActionLaw(test.alpha, test.beta).mean
     for arm, student in arms.items():
         error = (DrivingPlanner.law(student(unseen)).mean - goal).abs().mean(1)
         for name, frames in ((BRAKED, test.ruled), (FREE, free)):
             arm.metric(name, (error * frames).sum() / frames.sum().clamp(min=1), better="lower")
     said = "where the rule braked, the action error is at most 0.7 of that without the mask, elsewhere at most 1.05"
-    braked = bool(test.ruled.any()) and ours[BRAKED] <= 0.7 * whole[BRAKED]
-    lab.claim(said, braked, ours[FREE] <= 1.05 * whole[FREE])
+    lab.claim(said, bool(test.ruled.any()) and ours[BRAKED] <= 0.7 * whole[BRAKED], ours[FREE] <= 1.05 * whole[FREE])
 
 
 @torch.no_grad()
